@@ -1,0 +1,1 @@
+//! Where plans meet the kernel.

@@ -1,0 +1,80 @@
+//! Leases: which node holds which pod subnet.
+
+use std::{collections::BTreeMap, fmt, future::Future, time::SystemTime};
+
+use ipnetwork::{Ipv4Network, Ipv6Network};
+
+pub use wire::LeaseAttrs;
+
+pub mod wire;
+
+/// The subnets one lease covers; at least one family is present. Ordered as keys in etcd are: by IPv4, then IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseSubnet {
+    /// Pod subnet, host bits zero. Absent in an IPv6-only lease.
+    pub v4: Option<Ipv4Network>,
+    /// IPv6 pod subnet, host bits zero.
+    pub v6: Option<Ipv6Network>,
+}
+
+impl fmt::Display for LeaseSubnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4}&{v6}"),
+            (Some(v4), None) => v4.fmt(f),
+            (None, Some(v6)) => v6.fmt(f),
+            (None, None) => f.write_str("none"),
+        }
+    }
+}
+
+/// A subnet and the node that holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// What is leased.
+    pub subnet: LeaseSubnet,
+    /// Who holds it, and how packets reach it.
+    pub attrs: LeaseAttrs,
+    /// When it ends unless renewed; `None` for a reservation, which has no end.
+    pub expiration: Option<SystemTime>,
+}
+
+/// What a [`LeaseSource`] reports. Never contains our own lease.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LeaseEvent {
+    /// All leases there are: whatever is absent is gone.
+    Snapshot(Vec<Lease>),
+    /// A lease that is new, renewed or changed.
+    Upsert(Lease),
+    /// A lease that ended.
+    Remove(LeaseSubnet),
+}
+
+/// The leases of all peers, by subnet.
+pub type Leases = BTreeMap<LeaseSubnet, Lease>;
+
+/// Brings `leases` up to date with `event`; says whether anything but an expiration changed.
+pub fn apply(leases: &mut Leases, event: LeaseEvent) -> bool {
+    match event {
+        LeaseEvent::Snapshot(all) => {
+            let new: Leases = all.into_iter().map(|lease| (lease.subnet, lease)).collect();
+            let same = leases.len() == new.len()
+                && leases.iter().zip(&new).all(|((a, x), (b, y))| a == b && x.attrs == y.attrs);
+            *leases = new;
+            !same
+        }
+        LeaseEvent::Upsert(lease) => {
+            let attrs = lease.attrs.clone();
+            leases.insert(lease.subnet, lease).is_none_or(|old| old.attrs != attrs)
+        }
+        LeaseEvent::Remove(subnet) => leases.remove(&subnet).is_some(),
+    }
+}
+
+/// A store of leases, watched. It survives its server: it resumes where it was, and after a gap it
+/// cannot resume over (etcd compaction) it sends a [`LeaseEvent::Snapshot`].
+pub trait LeaseSource: Send {
+    /// Waits for the next event. The first is always a `Snapshot`. Never fails: errors are logged and
+    /// retried with backoff inside. Cancel safe.
+    fn next(&mut self) -> impl Future<Output = LeaseEvent> + Send;
+}

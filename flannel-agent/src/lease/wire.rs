@@ -1,0 +1,4 @@
+//! The JSON of leases.
+/// Attributes of a lease.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeaseAttrs {}

@@ -1,0 +1,17 @@
+//! The agent of flannel-ebpf: a drop-in `flanneld` whose dataplane is eBPF.
+//!
+//! The modules stand in the order data flows:
+//!
+//! ```text
+//! LeaseSource -> LeaseEvent -> Leases -> plan() -> State -> delta(desired, observed) -> [Change] -> Datapath -> kernel
+//!      lease/                              plan/                            reconcile        datapath/
+//! ```
+
+pub mod config;
+pub mod datapath;
+pub mod lease;
+pub mod mac;
+pub mod netlink;
+pub mod plan;
+pub mod reconcile;
+pub mod subnet_file;

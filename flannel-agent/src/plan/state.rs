@@ -1,0 +1,73 @@
+//! The state of the kernel that the agent owns: desired and observed have the same type.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use flannel_common::layout::{Config, PeerV4, SubnetV4, VtepV4};
+use ipnetwork::Ipv4Network;
+
+use crate::mac::Mac;
+
+/// The VXLAN device `flannel.<vni>`, with the attributes that upstream compares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanDevice {
+    /// `flannel.<vni>`.
+    pub name: String,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port, host order.
+    pub port: u16,
+    /// Index of the external interface it is bound to.
+    pub underlay_ifindex: u32,
+    /// Local address of the outer header.
+    pub local: Ipv4Addr,
+    /// Its MAC, as our lease publishes it.
+    pub mac: Mac,
+    /// Its MTU: that of the underlay less 50.
+    pub mtu: u32,
+}
+
+/// A place a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// tc ingress, host side of a pod's veth.
+    FromPod,
+    /// tc egress, host side of a pod's veth.
+    ToPod,
+    /// tc egress, flannel.<vni>.
+    ToOverlay,
+    /// tc ingress, external interface.
+    FromUnderlay,
+}
+
+/// What the kernel holds on our behalf.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// flannel.<vni>.
+    pub device: Option<VxlanDevice>,
+    /// Addresses of the device.
+    pub addresses: BTreeSet<Ipv4Network>,
+    /// Permanent neighbours on the device: a peer's `.0` address to its VtepMAC.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// Permanent self FDB entries of the device: VtepMAC to public address.
+    pub fdb: BTreeMap<Mac, Ipv4Addr>,
+    /// Routes over the device, `onlink`: pod subnet to the peer's `.0` address.
+    pub routes: BTreeMap<Ipv4Network, Ipv4Addr>,
+    /// Maps and programs. Empty when the fast path is off.
+    pub bpf: BpfState,
+}
+
+/// The eBPF half of [`State`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BpfState {
+    /// Map `config`.
+    pub config: Option<Config>,
+    /// Map `routes_v4`.
+    pub peers: BTreeMap<SubnetV4, PeerV4>,
+    /// Map `vteps`.
+    pub vteps: BTreeMap<[u8; 4], VtepV4>,
+    /// Attached programs: interface index and hook.
+    pub hooks: BTreeSet<(u32, Hook)>,
+}

@@ -1,0 +1,48 @@
+//! What the programs know of this node.
+
+use bytemuck::{CheckedBitPattern, NoUninit};
+
+use super::SubnetV4;
+
+/// How far packets may skip the host's stack.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+pub enum FastPath {
+    /// Not at all: the kernel's VXLAN device does the work.
+    Off = 0,
+    /// Only the tunnel device is skipped; netfilter and routing see every packet.
+    Overlay = 1,
+    /// Flows that netfilter has accepted skip the stack.
+    Flow = 2,
+    /// Every pod-to-pod packet skips the stack.
+    All = 3,
+}
+
+/// Value of `config`, whose only key is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit, CheckedBitPattern)]
+pub struct Config {
+    /// What the operator asked for.
+    pub fast_path: FastPath,
+    /// Our own public address: source of outer headers, and the only outer destination accepted.
+    pub vtep: [u8; 4],
+    /// VXLAN UDP port, host order, 1 to 65535.
+    pub port: u32,
+    /// VXLAN network identifier accepted from peers, 0 to 2^24-1.
+    pub vni: u32,
+    /// Lowest UDP source port of outer headers, host order (`net.ipv4.ip_local_port_range`).
+    pub source_port_min: u32,
+    /// End of that range as the kernel's formula uses it: exclusive, host order.
+    pub source_port_max: u32,
+    /// This node's pod subnet.
+    pub subnet: SubnetV4,
+    /// Bit `n` is set when a lease of prefix length `n` exists, so that lookups try only those.
+    /// Length 0 is no lease; bit 31 stands for 31. 32 cannot be leased.
+    pub prefix_lengths: u32,
+    /// MAC of our own VXLAN device: the inner destination accepted from peers.
+    pub local_mac: [u8; 6],
+    /// Always zero: keeps the size a multiple of four.
+    pub reserved: [u8; 2],
+}
+
+super::assert_layout!(Config, 44, 4);

@@ -1,0 +1,24 @@
+//! Keys and values of the BPF maps.
+//!
+//! Addresses, MACs and prefixes are byte arrays in network order, as they stand in a packet; counts,
+//! indexes and lengths are native integers. Every type is `repr(C)` without padding, so that the two
+//! sides hash and compare the same bytes and no program has to zero anything; `bpftool map dump`
+//! prints the field names and the enum variants.
+
+mod config;
+mod counter;
+mod pod;
+mod route;
+
+pub use config::{Config, FastPath};
+pub use counter::Counter;
+pub use pod::PodV4;
+pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
+
+/// Refuses, at compile time, a layout whose size or alignment is not the one written here.
+macro_rules! assert_layout {
+    ($type:ty, $size:literal, $align:literal) => {
+        const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() == $align);
+    };
+}
+pub(crate) use assert_layout;

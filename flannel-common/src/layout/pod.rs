@@ -1,0 +1,17 @@
+//! Where a local pod is.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Value of `pods_v4`, whose key is the pod's address, network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct PodV4 {
+    /// Host side of the pod's veth.
+    pub ifindex: u32,
+    /// MAC of the pod.
+    pub mac: [u8; 6],
+    /// MAC of the pod's gateway: source of frames the pod receives.
+    pub gateway_mac: [u8; 6],
+}
+
+super::assert_layout!(PodV4, 16, 4);

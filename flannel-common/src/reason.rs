@@ -1,0 +1,1 @@
+//! Why a packet took the path it took.
