@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod datapath;
+mod gojson;
 pub mod lease;
 pub mod mac;
 pub mod netlink;
