@@ -135,6 +135,14 @@ impl Programs {
         }
     }
 
+    /// The loaded program of `hook`, to be run on packets of one's own (BPF_PROG_TEST_RUN).
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn program(&mut self, hook: Hook) -> Result<&SchedClassifier, LoadError> {
+        classifier(&mut self.ebpf, hook).map(|program| &*program)
+    }
+
     /// What the kernel says of each program.
     ///
     /// # Errors
