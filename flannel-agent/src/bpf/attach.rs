@@ -12,6 +12,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use flannel_common::path::Hook;
+use nix::net::if_::if_nametoindex;
+use tracing::{debug, warn};
 
 use super::{PinError, Pins, Programs, loader::classifier};
 
@@ -64,6 +66,24 @@ impl Programs {
         let link = program.take_link(id).map_err(|error| failed(error.to_string()))?;
         let link = FdLink::try_from(link).map_err(|error| failed(error.to_string()))?;
         link.pin(&pin).map_err(|error| failed(error.to_string()))?;
+        Ok(())
+    }
+
+    /// Gives every pinned link this process's program, in place, and removes the pins of interfaces that
+    /// are gone.
+    ///
+    /// # Errors
+    /// When pins cannot be listed or removed.
+    pub fn adopt(&mut self) -> Result<(), PinError> {
+        for (interface, hook) in self.pins.pinned_links()? {
+            if if_nametoindex(interface.as_str()).is_err() {
+                debug!(interface, hook = hook.program(), "removed the link of an interface that is gone");
+                self.detach(&interface, hook)?;
+            } else if let Err(error) = self.attach(&interface, hook) {
+                // The old program goes on; the plan says whether it should.
+                warn!(interface, hook = hook.program(), %error, "kept the program of an earlier agent");
+            }
+        }
         Ok(())
     }
 

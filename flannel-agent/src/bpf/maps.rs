@@ -157,6 +157,14 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
         Ok(bytemuck::checked::try_pod_read_unaligned(&bytes).ok())
     }
 
+    /// Makes the value all zero: none.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn clear(&mut self) -> Result<(), MapFault> {
+        self.map.set(0, [0; VN], 0).map_err(|error| MapFault::Kernel { map: CONFIG, error })
+    }
+
     /// Replaces the value.
     ///
     /// # Errors

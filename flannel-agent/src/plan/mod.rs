@@ -10,7 +10,7 @@ use std::{
     ops::Range,
 };
 
-use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, SubnetV4, VtepV4};
+use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
 use ipnetwork::Ipv4Network;
 
 use crate::lease::{LeaseSubnet, Leases};
@@ -22,8 +22,9 @@ mod state;
 
 pub use change::{Change, Slot};
 pub use delta::delta;
+pub use flannel_common::path::Hook;
 pub use peers::{Peer, Skip, peers, public_addresses};
-pub use state::{BpfState, Hook, State, VxlanDevice};
+pub use state::{BpfState, State, VxlanDevice};
 
 /// The facts about this node that do not change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,15 @@ pub struct NextHop {
     pub mtu: u32,
 }
 
+/// The pods of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Host sides of their veths.
+    pub links: BTreeSet<u32>,
+    /// Where each address is. An address that two pods claim is absent: the kernel decides.
+    pub places: BTreeMap<Ipv4Addr, PodV4>,
+}
+
 /// All that [`plan`] depends on.
 #[derive(Clone, Debug)]
 pub struct Inputs<'a> {
@@ -63,8 +73,8 @@ pub struct Inputs<'a> {
     pub leases: &'a Leases,
     /// How the underlay reaches the peers' public addresses; those without a usable route are absent.
     pub next_hops: &'a BTreeMap<Ipv4Addr, NextHop>,
-    /// Host sides of the veths of our pods.
-    pub pod_links: &'a BTreeSet<u32>,
+    /// Our pods.
+    pub pods: &'a Pods,
     /// Index of the VXLAN device, once it exists.
     pub overlay_ifindex: Option<u32>,
 }
@@ -133,7 +143,8 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
     if local.fast_path == FastPath::All {
         bpf.hooks.insert((local.device.underlay_ifindex, Hook::FromUnderlay));
-        bpf.hooks.extend(inputs.pod_links.iter().flat_map(|&pod| [(pod, Hook::FromPod), (pod, Hook::ToPod)]));
+        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
+        bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     bpf
 }
