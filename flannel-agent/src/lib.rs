@@ -16,3 +16,4 @@ pub mod netlink;
 pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
+mod utc;
