@@ -21,3 +21,4 @@ pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;
+mod utc;
