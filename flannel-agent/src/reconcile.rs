@@ -1,1 +1,317 @@
-//! reconcile
+//! The loop that keeps the kernel as the leases say.
+//!
+//! Everything that happens (a lease, a notice of the kernel, a retry, the clock) only says that a pass is
+//! due; a pass looks at all there is, so that one mechanism serves start, change, drift and restart:
+//!
+//! ```text
+//! leases, surroundings -> plan() -> delta(planned, observed) -> apply
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::Ipv4Addr,
+    pin::pin,
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tracing::info;
+
+use crate::{
+    datapath::{Datapath, ObserveError},
+    lease::{self, LeaseSource, Leases},
+    netlink::{Changed, NetlinkError},
+    plan::{Change, Inputs, Local, NextHop, Plan, State, delta, plan, public_addresses},
+};
+
+mod host;
+mod journal;
+mod pending;
+#[cfg(test)]
+mod tests;
+
+pub use host::{Host, KernelHost, Surroundings};
+
+use journal::Journal;
+use pending::{Pending, backoff};
+
+/// How long a burst of events is gathered before a pass.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Between passes for the kernel's notices, so many times the length of the last pass is waited: on a large
+/// node they take at most a fifth of a CPU, however fast its pods come and go.
+const REST: u32 = 4;
+/// How often everything is read again though nothing was heard of.
+const FULL: Duration = Duration::from_secs(30);
+
+/// How things stand, for status and health.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The first snapshot of the leases has come.
+    pub synced: bool,
+    /// Peers that are reached.
+    pub peers: usize,
+    /// Leases that are not followed and should be looked into.
+    pub skipped: usize,
+    /// Changes that failed and will be tried again.
+    pub pending: usize,
+    /// The last failure that is still standing.
+    pub last_error: Option<String>,
+    /// Passes that read the state of the kernel.
+    pub passes: u64,
+}
+
+/// Keeps a datapath as a source of leases says.
+pub struct Reconciler<D, H, L> {
+    local: Local,
+    datapath: D,
+    host: H,
+    source: L,
+    /// `None` before the first snapshot: until then nothing is touched.
+    leases: Option<Leases>,
+    surroundings: Surroundings,
+    next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    plan: Plan,
+    /// The plan of the last pass after which nothing was left to do.
+    settled: Option<State>,
+    pending: Pending,
+    journal: Journal,
+    due: Due,
+    /// How long the last pass took.
+    length: Duration,
+    failed_reads: u32,
+    summary: watch::Sender<Summary>,
+}
+
+/// What is to be looked at in the next pass, and when that is due.
+#[derive(Debug)]
+struct Due {
+    leases: Option<Instant>,
+    changed: Changed,
+    changed_at: Option<Instant>,
+    full: Instant,
+    retry: Option<Instant>,
+    /// No pass for the kernel's notices before this.
+    rest: Instant,
+}
+
+impl Due {
+    fn next(&self) -> Instant {
+        let changed = self.changed_at.map(|at| at.max(self.rest));
+        [self.leases, changed, self.retry].into_iter().flatten().fold(self.full, Instant::min)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    #[error("cannot read the state of the kernel: {0}")]
+    Observe(#[from] ObserveError),
+    #[error("cannot read interfaces and routes: {0}")]
+    Host(#[from] NetlinkError),
+}
+
+impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
+    /// A reconciler that has done nothing yet, and a view of how it fares.
+    pub fn new(local: Local, datapath: D, host: H, source: L) -> (Self, watch::Receiver<Summary>) {
+        let (summary, view) = watch::channel(Summary::default());
+        let now = Instant::now();
+        let reconciler = Self {
+            local,
+            datapath,
+            host,
+            source,
+            leases: None,
+            surroundings: Surroundings::default(),
+            next_hops: BTreeMap::new(),
+            plan: Plan::default(),
+            settled: None,
+            pending: Pending::default(),
+            journal: Journal::default(),
+            due: Due {
+                leases: None,
+                changed: Changed::EVERYTHING,
+                changed_at: None,
+                full: now,
+                retry: None,
+                rest: now,
+            },
+            length: Duration::ZERO,
+            failed_reads: 0,
+            summary,
+        };
+        (reconciler, view)
+    }
+
+    /// Runs until `stop` is ready. A pass that is under way is finished; nothing is removed, so that the
+    /// dataplane goes on without us. Returns the datapath.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> D {
+        let mut stop = pin!(stop);
+        loop {
+            let synced = self.leases.is_some();
+            tokio::select! {
+                biased;
+                () = &mut stop => return self.datapath,
+                () = sleep_until(self.due.next()), if synced => self.run_pass().await,
+                event = self.source.next() => self.on_lease(event),
+                changed = self.host.changed() => {
+                    self.due.changed |= changed;
+                    self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+            }
+        }
+    }
+
+    fn on_lease(&mut self, event: lease::LeaseEvent) {
+        match &mut self.leases {
+            Some(leases) => {
+                lease::apply(leases, event);
+            }
+            None => {
+                if !matches!(event, lease::LeaseEvent::Snapshot(_)) {
+                    return;
+                }
+                let leases = self.leases.insert(Leases::new());
+                lease::apply(leases, event);
+                info!(leases = leases.len(), "leases read");
+                self.due.full = Instant::now();
+            }
+        }
+        let settle = SETTLE.max(self.length);
+        self.due.leases.get_or_insert_with(|| Instant::now() + settle);
+    }
+
+    async fn run_pass(&mut self) {
+        let start = Instant::now();
+        let full = self.due.full <= start;
+        let changed = std::mem::take(&mut self.due.changed);
+        self.due.changed_at = None;
+        self.due.leases = None;
+        self.due.retry = None;
+        if full {
+            self.due.full = start + FULL;
+        }
+        let changed = if full { Changed::EVERYTHING } else { changed };
+        match self.pass(changed, start).await {
+            Ok(again) => {
+                self.failed_reads = 0;
+                self.journal.read();
+                self.due.retry = self.pending.next_due();
+                if again {
+                    // A new device has a new index: what hangs on that is still to be planned.
+                    self.due.changed = Changed::EVERYTHING;
+                    self.due.changed_at = Some(start);
+                }
+            }
+            Err(error) => {
+                self.journal.read_failed(&error.to_string());
+                self.failed_reads += 1;
+                // Nothing was done about what was due.
+                self.due.changed |= Changed::EVERYTHING;
+                self.due.retry = Some(start + backoff(self.failed_reads));
+                self.summary.send_modify(|summary| summary.last_error = Some(error.to_string()));
+            }
+        }
+        self.length = start.elapsed();
+        let rest = if self.due.changed_at.is_some() { Duration::ZERO } else { self.length * REST };
+        self.due.rest = Instant::now() + rest;
+    }
+
+    /// Does what is to be done; whether another pass must follow at once.
+    async fn pass(&mut self, mut changed: Changed, now: Instant) -> Result<bool, PassError> {
+        let Some(leases) = &self.leases else { return Ok(false) };
+        if changed.links || changed.addresses || changed.routes || changed.overrun {
+            let surroundings = self.host.survey().await?;
+            let moved = changed.routes || changed.addresses || changed.overrun;
+            if moved || surroundings.underlay != self.surroundings.underlay {
+                self.next_hops.clear();
+            }
+            changed.overlay |= surroundings.overlay_ifindex != self.surroundings.overlay_ifindex;
+            self.surroundings = surroundings;
+        }
+        resolve(&mut self.host, &mut self.next_hops, public_addresses(leases)).await?;
+        let plan = plan(&Inputs {
+            local: &self.local,
+            leases,
+            next_hops: &self.next_hops,
+            pod_links: &self.surroundings.pod_links,
+            overlay_ifindex: self.surroundings.overlay_ifindex,
+        });
+        self.journal.skipped(&plan.skipped);
+        let retry = self.pending.next_due().is_some_and(|due| due <= now);
+        if plan.state == self.plan.state
+            && self.settled.is_some()
+            && !(changed.overlay || changed.overrun || retry)
+        {
+            self.plan = plan;
+            self.report(false);
+            return Ok(false);
+        }
+        let observed = self.datapath.observe().await?;
+        let again = self.bring_about(&plan, &observed, now).await;
+        self.journal.peers(&plan.peers);
+        self.plan = plan;
+        self.report(true);
+        Ok(again)
+    }
+
+    /// Applies what leads from `observed` to `plan`, less what failed a moment ago.
+    async fn bring_about(&mut self, plan: &Plan, observed: &State, now: Instant) -> bool {
+        let changes = delta(&plan.state, observed);
+        let planned: Option<BTreeSet<_>> = self
+            .settled
+            .as_ref()
+            .map(|settled| delta(&plan.state, settled).iter().map(Change::slot).collect());
+        let ready = self.pending.ready(changes, now);
+        let results = self.datapath.apply(&ready).await;
+        let mut again = false;
+        for (change, result) in ready.iter().zip(results) {
+            again |= result.is_ok() && matches!(change, Change::PutDevice(_));
+            let repair = planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
+            match result {
+                Ok(()) => {
+                    self.journal.done(change, repair, self.pending.succeeded(change));
+                }
+                Err(error) => {
+                    if let Some(error) = self.pending.failed(change, &error, Instant::now()) {
+                        self.journal.failed(change, error);
+                    }
+                }
+            }
+        }
+        self.journal.flush();
+        if self.pending.is_empty() {
+            self.settled = Some(plan.state.clone());
+        }
+        again
+    }
+
+    fn report(&self, read: bool) {
+        let summary = Summary {
+            synced: true,
+            peers: self.plan.peers.len(),
+            skipped: self.plan.skipped.values().filter(|skip| skip.is_fault()).count(),
+            pending: self.pending.len(),
+            last_error: self.pending.last_error(),
+            passes: self.summary.borrow().passes + u64::from(read),
+        };
+        self.summary.send_replace(summary);
+    }
+}
+
+/// Looks up the next hops that are not known, and forgets those of nobody.
+async fn resolve<H: Host>(
+    host: &mut H,
+    next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
+    wanted: BTreeSet<Ipv4Addr>,
+) -> Result<(), NetlinkError> {
+    next_hops.retain(|address, _| wanted.contains(address));
+    let unknown: BTreeSet<_> =
+        wanted.into_iter().filter(|address| !next_hops.contains_key(address)).collect();
+    if !unknown.is_empty() {
+        next_hops.extend(host.next_hops(&unknown).await?);
+    }
+    Ok(())
+}

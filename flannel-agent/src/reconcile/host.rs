@@ -1,0 +1,111 @@
+//! What a plan depends on besides the leases: the node around the dataplane.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use flannel_common::layout::FastPath;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::{
+    netlink::{Changed, LinkKind, Monitor, Netlink, NetlinkError},
+    plan::{Local, NextHop},
+};
+
+/// Between attempts to listen to the kernel again.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// What of the node a plan depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Host sides of the veths of our pods.
+    pub pod_links: BTreeSet<u32>,
+    /// Index of the VXLAN device, if it exists.
+    pub overlay_ifindex: Option<u32>,
+    /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
+    /// without notice, so a change here says that next hops may have changed.
+    pub underlay: BTreeSet<(u32, u32, bool)>,
+}
+
+/// The node around the dataplane.
+pub trait Host: Send {
+    /// Waits until something changed that a plan or the dataplane may depend on. Never fails: errors are
+    /// logged and what follows reports that anything may have changed. Cancel safe.
+    fn changed(&mut self) -> impl Future<Output = Changed> + Send;
+
+    /// Looks around.
+    fn survey(&mut self) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
+
+    /// How the underlay reaches `addresses`; those it has no usable route to are left out.
+    fn next_hops(
+        &mut self,
+        addresses: &BTreeSet<Ipv4Addr>,
+    ) -> impl Future<Output = Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError>> + Send;
+}
+
+/// The node as netlink shows it.
+pub struct KernelHost {
+    netlink: Netlink,
+    monitor: Monitor,
+    local: Local,
+    overlay: Option<u32>,
+}
+
+impl KernelHost {
+    /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
+    /// not looked for.
+    pub fn open(local: Local) -> Result<Self, NetlinkError> {
+        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, local, overlay: None })
+    }
+}
+
+impl Host for KernelHost {
+    async fn changed(&mut self) -> Changed {
+        match self.monitor.changed(self.overlay).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                warn!(%error, "cannot listen to the kernel; trying again");
+                sleep(RECONNECT).await;
+                Changed::EVERYTHING
+            }
+        }
+    }
+
+    async fn survey(&mut self) -> Result<Surroundings, NetlinkError> {
+        let links = self.netlink.links().await?;
+        let overlay = links.iter().find(|link| link.name == self.local.device.name);
+        let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
+        self.overlay = overlay;
+        let pod_links = if self.local.fast_path == FastPath::All {
+            self.netlink.pod_links(self.local.subnet, &links).await?
+        } else {
+            BTreeSet::new()
+        };
+        let external = self.local.device.underlay_ifindex;
+        let underlay = links
+            .iter()
+            .filter(|link| Some(link.index) != overlay)
+            // Pods come and go, and no node is reached through one.
+            .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer_elsewhere))
+            .map(|link| (link.index, link.mtu, link.up))
+            .collect();
+        Ok(Surroundings { pod_links, overlay_ifindex: overlay, underlay })
+    }
+
+    async fn next_hops(
+        &mut self,
+        addresses: &BTreeSet<Ipv4Addr>,
+    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+        if self.local.fast_path == FastPath::Off {
+            return Ok(BTreeMap::new());
+        }
+        let mut hops = self.netlink.next_hops(self.local.device.local, addresses).await?;
+        // A tunnel through itself is left to the kernel, which knows how to refuse it.
+        hops.retain(|_, hop| Some(hop.ifindex) != self.overlay);
+        Ok(hops)
+    }
+}

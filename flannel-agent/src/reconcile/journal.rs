@@ -1,0 +1,174 @@
+//! What the log says of a pass: each change of state once, bursts in one line.
+
+use std::{collections::BTreeMap, mem::take};
+
+use ipnetwork::Ipv4Network;
+use tracing::{debug, info, warn};
+
+use crate::{
+    lease::LeaseSubnet,
+    plan::{Change, Peer, Skip},
+};
+
+/// So many lines of one kind are written per pass; of more, only their number.
+const LINES: usize = 20;
+
+/// What has been told, so that nothing is told twice.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    peers: BTreeMap<Ipv4Network, Peer>,
+    skipped: BTreeMap<LeaseSubnet, Skip>,
+    read_error: Option<String>,
+    changes: usize,
+    repairs: Vec<String>,
+    recovered: usize,
+    failures: BTreeMap<String, (usize, String)>,
+}
+
+impl Journal {
+    /// The state of the kernel could not be read.
+    pub(super) fn read_failed(&mut self, error: &str) {
+        if self.read_error.as_deref() != Some(error) {
+            warn!("{error}; trying again");
+            self.read_error = Some(error.to_owned());
+        }
+    }
+
+    /// It could be read.
+    pub(super) fn read(&mut self) {
+        if self.read_error.take().is_some() {
+            info!("the state of the kernel can be read again");
+        }
+    }
+
+    /// A change was made.
+    pub(super) fn done(&mut self, change: &Change, repair: bool, recovered: bool) {
+        self.changes += 1;
+        self.recovered += usize::from(recovered);
+        debug!(%change, repair, "done");
+        if repair && !recovered {
+            self.repairs.push(change.to_string());
+        }
+    }
+
+    /// A change failed in a way it had not before.
+    pub(super) fn failed(&mut self, change: &Change, error: String) {
+        let (count, _) = self.failures.entry(error).or_insert_with(|| (0, change.to_string()));
+        *count += 1;
+    }
+
+    /// Writes what was gathered of one pass.
+    pub(super) fn flush(&mut self) {
+        for (error, (count, first)) in take(&mut self.failures) {
+            match count {
+                1 => warn!(%error, "cannot {first}; trying again"),
+                _ => warn!(%error, changes = count, "cannot {first}, nor do the like; trying again"),
+            }
+        }
+        let recovered = take(&mut self.recovered);
+        if recovered > 0 {
+            info!(changes = recovered, "changes that had failed are made");
+        }
+        let repairs = take(&mut self.repairs);
+        for repair in repairs.iter().take(LINES) {
+            info!("repaired: {repair}");
+        }
+        if repairs.len() > LINES {
+            info!(changes = repairs.len(), "repaired: these and others");
+        }
+        let changes = take(&mut self.changes);
+        if changes > 0 {
+            debug!(changes, "pass done");
+        }
+    }
+
+    /// The peers that are reached now.
+    pub(super) fn peers(&mut self, now: &BTreeMap<Ipv4Network, Peer>) {
+        let mut lines = Lines::default();
+        for (subnet, peer) in now {
+            match self.peers.get(subnet) {
+                None => lines.joined(subnet, peer),
+                Some(before) if (before.public_ip, before.vtep_mac) != (peer.public_ip, peer.vtep_mac) => {
+                    lines.moved(subnet, before, peer);
+                }
+                Some(_) => {}
+            }
+        }
+        for (subnet, peer) in &self.peers {
+            if !now.contains_key(subnet) {
+                lines.left(subnet, peer);
+            }
+        }
+        if lines.written > LINES {
+            info!(
+                joined = lines.joined,
+                left = lines.left,
+                changed = lines.moved,
+                peers = now.len(),
+                "peers changed"
+            );
+        }
+        self.peers.clone_from(now);
+    }
+
+    /// The leases that are not followed now.
+    pub(super) fn skipped(&mut self, now: &BTreeMap<LeaseSubnet, Skip>) {
+        for (subnet, skip) in now {
+            if self.skipped.get(subnet) == Some(skip) {
+                continue;
+            }
+            if skip.is_fault() {
+                warn!(%subnet, reason = %skip, "lease is not followed");
+            } else {
+                debug!(%subnet, reason = %skip, "lease is not followed");
+            }
+        }
+        self.skipped.clone_from(now);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    written: usize,
+    joined: usize,
+    left: usize,
+    moved: usize,
+}
+
+impl Lines {
+    /// Whether there is room for another line.
+    fn room(&mut self) -> bool {
+        self.written += 1;
+        self.written <= LINES
+    }
+
+    fn joined(&mut self, subnet: &Ipv4Network, peer: &Peer) {
+        self.joined += 1;
+        if self.room() {
+            info!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer joined");
+        } else {
+            debug!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer joined");
+        }
+    }
+
+    fn left(&mut self, subnet: &Ipv4Network, peer: &Peer) {
+        self.left += 1;
+        if self.room() {
+            info!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer left");
+        } else {
+            debug!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer left");
+        }
+    }
+
+    fn moved(&mut self, subnet: &Ipv4Network, before: &Peer, now: &Peer) {
+        self.moved += 1;
+        if self.room() {
+            info!(
+                %subnet, vtep = %now.public_ip, mac = %now.vtep_mac,
+                old_vtep = %before.public_ip, old_mac = %before.vtep_mac, "peer changed"
+            );
+        } else {
+            debug!(%subnet, vtep = %now.public_ip, mac = %now.vtep_mac, "peer changed");
+        }
+    }
+}

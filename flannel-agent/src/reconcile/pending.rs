@@ -1,0 +1,104 @@
+//! Changes that failed: when each is tried again.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rand::Rng;
+use tokio::time::Instant;
+
+use crate::{
+    datapath::ChangeError,
+    plan::{Change, Slot},
+};
+
+const FIRST: Duration = Duration::from_millis(100);
+const LAST: Duration = Duration::from_secs(30);
+
+/// How long to wait after the `attempts`-th failure: 100 ms doubling to 30 s, less up to a quarter of it,
+/// by chance, so that what failed together is not all tried together for ever.
+pub(super) fn backoff(attempts: u32) -> Duration {
+    let doubled = FIRST.saturating_mul(1u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX));
+    doubled.min(LAST).mul_f64(rand::rng().random_range(0.75..=1.0))
+}
+
+#[derive(Debug)]
+struct Entry {
+    change: Change,
+    attempts: u32,
+    due: Instant,
+    error: String,
+    blocked: bool,
+}
+
+/// The changes that failed and are still wanted.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    entries: BTreeMap<Slot, Entry>,
+    last_error: Option<String>,
+}
+
+impl Pending {
+    /// Of `changes`, all that are wanted, those to be tried now. What is no longer wanted is forgotten, and
+    /// what is wanted otherwise than when it failed is tried at once.
+    pub(super) fn ready(&mut self, changes: Vec<Change>, now: Instant) -> Vec<Change> {
+        let mut kept = BTreeMap::new();
+        let device_is_fine = !changes.iter().any(|change| matches!(change, Change::PutDevice(_)));
+        let ready = changes
+            .into_iter()
+            .filter(|change| {
+                let Some((slot, entry)) = self.entries.remove_entry(&change.slot()) else { return true };
+                let same = entry.change == *change;
+                let ready = !same || entry.due <= now || (entry.blocked && device_is_fine);
+                if same {
+                    kept.insert(slot, entry);
+                }
+                ready
+            })
+            .collect();
+        self.entries = kept;
+        ready
+    }
+
+    /// Notes that a change was made; whether it had failed before.
+    pub(super) fn succeeded(&mut self, change: &Change) -> bool {
+        self.entries.remove(&change.slot()).is_some()
+    }
+
+    /// Notes that a change failed. Returns the error if there is news in it.
+    pub(super) fn failed(&mut self, change: &Change, error: &ChangeError, now: Instant) -> Option<String> {
+        let text = error.to_string();
+        let blocked = matches!(error, ChangeError::Blocked);
+        let before = self.entries.remove(&change.slot());
+        let attempts = before.as_ref().map_or(0, |entry| entry.attempts).saturating_add(1);
+        let news = !blocked && before.is_none_or(|entry| entry.error != text);
+        if !blocked {
+            self.last_error = Some(format!("cannot {change}: {text}"));
+        }
+        let entry = Entry {
+            change: change.clone(),
+            attempts,
+            due: now + backoff(attempts),
+            error: text.clone(),
+            blocked,
+        };
+        self.entries.insert(change.slot(), entry);
+        news.then_some(text)
+    }
+
+    /// When the next is to be tried.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.entries.values().map(|entry| entry.due).min()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The last failure, as long as anything is pending.
+    pub(super) fn last_error(&self) -> Option<String> {
+        if self.is_empty() { None } else { self.last_error.clone() }
+    }
+}
