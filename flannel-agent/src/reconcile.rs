@@ -283,6 +283,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
         self.journal.flush();
         if self.pending.is_empty() {
+            if self.settled.is_none() {
+                self.journal.in_place(plan.peers.len(), ready.len());
+            }
             self.settled = Some(plan.state.clone());
         }
         again
