@@ -7,6 +7,10 @@
 //!      lease/                              plan/                            reconcile        datapath/
 //! ```
 
+pub mod app;
+pub mod bpf;
+pub mod cli;
+pub mod cmd;
 pub mod config;
 pub mod datapath;
 mod gojson;
@@ -16,3 +20,5 @@ pub mod netlink;
 pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
+pub mod telemetry;
+mod utc;

@@ -126,7 +126,7 @@ impl Previous {
 /// The one network that variable `name` holds. A list of several counts as none, and an entry that is
 /// no network is skipped, as upstream does.
 fn network<T>(text: &str, name: &str, parse: fn(&str) -> Option<T>, ignored: &mut Vec<String>) -> Option<T> {
-    let value = text.lines().filter_map(assignment).filter(|(key, _)| *key == name).next_back()?.1;
+    let value = text.lines().filter_map(assignment).rfind(|(key, _)| *key == name)?.1;
     let mut found = Vec::new();
     for entry in value.split(',').map(str::trim) {
         match parse(entry) {

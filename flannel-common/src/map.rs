@@ -29,12 +29,7 @@ pub const MAX_PODS: u32 = 4_096;
 
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
-/// tc egress on the host side of a pod's veth: what the kernel delivers to a pod.
-pub const TO_POD: &str = "to_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.
 pub const TO_OVERLAY: &str = "to_overlay";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
-
-/// Every program, in the order a packet meets them.
-pub const PROGRAMS: [&str; 4] = [FROM_POD, TO_OVERLAY, FROM_UNDERLAY, TO_POD];

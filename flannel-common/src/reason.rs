@@ -1,1 +1,144 @@
-//! Why a packet took the path it took.
+//! The one table of why a packet took the path it took.
+//!
+//! Counters, metrics, the CLI and the documentation are all made from it. A number is never reused:
+//! add at the end, and raise nothing else.
+
+/// Which way a packet travels, seen from a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Direction {
+    /// From this node to others.
+    Egress = 0,
+    /// From other nodes to this one.
+    Ingress = 1,
+}
+
+impl Direction {
+    /// Both, in the order of their slots.
+    pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    /// `egress` or `ingress`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A program moved it: it skipped what the fast path skips.
+    Fast,
+    /// It was left untouched to the kernel.
+    Kernel,
+}
+
+impl Class {
+    /// `fast` or `kernel`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($variant:ident = $number:literal, $class:ident, $label:literal, $sentence:literal;)+) => {
+        /// Why a packet took the path it took.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $(#[doc = $sentence] $variant = $number,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Name in counters, metrics and tables: `snake_case`, stable.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$variant => $sentence,)+ }
+            }
+
+            /// What became of the packet.
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    EncapPod = 0, Fast, "encap_pod", "a pod's packet was given its VXLAN header and sent to the peer, past the host's stack";
+    EncapOverlay = 1, Fast, "encap_overlay", "a packet the kernel routed into the overlay was given its VXLAN header in place of the VXLAN device";
+    DeliverPod = 2, Fast, "deliver_pod", "a peer's packet was freed of its VXLAN header and handed to the pod, past the host's stack";
+    NoConfig = 3, Kernel, "no_config", "the agent has not configured the programs";
+    NotIpv4 = 4, Kernel, "not_ipv4", "the frame does not carry IPv4 (ARP, IPv6, ...)";
+    Vlan = 5, Kernel, "vlan", "the frame carries a VLAN tag";
+    NotUnicast = 6, Kernel, "not_unicast", "the destination MAC is a group address";
+    Truncated = 7, Kernel, "truncated", "the frame is shorter than its headers say";
+    Length = 8, Kernel, "length", "the frame's length differs from the one in its IP header";
+    IpOptions = 9, Kernel, "ip_options", "the IP header has options";
+    Fragment = 10, Kernel, "fragment", "the packet is a fragment";
+    Ttl = 11, Kernel, "ttl", "the TTL ends here: the kernel answers with ICMP time exceeded";
+    TooBig = 12, Kernel, "too_big", "one segment and its VXLAN header exceed the underlay's MTU: the kernel fragments it or answers with ICMP";
+    NoRoute = 13, Kernel, "no_route", "the destination is in no peer's pod subnet";
+    PeerOnKernel = 14, Kernel, "peer_on_kernel", "this peer is reached by the kernel path only";
+    NeighbourDiffers = 15, Kernel, "neighbour_differs", "the kernel chose another next hop in the overlay than the lease names";
+    ForeignSource = 16, Kernel, "foreign_source", "the source is not in this node's pod subnet";
+    Spoofed = 17, Kernel, "spoofed", "the source address belongs to a pod behind another veth";
+    NotVxlan = 18, Kernel, "not_vxlan", "not a VXLAN packet for this node's address and port";
+    HeaderChecksum = 19, Kernel, "header_checksum", "the outer IP header's checksum is wrong";
+    VxlanFlags = 20, Kernel, "vxlan_flags", "VXLAN flags or reserved bits other than a VNI are set";
+    Vni = 21, Kernel, "vni", "the VXLAN network identifier is not ours";
+    UnknownVtep = 22, Kernel, "unknown_vtep", "no lease names the sender's address";
+    InnerSource = 23, Kernel, "inner_source", "the inner source is not in the sender's pod subnet";
+    InnerMac = 24, Kernel, "inner_mac", "the inner destination MAC is not that of our VXLAN device";
+    NotOurPod = 25, Kernel, "not_our_pod", "the inner destination is not in this node's pod subnet";
+    UnknownPod = 26, Kernel, "unknown_pod", "the pod's address is in no entry of the pods map (yet)";
+    PodGone = 27, Kernel, "pod_gone", "the veth of the pod is gone";
+    Ecn = 28, Kernel, "ecn", "the outer header says congestion, the inner one does not take part: the kernel drops it (RFC 6040)";
+    Refused = 29, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
+}
+
+/// Slots each [`Direction`] has in the `counters` map: room for reasons to come.
+pub const SLOTS: u32 = 64;
+
+/// Entries of the `counters` map.
+pub const COUNTERS: u32 = SLOTS * 2;
+
+const _: () = assert!(Reason::ALL.len() <= SLOTS as usize);
+
+/// Index in the `counters` map.
+#[inline(always)]
+pub const fn slot(direction: Direction, reason: Reason) -> u32 {
+    direction as u32 * SLOTS + reason as u32
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn numbers_are_positions_and_labels_are_unique() {
+        let mut labels = BTreeSet::new();
+        for (position, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, position);
+            assert!(labels.insert(reason.label()), "{} stands twice", reason.label());
+            assert!(
+                reason.label().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            );
+        }
+    }
+}

@@ -8,7 +8,6 @@ use tracing::{info, warn};
 
 use super::{ChangeError, Datapath, ObserveError};
 use crate::{
-    mac::Mac,
     netlink::{FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, address, link, neighbour, route},
     plan::{Change, State, VxlanDevice},
 };
@@ -35,15 +34,6 @@ impl KernelDatapath {
     async fn device(&mut self) -> Result<Option<(u32, VxlanDevice)>, NetlinkError> {
         let link = self.netlink.link(&self.name).await?.filter(|link| link.up);
         Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?))))
-    }
-
-    /// The MAC of the device, if one is there that can become `wanted`: kept, it spares the peers a change.
-    pub async fn adoptable_mac(
-        netlink: &mut Netlink,
-        wanted: &VxlanDevice,
-    ) -> Result<Option<Mac>, NetlinkError> {
-        let link = netlink.link(&wanted.name).await?;
-        Ok(link.filter(|link| is_compatible(link, wanted)).and_then(|link| link.mac))
     }
 
     async fn device_index(&mut self) -> Result<Option<u32>, NetlinkError> {

@@ -62,6 +62,8 @@ impl MemoryDatapath {
             Change::DeletePeer(subnet) => delete(&mut state.bpf.peers, &subnet),
             Change::PutVtep { address, vtep } => put(&mut state.bpf.vteps, address, vtep),
             Change::DeleteVtep(address) => delete(&mut state.bpf.vteps, &address),
+            Change::PutPod { address, pod } => put(&mut state.bpf.pods, address, pod),
+            Change::DeletePod(address) => delete(&mut state.bpf.pods, &address),
             Change::Attach { ifindex, hook } => insert(&mut state.bpf.hooks, (ifindex, hook)),
             Change::Detach { ifindex, hook } => remove(&mut state.bpf.hooks, &(ifindex, hook)),
         }

@@ -7,6 +7,7 @@ use crate::{
     plan::{Change, State},
 };
 
+pub mod ebpf;
 pub mod kernel;
 pub mod memory;
 

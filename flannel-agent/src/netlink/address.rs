@@ -70,7 +70,7 @@ fn message(ifindex: u32, address: Ipv4Network) -> AddressMessage {
     message
 }
 
-fn read(message: &AddressMessage) -> Option<Address> {
+pub(super) fn read(message: &AddressMessage) -> Option<Address> {
     let mut local = None;
     let mut peer = None;
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());

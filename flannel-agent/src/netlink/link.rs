@@ -29,8 +29,17 @@ pub struct Link {
     pub up: bool,
     /// The bridge or bond it is a port of.
     pub master: Option<u32>,
-    /// Its other end is in another network namespace.
-    pub peer_elsewhere: bool,
+    /// Its other end, if that is in another network namespace.
+    pub peer: Option<PeerEnd>,
+}
+
+/// The end of a veth in another network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerEnd {
+    /// Number of that namespace in ours (`ip netns list-id`).
+    pub namespace: i32,
+    /// Index of the interface there.
+    pub index: u32,
 }
 
 /// The kinds of interface that make a difference.
@@ -178,7 +187,7 @@ fn set(index: u32, attributes: Vec<LinkAttribute>) -> Request {
     Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
 }
 
-fn read(message: LinkMessage) -> Option<Link> {
+pub(super) fn read(message: LinkMessage) -> Option<Link> {
     let mut name = None;
     let mut link = Link {
         index: message.header.index,
@@ -188,20 +197,24 @@ fn read(message: LinkMessage) -> Option<Link> {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
-        peer_elsewhere: false,
+        peer: None,
     };
+    let mut peer_index = None;
+    let mut namespace = None;
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
             LinkAttribute::Controller(index) => link.master = Some(index),
-            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::Link(index) => peer_index = Some(index),
+            LinkAttribute::LinkNetNsId(number) => namespace = Some(number),
             LinkAttribute::LinkInfo(info) => link.kind = kind(&info),
             _ => {}
         }
     }
     link.name = name?;
+    link.peer = namespace.zip(peer_index).map(|(namespace, index)| PeerEnd { namespace, index });
     Some(link)
 }
 

@@ -10,6 +10,7 @@ mod interface;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
+mod pod_places;
 mod pods;
 pub(crate) mod route;
 
@@ -17,7 +18,7 @@ pub use address::Address;
 pub use connection::Netlink;
 pub use error::{KernelError, NetlinkError};
 pub use interface::{ExternalInterface, HostInterfaces, InterfaceChoice, InterfaceError};
-pub use link::{Link, LinkKind, Vxlan};
+pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
 

@@ -17,7 +17,7 @@ impl Netlink {
         subnet: Ipv4Network,
         links: &[Link],
     ) -> Result<BTreeSet<u32>, NetlinkError> {
-        let veths = || links.iter().filter(|link| link.kind == LinkKind::Veth && link.peer_elsewhere);
+        let veths = || links.iter().filter(|link| link.kind == LinkKind::Veth && link.peer.is_some());
         if veths().next().is_none() {
             return Ok(BTreeSet::new());
         }

@@ -2,10 +2,13 @@
 
 use std::{fmt, net::Ipv4Addr};
 
-use flannel_common::layout::{Config, PeerKind, PeerV4, SubnetV4, VtepV4};
+use flannel_common::{
+    layout::{Config, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
+    path::Hook,
+};
 use ipnetwork::Ipv4Network;
 
-use super::{Hook, VxlanDevice};
+use super::VxlanDevice;
 use crate::mac::Mac;
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
@@ -54,6 +57,13 @@ pub enum Change {
         /// Value.
         vtep: VtepV4,
     },
+    /// Write an entry of map `pods_v4`.
+    PutPod {
+        /// Key: the pod's address, network order.
+        address: [u8; 4],
+        /// Value.
+        pod: PodV4,
+    },
     /// Attach a program.
     Attach {
         /// Interface.
@@ -68,6 +78,8 @@ pub enum Change {
         /// Where on it.
         hook: Hook,
     },
+    /// Delete an entry of map `pods_v4`.
+    DeletePod([u8; 4]),
     /// Delete an entry of map `vteps`.
     DeleteVtep([u8; 4]),
     /// Delete an entry of map `routes_v4`.
@@ -115,6 +127,8 @@ pub enum Slot {
     Peer(SubnetV4),
     /// An entry of map `vteps`.
     Vtep([u8; 4]),
+    /// An entry of map `pods_v4`.
+    Pod([u8; 4]),
     /// A place for a program.
     Hook(u32, Hook),
 }
@@ -131,13 +145,14 @@ impl Change {
             Self::PutBpfConfig(_) | Self::DeleteBpfConfig => Slot::BpfConfig,
             Self::PutPeer { subnet, .. } | Self::DeletePeer(subnet) => Slot::Peer(subnet),
             Self::PutVtep { address, .. } | Self::DeleteVtep(address) => Slot::Vtep(address),
+            Self::PutPod { address, .. } | Self::DeletePod(address) => Slot::Pod(address),
             Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => Slot::Hook(ifindex, hook),
         }
     }
 
     /// Whether this is about maps and programs; else it is about objects of the kernel.
     pub fn is_bpf(&self) -> bool {
-        matches!(self.slot(), Slot::BpfConfig | Slot::Peer(_) | Slot::Vtep(_) | Slot::Hook(..))
+        matches!(self.slot(), Slot::BpfConfig | Slot::Peer(_) | Slot::Vtep(_) | Slot::Pod(_) | Slot::Hook(..))
     }
 
     /// Whether this takes something away.
@@ -145,6 +160,7 @@ impl Change {
         matches!(
             self,
             Self::Detach { .. }
+                | Self::DeletePod(_)
                 | Self::DeleteVtep(_)
                 | Self::DeletePeer(_)
                 | Self::DeleteBpfConfig
@@ -191,8 +207,12 @@ impl fmt::Display for Change {
             Self::PutVtep { address, vtep } => {
                 write!(f, "accept packets of {} from {}", Cidr(&vtep.subnet), Ipv4Addr::from(*address))
             }
-            Self::Attach { ifindex, hook } => write!(f, "attach {hook} to interface {ifindex}"),
-            Self::Detach { ifindex, hook } => write!(f, "detach {hook} from interface {ifindex}"),
+            Self::PutPod { address, pod } => {
+                write!(f, "hand packets for pod {} to interface {}", Ipv4Addr::from(*address), pod.ifindex)
+            }
+            Self::DeletePod(address) => write!(f, "forget pod {}", Ipv4Addr::from(*address)),
+            Self::Attach { ifindex, hook } => write!(f, "attach {} to interface {ifindex}", hook.program()),
+            Self::Detach { ifindex, hook } => write!(f, "detach {} from interface {ifindex}", hook.program()),
             Self::DeleteVtep(address) => write!(f, "accept no packets from {}", Ipv4Addr::from(*address)),
             Self::DeletePeer(subnet) => write!(f, "forget where {} is", Cidr(subnet)),
             Self::DeleteBpfConfig => f.write_str("let the programs touch no packet"),
@@ -212,16 +232,5 @@ struct Cidr<'a>(&'a SubnetV4);
 impl fmt::Display for Cidr<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", Ipv4Addr::from(self.0.network), self.0.prefix_len)
-    }
-}
-
-impl fmt::Display for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::FromPod => "from_pod",
-            Self::ToPod => "to_pod",
-            Self::ToOverlay => "to_overlay",
-            Self::FromUnderlay => "from_underlay",
-        })
     }
 }

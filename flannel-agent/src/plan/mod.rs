@@ -4,12 +4,13 @@
 //! not on the order in which that came about. [`delta`] says what leads from an observed state to it.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     ops::Range,
 };
 
-use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, SubnetV4, VtepV4};
+use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
 use ipnetwork::Ipv4Network;
 
 use crate::lease::{LeaseSubnet, Leases};
@@ -23,8 +24,9 @@ mod tests;
 
 pub use change::{Change, Slot};
 pub use delta::delta;
+pub use flannel_common::path::Hook;
 pub use peers::{Peer, Skip, peers, public_addresses};
-pub use state::{BpfState, Hook, State, VxlanDevice};
+pub use state::{BpfState, State, VxlanDevice};
 
 /// The facts about this node that do not change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +57,15 @@ pub struct NextHop {
     pub mtu: u32,
 }
 
+/// The pods of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Host sides of their veths.
+    pub links: BTreeSet<u32>,
+    /// Where each address is. An address that two pods claim is absent: the kernel decides.
+    pub places: BTreeMap<Ipv4Addr, PodV4>,
+}
+
 /// All that [`plan`] depends on.
 #[derive(Clone, Debug)]
 pub struct Inputs<'a> {
@@ -64,8 +75,8 @@ pub struct Inputs<'a> {
     pub leases: &'a Leases,
     /// How the underlay reaches the peers' public addresses; those without a usable route are absent.
     pub next_hops: &'a BTreeMap<Ipv4Addr, NextHop>,
-    /// Host sides of the veths of our pods.
-    pub pod_links: &'a BTreeSet<u32>,
+    /// Our pods.
+    pub pods: &'a Pods,
     /// Index of the VXLAN device, once it exists.
     pub overlay_ifindex: Option<u32>,
 }
@@ -107,10 +118,10 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         return BpfState::default();
     }
     let mut bpf = BpfState::default();
-    let mut prefix_lengths = 0;
+    let mut lengths = BTreeSet::new();
     for (subnet, peer) in peers {
         let key = subnet_key(*subnet);
-        prefix_lengths |= 1u32.checked_shl(key.prefix_len).unwrap_or(0);
+        lengths.insert(Reverse(subnet.prefix()));
         bpf.peers.insert(key, peer_value(local, peer, inputs.next_hops.get(&peer.public_ip)));
         // The source check has room for one lease of a public address.
         if peer.foremost {
@@ -124,15 +135,18 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         vni: local.device.vni,
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
+        network: subnet_key(local.network),
         subnet: subnet_key(local.subnet),
-        prefix_lengths,
+        // Longest first; what does not fit is reached by the kernel path.
+        prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: local.device.mac.0,
         reserved: [0; 2],
     });
     bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
     if local.fast_path == FastPath::All {
         bpf.hooks.insert((local.device.underlay_ifindex, Hook::FromUnderlay));
-        bpf.hooks.extend(inputs.pod_links.iter().flat_map(|&pod| [(pod, Hook::FromPod), (pod, Hook::ToPod)]));
+        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
+        bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     bpf
 }

@@ -5,7 +5,10 @@ use std::{
     net::Ipv4Addr,
 };
 
-use flannel_common::layout::{Config, PeerV4, SubnetV4, VtepV4};
+use flannel_common::{
+    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    path::Hook,
+};
 use ipnetwork::Ipv4Network;
 
 use crate::mac::Mac;
@@ -27,19 +30,6 @@ pub struct VxlanDevice {
     pub mac: Mac,
     /// Its MTU: that of the underlay less 50.
     pub mtu: u32,
-}
-
-/// A place a program is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hook {
-    /// tc ingress, host side of a pod's veth.
-    FromPod,
-    /// tc egress, host side of a pod's veth.
-    ToPod,
-    /// tc egress, flannel.<vni>.
-    ToOverlay,
-    /// tc ingress, external interface.
-    FromUnderlay,
 }
 
 /// What the kernel holds on our behalf.
@@ -68,6 +58,8 @@ pub struct BpfState {
     pub peers: BTreeMap<SubnetV4, PeerV4>,
     /// Map `vteps`.
     pub vteps: BTreeMap<[u8; 4], VtepV4>,
+    /// Map `pods_v4`.
+    pub pods: BTreeMap<[u8; 4], PodV4>,
     /// Attached programs: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
 }

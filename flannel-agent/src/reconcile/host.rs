@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::{
     netlink::{Changed, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Local, NextHop},
+    plan::{Local, NextHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -22,8 +22,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// What of the node a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Host sides of the veths of our pods.
-    pub pod_links: BTreeSet<u32>,
+    /// Our pods; none are looked for where the fast path leaves them to the kernel.
+    pub pods: Pods,
     /// Index of the VXLAN device, if it exists.
     pub overlay_ifindex: Option<u32>,
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
@@ -80,20 +80,20 @@ impl Host for KernelHost {
         let overlay = links.iter().find(|link| link.name == self.local.device.name);
         let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
         self.overlay = overlay;
-        let pod_links = if self.local.fast_path == FastPath::All {
-            self.netlink.pod_links(self.local.subnet, &links).await?
+        let pods = if self.local.fast_path == FastPath::All {
+            self.netlink.pods(self.local.subnet, &links).await?
         } else {
-            BTreeSet::new()
+            Pods::default()
         };
         let external = self.local.device.underlay_ifindex;
         let underlay = links
             .iter()
             .filter(|link| Some(link.index) != overlay)
             // Pods come and go, and no node is reached through one.
-            .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer_elsewhere))
+            .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        Ok(Surroundings { pod_links, overlay_ifindex: overlay, underlay })
+        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay })
     }
 
     async fn next_hops(

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use flannel_common::layout::{FastPath, PeerKind};
+use flannel_common::layout::{FastPath, PeerKind, PodV4};
 use proptest::prelude::*;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -29,7 +29,8 @@ const OVERLAY: u32 = 7;
 struct World {
     datapath: MemoryDatapath,
     next_hops: BTreeMap<Ipv4Addr, NextHop>,
-    pod_links: BTreeSet<u32>,
+    pods: Pods,
+    surveys: u32,
 }
 
 #[derive(Clone, Default)]
@@ -56,9 +57,10 @@ impl Host for Node {
     }
 
     async fn survey(&mut self) -> Result<Surroundings, NetlinkError> {
-        let world = self.0.0.lock().await;
+        let mut world = self.0.0.lock().await;
+        world.surveys += 1;
         Ok(Surroundings {
-            pod_links: world.pod_links.clone(),
+            pods: world.pods.clone(),
             overlay_ifindex: world.datapath.state.device.as_ref().map(|_| OVERLAY),
             underlay: BTreeSet::new(),
         })
@@ -189,7 +191,7 @@ fn desired(nodes: impl IntoIterator<Item = u8>, next_hops: &BTreeMap<Ipv4Addr, N
         local: &local(),
         leases: &leases,
         next_hops,
-        pod_links: &BTreeSet::new(),
+        pods: &Pods::default(),
         overlay_ifindex: Some(OVERLAY),
     };
     plan(&inputs).state
@@ -291,13 +293,30 @@ async fn next_hops_follow_the_routes() {
 #[tokio::test(start_paused = true)]
 async fn pods_are_hooked_as_they_appear() {
     let agent = Agent::settled([2]).await;
-    agent.world.0.lock().await.pod_links.insert(40);
+    agent.world.0.lock().await.pods.links.insert(40);
     agent.notice(Changed { links: true, ..Changed::default() }).await;
     let hooks = agent.state().await.bpf.hooks;
-    assert!(hooks.contains(&(40, Hook::FromPod)) && hooks.contains(&(40, Hook::ToPod)), "{hooks:?}");
-    agent.world.0.lock().await.pod_links.clear();
+    assert!(hooks.contains(&(40, Hook::FromPod)), "{hooks:?}");
+    agent.world.0.lock().await.pods.links.clear();
     agent.notice(Changed { links: true, ..Changed::default() }).await;
     assert!(!agent.state().await.bpf.hooks.contains(&(40, Hook::FromPod)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_address_of_a_new_pod_is_found_without_notice() {
+    let agent = Agent::settled([2]).await;
+    agent.world.0.lock().await.pods.links.insert(40);
+    agent.notice(Changed { links: true, ..Changed::default() }).await;
+    let place = PodV4 { ifindex: 40, mac: [2; 6], gateway_mac: [4; 6] };
+    agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5), place);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(agent.state().await.bpf.pods, BTreeMap::from([([10, 1, 0, 5], place)]));
+
+    // One that never gets an address is not looked for at any price.
+    agent.world.0.lock().await.pods.links.insert(41);
+    agent.notice(Changed { links: true, ..Changed::default() }).await;
+    sleep(FULL * 10).await;
+    assert!(agent.world.0.lock().await.surveys < 40);
 }
 
 #[tokio::test(start_paused = true)]

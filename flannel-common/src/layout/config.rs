@@ -18,6 +18,10 @@ pub enum FastPath {
     All = 3,
 }
 
+/// How many different prefix lengths the programs look up. A cluster has one `SubnetLen`; more appear
+/// only while it is being changed.
+pub const PREFIX_LENGTHS: usize = 4;
+
 /// Value of `config`, whose only key is 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit, CheckedBitPattern)]
@@ -34,15 +38,17 @@ pub struct Config {
     pub source_port_min: u32,
     /// End of that range as the kernel's formula uses it: exclusive, host order.
     pub source_port_max: u32,
+    /// The cluster's pod network: every lease lies in it.
+    pub network: SubnetV4,
     /// This node's pod subnet.
     pub subnet: SubnetV4,
-    /// Bit `n` is set when a lease of prefix length `n` exists, so that lookups try only those.
-    /// Length 0 is no lease; bit 31 stands for 31. 32 cannot be leased.
-    pub prefix_lengths: u32,
+    /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
+    /// tries. Leases of further lengths take the kernel path.
+    pub prefix_lengths: [u8; PREFIX_LENGTHS],
     /// MAC of our own VXLAN device: the inner destination accepted from peers.
     pub local_mac: [u8; 6],
     /// Always zero: keeps the size a multiple of four.
     pub reserved: [u8; 2],
 }
 
-super::assert_layout!(Config, 44, 4);
+super::assert_layout!(Config, 52, 4);

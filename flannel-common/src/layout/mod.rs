@@ -10,7 +10,7 @@ mod counter;
 mod pod;
 mod route;
 
-pub use config::{Config, FastPath};
+pub use config::{Config, FastPath, PREFIX_LENGTHS};
 pub use counter::Counter;
 pub use pod::PodV4;
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};

@@ -1,7 +1,7 @@
 //! A network namespace per test, and what the tests have in common.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     net::Ipv4Addr,
     process::Command,
@@ -15,7 +15,7 @@ use flannel_agent::{
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     mac::Mac,
     netlink::Netlink,
-    plan::{Inputs, Local, Plan, VxlanDevice, plan},
+    plan::{Inputs, Local, Plan, Pods, VxlanDevice, plan},
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -71,6 +71,13 @@ impl Elsewhere {
             let _ = ended.recv();
         });
         Self { id: told.recv().unwrap(), _end: end }
+    }
+}
+
+impl Elsewhere {
+    /// Runs `ip` in that namespace.
+    pub(crate) fn ip(&self, arguments: &str) -> String {
+        run("nsenter", &format!("--net=/proc/{}/ns/net ip {arguments}", self.id))
     }
 }
 
@@ -144,7 +151,7 @@ pub(crate) fn planned(nodes: impl IntoIterator<Item = u16>) -> Plan {
         local: &local(),
         leases: &leases,
         next_hops: &BTreeMap::new(),
-        pod_links: &BTreeSet::new(),
+        pods: &Pods::default(),
         overlay_ifindex: None,
     })
 }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use flannel_agent::netlink::{Changed, InterfaceChoice, Monitor, Netlink};
+use flannel_agent::{
+    mac::Mac,
+    netlink::{Changed, InterfaceChoice, Monitor, Netlink},
+};
 use tokio::time::timeout;
 
 use crate::namespace::*;
@@ -43,6 +46,26 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
         let links = netlink.links().await.unwrap();
         let found = netlink.pod_links(subnet, &links).await.unwrap();
         assert_eq!(found, BTreeSet::from([on_bridge, routed]), "loose is {loose}");
+
+        // A pod is where its namespace says it is, as long as no other says so too.
+        for (pod, address) in
+            [("port", "10.1.0.5/24"), ("routed", "10.1.0.9/32"), ("routed", "172.16.0.9/32")]
+        {
+            elsewhere.ip(&format!("address add {address} dev x-{pod}"));
+            elsewhere.ip(&format!("link set x-{pod} up"));
+        }
+        let pods = netlink.pods(subnet, &links).await.unwrap();
+        let places: Vec<_> = pods.places.iter().map(|(ip, place)| (ip.to_string(), place.ifindex)).collect();
+        assert_eq!(places, [("10.1.0.5".to_owned(), on_bridge), ("10.1.0.9".to_owned(), routed)]);
+        let mac_of = |name: &str| links.iter().find(|link| link.name == name).unwrap().mac.unwrap().0;
+        let gateways: Vec<_> = pods.places.values().map(|place| place.gateway_mac).collect();
+        assert_eq!(gateways, [mac_of("anything"), mac_of("routed")]);
+        let mac = elsewhere.ip("-o link show x-port");
+        let shown = Mac(pods.places.values().next().unwrap().mac).to_string();
+        assert!(mac.contains(&shown), "{shown} is missing in {mac}");
+        elsewhere.ip("address add 10.1.0.5/32 dev x-routed");
+        let pods = netlink.pods(subnet, &links).await.unwrap();
+        assert_eq!(pods.places.len(), 1, "two pods claim 10.1.0.5: {pods:?}");
 
         ip("address delete 10.1.0.1/24 dev anything");
         assert_eq!(netlink.pod_links(subnet, &links).await.unwrap(), BTreeSet::from([routed]));

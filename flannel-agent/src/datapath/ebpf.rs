@@ -1,0 +1,150 @@
+//! Maps and programs over the kernel half: what overtakes it, never what replaces it.
+
+use std::collections::BTreeMap;
+
+use flannel_common::path::Hook;
+use nix::net::if_::if_nameindex;
+
+use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
+use crate::{
+    bpf::{AttachError, MapFault, PinError, Pins, Programs, Tables},
+    plan::{BpfState, Change, State},
+};
+
+/// The whole of a node's dataplane: the kernel half, and the maps and programs, if there are any.
+///
+/// What an earlier process left is recognised by its pins: maps keep their entries, links get this
+/// process's programs in place.
+pub struct EbpfDatapath {
+    kernel: KernelDatapath,
+    pins: Option<Pins>,
+    loaded: Option<Loaded>,
+    adopted: bool,
+}
+
+struct Loaded {
+    programs: Programs,
+    tables: Tables,
+}
+
+impl EbpfDatapath {
+    /// The kernel half alone. What an earlier process pinned at `pins` is taken off the first time the
+    /// state is observed, since nobody would keep its maps up to date.
+    pub fn without_programs(kernel: KernelDatapath, pins: Option<Pins>) -> Self {
+        Self { kernel, pins, loaded: None, adopted: false }
+    }
+
+    /// The kernel half and `programs`.
+    ///
+    /// # Errors
+    /// When their maps cannot be opened.
+    pub fn with_programs(kernel: KernelDatapath, pins: Pins, programs: Programs) -> Result<Self, MapFault> {
+        let tables = Tables::open(&pins)?;
+        Ok(Self { kernel, pins: Some(pins), loaded: Some(Loaded { programs, tables }), adopted: false })
+    }
+
+    fn adopt(&mut self) -> Result<(), PinError> {
+        match (&mut self.loaded, &self.pins) {
+            (Some(loaded), _) => loaded.programs.adopt()?,
+            (None, Some(pins)) => pins.remove_all()?,
+            (None, None) => {}
+        }
+        self.adopted = true;
+        Ok(())
+    }
+}
+
+impl Datapath for EbpfDatapath {
+    async fn observe(&mut self) -> Result<State, ObserveError> {
+        let mut state = self.kernel.observe().await?;
+        if !self.adopted {
+            self.adopt().map_err(|error| ObserveError::Bpf(error.to_string()))?;
+        }
+        if let Some(loaded) = &mut self.loaded {
+            state.bpf = loaded.observe().map_err(ObserveError::Bpf)?;
+        }
+        Ok(state)
+    }
+
+    async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
+        let mut results = Vec::with_capacity(changes.len());
+        // Runs of one half keep the order between the halves: the kernel's way is there first, goes last.
+        for run in changes.chunk_by(|a, b| a.is_bpf() == b.is_bpf()) {
+            match &mut self.loaded {
+                Some(loaded) if run[0].is_bpf() => results.extend(loaded.apply(run)),
+                _ => results.extend(self.kernel.apply(run).await),
+            }
+        }
+        results
+    }
+}
+
+impl Loaded {
+    fn observe(&mut self) -> Result<BpfState, String> {
+        let text = |error: MapFault| error.to_string();
+        let indexes = indexes()?;
+        let mut hooks = std::collections::BTreeSet::new();
+        for (interface, hook) in self.programs.attached().map_err(|error| error.to_string())? {
+            if let Some(index) = indexes.get(&interface) {
+                hooks.insert((*index, hook));
+            }
+        }
+        Ok(BpfState {
+            config: self.tables.config.get().map_err(text)?,
+            peers: self.tables.routes.entries().map_err(text)?,
+            vteps: self.tables.vteps.entries().map_err(text)?,
+            pods: self.tables.pods.entries().map_err(text)?,
+            hooks,
+        })
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
+        let names: BTreeMap<u32, String> = match indexes() {
+            Ok(indexes) => indexes.into_iter().map(|(name, index)| (index, name)).collect(),
+            Err(error) => return changes.iter().map(|_| Err(ChangeError::Bpf(error.clone()))).collect(),
+        };
+        changes.iter().map(|change| self.make(change, &names).map_err(ChangeError::Bpf)).collect()
+    }
+
+    fn make(&mut self, change: &Change, names: &BTreeMap<u32, String>) -> Result<(), String> {
+        let tables = &mut self.tables;
+        match change {
+            Change::PutBpfConfig(config) => tables.config.put(config),
+            Change::DeleteBpfConfig => tables.config.clear(),
+            Change::PutPeer { subnet, peer } => tables.routes.put(subnet, peer),
+            Change::DeletePeer(subnet) => tables.routes.remove(subnet),
+            Change::PutVtep { address, vtep } => tables.vteps.put(address, vtep),
+            Change::DeleteVtep(address) => tables.vteps.remove(address),
+            Change::PutPod { address, pod } => tables.pods.put(address, pod),
+            Change::DeletePod(address) => tables.pods.remove(address),
+            Change::Attach { ifindex, hook } => return self.attach(*ifindex, *hook, names),
+            Change::Detach { ifindex, hook } => return self.detach(*ifindex, *hook, names),
+            _ => return Err("not a change of maps or programs".to_owned()),
+        }
+        .map_err(|error| error.to_string())
+    }
+
+    fn attach(&mut self, ifindex: u32, hook: Hook, names: &BTreeMap<u32, String>) -> Result<(), String> {
+        let Some(interface) = names.get(&ifindex) else {
+            return Err(format!("interface {ifindex} is gone"));
+        };
+        self.programs.attach(interface, hook).map_err(|error: AttachError| error.to_string())
+    }
+
+    fn detach(&mut self, ifindex: u32, hook: Hook, names: &BTreeMap<u32, String>) -> Result<(), String> {
+        match names.get(&ifindex) {
+            Some(interface) => self.programs.detach(interface, hook).map_err(|error| error.to_string()),
+            // Its programs went with it.
+            None => Ok(()),
+        }
+    }
+}
+
+/// Index of every interface there is, by name.
+fn indexes() -> Result<BTreeMap<String, u32>, String> {
+    let listing = if_nameindex().map_err(|error| format!("cannot list interfaces: {error}"))?;
+    Ok(listing
+        .into_iter()
+        .filter_map(|interface| Some((interface.name().to_str().ok()?.to_owned(), interface.index())))
+        .collect())
+}

@@ -1,0 +1,128 @@
+//! Writing our own lease, and only over nothing or our own.
+
+use std::{net::Ipv4Addr, time::SystemTime};
+
+use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+
+use super::{EtcdError, EtcdStore, TRIES};
+use crate::lease::{LeaseAttrs, LeaseSubnet};
+
+/// What stands at our key, as far as we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Revision of the last write; 0 when there is nothing.
+    pub(super) revision: i64,
+    /// It is a reservation: a key that an administrator made without an end.
+    pub(super) permanent: bool,
+}
+
+impl Seen {
+    pub(super) const NOTHING: Self = Self { revision: 0, permanent: false };
+
+    pub(super) fn of(kv: &KeyValue) -> Self {
+        Self { revision: kv.mod_revision(), permanent: kv.lease() == 0 }
+    }
+}
+
+/// How a claim ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Claim {
+    /// The lease is ours, as written now.
+    Ours {
+        seen: Seen,
+        /// `None` for a reservation.
+        expiration: Option<SystemTime>,
+    },
+    /// Another node holds it; `None` when what stands there cannot be decoded.
+    Held(Option<Ipv4Addr>),
+}
+
+/// What to do about an entry that cannot be decoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// Somebody's: leave it.
+    Leave,
+    /// Damage to the lease we hold: mend it.
+    Mend,
+}
+
+impl EtcdStore {
+    /// Writes our lease where `seen` is what stands there. If something else does, it is written over when it
+    /// is ours too: from a request whose answer was lost, or an earlier run.
+    pub(super) async fn claim(
+        &self,
+        subnet: &LeaseSubnet,
+        attrs: &LeaseAttrs,
+        mut seen: Seen,
+        unreadable: Unreadable,
+    ) -> Result<Claim, EtcdError> {
+        let key = self.lease_key(subnet);
+        let mut granted = None;
+        for _ in 0..TRIES {
+            // Reckoned from before the request: never later than etcd has it.
+            let asked = SystemTime::now();
+            let (id, ttl) = match (seen.permanent, granted) {
+                (true, _) => (0, None),
+                (false, Some((id, ttl))) => (id, Some(ttl)),
+                (false, None) => {
+                    let (id, ttl) = self.grant().await?;
+                    granted = Some((id, ttl));
+                    (id, Some(ttl))
+                }
+            };
+            let expected = match seen.revision {
+                0 => Compare::version(key.clone(), CompareOp::Equal, 0),
+                revision => Compare::mod_revision(key.clone(), CompareOp::Equal, revision),
+            };
+            let put = TxnOp::put(key.clone(), attrs.to_json(), Some(PutOptions::new().with_lease(id)));
+            let txn = Txn::new().when([expected]).and_then([put]).or_else([TxnOp::get(key.clone(), None)]);
+            let written = self
+                .members
+                .call("write our lease", |mut client: Client| {
+                    let txn = txn.clone();
+                    async move { client.txn(txn).await }
+                })
+                .await?
+                .0;
+            if written.succeeded() {
+                let revision = written.header().map_or(0, |header| header.revision());
+                let expiration = ttl.map(|ttl| asked + ttl);
+                return Ok(Claim::Ours { seen: Seen { revision, ..seen }, expiration });
+            }
+            let found = match written.op_responses().into_iter().next() {
+                Some(TxnOpResponse::Get(mut found)) => found.take_kvs().into_iter().next(),
+                _ => None,
+            };
+            seen = match found {
+                None => Seen::NOTHING,
+                Some(kv) => match LeaseAttrs::from_json(kv.value()) {
+                    Ok(found) if same_node(&found, attrs) => Seen::of(&kv),
+                    Ok(found) => return Ok(Claim::Held(Some(found.public_ip))),
+                    Err(_) if unreadable == Unreadable::Mend => Seen::of(&kv),
+                    Err(_) => return Ok(Claim::Held(None)),
+                },
+            };
+        }
+        Err(EtcdError::Unsettled { key })
+    }
+
+    /// A new etcd lease, for one write: its id and how long it lives. Those of earlier writes are left to expire.
+    async fn grant(&self) -> Result<(i64, std::time::Duration), EtcdError> {
+        let ttl = i64::try_from(self.timing.ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+        let (granted, _) = self
+            .members
+            .call("grant a lease", |mut client: Client| async move { client.lease_grant(ttl, None).await })
+            .await?;
+        let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
+        Ok((granted.id(), std::time::Duration::from_secs(seconds)))
+    }
+}
+
+/// Whether two leases are of one node: by its address on the underlay.
+pub(super) fn same_node(a: &LeaseAttrs, b: &LeaseAttrs) -> bool {
+    match a.public_ip.is_unspecified() && b.public_ip.is_unspecified() {
+        // IPv6-only nodes all publish 0.0.0.0.
+        true => a.public_ipv6.is_some() && a.public_ipv6 == b.public_ipv6,
+        false => a.public_ip == b.public_ip,
+    }
+}

@@ -1,0 +1,236 @@
+//! Following keys through everything that happens to etcd: restarts, partitions, compaction, a store
+//! restored from a backup.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::{
+    EtcdError, MAX_MESSAGE, Said, get,
+    members::{MemberId, Members, reason},
+};
+
+/// Pause after a failure; doubled after each further one, up to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What happened to the keys.
+pub(super) enum Followed {
+    /// All there is. The first of all, and after a gap that cannot be bridged.
+    All(Vec<KeyValue>),
+    /// A key was written.
+    Put(KeyValue),
+    /// A key was deleted.
+    Deleted {
+        key: Vec<u8>,
+        /// When.
+        revision: i64,
+    },
+}
+
+/// Follows a key, or all that begin with it.
+pub(super) struct Follower {
+    members: Arc<Members>,
+    /// What is followed, for logs.
+    what: &'static str,
+    key: Vec<u8>,
+    prefix: bool,
+    position: Position,
+    stream: Option<(WatchStream, MemberId, Instant)>,
+    ready: VecDeque<Followed>,
+    pause: Duration,
+    not_before: Option<Instant>,
+    last_gap: Option<Instant>,
+    said: Said,
+}
+
+/// How far we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// Nothing is known, or too little to go on: all keys have to be read.
+    Unknown,
+    /// All is known up to `revision` of the store of `cluster`.
+    At { revision: i64, cluster: u64 },
+}
+
+/// Why a watch ended.
+enum Broken {
+    /// It can go on from where it was.
+    Interrupted(String),
+    /// It cannot.
+    Gap(String),
+}
+
+impl Follower {
+    pub(super) fn new(members: Arc<Members>, what: &'static str, key: String, prefix: bool) -> Self {
+        Self {
+            members,
+            what,
+            key: key.into_bytes(),
+            prefix,
+            position: Position::Unknown,
+            stream: None,
+            ready: VecDeque::new(),
+            pause: PAUSE.0,
+            not_before: None,
+            last_gap: None,
+            said: Said::default(),
+        }
+    }
+
+    /// Waits for the next happening. Cancel safe: whatever was begun is begun again, nothing is lost.
+    pub(super) async fn next(&mut self) -> Followed {
+        loop {
+            if let Some(ready) = self.ready.pop_front() {
+                return ready;
+            }
+            if let Some(at) = self.not_before {
+                sleep_until(at).await;
+                self.not_before = None;
+            }
+            let (revision, cluster) = match self.position {
+                Position::At { revision, cluster } => (revision, cluster),
+                Position::Unknown => match self.list().await {
+                    Ok(all) => return Followed::All(all),
+                    Err(problem) => {
+                        self.back_off(&problem.to_string());
+                        continue;
+                    }
+                },
+            };
+            let Some((stream, member, opened)) = &mut self.stream else {
+                match self.open(revision).await {
+                    Ok(stream) => self.stream = Some(stream),
+                    Err(problem) => self.interrupted(&problem),
+                }
+                continue;
+            };
+            let (member, opened) = (*member, *opened);
+            let result = match stream.message().await {
+                Ok(Some(response)) => self.take(&response, revision, cluster),
+                Ok(None) => Err(Broken::Interrupted("the member closed the watch".to_owned())),
+                Err(error) => Err(judge(&reason(&error))),
+            };
+            let Err(broken) = result else { continue };
+            self.stream = None;
+            if opened.elapsed() > PAUSE.1 {
+                self.pause = PAUSE.0;
+            }
+            match broken {
+                Broken::Interrupted(why) => {
+                    let endpoint = self.members.endpoint(member);
+                    self.members.failed(member).await;
+                    self.back_off(&format!("{endpoint}: {why}"));
+                }
+                Broken::Gap(why) => {
+                    info!(
+                        what = self.what,
+                        revision, why, "cannot resume the watch; reading everything anew"
+                    );
+                    self.position = Position::Unknown;
+                    // At once, unless this happens again and again.
+                    let again = self.last_gap.is_some_and(|last| last.elapsed() < PAUSE.1);
+                    self.not_before = again.then(|| Instant::now() + PAUSE.1);
+                    self.last_gap = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    async fn list(&mut self) -> Result<Vec<KeyValue>, EtcdError> {
+        let (mut response, _) = get(&self.members, "list what is watched", &self.key, self.prefix).await?;
+        let (revision, cluster) =
+            response.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()));
+        self.position = Position::At { revision, cluster };
+        debug!(what = self.what, revision, keys = response.kvs().len(), "read everything");
+        Ok(response.take_kvs())
+    }
+
+    async fn open(&self, revision: i64) -> Result<(WatchStream, MemberId, Instant), EtcdError> {
+        // Progress reports move our position on while nothing happens to our keys; else a reconnect after a
+        // quiet day would find its position compacted.
+        let options = WatchOptions::new().with_start_revision(revision + 1).with_progress_notify();
+        let options = if self.prefix { options.with_prefix() } else { options };
+        let ask = |client: etcd_client::Client| {
+            let (key, options) = (self.key.clone(), options.clone());
+            let mut watch = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
+            async move { watch.watch(key, Some(options)).await }
+        };
+        let (stream, member) = self.members.call("watch", ask).await?;
+        Ok((stream, member, Instant::now()))
+    }
+
+    /// Takes over what a watch response tells.
+    fn take(&mut self, response: &WatchResponse, revision: i64, cluster: u64) -> Result<(), Broken> {
+        let (store, of) = response.header().map_or((0, cluster), |h| (h.revision(), h.cluster_id()));
+        if response.compact_revision() != 0 {
+            return Err(Broken::Gap(format!(
+                "history up to revision {} is compacted",
+                response.compact_revision()
+            )));
+        }
+        if response.canceled() {
+            return Err(judge(response.cancel_reason()));
+        }
+        if of != cluster {
+            return Err(Broken::Gap("it is another cluster now".to_owned()));
+        }
+        if response.created() {
+            if store < revision {
+                return Err(Broken::Gap(format!("the store went back to revision {store}")));
+            }
+            if self.said.is_over() {
+                info!(what = self.what, revision, "watch resumed");
+            }
+            return Ok(());
+        }
+        // Events may come in several responses that all carry the revision of the store, so only the events
+        // themselves say how far we are.
+        let mut reached = if response.events().is_empty() { store } else { revision };
+        for kv in response.events().iter().filter_map(|event| event.kv()) {
+            reached = reached.max(kv.mod_revision());
+            // A deletion has the version 0; a write at least 1.
+            self.ready.push_back(match kv.version() {
+                0 => Followed::Deleted { key: kv.key().to_vec(), revision: kv.mod_revision() },
+                _ => Followed::Put(kv.clone()),
+            });
+        }
+        self.position = Position::At { revision: reached.max(revision), cluster };
+        Ok(())
+    }
+
+    fn interrupted(&mut self, problem: &EtcdError) {
+        if let EtcdError::Refused { reason, .. } = problem
+            && let Broken::Gap(_) = judge(reason)
+        {
+            self.position = Position::Unknown;
+        }
+        self.back_off(&problem.to_string());
+    }
+
+    fn back_off(&mut self, problem: &str) {
+        if self.said.is_news(&problem) {
+            warn!(
+                what = self.what,
+                error = problem,
+                "watch interrupted; what is known stays in force, trying again"
+            );
+        }
+        self.not_before = Some(self.later());
+        self.pause = (self.pause * 2).min(PAUSE.1);
+    }
+
+    /// After the pause or up to half of it earlier, so that nodes do not all come back at once.
+    fn later(&self) -> Instant {
+        Instant::now() + self.pause.mul_f64(rand::random_range(0.5..=1.0))
+    }
+}
+
+fn judge(reason: &str) -> Broken {
+    match reason.contains("required revision has been compacted") {
+        true => Broken::Gap(reason.to_owned()),
+        false if reason.is_empty() => Broken::Interrupted("the member ended the watch".to_owned()),
+        false => Broken::Interrupted(reason.to_owned()),
+    }
+}

@@ -1,0 +1,272 @@
+//! Keeping our lease: it is renewed before it ends, and taken back when somebody deletes it.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
+
+use etcd_client::{Client, KeyValue};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    EtcdStore, OwnLease, RETRY, Said,
+    claim::{Claim, Seen, Unreadable, same_node},
+    follow::{Followed, Follower},
+};
+use crate::{
+    lease::{LeaseAttrs, LeaseSubnet},
+    utc::utc,
+};
+
+/// What happened to our lease.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OwnLeaseReport {
+    /// It was written: renewed, or with new attributes.
+    Renewed {
+        /// When it ends now; `None` for a reservation.
+        expiration: Option<SystemTime>,
+    },
+    /// Somebody deleted it, or it expired while etcd was out of reach, and we have it again.
+    Retaken {
+        /// When it ends now.
+        expiration: Option<SystemTime>,
+    },
+    /// It is another node's now. The last report.
+    Lost(LostLease),
+}
+
+/// Our subnet is another node's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "our lease of {subnet} is gone and {} holds it now: pods of both nodes have the same addresses, and the other \
+     nodes send to that one. Restart this agent to get another subnet, then restart this node's pods",
+    holder_text(*.holder)
+)]
+pub struct LostLease {
+    /// The subnet.
+    pub subnet: LeaseSubnet,
+    /// `PublicIP` of the node that holds it; `None` when its lease cannot be decoded.
+    pub holder: Option<Ipv4Addr>,
+}
+
+fn holder_text(holder: Option<Ipv4Addr>) -> String {
+    holder.map_or_else(|| "somebody whose lease cannot be decoded".to_owned(), |ip| format!("node {ip}"))
+}
+
+/// Keeps our lease as long as it lives.
+pub struct LeaseKeeper {
+    attrs: watch::Sender<LeaseAttrs>,
+    reports: mpsc::Receiver<OwnLeaseReport>,
+    task: JoinHandle<()>,
+}
+
+impl LeaseKeeper {
+    /// Publishes new attributes; in the background, as often as it takes.
+    pub fn update(&self, attrs: LeaseAttrs) {
+        self.attrs.send_if_modified(|now| {
+            let changed = *now != attrs;
+            *now = attrs;
+            changed
+        });
+    }
+
+    /// Waits for the next report. Cancel safe. Reports may be left unread: all but [`OwnLeaseReport::Lost`]
+    /// are dropped when many wait.
+    pub async fn report(&mut self) -> OwnLeaseReport {
+        match self.reports.recv().await {
+            Some(report) => report,
+            // After the last report there is nothing to wait for.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for LeaseKeeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl EtcdStore {
+    /// Keeps `own` in a task that ends with the returned keeper. The lease stays in etcd then, until it expires:
+    /// pods keep their addresses while the agent restarts.
+    pub fn keep(&self, own: OwnLease) -> LeaseKeeper {
+        let (reporter, reports) = mpsc::channel(16);
+        let (attrs, changes) = watch::channel(own.attrs.clone());
+        let follower = Follower::new(self.members.clone(), "our lease", self.lease_key(&own.subnet), false);
+        let mut keep = Keep {
+            store: self.clone(),
+            renewal: None,
+            own,
+            changes,
+            reporter,
+            deleted: false,
+            published: true,
+            said: Said::default(),
+        };
+        keep.schedule();
+        LeaseKeeper { attrs, reports, task: tokio::spawn(keep.run(follower)) }
+    }
+}
+
+struct Keep {
+    store: EtcdStore,
+    own: OwnLease,
+    changes: watch::Receiver<LeaseAttrs>,
+    reporter: mpsc::Sender<OwnLeaseReport>,
+    /// When to write next; `None` for a reservation.
+    renewal: Option<Instant>,
+    /// The lease is gone from etcd and not yet taken back.
+    deleted: bool,
+    /// What is in etcd is what it should be.
+    published: bool,
+    said: Said,
+}
+
+impl Keep {
+    async fn run(mut self, mut follower: Follower) {
+        loop {
+            let renewal = self.renewal;
+            let due = async move {
+                match renewal {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let outcome = tokio::select! {
+                () = self.reporter.closed() => return,
+                () = due => self.write().await,
+                Ok(()) = self.changes.changed() => {
+                    self.own.attrs = self.changes.borrow_and_update().clone();
+                    self.published = false;
+                    self.write().await
+                }
+                event = follower.next() => self.happened(event).await,
+            };
+            if let Err(lost) = outcome {
+                // The agent's log has it from whoever reads the report.
+                let _ = self.reporter.send(OwnLeaseReport::Lost(lost)).await;
+                return;
+            }
+        }
+    }
+
+    /// Writes our lease, over what is there or anew.
+    async fn write(&mut self) -> Result<(), LostLease> {
+        let subnet = self.own.subnet;
+        match self.store.claim(&subnet, &self.own.attrs, self.own.seen, Unreadable::Mend).await {
+            Ok(Claim::Ours { seen, expiration }) => {
+                let retaken = std::mem::take(&mut self.deleted);
+                self.own.seen = seen;
+                self.own.expiration = expiration;
+                self.published = true;
+                self.said.is_over();
+                self.schedule();
+                let until = until(expiration);
+                let report = if retaken {
+                    warn!(%subnet, until, "our lease was deleted; nobody had taken the subnet, it is ours again");
+                    OwnLeaseReport::Retaken { expiration }
+                } else {
+                    info!(%subnet, until, "lease renewed");
+                    OwnLeaseReport::Renewed { expiration }
+                };
+                let _ = self.reporter.try_send(report);
+                Ok(())
+            }
+            Ok(Claim::Held(holder)) => Err(LostLease { subnet, holder }),
+            Err(error) => {
+                if self.said.is_news(&error) {
+                    let until = until(self.own.expiration);
+                    warn!(%subnet, until, %error, "cannot write our lease; trying again. Forwarding goes on, but peers drop their routes to this node when the lease ends");
+                }
+                let urgent = self.deleted || !self.published;
+                let pause = if urgent { RETRY } else { self.store.timing.renew_retry };
+                self.renewal = Some(Instant::now() + pause);
+                Ok(())
+            }
+        }
+    }
+
+    async fn happened(&mut self, event: Followed) -> Result<(), LostLease> {
+        match event {
+            Followed::All(all) => match all.first() {
+                Some(kv) => self.seen(kv).await,
+                None => self.gone().await,
+            },
+            Followed::Put(kv) => self.seen(&kv).await,
+            // Older than what we wrote: the watch is behind us.
+            Followed::Deleted { revision, .. } if revision <= self.own.seen.revision => Ok(()),
+            Followed::Deleted { .. } => self.gone().await,
+        }
+    }
+
+    async fn gone(&mut self) -> Result<(), LostLease> {
+        self.own.seen = Seen::NOTHING;
+        self.deleted = true;
+        self.write().await
+    }
+
+    /// Somebody wrote our key, perhaps we.
+    async fn seen(&mut self, kv: &KeyValue) -> Result<(), LostLease> {
+        if kv.mod_revision() <= self.own.seen.revision {
+            return Ok(());
+        }
+        let subnet = self.own.subnet;
+        match LeaseAttrs::from_json(kv.value()) {
+            Ok(attrs) if same_node(&attrs, &self.own.attrs) => {
+                self.own.seen = Seen::of(kv);
+                self.deleted = false;
+                self.own.expiration = self.end_of(kv.lease()).await;
+                self.schedule();
+                let until = until(self.own.expiration);
+                if attrs == self.own.attrs {
+                    info!(%subnet, until, "somebody else renewed our lease");
+                } else {
+                    let theirs = attrs.to_json();
+                    warn!(%subnet, until, theirs, "somebody else changed our lease; is another flanneld running on this node?");
+                }
+                Ok(())
+            }
+            Ok(attrs) => Err(LostLease { subnet, holder: Some(attrs.public_ip) }),
+            Err(error) => {
+                warn!(%subnet, %error, "somebody damaged our lease; writing it anew");
+                self.own.seen = Seen::of(kv);
+                self.published = false;
+                self.write().await
+            }
+        }
+    }
+
+    /// When an etcd lease ends; `None` if there is none. One that etcd will not tell of is taken to be as
+    /// long as ours are.
+    async fn end_of(&self, id: i64) -> Option<SystemTime> {
+        if id == 0 {
+            return None;
+        }
+        let now = SystemTime::now();
+        let ask = |mut client: Client| async move { client.lease_time_to_live(id, None).await };
+        let ttl = match self.store.members.call("read the end of our lease", ask).await {
+            Ok((answer, _)) => u64::try_from(answer.ttl()).ok().map(Duration::from_secs),
+            Err(_) => None,
+        };
+        Some(now + ttl.unwrap_or(self.store.timing.ttl))
+    }
+
+    /// Sets the next renewal: the margin before the end, and at least some seconds from now.
+    fn schedule(&mut self) {
+        let margin = self.store.timing.renew_margin;
+        self.renewal = self.own.expiration.map(|end| {
+            let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+            Instant::now() + left.saturating_sub(margin).max(RETRY)
+        });
+    }
+}
+
+fn until(expiration: Option<SystemTime>) -> String {
+    expiration.map_or_else(|| "no end: a reservation".to_owned(), utc)
+}

@@ -1,0 +1,180 @@
+//! The members of the etcd cluster, and which of them is asked.
+//!
+//! Each has a client of its own. One client for all would balance requests over the members and send
+//! every second one to a member that is down; here all go to one that answers, until it does not.
+
+use std::{
+    error::Error as _,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use etcd_client::{Client, ConnectOptions, Error};
+use tokio::{sync::Mutex, time::timeout};
+
+use super::{EtcdError, endpoint::Endpoint};
+
+/// How long one member may take to answer one request.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The members, and the one that answered last.
+pub(super) struct Members {
+    all: Vec<Member>,
+    current: AtomicUsize,
+}
+
+pub(super) struct Member {
+    pub(super) endpoint: Endpoint,
+    pub(super) options: ConnectOptions,
+    /// Name and password.
+    pub(super) user: Option<(String, String)>,
+    /// Made when first needed; dropped when it fails, so that the next is authenticated and connected afresh.
+    pub(super) client: Mutex<Option<Client>>,
+}
+
+/// Which member answered: what is said of it by [`Members::failed`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MemberId(usize);
+
+/// What an error says about the member that gave it.
+enum Blame {
+    /// Another member may do better.
+    Member,
+    /// A new session may do better, with any member.
+    Session,
+    /// All members would say the same.
+    Nobody,
+}
+
+impl Members {
+    /// Nodes begin with different members, so that they spread over them.
+    pub(super) fn new(all: Vec<Member>) -> Self {
+        let current = AtomicUsize::new(rand::random_range(0..all.len().max(1)));
+        Self { all, current }
+    }
+
+    /// Asks the members one after the other, beginning with the one that answered last, until one answers
+    /// or refuses. `what` says what is asked, in an error.
+    pub(super) async fn call<T, F, Answer>(
+        &self,
+        what: &'static str,
+        ask: F,
+    ) -> Result<(T, MemberId), EtcdError>
+    where
+        F: Fn(Client) -> Answer,
+        Answer: Future<Output = Result<T, Error>>,
+    {
+        let mut failed = Vec::new();
+        for round in 0..2 {
+            let mut session = false;
+            failed.clear();
+            let first = self.current.load(Ordering::Relaxed);
+            for offset in 0..self.all.len() {
+                let id = MemberId((first + offset) % self.all.len());
+                let Some(member) = self.all.get(id.0) else { continue };
+                let error = match timeout(ANSWER, member.ask(&ask)).await {
+                    Ok(Ok(answer)) => {
+                        self.current.store(id.0, Ordering::Relaxed);
+                        return Ok((answer, id));
+                    }
+                    Ok(Err(error)) => error,
+                    Err(_) => Error::Internal(format!("no answer within {} s", ANSWER.as_secs())),
+                };
+                match blame(&error) {
+                    Blame::Nobody => {
+                        let endpoint = member.endpoint.to_string();
+                        return Err(EtcdError::Refused { what, endpoint, reason: reason(&error) });
+                    }
+                    Blame::Session => session = true,
+                    Blame::Member => {}
+                }
+                *member.client.lock().await = None;
+                failed.push(format!("{}: {}", member.endpoint, reason(&error)));
+            }
+            if !session || round > 0 {
+                break;
+            }
+        }
+        // In the order of the flag, so that the same state is the same message wherever the round began.
+        failed.sort();
+        Err(EtcdError::Unreachable { what, tried: failed.join("; ") })
+    }
+
+    /// A stream from this member ended: its connection is given up, and another member is asked next.
+    pub(super) async fn failed(&self, MemberId(id): MemberId) {
+        if let Some(member) = self.all.get(id) {
+            *member.client.lock().await = None;
+        }
+        let next = (id + 1) % self.all.len().max(1);
+        let _ = self.current.compare_exchange(id, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The endpoint of a member, for logs.
+    pub(super) fn endpoint(&self, MemberId(id): MemberId) -> String {
+        self.all.get(id).map(|member| member.endpoint.to_string()).unwrap_or_default()
+    }
+}
+
+impl Member {
+    async fn ask<T, F, Answer>(&self, ask: &F) -> Result<T, Error>
+    where
+        F: Fn(Client) -> Answer,
+        Answer: Future<Output = Result<T, Error>>,
+    {
+        let client = {
+            let mut kept = self.client.lock().await;
+            match kept.as_ref() {
+                Some(client) => client.clone(),
+                None => kept.insert(self.connect().await?).clone(),
+            }
+        };
+        ask(client).await
+    }
+
+    async fn connect(&self) -> Result<Client, Error> {
+        let url = [self.endpoint.to_string()];
+        let Some((user, password)) = &self.user else {
+            return Client::connect(&url, Some(self.options.clone())).await;
+        };
+        match Client::connect(&url, Some(self.options.clone().with_user(user, password))).await {
+            // As upstream's client: credentials given before the cluster asks for any are no error.
+            Err(Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
+                Client::connect(&url, Some(self.options.clone())).await
+            }
+            other => other,
+        }
+    }
+}
+
+fn blame(error: &Error) -> Blame {
+    let Error::GRpcStatus(status) = error else { return Blame::Member };
+    let of_session = ["auth store is old", "invalid auth token", "user name is empty"];
+    if of_session.iter().any(|text| status.message().contains(text)) {
+        return Blame::Session;
+    }
+    // The numbers of gRPC's status codes.
+    match i32::from(status.code()) {
+        // Invalid argument, not found, already exists, permission denied, failed precondition, out of range.
+        3 | 5 | 6 | 7 | 9 | 11 => Blame::Nobody,
+        _ => Blame::Member,
+    }
+}
+
+/// What went wrong, without the wrapping of the layers above: the message and the first cause.
+pub(super) fn reason(error: &Error) -> String {
+    let (message, mut cause) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        Error::TransportError(error) => (error.to_string(), error.source()),
+        Error::Internal(text) => (text.clone(), None),
+        other => (other.to_string(), None),
+    };
+    let mut deepest = None;
+    while let Some(error) = cause {
+        deepest = Some(error.to_string());
+        cause = error.source();
+    }
+    match deepest {
+        Some(deepest) if !message.contains(&deepest) => format!("{message}: {deepest}"),
+        _ => message,
+    }
+}

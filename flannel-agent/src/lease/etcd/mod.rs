@@ -1,0 +1,412 @@
+//! Leases in etcd (v3), by the keys and rules of flannel's etcd subnet manager.
+//!
+//! ```text
+//! options ─▶ EtcdStore ─ network_config()      <prefix>/config
+//!                      ├ acquire() ─▶ OwnLease  <prefix>/subnets/<own>
+//!                      ├ keep(own) ─▶ LeaseKeeper: renews, and takes back what was deleted
+//!                      └ watch(own) ─▶ EtcdWatch: a LeaseSource of all others
+//! ```
+//!
+//! Nothing but our own, valid lease is ever written below `<prefix>/subnets`: an entry that stock flanneld
+//! cannot decode makes it drop every peer it has.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{ConnectOptions, GetOptions, GetResponse};
+use tracing::{error, info, warn};
+
+use self::{
+    endpoint::EndpointError,
+    members::{Member, Members},
+    tls::{Files, TlsError},
+};
+use super::{LeaseSubnet, wire::lease_key};
+use crate::config::{ConfigError, NetworkConfig};
+pub use acquire::{AcquireError, OwnLease};
+pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
+pub use watch::EtcdWatch;
+
+mod acquire;
+mod claim;
+mod endpoint;
+mod follow;
+mod keep;
+mod members;
+mod tls;
+mod watch;
+
+/// Lifetime of a lease, as upstream grants it: 24 h.
+const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Between attempts to get what the agent cannot start without.
+const RETRY: Duration = Duration::from_secs(1);
+/// Attempts before giving up when others are faster every time.
+const TRIES: usize = 10;
+/// Pings on a connection that carries a watch, and how long an answer may take: a peer that vanished is
+/// noticed after the sum of both. etcd closes connections pinged more often than every 5 s.
+const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// For a TCP connection, and for TLS on it.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// How to reach etcd and where in it to look; flags of the same name.
+#[derive(Clone)]
+pub struct EtcdOptions {
+    /// `--etcd-endpoints`, separated by commas.
+    pub endpoints: String,
+    /// `--etcd-prefix`.
+    pub prefix: String,
+    /// `--etcd-keyfile`, PEM.
+    pub keyfile: Option<PathBuf>,
+    /// `--etcd-certfile`, PEM.
+    pub certfile: Option<PathBuf>,
+    /// `--etcd-cafile`, PEM.
+    pub cafile: Option<PathBuf>,
+    /// `--etcd-username`.
+    pub username: Option<String>,
+    /// `--etcd-password`.
+    pub password: Option<String>,
+    /// When our lease is renewed.
+    pub timing: LeaseTiming,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self {
+            endpoints: "http://127.0.0.1:4001,http://127.0.0.1:2379".to_owned(),
+            prefix: "/coreos.com/network".to_owned(),
+            keyfile: None,
+            certfile: None,
+            cafile: None,
+            username: None,
+            password: None,
+            timing: LeaseTiming::default(),
+        }
+    }
+}
+
+impl fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("keyfile", &self.keyfile)
+            .field("certfile", &self.certfile)
+            .field("cafile", &self.cafile)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "(hidden)"))
+            .field("timing", &self.timing)
+            .finish()
+    }
+}
+
+/// The life of our lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTiming {
+    /// From a write to the end of the lease; whole seconds. 24 h with upstream.
+    pub ttl: Duration,
+    /// How long before its end the lease is renewed.
+    pub renew_margin: Duration,
+    /// Between attempts to renew, when one failed.
+    pub renew_retry: Duration,
+}
+
+impl Default for LeaseTiming {
+    fn default() -> Self {
+        let renew_margin = Duration::from_secs(60 * 60);
+        Self { ttl: TTL, renew_margin, renew_retry: Duration::from_secs(60) }
+    }
+}
+
+impl LeaseTiming {
+    /// `--subnet-lease-renew-margin`, in minutes from 1 to 1439.
+    pub fn with_margin_minutes(minutes: u64) -> Result<Self, EtcdError> {
+        match minutes {
+            1..=1439 => Ok(Self { renew_margin: Duration::from_secs(minutes * 60), ..Self::default() }),
+            _ => Err(EtcdError::RenewMargin(minutes)),
+        }
+    }
+}
+
+/// What can go wrong with etcd.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    /// `--etcd-endpoints` is wrong.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// A certificate or key is wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// `--subnet-lease-renew-margin` is out of range.
+    #[error("Invalid subnet-lease-renew-margin option, out of acceptable range: {0}; use 1 to 1439 minutes")]
+    RenewMargin(u64),
+    /// No member answered.
+    #[error("etcd does not answer to \"{what}\" ({tried}): is it running, and is --etcd-endpoints right?")]
+    Unreachable {
+        /// What was asked.
+        what: &'static str,
+        /// Each endpoint and what it did instead.
+        tried: String,
+    },
+    /// A member answered, with an error that every other would give too.
+    #[error("etcd at {endpoint} refuses to \"{what}\": {reason}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// Who answered.
+        endpoint: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Somebody else writes to our key all the time.
+    #[error(
+        "{key} was changed by others each of the {TRIES} times it was written: find out who writes to it"
+    )]
+    Unsettled {
+        /// The key.
+        key: String,
+    },
+    /// There is no configuration. The message is upstream's.
+    #[error("flannel config not found in etcd store. Did you create your config using etcdv3 API?")]
+    NoConfig,
+    /// The configuration is wrong.
+    #[error("{key}: {error}")]
+    Config {
+        /// Where it stands.
+        key: String,
+        /// What is wrong.
+        error: ConfigError,
+    },
+}
+
+/// The lease store. Clones share connections.
+#[derive(Clone)]
+pub struct EtcdStore {
+    members: Arc<Members>,
+    prefix: Arc<str>,
+    timing: LeaseTiming,
+    undecodable: Arc<AtomicU64>,
+}
+
+impl EtcdStore {
+    /// Checks the options and reads the certificates. Connections are made when first needed, so etcd may
+    /// start later. Needs a Tokio runtime from then on.
+    pub fn connect(options: &EtcdOptions) -> Result<Self, EtcdError> {
+        let pair = match (&options.certfile, &options.keyfile) {
+            (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+            (None, None) => None,
+            (Some(_), None) => ignored("--etcd-certfile", "--etcd-keyfile"),
+            (None, Some(_)) => ignored("--etcd-keyfile", "--etcd-certfile"),
+        };
+        let endpoints = endpoint::parse(&options.endpoints, pair.is_some())?;
+        let encrypted = endpoints.iter().any(|endpoint| endpoint.tls);
+        let files = Files { ca: options.cafile.as_deref(), pair };
+        let tls = match encrypted || pair.is_some() {
+            true => Some(tls::options(files)?),
+            false => None,
+        };
+        if !encrypted && files.ca.is_some() && pair.is_none() {
+            warn!(
+                "no certificate and key were found, so connecting to etcd with http: --etcd-cafile is not used"
+            );
+        }
+        let user = match (&options.username, &options.password) {
+            (Some(user), Some(password)) => Some((user.clone(), password.clone())),
+            (None, None) => None,
+            (Some(_), None) => ignored("--etcd-username", "--etcd-password"),
+            (None, Some(_)) => ignored("--etcd-password", "--etcd-username"),
+        };
+        let mut members = Vec::new();
+        for endpoint in endpoints {
+            let mut connect = ConnectOptions::new()
+                .with_keep_alive(PING.0, PING.1)
+                .with_connect_timeout(CONNECT)
+                .with_tcp_keepalive(PING.0)
+                .with_auto_token_refresh(true)
+                // A member cut off from the others would answer from what it knew before.
+                .with_require_leader(true);
+            match (&tls, endpoint.tls) {
+                (Some(tls), true) => connect = connect.with_tls(tls.clone().timeout(CONNECT)),
+                _ if pair.is_some() => {
+                    warn!(%endpoint, "connecting without TLS, as the endpoint says http; --etcd-certfile is not used");
+                }
+                _ => {}
+            }
+            members.push(Member {
+                endpoint,
+                options: connect,
+                user: user.clone(),
+                client: Default::default(),
+            });
+        }
+        Ok(Self {
+            members: Arc::new(Members::new(members)),
+            prefix: clean(&options.prefix).into(),
+            timing: options.timing,
+            undecodable: Arc::default(),
+        })
+    }
+
+    /// The network configuration. Waits for etcd, for the key, and for a valid value: asks every second, and
+    /// logs each distinct reason to wait once.
+    pub async fn network_config(&self) -> NetworkConfig {
+        let mut said = Said::default();
+        loop {
+            match self.try_network_config().await {
+                Ok(config) => {
+                    info!(key = self.config_key(), ?config, "network config");
+                    return config;
+                }
+                Err(problem) if said.is_news(&problem) => {
+                    error!(key = self.config_key(), error = %problem, "no network config yet; asking again every second");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// The network configuration, asked for once.
+    pub async fn try_network_config(&self) -> Result<NetworkConfig, EtcdError> {
+        let key = self.config_key();
+        let response = self.get("read the network config", key.clone().into_bytes(), false).await?;
+        let kv = response.kvs().first().ok_or(EtcdError::NoConfig)?;
+        NetworkConfig::parse(kv.value()).map_err(|error| EtcdError::Config { key, error })
+    }
+
+    /// How many leases of peers could not be decoded and were skipped. One that stays as it is counts once.
+    pub fn undecodable(&self) -> u64 {
+        self.undecodable.load(Ordering::Relaxed)
+    }
+
+    fn config_key(&self) -> String {
+        join(&self.prefix, "config")
+    }
+
+    /// The start of the keys of all leases. No slash at its end, as upstream has none.
+    fn leases_key(&self) -> String {
+        join(&self.prefix, "subnets")
+    }
+
+    fn lease_key(&self, subnet: &LeaseSubnet) -> String {
+        join(&self.leases_key(), &lease_key(subnet))
+    }
+
+    async fn get(&self, what: &'static str, key: Vec<u8>, prefix: bool) -> Result<GetResponse, EtcdError> {
+        get(&self.members, what, &key, prefix).await.map(|(response, _)| response)
+    }
+}
+
+/// Reads a key, or all that begin with it.
+async fn get(
+    members: &Members,
+    what: &'static str,
+    key: &[u8],
+    prefix: bool,
+) -> Result<(GetResponse, members::MemberId), EtcdError> {
+    let options = if prefix { GetOptions::new().with_prefix() } else { GetOptions::new() };
+    members
+        .call(what, |client| {
+            let (key, options) = (key.to_vec(), options.clone());
+            let mut kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
+            async move { kv.get(key, Some(options)).await }
+        })
+        .await
+}
+
+/// 4 MB, the default of gRPC, is the leases of some 15 000 nodes.
+const MAX_MESSAGE: usize = 256 << 20;
+
+fn ignored<T>(given: &str, missing: &str) -> Option<T> {
+    warn!("{given} is not used, because {missing} is not given");
+    None
+}
+
+/// What was logged last, to log each thing once while it lasts.
+#[derive(Default)]
+struct Said(Option<String>);
+
+impl Said {
+    /// Whether `text` is other than what was said last; from now on it is.
+    fn is_news(&mut self, text: &impl ToString) -> bool {
+        let text = text.to_string();
+        let news = self.0.as_ref() != Some(&text);
+        self.0 = Some(text);
+        news
+    }
+
+    /// Ends what was said; whether there was something.
+    fn is_over(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
+/// A key prefix made as Go's `path.Join` makes it, for the keys of all nodes to be the same.
+fn clean(prefix: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in prefix.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        match part {
+            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+            ".." if prefix.starts_with('/') => {}
+            part => parts.push(part),
+        }
+    }
+    let root = if prefix.starts_with('/') { "/" } else { "" };
+    format!("{root}{}", parts.join("/"))
+}
+
+fn join(prefix: &str, name: &str) -> String {
+    match prefix {
+        "" | "/" => format!("{prefix}{name}"),
+        _ => format!("{prefix}/{name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_as_go_joins_paths() {
+        for (prefix, key) in [
+            ("/coreos.com/network", "/coreos.com/network/config"),
+            ("/coreos.com/network/", "/coreos.com/network/config"),
+            ("/coreos.com//./x/../network", "/coreos.com/network/config"),
+            ("network", "network/config"),
+            ("", "config"),
+            ("/", "/config"),
+            ("/../a", "/a/config"),
+            ("../a", "../a/config"),
+        ] {
+            assert_eq!(join(&clean(prefix), "config"), key, "{prefix}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let options = EtcdOptions { password: Some("secret".to_owned()), ..EtcdOptions::default() };
+        assert!(!format!("{options:?}").contains("secret"));
+    }
+
+    #[test]
+    fn margin_in_minutes() {
+        assert_eq!(LeaseTiming::with_margin_minutes(60).unwrap(), LeaseTiming::default());
+        for minutes in [0, 1440] {
+            let error = LeaseTiming::with_margin_minutes(minutes).unwrap_err().to_string();
+            assert!(error.starts_with("Invalid subnet-lease-renew-margin option, out of acceptable range"));
+        }
+    }
+
+    #[test]
+    fn the_same_thing_is_said_once() {
+        let mut said = Said::default();
+        assert!(said.is_news(&"a") && !said.is_news(&"a") && said.is_news(&"b") && said.is_news(&"a"));
+        assert!(said.is_over() && !said.is_over() && said.is_news(&"a"));
+    }
+}

@@ -1,0 +1,131 @@
+//! The leases of all others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
+
+use etcd_client::KeyValue;
+use tokio::{sync::mpsc, task::JoinHandle};
+use tracing::warn;
+
+use super::{
+    EtcdStore,
+    follow::{Followed, Follower},
+};
+use crate::{
+    gojson::shorten,
+    lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet, wire::parse_lease_key},
+};
+
+/// Events that wait for the consumer. When they are this many, etcd waits.
+const QUEUE: usize = 64;
+
+/// The leases in etcd but our own.
+pub struct EtcdWatch {
+    events: mpsc::Receiver<LeaseEvent>,
+    task: JoinHandle<()>,
+}
+
+impl EtcdStore {
+    /// Watches the leases of all nodes but `own`, in a task that ends with the returned source.
+    pub fn watch(&self, own: LeaseSubnet) -> EtcdWatch {
+        let (sender, events) = mpsc::channel(QUEUE);
+        let follower =
+            Follower::new(self.members.clone(), "the leases of all nodes", self.leases_key(), true);
+        let decoder =
+            Decoder { store: self.clone(), own, unreadable: BTreeMap::new(), last: BTreeMap::new() };
+        EtcdWatch { events, task: tokio::spawn(run(follower, decoder, sender)) }
+    }
+}
+
+impl Drop for EtcdWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl LeaseSource for EtcdWatch {
+    async fn next(&mut self) -> LeaseEvent {
+        match self.events.recv().await {
+            Some(event) => event,
+            // The task only ends with us.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<LeaseEvent>) {
+    loop {
+        let event = match follower.next().await {
+            Followed::All(all) => Some(LeaseEvent::Snapshot(decoder.all(&all))),
+            Followed::Put(kv) => decoder.put(&kv).map(LeaseEvent::Upsert),
+            Followed::Deleted { key, .. } => decoder.deleted(&key).map(LeaseEvent::Remove),
+        };
+        if let Some(event) = event
+            && sender.send(event).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Turns keys and values into leases.
+struct Decoder {
+    store: EtcdStore,
+    own: LeaseSubnet,
+    /// What could not be decoded and is reported: by key, the value.
+    unreadable: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The last lease of each key that could be. It stays in force while its successor cannot: whoever
+    /// damaged the entry has not moved the node.
+    last: BTreeMap<Vec<u8>, Lease>,
+}
+
+impl Decoder {
+    fn all(&mut self, all: &[KeyValue]) -> Vec<Lease> {
+        let present: BTreeSet<&[u8]> = all.iter().map(KeyValue::key).collect();
+        self.unreadable.retain(|key, _| present.contains(key.as_slice()));
+        self.last.retain(|key, _| present.contains(key.as_slice()));
+        for kv in all {
+            self.put(kv);
+        }
+        self.last.values().cloned().collect()
+    }
+
+    fn put(&mut self, kv: &KeyValue) -> Option<Lease> {
+        let key = String::from_utf8_lossy(kv.key());
+        let subnet = match parse_lease_key(&key) {
+            Ok(subnet) if subnet == self.own => return None,
+            Ok(subnet) => subnet,
+            Err(error) => return self.skip(kv, &error.to_string()),
+        };
+        let attrs = match LeaseAttrs::from_json(kv.value()) {
+            Ok(attrs) => attrs,
+            Err(error) => return self.skip(kv, &error.to_string()),
+        };
+        self.unreadable.remove(kv.key());
+        // The end of others' leases is etcd's business: it costs a request per lease, and nothing here
+        // depends on it.
+        let lease = Lease { subnet, attrs, expiration: None };
+        self.last.insert(kv.key().to_vec(), lease.clone());
+        Some(lease)
+    }
+
+    fn deleted(&mut self, key: &[u8]) -> Option<LeaseSubnet> {
+        self.unreadable.remove(key);
+        self.last.remove(key);
+        parse_lease_key(&String::from_utf8_lossy(key)).ok().filter(|subnet| *subnet != self.own)
+    }
+
+    /// Counts and logs an entry that cannot be decoded, once as long as it stays the same.
+    fn skip(&mut self, kv: &KeyValue, error: &str) -> Option<Lease> {
+        let news = self.unreadable.insert(kv.key().to_vec(), kv.value().to_vec());
+        if news.is_none_or(|before| before != kv.value()) {
+            self.store.undecodable.fetch_add(1, Ordering::Relaxed);
+            let key = String::from_utf8_lossy(kv.key());
+            let value = shorten(&String::from_utf8_lossy(kv.value()), 200);
+            warn!(%key, value, error, "skipping a lease that cannot be decoded; all others are used. Delete or mend it");
+        }
+        None
+    }
+}

@@ -1,0 +1,51 @@
+//! A packet, its headers, and the arithmetic on them.
+
+pub mod checksum;
+pub mod hash;
+pub mod headers;
+
+/// A frame that begins with its Ethernet header.
+///
+/// Values are copied out and in, so no reference into packet memory escapes: the bounds check and the
+/// access are one step, and callers need no `unsafe`.
+pub trait Packet {
+    /// Length of the frame in bytes, those not in directly readable memory included.
+    fn len(&self) -> u32;
+
+    /// Whether the frame has no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `N` bytes at `offset`, or `None` when the frame ends before them.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// Replaces the `N` bytes at `offset`; `None`, and nothing changed, when the frame ends before them.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+}
+
+impl Packet for [u8] {
+    fn len(&self) -> u32 {
+        u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
+    }
+
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..)?.first_chunk().copied()
+    }
+
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        *self.get_mut(offset..)?.first_chunk_mut()? = bytes;
+        Some(())
+    }
+}
+
+/// What the kernel knows of a frame beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// Interface whose hook sees it.
+    pub ifindex: u32,
+    /// Payload bytes of each segment of a GSO aggregate; 0 for a plain packet.
+    pub gso_size: u32,
+    /// A VLAN tag stands in the packet's metadata.
+    pub vlan_tagged: bool,
+}

@@ -1,0 +1,149 @@
+//! What pods and the kernel send towards other nodes.
+
+use super::{Encap, Forward, Tables, longest_match};
+use crate::{
+    layout::{Config, PeerKind, PeerV4},
+    packet::{
+        Arrival, Packet,
+        headers::{
+            ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP,
+            UDP_LEN,
+        },
+    },
+    reason::Reason,
+};
+
+/// tc ingress on the host side of a pod's veth: `then` says what to do with a packet for a peer.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub fn from_pod<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Encap, Reason) -> R,
+) -> Result<R, Reason> {
+    let (_, ip) = inner_headers(packet, arrival)?;
+    let config = tables.config().ok_or(Reason::NoConfig)?;
+    // Most of what leaves pods for elsewhere is told apart here, before any lookup.
+    if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
+        return Err(Reason::NoRoute);
+    }
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters.
+    let pod = tables.pod_v4(ip.source).ok_or(Reason::UnknownPod)?;
+    if pod.ifindex != arrival.ifindex {
+        return Err(Reason::Spoofed);
+    }
+    if ip.ttl <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
+    let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip, ip.tos)))?;
+    Ok(then(encap, Reason::EncapPod))
+}
+
+/// tc egress on flannel.<vni>, where netfilter, routing, neighbour and TTL are done: `then` says what to
+/// do with a packet for a peer.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub fn to_overlay<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Encap, Reason) -> R,
+) -> Result<R, Reason> {
+    let (ethernet, ip) = inner_headers(packet, arrival)?;
+    let config = tables.config().ok_or(Reason::NoConfig)?;
+    let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
+    // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
+    if ethernet.destination != peer.vtep_mac || ethernet.source != peer.local_mac {
+        return Err(Reason::NeighbourDiffers);
+    }
+    let encap = encap(packet, arrival, &config, &ip, peer, None)?;
+    Ok(then(encap, Reason::EncapOverlay))
+}
+
+/// The Ethernet and IPv4 headers of a packet simple enough for the fast path.
+#[inline(always)]
+fn inner_headers(packet: &(impl Packet + ?Sized), arrival: &Arrival) -> Result<(Ethernet, Ipv4), Reason> {
+    let ethernet = Ethernet::parse(packet.read(0).ok_or(Reason::Truncated)?);
+    if arrival.vlan_tagged {
+        return Err(Reason::Vlan);
+    }
+    if ethernet.ethertype != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4);
+    }
+    if !ethernet.is_unicast() {
+        return Err(Reason::NotUnicast);
+    }
+    let ip = Ipv4::parse(packet.read(ETHERNET_LEN).ok_or(Reason::Truncated)?);
+    check_ipv4(&ip)?;
+    if packet.len() != ETHERNET_LEN as u32 + u32::from(ip.total_len) {
+        return Err(Reason::Length);
+    }
+    Ok((ethernet, ip))
+}
+
+/// Refuses headers that need the kernel's care.
+#[inline(always)]
+pub(super) fn check_ipv4(ip: &Ipv4) -> Result<(), Reason> {
+    if ip.version_ihl != 0x45 {
+        return Err(Reason::IpOptions);
+    }
+    if ip.is_fragment() {
+        return Err(Reason::Fragment);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn encap(
+    packet: &(impl Packet + ?Sized),
+    arrival: &Arrival,
+    config: &Config,
+    ip: &Ipv4,
+    peer: PeerV4,
+    forward: Option<Forward>,
+) -> Result<Encap, Reason> {
+    if peer.kind != PeerKind::Vxlan {
+        return Err(Reason::PeerOnKernel);
+    }
+    if segment_len(packet, arrival, ip)? + ENCAP_LEN as u32 > peer.mtu {
+        return Err(Reason::TooBig);
+    }
+    // An aggregate whose outer length overflows 16 bits is the kernel's to cut.
+    let frame_len = packet.len();
+    if frame_len + (ENCAP_LEN - ETHERNET_LEN) as u32 > u32::from(u16::MAX) {
+        return Err(Reason::TooBig);
+    }
+    Ok(Encap {
+        peer,
+        source: config.vtep,
+        port: config.port as u16,
+        source_ports: (config.source_port_min, config.source_port_max),
+        inner_tos: ip.tos,
+        frame_len: frame_len as u16,
+        forward,
+    })
+}
+
+/// Length of one segment as an IP packet, bytes.
+#[inline(always)]
+fn segment_len(packet: &(impl Packet + ?Sized), arrival: &Arrival, ip: &Ipv4) -> Result<u32, Reason> {
+    if arrival.gso_size == 0 {
+        return Ok(u32::from(ip.total_len));
+    }
+    let transport_len = match ip.protocol {
+        PROTOCOL_UDP => UDP_LEN as u32,
+        PROTOCOL_TCP => {
+            let [offset] = packet.read(ETHERNET_LEN + IPV4_LEN + 12).ok_or(Reason::Truncated)?;
+            u32::from(offset >> 4) * 4
+        }
+        // Neither: an aggregate of a kind we do not know.
+        _ => return Err(Reason::TooBig),
+    };
+    Ok(IPV4_LEN as u32 + transport_len + arrival.gso_size)
+}

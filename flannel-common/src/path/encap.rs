@@ -1,0 +1,124 @@
+//! The bytes that encapsulation writes.
+
+use super::ecn;
+use crate::{
+    layout::PeerV4,
+    packet::{
+        checksum, hash,
+        headers::{
+            ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, UDP_LEN, Udp,
+            VXLAN_LEN, Vxlan,
+        },
+    },
+};
+
+/// TTL of outer headers: the default of `net.ipv4.ip_default_ttl`, which the kernel's device uses.
+const OUTER_TTL: u8 = 64;
+
+/// What routing does to an IPv4 header: TTL, TOS and checksum as they become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// TOS byte.
+    pub tos: u8,
+    /// Time to live.
+    pub ttl: u8,
+    /// Header checksum.
+    pub checksum: u16,
+}
+
+impl Forward {
+    /// One hop further: TTL one less, TOS as given. The caller has made sure that the TTL is above 1.
+    #[inline(always)]
+    pub const fn hop(ip: &Ipv4, tos: u8) -> Self {
+        let ttl = ip.ttl.wrapping_sub(1);
+        let checksum = checksum::update(ip.checksum, word(ip.ttl, ip.protocol), word(ttl, ip.protocol));
+        let checksum = checksum::update(checksum, word(ip.version_ihl, ip.tos), word(ip.version_ihl, tos));
+        Self { tos, ttl, checksum }
+    }
+}
+
+#[inline(always)]
+const fn word(high: u8, low: u8) -> u16 {
+    ((high as u16) << 8) | low as u16
+}
+
+/// How to push VXLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encap {
+    /// Whom it goes to.
+    pub peer: PeerV4,
+    /// Source of the outer header.
+    pub source: [u8; 4],
+    /// UDP destination port, host order.
+    pub port: u16,
+    /// Range of UDP source ports, host order, end exclusive.
+    pub source_ports: (u32, u32),
+    /// TOS of the inner header before any change: decides the outer mark.
+    pub inner_tos: u8,
+    /// Length of the inner frame with its Ethernet header, bytes. With the outer headers it fits 16 bits.
+    pub frame_len: u16,
+    /// What routing does to the inner IP header; `None` where the kernel has routed it already.
+    pub forward: Option<Forward>,
+}
+
+/// Length of what [`Encap::headers`] writes: the outer headers and the inner Ethernet header.
+pub const HEADERS_LEN: usize = ENCAP_LEN + ETHERNET_LEN;
+
+impl Encap {
+    /// The bytes from the outer Ethernet header up to the inner IP header, field for field what the
+    /// kernel's device writes, but for a UDP checksum of 0 (RFC 7348, section 4.1, lets every receiver
+    /// accept that) and the outer MACs, which the neighbour table fills in.
+    ///
+    /// `id` is the IP identification; `flow_hash` the kernel's hash of the inner flow.
+    #[inline(always)]
+    pub const fn headers(&self, id: u16, flow_hash: u32) -> [u8; HEADERS_LEN] {
+        let udp_len = self.frame_len.wrapping_add((UDP_LEN + VXLAN_LEN) as u16);
+        let mut ip = Ipv4 {
+            version_ihl: 0x45,
+            tos: ecn::encapsulate(self.inner_tos),
+            total_len: udp_len.wrapping_add(IPV4_LEN as u16),
+            id,
+            fragment: 0,
+            ttl: OUTER_TTL,
+            protocol: PROTOCOL_UDP,
+            checksum: 0,
+            source: self.source,
+            destination: self.peer.vtep,
+        };
+        ip.checksum = checksum::of(&ip);
+        let udp = Udp {
+            source: hash::source_port(flow_hash, self.source_ports.0, self.source_ports.1),
+            destination: self.port,
+            len: udp_len,
+            checksum: 0,
+        };
+        let outer = Ethernet { destination: [0; 6], source: [0; 6], ethertype: ETHERTYPE_IPV4 };
+        let inner = Ethernet {
+            destination: self.peer.vtep_mac,
+            source: self.peer.local_mac,
+            ethertype: ETHERTYPE_IPV4,
+        };
+        concat(outer.bytes(), ip.bytes(), udp.bytes(), Vxlan::of(self.peer.vni).bytes(), inner.bytes())
+    }
+}
+
+#[inline(always)]
+const fn concat(
+    outer: [u8; ETHERNET_LEN],
+    ip: [u8; IPV4_LEN],
+    udp: [u8; UDP_LEN],
+    vxlan: [u8; VXLAN_LEN],
+    inner: [u8; ETHERNET_LEN],
+) -> [u8; HEADERS_LEN] {
+    let mut all = [0; HEADERS_LEN];
+    let (a, rest) = all.split_at_mut(ETHERNET_LEN);
+    let (b, rest) = rest.split_at_mut(IPV4_LEN);
+    let (c, rest) = rest.split_at_mut(UDP_LEN);
+    let (d, e) = rest.split_at_mut(VXLAN_LEN);
+    a.copy_from_slice(&outer);
+    b.copy_from_slice(&ip);
+    c.copy_from_slice(&udp);
+    d.copy_from_slice(&vxlan);
+    e.copy_from_slice(&inner);
+    all
+}

@@ -1,0 +1,95 @@
+//! What other nodes send to our pods.
+
+use super::{Deliver, Forward, Tables, ecn, egress::check_ipv4};
+use crate::{
+    packet::{
+        Arrival, Packet, checksum,
+        headers::{
+            ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, UDP_LEN, Udp,
+            Vxlan,
+        },
+    },
+    reason::Reason,
+};
+
+/// Bytes that [`from_underlay`] reads: the frame up to the end of the inner IP header.
+pub const FROM_UNDERLAY_READS: usize = INNER_IP + IPV4_LEN;
+
+const UDP: usize = ETHERNET_LEN + IPV4_LEN;
+const VXLAN: usize = UDP + UDP_LEN;
+const INNER: usize = ENCAP_LEN;
+const INNER_IP: usize = INNER + ETHERNET_LEN;
+
+/// tc ingress on the external interface: `then` says what to do with a packet for a local pod.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub fn from_underlay<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Deliver, Reason) -> R,
+) -> Result<R, Reason> {
+    // Everything of the node that is not ours comes by here too: first what tells most of it apart.
+    let outer = Ethernet::parse(packet.read(0).ok_or(Reason::Truncated)?);
+    if arrival.vlan_tagged {
+        return Err(Reason::Vlan);
+    }
+    if outer.ethertype != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4);
+    }
+    let outer_ip = Ipv4::parse(packet.read(ETHERNET_LEN).ok_or(Reason::Truncated)?);
+    if outer_ip.protocol != PROTOCOL_UDP {
+        return Err(Reason::NotVxlan);
+    }
+    let config = tables.config().ok_or(Reason::NoConfig)?;
+    if outer_ip.destination != config.vtep {
+        return Err(Reason::NotVxlan);
+    }
+    if !outer.is_unicast() {
+        return Err(Reason::NotUnicast);
+    }
+    check_ipv4(&outer_ip)?;
+    let udp = Udp::parse(packet.read(UDP).ok_or(Reason::Truncated)?);
+    if u32::from(udp.destination) != config.port {
+        return Err(Reason::NotVxlan);
+    }
+    // The kernel checks this in ip_rcv, which a delivered packet never meets.
+    if checksum::sum(&outer_ip.bytes()) != 0xffff {
+        return Err(Reason::HeaderChecksum);
+    }
+    let vxlan = Vxlan::parse(packet.read(VXLAN).ok_or(Reason::Truncated)?);
+    if vxlan.flags != Vxlan::of(0).flags || vxlan.vni & 0xff != 0 {
+        return Err(Reason::VxlanFlags);
+    }
+    if vxlan.vni >> 8 != config.vni {
+        return Err(Reason::Vni);
+    }
+
+    let inner = Ethernet::parse(packet.read(INNER).ok_or(Reason::Truncated)?);
+    if inner.destination != config.local_mac {
+        return Err(Reason::InnerMac);
+    }
+    if inner.ethertype != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4);
+    }
+    let ip = Ipv4::parse(packet.read(INNER_IP).ok_or(Reason::Truncated)?);
+    check_ipv4(&ip)?;
+    if packet.len() != INNER_IP as u32 + u32::from(ip.total_len) {
+        return Err(Reason::Length);
+    }
+    if !config.subnet.contains(ip.destination) {
+        return Err(Reason::NotOurPod);
+    }
+    let vtep = tables.vtep(outer_ip.source).ok_or(Reason::UnknownVtep)?;
+    if !vtep.subnet.contains(ip.source) {
+        return Err(Reason::InnerSource);
+    }
+    if ip.ttl <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
+    let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
+    Ok(then(Deliver { pod, forward: Forward::hop(&ip, tos) }, Reason::DeliverPod))
+}

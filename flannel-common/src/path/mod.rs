@@ -1,0 +1,114 @@
+//! From a packet and the tables to a verdict.
+//!
+//! A function per hook looks at a packet and says what is to be done; it changes nothing. What it does
+//! not fully understand it leaves to the kernel, whose path is always there and always right.
+//!
+//! Those functions take what to do next as a closure, so that in a program the rare exits carry a
+//! [`Reason`] and nothing else; [`decide`] is the same with a [`Verdict`] as the value, for everyone who
+//! wants to look at one.
+
+pub mod ecn;
+pub mod egress;
+mod encap;
+pub mod ingress;
+
+pub use encap::{Encap, Forward, HEADERS_LEN};
+
+use crate::{
+    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    map,
+    packet::{Arrival, Packet},
+    reason::{Direction, Reason},
+};
+
+/// The maps as a decision sees them. Values are copied out.
+pub trait Tables {
+    /// The node's own settings; `None` until the agent has written them.
+    fn config(&self) -> Option<Config>;
+    /// The peer that holds a pod subnet.
+    fn route_v4(&self, subnet: SubnetV4) -> Option<PeerV4>;
+    /// The lease of a peer, by its public address.
+    fn vtep(&self, address: [u8; 4]) -> Option<VtepV4>;
+    /// Where a local pod is.
+    fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4>;
+}
+
+/// What to do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave it, untouched, to the kernel.
+    Kernel(Reason),
+    /// Push VXLAN and send it to a peer.
+    Encap(Encap, Reason),
+    /// Pop VXLAN and hand it to a local pod.
+    Deliver(Deliver, Reason),
+}
+
+/// The hooks a decision is made at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// tc ingress, host side of a pod's veth.
+    FromPod,
+    /// tc egress, flannel.<vni>.
+    ToOverlay,
+    /// tc ingress, external interface.
+    FromUnderlay,
+}
+
+impl Hook {
+    /// All hooks, in the order a packet meets them.
+    pub const ALL: [Self; 3] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay];
+
+    /// Name of the program at this hook, which is also the name of its pinned link.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => map::FROM_POD,
+            Self::ToOverlay => map::TO_OVERLAY,
+            Self::FromUnderlay => map::FROM_UNDERLAY,
+        }
+    }
+
+    /// Which way the packets travel that it sees, from a pod's point of view.
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::FromPod | Self::ToOverlay => Direction::Egress,
+            Self::FromUnderlay => Direction::Ingress,
+        }
+    }
+}
+
+/// What the program at `hook` does with `packet`.
+pub fn decide(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+) -> Verdict {
+    match hook {
+        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
+        Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
+        Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
+    }
+    .unwrap_or_else(Verdict::Kernel)
+}
+
+/// How to hand a packet to a pod after its outer headers are popped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deliver {
+    /// Where the pod is.
+    pub pod: PodV4,
+    /// What routing does to the inner IP header.
+    pub forward: Forward,
+}
+
+/// The peer of the longest leased prefix that holds `address`.
+#[inline(always)]
+fn longest_match(tables: &impl Tables, config: &Config, address: [u8; 4]) -> Option<PeerV4> {
+    // Written out: a loop would carry the peer of each turn past the lookups of the next.
+    let [a, b, c, d] = config.prefix_lengths;
+    let at = |length: u8| match length {
+        0 => None,
+        length => tables.route_v4(SubnetV4::of(address, u32::from(length))),
+    };
+    at(a).or_else(|| at(b)).or_else(|| at(c)).or_else(|| at(d))
+}

@@ -1,0 +1,210 @@
+//! The packet in the kernel: bounds-checked access to its bytes, and the helpers that change it.
+//!
+//! One of the two files with `unsafe`. Bytes are copied in and out; no reference to packet memory
+//! leaves this file, so a helper that moves the packet invalidates nothing.
+#![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    bpf_f_adj_room_encap_l2,
+    helpers::{
+        bpf_check_mtu, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
+    },
+    programs::TcContext,
+};
+use flannel_common::{
+    packet::{
+        Arrival, Packet,
+        headers::{ENCAP_LEN, ETHERNET_LEN},
+    },
+    reason::Reason,
+};
+
+/// `AF_INET`, include/linux/socket.h.
+const AF_INET: u32 = 2;
+
+/// Flags of the push. `FIXED_GSO`: segments keep their payload size, the outer headers come on top.
+/// `ENCAP_L2(14)`: the segmenter finds the inner Ethernet header 14 bytes before the inner IP header.
+const PUSH_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+    | bpf_f_adj_room_encap_l2(ETHERNET_LEN as u64);
+
+/// Flags of the pop. Without `FIXED_GSO` the kernel would add the popped bytes to the segment size,
+/// and aggregates of small segments would be dropped.
+const POP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+
+/// A packet at a tc hook. A copy is the same packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb {
+    skb: *mut __sk_buff,
+}
+
+/// How much a packet counts for.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    /// Packets on the wire: the segments of a GSO aggregate, 1 otherwise.
+    pub(crate) packets: u32,
+    /// Length of the frame.
+    pub(crate) bytes: u32,
+}
+
+impl Skb {
+    /// The packet of `ctx`, its first `linear` bytes (or all, if it has fewer) made directly readable.
+    #[inline(always)]
+    pub(crate) fn of(ctx: &TcContext, linear: u32) -> Self {
+        let skb = Self { skb: ctx.skb.skb };
+        if skb.data() + linear as usize > skb.data_end() {
+            // SAFETY: `skb` is the live context. A failure (packet shorter, no memory) shows as a
+            // failed read later.
+            unsafe {
+                let length = (*skb.skb).len;
+                bpf_skb_pull_data(skb.skb, if linear < length { linear } else { length });
+            }
+        }
+        skb
+    }
+
+    /// What the kernel knows of the packet beside its bytes.
+    #[inline(always)]
+    pub(crate) fn arrival(&self) -> Arrival {
+        // SAFETY: fields of the live context; the verifier rewrites each load to the sk_buff's own field.
+        unsafe {
+            Arrival {
+                ifindex: (*self.skb).ifindex,
+                gso_size: (*self.skb).gso_size,
+                vlan_tagged: (*self.skb).vlan_present != 0,
+            }
+        }
+    }
+
+    /// How much the packet counts for.
+    #[inline(always)]
+    pub(crate) fn size(&self) -> Size {
+        // SAFETY: as in `arrival`.
+        let segments = unsafe { (*self.skb).gso_segs };
+        Size { packets: if segments > 1 { segments } else { 1 }, bytes: self.len() }
+    }
+
+    /// The kernel's hash of the packet's flow (`skb_get_hash`).
+    #[inline(always)]
+    pub(crate) fn flow_hash(&self) -> u32 {
+        // SAFETY: `skb` is the live context.
+        unsafe { bpf_get_hash_recalc(self.skb) }
+    }
+
+    /// An IP identification for a new header.
+    #[inline(always)]
+    pub(crate) fn random_id() -> u16 {
+        // SAFETY: the helper takes nothing and cannot fail.
+        unsafe { (bpf_get_prandom_u32() >> 16) as u16 }
+    }
+
+    /// Makes room for the outer headers behind the first 14 bytes; `None`, and nothing changed, where
+    /// the kernel refuses.
+    #[inline(always)]
+    pub(crate) fn push_vxlan(&mut self) -> Option<()> {
+        self.adjust_room(ENCAP_LEN as i32, PUSH_FLAGS)
+    }
+
+    /// Removes the outer headers; `None`, and nothing changed, where the kernel refuses.
+    #[inline(always)]
+    pub(crate) fn pop_vxlan(&mut self) -> Option<()> {
+        self.adjust_room(-(ENCAP_LEN as i32), POP_FLAGS)?;
+        // A checksum the NIC has verified was the outer packet's: one level less is the inner one's.
+        // SAFETY: `skb` is the live context; a packet without such a state is left as it is.
+        unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn adjust_room(&mut self, difference: i32, flags: u64) -> Option<()> {
+        // SAFETY: `skb` is the live context; packet pointers are taken anew by every access.
+        let result = unsafe { bpf_skb_adjust_room(self.skb, difference, BPF_ADJ_ROOM_MAC, flags) };
+        if result == 0 { Some(()) } else { None }
+    }
+
+    /// Whether the packet without its outer headers fits interface `ifindex`, and that exists.
+    #[inline(always)]
+    pub(crate) fn fits_after_pop(&self, ifindex: u32) -> Result<(), Reason> {
+        let mut mtu = 0;
+        // SAFETY: `skb` is the live context, `mtu` outlives the call.
+        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, -(ENCAP_LEN as i32), 0) };
+        match result {
+            0 => Ok(()),
+            1.. => Err(Reason::TooBig),
+            _ => Err(Reason::PodGone),
+        }
+    }
+
+    /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table
+    /// gives the MACs, and queues the packet while it does not know them.
+    #[inline(always)]
+    pub(crate) fn redirect_neighbour(&self, ifindex: u32, next_hop: [u8; 4]) -> i32 {
+        let [a, b, c, d] = next_hop;
+        let mut next_hop = bpf_redir_neigh {
+            nh_family: AF_INET,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                ipv6_nh: [u32::from_ne_bytes([a, b, c, d]), 0, 0, 0],
+            },
+        };
+        // SAFETY: `next_hop` is initialised in full and outlives the call.
+        unsafe {
+            bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+        }
+    }
+
+    /// Hands the packet to the other end of veth `ifindex`, in the pod, without a pass through the queue.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(&self, ifindex: u32) -> i32 {
+        // SAFETY: the helper takes two integers.
+        unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: fields of the live context.
+        unsafe { (*self.skb).data as usize }
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: fields of the live context.
+        unsafe { (*self.skb).data_end as usize }
+    }
+
+    /// The address of `N` bytes at `offset`, if the directly readable part of the packet has them.
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        let start = self.data() + offset;
+        if start + N > self.data_end() { None } else { Some(start as *mut [u8; N]) }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: a field of the live context.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        // SAFETY: `at` has checked the bounds; an array of bytes needs no alignment.
+        self.at(offset).map(|bytes| unsafe { bytes.read() })
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: as in `read`; the program holds the packet exclusively (the verifier's prologue
+        // unclones it).
+        self.at(offset).map(|place| unsafe { place.write(bytes) })
+    }
+}

@@ -1,0 +1,87 @@
+//! The maps, and the tables a decision looks into.
+//!
+//! One of the two files with `unsafe`. Values are copied out at once: a slot of a hash map may be
+//! used anew while a reference to it lives.
+#![expect(
+    unsafe_code,
+    reason = "values in maps are reached through raw pointers; statics are exported by name"
+)]
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use flannel_common::{
+    layout::{Config, Counter, PeerV4, PodV4, SubnetV4, VtepV4},
+    map::{MAX_PEERS, MAX_PODS},
+    path::Tables,
+    reason::{self, Direction, Reason},
+};
+
+use crate::ctx::Size;
+
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): memory for the entries there are.
+const NO_PREALLOC: usize = 1;
+
+#[btf_map(name = "routes_v4")]
+static ROUTES_V4: HashMap<SubnetV4, PeerV4, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "vteps")]
+static VTEPS: HashMap<[u8; 4], VtepV4, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "pods_v4")]
+static PODS_V4: HashMap<[u8; 4], PodV4, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "config")]
+static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map(name = "counters")]
+static COUNTERS: PerCpuArray<Counter, { reason::COUNTERS as usize }> = PerCpuArray::new();
+
+// The kernel lends GPL-only helpers (redirect_peer among them) to GPL-compatible programs.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The maps as [`Tables`].
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn config(&self) -> Option<Config> {
+        let config = CONFIG.get(0).copied()?;
+        // A port of 0 is none: the kernel creates array entries zeroed.
+        if config.port == 0 { None } else { Some(config) }
+    }
+
+    #[inline(always)]
+    fn route_v4(&self, subnet: SubnetV4) -> Option<PeerV4> {
+        // SAFETY: copied out at once. A value replaced meanwhile is freed only after a grace period.
+        unsafe { ROUTES_V4.get(subnet).copied() }
+    }
+
+    #[inline(always)]
+    fn vtep(&self, address: [u8; 4]) -> Option<VtepV4> {
+        // SAFETY: as in `route_v4`.
+        unsafe { VTEPS.get(address).copied() }
+    }
+
+    #[inline(always)]
+    fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4> {
+        // SAFETY: as in `route_v4`.
+        unsafe { PODS_V4.get(address).copied() }
+    }
+}
+
+/// Adds to the counter of `direction` and `reason` on this CPU.
+#[inline(always)]
+pub(crate) fn count(direction: Direction, reason: Reason, size: Size) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason::slot(direction, reason)) {
+        // SAFETY: the slot is this CPU's own. A program that interrupts this one on the same CPU may
+        // cost an increment, never memory.
+        unsafe {
+            (*counter).packets += u64::from(size.packets);
+            (*counter).bytes += u64::from(size.bytes);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The entry points, one per hook, in the order a packet meets them.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use flannel_common::{
+    path::{
+        egress,
+        ingress::{self, FROM_UNDERLAY_READS},
+    },
+    reason::Direction,
+};
+
+use crate::{act, ctx::Skb, maps::Maps};
+
+/// Bytes that an egress decision reads: Ethernet, IPv4 and the start of TCP.
+const EGRESS_READS: u32 = 14 + 20 + 20;
+
+/// tc ingress, host side of a pod's veth: what the pod sends.
+#[classifier]
+fn from_pod(ctx: TcContext) -> i32 {
+    let skb = Skb::of(&ctx, EGRESS_READS);
+    let size = skb.size();
+    let verdict =
+        egress::from_pod(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
+    act::conclude(&ctx, size, Direction::Egress, verdict)
+}
+
+/// tc egress, flannel.<vni>: what the kernel routed into the overlay.
+#[classifier]
+fn to_overlay(ctx: TcContext) -> i32 {
+    let skb = Skb::of(&ctx, EGRESS_READS);
+    let size = skb.size();
+    let verdict =
+        egress::to_overlay(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
+    act::conclude(&ctx, size, Direction::Egress, verdict)
+}
+
+/// tc ingress, external interface: what other nodes send.
+#[classifier]
+fn from_underlay(ctx: TcContext) -> i32 {
+    let skb = Skb::of(&ctx, FROM_UNDERLAY_READS as u32);
+    let size = skb.size();
+    let verdict = ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| {
+        act::pop(skb, &deliver, reason)
+    });
+    act::conclude(&ctx, size, Direction::Ingress, verdict)
+}

@@ -1,0 +1,113 @@
+//! Compiling the programs into one object.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use crate::{Error, Object, Result, Toolchain, cache::manifest_path, run::line};
+
+/// Names a ready-made object to take instead of building one, for those who build without this toolchain.
+pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
+
+/// What the object is called in the output directory.
+pub const OBJECT_NAME: &str = "flannel-ebpf.o";
+
+const PACKAGE: &str = "flannel-ebpf";
+
+/// Puts the verified object at `out_dir/flannel-ebpf.o`: the one that [`OBJECT_VARIABLE`] names, or a new
+/// one. The compiler speaks on standard error.
+pub fn build(out_dir: &Path) -> Result<PathBuf> {
+    if let Some(object) = env::var_os(OBJECT_VARIABLE).filter(|value| !value.is_empty()) {
+        let object = PathBuf::from(object);
+        // Cargo runs build scripts in their package's directory, not where the user typed the path.
+        let found = if object.is_relative() { workspace_root().join(&object) } else { object.clone() };
+        let ready_made = |error| Error::ReadyMade { object: object.clone(), source: Box::new(error) };
+        Object::read(&found).and_then(|object| object.verify()).map_err(ready_made)?;
+        return copy(&found, out_dir);
+    }
+    build_with(&Toolchain::find()?, out_dir, &[])
+}
+
+/// Builds with this toolchain, and with `rustc_flags` in addition to those that the programs need.
+pub fn build_with(toolchain: &Toolchain, out_dir: &Path, rustc_flags: &[&str]) -> Result<PathBuf> {
+    let target = target();
+    // Not the caller's target directory, which it has locked.
+    let target_dir = out_dir.join("flannel-ebpf-target");
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(workspace_root())
+        .args(["build", "--release", "--package", PACKAGE, "--bin", PACKAGE])
+        .args(["--target", target, "-Z", "build-std=core", "--target-dir"])
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(rustc_flags).join("\x1f"))
+        .stdin(Stdio::null())
+        // A build script's standard output is for cargo's directives.
+        .stdout(Stdio::null());
+    let status = cargo
+        .status()
+        .map_err(|source| Error::Spawn { program: toolchain.compiler.cargo.clone(), source })?;
+    if !status.success() {
+        eprintln!("\n  {}", line(&cargo));
+        return Err(Error::Compile { status: status.to_string(), toolchain: toolchain.to_string() });
+    }
+    let object = target_dir.join(target).join("release").join(PACKAGE);
+    Object::read(&object)?.verify()?;
+    copy(&object, out_dir)
+}
+
+/// The sources and tools on which the object depends, for `cargo::rerun-if-changed`. Only what exists:
+/// cargo takes a missing file for one that changes all the time.
+pub fn watched_paths() -> Vec<PathBuf> {
+    let root = workspace_root();
+    let sources = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "flannel-ebpf/Cargo.toml",
+        "flannel-ebpf/src",
+        "flannel-ebpf/build.rs",
+        "flannel-common/Cargo.toml",
+        "flannel-common/src",
+    ];
+    let ready_made = env::var_os(OBJECT_VARIABLE).filter(|value| !value.is_empty());
+    let ready_made = ready_made.map(|object| root.join(object));
+    let all = sources.iter().map(|source| root.join(source)).chain([manifest_path()]).chain(ready_made);
+    all.filter(|path| path.exists()).collect()
+}
+
+/// The workspace that holds the programs.
+pub fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// The kernel's programs have its endianness: the target's in a build script, ours elsewhere.
+fn target() -> &'static str {
+    let big = match env::var("CARGO_CFG_TARGET_ENDIAN") {
+        Ok(endian) => endian == "big",
+        Err(_) => cfg!(target_endian = "big"),
+    };
+    if big { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
+}
+
+fn flags(more: &[&str]) -> Vec<String> {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| env::consts::ARCH.to_owned());
+    let mut flags = vec![
+        // aya-ebpf lays out the kernel's registers by it.
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        // rustc hands both on to the linker, which generates the code.
+        "-Ctarget-cpu=v3".to_owned(),
+        "-Ctarget-feature=+allows-misaligned-mem-access".to_owned(),
+    ];
+    flags.extend(more.iter().map(|&flag| flag.to_owned()));
+    flags
+}
+
+fn copy(object: &Path, out_dir: &Path) -> Result<PathBuf> {
+    let copied = out_dir.join(OBJECT_NAME);
+    fs::copy(object, &copied).map_err(|source| Error::File { path: object.to_owned(), source })?;
+    Ok(copied)
+}
