@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use flannel_agent::{
+    datapath::Datapath,
     mac::Mac,
     netlink::{Changed, InterfaceChoice, Monitor, Netlink},
+    plan::{State, delta},
 };
 use tokio::time::timeout;
 
@@ -150,5 +152,27 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
         ip("link delete flannel.1");
         let changed = monitor.changed(Some(overlay)).await.unwrap();
         assert!(changed.overlay && changed.links, "{changed:?}");
+    });
+}
+
+#[test]
+fn lost_notices_are_reported_and_then_listening_goes_on() {
+    with_namespace(|| async {
+        let mut monitor = Monitor::open().unwrap();
+        let mut datapath = datapath();
+        let mut before = State::default();
+        // Nobody listens while tens of thousands of objects come and go.
+        for peers in [10_000, 2, 10_000, 2] {
+            let desired = planned(2..peers).state;
+            for result in datapath.apply(&delta(&desired, &before)).await {
+                result.unwrap();
+            }
+            before = desired;
+        }
+        assert_eq!(monitor.changed(None).await.unwrap(), Changed::EVERYTHING);
+        // What was in the buffer when notices were lost is still to come.
+        while timeout(Duration::from_millis(200), monitor.changed(None)).await.is_ok() {}
+        ip("route add 172.16.0.0/24 via 192.0.2.254");
+        assert_eq!(monitor.changed(None).await.unwrap(), Changed { routes: true, ..Changed::default() });
     });
 }
