@@ -7,11 +7,17 @@
 //!      lease/                              plan/                            reconcile        datapath/
 //! ```
 
+pub mod app;
+pub mod bpf;
+pub mod cli;
+pub mod cmd;
 pub mod config;
 pub mod datapath;
+mod gojson;
 pub mod lease;
 pub mod mac;
 pub mod netlink;
 pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
+pub mod telemetry;

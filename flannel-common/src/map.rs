@@ -33,6 +33,3 @@ pub const FROM_POD: &str = "from_pod";
 pub const TO_OVERLAY: &str = "to_overlay";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
-
-/// Every program, in the order a packet meets them.
-pub const PROGRAMS: [&str; 3] = [FROM_POD, TO_OVERLAY, FROM_UNDERLAY];

@@ -1,1 +1,55 @@
 //! Where plans meet the kernel.
+
+use std::future::Future;
+
+use crate::{
+    netlink::NetlinkError,
+    plan::{Change, State},
+};
+
+pub mod kernel;
+pub mod memory;
+
+/// What holds a [`State`]: the kernel, or a double of it.
+pub trait Datapath: Send {
+    /// Reads what is there. Only objects recognisable as ours are part of it.
+    fn observe(&mut self) -> impl Future<Output = Result<State, ObserveError>> + Send;
+
+    /// Makes `changes`, in their order as far as one depends on another; one result for each. A change
+    /// that fails does not keep those after it from being tried, unless they cannot succeed without it.
+    fn apply(&mut self, changes: &[Change]) -> impl Future<Output = Vec<Result<(), ChangeError>>> + Send;
+}
+
+/// The state of the kernel could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// The kernel half.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The eBPF half: maps or links.
+    #[error("{0}")]
+    Bpf(String),
+    /// A failure that a test asked for.
+    #[error("injected failure")]
+    Injected,
+}
+
+/// A change could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// By the kernel's verdict on a netlink request.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// It cannot succeed before an earlier one has, which failed.
+    #[error("the change it depends on failed")]
+    Blocked,
+    /// A map or a program refused.
+    #[error("{0}")]
+    Bpf(String),
+    /// This datapath has no such thing: programs where there is only the kernel.
+    #[error("this datapath cannot do that")]
+    Unsupported,
+    /// A failure that a test asked for.
+    #[error("injected failure")]
+    Injected,
+}

@@ -6,6 +6,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use wire::LeaseAttrs;
 
+pub mod alloc;
 pub mod wire;
 
 /// The subnets one lease covers; at least one family is present. Ordered as keys in etcd are: by IPv4, then IPv6.

@@ -1,1 +1,24 @@
-//! netlink
+//! Links, addresses, neighbours and routes, as the kernel has them: one file per kind of object.
+//!
+//! Names here are the kernel's. Everything is IPv4 and about the network namespace of the thread that
+//! opened the connection.
+
+pub(crate) mod address;
+mod connection;
+mod error;
+mod interface;
+pub(crate) mod link;
+mod monitor;
+pub(crate) mod neighbour;
+mod pods;
+pub(crate) mod route;
+
+pub use address::Address;
+pub use connection::Netlink;
+pub use error::{KernelError, NetlinkError};
+pub use interface::{ExternalInterface, HostInterfaces, InterfaceChoice, InterfaceError};
+pub use link::{Link, LinkKind, Vxlan};
+pub use monitor::{Changed, Monitor};
+pub use neighbour::FdbEntry;
+
+pub(crate) use connection::Request;

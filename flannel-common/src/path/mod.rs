@@ -16,8 +16,9 @@ pub use encap::{Encap, Forward, HEADERS_LEN};
 
 use crate::{
     layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    map,
     packet::{Arrival, Packet},
-    reason::Reason,
+    reason::{Direction, Reason},
 };
 
 /// The maps as a decision sees them. Values are copied out.
@@ -52,6 +53,28 @@ pub enum Hook {
     ToOverlay,
     /// tc ingress, external interface.
     FromUnderlay,
+}
+
+impl Hook {
+    /// All hooks, in the order a packet meets them.
+    pub const ALL: [Self; 3] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay];
+
+    /// Name of the program at this hook, which is also the name of its pinned link.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => map::FROM_POD,
+            Self::ToOverlay => map::TO_OVERLAY,
+            Self::FromUnderlay => map::FROM_UNDERLAY,
+        }
+    }
+
+    /// Which way the packets travel that it sees, from a pod's point of view.
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::FromPod | Self::ToOverlay => Direction::Egress,
+            Self::FromUnderlay => Direction::Ingress,
+        }
+    }
 }
 
 /// What the program at `hook` does with `packet`.

@@ -1,0 +1,203 @@
+//! The programs, through the verifier and into the kernel.
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{MapData, MapError},
+    programs::{ProgramError, SchedClassifier},
+};
+use flannel_common::{
+    layout::{Config, Counter, PeerV4, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, COUNTERS, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, ROUTES_V4, VTEPS},
+    path::Hook,
+    reason,
+};
+use tracing::warn;
+
+use super::{OBJECT, PinError, Pins};
+
+/// Programs that could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The pins cannot be made.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// The object or its maps were refused.
+    #[error("the kernel refused the maps, or the object is damaged: {}", chain(.0))]
+    Object(#[from] EbpfError),
+    /// The object lacks a program: it was built from other sources.
+    #[error("the object has no program {0}: rebuild it with `cargo xtask build-ebpf`")]
+    Missing(&'static str),
+    /// The verifier, or the lack of a privilege.
+    #[error("the kernel refused program {program}: {}", chain(.error))]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Its answer, with the verifier's log.
+        error: Box<ProgramError>,
+    },
+}
+
+/// An error and what caused it, on one line each.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// How much the programs say in the agent's log; the verifier removes what is below the level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Spoofed or refused packets.
+    Warn,
+    /// Every packet: for looking into a test, never for a busy node.
+    Debug,
+}
+
+impl LogLevel {
+    /// As aya-log numbers levels.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Warn => 2,
+            Self::Debug => 4,
+        }
+    }
+}
+
+/// The loaded programs.
+pub struct Programs {
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProgramSummary {
+    /// Name, as in `bpftool prog list`.
+    pub name: &'static str,
+    /// Kernel's id.
+    pub id: u32,
+    /// Instructions the verifier walked through.
+    pub verified_instructions: Option<u32>,
+    /// Size after the kernel's rewrites, bytes.
+    pub translated_bytes: Option<u32>,
+}
+
+impl Programs {
+    /// Loads all programs. Maps that an earlier agent pinned are adopted with their entries, the others
+    /// are created and pinned. Nothing is attached.
+    ///
+    /// # Errors
+    /// When the kernel, or the file system, refuses a part.
+    pub fn load(pins: Pins, log: LogLevel) -> Result<Self, LoadError> {
+        Pins::make(&pins.maps())?;
+        Pins::make(&pins.links())?;
+        let mut loader = EbpfLoader::new();
+        for name in PINNED_MAPS {
+            drop_foreign(&pins, name)?;
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let level = log.number();
+        let mut ebpf = loader
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global("AYA_LOG_LEVEL", &level, true)
+            .load(OBJECT)?;
+        for hook in Hook::ALL {
+            classifier(&mut ebpf, hook)?
+                .load()
+                .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
+        }
+        Ok(Self { ebpf, pins })
+    }
+
+    /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at
+    /// [`LogLevel::Off`].
+    pub fn forward_log(&mut self, log: LogLevel) {
+        if log == LogLevel::Off {
+            return;
+        }
+        match aya_log::EbpfLogger::init(&mut self.ebpf) {
+            Ok(logger) => {
+                tokio::spawn(super::attach::drain(logger));
+            }
+            Err(error) => warn!(%error, "the programs' log cannot be read"),
+        }
+    }
+
+    /// The loaded program of `hook`, to be run on packets of one's own (BPF_PROG_TEST_RUN).
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn program(&mut self, hook: Hook) -> Result<&SchedClassifier, LoadError> {
+        classifier(&mut self.ebpf, hook).map(|program| &*program)
+    }
+
+    /// What the kernel says of each program.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn summaries(&mut self) -> Result<Vec<ProgramSummary>, LoadError> {
+        Hook::ALL
+            .into_iter()
+            .map(|hook| {
+                let info = classifier(&mut self.ebpf, hook)?
+                    .info()
+                    .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
+                Ok(ProgramSummary {
+                    name: hook.program(),
+                    id: info.id(),
+                    verified_instructions: info.verified_instruction_count(),
+                    translated_bytes: info.size_translated(),
+                })
+            })
+            .collect()
+    }
+}
+
+pub(super) fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoadError> {
+    let name = hook.program();
+    ebpf.program_mut(name)
+        .ok_or(LoadError::Missing(name))?
+        .try_into()
+        .map_err(|error: ProgramError| LoadError::Program { program: name, error: error.into() })
+}
+
+/// Removes the pin of a map whose shape is not the one the programs have: entries of another layout
+/// mean nothing, and programs that still use the map keep it until they are replaced.
+fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
+    let path = pins.map(name);
+    let Ok(found) = MapData::from_pin(&path).and_then(|map| map.info()) else {
+        return Ok(());
+    };
+    let shape = |info: &aya::maps::MapInfo| (info.key_size(), info.value_size(), info.max_entries());
+    let expected = match name {
+        ROUTES_V4 => (size_of::<SubnetV4>(), size_of::<PeerV4>(), MAX_PEERS),
+        VTEPS => (4, size_of::<VtepV4>(), MAX_PEERS),
+        PODS_V4 => (4, size_of::<PodV4>(), MAX_PODS),
+        CONFIG => (4, size_of::<Config>(), 1),
+        COUNTERS => (4, size_of::<Counter>(), reason::COUNTERS),
+        _ => return Ok(()),
+    };
+    if shape(&found) != (expected.0 as u32, expected.1 as u32, expected.2) {
+        warn!(map = name, pin = %path.display(), "replaced a pinned map of another layout");
+        std::fs::remove_file(&path).map_err(|error| PinError::Io { action: "remove", path, error })?;
+    }
+    Ok(())
+}
+
+impl From<MapError> for LoadError {
+    fn from(error: MapError) -> Self {
+        Self::Object(error.into())
+    }
+}

@@ -1,0 +1,173 @@
+//! The maps, typed. The only file that names aya's map types.
+
+use std::{collections::BTreeMap, marker::PhantomData};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use bytemuck::{CheckedBitPattern, NoUninit};
+use flannel_common::{
+    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, PODS_V4, ROUTES_V4, VTEPS},
+};
+
+use super::Pins;
+
+/// A map that could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MapFault {
+    /// The kernel's answer.
+    #[error("map {map}: {error}")]
+    Kernel {
+        /// Which.
+        map: &'static str,
+        /// What it said.
+        error: MapError,
+    },
+    /// The map is full.
+    #[error("map {map} is full")]
+    Full {
+        /// Which.
+        map: &'static str,
+    },
+}
+
+/// The maps the agent writes.
+pub struct Tables {
+    /// Pod subnet to peer.
+    pub routes: Table<SubnetV4, PeerV4, 8, 36>,
+    /// A peer's public address to its lease.
+    pub vteps: Table<[u8; 4], VtepV4, 4, 8>,
+    /// A local pod's address to its place.
+    pub pods: Table<[u8; 4], PodV4, 4, 16>,
+    /// This node's settings.
+    pub config: Setting<Config, 52>,
+}
+
+impl Tables {
+    /// The maps pinned at `pins`.
+    ///
+    /// # Errors
+    /// When one of them is not there, or is not what it should be.
+    pub fn open(pins: &Pins) -> Result<Self, MapFault> {
+        Ok(Self {
+            routes: Table::open(pins, ROUTES_V4)?,
+            vteps: Table::open(pins, VTEPS)?,
+            pods: Table::open(pins, PODS_V4)?,
+            config: Setting::open(pins)?,
+        })
+    }
+}
+
+/// A hash map of `K` (of `KN` bytes) to `V` (of `VN` bytes).
+pub struct Table<K, V, const KN: usize, const VN: usize> {
+    name: &'static str,
+    map: HashMap<MapData, [u8; KN], [u8; VN]>,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K, V, const KN: usize, const VN: usize> Table<K, V, KN, VN>
+where
+    K: NoUninit + CheckedBitPattern + Ord,
+    V: NoUninit + CheckedBitPattern,
+{
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
+        const { assert!(size_of::<K>() == KN && size_of::<V>() == VN) };
+        let failed = |error| MapFault::Kernel { map: name, error };
+        let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
+        Ok(Self { name, map: HashMap::try_from(Map::HashMap(map)).map_err(failed)?, types: PhantomData })
+    }
+
+    /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
+    /// written, is left out, so that it is written anew.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn entries(&self) -> Result<BTreeMap<K, V>, MapFault> {
+        let mut entries = BTreeMap::new();
+        for entry in self.map.iter() {
+            match entry {
+                Ok((key, value)) => {
+                    if let (Ok(key), Ok(value)) = (
+                        bytemuck::checked::try_pod_read_unaligned(&key),
+                        bytemuck::checked::try_pod_read_unaligned(&value),
+                    ) {
+                        entries.insert(key, value);
+                    }
+                }
+                // An entry removed between its key and its value.
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(MapFault::Kernel { map: self.name, error }),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Adds or replaces an entry, in one step for the programs.
+    ///
+    /// # Errors
+    /// When the map is full, or cannot be written.
+    pub fn put(&mut self, key: &K, value: &V) -> Result<(), MapFault> {
+        self.map.insert(bytes::<K, KN>(key), bytes::<V, VN>(value), 0).map_err(|error| match &error {
+            MapError::SyscallError(call)
+                if call.io_error.raw_os_error() == Some(nix::errno::Errno::E2BIG as i32) =>
+            {
+                MapFault::Full { map: self.name }
+            }
+            _ => MapFault::Kernel { map: self.name, error },
+        })
+    }
+
+    /// Removes an entry; one that is absent is gone already.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn remove(&mut self, key: &K) -> Result<(), MapFault> {
+        match self.map.remove(&bytes::<K, KN>(key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(call)) if call.io_error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            Err(error) => Err(MapFault::Kernel { map: self.name, error }),
+        }
+    }
+}
+
+/// A map of one value.
+pub struct Setting<V, const VN: usize> {
+    map: Array<MapData, [u8; VN]>,
+    types: PhantomData<V>,
+}
+
+impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
+    fn open(pins: &Pins) -> Result<Self, MapFault> {
+        const { assert!(size_of::<V>() == VN) };
+        let failed = |error| MapFault::Kernel { map: CONFIG, error };
+        let map = MapData::from_pin(pins.map(CONFIG)).map_err(failed)?;
+        Ok(Self { map: Array::try_from(Map::Array(map)).map_err(failed)?, types: PhantomData })
+    }
+
+    /// The value; `None` while it is all zero, as the kernel creates it, or no valid one.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn get(&self) -> Result<Option<V>, MapFault> {
+        let bytes = self.map.get(&0, 0).map_err(|error| MapFault::Kernel { map: CONFIG, error })?;
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        Ok(bytemuck::checked::try_pod_read_unaligned(&bytes).ok())
+    }
+
+    /// Replaces the value.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn put(&mut self, value: &V) -> Result<(), MapFault> {
+        self.map.set(0, bytes::<V, VN>(value), 0).map_err(|error| MapFault::Kernel { map: CONFIG, error })
+    }
+}
+
+fn bytes<T: NoUninit, const N: usize>(value: &T) -> [u8; N] {
+    let mut all = [0; N];
+    all.copy_from_slice(bytemuck::bytes_of(value));
+    all
+}

@@ -1,0 +1,16 @@
+//! The programs and their maps: loaded, pinned, attached, read.
+
+mod attach;
+mod counters;
+mod loader;
+mod maps;
+mod pins;
+
+pub use attach::AttachError;
+pub use counters::{Traffic, read as read_counters};
+pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};
+pub use maps::{MapFault, Tables};
+pub use pins::{PinError, Pins};
+
+/// The compiled programs.
+pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));

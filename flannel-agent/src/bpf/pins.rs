@@ -1,0 +1,158 @@
+//! Where programs and maps outlive the agent.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use flannel_common::{
+    map::{LAYOUT_VERSION, PIN_DIRECTORY},
+    path::Hook,
+};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// A directory of pins that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The path is not on a bpffs.
+    #[error(
+        "{0} is not on a BPF file system, so programs could not outlive this process: \
+         run `mount -t bpf bpf {0}`, or name a mounted one with --bpffs"
+    )]
+    NotBpffs(PathBuf),
+    /// The file system said no.
+    #[error("cannot {action} {path}: {error}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What came of it.
+        error: io::Error,
+    },
+}
+
+/// The pins under one bpffs: `flannel/v1/maps/<name>` and `flannel/v1/links/<interface>/<program>`.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins under the bpffs mounted at `bpffs`.
+    ///
+    /// # Errors
+    /// When no bpffs is mounted there.
+    pub fn under(bpffs: &Path) -> Result<Self, PinError> {
+        let kind = statfs(bpffs).map_err(|error| PinError::Io {
+            action: "examine",
+            path: bpffs.to_owned(),
+            error: error.into(),
+        })?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            return Err(PinError::NotBpffs(bpffs.to_owned()));
+        }
+        Ok(Self { root: bpffs.join(PIN_DIRECTORY).join(LAYOUT_VERSION) })
+    }
+
+    /// Directory of the maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    /// Pin of the map `name`.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Directory of the links, one subdirectory an interface.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Pin of the link at `hook` of `interface`.
+    pub fn link(&self, interface: &str, hook: Hook) -> PathBuf {
+        self.links().join(interface).join(hook.program())
+    }
+
+    /// Every pinned link there is, as interface name and hook; files of other names are not ours.
+    ///
+    /// # Errors
+    /// When a directory cannot be read. One that is absent is empty.
+    pub fn pinned_links(&self) -> Result<Vec<(String, Hook)>, PinError> {
+        let mut found = Vec::new();
+        for interface in entries(&self.links())? {
+            for name in entries(&self.links().join(&interface))? {
+                if let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.program() == name) {
+                    found.push((interface.clone(), hook));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the directory `path` and those above it, for root only.
+    pub(super) fn make(path: &Path) -> Result<(), PinError> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| PinError::Io {
+            action: "create",
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    /// Removes the pin of a link, and its interface's directory when that was the last.
+    pub(super) fn remove_link(&self, interface: &str, hook: Hook) -> Result<(), PinError> {
+        remove(&self.link(interface, hook))?;
+        // A directory with other pins in it stays.
+        let _ = fs::remove_dir(self.links().join(interface));
+        Ok(())
+    }
+
+    /// Removes every pin: the programs are detached as their links go, then the maps go.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed; what went before it is gone.
+    pub fn remove_all(&self) -> Result<(), PinError> {
+        for (interface, hook) in self.pinned_links()? {
+            self.remove_link(&interface, hook)?;
+        }
+        for name in entries(&self.maps())? {
+            remove(&self.map(&name))?;
+        }
+        for directory in [self.links(), self.maps(), self.root.clone()] {
+            let _ = fs::remove_dir(directory);
+        }
+        if let Some(parent) = self.root.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+/// Names in `directory`, sorted; none when it is absent.
+fn entries(directory: &Path) -> Result<Vec<String>, PinError> {
+    let failed = |error| PinError::Io { action: "list", path: directory.to_owned(), error };
+    let listing = match fs::read_dir(directory) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = Vec::new();
+    for entry in listing {
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn remove(path: &Path) -> Result<(), PinError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(PinError::Io { action: "remove", path: path.to_owned(), error })
+        }
+        _ => Ok(()),
+    }
+}

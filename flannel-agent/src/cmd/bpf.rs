@@ -1,0 +1,193 @@
+//! `bpf`: the programs and maps by hand, with no agent needed.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::Table;
+use flannel_common::{path::Hook, reason::Class};
+use nix::sched::{CloneFlags, setns};
+use serde_json::json;
+
+use crate::bpf::{LogLevel, Pins, Programs, read_counters};
+
+/// `flannel-agent bpf ...`.
+#[derive(Debug, Subcommand)]
+pub enum BpfCommand {
+    /// Load the programs through the verifier, pin maps, and attach to an interface if one is named.
+    Load(LoadOptions),
+    /// Detach every program and remove every pin.
+    Unload(Where),
+    /// Packets and bytes by direction and reason.
+    Counters(CounterOptions),
+}
+
+/// Which pins.
+#[derive(Debug, Args)]
+pub struct Where {
+    /// Where the BPF file system is mounted.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    Table,
+    /// JSON for programs.
+    Json,
+}
+
+/// Options of `bpf load`.
+#[derive(Debug, Args)]
+pub struct LoadOptions {
+    /// Which pins.
+    #[command(flatten)]
+    pub at: Where,
+    /// Network namespace of the interface, by its name in /run/netns.
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+    /// Interface to attach to.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// Program to attach; repeatable.
+    #[arg(long = "program", value_name = "NAME", requires = "interface", value_parser = hook)]
+    pub programs: Vec<Hook>,
+    /// What the programs may log.
+    #[arg(long, value_name = "LEVEL", default_value = "off")]
+    pub bpf_log: LogLevel,
+}
+
+/// Options of `bpf counters`.
+#[derive(Debug, Args)]
+pub struct CounterOptions {
+    /// Which pins.
+    #[command(flatten)]
+    pub at: Where,
+    /// Show what never happened too.
+    #[arg(long)]
+    pub all: bool,
+}
+
+fn hook(name: &str) -> Result<Hook, String> {
+    Hook::ALL.into_iter().find(|hook| hook.program() == name).ok_or_else(|| {
+        let names: Vec<_> = Hook::ALL.into_iter().map(Hook::program).collect();
+        format!("write one of {}", names.join(", "))
+    })
+}
+
+/// Runs a `bpf` subcommand. Enters another network namespace, so it must not run on a thread that goes
+/// on to other work.
+///
+/// # Errors
+/// What went wrong, with what to do about it.
+pub fn run(command: BpfCommand) -> anyhow::Result<()> {
+    match command {
+        BpfCommand::Load(options) => load(options),
+        BpfCommand::Unload(at) => {
+            Pins::under(&at.bpffs)?.remove_all()?;
+            println!("removed every program and map under {}", at.bpffs.display());
+            Ok(())
+        }
+        BpfCommand::Counters(options) => counters(&options),
+    }
+}
+
+fn load(options: LoadOptions) -> anyhow::Result<()> {
+    let LoadOptions { at, netns, interface, programs, bpf_log } = options;
+    if interface.is_some() && programs.is_empty() {
+        bail!("--interface needs --program: name the programs to attach to it");
+    }
+    let pins = Pins::under(&at.bpffs)?;
+    if let Some(name) = netns {
+        let path = PathBuf::from("/run/netns").join(&name);
+        let file = std::fs::File::open(&path).with_context(|| {
+            format!("--netns {name}: {} cannot be opened; see `ip netns`", path.display())
+        })?;
+        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("--netns {name}: cannot enter it"))?;
+    }
+    let mut loaded = Programs::load(pins.clone(), bpf_log)?;
+    let summaries = loaded.summaries()?;
+    if let Some(interface) = &interface {
+        for hook in &programs {
+            loaded.attach(interface, *hook)?;
+        }
+    }
+    let maps = pins.maps();
+    if at.output == Output::Json {
+        println!("{}", json!({ "programs": summaries, "maps": maps, "links": pins.links() }));
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.set_header(["program", "id", "verified instructions", "bytes", "attached to"]);
+    let number = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    for (summary, hook) in summaries.iter().zip(Hook::ALL) {
+        let attached = interface.as_deref().filter(|_| programs.contains(&hook)).unwrap_or("-");
+        table.add_row([
+            summary.name.to_owned(),
+            summary.id.to_string(),
+            number(summary.verified_instructions),
+            number(summary.translated_bytes),
+            attached.to_owned(),
+        ]);
+    }
+    println!("{table}");
+    let mut table = Table::new();
+    table.set_header(["map", "pinned at"]);
+    for name in flannel_common::map::PINNED_MAPS {
+        table.add_row([name.to_owned(), pins.map(name).display().to_string()]);
+    }
+    println!("{table}\n\nLook at them:");
+    for name in flannel_common::map::PINNED_MAPS {
+        println!("  bpftool map dump pinned {}", pins.map(name).display());
+    }
+    for summary in &summaries {
+        println!("  bpftool prog dump xlated id {}   # {}", summary.id, summary.name);
+    }
+    if interface.is_none() {
+        println!(
+            "\nNothing is attached, so the programs above are gone with this command; the maps stay pinned."
+        );
+    }
+    Ok(())
+}
+
+fn counters(options: &CounterOptions) -> anyhow::Result<()> {
+    let rows = read_counters(&Pins::under(&options.at.bpffs)?)?;
+    let rows: Vec<_> = rows.into_iter().filter(|row| options.all || row.packets > 0).collect();
+    if options.at.output == Output::Json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "direction": row.direction.label(), "reason": row.reason.label(),
+                    "path": row.reason.class().label(), "packets": row.packets, "bytes": row.bytes,
+                })
+            })
+            .collect();
+        println!("{}", json!(rows));
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.set_header(["direction", "path", "reason", "packets", "bytes", "meaning"]);
+    for row in rows {
+        let path = match row.reason.class() {
+            Class::Fast => "fast",
+            Class::Kernel => "kernel",
+        };
+        table.add_row([
+            row.direction.label().to_owned(),
+            path.to_owned(),
+            row.reason.label().to_owned(),
+            row.packets.to_string(),
+            row.bytes.to_string(),
+            row.reason.sentence().to_owned(),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}

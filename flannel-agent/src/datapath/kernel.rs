@@ -1,0 +1,214 @@
+//! The kernel half of a state: what stock flannel programs, over netlink.
+
+use std::collections::BTreeMap;
+
+use ipnetwork::Ipv4Network;
+use nix::errno::Errno;
+use tracing::{info, warn};
+
+use super::{ChangeError, Datapath, ObserveError};
+use crate::{
+    netlink::{FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, address, link, neighbour, route},
+    plan::{Change, State, VxlanDevice},
+};
+
+/// The VXLAN device and what is on it.
+///
+/// A later process recognises all of it: the device by its name and attributes, and on the device the
+/// addresses within the network, the permanent neighbours and forwarding entries, and the routes that are
+/// `via GATEWAY onlink` with protocol boot.
+pub struct KernelDatapath {
+    netlink: Netlink,
+    name: String,
+    network: Ipv4Network,
+}
+
+impl KernelDatapath {
+    /// The device `name` of the network namespace `netlink` is in. Addresses of the device outside
+    /// `network` are left alone.
+    pub fn new(netlink: Netlink, name: String, network: Ipv4Network) -> Self {
+        Self { netlink, name, network }
+    }
+
+    /// The device, if it is one we would make; down, it is as good as absent, since nothing on it works.
+    async fn device(&mut self) -> Result<Option<(u32, VxlanDevice)>, NetlinkError> {
+        let link = self.netlink.link(&self.name).await?.filter(|link| link.up);
+        Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?))))
+    }
+
+    /// Brings the device into line and returns its index.
+    async fn put_device(&mut self, wanted: &VxlanDevice) -> Result<u32, NetlinkError> {
+        let name = &wanted.name;
+        let index = match self.netlink.link(name).await? {
+            Some(link) if is_compatible(&link, wanted) => {
+                self.adopt(&link, wanted).await?;
+                link.index
+            }
+            Some(link) => {
+                info!(
+                    device = %name, found = ?link.kind, ?wanted,
+                    "device cannot become the one we need: replacing it"
+                );
+                self.netlink.change(link::delete(link.index)).await?;
+                self.create(wanted).await?
+            }
+            None => self.create(wanted).await?,
+        };
+        if let Err(error) = link::refuse_router_advertisements(name) {
+            warn!(device = %name, %error, "cannot set accept_ra=0");
+        }
+        self.netlink.change(link::set_up(index)).await?;
+        Ok(index)
+    }
+
+    async fn adopt(&mut self, link: &Link, wanted: &VxlanDevice) -> Result<(), NetlinkError> {
+        if link.mtu != wanted.mtu {
+            info!(device = %link.name, from = link.mtu, to = wanted.mtu, "changing the MTU of the device");
+            self.netlink.change(link::set_mtu(link.index, wanted.mtu)).await?;
+        }
+        if link.mac != Some(wanted.mac) {
+            let from = link.mac.map(|mac| mac.to_string());
+            info!(device = %link.name, from, to = %wanted.mac, "changing the MAC of the device");
+            self.netlink.change(link::set_mac(link.index, wanted.mac)).await?;
+        }
+        Ok(())
+    }
+
+    async fn create(&mut self, wanted: &VxlanDevice) -> Result<u32, NetlinkError> {
+        if let Err(error) = self.netlink.change(link::create_vxlan(wanted)).await {
+            return Err(match error.errno() {
+                Some(Errno::EEXIST | Errno::EADDRINUSE) => self.conflict(wanted, error).await?,
+                _ => error,
+            });
+        }
+        let link = self.netlink.link(&wanted.name).await?;
+        link.map(|link| link.index).ok_or(NetlinkError::Conflict(format!(
+            "device {} went away as soon as it was created: another process manages it; stop that process",
+            wanted.name
+        )))
+    }
+
+    /// Says who is in the way of a new device.
+    async fn conflict(
+        &mut self,
+        wanted: &VxlanDevice,
+        error: NetlinkError,
+    ) -> Result<NetlinkError, NetlinkError> {
+        let rival = self.netlink.links().await?.into_iter().find(|link| {
+            matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.vni == wanted.vni && vxlan.port == wanted.port)
+        });
+        Ok(match rival {
+            Some(rival) => NetlinkError::Conflict(format!(
+                "VNI {} on UDP port {} is taken by device {}: delete it (ip link delete {}), or configure \
+                 another VNI or Port",
+                wanted.vni, wanted.port, rival.name, rival.name
+            )),
+            None => error,
+        })
+    }
+
+    /// Makes changes that are one request each, all in flight at once.
+    async fn apply_on_device(&mut self, index: u32, changes: &[&Change]) -> Vec<Result<(), ChangeError>> {
+        let requests: Vec<Request> = changes.iter().filter_map(|change| request(index, change)).collect();
+        let results = self.netlink.transact(&requests).await;
+        let settled = changes.iter().zip(results).map(|(change, result)| match result {
+            Err(error) if change.is_removal() && is_gone(&error) => Ok(()),
+            result => result.map_err(ChangeError::from),
+        });
+        settled.collect()
+    }
+}
+
+impl Datapath for KernelDatapath {
+    /// The device and what is on it; the eBPF half is empty.
+    async fn observe(&mut self) -> Result<State, ObserveError> {
+        let Some((index, device)) = self.device().await? else { return Ok(State::default()) };
+        let addresses = self.netlink.addresses(Some(index)).await?;
+        let fdb = self.netlink.permanent_fdb(index).await?;
+        Ok(State {
+            device: Some(device),
+            addresses: addresses
+                .into_iter()
+                .map(|address| address.network)
+                .filter(|address| self.network.contains(address.ip()))
+                .collect(),
+            neighbours: self.netlink.permanent_neighbours(index).await?,
+            fdb: fdb.into_iter().map(|entry| (entry.mac, entry.public_ip)).collect(),
+            routes: self.netlink.onlink_routes(index).await?,
+            ..State::default()
+        })
+    }
+
+    async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
+        let mut results = BTreeMap::new();
+        let mut index = None;
+        let mut rest = Vec::new();
+        for (n, change) in changes.iter().enumerate() {
+            match change {
+                Change::PutDevice(device) => {
+                    let result = self.put_device(device).await;
+                    index = Some(result.as_ref().ok().copied());
+                    results.insert(n, result.map(drop).map_err(ChangeError::from));
+                }
+                Change::DeleteDevice => {
+                    results.insert(n, self.delete_device().await.map_err(ChangeError::from));
+                }
+                change if change.is_bpf() => {
+                    results.insert(n, Err(ChangeError::Unsupported));
+                }
+                change => rest.push((n, change)),
+            }
+        }
+        let index = match index {
+            Some(index) => Ok(index),
+            None => self.netlink.link(&self.name).await.map(|link| link.map(|link| link.index)),
+        };
+        match index {
+            Ok(Some(index)) => {
+                let on_device: Vec<&Change> = rest.iter().map(|(_, change)| *change).collect();
+                let settled = self.apply_on_device(index, &on_device).await;
+                results.extend(rest.iter().map(|(n, _)| *n).zip(settled));
+            }
+            Ok(None) => results.extend(rest.iter().map(|(n, change)| {
+                (*n, if change.is_removal() { Ok(()) } else { Err(ChangeError::Blocked) })
+            })),
+            Err(error) => {
+                results.extend(rest.iter().map(|(n, _)| (*n, Err(ChangeError::from(error.clone())))));
+            }
+        }
+        results.into_values().collect()
+    }
+}
+
+impl KernelDatapath {
+    async fn delete_device(&mut self) -> Result<(), NetlinkError> {
+        match self.netlink.link(&self.name).await? {
+            Some(link) => self.netlink.change(link::delete(link.index)).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_compatible(link: &Link, wanted: &VxlanDevice) -> bool {
+    link.as_vxlan_device().is_some_and(|found| wanted.is_compatible(&found))
+}
+
+/// The request that makes a change of what is on the device.
+fn request(index: u32, change: &Change) -> Option<Request> {
+    Some(match *change {
+        Change::PutAddress(address) => address::put(index, address),
+        Change::DeleteAddress(address) => address::delete(index, address),
+        Change::PutFdb { mac, public_ip } => neighbour::put_fdb(index, FdbEntry { mac, public_ip }),
+        Change::DeleteFdb { mac, public_ip } => neighbour::delete_fdb(index, FdbEntry { mac, public_ip }),
+        Change::PutNeighbour { address, mac } => neighbour::put(index, address, mac),
+        Change::DeleteNeighbour(address) => neighbour::delete(index, address),
+        Change::PutRoute { subnet, via } => route::put_onlink(index, subnet, via),
+        Change::DeleteRoute { subnet, via } => route::delete_onlink(index, subnet, via),
+        _ => return None,
+    })
+}
+
+/// Whether a removal failed because there was nothing to remove.
+fn is_gone(error: &NetlinkError) -> bool {
+    matches!(error.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL))
+}

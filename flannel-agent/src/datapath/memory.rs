@@ -1,0 +1,101 @@
+//! A datapath in memory: a double for tests, with failures on demand.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{ChangeError, Datapath, ObserveError};
+use crate::plan::{Change, Slot, State};
+
+/// Holds a [`State`] as the kernel would: what is on a device goes with it, and its neighbours go when its
+/// MAC changes.
+#[derive(Debug, Default)]
+pub struct MemoryDatapath {
+    /// What is there now.
+    pub state: State,
+    /// Changes of these objects fail as many times as it says.
+    pub failures: BTreeMap<Slot, u32>,
+    /// So many observations fail.
+    pub blind: u32,
+    /// Every change that was asked for, failed ones included.
+    pub log: Vec<Change>,
+    /// How often the state was read.
+    pub observations: u64,
+}
+
+impl MemoryDatapath {
+    /// A datapath that starts with `state`.
+    pub fn holding(state: State) -> Self {
+        Self { state, ..Self::default() }
+    }
+
+    fn make(&mut self, change: &Change) -> Result<(), ChangeError> {
+        self.log.push(change.clone());
+        if let Some(left) = self.failures.get_mut(&change.slot()).filter(|left| **left > 0) {
+            *left -= 1;
+            return Err(ChangeError::Injected);
+        }
+        let state = &mut self.state;
+        let on_device =
+            matches!(change.slot(), Slot::Address(_) | Slot::Neighbour(_) | Slot::Fdb(_) | Slot::Route(_));
+        if on_device && state.device.is_none() {
+            return if change.is_removal() { Ok(()) } else { Err(ChangeError::Blocked) };
+        }
+        match change.clone() {
+            Change::PutDevice(device) => {
+                let before = state.device.replace(device.clone());
+                state.adapt(before.as_ref(), Some(&device));
+            }
+            Change::DeleteDevice => {
+                let before = state.device.take();
+                state.adapt(before.as_ref(), None);
+            }
+            Change::PutAddress(address) => insert(&mut state.addresses, address),
+            Change::DeleteAddress(address) => remove(&mut state.addresses, &address),
+            Change::PutFdb { mac, public_ip } => put(&mut state.fdb, mac, public_ip),
+            Change::DeleteFdb { mac, .. } => delete(&mut state.fdb, &mac),
+            Change::PutNeighbour { address, mac } => put(&mut state.neighbours, address, mac),
+            Change::DeleteNeighbour(address) => delete(&mut state.neighbours, &address),
+            Change::PutRoute { subnet, via } => put(&mut state.routes, subnet, via),
+            Change::DeleteRoute { subnet, .. } => delete(&mut state.routes, &subnet),
+            Change::PutBpfConfig(config) => state.bpf.config = Some(config),
+            Change::DeleteBpfConfig => state.bpf.config = None,
+            Change::PutPeer { subnet, peer } => put(&mut state.bpf.peers, subnet, peer),
+            Change::DeletePeer(subnet) => delete(&mut state.bpf.peers, &subnet),
+            Change::PutVtep { address, vtep } => put(&mut state.bpf.vteps, address, vtep),
+            Change::DeleteVtep(address) => delete(&mut state.bpf.vteps, &address),
+            Change::Attach { ifindex, hook } => insert(&mut state.bpf.hooks, (ifindex, hook)),
+            Change::Detach { ifindex, hook } => remove(&mut state.bpf.hooks, &(ifindex, hook)),
+        }
+        Ok(())
+    }
+}
+
+impl Datapath for MemoryDatapath {
+    async fn observe(&mut self) -> Result<State, ObserveError> {
+        self.observations += 1;
+        if self.blind > 0 {
+            self.blind -= 1;
+            return Err(ObserveError::Injected);
+        }
+        Ok(self.state.clone())
+    }
+
+    async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
+        changes.iter().map(|change| self.make(change)).collect()
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V) {
+    map.insert(key, value);
+}
+
+fn delete<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K) {
+    map.remove(key);
+}
+
+fn insert<T: Ord>(set: &mut BTreeSet<T>, item: T) {
+    set.insert(item);
+}
+
+fn remove<T: Ord>(set: &mut BTreeSet<T>, item: &T) {
+    set.remove(item);
+}

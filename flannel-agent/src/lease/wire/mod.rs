@@ -1,0 +1,176 @@
+//! Leases as etcd holds them: the JSON of the value and the text of the key.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    gojson::{FieldError, Object},
+    mac::Mac,
+};
+pub use key::{KeyError, lease_key, parse_lease_key};
+
+mod key;
+
+/// JSON text, kept as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawJson(String);
+
+impl RawJson {
+    /// Checks that `text` is one JSON value.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str::<&RawValue>(text).map(|raw| Self(raw.get().to_owned()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Attributes of a lease: who holds it and how packets reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseAttrs {
+    /// `PublicIP`: the node's address on the underlay; 0.0.0.0 on an IPv6-only node.
+    pub public_ip: Ipv4Addr,
+    /// `PublicIPv6`: the same in IPv6.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// `BackendType`; empty with the udp backend, which publishes none.
+    pub backend_type: String,
+    /// `BackendData`, whose form the backend type decides.
+    pub backend_data: Option<RawJson>,
+    /// `BackendV6Data`, the same for the IPv6 underlay.
+    pub backend_v6_data: Option<RawJson>,
+}
+
+/// A lease's value that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum AttrsError {
+    /// Not UTF-8, not JSON, or not an object.
+    #[error("the lease is not a JSON object: {0}")]
+    NotJson(String),
+    /// A field of the wrong type.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// There is no `PublicIP`.
+    #[error("PublicIP: absent; a lease needs one, as \"192.0.2.1\"")]
+    NoPublicIp,
+    /// The data of one backend asked of a lease of another.
+    #[error("BackendType: \"{found}\" instead of \"{wanted}\"; the nodes of a cluster must use one backend")]
+    OtherBackend {
+        /// What the lease says.
+        found: String,
+        /// What was asked.
+        wanted: &'static str,
+    },
+    /// There is no `BackendData`, and the backend needs some.
+    #[error("BackendData: absent; the {0} backend needs it")]
+    NoBackendData(&'static str),
+}
+
+/// The value's fields in the order and under the rules of Go's encoder.
+#[derive(Serialize)]
+struct Wire<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Ipv4Addr,
+    #[serde(rename = "PublicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    #[serde(rename = "BackendType", skip_serializing_if = "str::is_empty")]
+    backend_type: &'a str,
+    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
+    backend_data: Option<&'a RawValue>,
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    backend_v6_data: Option<&'a RawValue>,
+}
+
+impl LeaseAttrs {
+    /// Attributes of a node of the vxlan backend over IPv4.
+    pub fn vxlan_v4(public_ip: Ipv4Addr, data: VxlanData) -> Self {
+        Self {
+            public_ip,
+            public_ipv6: None,
+            backend_type: VXLAN.to_owned(),
+            backend_data: Some(RawJson(data.to_json())),
+            backend_v6_data: None,
+        }
+    }
+
+    /// Reads a lease's value. Unknown fields are ignored, `PublicIP` must be there.
+    pub fn from_json(json: &[u8]) -> Result<Self, AttrsError> {
+        let text = std::str::from_utf8(json).map_err(|e| AttrsError::NotJson(e.to_string()))?;
+        let object = Object::parse("", text).map_err(|e| AttrsError::NotJson(e.to_string()))?;
+        let address = |text: &str| text.parse().ok();
+        let data = |name| {
+            let present = object.raw(name).map(RawValue::get).filter(|text| *text != "null");
+            present.map(|text| RawJson(text.to_owned()))
+        };
+        Ok(Self {
+            public_ip: object
+                .get_with("PublicIP", "an IPv4 address, as \"192.0.2.1\"", address)?
+                .ok_or(AttrsError::NoPublicIp)?,
+            public_ipv6: object.get("PublicIPv6", "an IPv6 address, as \"2001:db8::1\", or null")?,
+            backend_type: object.get("BackendType", "a string, as \"vxlan\"")?.unwrap_or_default(),
+            backend_data: data("BackendData"),
+            backend_v6_data: data("BackendV6Data"),
+        })
+    }
+
+    /// The lease's value: compact JSON, byte for byte what flannel writes.
+    pub fn to_json(&self) -> String {
+        let raw = |data: &'_ Option<RawJson>| -> Option<Box<RawValue>> {
+            data.as_ref().and_then(|RawJson(text)| RawValue::from_string(text.clone()).ok())
+        };
+        let (backend_data, backend_v6_data) = (raw(&self.backend_data), raw(&self.backend_v6_data));
+        let wire = Wire {
+            public_ip: self.public_ip,
+            public_ipv6: self.public_ipv6,
+            backend_type: &self.backend_type,
+            backend_data: backend_data.as_deref(),
+            backend_v6_data: backend_v6_data.as_deref(),
+        };
+        // Writing to a string only fails for keys that are not strings, and there are none.
+        serde_json::to_string(&wire).unwrap_or_default()
+    }
+
+    /// `BackendData` of a lease of the vxlan backend.
+    pub fn vxlan(&self) -> Result<VxlanData, AttrsError> {
+        if self.backend_type != VXLAN {
+            return Err(AttrsError::OtherBackend { found: self.backend_type.clone(), wanted: VXLAN });
+        }
+        let RawJson(text) = self.backend_data.as_ref().ok_or(AttrsError::NoBackendData(VXLAN))?;
+        VxlanData::from_json(text)
+    }
+}
+
+const VXLAN: &str = "vxlan";
+
+/// `BackendData` of the vxlan backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanData {
+    /// VXLAN network identifier; 0 when absent, as it was before flannel 0.12. Receivers do not check it.
+    pub vni: u32,
+    /// MAC of the node's VXLAN device, which must be the inner destination of packets to it.
+    pub vtep_mac: Option<Mac>,
+}
+
+impl VxlanData {
+    fn from_json(text: &str) -> Result<Self, AttrsError> {
+        let wrong = || Object::default().refuse("BackendData", "an object", text);
+        let object = Object::parse("BackendData.", text).map_err(|_| wrong())?;
+        Ok(Self {
+            vni: object.get("VNI", "a number of at most 32 bit")?.unwrap_or(0),
+            vtep_mac: object
+                .get_with("VtepMAC", "a MAC address, as \"0e:00:00:00:00:01\"", |text| text.parse().ok())?,
+        })
+    }
+
+    /// Written by hand because upstream omits neither field: an unset MAC is the empty string there.
+    fn to_json(self) -> String {
+        let mac = self.vtep_mac.map(|mac| mac.to_string()).unwrap_or_default();
+        format!("{{\"VNI\":{},\"VtepMAC\":\"{mac}\"}}", self.vni)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! Interfaces.
+
+use std::{fs, net::Ipv4Addr, path::Path};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
+};
+use nix::errno::Errno;
+
+use super::{Netlink, NetlinkError, Request};
+use crate::{mac::Mac, plan::VxlanDevice};
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+    /// Its MAC, if it has one of six octets.
+    pub mac: Option<Mac>,
+    /// Set up by the administrator (IFF_UP), whatever its carrier.
+    pub up: bool,
+    /// The bridge or bond it is a port of.
+    pub master: Option<u32>,
+    /// Its other end is in another network namespace.
+    pub peer_elsewhere: bool,
+}
+
+/// The kinds of interface that make a difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A VXLAN device.
+    Vxlan(Vxlan),
+    /// A bridge.
+    Bridge,
+    /// One end of a pair.
+    Veth,
+    /// Anything else.
+    Other,
+}
+
+/// The attributes of a VXLAN device that upstream compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port, host order.
+    pub port: u16,
+    /// Interface it is bound to.
+    pub underlay_ifindex: Option<u32>,
+    /// Local address of the outer header.
+    pub local: Option<Ipv4Addr>,
+    /// It has what flannel's has not: a group, a remote, miss notifications, policy or metadata extensions.
+    pub foreign: bool,
+}
+
+impl Link {
+    /// This interface as the device flannel would make, if it can be one.
+    pub fn as_vxlan_device(&self) -> Option<VxlanDevice> {
+        let LinkKind::Vxlan(vxlan) = self.kind else { return None };
+        if vxlan.foreign {
+            return None;
+        }
+        Some(VxlanDevice {
+            name: self.name.clone(),
+            vni: vxlan.vni,
+            port: vxlan.port,
+            underlay_ifindex: vxlan.underlay_ifindex?,
+            local: vxlan.local?,
+            mac: self.mac?,
+            mtu: self.mtu,
+        })
+    }
+}
+
+impl Netlink {
+    /// All interfaces of the namespace.
+    pub async fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let mut query = LinkMessage::default();
+        query.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+        let table = self.dump(RouteNetlinkMessage::GetLink(query)).await?;
+        Ok(table
+            .into_iter()
+            .filter_map(|object| match object {
+                RouteNetlinkMessage::NewLink(message) => read(message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The interface of that name, if there is one.
+    pub async fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let mut query = LinkMessage::default();
+        query.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+        ];
+        let request = Request { message: RouteNetlinkMessage::GetLink(query), flags: 0 };
+        match self.exchange(&[request]).await?.pop() {
+            Some(Ok(Some(RouteNetlinkMessage::NewLink(message)))) => Ok(read(message)),
+            Some(Err(refused)) if refused.errno != Errno::ENODEV => Err(refused.into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes one request that has no answer but success.
+    pub(crate) async fn change(&mut self, request: Request) -> Result<(), NetlinkError> {
+        self.transact(&[request]).await.pop().unwrap_or(Ok(()))
+    }
+}
+
+/// Creates the device down, with just the attributes upstream gives it: all others are the kernel's
+/// defaults, which keeps the two interchangeable.
+pub(crate) fn create_vxlan(device: &VxlanDevice) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(device.name.clone()),
+        LinkAttribute::Mtu(device.mtu),
+        LinkAttribute::Address(device.mac.0.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::Id(device.vni),
+                InfoVxlan::Link(device.underlay_ifindex),
+                InfoVxlan::Local(device.local),
+                InfoVxlan::Learning(false),
+                InfoVxlan::Port(device.port),
+            ])),
+        ]),
+    ];
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+/// Changes the MTU.
+pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
+    set(index, vec![LinkAttribute::Mtu(mtu)])
+}
+
+/// Changes the MAC.
+pub(crate) fn set_mac(index: u32, mac: Mac) -> Request {
+    set(index, vec![LinkAttribute::Address(mac.0.to_vec())])
+}
+
+/// Sets the interface up.
+pub(crate) fn set_up(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
+}
+
+/// Deletes the interface.
+pub(crate) fn delete(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
+}
+
+/// Keeps the interface from configuring itself by IPv6 router advertisements, as upstream does; without
+/// IPv6 there is nothing to do.
+pub(crate) fn refuse_router_advertisements(name: &str) -> std::io::Result<()> {
+    let file = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
+    if file.exists() { fs::write(file, "0") } else { Ok(()) }
+}
+
+fn set(index: u32, attributes: Vec<LinkAttribute>) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = attributes;
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
+}
+
+fn read(message: LinkMessage) -> Option<Link> {
+    let mut name = None;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other,
+        mtu: 0,
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+        master: None,
+        peer_elsewhere: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::LinkInfo(info) => link.kind = kind(&info),
+            _ => {}
+        }
+    }
+    link.name = name?;
+    Some(link)
+}
+
+fn kind(info: &[LinkInfo]) -> LinkKind {
+    let mut found = LinkKind::Other;
+    for item in info {
+        match item {
+            LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge,
+            LinkInfo::Kind(InfoKind::Veth) => found = LinkKind::Veth,
+            LinkInfo::Data(InfoData::Vxlan(data)) => found = LinkKind::Vxlan(vxlan(data)),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn vxlan(data: &[InfoVxlan]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for item in data {
+        match item {
+            InfoVxlan::Id(vni) => vxlan.vni = *vni,
+            InfoVxlan::Port(port) => vxlan.port = *port,
+            InfoVxlan::Link(index) => vxlan.underlay_ifindex = Some(*index),
+            InfoVxlan::Local(address) => vxlan.local = Some(*address),
+            InfoVxlan::Group(address) => vxlan.foreign |= !address.is_unspecified(),
+            InfoVxlan::L2Miss(true) | InfoVxlan::CollectMetadata(true) => vxlan.foreign = true,
+            InfoVxlan::Group6(_) | InfoVxlan::Local6(_) | InfoVxlan::Gbp | InfoVxlan::Gpe => {
+                vxlan.foreign = true;
+            }
+            _ => {}
+        }
+    }
+    vxlan
+}

@@ -1,0 +1,159 @@
+//! What changes in the kernel, by kind and no finer: whoever hears of it reads again.
+
+use std::ops::BitOrAssign;
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{RouteNetlinkMessage, route::RouteAttribute};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use nix::errno::Errno;
+
+use super::{
+    NetlinkError,
+    connection::{frames, open},
+    error::errno,
+};
+
+/// Receive buffer, bytes: room for the notices of some ten thousand objects that change at once.
+const RECEIVE_BUFFER: usize = 16 << 20;
+const DATAGRAM: usize = 64 << 10;
+/// RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE.
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40;
+
+/// What changed since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// The VXLAN device, or an address, neighbour, forwarding entry or route on it.
+    pub overlay: bool,
+    /// Another interface: created, deleted, set up or down, made a port, renamed.
+    pub links: bool,
+    /// An address of another interface.
+    pub addresses: bool,
+    /// A route over another interface.
+    pub routes: bool,
+    /// Notices were lost: anything may have changed.
+    pub overrun: bool,
+}
+
+impl Changed {
+    /// Anything may have changed.
+    pub const EVERYTHING: Self =
+        Self { overlay: true, links: true, addresses: true, routes: true, overrun: true };
+
+    /// Whether anything did.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
+impl BitOrAssign for Changed {
+    fn bitor_assign(&mut self, other: Self) {
+        self.overlay |= other.overlay;
+        self.links |= other.links;
+        self.addresses |= other.addresses;
+        self.routes |= other.routes;
+        self.overrun |= other.overrun;
+    }
+}
+
+/// Listens to the kernel's notices about links, addresses, neighbours and routes.
+pub struct Monitor {
+    socket: Option<TokioSocket>,
+    datagram: Vec<u8>,
+}
+
+impl Monitor {
+    /// Starts to listen. Needs a Tokio runtime.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { socket: Some(open(RECEIVE_BUFFER, GROUPS)?), datagram: Vec::new() })
+    }
+
+    /// Waits until something changed that can matter to us, and tells all that has been noticed by then.
+    /// `overlay` is the index of our VXLAN device: neighbours matter only there. Cancel safe.
+    ///
+    /// # Errors
+    /// The socket failed. The next call opens another and reports an overrun, since notices were missed.
+    pub async fn changed(&mut self, overlay: Option<u32>) -> Result<Changed, NetlinkError> {
+        let mut changed = Changed::default();
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            none => {
+                changed.overrun = true;
+                none.insert(open(RECEIVE_BUFFER, GROUPS)?)
+            }
+        };
+        // The first wait is for whatever comes; what else has come by then is taken along without waiting.
+        while !changed.any() {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            if let Err(error) = socket.recv(&mut self.datagram).await {
+                changed |= lost(&mut self.socket, errno(&error))?;
+                return Ok(changed);
+            }
+            changed |= classify(&self.datagram, overlay);
+        }
+        loop {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            match socket.socket_ref().recv(&mut self.datagram, 0) {
+                Ok(_) => changed |= classify(&self.datagram, overlay),
+                Err(error) if errno(&error) == Errno::EAGAIN => return Ok(changed),
+                Err(error) => {
+                    changed |= lost(&mut self.socket, errno(&error))?;
+                    return Ok(changed);
+                }
+            }
+        }
+    }
+}
+
+/// What a failed read means: lost notices, or a lost socket.
+fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, NetlinkError> {
+    if errno == Errno::ENOBUFS {
+        return Ok(Changed::EVERYTHING);
+    }
+    *socket = None;
+    Err(NetlinkError::Socket(errno))
+}
+
+fn classify(datagram: &[u8], overlay: Option<u32>) -> Changed {
+    let mut changed = Changed::default();
+    for frame in frames(datagram) {
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[frame]) else {
+            // Something changed, in words we do not know.
+            return Changed::EVERYTHING;
+        };
+        if let NetlinkPayload::InnerMessage(notice) = message.payload {
+            changed |= kind(&notice, overlay);
+        }
+    }
+    changed
+}
+
+fn kind(notice: &RouteNetlinkMessage, overlay: Option<u32>) -> Changed {
+    use RouteNetlinkMessage as Notice;
+    let on_overlay = |index: u32| overlay == Some(index);
+    let none = Changed::default();
+    match notice {
+        Notice::NewLink(link) | Notice::DelLink(link) if on_overlay(link.header.index) => {
+            // A new index after a deletion shows in the links.
+            Changed { overlay: true, links: true, ..none }
+        }
+        Notice::NewLink(_) | Notice::DelLink(_) => Changed { links: true, ..none },
+        Notice::NewAddress(address) | Notice::DelAddress(address) => {
+            let overlay = on_overlay(address.header.index);
+            Changed { overlay, addresses: !overlay, ..none }
+        }
+        Notice::NewNeighbour(neighbour) | Notice::DelNeighbour(neighbour) => {
+            Changed { overlay: on_overlay(neighbour.header.ifindex), ..none }
+        }
+        Notice::NewRoute(route) | Notice::DelRoute(route) => {
+            let oif = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+            let overlay = oif.is_some_and(on_overlay);
+            Changed { overlay, routes: !overlay, ..none }
+        }
+        _ => none,
+    }
+}

@@ -1,0 +1,132 @@
+//! Neighbours (ARP) and forwarding entries (FDB): the kernel keeps both in tables of one kind of message.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+};
+
+use super::{Netlink, NetlinkError, Request};
+use crate::mac::Mac;
+
+/// A permanent forwarding entry of a VXLAN device itself (`self permanent` in the words of `bridge fdb`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FdbEntry {
+    /// Destination of inner frames.
+    pub mac: Mac,
+    /// Where they are sent to.
+    pub public_ip: Ipv4Addr,
+}
+
+impl Netlink {
+    /// The permanent IPv4 neighbours on an interface.
+    pub async fn permanent_neighbours(
+        &mut self,
+        ifindex: u32,
+    ) -> Result<BTreeMap<Ipv4Addr, Mac>, NetlinkError> {
+        let mut query = NeighbourMessage::default();
+        query.header.family = AddressFamily::Inet;
+        query.attributes = vec![NeighbourAttribute::IfIndex(ifindex)];
+        let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
+        Ok(permanent(table, ifindex)
+            .filter_map(|(destination, mac, _)| match destination? {
+                NeighbourAddress::Inet(address) => Some((address, mac)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The permanent IPv4 forwarding entries of a VXLAN device itself.
+    pub async fn permanent_fdb(&mut self, ifindex: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
+        let mut query = NeighbourMessage::default();
+        query.header.family = AddressFamily::Bridge;
+        query.header.ifindex = ifindex;
+        let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
+        Ok(permanent(table, ifindex)
+            .filter(|(_, mac, flags)| flags.contains(NeighbourFlags::Own) && *mac != Mac([0; 6]))
+            .filter_map(|(destination, mac, _)| {
+                let public_ip = match destination? {
+                    NeighbourAddress::Inet(address) => address,
+                    // Outside the families of addresses the bytes come as they are.
+                    NeighbourAddress::Other(bytes) => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?),
+                    _ => return None,
+                };
+                Some(FdbEntry { mac, public_ip })
+            })
+            .collect())
+    }
+}
+
+fn permanent(
+    table: Vec<RouteNetlinkMessage>,
+    ifindex: u32,
+) -> impl Iterator<Item = (Option<NeighbourAddress>, Mac, NeighbourFlags)> {
+    table.into_iter().filter_map(move |object| {
+        let RouteNetlinkMessage::NewNeighbour(message) = object else { return None };
+        let header = &message.header;
+        let permanent = u16::from(header.state) & u16::from(NeighbourState::Permanent) != 0;
+        if header.ifindex != ifindex || !permanent {
+            return None;
+        }
+        let flags = header.flags;
+        let mut destination = None;
+        let mut mac = None;
+        for attribute in message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(address) => destination = Some(address),
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+                _ => {}
+            }
+        }
+        Some((destination, mac?, flags))
+    })
+}
+
+/// Puts a permanent neighbour in place of any there is.
+pub(crate) fn put(ifindex: u32, address: Ipv4Addr, mac: Mac) -> Request {
+    let mut message = neighbour(ifindex, address);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+/// Deletes a neighbour.
+pub(crate) fn delete(ifindex: u32, address: Ipv4Addr) -> Request {
+    Request { message: RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address)), flags: 0 }
+}
+
+/// Puts a forwarding entry of the VXLAN device itself in place of any there is for that MAC.
+pub(crate) fn put_fdb(ifindex: u32, entry: FdbEntry) -> Request {
+    Request {
+        message: RouteNetlinkMessage::NewNeighbour(fdb(ifindex, entry)),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+    }
+}
+
+/// Deletes a forwarding entry.
+pub(crate) fn delete_fdb(ifindex: u32, entry: FdbEntry) -> Request {
+    Request { message: RouteNetlinkMessage::DelNeighbour(fdb(ifindex, entry)), flags: 0 }
+}
+
+fn neighbour(ifindex: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = ifindex;
+    message.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    message
+}
+
+fn fdb(ifindex: u32, entry: FdbEntry) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = ifindex;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()),
+        NeighbourAttribute::Destination(entry.public_ip.into()),
+    ];
+    message
+}

@@ -1,0 +1,196 @@
+//! Routes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+        RouteScope, RouteType,
+    },
+};
+
+use super::{Netlink, NetlinkError, Request};
+use crate::plan::NextHop;
+
+/// An IPv4 unicast route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) destination: Ipv4Network,
+    pub(crate) ifindex: u32,
+    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) metric: u32,
+    onlink: bool,
+    boot: bool,
+}
+
+impl Netlink {
+    /// The routes over a VXLAN device that are as flannel makes them: `via GATEWAY onlink`, protocol boot,
+    /// no metric. Others are nobody's business.
+    pub async fn onlink_routes(
+        &mut self,
+        ifindex: u32,
+    ) -> Result<BTreeMap<Ipv4Network, Ipv4Addr>, NetlinkError> {
+        let routes = self.main_routes(Some(ifindex)).await?;
+        Ok(routes
+            .into_iter()
+            .filter(|route| route.onlink && route.boot && route.metric == 0)
+            .filter_map(|route| Some((route.destination, route.gateway?)))
+            .collect())
+    }
+
+    /// The unicast routes of the main table, of one interface or of all.
+    pub(crate) async fn main_routes(&mut self, ifindex: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
+        let mut query = RouteMessage::default();
+        query.header.address_family = AddressFamily::Inet;
+        query.header.table = RouteHeader::RT_TABLE_MAIN;
+        query.header.kind = RouteType::Unicast;
+        query.attributes = ifindex.map(RouteAttribute::Oif).into_iter().collect();
+        let table = self.dump(RouteNetlinkMessage::GetRoute(query)).await?;
+        Ok(table
+            .iter()
+            .filter_map(|object| match object {
+                RouteNetlinkMessage::NewRoute(message) => read(message),
+                _ => None,
+            })
+            .filter(|route| ifindex.is_none_or(|wanted| wanted == route.ifindex))
+            .collect())
+    }
+
+    /// How packets from `source` reach each of `destinations`. Those that have no route, or one that is not
+    /// a plain next hop on an Ethernet link (local, blackhole, encapsulated, over IPv6), are left out.
+    pub async fn next_hops(
+        &mut self,
+        source: Ipv4Addr,
+        destinations: &BTreeSet<Ipv4Addr>,
+    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+        if destinations.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mtus: BTreeMap<u32, u32> =
+            self.links().await?.into_iter().map(|link| (link.index, link.mtu)).collect();
+        let requests: Vec<_> = destinations.iter().map(|destination| get(source, *destination)).collect();
+        let answers = self.exchange(&requests).await?;
+        Ok(destinations
+            .iter()
+            .zip(answers)
+            .filter_map(|(destination, answer)| match answer {
+                Ok(Some(RouteNetlinkMessage::NewRoute(route))) => {
+                    Some((*destination, next_hop(*destination, &route, &mtus)?))
+                }
+                _ => None,
+            })
+            .collect())
+    }
+}
+
+/// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol boot, scope global) in place of any
+/// route to `subnet` that has no metric either.
+pub(crate) fn put_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> Request {
+    Request {
+        message: RouteNetlinkMessage::NewRoute(onlink(ifindex, subnet, gateway)),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+    }
+}
+
+/// Deletes that route, and no other.
+pub(crate) fn delete_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway)), flags: 0 }
+}
+
+fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = subnet.prefix();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.header.flags = RouteFlags::Onlink;
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet(subnet.network())),
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+        RouteAttribute::Oif(ifindex),
+    ];
+    message
+}
+
+fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message.header.source_prefix_length = 32;
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet(destination)),
+        RouteAttribute::Source(RouteAddress::Inet(source)),
+    ];
+    Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut ifindex = None;
+    let mut gateway = None;
+    let mut metric = 0;
+    let mut table = u32::from(header.table);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            // Several next hops: what asks for the interface of such a route wants one of them.
+            RouteAttribute::MultiPath(hops) => ifindex = hops.first().map(|hop| hop.interface_index),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    if header.kind != RouteType::Unicast || table != u32::from(RouteHeader::RT_TABLE_MAIN) || header.tos != 0
+    {
+        return None;
+    }
+    Some(Route {
+        destination: Ipv4Network::new(destination, header.destination_prefix_length).ok()?,
+        ifindex: ifindex?,
+        gateway,
+        metric,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        boot: header.protocol == RouteProtocol::Boot,
+    })
+}
+
+fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Option<NextHop> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut ifindex = None;
+    let mut gateway = None;
+    let mut limit = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
+            RouteAttribute::Metrics(metrics) => {
+                limit = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let ifindex = ifindex?;
+    let link = *mtus.get(&ifindex)?;
+    Some(NextHop {
+        ifindex,
+        address: gateway.unwrap_or(destination),
+        mtu: limit.map_or(link, |limit| limit.min(link)),
+    })
+}

@@ -1,0 +1,227 @@
+//! One step from what is observed to what is desired.
+
+use std::{fmt, net::Ipv4Addr};
+
+use flannel_common::layout::{Config, PeerKind, PeerV4, SubnetV4, VtepV4};
+use ipnetwork::Ipv4Network;
+
+use super::{Hook, VxlanDevice};
+use crate::mac::Mac;
+
+/// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
+/// what is gone, is not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Create the device, or bring the one there is into line: MTU, MAC and being up are changed in
+    /// place, anything else takes a new device.
+    PutDevice(VxlanDevice),
+    /// Give the device an address.
+    PutAddress(Ipv4Network),
+    /// Say which public address a VtepMAC is behind.
+    PutFdb {
+        /// MAC of the peer's VXLAN device.
+        mac: Mac,
+        /// Public address of the peer.
+        public_ip: Ipv4Addr,
+    },
+    /// Say which VtepMAC a peer's `.0` address has.
+    PutNeighbour {
+        /// First address of the peer's subnet.
+        address: Ipv4Addr,
+        /// MAC of the peer's VXLAN device.
+        mac: Mac,
+    },
+    /// Route a pod subnet over the device.
+    PutRoute {
+        /// The peer's subnet.
+        subnet: Ipv4Network,
+        /// First address of that subnet.
+        via: Ipv4Addr,
+    },
+    /// Write map `config`.
+    PutBpfConfig(Config),
+    /// Write an entry of map `routes_v4`.
+    PutPeer {
+        /// Key.
+        subnet: SubnetV4,
+        /// Value.
+        peer: PeerV4,
+    },
+    /// Write an entry of map `vteps`.
+    PutVtep {
+        /// Key: public address, network order.
+        address: [u8; 4],
+        /// Value.
+        vtep: VtepV4,
+    },
+    /// Attach a program.
+    Attach {
+        /// Interface.
+        ifindex: u32,
+        /// Where on it.
+        hook: Hook,
+    },
+    /// Detach a program.
+    Detach {
+        /// Interface.
+        ifindex: u32,
+        /// Where on it.
+        hook: Hook,
+    },
+    /// Delete an entry of map `vteps`.
+    DeleteVtep([u8; 4]),
+    /// Delete an entry of map `routes_v4`.
+    DeletePeer(SubnetV4),
+    /// Empty map `config`: the programs then touch no packet.
+    DeleteBpfConfig,
+    /// Delete the route of a pod subnet.
+    DeleteRoute {
+        /// The subnet.
+        subnet: Ipv4Network,
+        /// The gateway it was observed with.
+        via: Ipv4Addr,
+    },
+    /// Delete a permanent neighbour of the device.
+    DeleteNeighbour(Ipv4Addr),
+    /// Delete a forwarding entry of the device.
+    DeleteFdb {
+        /// The MAC.
+        mac: Mac,
+        /// The public address it was observed with.
+        public_ip: Ipv4Addr,
+    },
+    /// Take an address from the device.
+    DeleteAddress(Ipv4Network),
+    /// Delete the device, and with it all that is on it.
+    DeleteDevice,
+}
+
+/// The object a [`Change`] is about, whatever becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Slot {
+    /// The VXLAN device.
+    Device,
+    /// An address of it.
+    Address(Ipv4Network),
+    /// A forwarding entry of it.
+    Fdb(Mac),
+    /// A neighbour on it.
+    Neighbour(Ipv4Addr),
+    /// A route over it.
+    Route(Ipv4Network),
+    /// Map `config`.
+    BpfConfig,
+    /// An entry of map `routes_v4`.
+    Peer(SubnetV4),
+    /// An entry of map `vteps`.
+    Vtep([u8; 4]),
+    /// A place for a program.
+    Hook(u32, Hook),
+}
+
+impl Change {
+    /// The object this is about.
+    pub fn slot(&self) -> Slot {
+        match *self {
+            Self::PutDevice(_) | Self::DeleteDevice => Slot::Device,
+            Self::PutAddress(address) | Self::DeleteAddress(address) => Slot::Address(address),
+            Self::PutFdb { mac, .. } | Self::DeleteFdb { mac, .. } => Slot::Fdb(mac),
+            Self::PutNeighbour { address, .. } | Self::DeleteNeighbour(address) => Slot::Neighbour(address),
+            Self::PutRoute { subnet, .. } | Self::DeleteRoute { subnet, .. } => Slot::Route(subnet),
+            Self::PutBpfConfig(_) | Self::DeleteBpfConfig => Slot::BpfConfig,
+            Self::PutPeer { subnet, .. } | Self::DeletePeer(subnet) => Slot::Peer(subnet),
+            Self::PutVtep { address, .. } | Self::DeleteVtep(address) => Slot::Vtep(address),
+            Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => Slot::Hook(ifindex, hook),
+        }
+    }
+
+    /// Whether this is about maps and programs; else it is about objects of the kernel.
+    pub fn is_bpf(&self) -> bool {
+        matches!(self.slot(), Slot::BpfConfig | Slot::Peer(_) | Slot::Vtep(_) | Slot::Hook(..))
+    }
+
+    /// Whether this takes something away.
+    pub fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::Detach { .. }
+                | Self::DeleteVtep(_)
+                | Self::DeletePeer(_)
+                | Self::DeleteBpfConfig
+                | Self::DeleteRoute { .. }
+                | Self::DeleteNeighbour(_)
+                | Self::DeleteFdb { .. }
+                | Self::DeleteAddress(_)
+                | Self::DeleteDevice
+        )
+    }
+}
+
+/// One sentence without subject or full stop, to follow "could not" or "repaired:".
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutDevice(VxlanDevice { name, vni, port, underlay_ifindex, local, mac, mtu }) => write!(
+                f,
+                "set up device {name} (VNI {vni}, port {port}, local address {local} on interface \
+                 {underlay_ifindex}, MAC {mac}, MTU {mtu})"
+            ),
+            Self::PutAddress(address) => write!(f, "give the VXLAN device address {address}"),
+            Self::PutFdb { mac, public_ip } => write!(f, "forward frames for {mac} to {public_ip}"),
+            Self::PutNeighbour { address, mac } => write!(f, "resolve neighbour {address} to {mac}"),
+            Self::PutRoute { subnet, via } => write!(f, "route {subnet} via {via}"),
+            Self::PutBpfConfig(config) => {
+                write!(f, "configure the programs for fast path {:?}", config.fast_path)
+            }
+            Self::PutPeer { subnet, peer } => {
+                let vtep = Ipv4Addr::from(peer.vtep);
+                match peer.kind {
+                    PeerKind::Kernel => write!(f, "leave packets for {} to the kernel", Cidr(subnet)),
+                    PeerKind::Vxlan => write!(
+                        f,
+                        "send packets for {} to {vtep} by interface {}, next hop {}, MTU {}",
+                        Cidr(subnet),
+                        peer.ifindex,
+                        Ipv4Addr::from(peer.next_hop),
+                        peer.mtu
+                    ),
+                    PeerKind::Direct => write!(f, "send packets for {} straight to {vtep}", Cidr(subnet)),
+                }
+            }
+            Self::PutVtep { address, vtep } => {
+                write!(f, "accept packets of {} from {}", Cidr(&vtep.subnet), Ipv4Addr::from(*address))
+            }
+            Self::Attach { ifindex, hook } => write!(f, "attach {hook} to interface {ifindex}"),
+            Self::Detach { ifindex, hook } => write!(f, "detach {hook} from interface {ifindex}"),
+            Self::DeleteVtep(address) => write!(f, "accept no packets from {}", Ipv4Addr::from(*address)),
+            Self::DeletePeer(subnet) => write!(f, "forget where {} is", Cidr(subnet)),
+            Self::DeleteBpfConfig => f.write_str("let the programs touch no packet"),
+            Self::DeleteRoute { subnet, via } => write!(f, "delete the route to {subnet} via {via}"),
+            Self::DeleteNeighbour(address) => write!(f, "delete neighbour {address}"),
+            Self::DeleteFdb { mac, public_ip } => {
+                write!(f, "stop forwarding frames for {mac} to {public_ip}")
+            }
+            Self::DeleteAddress(address) => write!(f, "take address {address} from the VXLAN device"),
+            Self::DeleteDevice => f.write_str("delete the VXLAN device"),
+        }
+    }
+}
+
+struct Cidr<'a>(&'a SubnetV4);
+
+impl fmt::Display for Cidr<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.0.network), self.0.prefix_len)
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FromPod => "from_pod",
+            Self::ToPod => "to_pod",
+            Self::ToOverlay => "to_overlay",
+            Self::FromUnderlay => "from_underlay",
+        })
+    }
+}

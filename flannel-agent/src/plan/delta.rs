@@ -1,0 +1,134 @@
+//! The steps from an observed state to the desired one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{BpfState, Change, State, VxlanDevice};
+
+/// The changes that lead from `observed` to `desired`, in an order in which no packet is lost that
+/// either state would deliver:
+///
+/// - what packets need comes before what sends them there: a forwarding entry before the neighbour that
+///   resolves to its MAC, both before the route, and the kernel's way before the programs that overtake it;
+/// - everything new is in place before anything old goes, and what goes, goes the other way round.
+///
+/// Empty exactly when the states are equal.
+pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
+    let on_device = left_on_device(desired.device.as_ref(), observed);
+    let mut changes = Vec::new();
+    if desired.device != observed.device {
+        changes.extend(desired.device.clone().map(Change::PutDevice));
+    }
+    changes.extend(desired.addresses.difference(&on_device.addresses).copied().map(Change::PutAddress));
+    changes.extend(
+        news(&desired.fdb, &on_device.fdb).map(|(&mac, &public_ip)| Change::PutFdb { mac, public_ip }),
+    );
+    changes.extend(
+        news(&desired.neighbours, &on_device.neighbours)
+            .map(|(&address, &mac)| Change::PutNeighbour { address, mac }),
+    );
+    changes.extend(
+        news(&desired.routes, &on_device.routes).map(|(&subnet, &via)| Change::PutRoute { subnet, via }),
+    );
+    put_bpf(&mut changes, &desired.bpf, &observed.bpf);
+
+    delete_bpf(&mut changes, &desired.bpf, &observed.bpf);
+    if desired.device.is_none() && observed.device.is_some() {
+        changes.push(Change::DeleteDevice);
+        return changes;
+    }
+    changes.extend(
+        gone(&desired.routes, &on_device.routes).map(|(&subnet, &via)| Change::DeleteRoute { subnet, via }),
+    );
+    changes.extend(
+        gone(&desired.neighbours, &on_device.neighbours)
+            .map(|(&address, _)| Change::DeleteNeighbour(address)),
+    );
+    changes.extend(
+        gone(&desired.fdb, &on_device.fdb).map(|(&mac, &public_ip)| Change::DeleteFdb { mac, public_ip }),
+    );
+    changes.extend(on_device.addresses.difference(&desired.addresses).copied().map(Change::DeleteAddress));
+    changes
+}
+
+fn put_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
+    if desired.config != observed.config {
+        changes.extend(desired.config.map(Change::PutBpfConfig));
+    }
+    changes.extend(
+        news(&desired.peers, &observed.peers).map(|(&subnet, &peer)| Change::PutPeer { subnet, peer }),
+    );
+    changes.extend(
+        news(&desired.vteps, &observed.vteps).map(|(&address, &vtep)| Change::PutVtep { address, vtep }),
+    );
+    changes.extend(
+        desired.hooks.difference(&observed.hooks).map(|&(ifindex, hook)| Change::Attach { ifindex, hook }),
+    );
+}
+
+fn delete_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
+    changes.extend(
+        observed.hooks.difference(&desired.hooks).map(|&(ifindex, hook)| Change::Detach { ifindex, hook }),
+    );
+    changes.extend(gone(&desired.vteps, &observed.vteps).map(|(&address, _)| Change::DeleteVtep(address)));
+    changes.extend(gone(&desired.peers, &observed.peers).map(|(&subnet, _)| Change::DeletePeer(subnet)));
+    if desired.config.is_none() && observed.config.is_some() {
+        changes.push(Change::DeleteBpfConfig);
+    }
+}
+
+/// The entries of `desired` that `observed` lacks or has otherwise.
+fn news<'a, K: Ord, V: PartialEq>(
+    desired: &'a BTreeMap<K, V>,
+    observed: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    desired.iter().filter(|(key, value)| observed.get(key) != Some(*value))
+}
+
+/// The entries of `observed` that have no counterpart in `desired`.
+fn gone<'a, K: Ord, V>(
+    desired: &'a BTreeMap<K, V>,
+    observed: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    observed.iter().filter(|(key, _)| !desired.contains_key(key))
+}
+
+/// What is still on the device when it has become as desired.
+fn left_on_device(desired: Option<&VxlanDevice>, observed: &State) -> State {
+    let mut left = State {
+        addresses: observed.addresses.clone(),
+        neighbours: observed.neighbours.clone(),
+        fdb: observed.fdb.clone(),
+        routes: observed.routes.clone(),
+        ..State::default()
+    };
+    left.adapt(observed.device.as_ref(), desired);
+    left
+}
+
+impl VxlanDevice {
+    /// Whether a device like `other` can be made into this one without deleting it.
+    pub fn is_compatible(&self, other: &Self) -> bool {
+        let fixed = |device: &Self| (device.vni, device.port, device.underlay_ifindex, device.local);
+        self.name == other.name && fixed(self) == fixed(other)
+    }
+}
+
+impl State {
+    /// Takes away what the kernel drops when the device `before` becomes `after`: everything with a device
+    /// that goes, the neighbours with its MAC.
+    pub(crate) fn adapt(&mut self, before: Option<&VxlanDevice>, after: Option<&VxlanDevice>) {
+        match (before, after) {
+            (Some(before), Some(after)) if after.is_compatible(before) => {
+                if before.mac != after.mac {
+                    self.neighbours = BTreeMap::new();
+                }
+            }
+            _ => {
+                self.addresses = BTreeSet::new();
+                self.neighbours = BTreeMap::new();
+                self.fdb = BTreeMap::new();
+                self.routes = BTreeMap::new();
+            }
+        }
+    }
+}

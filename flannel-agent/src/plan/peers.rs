@@ -1,0 +1,145 @@
+//! Which leases are followed, and which of several that exclude each other.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::SystemTime,
+};
+
+use ipnetwork::Ipv4Network;
+
+use super::Local;
+use crate::{
+    lease::{Lease, LeaseSubnet, Leases},
+    mac::Mac,
+};
+
+/// The backend whose peers we reach.
+const BACKEND: &str = "vxlan";
+
+/// Another node, reached through VXLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where its tunnel ends.
+    pub public_ip: Ipv4Addr,
+    /// MAC of its VXLAN device.
+    pub vtep_mac: Mac,
+    /// Whether this is the lease its public address is known by, should it hold several.
+    pub foremost: bool,
+}
+
+/// Why a lease is not followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Skip {
+    /// It says nothing about IPv4.
+    #[error("it has no IPv4 subnet")]
+    NoIpv4,
+    /// Another kind of network.
+    #[error("its backend is {0:?}, ours is \"vxlan\"")]
+    OtherBackend(String),
+    /// Its `BackendData` says no MAC.
+    #[error("its BackendData cannot be read: {0}")]
+    Unreadable(String),
+    /// It publishes our address.
+    #[error("its PublicIP {0} is our own")]
+    OurAddress(Ipv4Addr),
+    /// Its subnet takes in ours, part of it, or the addresses the tunnel itself needs.
+    #[error("its subnet covers {0}, which is ours")]
+    CoversUs(Ipv4Network),
+    /// Another lease has a better claim to addresses of its subnet.
+    #[error("its subnet overlaps {0}, whose lease is the more recent")]
+    Overlaps(Ipv4Network),
+    /// Another node publishes the same MAC.
+    #[error("its VtepMAC {mac} is also that of {other}, whose lease is the more recent")]
+    SameMac {
+        /// The MAC.
+        mac: Mac,
+        /// The lease that is followed.
+        other: Ipv4Network,
+    },
+}
+
+impl Skip {
+    /// Whether someone should look into it. Nodes of other kinds are nobody's fault.
+    pub fn is_fault(&self) -> bool {
+        !matches!(self, Self::NoIpv4 | Self::OtherBackend(_))
+    }
+}
+
+/// The public addresses of all peers that may be followed: what the underlay must reach.
+pub fn public_addresses(leases: &Leases) -> BTreeSet<Ipv4Addr> {
+    leases
+        .values()
+        .filter(|lease| lease.attrs.backend_type == BACKEND)
+        .map(|lease| lease.attrs.public_ip)
+        .collect()
+}
+
+/// The peers to reach, by pod subnet, and the leases that are not followed.
+///
+/// Of leases that exclude each other (overlapping subnets; one MAC at two addresses) the one that ends
+/// last is followed, because a node that moved leaves a lease behind that is no longer renewed; then the
+/// lower subnet.
+pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
+    let mut skipped = BTreeMap::new();
+    let mut candidates = Vec::new();
+    for (key, lease) in leases {
+        match candidate(local, lease) {
+            Ok((subnet, mac)) => candidates.push((Reverse(end(lease)), subnet, mac, *key, lease)),
+            Err(skip) => {
+                skipped.insert(*key, skip);
+            }
+        }
+    }
+    candidates.sort_by_key(|(end, subnet, ..)| (*end, *subnet));
+
+    let mut peers = BTreeMap::<Ipv4Network, Peer>::new();
+    let mut macs = BTreeMap::<Mac, (Ipv4Addr, Ipv4Network)>::new();
+    let mut addresses = BTreeSet::new();
+    for (_, subnet, mac, key, lease) in candidates {
+        let public_ip = lease.attrs.public_ip;
+        if let Some(other) = overlapping(&peers, subnet) {
+            skipped.insert(key, Skip::Overlaps(other));
+            continue;
+        }
+        if let Some((_, other)) = macs.get(&mac).filter(|(owner, _)| *owner != public_ip) {
+            skipped.insert(key, Skip::SameMac { mac, other: *other });
+            continue;
+        }
+        macs.entry(mac).or_insert((public_ip, subnet));
+        peers.insert(subnet, Peer { public_ip, vtep_mac: mac, foremost: addresses.insert(public_ip) });
+    }
+    (peers, skipped)
+}
+
+/// The end of a lease, for comparison: a reservation outlasts all.
+fn end(lease: &Lease) -> (bool, Option<SystemTime>) {
+    (lease.expiration.is_none(), lease.expiration)
+}
+
+fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Mac), Skip> {
+    let subnet = lease.subnet.v4.ok_or(Skip::NoIpv4)?;
+    let attrs = &lease.attrs;
+    if attrs.backend_type != BACKEND {
+        return Err(Skip::OtherBackend(attrs.backend_type.clone()));
+    }
+    if attrs.public_ip == local.public_ip || attrs.public_ip == local.device.local {
+        return Err(Skip::OurAddress(attrs.public_ip));
+    }
+    let ours = [local.subnet, local.public_ip.into(), local.device.local.into()];
+    if let Some(covered) = ours.into_iter().find(|own| own.overlaps(subnet)) {
+        return Err(Skip::CoversUs(covered));
+    }
+    let data = attrs.vxlan().map_err(|error| Skip::Unreadable(error.to_string()))?;
+    let mac = data.vtep_mac.ok_or_else(|| Skip::Unreadable("it names no VtepMAC".to_owned()))?;
+    Ok((subnet, mac))
+}
+
+/// A subnet of `peers` that shares addresses with `subnet`. Those of `peers` share none among themselves,
+/// so only the two neighbours in order can.
+fn overlapping(peers: &BTreeMap<Ipv4Network, Peer>, subnet: Ipv4Network) -> Option<Ipv4Network> {
+    let before = peers.range(..=subnet).next_back();
+    let after = peers.range(subnet..).next();
+    [before, after].into_iter().flatten().map(|(other, _)| *other).find(|other| other.overlaps(subnet))
+}

@@ -1,0 +1,3 @@
+//! What the agent tells the world about itself.
+
+pub mod log;
