@@ -1,6 +1,10 @@
 //! `build-and-load`: build the agent and let it load the programs it carries.
 
-use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
@@ -10,40 +14,42 @@ use crate::{
     host, setup,
 };
 
-/// Options of `build-and-load`, most of them handed on to the agent's `bpf load` and `bpf unload`.
+/// Options of `build-and-load`, handed on to the agent's `bpf load` and `bpf unload`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// The BPF file system under which programs and maps are pinned
+    /// Where the BPF file system is mounted under which programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
-    /// The named network namespace of the interface
-    #[arg(long, value_name = "NAME")]
+    /// Network namespace of the interface, by its name in /run/netns
+    #[arg(long, value_name = "NAME", requires = "interface")]
     netns: Option<String>,
-    /// Attach to this interface; without it the programs are only loaded and pinned
-    #[arg(long, value_name = "IF")]
+    /// Interface to attach to; without one the programs are only loaded and pinned
+    #[arg(long, value_name = "NAME", requires = "programs")]
     interface: Option<String>,
-    /// Where on the interface; by default, where the program belongs
-    #[arg(long, value_enum, requires = "interface")]
-    hook: Option<Hook>,
-    /// Only this program; may be repeated
-    #[arg(long = "program", value_name = "NAME")]
+    /// Program to attach; repeatable
+    #[arg(long = "program", value_name = "NAME", requires = "interface")]
     programs: Vec<String>,
+    /// What the programs may log
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = BpfLog::Off)]
+    bpf_log: BpfLog,
     /// How to print what was loaded
-    #[arg(short, long, value_enum)]
-    output: Option<Output>,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
     /// Detach and unpin instead
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["netns", "interface", "programs", "bpf_log"])]
     unload: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Hook {
-    Ingress,
-    Egress,
+enum BpfLog {
+    Off,
+    Warn,
+    Debug,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Output {
+    Table,
     Json,
 }
 
@@ -52,35 +58,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     host::require_root("build-and-load", "loading programs into the kernel is root's")?;
     setup::ensure(setup::Scope::Build)?;
     let agent = build_agent(Profile::Release)?;
-    let error = Command::new(&agent).args(arguments(options)).exec();
+    let error = command(&agent, options).exec();
     Err(error).with_context(|| format!("cannot run {}", agent.display()))
 }
 
-fn arguments(options: &Options) -> Vec<std::ffi::OsString> {
-    let mut arguments: Vec<std::ffi::OsString> = vec!["bpf".into()];
-    arguments.push(if options.unload { "unload" } else { "load" }.into());
-    let mut option = |name: &str, value: &std::ffi::OsStr| {
-        arguments.push(name.into());
-        arguments.push(value.to_owned());
-    };
-    option("--bpffs", options.bpffs.as_os_str());
-    if let Some(netns) = &options.netns {
-        option("--netns", netns.as_ref());
+fn command(agent: &Path, options: &Options) -> Command {
+    let mut command = Command::new(agent);
+    command.args(["bpf", if options.unload { "unload" } else { "load" }]);
+    command.arg("--bpffs").arg(&options.bpffs).args(["--output", name(options.output).as_str()]);
+    if options.unload {
+        return command;
     }
-    if let Some(interface) = &options.interface {
-        option("--interface", interface.as_ref());
+    command.args(["--bpf-log", name(options.bpf_log).as_str()]);
+    for (option, value) in [("--netns", &options.netns), ("--interface", &options.interface)] {
+        command.args(value.iter().flat_map(|value| [option, value]));
     }
-    match options.hook {
-        Some(Hook::Ingress) => option("--hook", "ingress".as_ref()),
-        Some(Hook::Egress) => option("--hook", "egress".as_ref()),
-        None => {}
-    }
-    for program in &options.programs {
-        option("--program", program.as_ref());
-    }
-    match options.output {
-        Some(Output::Json) => option("-o", "json".as_ref()),
-        None => {}
-    }
-    arguments
+    command.args(options.programs.iter().flat_map(|program| ["--program", program]));
+    command
+}
+
+/// The value as it is typed.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

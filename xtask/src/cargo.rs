@@ -22,6 +22,12 @@ pub(crate) enum Profile {
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root());
+    // `cargo run` tells us about our own package. Build scripts that watch these variables (ring's does)
+    // would run again, and all that depends on them be compiled again, after each build without us.
+    let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        cargo.env_remove(name);
+    }
     cargo
 }
 

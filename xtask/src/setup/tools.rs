@@ -129,7 +129,8 @@ fn probe(tool: &Tool) -> Result<Found, String> {
 /// The first line with a number in it; some programs begin with their name alone.
 fn version(said: &str) -> String {
     let line = said.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
-    line.unwrap_or_default().trim().to_owned()
+    let line = line.unwrap_or_default().trim();
+    line.strip_prefix("CNI protocol versions supported: ").unwrap_or(line).to_owned()
 }
 
 impl Survey {
