@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use flannel_ebpf_toolchain::{Object, Toolchain, build, build_with, lint, workspace_root};
 
-use crate::setup;
+use crate::{
+    setup,
+    ui::{note, print},
+};
 
 /// Options of `build-ebpf`.
 #[derive(Args)]
@@ -27,26 +30,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let object = if options.deny_warnings {
         let toolchain = Toolchain::find()?;
         if !lint(&toolchain, out_dir)? {
-            crate::ui::note(&format!("no clippy for the programs: {toolchain} comes without it"));
+            note(&format!("no clippy for the programs: {toolchain} comes without it"));
         }
         build_with(&toolchain, out_dir, &["-Dwarnings"])?
     } else {
         build(out_dir)?
     };
-    describe(&Object::read(&object)?);
-    Ok(())
+    print(&describe(&Object::read(&object)?))
 }
 
-fn describe(object: &Object) {
-    println!("{}  {} bytes\n", object.path.display(), object.size);
-    println!("{:<24} {:<16} instructions", "program", "section");
+fn describe(object: &Object) -> String {
+    let mut text = format!("{}  {} bytes\n", object.path.display(), object.size);
+    text += &format!("\n{:<24} {:<16} instructions\n", "program", "section");
     for program in &object.programs {
-        println!("{:<24} {:<16} {:>12}", program.name, program.section, program.instructions);
+        text += &format!("{:<24} {:<16} {:>12}\n", program.name, program.section, program.instructions);
     }
-    println!("\n{:<24} bytes", "section");
+    text += &format!("\n{:<24} bytes\n", "section");
     // Relocations and debug information belong to the others, and nobody loads them.
     let loaded = |name: &str| !name.is_empty() && !name.starts_with(".rel") && !name.starts_with(".debug");
     for section in object.sections.iter().filter(|section| loaded(&section.name)) {
-        println!("{:<24} {:>5}", section.name, section.size);
+        text += &format!("{:<24} {:>5}\n", section.name, section.size);
     }
+    text
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about, disable_version_flag = true)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, disable_version_flag = true)]
 struct Cli {
     #[command(subcommand)]
     task: Task,

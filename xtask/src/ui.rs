@@ -1,7 +1,7 @@
 //! Progress: a spinner with the last line of output on a terminal, plain lines elsewhere.
 
 use std::{
-    io::{BufRead as _, BufReader, IsTerminal as _, Read},
+    io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _},
     process::{Command, Stdio},
     sync::mpsc,
     thread,
@@ -105,6 +105,14 @@ fn read_lines(from: impl Read + Send + 'static, to: mpsc::Sender<String>) -> thr
             }
         }
     })
+}
+
+/// Prints a result on standard output. Whoever closes it early, as `head` does, has seen enough.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
 }
 
 /// Says something that is worth knowing but no failure.

@@ -22,10 +22,6 @@ impl Packages {
         self.0.is_empty()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// What a person would type.
     pub(crate) fn command_line(&self) -> String {
         format!("apt-get install --yes --no-install-recommends {self}")

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use flannel_ebpf_toolchain::{
     Compiler, LINKER_RELEASE, LINKER_VERSION, LLVM_MAJOR, cache_dir, find_in_path, find_linker, linker_root,
 };
@@ -56,14 +56,22 @@ pub(super) fn install(compiler: &Compiler) -> Result<()> {
         return Err(failure(
             format!("there is no way here to get a bpf-linker for LLVM {llvm_major}"),
             format!(
-                "install LLVM {llvm_major}'s development files (Debian: {}), or curl, tar and zstd to fetch the \
-                 released one (LLVM {LLVM_MAJOR}, x86_64 and aarch64), or put a bpf-linker of that LLVM on PATH",
-                packages(llvm_major).join(" ")
+                "{}, or install curl, tar and zstd to fetch the released one (LLVM {LLVM_MAJOR}, x86_64 and aarch64)",
+                by_hand(llvm_major)
             ),
         ));
     }
     find_linker(compiler)?;
     Ok(())
+}
+
+/// What anybody can do whom neither way helps.
+fn by_hand(llvm_major: u32) -> String {
+    format!(
+        "install LLVM {llvm_major}'s development files (Debian: {}), or put a bpf-linker of that LLVM on PATH, and \
+         run `cargo xtask setup` again",
+        packages(llvm_major).join(" ")
+    )
 }
 
 fn build(llvm_major: u32) -> Result<()> {
@@ -98,11 +106,15 @@ fn download(llvm_major: u32) -> Result<()> {
     let mut curl = Command::new("curl");
     curl.args(["--proto", "=https", "--tlsv1.2", "--fail", "--silent", "--show-error", "--location"]);
     curl.args(["--retry", "2", "--connect-timeout", "20", "--output"]).arg(&archive).arg(&url);
-    step.run(&mut curl).with_context(|| format!("cannot download {url}"))?;
+    step.run(&mut curl)
+        .map_err(|error| failure(format!("cannot download {url}: {error:#}"), by_hand(llvm_major)))?;
     let found = sha256(&archive)?;
     if found != *digest {
         let _ = fs::remove_file(&archive);
-        bail!("{url} has the SHA-256 digest {found}, but {digest} was expected; it was not unpacked");
+        return Err(failure(
+            format!("{url} has the SHA-256 digest {found}, but {digest} was expected; it was not unpacked"),
+            by_hand(llvm_major),
+        ));
     }
     let mut tar = Command::new("tar");
     tar.args(["--zstd", "--extract", "--no-same-owner", "--file"]).arg(&archive).arg("--directory").arg(&dir);

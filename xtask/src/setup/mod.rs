@@ -17,7 +17,7 @@ use flannel_ebpf_toolchain::{OBJECT_VARIABLE, Toolchain};
 use crate::{
     failure::failure,
     host,
-    ui::{Step, note},
+    ui::{Step, note, print},
 };
 use apt::Packages;
 use toolchain::Plan;
@@ -35,8 +35,7 @@ pub(crate) enum Scope {
 /// Sets up everything and prints what there is.
 pub(crate) fn show() -> Result<()> {
     let (toolchain, survey) = complete(Scope::All)?;
-    table::print(toolchain.as_ref(), &survey);
-    Ok(())
+    print(&table::table(toolchain.as_ref(), &survey))
 }
 
 /// Sets up what another task needs; says nothing when nothing is missing.
@@ -80,11 +79,11 @@ fn install(packages: &Packages) -> Result<()> {
             remedy,
         ));
     }
-    let step = Step::start(format!("Installing {} packages: {packages}", packages.len()));
+    let step = Step::start(format!("Installing packages: {packages}"));
     apt::install(&step, packages)?;
     step.done("installed");
     if packages.start_services() {
-        note("etcd's own service was neither started nor left enabled: demo and tests start theirs");
+        note("etcd's own service is left disabled: demo and tests start theirs");
     }
     Ok(())
 }

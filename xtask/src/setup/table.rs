@@ -9,23 +9,23 @@ use super::tools::Survey;
 /// A version longer than this is cut: some programs list their libraries.
 const VERSION: usize = 48;
 
-/// Prints one line each on standard output.
-pub(super) fn print(toolchain: Option<&Toolchain>, survey: &Survey) {
-    println!("\n{:<12} {:<VERSION$} where", "tool", "version");
+/// One line each.
+pub(super) fn table(toolchain: Option<&Toolchain>, survey: &Survey) -> String {
+    let mut table = format!("\n{:<12} {:<VERSION$} where\n", "tool", "version");
     if let Some(Toolchain { compiler, linker }) = toolchain {
-        row("rustc", &format!("{} (LLVM {})", compiler.release, compiler.llvm), &compiler.rustc);
-        row("bpf-linker", &format!("LLVM {}", linker.llvm), &linker.path);
+        let version = format!("{} (LLVM {})", compiler.release, compiler.llvm);
+        table.push_str(&row("rustc", &version, &compiler.rustc));
+        table.push_str(&row("bpf-linker", &format!("LLVM {}", linker.llvm), &linker.path));
     }
-    for tool in &survey.found {
-        row(tool.name, &tool.version, &tool.path);
-    }
-    match toolchain {
-        Some(_) => println!("\nThe programs are built with the toolchain in {}.", linked_dir().display()),
-        None => println!("\nThe programs are not built: {OBJECT_VARIABLE} names a ready-made object."),
-    }
+    table.extend(survey.found.iter().map(|tool| row(tool.name, &tool.version, &tool.path)));
+    table.push_str(&match toolchain {
+        Some(_) => format!("\nThe programs are built with the toolchain in {}.\n", linked_dir().display()),
+        None => format!("\nThe programs are not built: {OBJECT_VARIABLE} names a ready-made object.\n"),
+    });
+    table
 }
 
-fn row(name: &str, version: &str, path: &Path) {
+fn row(name: &str, version: &str, path: &Path) -> String {
     let version: String = version.chars().take(VERSION).collect();
-    println!("{name:<12} {version:<VERSION$} {}", path.display());
+    format!("{name:<12} {version:<VERSION$} {}\n", path.display())
 }

@@ -113,6 +113,8 @@ fn install_with_rustup() -> Result<Option<Compiler>> {
     let mut rustup = Command::new("rustup");
     rustup.args(["toolchain", "install", PINNED_NIGHTLY, "--profile", "minimal", "--no-self-update"]);
     rustup.args(["--component", "rust-src", "--component", "clippy"]);
+    // Its own stack says nothing about why a download failed.
+    rustup.env("RUST_BACKTRACE", "0");
     match step.run(&mut rustup) {
         Ok(()) => {
             step.done("installed");
@@ -126,7 +128,12 @@ fn install_with_rustup() -> Result<Option<Compiler>> {
             ));
             Ok(None)
         }
-        Err(error) => Err(error.context(format!("cannot install {PINNED_NIGHTLY}"))),
+        Err(error) => Err(failure(
+            format!("cannot install {PINNED_NIGHTLY}: {error:#}"),
+            format!(
+                "see whether this machine reaches rustup's server, or add rust-src to a nightly of LLVM {LLVM_MAJOR}"
+            ),
+        )),
     }
 }
 
