@@ -113,8 +113,7 @@ impl Agent {
         let keeper = store.keep(own);
         let (reconciler, summary) = Reconciler::new(local, datapath, host, watch);
 
-        let file =
-            SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
+        let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
         let mut stopped = self.stopped.clone();
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
@@ -231,7 +230,8 @@ fn load(options: &RunOptions) -> (FastPath, Loaded) {
         }
         Err(error) => {
             warn!(
-                fast_path = "off", because = format!("{error:#}"),
+                fast_path = "off",
+                because = format!("{error:#}"),
                 "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
             );
             (FastPath::Off, Loaded::Nothing(left))
@@ -255,11 +255,7 @@ fn source_ports() -> Range<u16> {
 }
 
 /// Writes the subnet file once pods can be reached; returns only an error.
-async fn announce(
-    mut summary: watch::Receiver<Summary>,
-    file: &SubnetFile,
-    path: &Path,
-) -> anyhow::Error {
+async fn announce(mut summary: watch::Receiver<Summary>, file: &SubnetFile, path: &Path) -> anyhow::Error {
     if let Ok(now) = summary.wait_for(|summary| summary.synced && summary.passes > 0).await {
         let (peers, pending) = (now.peers, now.pending);
         drop(now);
