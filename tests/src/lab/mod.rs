@@ -27,6 +27,7 @@ use anyhow::{Context as _, Result, bail};
 use ipnetwork::Ipv4Network;
 
 pub use agent::{AGENT_BIN, Agent, AgentOptions, FastPath, agent_binary};
+pub use cluster::{CONVERGENCE, Cluster, Member};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
@@ -37,6 +38,7 @@ pub use subnet_env::SubnetEnv;
 use crate::{command::run, requirements::lab_available};
 
 mod agent;
+mod cluster;
 mod firewall;
 mod netns;
 mod node;
