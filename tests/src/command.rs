@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread::sleep,
@@ -112,7 +113,9 @@ impl Daemon {
         let mut file = append(log)?;
         writeln!(file, "# {shown}").with_context(|| format!("write {}", log.display()))?;
         let errors = file.try_clone().with_context(|| format!("open {}", log.display()))?;
+        // A group of its own: an interrupt typed at a terminal is for the lab's owner to act on.
         let child = command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(errors)

@@ -90,6 +90,14 @@ impl Cluster {
         self.members.last_mut().context("just pushed")
     }
 
+    /// Leaves its processes running when this process ends.
+    pub(crate) fn release(self) {
+        self.etcd.release();
+        for member in self.members {
+            member.agent.release();
+        }
+    }
+
     /// Every pod.
     pub fn pods(&self) -> Vec<Endpoint> {
         self.members.iter().flat_map(|member| &member.pods).map(Pod::endpoint).collect()

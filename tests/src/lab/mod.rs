@@ -246,9 +246,18 @@ impl Drop for Lab {
 }
 
 /// Removes labs whose owner was killed. What cannot be removed now is left for the next time.
-fn sweep() {
+pub fn sweep() {
     for id in teardown::labs().unwrap_or_default() {
         if owner::is_dead(&teardown::directory(&id)) {
+            let _ = teardown::remove(&id);
+        }
+    }
+}
+
+/// Removes every lab of this process at once, where it is about to end without dropping them.
+pub fn abandon() {
+    for id in teardown::labs().unwrap_or_default() {
+        if owner::is_own(&teardown::directory(&id)) {
             let _ = teardown::remove(&id);
         }
     }

@@ -45,6 +45,12 @@ pub(super) fn is_dead(dir: &Path) -> bool {
     pid.and_then(identity).is_none_or(|running| running != owner)
 }
 
+/// Whether the lab belongs to this process.
+pub(super) fn is_own(dir: &Path) -> bool {
+    let own = identity(std::process::id());
+    own.is_some() && fs::read_to_string(file(dir)).ok() == own
+}
+
 fn file(dir: &Path) -> PathBuf {
     dir.join(FILE)
 }

@@ -73,6 +73,8 @@ pub fn remove(id: &str) -> Result<()> {
             _ => {}
         }
     }
+    // Goes with the last lab; others keep it.
+    let _ = fs::remove_dir(ROOT);
     if failures.is_empty() { Ok(()) } else { bail!("lab {id}: {}", failures.join("; ")) }
 }
 
