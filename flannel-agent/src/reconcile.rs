@@ -25,7 +25,7 @@ use crate::{
     datapath::{Datapath, ObserveError},
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
-    plan::{Change, Inputs, Local, NextHop, Plan, State, delta, plan, public_addresses},
+    plan::{Change, Inputs, Local, NextHop, Plan, Pods, State, delta, plan, public_addresses},
 };
 
 mod host;
@@ -80,6 +80,7 @@ pub struct Reconciler<D, H, L> {
     pending: Pending,
     journal: Journal,
     due: Due,
+    unplaced: Unplaced,
     /// How long the last pass took.
     length: Duration,
     failed_reads: u32,
@@ -94,6 +95,8 @@ struct Due {
     changed_at: Option<Instant>,
     full: Instant,
     retry: Option<Instant>,
+    /// When to look for the addresses of new pods.
+    pods: Option<Instant>,
     /// No pass for the kernel's notices before this.
     rest: Instant,
 }
@@ -101,7 +104,30 @@ struct Due {
 impl Due {
     fn next(&self) -> Instant {
         let changed = self.changed_at.map(|at| at.max(self.rest));
-        [self.leases, changed, self.retry].into_iter().flatten().fold(self.full, Instant::min)
+        [self.leases, changed, self.retry, self.pods].into_iter().flatten().fold(self.full, Instant::min)
+    }
+}
+
+/// Pods whose address is not known. A pod gets its address after its link, and within its namespace, which
+/// raises no notice here: so a new link is looked at again, soon and then ever more rarely.
+#[derive(Debug, Default)]
+struct Unplaced {
+    links: BTreeSet<u32>,
+    looks: u32,
+}
+
+impl Unplaced {
+    /// So often; what has no address after some ten seconds waits for the next full look.
+    const LOOKS: u32 = 7;
+
+    /// When to look again, having seen `pods`.
+    fn look_again(&mut self, pods: &Pods, now: Instant) -> Option<Instant> {
+        let placed: BTreeSet<u32> = pods.places.values().map(|place| place.ifindex).collect();
+        let unplaced: BTreeSet<u32> = pods.links.difference(&placed).copied().collect();
+        self.looks = if unplaced.is_subset(&self.links) { self.looks.saturating_add(1) } else { 1 };
+        let again = !unplaced.is_empty() && self.looks <= Self::LOOKS;
+        self.links = unplaced;
+        again.then(|| now + backoff(self.looks))
     }
 }
 
@@ -136,8 +162,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 changed_at: None,
                 full: now,
                 retry: None,
+                pods: None,
                 rest: now,
             },
+            unplaced: Unplaced::default(),
             length: Duration::ZERO,
             failed_reads: 0,
             summary,
@@ -186,7 +214,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     async fn run_pass(&mut self) {
         let start = Instant::now();
         let full = self.due.full <= start;
-        let changed = std::mem::take(&mut self.due.changed);
+        let mut changed = std::mem::take(&mut self.due.changed);
+        changed.links |= self.due.pods.is_some_and(|due| due <= start);
         self.due.changed_at = None;
         self.due.leases = None;
         self.due.retry = None;
@@ -229,6 +258,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 self.next_hops.clear();
             }
             changed.overlay |= surroundings.overlay_ifindex != self.surroundings.overlay_ifindex;
+            self.due.pods = self.unplaced.look_again(&surroundings.pods, now);
             self.surroundings = surroundings;
         }
         resolve(&mut self.host, &mut self.next_hops, public_addresses(leases)).await?;
@@ -283,6 +313,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
         self.journal.flush();
         if self.pending.is_empty() {
+            if self.settled.is_none() {
+                self.journal.in_place(plan.peers.len(), ready.len());
+            }
             self.settled = Some(plan.state.clone());
         }
         again

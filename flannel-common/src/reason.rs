@@ -100,7 +100,7 @@ reasons! {
     VxlanFlags = 20, Kernel, "vxlan_flags", "VXLAN flags or reserved bits other than a VNI are set";
     Vni = 21, Kernel, "vni", "the VXLAN network identifier is not ours";
     UnknownVtep = 22, Kernel, "unknown_vtep", "no lease names the sender's address";
-    InnerSource = 23, Kernel, "inner_source", "the inner source is not in the sender's pod subnet";
+    InnerSource = 23, Kernel, "inner_source", "the inner source is neither in the sender's pod subnet nor the sender itself";
     InnerMac = 24, Kernel, "inner_mac", "the inner destination MAC is not that of our VXLAN device";
     NotOurPod = 25, Kernel, "not_our_pod", "the inner destination is not in this node's pod subnet";
     UnknownPod = 26, Kernel, "unknown_pod", "the pod's address is in no entry of the pods map (yet)";

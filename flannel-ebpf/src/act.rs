@@ -8,9 +8,9 @@ use aya_log_ebpf::{debug, warn};
 use flannel_common::{
     packet::{
         Packet,
-        headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
+        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Encap, Forward, HEADERS_LEN},
+    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN},
     reason::{Direction, Reason},
 };
 
@@ -62,8 +62,8 @@ pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
         return Done::kernel(Reason::Refused);
     }
     let headers = encap.headers(Skb::random_id(), hash);
-    let written = skb.write(0, headers).and_then(|()| match encap.forward {
-        Some(forward) => write_forward(&mut skb, HEADERS_LEN, forward),
+    let written = skb.write(HEADERS_AT, headers).and_then(|()| match encap.forward {
+        Some(forward) => forward.write(&mut skb, HEADERS_AT + HEADERS_LEN),
         None => Some(()),
     });
     // Headers that could be read before the push can be written after it: the verifier needs the
@@ -85,21 +85,10 @@ pub(crate) fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
     if skb.pop_vxlan().is_none() {
         return Done::kernel(Reason::Refused);
     }
-    let ethernet = Ethernet { destination: pod.mac, source: pod.gateway_mac, ethertype: ETHERTYPE_IPV4 };
-    let written =
-        skb.write(0, ethernet.bytes()).and_then(|()| write_forward(&mut skb, ETHERNET_LEN, *forward));
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
+    let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
     if written.is_none() {
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
     }
     Done { action: skb.redirect_peer(pod.ifindex), reason }
 }
-
-/// Writes TOS, TTL and checksum of the IPv4 header at `offset`.
-#[inline(always)]
-fn write_forward(skb: &mut Skb, offset: usize, forward: Forward) -> Option<()> {
-    skb.write(offset + 1, [forward.tos])?;
-    skb.write(offset + 8, [forward.ttl])?;
-    skb.write(offset + 10, forward.checksum.to_be_bytes())
-}
-
-const _: () = assert!(ENCAP_LEN == 50);

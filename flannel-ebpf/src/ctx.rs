@@ -1,7 +1,7 @@
 //! The packet in the kernel: bounds-checked access to its bytes, and the helpers that change it.
 //!
-//! One of the two files with `unsafe`. Bytes are copied in and out; no reference to packet memory
-//! leaves this file, so a helper that moves the packet invalidates nothing.
+//! One of the two files with `unsafe`. A view of packet memory lives only while a decision is made; what
+//! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
 use aya_ebpf::{
@@ -196,14 +196,15 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // SAFETY: `at` has checked the bounds; an array of bytes needs no alignment.
-        self.at(offset).map(|bytes| unsafe { bytes.read() })
+    fn view<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        // SAFETY: `at` has checked the bounds; an array of bytes needs no alignment. The decision that
+        // borrows `self` is over before its verdict is carried out on a copy.
+        self.at(offset).map(|bytes| unsafe { &*bytes })
     }
 
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        // SAFETY: as in `read`; the program holds the packet exclusively (the verifier's prologue
+        // SAFETY: as in `view`; the program holds the packet exclusively (the verifier's prologue
         // unclones it).
         self.at(offset).map(|place| unsafe { place.write(bytes) })
     }

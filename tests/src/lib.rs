@@ -4,6 +4,7 @@
 //!   agents, and peers built as stock flannel builds them. Nothing outlives a [`lab::Lab`].
 //! - [`traffic`]: what is sent through them, with every byte checked and every lost packet counted.
 //! - [`counters`]: how many packets a node's programs took, by reason.
+//! - [`etcd`]: etcd servers outside a lab, for tests of the lease side alone.
 //! - [`demo`], [`bench`]: what `flannel-lab` runs.
 //!
 //! Everything needs root; [`requirements`] says what else, and what to do about it.
@@ -12,6 +13,7 @@ pub mod bench;
 pub mod command;
 pub mod counters;
 pub mod demo;
+pub mod etcd;
 pub mod lab;
 pub mod requirements;
 pub mod traffic;

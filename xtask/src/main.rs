@@ -1,1 +1,53 @@
-fn main() {}
+//! flannel-ebpf's development tasks. Each is a module; this file only chooses one.
+
+mod build_and_load;
+mod build_ebpf;
+mod cargo;
+mod failure;
+mod host;
+mod lab;
+mod setup;
+mod test;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install all that building, the demo and the tests need
+    Setup,
+    /// Compile the programs and show what the object holds
+    BuildEbpf(build_ebpf::Options),
+    /// Build the agent, load the programs through the verifier and pin them
+    BuildAndLoad(build_and_load::Options),
+    /// Bring up a cluster of three nodes in namespaces and show it at work
+    Demo(lab::Options),
+    /// Measure bare network, kernel VXLAN and ours side by side
+    Bench(lab::Options),
+    /// Run all tests, as root and without skipping any
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::show(),
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::BuildAndLoad(options) => build_and_load::run(&options),
+        Task::Demo(options) => lab::run("demo", &options),
+        Task::Bench(options) => lab::run("bench", &options),
+        Task::Test(options) => test::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -15,7 +15,10 @@ use flannel_common::path::Hook;
 use nix::net::if_::if_nametoindex;
 use tracing::{debug, warn};
 
-use super::{PinError, Pins, Programs, loader::classifier};
+use super::{
+    PinError, Pins, Programs,
+    loader::{chain, classifier},
+};
 
 const LOG_PERIOD: Duration = Duration::from_millis(100);
 
@@ -47,25 +50,25 @@ impl Programs {
     pub fn attach(&mut self, interface: &str, hook: Hook) -> Result<(), AttachError> {
         let failed = |reason: String| AttachError { interface: interface.to_owned(), hook, reason };
         let pin = self.pins.link(interface, hook);
-        let program = classifier(&mut self.ebpf, hook).map_err(|error| failed(error.to_string()))?;
-        if let Some(link) = pinned(&pin).map_err(|error| failed(error.to_string()))?
+        let program = classifier(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;
+        if let Some(link) = pinned(&pin).map_err(|error| failed(chain(&error)))?
             && replace(program, link).is_ok()
             && runs(program, interface, side(hook))
         {
             return Ok(());
         }
         // No link, or one of an interface that is gone or renamed.
-        self.pins.remove_link(interface, hook).map_err(|error| failed(error.to_string()))?;
+        self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))?;
         if let Some(directory) = pin.parent() {
-            Pins::make(directory).map_err(|error| failed(error.to_string()))?;
+            Pins::make(directory).map_err(|error| failed(chain(&error)))?;
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program
             .attach_with_options(interface, side(hook), options)
             .map_err(|error| failed(describe(&error)))?;
-        let link = program.take_link(id).map_err(|error| failed(error.to_string()))?;
-        let link = FdLink::try_from(link).map_err(|error| failed(error.to_string()))?;
-        link.pin(&pin).map_err(|error| failed(error.to_string()))?;
+        let link = program.take_link(id).map_err(|error| failed(chain(&error)))?;
+        let link = FdLink::try_from(link).map_err(|error| failed(chain(&error)))?;
+        link.pin(&pin).map_err(|error| failed(chain(&error)))?;
         Ok(())
     }
 
@@ -148,7 +151,7 @@ fn describe(error: &ProgramError) -> String {
             ),
             _ => format!("{call}: {io_error}"),
         },
-        other => other.to_string(),
+        other => chain(other),
     }
 }
 

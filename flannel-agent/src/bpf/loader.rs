@@ -38,7 +38,7 @@ pub enum LoadError {
 }
 
 /// An error and what caused it, on one line each.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

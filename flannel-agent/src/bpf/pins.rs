@@ -33,7 +33,8 @@ pub enum PinError {
     },
 }
 
-/// The pins under one bpffs: `flannel/v1/maps/<name>` and `flannel/v1/links/<interface>/<program>`.
+/// The pins under one bpffs: `flannel/v1/maps/<name>` and
+/// `flannel/v1/links/<interface>/<program>`, the dots of the interface's name written as colons.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -71,9 +72,15 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// Directory of the links of `interface`. A bpffs takes no dots in names (kernel/bpf/inode.c,
+    /// `bpf_lookup`), and an interface's name has no colon (`dev_valid_name`), so that stands for the dot.
+    fn interface(&self, interface: &str) -> PathBuf {
+        self.links().join(interface.replace('.', ":"))
+    }
+
     /// Pin of the link at `hook` of `interface`.
     pub fn link(&self, interface: &str, hook: Hook) -> PathBuf {
-        self.links().join(interface).join(hook.program())
+        self.interface(interface).join(hook.program())
     }
 
     /// Every pinned link there is, as interface name and hook; files of other names are not ours.
@@ -82,8 +89,9 @@ impl Pins {
     /// When a directory cannot be read. One that is absent is empty.
     pub fn pinned_links(&self) -> Result<Vec<(String, Hook)>, PinError> {
         let mut found = Vec::new();
-        for interface in entries(&self.links())? {
-            for name in entries(&self.links().join(&interface))? {
+        for directory in entries(&self.links())? {
+            let interface = directory.replace(':', ".");
+            for name in entries(&self.links().join(&directory))? {
                 if let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.program() == name) {
                     found.push((interface.clone(), hook));
                 }
@@ -105,7 +113,7 @@ impl Pins {
     pub(super) fn remove_link(&self, interface: &str, hook: Hook) -> Result<(), PinError> {
         remove(&self.link(interface, hook))?;
         // A directory with other pins in it stays.
-        let _ = fs::remove_dir(self.links().join(interface));
+        let _ = fs::remove_dir(self.interface(interface));
         Ok(())
     }
 

@@ -36,6 +36,11 @@ impl KernelDatapath {
         Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?))))
     }
 
+    async fn device_index(&mut self) -> Result<Option<u32>, NetlinkError> {
+        let link = self.netlink.link(&self.name).await?;
+        Ok(link.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index))
+    }
+
     /// Brings the device into line and returns its index.
     async fn put_device(&mut self, wanted: &VxlanDevice) -> Result<u32, NetlinkError> {
         let name = &wanted.name;
@@ -147,7 +152,7 @@ impl Datapath for KernelDatapath {
             match change {
                 Change::PutDevice(device) => {
                     let result = self.put_device(device).await;
-                    index = Some(result.as_ref().ok().copied());
+                    index = result.as_ref().ok().copied();
                     results.insert(n, result.map(drop).map_err(ChangeError::from));
                 }
                 Change::DeleteDevice => {
@@ -160,8 +165,9 @@ impl Datapath for KernelDatapath {
             }
         }
         let index = match index {
-            Some(index) => Ok(index),
-            None => self.netlink.link(&self.name).await.map(|link| link.map(|link| link.index)),
+            Some(index) => Ok(Some(index)),
+            // Even if an attribute of the device could not be changed, its peers can be.
+            None => self.device_index().await,
         };
         match index {
             Ok(Some(index)) => {

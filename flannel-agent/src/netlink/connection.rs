@@ -274,3 +274,48 @@ fn extended_message(bytes: &[u8], flags: u16) -> Option<String> {
         rest = rest.get(length.next_multiple_of(4).max(4)..)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn the_kernel_is_quoted() {
+        let attributes =
+            [attribute(2, &[1, 2, 3, 4]), attribute(NLMSGERR_ATTR_MSG, b"no such thing\0")].concat();
+        let mut whole = vec![0; 24];
+        whole[..4].copy_from_slice(&22u32.to_ne_bytes());
+        let capped = [vec![0; HEADER], attributes.clone()].concat();
+        assert_eq!(extended_message(&capped, NLM_F_CAPPED).as_deref(), Some("no such thing"));
+        whole.extend(attributes);
+        assert_eq!(extended_message(&whole, 0).as_deref(), Some("no such thing"));
+        assert_eq!(extended_message(&[], NLM_F_CAPPED), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..128), flags in any::<u16>()) {
+            for frame in frames(&bytes) {
+                let _ = decode(&bytes[frame]);
+            }
+            let _ = extended_message(&bytes, flags);
+        }
+
+        #[test]
+        fn a_length_that_cannot_be_ends_the_datagram(bytes in prop::collection::vec(0..24u8, 0..128)) {
+            for frame in frames(&bytes) {
+                prop_assert!(frame.len() >= HEADER && frame.end <= bytes.len());
+            }
+        }
+    }
+}

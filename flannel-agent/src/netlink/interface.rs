@@ -212,7 +212,7 @@ mod tests {
             mac: None,
             up: true,
             master: None,
-            peer_elsewhere: false,
+            peer: None,
         };
         let address = |ifindex, network: &str, permanent| Address {
             ifindex,

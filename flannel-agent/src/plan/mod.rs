@@ -19,6 +19,8 @@ mod change;
 mod delta;
 mod peers;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use change::{Change, Slot};
 pub use delta::delta;

@@ -38,9 +38,12 @@ pub enum Skip {
     /// Another kind of network.
     #[error("its backend is {0:?}, ours is \"vxlan\"")]
     OtherBackend(String),
-    /// Its `BackendData` says no MAC.
-    #[error("its BackendData cannot be read: {0}")]
+    /// Its `BackendData` cannot be read.
+    #[error("{0}")]
     Unreadable(String),
+    /// Its `BackendData` names no MAC that one device could have.
+    #[error("BackendData.VtepMAC: {} instead of the MAC of a device", .0.map_or("absent".to_owned(), |mac| mac.to_string()))]
+    NoMac(Option<Mac>),
     /// It publishes our address.
     #[error("its PublicIP {0} is our own")]
     OurAddress(Ipv4Addr),
@@ -132,8 +135,8 @@ fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Mac), Skip> {
         return Err(Skip::CoversUs(covered));
     }
     let data = attrs.vxlan().map_err(|error| Skip::Unreadable(error.to_string()))?;
-    let mac = data.vtep_mac.ok_or_else(|| Skip::Unreadable("it names no VtepMAC".to_owned()))?;
-    Ok((subnet, mac))
+    let mac = data.vtep_mac.filter(|mac| mac.0 != [0; 6] && mac.0[0] & 1 == 0);
+    Ok((subnet, mac.ok_or(Skip::NoMac(data.vtep_mac))?))
 }
 
 /// A subnet of `peers` that shares addresses with `subnet`. Those of `peers` share none among themselves,

@@ -57,6 +57,11 @@ impl Journal {
         *count += 1;
     }
 
+    /// For the first time everything is as leased.
+    pub(super) fn in_place(&self, peers: usize, changes: usize) {
+        info!(peers, changes, "dataplane in place");
+    }
+
     /// Writes what was gathered of one pass.
     pub(super) fn flush(&mut self) {
         for (error, (count, first)) in take(&mut self.failures) {
@@ -74,7 +79,7 @@ impl Journal {
             info!("repaired: {repair}");
         }
         if repairs.len() > LINES {
-            info!(changes = repairs.len(), "repaired: these and others");
+            info!(changes = repairs.len(), "repaired: more than is listed");
         }
         let changes = take(&mut self.changes);
         if changes > 0 {

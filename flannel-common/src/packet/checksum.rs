@@ -3,7 +3,7 @@
 //! Sums run in one's-complement arithmetic: carries out of 16 bits are added back, and the checksum
 //! is the complement of the sum. Numbers are those read big-endian.
 
-use super::headers::{IPV4_LEN, Ipv4};
+use super::headers::Ipv4;
 
 /// Adds the carries of a sum of 16-bit words back until none is left.
 #[inline(always)]
@@ -14,9 +14,8 @@ pub const fn fold(sum: u32) -> u16 {
 
 /// The sum of a header's ten words, its checksum field included: `0xffff` for a correct header.
 #[inline(always)]
-pub const fn sum(header: &[u8; IPV4_LEN]) -> u16 {
-    let ip = Ipv4::parse(*header);
-    fold(words(&ip) + ip.checksum as u32)
+pub const fn sum(ip: &Ipv4) -> u16 {
+    fold(words(ip) + ip.checksum as u32)
 }
 
 /// The checksum a header needs, whatever its checksum field says now.

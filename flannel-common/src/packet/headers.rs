@@ -20,42 +20,99 @@ pub const PROTOCOL_UDP: u8 = 17;
 /// VXLAN flags with only "VNI present" set (RFC 7348, section 5).
 pub const VXLAN_FLAGS: u8 = 0x08;
 
+/// `N` bytes of a header from `at`: copied as one piece, which byte by byte they would not be.
+#[inline(always)]
+const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut taken = [0; N];
+    taken.copy_from_slice(bytes.split_at(at).1.split_at(N).0);
+    taken
+}
+
+/// Puts a field of a header at `at`.
+#[inline(always)]
+const fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) {
+    bytes.split_at_mut(at).1.split_at_mut(N).0.copy_from_slice(&field);
+}
+
 /// Ethernet II.
+///
+/// The MACs are kept as words: arrays of bytes would land on a program's stack, and LLVM would reach them
+/// there in pieces that are not aligned, which the verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ethernet {
-    /// Destination MAC.
-    pub destination: [u8; 6],
-    /// Source MAC.
-    pub source: [u8; 6],
+    /// Destination and source, the bytes of each word in the order of memory.
+    macs: [u32; 3],
     /// EtherType.
     pub ethertype: u16,
 }
 
 impl Ethernet {
+    /// The header of a frame from `source` to `destination`.
+    #[inline(always)]
+    pub const fn new(destination: [u8; 6], source: [u8; 6], ethertype: u16) -> Self {
+        let middle: [u8; 2] = take(&destination, 4);
+        let next: [u8; 2] = take(&source, 0);
+        let macs = [
+            u32::from_ne_bytes(take(&destination, 0)),
+            u32::from_ne_bytes([middle[0], middle[1], next[0], next[1]]),
+            u32::from_ne_bytes(take(&source, 2)),
+        ];
+        Self { macs, ethertype }
+    }
+
     /// Reads the header from its bytes.
     #[inline(always)]
-    pub const fn parse(bytes: [u8; ETHERNET_LEN]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = bytes;
+    pub const fn parse(bytes: &[u8; ETHERNET_LEN]) -> Self {
         Self {
-            destination: [a, b, c, d, e, f],
-            source: [g, h, i, j, k, l],
-            ethertype: u16::from_be_bytes([m, n]),
+            macs: [
+                u32::from_ne_bytes(take(bytes, 0)),
+                u32::from_ne_bytes(take(bytes, 4)),
+                u32::from_ne_bytes(take(bytes, 8)),
+            ],
+            ethertype: u16::from_be_bytes(take(bytes, 12)),
         }
     }
 
     /// The header as it stands on the wire.
     #[inline(always)]
     pub const fn bytes(&self) -> [u8; ETHERNET_LEN] {
-        let [a, b, c, d, e, f] = self.destination;
-        let [g, h, i, j, k, l] = self.source;
-        let [m, n] = self.ethertype.to_be_bytes();
-        [a, b, c, d, e, f, g, h, i, j, k, l, m, n]
+        let mut bytes = [0; ETHERNET_LEN];
+        put(&mut bytes, 0, self.macs[0].to_ne_bytes());
+        put(&mut bytes, 4, self.macs[1].to_ne_bytes());
+        put(&mut bytes, 8, self.macs[2].to_ne_bytes());
+        put(&mut bytes, 12, self.ethertype.to_be_bytes());
+        bytes
+    }
+
+    /// Destination MAC.
+    pub const fn destination(&self) -> [u8; 6] {
+        take(&self.bytes(), 0)
+    }
+
+    /// Source MAC.
+    pub const fn source(&self) -> [u8; 6] {
+        take(&self.bytes(), 6)
     }
 
     /// Whether the destination is a single station.
     #[inline(always)]
     pub const fn is_unicast(&self) -> bool {
-        self.destination[0] & 1 == 0
+        self.macs[0].to_be() & 0x0100_0000 == 0
+    }
+
+    /// Whether the frame goes to `mac`.
+    #[inline(always)]
+    pub const fn is_to(&self, mac: &[u8; 6]) -> bool {
+        let low: [u8; 2] = take(mac, 4);
+        let middle = self.macs[1].to_ne_bytes();
+        self.macs[0] == u32::from_ne_bytes(take(mac, 0))
+            && u16::from_ne_bytes(take(&middle, 0)) == u16::from_ne_bytes(low)
+    }
+
+    /// Whether the two headers name the same stations.
+    #[inline(always)]
+    pub const fn same_stations(&self, other: &Self) -> bool {
+        self.macs[0] == other.macs[0] && self.macs[1] == other.macs[1] && self.macs[2] == other.macs[2]
     }
 }
 
@@ -87,32 +144,34 @@ pub struct Ipv4 {
 impl Ipv4 {
     /// Reads the header from its bytes.
     #[inline(always)]
-    pub const fn parse(bytes: [u8; IPV4_LEN]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = bytes;
+    pub const fn parse(bytes: &[u8; IPV4_LEN]) -> Self {
         Self {
-            version_ihl: a,
-            tos: b,
-            total_len: u16::from_be_bytes([c, d]),
-            id: u16::from_be_bytes([e, f]),
-            fragment: u16::from_be_bytes([g, h]),
-            ttl: i,
-            protocol: j,
-            checksum: u16::from_be_bytes([k, l]),
-            source: [m, n, o, p],
-            destination: [q, r, s, t],
+            version_ihl: bytes[0],
+            tos: bytes[1],
+            total_len: u16::from_be_bytes(take(bytes, 2)),
+            id: u16::from_be_bytes(take(bytes, 4)),
+            fragment: u16::from_be_bytes(take(bytes, 6)),
+            ttl: bytes[8],
+            protocol: bytes[9],
+            checksum: u16::from_be_bytes(take(bytes, 10)),
+            source: take(bytes, 12),
+            destination: take(bytes, 16),
         }
     }
 
     /// The header as it stands on the wire.
     #[inline(always)]
     pub const fn bytes(&self) -> [u8; IPV4_LEN] {
-        let [c, d] = self.total_len.to_be_bytes();
-        let [e, f] = self.id.to_be_bytes();
-        let [g, h] = self.fragment.to_be_bytes();
-        let [k, l] = self.checksum.to_be_bytes();
-        let [m, n, o, p] = self.source;
-        let [q, r, s, t] = self.destination;
-        [self.version_ihl, self.tos, c, d, e, f, g, h, self.ttl, self.protocol, k, l, m, n, o, p, q, r, s, t]
+        let mut bytes = [0; IPV4_LEN];
+        put(&mut bytes, 0, [self.version_ihl, self.tos]);
+        put(&mut bytes, 2, self.total_len.to_be_bytes());
+        put(&mut bytes, 4, self.id.to_be_bytes());
+        put(&mut bytes, 6, self.fragment.to_be_bytes());
+        put(&mut bytes, 8, [self.ttl, self.protocol]);
+        put(&mut bytes, 10, self.checksum.to_be_bytes());
+        put(&mut bytes, 12, self.source);
+        put(&mut bytes, 16, self.destination);
+        bytes
     }
 
     /// Whether this is one piece of a larger packet: more fragments follow, or some came before.
@@ -138,24 +197,24 @@ pub struct Udp {
 impl Udp {
     /// Reads the header from its bytes.
     #[inline(always)]
-    pub const fn parse(bytes: [u8; UDP_LEN]) -> Self {
-        let [a, b, c, d, e, f, g, h] = bytes;
+    pub const fn parse(bytes: &[u8; UDP_LEN]) -> Self {
         Self {
-            source: u16::from_be_bytes([a, b]),
-            destination: u16::from_be_bytes([c, d]),
-            len: u16::from_be_bytes([e, f]),
-            checksum: u16::from_be_bytes([g, h]),
+            source: u16::from_be_bytes(take(bytes, 0)),
+            destination: u16::from_be_bytes(take(bytes, 2)),
+            len: u16::from_be_bytes(take(bytes, 4)),
+            checksum: u16::from_be_bytes(take(bytes, 6)),
         }
     }
 
     /// The header as it stands on the wire.
     #[inline(always)]
     pub const fn bytes(&self) -> [u8; UDP_LEN] {
-        let [a, b] = self.source.to_be_bytes();
-        let [c, d] = self.destination.to_be_bytes();
-        let [e, f] = self.len.to_be_bytes();
-        let [g, h] = self.checksum.to_be_bytes();
-        [a, b, c, d, e, f, g, h]
+        let mut bytes = [0; UDP_LEN];
+        put(&mut bytes, 0, self.source.to_be_bytes());
+        put(&mut bytes, 2, self.destination.to_be_bytes());
+        put(&mut bytes, 4, self.len.to_be_bytes());
+        put(&mut bytes, 6, self.checksum.to_be_bytes());
+        bytes
     }
 }
 
@@ -177,16 +236,16 @@ impl Vxlan {
 
     /// Reads the header from its bytes.
     #[inline(always)]
-    pub const fn parse(bytes: [u8; VXLAN_LEN]) -> Self {
-        let [a, b, c, d, e, f, g, h] = bytes;
-        Self { flags: u32::from_be_bytes([a, b, c, d]), vni: u32::from_be_bytes([e, f, g, h]) }
+    pub const fn parse(bytes: &[u8; VXLAN_LEN]) -> Self {
+        Self { flags: u32::from_be_bytes(take(bytes, 0)), vni: u32::from_be_bytes(take(bytes, 4)) }
     }
 
     /// The header as it stands on the wire.
     #[inline(always)]
     pub const fn bytes(&self) -> [u8; VXLAN_LEN] {
-        let [a, b, c, d] = self.flags.to_be_bytes();
-        let [e, f, g, h] = self.vni.to_be_bytes();
-        [a, b, c, d, e, f, g, h]
+        let mut bytes = [0; VXLAN_LEN];
+        put(&mut bytes, 0, self.flags.to_be_bytes());
+        put(&mut bytes, 4, self.vni.to_be_bytes());
+        bytes
     }
 }

@@ -6,8 +6,8 @@ pub mod headers;
 
 /// A frame that begins with its Ethernet header.
 ///
-/// Values are copied out and in, so no reference into packet memory escapes: the bounds check and the
-/// access are one step, and callers need no `unsafe`.
+/// The bounds check and the access are one step, so callers need no `unsafe`. A view lives no longer than
+/// the packet is left alone: whatever may move it takes `&mut self`.
 pub trait Packet {
     /// Length of the frame in bytes, those not in directly readable memory included.
     fn len(&self) -> u32;
@@ -17,8 +17,14 @@ pub trait Packet {
         self.len() == 0
     }
 
-    /// The `N` bytes at `offset`, or `None` when the frame ends before them.
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// The `N` bytes at `offset`, or `None` when the readable part of the frame ends before them.
+    fn view<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
+
+    /// A copy of the `N` bytes at `offset`; `None` as with [`Packet::view`].
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.view(offset).copied()
+    }
 
     /// Replaces the `N` bytes at `offset`; `None`, and nothing changed, when the frame ends before them.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
@@ -29,8 +35,8 @@ impl Packet for [u8] {
         u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
     }
 
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.get(offset..)?.first_chunk().copied()
+    fn view<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        self.get(offset..)?.first_chunk()
     }
 
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {

@@ -39,7 +39,7 @@ pub fn from_pod<R>(
         return Err(Reason::Ttl);
     }
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
-    let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip, ip.tos)))?;
+    let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip)))?;
     Ok(then(encap, Reason::EncapPod))
 }
 
@@ -59,7 +59,7 @@ pub fn to_overlay<R>(
     let config = tables.config().ok_or(Reason::NoConfig)?;
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
     // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
-    if ethernet.destination != peer.vtep_mac || ethernet.source != peer.local_mac {
+    if !ethernet.same_stations(&Ethernet::new(peer.vtep_mac, peer.local_mac, ETHERTYPE_IPV4)) {
         return Err(Reason::NeighbourDiffers);
     }
     let encap = encap(packet, arrival, &config, &ip, peer, None)?;
@@ -69,7 +69,7 @@ pub fn to_overlay<R>(
 /// The Ethernet and IPv4 headers of a packet simple enough for the fast path.
 #[inline(always)]
 fn inner_headers(packet: &(impl Packet + ?Sized), arrival: &Arrival) -> Result<(Ethernet, Ipv4), Reason> {
-    let ethernet = Ethernet::parse(packet.read(0).ok_or(Reason::Truncated)?);
+    let ethernet = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
     if arrival.vlan_tagged {
         return Err(Reason::Vlan);
     }
@@ -79,7 +79,7 @@ fn inner_headers(packet: &(impl Packet + ?Sized), arrival: &Arrival) -> Result<(
     if !ethernet.is_unicast() {
         return Err(Reason::NotUnicast);
     }
-    let ip = Ipv4::parse(packet.read(ETHERNET_LEN).ok_or(Reason::Truncated)?);
+    let ip = Ipv4::parse(packet.view(ETHERNET_LEN).ok_or(Reason::Truncated)?);
     check_ipv4(&ip)?;
     if packet.len() != ETHERNET_LEN as u32 + u32::from(ip.total_len) {
         return Err(Reason::Length);
@@ -139,7 +139,7 @@ fn segment_len(packet: &(impl Packet + ?Sized), arrival: &Arrival, ip: &Ipv4) ->
     let transport_len = match ip.protocol {
         PROTOCOL_UDP => UDP_LEN as u32,
         PROTOCOL_TCP => {
-            let [offset] = packet.read(ETHERNET_LEN + IPV4_LEN + 12).ok_or(Reason::Truncated)?;
+            let [offset] = *packet.view(ETHERNET_LEN + IPV4_LEN + 12).ok_or(Reason::Truncated)?;
             u32::from(offset >> 4) * 4
         }
         // Neither: an aggregate of a kind we do not know.

@@ -4,7 +4,7 @@ use super::ecn;
 use crate::{
     layout::PeerV4,
     packet::{
-        checksum, hash,
+        Packet, checksum, hash,
         headers::{
             ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, UDP_LEN, Udp,
             VXLAN_LEN, Vxlan,
@@ -15,25 +15,54 @@ use crate::{
 /// TTL of outer headers: the default of `net.ipv4.ip_default_ttl`, which the kernel's device uses.
 const OUTER_TTL: u8 = 64;
 
-/// What routing does to an IPv4 header: TTL, TOS and checksum as they become.
+/// What routing does to an IPv4 header: its fields as they become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// TOS byte.
-    pub tos: u8,
+    /// TOS byte, where it changes.
+    pub tos: Option<u8>,
     /// Time to live.
     pub ttl: u8,
+    /// Protocol, unchanged: it stands between the two that change.
+    pub protocol: u8,
     /// Header checksum.
     pub checksum: u16,
 }
 
+/// Offset of TTL, protocol and checksum in an IPv4 header.
+const TTL: usize = 8;
+/// Offset of the TOS byte in an IPv4 header.
+const TOS: usize = 1;
+
 impl Forward {
-    /// One hop further: TTL one less, TOS as given. The caller has made sure that the TTL is above 1.
+    /// One hop further: TTL one less. The caller has made sure that the TTL is above 1.
     #[inline(always)]
-    pub const fn hop(ip: &Ipv4, tos: u8) -> Self {
+    pub const fn hop(ip: &Ipv4) -> Self {
         let ttl = ip.ttl.wrapping_sub(1);
         let checksum = checksum::update(ip.checksum, word(ip.ttl, ip.protocol), word(ttl, ip.protocol));
-        let checksum = checksum::update(checksum, word(ip.version_ihl, ip.tos), word(ip.version_ihl, tos));
-        Self { tos, ttl, checksum }
+        Self { tos: None, ttl, protocol: ip.protocol, checksum }
+    }
+
+    /// One hop further, with the TOS byte that decapsulation leaves.
+    #[inline(always)]
+    pub const fn hop_with_tos(ip: &Ipv4, tos: u8) -> Self {
+        let mut hop = Self::hop(ip);
+        if tos != ip.tos {
+            hop.tos = Some(tos);
+            hop.checksum =
+                checksum::update(hop.checksum, word(ip.version_ihl, ip.tos), word(ip.version_ihl, tos));
+        }
+        hop
+    }
+
+    /// Writes the fields into the IPv4 header at `offset` of `packet`; `None` when the packet ends before.
+    #[inline(always)]
+    pub fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()> {
+        let [high, low] = self.checksum.to_be_bytes();
+        packet.write(offset + TTL, [self.ttl, self.protocol, high, low])?;
+        match self.tos {
+            Some(tos) => packet.write(offset + TOS, [tos]),
+            None => Some(()),
+        }
     }
 }
 
@@ -61,13 +90,15 @@ pub struct Encap {
     pub forward: Option<Forward>,
 }
 
-/// Length of what [`Encap::headers`] writes: the outer headers and the inner Ethernet header.
-pub const HEADERS_LEN: usize = ENCAP_LEN + ETHERNET_LEN;
+/// Where what [`Encap::headers`] writes begins: behind the outer MACs, which the neighbour table fills in.
+pub const HEADERS_AT: usize = ETHERNET_LEN - 2;
+/// Length of what [`Encap::headers`] writes: from the outer EtherType to the end of the inner Ethernet
+/// header.
+pub const HEADERS_LEN: usize = ENCAP_LEN + ETHERNET_LEN - HEADERS_AT;
 
 impl Encap {
-    /// The bytes from the outer Ethernet header up to the inner IP header, field for field what the
-    /// kernel's device writes, but for a UDP checksum of 0 (RFC 7348, section 4.1, lets every receiver
-    /// accept that) and the outer MACs, which the neighbour table fills in.
+    /// The bytes from the outer EtherType up to the inner IP header, field for field what the kernel's
+    /// device writes, but for a UDP checksum of 0 (RFC 7348, section 4.1, lets every receiver accept that).
     ///
     /// `id` is the IP identification; `flow_hash` the kernel's hash of the inner flow.
     #[inline(always)]
@@ -92,33 +123,17 @@ impl Encap {
             len: udp_len,
             checksum: 0,
         };
-        let outer = Ethernet { destination: [0; 6], source: [0; 6], ethertype: ETHERTYPE_IPV4 };
-        let inner = Ethernet {
-            destination: self.peer.vtep_mac,
-            source: self.peer.local_mac,
-            ethertype: ETHERTYPE_IPV4,
-        };
-        concat(outer.bytes(), ip.bytes(), udp.bytes(), Vxlan::of(self.peer.vni).bytes(), inner.bytes())
+        let inner = Ethernet::new(self.peer.vtep_mac, self.peer.local_mac, ETHERTYPE_IPV4);
+        let mut all = [0; HEADERS_LEN];
+        let (a, rest) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
+        let (b, rest) = rest.split_at_mut(IPV4_LEN);
+        let (c, rest) = rest.split_at_mut(UDP_LEN);
+        let (d, e) = rest.split_at_mut(VXLAN_LEN);
+        a.copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        b.copy_from_slice(&ip.bytes());
+        c.copy_from_slice(&udp.bytes());
+        d.copy_from_slice(&Vxlan::of(self.peer.vni).bytes());
+        e.copy_from_slice(&inner.bytes());
+        all
     }
-}
-
-#[inline(always)]
-const fn concat(
-    outer: [u8; ETHERNET_LEN],
-    ip: [u8; IPV4_LEN],
-    udp: [u8; UDP_LEN],
-    vxlan: [u8; VXLAN_LEN],
-    inner: [u8; ETHERNET_LEN],
-) -> [u8; HEADERS_LEN] {
-    let mut all = [0; HEADERS_LEN];
-    let (a, rest) = all.split_at_mut(ETHERNET_LEN);
-    let (b, rest) = rest.split_at_mut(IPV4_LEN);
-    let (c, rest) = rest.split_at_mut(UDP_LEN);
-    let (d, e) = rest.split_at_mut(VXLAN_LEN);
-    a.copy_from_slice(&outer);
-    b.copy_from_slice(&ip);
-    c.copy_from_slice(&udp);
-    d.copy_from_slice(&vxlan);
-    e.copy_from_slice(&inner);
-    all
 }

@@ -32,14 +32,14 @@ pub fn from_underlay<R>(
     then: impl FnOnce(Deliver, Reason) -> R,
 ) -> Result<R, Reason> {
     // Everything of the node that is not ours comes by here too: first what tells most of it apart.
-    let outer = Ethernet::parse(packet.read(0).ok_or(Reason::Truncated)?);
+    let outer = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
     if arrival.vlan_tagged {
         return Err(Reason::Vlan);
     }
     if outer.ethertype != ETHERTYPE_IPV4 {
         return Err(Reason::NotIpv4);
     }
-    let outer_ip = Ipv4::parse(packet.read(ETHERNET_LEN).ok_or(Reason::Truncated)?);
+    let outer_ip = Ipv4::parse(packet.view(ETHERNET_LEN).ok_or(Reason::Truncated)?);
     if outer_ip.protocol != PROTOCOL_UDP {
         return Err(Reason::NotVxlan);
     }
@@ -51,15 +51,15 @@ pub fn from_underlay<R>(
         return Err(Reason::NotUnicast);
     }
     check_ipv4(&outer_ip)?;
-    let udp = Udp::parse(packet.read(UDP).ok_or(Reason::Truncated)?);
+    let udp = Udp::parse(packet.view(UDP).ok_or(Reason::Truncated)?);
     if u32::from(udp.destination) != config.port {
         return Err(Reason::NotVxlan);
     }
     // The kernel checks this in ip_rcv, which a delivered packet never meets.
-    if checksum::sum(&outer_ip.bytes()) != 0xffff {
+    if checksum::sum(&outer_ip) != 0xffff {
         return Err(Reason::HeaderChecksum);
     }
-    let vxlan = Vxlan::parse(packet.read(VXLAN).ok_or(Reason::Truncated)?);
+    let vxlan = Vxlan::parse(packet.view(VXLAN).ok_or(Reason::Truncated)?);
     if vxlan.flags != Vxlan::of(0).flags || vxlan.vni & 0xff != 0 {
         return Err(Reason::VxlanFlags);
     }
@@ -67,14 +67,14 @@ pub fn from_underlay<R>(
         return Err(Reason::Vni);
     }
 
-    let inner = Ethernet::parse(packet.read(INNER).ok_or(Reason::Truncated)?);
-    if inner.destination != config.local_mac {
+    let inner = Ethernet::parse(packet.view(INNER).ok_or(Reason::Truncated)?);
+    if !inner.is_to(&config.local_mac) {
         return Err(Reason::InnerMac);
     }
     if inner.ethertype != ETHERTYPE_IPV4 {
         return Err(Reason::NotIpv4);
     }
-    let ip = Ipv4::parse(packet.read(INNER_IP).ok_or(Reason::Truncated)?);
+    let ip = Ipv4::parse(packet.view(INNER_IP).ok_or(Reason::Truncated)?);
     check_ipv4(&ip)?;
     if packet.len() != INNER_IP as u32 + u32::from(ip.total_len) {
         return Err(Reason::Length);
@@ -83,7 +83,8 @@ pub fn from_underlay<R>(
         return Err(Reason::NotOurPod);
     }
     let vtep = tables.vtep(outer_ip.source).ok_or(Reason::UnknownVtep)?;
-    if !vtep.subnet.contains(ip.source) {
+    // Besides its pods, a node speaks for itself: its replies to our pods come through the tunnel too.
+    if !vtep.subnet.contains(ip.source) && ip.source != outer_ip.source {
         return Err(Reason::InnerSource);
     }
     if ip.ttl <= 1 {
@@ -91,5 +92,5 @@ pub fn from_underlay<R>(
     }
     let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
-    Ok(then(Deliver { pod, forward: Forward::hop(&ip, tos) }, Reason::DeliverPod))
+    Ok(then(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos) }, Reason::DeliverPod))
 }

@@ -12,7 +12,7 @@ pub mod egress;
 mod encap;
 pub mod ingress;
 
-pub use encap::{Encap, Forward, HEADERS_LEN};
+pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 
 use crate::{
     layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},

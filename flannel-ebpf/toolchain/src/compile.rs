@@ -3,10 +3,14 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
-use crate::{Error, Object, Result, Toolchain, cache::manifest_path, run::line};
+use crate::{
+    Error, Object, Result, Toolchain,
+    cache::manifest_path,
+    run::{is_executable, line},
+};
 
 /// Names a ready-made object to take instead of building one, for those who build without this toolchain.
 pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
@@ -32,16 +36,12 @@ pub fn build(out_dir: &Path) -> Result<PathBuf> {
 
 /// Builds with this toolchain, and with `rustc_flags` in addition to those that the programs need.
 pub fn build_with(toolchain: &Toolchain, out_dir: &Path, rustc_flags: &[&str]) -> Result<PathBuf> {
-    let target = target();
     // Not the caller's target directory, which it has locked.
     let target_dir = out_dir.join("flannel-ebpf-target");
-    let mut cargo = toolchain.cargo();
+    let mut cargo = command(toolchain, &target_dir, rustc_flags);
     cargo
         .current_dir(workspace_root())
-        .args(["build", "--release", "--package", PACKAGE, "--bin", PACKAGE])
-        .args(["--target", target, "-Z", "build-std=core", "--target-dir"])
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(rustc_flags).join("\x1f"))
+        .args(["--package", PACKAGE, "--bin", PACKAGE])
         .stdin(Stdio::null())
         // A build script's standard output is for cargo's directives.
         .stdout(Stdio::null());
@@ -52,9 +52,43 @@ pub fn build_with(toolchain: &Toolchain, out_dir: &Path, rustc_flags: &[&str]) -
         eprintln!("\n  {}", line(&cargo));
         return Err(Error::Compile { status: status.to_string(), toolchain: toolchain.to_string() });
     }
-    let object = target_dir.join(target).join("release").join(PACKAGE);
+    let object = target_dir.join(target()).join("release").join(PACKAGE);
     Object::read(&object)?.verify()?;
     copy(&object, out_dir)
+}
+
+/// Lets clippy judge the programs, if this toolchain has it; warnings are errors. Returns whether it has.
+pub fn lint(toolchain: &Toolchain, out_dir: &Path) -> Result<bool> {
+    let clippy = toolchain.compiler.cargo.with_file_name("cargo-clippy");
+    if !is_executable(&clippy) {
+        return Ok(false);
+    }
+    let mut command = toolchain.command(&clippy);
+    command.arg("clippy").args(arguments()).arg("--target-dir").arg(out_dir.join("flannel-ebpf-lint"));
+    command.current_dir(workspace_root()).args(["--package", PACKAGE, "--bin", PACKAGE]);
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags(&[]).join("\x1f")).env("CARGO", &toolchain.compiler.cargo);
+    command.args(["--", "-Dwarnings"]).stdin(Stdio::null());
+    let status = command.status().map_err(|source| Error::Spawn { program: clippy, source })?;
+    if !status.success() {
+        return Err(Error::Compile { status: status.to_string(), toolchain: toolchain.to_string() });
+    }
+    Ok(true)
+}
+
+/// `cargo build` for the kernel, short of what to build.
+pub(crate) fn command(toolchain: &Toolchain, target_dir: &Path, rustc_flags: &[&str]) -> Command {
+    let mut cargo = toolchain.command(&toolchain.compiler.cargo);
+    cargo
+        .arg("build")
+        .args(arguments())
+        .arg("--target-dir")
+        .arg(target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(rustc_flags).join("\x1f"));
+    cargo
+}
+
+fn arguments() -> [&'static str; 5] {
+    ["--release", "--target", target(), "-Z", "build-std=core"]
 }
 
 /// The sources and tools on which the object depends, for `cargo::rerun-if-changed`. Only what exists:
@@ -83,7 +117,7 @@ pub fn workspace_root() -> PathBuf {
 }
 
 /// The kernel's programs have its endianness: the target's in a build script, ours elsewhere.
-fn target() -> &'static str {
+pub(crate) fn target() -> &'static str {
     let big = match env::var("CARGO_CFG_TARGET_ENDIAN") {
         Ok(endian) => endian == "big",
         Err(_) => cfg!(target_endian = "big"),

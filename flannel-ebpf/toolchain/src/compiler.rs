@@ -99,7 +99,8 @@ pub fn rustup_available() -> bool {
     output(Command::new("rustup").arg("--version")).is_ok()
 }
 
-fn rustup_rustc(toolchain: &str) -> Option<PathBuf> {
+/// The rustc of a toolchain of rustup's, if it is installed.
+pub fn rustup_rustc(toolchain: &str) -> Option<PathBuf> {
     let mut command = Command::new("rustup");
     // Asking must not install anything.
     command.args(["which", "--toolchain", toolchain, "rustc"]).env("RUSTUP_AUTO_INSTALL", "0");

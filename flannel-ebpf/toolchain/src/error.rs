@@ -90,6 +90,14 @@ pub enum Error {
         /// The toolchain in words.
         toolchain: String,
     },
+    /// The toolchain is complete by all appearances, but does not work.
+    #[error("{toolchain} cannot compile a program of a few lines:\n{output}")]
+    Probe {
+        /// The toolchain in words.
+        toolchain: String,
+        /// What cargo said.
+        output: String,
+    },
     /// The object is not one.
     #[error("{} is no BPF object: {reason}", object.display())]
     NotBpf {
@@ -182,6 +190,10 @@ impl Error {
                     "if the source is unchanged, run `{SETUP_COMMAND}`, which tests the toolchain; it was {toolchain}"
                 )
             }
+            Self::Probe { .. } => format!(
+                "remove or repair that toolchain and run `{SETUP_COMMAND}` again, or build elsewhere and set \
+                 {OBJECT_VARIABLE} to the object"
+            ),
             Self::NotBpf { .. } | Self::NoSection { .. } => format!(
                 "build it anew with `cargo xtask build-ebpf`; if it stays so, `{SETUP_COMMAND}` tests the toolchain"
             ),

@@ -76,28 +76,33 @@ impl Object {
 
     /// Whether the object has what the loader, the verifier and bpftool rely on.
     pub fn verify(&self) -> Result<()> {
-        for (section, meaning) in [
-            (
-                ".BTF",
-                "types, by which maps and programs are found and shown; the linker writes it from debug information",
-            ),
-            (".maps", "the maps' definitions"),
-            (
-                "license",
-                "without one that is GPL-compatible the kernel refuses the helpers that the programs call",
-            ),
-        ] {
-            if !self.sections.iter().any(|present| present.name == section && present.size > 0) {
-                return Err(Error::NoSection { object: self.path.clone(), section, meaning });
-            }
-        }
+        self.verify_types()?;
+        self.require(".maps", "the maps' definitions")?;
+        self.require(
+            "license",
+            "without one that is GPL-compatible the kernel refuses the helpers that the programs call",
+        )
+    }
+
+    /// Whether it holds a program, and types.
+    pub(crate) fn verify_types(&self) -> Result<()> {
         if self.programs.is_empty() {
             return Err(Error::NotBpf {
                 object: self.path.clone(),
                 reason: "it holds no program".to_owned(),
             });
         }
-        Ok(())
+        self.require(
+            ".BTF",
+            "types, by which maps and programs are found and shown; the linker makes it from debug information",
+        )
+    }
+
+    fn require(&self, section: &'static str, meaning: &'static str) -> Result<()> {
+        if self.sections.iter().any(|present| present.name == section && present.size > 0) {
+            return Ok(());
+        }
+        Err(Error::NoSection { object: self.path.clone(), section, meaning })
     }
 }
 

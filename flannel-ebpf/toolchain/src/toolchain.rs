@@ -56,14 +56,22 @@ impl Toolchain {
         Ok(Self { compiler, linker })
     }
 
+    /// Whether this is what setup has written down.
+    pub fn is_linked(&self) -> bool {
+        Manifest::read().is_some_and(|linked| {
+            (&linked.rustc, &linked.cargo, &linked.linker)
+                == (&self.compiler.rustc, &self.compiler.cargo, &self.linker.path)
+        })
+    }
+
     /// Writes down that this is the toolchain to use, as a directory that rustup can link.
     pub fn link(&self) -> Result<PathBuf> {
         cache::write(self)
     }
 
-    /// A `cargo` of this toolchain that ignores whatever the calling cargo has set for itself.
-    pub fn cargo(&self) -> Command {
-        let mut command = Command::new(&self.compiler.cargo);
+    /// A program of this toolchain, ignoring whatever the calling cargo has set for itself.
+    pub(crate) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         // A build script inherits its caller's compiler, clippy's wrapper and the host's flags.
         for name in [
             "RUSTC_WRAPPER",

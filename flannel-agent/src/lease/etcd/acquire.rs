@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 
-use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
+use etcd_client::{Client, Txn, TxnOp};
 use ipnetwork::Ipv4Network;
 use tracing::{info, warn};
 
@@ -101,13 +101,13 @@ impl EtcdStore {
             alloc::choose(pool, attrs.public_ip, previous, &held, &mut rand::rng())?;
         if let Some(subnet) = release {
             info!(%subnet, public_ip = %attrs.public_ip, "our lease does not fit the network config any more: giving it back");
-            self.release(&subnet, seen.get(&subnet).copied().unwrap_or(Seen::NOTHING)).await?;
+            self.release(&subnet, seen.get(&subnet).cloned().unwrap_or_default()).await?;
         }
         if let (Some(previous), Some(reason)) = (previous, previous_refused) {
             warn!(%previous, %reason, "cannot have the previous subnet again");
         }
         let subnet = LeaseSubnet { v4: Some(take.subnet()), v6: None };
-        let before = seen.get(&subnet).copied().unwrap_or(Seen::NOTHING);
+        let before = seen.get(&subnet).cloned().unwrap_or_default();
         match self.claim(&subnet, attrs, before, Unreadable::Leave).await? {
             Claim::Ours { seen, expiration } => {
                 let why = match take {
@@ -145,8 +145,7 @@ impl EtcdStore {
     /// Deletes our lease, if nobody has written to it since.
     async fn release(&self, subnet: &LeaseSubnet, seen: Seen) -> Result<(), EtcdError> {
         let key = self.lease_key(subnet);
-        let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, seen.revision);
-        let txn = Txn::new().when([unchanged]).and_then([TxnOp::delete(key, None)]);
+        let txn = Txn::new().when(seen.still(&key)).and_then([TxnOp::delete(key, None)]);
         let ask = |mut client: Client| {
             let txn = txn.clone();
             async move { client.txn(txn).await }

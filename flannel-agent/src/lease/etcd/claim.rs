@@ -8,24 +8,35 @@ use super::{EtcdError, EtcdStore, TRIES};
 use crate::lease::{LeaseAttrs, LeaseSubnet};
 
 /// What stands at our key, as far as we know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     /// Revision of the last write; 0 when there is nothing.
     pub(super) revision: i64,
+    /// What was written. The revision alone does not tell one store from another put in its place.
+    value: Vec<u8>,
     /// It is a reservation: a key that an administrator made without an end.
     pub(super) permanent: bool,
 }
 
 impl Seen {
-    pub(super) const NOTHING: Self = Self { revision: 0, permanent: false };
-
     pub(super) fn of(kv: &KeyValue) -> Self {
-        Self { revision: kv.mod_revision(), permanent: kv.lease() == 0 }
+        Self { revision: kv.mod_revision(), value: kv.value().to_vec(), permanent: kv.lease() == 0 }
+    }
+
+    /// The condition of a transaction that nothing has changed.
+    pub(super) fn still(&self, key: &str) -> Vec<Compare> {
+        match self.revision {
+            0 => vec![Compare::version(key, CompareOp::Equal, 0)],
+            revision => vec![
+                Compare::mod_revision(key, CompareOp::Equal, revision),
+                Compare::value(key, CompareOp::Equal, self.value.clone()),
+            ],
+        }
     }
 }
 
 /// How a claim ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Claim {
     /// The lease is ours, as written now.
     Ours {
@@ -70,12 +81,10 @@ impl EtcdStore {
                     (id, Some(ttl))
                 }
             };
-            let expected = match seen.revision {
-                0 => Compare::version(key.clone(), CompareOp::Equal, 0),
-                revision => Compare::mod_revision(key.clone(), CompareOp::Equal, revision),
-            };
-            let put = TxnOp::put(key.clone(), attrs.to_json(), Some(PutOptions::new().with_lease(id)));
-            let txn = Txn::new().when([expected]).and_then([put]).or_else([TxnOp::get(key.clone(), None)]);
+            let value = attrs.to_json();
+            let put = TxnOp::put(key.clone(), value.clone(), Some(PutOptions::new().with_lease(id)));
+            let get = TxnOp::get(key.clone(), None);
+            let txn = Txn::new().when(seen.still(&key)).and_then([put]).or_else([get]);
             let written = self
                 .members
                 .call("write our lease", |mut client: Client| {
@@ -87,14 +96,15 @@ impl EtcdStore {
             if written.succeeded() {
                 let revision = written.header().map_or(0, |header| header.revision());
                 let expiration = ttl.map(|ttl| asked + ttl);
-                return Ok(Claim::Ours { seen: Seen { revision, ..seen }, expiration });
+                let seen = Seen { revision, value: value.into_bytes(), permanent: seen.permanent };
+                return Ok(Claim::Ours { seen, expiration });
             }
             let found = match written.op_responses().into_iter().next() {
                 Some(TxnOpResponse::Get(mut found)) => found.take_kvs().into_iter().next(),
                 _ => None,
             };
             seen = match found {
-                None => Seen::NOTHING,
+                None => Seen::default(),
                 Some(kv) => match LeaseAttrs::from_json(kv.value()) {
                     Ok(found) if same_node(&found, attrs) => Seen::of(&kv),
                     Ok(found) => return Ok(Claim::Held(Some(found.public_ip))),

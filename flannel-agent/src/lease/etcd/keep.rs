@@ -159,7 +159,7 @@ impl Keep {
     /// Writes our lease, over what is there or anew.
     async fn write(&mut self) -> Result<(), LostLease> {
         let subnet = self.own.subnet;
-        match self.store.claim(&subnet, &self.own.attrs, self.own.seen, Unreadable::Mend).await {
+        match self.store.claim(&subnet, &self.own.attrs, self.own.seen.clone(), Unreadable::Mend).await {
             Ok(Claim::Ours { seen, expiration }) => {
                 let retaken = std::mem::take(&mut self.deleted);
                 self.own.seen = seen;
@@ -194,28 +194,28 @@ impl Keep {
 
     async fn happened(&mut self, event: Followed) -> Result<(), LostLease> {
         match event {
+            // Not to be judged by revisions: the store may be another than it was.
             Followed::All(all) => match all.first() {
+                Some(kv) if self.own.seen == Seen::of(kv) => Ok(()),
                 Some(kv) => self.seen(kv).await,
                 None => self.gone().await,
             },
+            // Our own write, or older than that: the watch is behind us.
+            Followed::Put(kv) if kv.mod_revision() <= self.own.seen.revision => Ok(()),
             Followed::Put(kv) => self.seen(&kv).await,
-            // Older than what we wrote: the watch is behind us.
             Followed::Deleted { revision, .. } if revision <= self.own.seen.revision => Ok(()),
             Followed::Deleted { .. } => self.gone().await,
         }
     }
 
     async fn gone(&mut self) -> Result<(), LostLease> {
-        self.own.seen = Seen::NOTHING;
+        self.own.seen = Seen::default();
         self.deleted = true;
         self.write().await
     }
 
-    /// Somebody wrote our key, perhaps we.
+    /// Somebody else wrote our key.
     async fn seen(&mut self, kv: &KeyValue) -> Result<(), LostLease> {
-        if kv.mod_revision() <= self.own.seen.revision {
-            return Ok(());
-        }
         let subnet = self.own.subnet;
         match LeaseAttrs::from_json(kv.value()) {
             Ok(attrs) if same_node(&attrs, &self.own.attrs) => {

@@ -12,7 +12,7 @@ use std::{
 use etcd_client::{Client, ConnectOptions, Error};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{EtcdError, endpoint::Endpoint};
+use super::{EtcdError, advice::advice, endpoint::Endpoint};
 
 /// How long one member may take to answer one request.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -28,6 +28,8 @@ pub(super) struct Member {
     pub(super) options: ConnectOptions,
     /// Name and password.
     pub(super) user: Option<(String, String)>,
+    /// It has a client certificate to show.
+    pub(super) have_certificate: bool,
     /// Made when first needed; dropped when it fails, so that the next is authenticated and connected afresh.
     pub(super) client: Mutex<Option<Client>>,
 }
@@ -80,16 +82,18 @@ impl Members {
                     Ok(Err(error)) => error,
                     Err(_) => Error::Internal(format!("no answer within {} s", ANSWER.as_secs())),
                 };
+                let reason = reason(&error);
+                let advice = advice(&member.endpoint, member.have_certificate, &reason);
                 match blame(&error) {
                     Blame::Nobody => {
                         let endpoint = member.endpoint.to_string();
-                        return Err(EtcdError::Refused { what, endpoint, reason: reason(&error) });
+                        return Err(EtcdError::Refused { what, endpoint, reason, advice });
                     }
                     Blame::Session => session = true,
                     Blame::Member => {}
                 }
                 *member.client.lock().await = None;
-                failed.push(format!("{}: {}", member.endpoint, reason(&error)));
+                failed.push(format!("{}: {reason}; {advice}", member.endpoint));
             }
             if !session || round > 0 {
                 break;
@@ -97,7 +101,7 @@ impl Members {
         }
         // In the order of the flag, so that the same state is the same message wherever the round began.
         failed.sort();
-        Err(EtcdError::Unreachable { what, tried: failed.join("; ") })
+        Err(EtcdError::Unreachable { what, tried: failed.join(" | ") })
     }
 
     /// A stream from this member ended: its connection is given up, and another member is asked next.

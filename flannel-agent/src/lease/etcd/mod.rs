@@ -35,6 +35,7 @@ pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
 pub use watch::EtcdWatch;
 
 mod acquire;
+mod advice;
 mod claim;
 mod endpoint;
 mod follow;
@@ -147,15 +148,15 @@ pub enum EtcdError {
     #[error("Invalid subnet-lease-renew-margin option, out of acceptable range: {0}; use 1 to 1439 minutes")]
     RenewMargin(u64),
     /// No member answered.
-    #[error("etcd does not answer to \"{what}\" ({tried}): is it running, and is --etcd-endpoints right?")]
+    #[error("etcd does not answer to \"{what}\": {tried}")]
     Unreachable {
         /// What was asked.
         what: &'static str,
-        /// Each endpoint and what it did instead.
+        /// Each endpoint, what it did instead, and what to do about it.
         tried: String,
     },
     /// A member answered, with an error that every other would give too.
-    #[error("etcd at {endpoint} refuses to \"{what}\": {reason}")]
+    #[error("etcd at {endpoint} refuses to \"{what}\": {reason}; {advice}")]
     Refused {
         /// What was asked.
         what: &'static str,
@@ -163,6 +164,8 @@ pub enum EtcdError {
         endpoint: String,
         /// What it said.
         reason: String,
+        /// What to do about it.
+        advice: &'static str,
     },
     /// Somebody else writes to our key all the time.
     #[error(
@@ -242,6 +245,7 @@ impl EtcdStore {
                 endpoint,
                 options: connect,
                 user: user.clone(),
+                have_certificate: pair.is_some(),
                 client: Default::default(),
             });
         }

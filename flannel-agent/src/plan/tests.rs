@@ -1,0 +1,425 @@
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    datapath::{Datapath, memory::MemoryDatapath},
+    lease::{
+        self, Lease, LeaseAttrs, LeaseEvent,
+        wire::{RawJson, VxlanData},
+    },
+    mac::Mac,
+};
+
+const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);
+
+fn net(text: &str) -> Ipv4Network {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn mac(n: u8) -> Mac {
+    Mac([0x0e, 0, 0, 0, 0, n])
+}
+
+fn local(fast_path: FastPath) -> Local {
+    Local {
+        network: net("10.0.0.0/8"),
+        subnet: net("10.1.0.0/24"),
+        public_ip: ip("192.0.2.1"),
+        device: VxlanDevice {
+            name: "flannel.1".into(),
+            vni: 1,
+            port: 8472,
+            underlay_ifindex: 2,
+            local: ip("192.0.2.1"),
+            mac: OUR_MAC,
+            mtu: 1450,
+        },
+        fast_path,
+        source_ports: 32768..60999,
+    }
+}
+
+fn lease(subnet: &str, public_ip: &str, vtep_mac: Mac) -> Lease {
+    let data = VxlanData { vni: 7, vtep_mac: Some(vtep_mac) };
+    Lease {
+        subnet: LeaseSubnet { v4: Some(net(subnet)), v6: None },
+        attrs: LeaseAttrs::vxlan_v4(ip(public_ip), data),
+        expiration: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
+    }
+}
+
+fn leases(all: impl IntoIterator<Item = Lease>) -> Leases {
+    all.into_iter().map(|lease| (lease.subnet, lease)).collect()
+}
+
+fn hop(n: u8) -> NextHop {
+    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n), mtu: 1500 }
+}
+
+/// A pod at 10.1.0.n behind each link n.
+fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
+    let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
+    let places: BTreeMap<_, _> = links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n), place(n))).collect();
+    Pods { links: places.values().map(|place| place.ifindex).collect(), places }
+}
+
+fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
+    let next_hops = BTreeMap::from([(ip("192.0.2.2"), hop(2)), (ip("198.51.100.3"), hop(254))]);
+    plan(&Inputs {
+        local: &local(fast_path),
+        leases,
+        next_hops: &next_hops,
+        pods: &pods([11, 12]),
+        overlay_ifindex: Some(5),
+    })
+}
+
+/// The reason each lease is skipped for, by subnet.
+fn skips(plan: &Plan) -> BTreeMap<String, String> {
+    plan.skipped.iter().map(|(subnet, skip)| (subnet.to_string(), skip.to_string())).collect()
+}
+
+#[test]
+fn a_peer_becomes_what_stock_flannel_programs_for_it() {
+    let plan = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]));
+    let state = plan.state;
+    assert_eq!(state.device, Some(local(FastPath::Off).device));
+    assert_eq!(state.addresses, BTreeSet::from([net("10.1.0.0/32")]));
+    assert_eq!(state.neighbours, BTreeMap::from([(ip("10.2.0.0"), mac(2))]));
+    assert_eq!(state.fdb, BTreeMap::from([(mac(2), ip("192.0.2.2"))]));
+    assert_eq!(state.routes, BTreeMap::from([(net("10.2.0.0/24"), ip("10.2.0.0"))]));
+    assert_eq!(state.bpf, BpfState::default());
+}
+
+#[test]
+fn the_fast_path_has_the_next_hop_or_leaves_the_peer_to_the_kernel() {
+    let all = leases([
+        lease("10.2.0.0/24", "192.0.2.2", mac(2)),
+        lease("10.3.0.0/25", "198.51.100.3", mac(3)),
+        lease("10.4.0.0/16", "203.0.113.4", mac(4)),
+    ]);
+    let bpf = planned(FastPath::All, &all).state.bpf;
+    let config = bpf.config.unwrap();
+    assert_eq!(config.prefix_lengths[..4], [25, 24, 16, 0]);
+    assert_eq!(config.network, subnet_key(net("10.0.0.0/8")));
+    assert_eq!((config.vni, config.port), (1, 8472));
+    assert_eq!((config.source_port_min, config.source_port_max), (32768, 60999));
+    assert_eq!(config.subnet, subnet_key(net("10.1.0.0/24")));
+
+    let direct = bpf.peers[&subnet_key(net("10.2.0.0/24"))];
+    assert_eq!((direct.kind, direct.next_hop, direct.vni), (PeerKind::Vxlan, [192, 0, 2, 2], 1));
+    assert_eq!((direct.vtep_mac, direct.local_mac), (mac(2).0, OUR_MAC.0));
+    let routed = bpf.peers[&subnet_key(net("10.3.0.0/25"))];
+    assert_eq!((routed.kind, routed.next_hop, routed.mtu), (PeerKind::Vxlan, [192, 0, 2, 254], 1500));
+    let lost = bpf.peers[&subnet_key(net("10.4.0.0/16"))];
+    assert_eq!((lost.kind, lost.ifindex), (PeerKind::Kernel, 0));
+
+    assert_eq!(bpf.vteps.len(), 3);
+    assert_eq!(bpf.vteps[&[203, 0, 113, 4]].subnet, subnet_key(net("10.4.0.0/16")));
+}
+
+#[test]
+fn hooks_are_those_of_the_fast_path() {
+    let hooks = |fast_path| planned(fast_path, &Leases::new()).state.bpf.hooks;
+    assert!(hooks(FastPath::Off).is_empty());
+    assert_eq!(hooks(FastPath::Overlay), BTreeSet::from([(5, Hook::ToOverlay)]));
+    assert_eq!(
+        hooks(FastPath::All),
+        BTreeSet::from([
+            (5, Hook::ToOverlay),
+            (2, Hook::FromUnderlay),
+            (11, Hook::FromPod),
+            (12, Hook::FromPod),
+        ])
+    );
+}
+
+#[test]
+fn leases_that_cannot_be_followed_are_skipped_with_the_reason() {
+    let mut other = lease("10.2.0.0/24", "192.0.2.2", mac(2));
+    other.attrs.backend_type = "host-gw".into();
+    let mut unreadable = lease("10.3.0.0/24", "192.0.2.3", mac(3));
+    unreadable.attrs.backend_data = Some(RawJson::parse("[1]").unwrap());
+    let mut no_mac = lease("10.4.0.0/24", "192.0.2.4", mac(4));
+    no_mac.attrs.backend_data = Some(RawJson::parse("{\"VNI\":1}").unwrap());
+    let mut v6_only = lease("10.5.0.0/24", "192.0.2.5", mac(5));
+    v6_only.subnet = LeaseSubnet { v4: None, v6: Some("fd00::/64".parse().unwrap()) };
+    let all = leases([
+        other,
+        unreadable,
+        no_mac,
+        v6_only,
+        lease("10.6.0.0/24", "192.0.2.1", mac(6)),
+        lease("10.1.0.128/25", "192.0.2.7", mac(7)),
+        lease("192.0.0.0/16", "192.0.2.8", mac(8)),
+        lease("10.9.0.0/24", "192.0.2.9", Mac([0; 6])),
+        lease("10.10.0.0/24", "192.0.2.10", Mac([1, 0, 0, 0, 0, 1])),
+        lease("10.11.0.0/24", "192.0.2.11", mac(11)),
+    ]);
+    let plan = planned(FastPath::All, &all);
+    assert_eq!(plan.peers.keys().copied().collect::<Vec<_>>(), [net("10.11.0.0/24")]);
+    let skips = skips(&plan);
+    assert_eq!(skips.len(), 9, "{skips:#?}");
+    for (subnet, part) in [
+        ("10.2.0.0/24", "\"host-gw\""),
+        ("10.3.0.0/24", "BackendData"),
+        ("10.4.0.0/24", "VtepMAC: absent"),
+        ("fd00::/64", "no IPv4"),
+        ("10.6.0.0/24", "192.0.2.1 is our own"),
+        ("10.1.0.128/25", "covers 10.1.0.0/24, which is ours"),
+        ("192.0.0.0/16", "covers 192.0.2.1/32, which is ours"),
+        ("10.9.0.0/24", "00:00:00:00:00:00"),
+        ("10.10.0.0/24", "01:00:00:00:00:01"),
+    ] {
+        assert!(skips[subnet].contains(part), "{subnet}: {part:?} is missing in {:?}", skips[subnet]);
+    }
+    let faults = plan.skipped.values().filter(|skip| skip.is_fault()).count();
+    assert_eq!(faults, 7);
+}
+
+#[test]
+fn of_leases_that_exclude_each_other_the_more_recent_is_followed() {
+    let later = |mut lease: Lease| {
+        lease.expiration = lease.expiration.map(|end| end + Duration::from_secs(1));
+        lease
+    };
+    let stale = lease("10.2.0.0/24", "192.0.2.2", mac(2));
+    let moved = later(lease("10.3.0.0/24", "198.51.100.3", mac(2)));
+    let wide = lease("10.4.0.0/22", "192.0.2.4", mac(4));
+    let narrow = later(lease("10.4.1.0/24", "192.0.2.5", mac(5)));
+    let first = lease("10.8.0.0/24", "192.0.2.8", mac(8));
+    let second = later(lease("10.9.0.0/24", "192.0.2.8", mac(8)));
+    let plan = planned(FastPath::All, &leases([stale, moved, wide, narrow, first, second]));
+    let followed: Vec<_> = plan.peers.keys().map(Ipv4Network::to_string).collect();
+    assert_eq!(followed, ["10.3.0.0/24", "10.4.1.0/24", "10.8.0.0/24", "10.9.0.0/24"]);
+    assert_eq!(plan.state.fdb[&mac(2)], ip("198.51.100.3"));
+    // One node with two leases: both are reached, the source check knows the later.
+    assert_eq!(plan.state.bpf.vteps[&[192, 0, 2, 8]].subnet, subnet_key(net("10.9.0.0/24")));
+    let skips = skips(&plan);
+    assert!(skips["10.2.0.0/24"].contains("10.3.0.0/24"), "{skips:?}");
+    assert!(skips["10.4.0.0/22"].contains("10.4.1.0/24"), "{skips:?}");
+
+    // A reservation outlasts every lease; of equals the lower subnet is followed.
+    let reserved = Lease { expiration: None, ..lease("10.2.0.0/24", "192.0.2.2", mac(2)) };
+    let moved = later(lease("10.3.0.0/24", "198.51.100.3", mac(2)));
+    let plan = planned(FastPath::All, &leases([reserved, moved]));
+    assert_eq!(plan.state.fdb[&mac(2)], ip("192.0.2.2"));
+    let equals = [lease("10.3.0.0/24", "192.0.2.3", mac(2)), lease("10.2.0.0/24", "192.0.2.2", mac(2))];
+    assert_eq!(planned(FastPath::All, &leases(equals)).state.fdb[&mac(2)], ip("192.0.2.2"));
+}
+
+#[test]
+fn changes_come_in_an_order_that_loses_nothing_and_read_as_sentences() {
+    let old = planned(FastPath::All, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))])).state;
+    let new = planned(FastPath::All, &leases([lease("10.3.0.0/24", "198.51.100.3", mac(3))])).state;
+    let sentences: Vec<_> = delta(&new, &old).iter().map(Change::to_string).collect();
+    assert_eq!(
+        sentences,
+        [
+            "forward frames for 0e:00:00:00:00:03 to 198.51.100.3",
+            "resolve neighbour 10.3.0.0 to 0e:00:00:00:00:03",
+            "route 10.3.0.0/24 via 10.3.0.0",
+            "send packets for 10.3.0.0/24 to 198.51.100.3 by interface 2, next hop 192.0.2.254, MTU 1500",
+            "accept packets of 10.3.0.0/24 from 198.51.100.3",
+            "accept no packets from 192.0.2.2",
+            "forget where 10.2.0.0/24 is",
+            "delete the route to 10.2.0.0/24 via 10.2.0.0",
+            "delete neighbour 10.2.0.0",
+            "stop forwarding frames for 0e:00:00:00:00:02 to 192.0.2.2",
+        ]
+    );
+    let from_nothing: Vec<_> = delta(&new, &State::default()).iter().map(Change::to_string).collect();
+    assert_eq!(
+        from_nothing[0],
+        "set up device flannel.1 (VNI 1, port 8472, local address 192.0.2.1 on interface 2, \
+         MAC 0e:00:00:00:00:ff, MTU 1450)"
+    );
+    assert_eq!(from_nothing[1], "give the VXLAN device address 10.1.0.0/32");
+    assert_eq!(from_nothing[5], "configure the programs for fast path All");
+    assert_eq!(from_nothing.last().unwrap(), "attach from_pod to interface 12");
+    let to_nothing: Vec<_> = delta(&State::default(), &new).iter().map(Change::to_string).collect();
+    assert_eq!(to_nothing.last().unwrap(), "delete the VXLAN device");
+}
+
+#[test]
+fn a_new_device_or_mac_gets_back_what_was_on_the_old_one() {
+    let state = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))])).state;
+    let mut other_mac = state.clone();
+    other_mac.device.as_mut().unwrap().mac = mac(9);
+    let changes = delta(&state, &other_mac);
+    assert!(matches!(changes[..], [Change::PutDevice(_), Change::PutNeighbour { .. }]), "{changes:?}");
+    let mut other_port = state.clone();
+    other_port.device.as_mut().unwrap().port = 4789;
+    assert_eq!(delta(&state, &other_port).len(), 5);
+    let mut other_mtu = state.clone();
+    other_mtu.device.as_mut().unwrap().mtu = 1400;
+    assert_eq!(delta(&state, &other_mtu).len(), 1);
+}
+
+fn any_mac() -> impl Strategy<Value = Mac> {
+    (0..8u8).prop_map(mac)
+}
+
+fn any_public_ip() -> impl Strategy<Value = Ipv4Addr> {
+    (1..9u8).prop_map(|n| Ipv4Addr::new(192, 0, 2, n))
+}
+
+/// Few enough subnets that they overlap, repeat and touch ours.
+fn any_subnet() -> impl Strategy<Value = Ipv4Network> {
+    (0..4u8, 0..4u8, 22..26u8).prop_map(|(a, b, prefix)| {
+        let network = Ipv4Network::new(Ipv4Addr::new(10, a, b, 0), prefix).unwrap();
+        Ipv4Network::new(network.network(), prefix).unwrap()
+    })
+}
+
+fn any_lease() -> impl Strategy<Value = Lease> {
+    let data = prop_oneof![
+        8 => any_mac().prop_map(|mac| format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}")),
+        1 => Just("{}".to_owned()),
+        1 => Just("[]".to_owned()),
+    ];
+    let end = proptest::option::of(0..4u64);
+    (any_subnet(), any_public_ip(), data, end, prop::bool::weighted(0.9)).prop_map(
+        |(subnet, public_ip, data, end, vxlan)| Lease {
+            subnet: LeaseSubnet { v4: Some(subnet), v6: None },
+            attrs: LeaseAttrs {
+                public_ip,
+                public_ipv6: None,
+                backend_type: if vxlan { "vxlan".into() } else { "host-gw".into() },
+                backend_data: Some(RawJson::parse(&data).unwrap()),
+                backend_v6_data: None,
+            },
+            expiration: end.map(|end| SystemTime::UNIX_EPOCH + Duration::from_secs(end)),
+        },
+    )
+}
+
+fn any_leases() -> impl Strategy<Value = Leases> {
+    prop::collection::vec(any_lease(), 0..12).prop_map(leases)
+}
+
+fn any_fast_path() -> impl Strategy<Value = FastPath> {
+    prop_oneof![Just(FastPath::Off), Just(FastPath::Overlay), Just(FastPath::Flow), Just(FastPath::All)]
+}
+
+prop_compose! {
+    fn any_plan()(
+        leases in any_leases(),
+        fast_path in any_fast_path(),
+        hops in prop::collection::btree_set(1..9u8, 0..9),
+        pod_links in prop::collection::btree_set(10..14u8, 0..4),
+        overlay_ifindex in prop::option::of(5..7u32),
+    ) -> Plan {
+        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
+        plan(&Inputs {
+            local: &local(fast_path), leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
+        })
+    }
+}
+
+prop_compose! {
+    /// Any state, also ones no plan leads to: someone else may have been there.
+    fn any_state()(
+        device in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32)),
+        addresses in prop::collection::btree_set(any_subnet(), 0..3),
+        neighbours in prop::collection::btree_map(any_subnet().prop_map(|subnet| subnet.network()), any_mac(), 0..5),
+        fdb in prop::collection::btree_map(any_mac(), any_public_ip(), 0..5),
+        routes in prop::collection::btree_map(any_subnet(), any_subnet().prop_map(|subnet| subnet.network()), 0..5),
+        bpf in any_plan(),
+    ) -> State {
+        let bpf = bpf.state.bpf;
+        let Some((vni, port, mac, mtu)) = device else { return State { bpf, ..State::default() } };
+        let device = VxlanDevice { vni, port, mac, mtu, ..local(FastPath::Off).device };
+        State { device: Some(device), addresses, neighbours, fdb, routes, bpf }
+    }
+}
+
+fn applied(observed: State, desired: &State) -> State {
+    let changes = delta(desired, &observed);
+    let mut datapath = MemoryDatapath::holding(observed);
+    let results = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(async { datapath.apply(&changes).await });
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    datapath.state
+}
+
+proptest! {
+    #[test]
+    fn a_delta_leads_from_any_state_to_any_other(desired in any_state(), observed in any_state()) {
+        prop_assert_eq!(applied(observed, &desired), desired);
+    }
+
+    #[test]
+    fn a_delta_leads_from_any_state_to_any_plan(plan in any_plan(), observed in any_state()) {
+        prop_assert_eq!(applied(observed, &plan.state), plan.state);
+    }
+
+    #[test]
+    fn equal_states_need_no_change(state in any_state()) {
+        prop_assert_eq!(delta(&state, &state), []);
+    }
+
+    #[test]
+    fn no_change_is_made_twice_and_none_is_about_the_same_object(desired in any_state(), observed in any_state()) {
+        let slots: Vec<_> = delta(&desired, &observed).iter().map(Change::slot).collect();
+        let distinct: BTreeSet<_> = slots.iter().copied().collect();
+        prop_assert_eq!(distinct.len(), slots.len());
+    }
+
+    /// The state depends on what is leased, whichever way that came about.
+    #[test]
+    fn a_plan_does_not_depend_on_the_path(
+        goal in any_leases(),
+        detour in prop::collection::vec(any_lease(), 0..12),
+        order in any::<u64>(),
+    ) {
+        let mut direct = Leases::new();
+        lease::apply(&mut direct, LeaseEvent::Snapshot(goal.values().cloned().collect()));
+
+        let mut walked = Leases::new();
+        for lease in &detour {
+            lease::apply(&mut walked, LeaseEvent::Upsert(lease.clone()));
+        }
+        let mut rest: Vec<_> = goal.values().cloned().collect();
+        let mut order = order;
+        while !rest.is_empty() {
+            let next = rest.swap_remove(usize::try_from(order % rest.len() as u64).unwrap());
+            order = order.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            lease::apply(&mut walked, LeaseEvent::Upsert(next));
+        }
+        for lease in &detour {
+            if !goal.contains_key(&lease.subnet) {
+                lease::apply(&mut walked, LeaseEvent::Remove(lease.subnet));
+            }
+        }
+        prop_assert_eq!(planned(FastPath::All, &direct), planned(FastPath::All, &walked));
+    }
+
+    /// What is planned hangs together: nothing is ambiguous, and every route leads somewhere.
+    #[test]
+    fn a_plan_is_consistent(plan in any_plan()) {
+        let state = &plan.state;
+        prop_assert_eq!(state.routes.len(), plan.peers.len());
+        for (subnet, via) in &state.routes {
+            let mac = state.neighbours[via];
+            prop_assert_eq!(state.fdb[&mac], plan.peers[subnet].public_ip);
+            prop_assert!(!subnet.overlaps(local(FastPath::Off).subnet));
+            for other in state.routes.keys().filter(|other| *other != subnet) {
+                prop_assert!(!subnet.overlaps(*other));
+            }
+        }
+        if state.bpf.config.is_some() {
+            prop_assert_eq!(state.bpf.peers.len(), plan.peers.len());
+            let addresses: BTreeSet<_> = plan.peers.values().map(|peer| peer.public_ip.octets()).collect();
+            prop_assert_eq!(state.bpf.vteps.keys().copied().collect::<BTreeSet<_>>(), addresses);
+        }
+    }
+}

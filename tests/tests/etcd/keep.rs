@@ -1,0 +1,189 @@
+use std::time::SystemTime;
+
+use flannel_agent::lease::etcd::{LeaseKeeper, LeaseTiming, OwnLease, OwnLeaseReport};
+
+use super::*;
+
+const NAME: &str = "10.3.7.0-24";
+
+fn previous() -> Option<ipnetwork::Ipv4Network> {
+    Some("10.3.7.0/24".parse().unwrap())
+}
+
+async fn kept(etcd: &Etcd, timing: LeaseTiming) -> (OwnLease, LeaseKeeper) {
+    let store = EtcdStore::connect(&EtcdOptions { timing, ..options(etcd) }).unwrap();
+    let own = store.acquire(&network(), &node(1), previous()).await.unwrap();
+    (own.clone(), store.keep(own))
+}
+
+async fn report(keeper: &mut LeaseKeeper) -> OwnLeaseReport {
+    tokio::time::timeout(SOON, keeper.report()).await.expect("no report")
+}
+
+async fn no_report(keeper: &mut LeaseKeeper) {
+    let report = tokio::time::timeout(Duration::from_millis(500), keeper.report()).await;
+    assert!(report.is_err(), "unexpected {report:?}");
+}
+
+fn seconds(ttl: u64, margin: u64) -> LeaseTiming {
+    let second = Duration::from_secs(1);
+    LeaseTiming { ttl: second * ttl as u32, renew_margin: second * margin as u32, renew_retry: second }
+}
+
+/// The key lives on through several of its lifetimes, always as it was written first.
+#[tokio::test]
+async fn renew_lease() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let (own, mut keeper) = kept(&etcd, seconds(4, 2)).await;
+    for _ in 0..4 {
+        let report = tokio::time::timeout(SOON, keeper.report()).await;
+        let Ok(OwnLeaseReport::Renewed { expiration }) = report else { panic!("{report:?}: {}", log.text()) };
+        assert!(expiration > own.expiration);
+        assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+    }
+}
+
+#[tokio::test]
+async fn renew_lease_is_due_a_margin_before_the_end() {
+    let etcd = Etcd::start().unwrap();
+    let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    no_report(&mut keeper).await;
+}
+
+#[tokio::test]
+async fn renewal_goes_on_after_an_outage() {
+    let mut etcd = Etcd::start().unwrap();
+    let (_own, mut keeper) = kept(&etcd, seconds(20, 18)).await;
+    report(&mut keeper).await;
+    etcd.stop();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    no_report(&mut keeper).await;
+    etcd.start_again().unwrap();
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
+}
+
+#[tokio::test]
+async fn a_reservation_is_not_renewed() {
+    let etcd = Etcd::start().unwrap();
+    etcd.put(&key(NAME), &node(1).to_json()).unwrap();
+    let (own, mut keeper) = kept(&etcd, seconds(4, 3)).await;
+    assert_eq!(own.expiration, None);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    no_report(&mut keeper).await;
+    assert_eq!(etcd.ttl(&key(NAME)).unwrap(), None);
+}
+
+#[tokio::test]
+async fn changed_attributes_are_published() {
+    let etcd = Etcd::start().unwrap();
+    let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    let mut changed = node(9);
+    changed.public_ip = node(1).public_ip;
+    keeper.update(changed.clone());
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), changed.to_json());
+    keeper.update(changed);
+    no_report(&mut keeper).await;
+}
+
+#[tokio::test]
+async fn changed_attributes_of_a_reservation_leave_it_without_end() {
+    let etcd = Etcd::start().unwrap();
+    etcd.put(&key(NAME), &node(1).to_json()).unwrap();
+    let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    let mut changed = node(9);
+    changed.public_ip = node(1).public_ip;
+    keeper.update(changed.clone());
+    assert_eq!(report(&mut keeper).await, OwnLeaseReport::Renewed { expiration: None });
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), changed.to_json());
+    assert_eq!(etcd.ttl(&key(NAME)).unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_deleted_lease_is_taken_back() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    no_report(&mut keeper).await;
+    etcd.delete(&key(NAME)).unwrap();
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Retaken { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+    assert!(etcd.ttl(&key(NAME)).unwrap().unwrap() > 86_300);
+    assert_eq!(log.count("it is ours again"), 1, "{}", log.text());
+}
+
+/// Upstream's TestWatchSubnetReportsRemovalAfterCompaction: the deletion itself is not in the history any more.
+#[tokio::test]
+async fn a_deletion_below_the_horizon_is_noticed() {
+    let mut etcd = Etcd::start().unwrap();
+    let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    no_report(&mut keeper).await;
+    // As if it had been deleted, and the history compacted, while we were cut off.
+    etcd.wipe().unwrap();
+    etcd.start_again().unwrap();
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Retaken { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+}
+
+#[tokio::test]
+async fn a_subnet_that_another_node_holds_is_lost() {
+    let mut etcd = Etcd::start().unwrap();
+    // A store that has seen some writes; a new one shows by being far behind.
+    for _ in 0..5 {
+        etcd.put("/elsewhere", "x").unwrap();
+    }
+    let (own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    no_report(&mut keeper).await;
+    etcd.wipe().unwrap();
+    etcd.start_again().unwrap();
+    // Whoever is first: we take it back, and then it is overwritten; or it is another's when we come.
+    etcd.put(&key(NAME), &node(2).to_json()).unwrap();
+    let lost = loop {
+        match report(&mut keeper).await {
+            OwnLeaseReport::Lost(lost) => break lost,
+            OwnLeaseReport::Retaken { .. } | OwnLeaseReport::Renewed { .. } => {}
+        }
+    };
+    assert_eq!((lost.subnet, lost.holder), (own.subnet, Some(node(2).public_ip)));
+    assert!(
+        lost.to_string().contains("node 192.0.2.2 holds it now: pods of both nodes have the same"),
+        "{lost}"
+    );
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(2).to_json(), "left alone");
+    no_report(&mut keeper).await;
+}
+
+#[tokio::test]
+async fn a_lease_renewed_by_somebody_else_counts() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let (_own, mut keeper) = kept(&etcd, seconds(600, 595)).await;
+    etcd.put_for(300, &key(NAME), &node(1).to_json()).unwrap();
+    no_report(&mut keeper).await;
+    assert_eq!(log.count("somebody else renewed our lease"), 1, "{}", log.text());
+    // With 300 s left and a margin of 595 s, it is due at once.
+    let OwnLeaseReport::Renewed { expiration } = report(&mut keeper).await else { panic!("not renewed") };
+    assert!(expiration.unwrap() > SystemTime::now() + Duration::from_secs(590));
+}
+
+#[tokio::test]
+async fn a_damaged_lease_is_mended() {
+    let etcd = Etcd::start().unwrap();
+    let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    no_report(&mut keeper).await;
+    etcd.put(&key(NAME), "{damaged").unwrap();
+    report(&mut keeper).await;
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+}
+
+/// A restart of the agent: the lease stays, and is the one the next run gets.
+#[tokio::test]
+async fn the_lease_outlives_its_keeper() {
+    let etcd = Etcd::start().unwrap();
+    let (own, keeper) = kept(&etcd, LeaseTiming::default()).await;
+    drop(keeper);
+    let (again, _keeper) = kept(&etcd, LeaseTiming::default()).await;
+    assert_eq!(again.subnet, own.subnet);
+    assert_eq!(etcd.keys(PREFIX).unwrap().len(), 1);
+}

@@ -1,0 +1,273 @@
+use std::time::Instant;
+
+use super::*;
+
+const OWN: &str = "10.3.1.0/24";
+
+async fn begun(etcd: &Etcd) -> (EtcdStore, flannel_agent::lease::etcd::EtcdWatch) {
+    let store = store(etcd);
+    let mut watch = store.watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
+    (store, watch)
+}
+
+#[tokio::test]
+async fn watch_lease_added() {
+    let etcd = Etcd::start().unwrap();
+    etcd.put(&key("10.3.1.0-24"), &node(1).to_json()).unwrap();
+    let (_store, mut watch) = begun(&etcd).await;
+    etcd.put(&key("10.3.1.0-24"), &node(1).to_json()).unwrap();
+    silent(&mut watch).await;
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+    silent(&mut watch).await;
+}
+
+#[tokio::test]
+async fn watch_lease_removed() {
+    let etcd = Etcd::start().unwrap();
+    let (_store, mut watch) = begun(&etcd).await;
+    etcd.put_for(3, &key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Remove(subnet("10.3.2.0/24")), "expired");
+    silent(&mut watch).await;
+}
+
+#[tokio::test]
+async fn complete_lease() {
+    let etcd = Etcd::start().unwrap();
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    let mut watch = store(&etcd).watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.2.0/24", 2)]));
+    etcd.put(&key("10.3.2.0-24"), &node(3).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 3)), "renewed, changed");
+    etcd.delete(&key("10.3.2.0-24")).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Remove(subnet("10.3.2.0/24")));
+}
+
+/// The prefix has no slash at its end: neither has upstream's.
+#[tokio::test]
+async fn keys_beside_the_leases_are_leases_too() {
+    let etcd = Etcd::start().unwrap();
+    let (store, mut watch) = begun(&etcd).await;
+    etcd.put(&format!("{PREFIX}/subnets-x/10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+    etcd.put(&format!("{PREFIX}/ebpf/10.3.3.0-24"), "anything").unwrap();
+    silent(&mut watch).await;
+    assert_eq!(store.undecodable(), 0);
+}
+
+#[tokio::test]
+async fn a_watch_resumes_after_etcd_restarts() {
+    let mut etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    let mut watch = store(&etcd).watch(subnet(OWN));
+    next(&mut watch).await;
+    etcd.stop();
+    silent(&mut watch).await;
+    // Another agent writes, in the moment before we are back: it must not be missed.
+    etcd.start_again().unwrap();
+    etcd.put(&key("10.3.3.0-24"), &node(3).to_json()).unwrap();
+    etcd.delete(&key("10.3.2.0-24")).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.3.0/24", 3)));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Remove(subnet("10.3.2.0/24")));
+    assert_eq!(log.count("watch resumed"), 1, "{}", log.text());
+}
+
+/// A gap that cannot be bridged: everything is read anew.
+#[tokio::test]
+async fn watch_subnets_recovers_from_compaction() {
+    let mut etcd = Etcd::start().unwrap();
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    let proxy = Proxy::to(&etcd).await;
+    let endpoint = format!("http://{}", proxy.address);
+    let store = EtcdStore::connect(&EtcdOptions { endpoints: endpoint, ..EtcdOptions::default() }).unwrap();
+    let mut watch = store.watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.2.0/24", 2)]));
+    let proxy = proxy.cut();
+    etcd.put(&key("10.3.3.0-24"), &node(3).to_json()).unwrap();
+    etcd.delete(&key("10.3.2.0-24")).unwrap();
+    etcd.compact().unwrap();
+    let _proxy = proxy.mend().await;
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.3.0/24", 3)]));
+    etcd.put(&key("10.3.4.0-24"), &node(4).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.4.0/24", 4)), "and it goes on");
+    etcd.stop();
+}
+
+#[tokio::test]
+async fn watch_survives_compaction_after_reconnect() {
+    let mut etcd = Etcd::start().unwrap();
+    let (_store, mut watch) = begun(&etcd).await;
+    etcd.stop();
+    etcd.start_again().unwrap();
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+    etcd.compact().unwrap();
+    etcd.put(&key("10.3.3.0-24"), &node(3).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.3.0/24", 3)));
+}
+
+#[tokio::test]
+async fn a_store_that_went_back_in_time_is_read_anew() {
+    let mut etcd = Etcd::start().unwrap();
+    for number in 2..6 {
+        etcd.put(&key(&format!("10.3.{number}.0-24")), &node(number).to_json()).unwrap();
+    }
+    let mut watch = store(&etcd).watch(subnet(OWN));
+    assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(all) if all.len() == 4));
+    etcd.wipe().unwrap();
+    etcd.start_again().unwrap();
+    etcd.put(&key("10.3.9.0-24"), &node(9).to_json()).unwrap();
+    match next(&mut watch).await {
+        LeaseEvent::Snapshot(all) if all.is_empty() => {
+            assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.9.0/24", 9)));
+        }
+        event => assert_eq!(event, LeaseEvent::Snapshot(vec![lease("10.3.9.0/24", 9)])),
+    }
+}
+
+#[tokio::test]
+async fn an_undecodable_lease_is_skipped_counted_and_logged_once() {
+    let mut etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    etcd.put(&key("10.3.2.0-24"), "{damaged").unwrap();
+    etcd.put(&key("10.3.3.0-24"), &node(3).to_json()).unwrap();
+    let store = store(&etcd);
+    let mut watch = store.watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.3.0/24", 3)]));
+    etcd.put(&key("10.3.2.0-24"), "{damaged").unwrap();
+    etcd.put(&key("nonsense"), "x").unwrap();
+    etcd.put(&key("10.3.4.0-24"), r#"{"PublicIP":null}"#).unwrap();
+    etcd.put(&key("10.3.5.0-24"), &node(5).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.5.0/24", 5)), "the others go on");
+    assert_eq!(store.undecodable(), 3);
+    etcd.stop();
+    etcd.wipe().unwrap();
+    etcd.start_again().unwrap();
+    assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(_)));
+    assert_eq!(log.count("skipping a lease that cannot be decoded"), 3, "{}", log.text());
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)), "mended");
+}
+
+#[tokio::test]
+async fn a_damaged_lease_leaves_the_last_good_one_in_force() {
+    let etcd = Etcd::start().unwrap();
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    let mut watch = store(&etcd).watch(subnet(OWN));
+    next(&mut watch).await;
+    etcd.put(&key("10.3.2.0-24"), "{damaged").unwrap();
+    silent(&mut watch).await;
+    etcd.delete(&key("10.3.2.0-24")).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Remove(subnet("10.3.2.0/24")));
+}
+
+/// Connections stay up, but nothing answers any more: no error will ever come by itself.
+#[tokio::test]
+async fn a_silent_watch_is_noticed() {
+    let (first, log) = (Etcd::start().unwrap(), Log::capture());
+    let (_store, mut watch) = begun(&first).await;
+    first.freeze().unwrap();
+    let begun = Instant::now();
+    while log.0.count("watch interrupted") == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "not noticed: {}", log.0.text());
+        silent(&mut watch).await;
+    }
+    first.thaw().unwrap();
+    first.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+}
+
+#[tokio::test]
+async fn a_watch_moves_on_when_its_member_goes() {
+    let etcd = Etcd::start().unwrap();
+    let proxy = Proxy::to(&etcd).await;
+    let endpoints = format!("http://{},{}", proxy.address, etcd.endpoint());
+    // Whichever is asked first: several are tried until one begins with the proxy.
+    for _ in 0..20 {
+        let options = EtcdOptions { endpoints: endpoints.clone(), ..EtcdOptions::default() };
+        let mut watch = EtcdStore::connect(&options).unwrap().watch(subnet(OWN));
+        assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(_)));
+        silent(&mut watch).await;
+        if proxy.connections() > 0 {
+            let _down = proxy.cut();
+            etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+            assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+            return;
+        }
+    }
+    panic!("the first endpoint was never the first to be asked");
+}
+
+/// Upstream's TestResyncWatchCancelWithBlockedReceiver: a consumer that does not take its events can still go.
+#[tokio::test]
+async fn a_watch_ends_with_its_consumer() {
+    let etcd = Etcd::start().unwrap();
+    let (_store, watch) = begun(&etcd).await;
+    for number in 2..90 {
+        etcd.put(&key("10.3.2.0-24"), &node(number).to_json()).unwrap();
+    }
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    drop(watch);
+    let begun = Instant::now();
+    while tasks() >= before {
+        assert!(begun.elapsed() < Duration::from_secs(3));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Passes TCP connections on, until cut.
+struct Proxy {
+    address: std::net::SocketAddr,
+    target: std::net::SocketAddr,
+    tasks: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>>,
+}
+
+impl Proxy {
+    async fn to(etcd: &Etcd) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(listener, etcd.address())
+    }
+
+    fn serve(listener: tokio::net::TcpListener, target: std::net::SocketAddr) -> Self {
+        let address = listener.local_addr().unwrap();
+        let tasks = Arc::new(Mutex::new(Vec::new()));
+        let all = tasks.clone();
+        let accept = tokio::spawn(async move {
+            while let Ok((mut here, _)) = listener.accept().await {
+                let pass = tokio::spawn(async move {
+                    let Ok(mut there) = tokio::net::TcpStream::connect(target).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                });
+                all.lock().unwrap().push(pass);
+            }
+        });
+        tasks.lock().unwrap().push(accept);
+        Self { address, target, tasks }
+    }
+
+    fn connections(&self) -> usize {
+        self.tasks.lock().unwrap().len() - 1
+    }
+
+    fn cut(self) -> Self {
+        for task in self.tasks.lock().unwrap().drain(..) {
+            task.abort();
+        }
+        self
+    }
+
+    async fn mend(self) -> Self {
+        let begun = Instant::now();
+        loop {
+            match tokio::net::TcpListener::bind(self.address).await {
+                Ok(listener) => return Self::serve(listener, self.target),
+                Err(error) => assert!(begun.elapsed() < SOON, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

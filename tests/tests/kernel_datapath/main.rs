@@ -1,0 +1,9 @@
+//! The kernel half of the dataplane against a real kernel: each test in a network namespace of its own.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod device;
+mod namespace;
+mod objects;
+mod reconciler;
+mod surroundings;

@@ -1,0 +1,178 @@
+//! What is found on the node: pods, next hops, the external interface, notices of change.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use flannel_agent::{
+    datapath::Datapath,
+    mac::Mac,
+    netlink::{Changed, InterfaceChoice, Monitor, Netlink},
+    plan::{State, delta},
+};
+use tokio::time::timeout;
+
+use crate::namespace::*;
+
+#[test]
+fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
+    with_namespace(|| async {
+        let elsewhere = Elsewhere::new();
+        let veth = |name: &str| {
+            ip(&format!("link add {name} type veth peer name x-{name} netns {}", elsewhere.id));
+            index_of(name)
+        };
+        ip("link add anything type bridge");
+        ip("link add docker0 type bridge");
+        ip("address add 10.1.0.1/24 dev anything");
+        ip("address add 172.17.0.1/16 dev docker0");
+
+        let on_bridge = veth("port");
+        ip("link set port master anything");
+        let routed = veth("routed");
+        ip("link set routed up");
+        ip("route add 10.1.0.9/32 dev routed");
+
+        veth("docker");
+        ip("link set docker master docker0");
+        let loose = veth("loose");
+        ip("link set loose up");
+        ip("route add 10.2.0.9/32 dev loose");
+        ip("route add 10.1.0.128/25 dev loose");
+        ip("link add near type veth peer name near-peer");
+        ip("link set near master anything");
+        ip("link set near-peer up");
+        link("odd", "");
+        ip("route add 10.1.0.10/32 dev odd");
+
+        let mut netlink = Netlink::open().unwrap();
+        let subnet = "10.1.0.0/24".parse().unwrap();
+        let links = netlink.links().await.unwrap();
+        let found = netlink.pod_links(subnet, &links).await.unwrap();
+        assert_eq!(found, BTreeSet::from([on_bridge, routed]), "loose is {loose}");
+
+        // A pod is where its namespace says it is, as long as no other says so too.
+        for (pod, address) in
+            [("port", "10.1.0.5/24"), ("routed", "10.1.0.9/32"), ("routed", "172.16.0.9/32")]
+        {
+            elsewhere.ip(&format!("address add {address} dev x-{pod}"));
+            elsewhere.ip(&format!("link set x-{pod} up"));
+        }
+        let pods = netlink.pods(subnet, &links).await.unwrap();
+        let places: Vec<_> = pods.places.iter().map(|(ip, place)| (ip.to_string(), place.ifindex)).collect();
+        assert_eq!(places, [("10.1.0.5".to_owned(), on_bridge), ("10.1.0.9".to_owned(), routed)]);
+        let mac_of = |name: &str| links.iter().find(|link| link.name == name).unwrap().mac.unwrap().0;
+        let gateways: Vec<_> = pods.places.values().map(|place| place.gateway_mac).collect();
+        assert_eq!(gateways, [mac_of("anything"), mac_of("routed")]);
+        let mac = elsewhere.ip("-o link show x-port");
+        let shown = Mac(pods.places.values().next().unwrap().mac).to_string();
+        assert!(mac.contains(&shown), "{shown} is missing in {mac}");
+        elsewhere.ip("address add 10.1.0.5/32 dev x-routed");
+        let pods = netlink.pods(subnet, &links).await.unwrap();
+        assert_eq!(pods.places.len(), 1, "two pods claim 10.1.0.5: {pods:?}");
+
+        ip("address delete 10.1.0.1/24 dev anything");
+        assert_eq!(netlink.pod_links(subnet, &links).await.unwrap(), BTreeSet::from([routed]));
+    });
+}
+
+#[test]
+fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
+    with_namespace(|| async {
+        ip("route add 203.0.113.0/24 via 192.0.2.253 mtu 1400");
+        ip("route add blackhole 198.51.100.0/24");
+        let wanted = ["192.0.2.7", "198.18.0.1", "203.0.113.9", "198.51.100.1", "192.0.2.1", "127.0.0.1"];
+        let wanted: BTreeSet<_> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+        let mut netlink = Netlink::open().unwrap();
+        let hops = netlink.next_hops("192.0.2.1".parse().unwrap(), &wanted).await.unwrap();
+        let hops: Vec<_> = hops
+            .iter()
+            .map(|(to, hop)| format!("{to} by {} to {} of {}", hop.ifindex, hop.address, hop.mtu))
+            .collect();
+        assert_eq!(
+            hops,
+            [
+                "192.0.2.7 by 42 to 192.0.2.7 of 1500",
+                "198.18.0.1 by 42 to 192.0.2.254 of 1500",
+                "203.0.113.9 by 42 to 192.0.2.253 of 1400",
+            ]
+        );
+    });
+}
+
+#[test]
+fn the_external_interface_is_chosen_by_flag_address_or_default_route() {
+    with_namespace(|| async {
+        link("eth1", "mtu 9000");
+        ip("address add 198.51.100.3/24 dev eth1");
+        let mut netlink = Netlink::open().unwrap();
+        let by_default = netlink.external_interface(&InterfaceChoice::default()).await.unwrap();
+        assert_eq!((by_default.name.as_str(), by_default.index, by_default.mtu), ("eth0", ETH0, 1500));
+        assert_eq!(by_default.address.to_string(), "192.0.2.1");
+
+        let choice = InterfaceChoice { iface: vec!["eth1".into()], public_ip: None };
+        let by_name = netlink.external_interface(&choice).await.unwrap();
+        assert_eq!((by_name.address.to_string().as_str(), by_name.mtu), ("198.51.100.3", 9000));
+
+        let choice = InterfaceChoice { iface: vec![], public_ip: Some("198.51.100.3".parse().unwrap()) };
+        assert_eq!(netlink.external_interface(&choice).await.unwrap(), by_name);
+
+        ip("route delete default");
+        let error = netlink.external_interface(&InterfaceChoice::default()).await.unwrap_err().to_string();
+        assert!(error.contains("--iface") && error.contains("eth1 (198.51.100.3)"), "{error}");
+        ip("route add default nexthop via 192.0.2.254 nexthop via 198.51.100.1");
+        let by_default = netlink.external_interface(&InterfaceChoice::default()).await.unwrap();
+        assert_eq!(by_default.name, "eth0");
+    });
+}
+
+#[test]
+fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
+    with_namespace(|| async {
+        ip("link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472");
+        ip("link set flannel.1 up");
+        let overlay = index_of("flannel.1");
+        let mut monitor = Monitor::open().unwrap();
+        let none = Changed::default();
+        let on_overlay = Changed { overlay: true, ..none };
+        for (command, expected) in [
+            ("neighbour add 10.1.2.0 lladdr 0e:00:00:00:00:02 nud permanent dev flannel.1", on_overlay),
+            ("route add 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink", on_overlay),
+            ("route add 172.16.0.0/24 via 192.0.2.254", Changed { routes: true, ..none }),
+            ("link add other type bridge", Changed { links: true, ..none }),
+        ] {
+            ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:09 nud permanent dev eth0");
+            ip(command);
+            let changed = monitor.changed(Some(overlay)).await.unwrap();
+            assert_eq!(changed, expected, "{command}");
+        }
+        run("bridge", "fdb add 0e:00:00:00:00:03 dev flannel.1 dst 198.18.0.3 self permanent");
+        assert_eq!(monitor.changed(Some(overlay)).await.unwrap(), on_overlay);
+        ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:0a nud permanent dev eth0");
+        let quiet = timeout(Duration::from_millis(200), monitor.changed(Some(overlay))).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        ip("link delete flannel.1");
+        let changed = monitor.changed(Some(overlay)).await.unwrap();
+        assert!(changed.overlay && changed.links, "{changed:?}");
+    });
+}
+
+#[test]
+fn lost_notices_are_reported_and_then_listening_goes_on() {
+    with_namespace(|| async {
+        let mut monitor = Monitor::open().unwrap();
+        let mut datapath = datapath();
+        let mut before = State::default();
+        // Nobody listens while tens of thousands of objects come and go.
+        for peers in [10_000, 2, 10_000, 2] {
+            let desired = planned(2..peers).state;
+            for result in datapath.apply(&delta(&desired, &before)).await {
+                result.unwrap();
+            }
+            before = desired;
+        }
+        assert_eq!(monitor.changed(None).await.unwrap(), Changed::EVERYTHING);
+        // What was in the buffer when notices were lost is still to come.
+        while timeout(Duration::from_millis(200), monitor.changed(None)).await.is_ok() {}
+        ip("route add 172.16.0.0/24 via 192.0.2.254");
+        assert_eq!(monitor.changed(None).await.unwrap(), Changed { routes: true, ..Changed::default() });
+    });
+}

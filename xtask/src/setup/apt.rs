@@ -1,0 +1,133 @@
+//! Debian's packages: which can be had, and installing them without starting anything.
+
+use std::{collections::BTreeSet, fmt, path::Path, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    failure::failure,
+    ui::{Step, note},
+};
+
+/// A set of package names.
+#[derive(Default)]
+pub(crate) struct Packages(BTreeSet<String>);
+
+impl Packages {
+    pub(crate) fn extend(&mut self, names: impl IntoIterator<Item = impl Into<String>>) {
+        self.0.extend(names.into_iter().map(Into::into));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What a person would type.
+    pub(crate) fn command_line(&self) -> String {
+        format!("apt-get install --yes --no-install-recommends {self}")
+    }
+
+    /// Whether one of them would start a service that the demo and the tests have no use for.
+    pub(crate) fn start_services(&self) -> bool {
+        self.0.contains("etcd-server")
+    }
+}
+
+impl fmt::Display for Packages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(String::as_str).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Runs apt-get while a policy-rc.d forbids to start services, unless the machine has a policy of its own.
+/// The shell removes the policy also when it is interrupted; the mark lets us take over one that a
+/// killed run left.
+const APT_GET: &str = r#"
+policy=/usr/sbin/policy-rc.d
+mark='# Written by cargo xtask setup, which removes it.'
+if [ -e "$policy" ] && grep -qF "$mark" "$policy"; then rm -f "$policy"; fi
+set -C
+if printf '#!/bin/sh\n%s\nexit 101\n' "$mark" 2>/dev/null >"$policy"; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM HUP
+    chmod 755 "$policy"
+fi
+apt-get "$@"
+"#;
+
+fn apt_get(arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", APT_GET, "apt-get", "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"]);
+    command.args(arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    // Ubuntu's needrestart would restart services and ask about it.
+    command.env("NEEDRESTART_SUSPEND", "1");
+    command
+}
+
+/// Installs the packages. The lists are fetched only if they lack one of them or name one that is gone.
+pub(crate) fn install(step: &Step, packages: &Packages) -> Result<()> {
+    let names: Vec<&str> = packages.0.iter().map(String::as_str).collect();
+    let updated = !unavailable(&names)?.is_empty();
+    if updated {
+        step.run(&mut apt_get(&["update"]))?;
+        let gone = unavailable(&names)?;
+        if !gone.is_empty() {
+            return Err(failure(
+                format!("this release has no package {}", gone.join(" ")),
+                "install what they hold by other means, or use a newer release (Debian 12 with its security \
+                 updates has all of them)",
+            ));
+        }
+    }
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(&names);
+    if let Err(error) = step.run(&mut apt_get(&arguments)) {
+        if updated {
+            return Err(error);
+        }
+        note("apt-get could not install them; trying again with fresh package lists");
+        step.run(&mut apt_get(&["update"]))?;
+        step.run(&mut apt_get(&arguments))?;
+    }
+    if packages.start_services() && Path::new("/usr/bin/systemctl").exists() {
+        // It was not started, but would be at the next boot. Without systemd there is nothing to disable.
+        let _ = Command::new("systemctl").args(["--quiet", "disable", "etcd"]).output();
+    }
+    Ok(())
+}
+
+/// Which of these the package lists do not offer.
+pub(crate) fn unavailable<'a>(names: &[&'a str]) -> Result<Vec<&'a str>> {
+    let output = Command::new("apt-cache")
+        .arg("policy")
+        .args(names)
+        .env("LC_ALL", "C")
+        .output()
+        .context("cannot run apt-cache")?;
+    let policy = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(names.iter().copied().filter(|name| !has_candidate(&policy, name)).collect())
+}
+
+fn has_candidate(policy: &str, name: &str) -> bool {
+    let head = format!("{name}:");
+    let about = policy.lines().skip_while(|line| *line != head).skip(1);
+    about
+        .take_while(|line| line.starts_with(' '))
+        .find_map(|line| line.trim().strip_prefix("Candidate:"))
+        .is_some_and(|candidate| candidate.trim() != "(none)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_candidate;
+
+    #[test]
+    fn candidates_are_read_from_the_policy() {
+        let policy = "jq:\n  Installed: (none)\n  Candidate: 1.6-2\n  Version table:\n     1.6-2 500\n\
+                      gone:\n  Installed: 1\n  Candidate: (none)\n";
+        assert!(has_candidate(policy, "jq"));
+        assert!(!has_candidate(policy, "gone"));
+        assert!(!has_candidate(policy, "unknown"));
+    }
+}

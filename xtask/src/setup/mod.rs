@@ -1,0 +1,89 @@
+//! `setup`: find or install what building, the demo and the tests need.
+//!
+//! First everything is looked at, then what is missing is installed in as few steps as possible, then
+//! everything is looked at again: what the table says at the end has been run, not assumed.
+
+mod apt;
+mod install_linker;
+mod table;
+mod toolchain;
+mod tools;
+
+use std::env;
+
+use anyhow::Result;
+use flannel_ebpf_toolchain::{OBJECT_VARIABLE, Toolchain};
+
+use crate::{
+    failure::failure,
+    host,
+    ui::{Step, note, print},
+};
+use apt::Packages;
+use toolchain::Plan;
+use tools::Survey;
+
+/// How much is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// What compiling needs.
+    Build,
+    /// Also the tools of the demo and the tests.
+    All,
+}
+
+/// Sets up everything and prints what there is.
+pub(crate) fn show() -> Result<()> {
+    let (toolchain, survey) = complete(Scope::All)?;
+    print(&table::table(toolchain.as_ref(), &survey))
+}
+
+/// Sets up what another task needs; says nothing when nothing is missing.
+pub(crate) fn ensure(scope: Scope) -> Result<()> {
+    complete(scope).map(drop)
+}
+
+fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
+    let mut survey = tools::survey(scope);
+    // Who brings a ready-made object needs no toolchain; the build verifies the object.
+    let ready_made = env::var_os(OBJECT_VARIABLE).is_some_and(|object| !object.is_empty());
+    let plan = if ready_made { None } else { Some(toolchain::plan()?) };
+
+    let mut packages = survey.packages();
+    packages.extend(plan.iter().flat_map(Plan::packages));
+    if !packages.is_empty() {
+        install(&packages)?;
+        survey = tools::survey(scope);
+    }
+    let toolchain = plan.map(toolchain::carry_out).transpose()?;
+    survey.complete()?;
+    Ok((toolchain, survey))
+}
+
+/// Installs packages if we may, and otherwise says how.
+fn install(packages: &Packages) -> Result<()> {
+    if !host::has_apt() {
+        return Err(failure(
+            format!("these are missing: {packages}"),
+            "install them with your system's package manager; the names are Debian's",
+        ));
+    }
+    if !host::is_root() {
+        let mut remedy = format!("as root:\n  apt-get update\n  {}", packages.command_line());
+        if packages.start_services() {
+            remedy.push_str("\n  systemctl disable --now etcd    # the tests start their own");
+        }
+        remedy.push_str("\nthen again:\n  cargo xtask setup");
+        return Err(failure(
+            format!("these packages are missing, and only root may install them: {packages}"),
+            remedy,
+        ));
+    }
+    let step = Step::start(format!("Installing packages: {packages}"));
+    apt::install(&step, packages)?;
+    step.done("installed");
+    if packages.start_services() {
+        note("etcd's own service is left disabled: demo and tests start theirs");
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! `test`: all tests, none skipped.
+
+use std::{ffi::OsString, os::unix::process::CommandExt as _};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::{
+    cargo::{Profile, build_agent, cargo},
+    host, setup,
+};
+
+/// Options of `test`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only tests whose names contain this; after `--`, options of the test programs
+    #[arg(value_name = "FILTER", trailing_var_arg = true, allow_hyphen_values = true)]
+    filter: Vec<OsString>,
+}
+
+/// Becomes `cargo test`, so that its closing lines are the last.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    host::require_root("test", "the tests load programs and make network namespaces")?;
+    setup::ensure(setup::Scope::All)?;
+    let agent = build_agent(Profile::Dev)?;
+    let mut cargo = cargo();
+    // As a host crate flannel-ebpf is empty.
+    cargo.args(["test", "--workspace", "--exclude", "flannel-ebpf"]).args(&options.filter);
+    cargo.env("FLANNEL_AGENT_BIN", agent);
+    // A test that cannot run here must fail: a skipped one looks like a passed one.
+    cargo.env("FLANNEL_TEST_REQUIRE", "1");
+    Err(cargo.exec()).context("cannot run cargo")
+}
