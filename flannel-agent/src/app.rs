@@ -75,7 +75,6 @@ impl Agent {
         let Some(config) = self.unless_stopped(store.network_config()).await else { return Ok(()) };
         let (pool, vxlan) = config.vxlan_over_ipv4().context("the network config in etcd")?;
         let network = pool.network;
-        info!(%network, subnet_len = pool.subnet_len, vni = vxlan.vni, "network config read");
 
         let mut netlink = Netlink::open()?;
         let external = external_interface(&mut netlink, &options).await?;
@@ -225,7 +224,7 @@ fn load(options: &RunOptions) -> (FastPath, Loaded) {
     });
     match loaded {
         Ok((pins, programs)) => {
-            info!(fast_path = ?wanted, "programs loaded");
+            info!(fast_path = wanted.label(), because = "--fast-path asks for it", "programs loaded");
             (wanted, Loaded::Programs(pins, programs))
         }
         Err(error) => {

@@ -126,17 +126,15 @@ impl ValueEnum for FastPath {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        let (name, help) = match self.0 {
+        let help = match self.0 {
             layout::FastPath::All => {
-                ("all", "every pod-to-pod packet skips netfilter: for clusters without Services and policies")
+                "every pod-to-pod packet skips netfilter: for clusters without Services and policies"
             }
-            layout::FastPath::Overlay => {
-                ("overlay", "the tunnel device's work only; netfilter sees every packet")
-            }
-            layout::FastPath::Off => ("off", "stock flannel's dataplane"),
+            layout::FastPath::Overlay => "the tunnel device's work only; netfilter sees every packet",
+            layout::FastPath::Off => "stock flannel's dataplane",
             layout::FastPath::Flow => return None,
         };
-        Some(PossibleValue::new(name).help(help))
+        Some(PossibleValue::new(self.0.label()).help(help))
     }
 }
 

@@ -187,7 +187,7 @@ impl fmt::Display for Change {
             Self::PutNeighbour { address, mac } => write!(f, "resolve neighbour {address} to {mac}"),
             Self::PutRoute { subnet, via } => write!(f, "route {subnet} via {via}"),
             Self::PutBpfConfig(config) => {
-                write!(f, "configure the programs for fast path {:?}", config.fast_path)
+                write!(f, "configure the programs for fast path {}", config.fast_path.label())
             }
             Self::PutPeer { subnet, peer } => {
                 let vtep = Ipv4Addr::from(peer.vtep);

@@ -18,6 +18,18 @@ pub enum FastPath {
     All = 3,
 }
 
+impl FastPath {
+    /// As `--fast-path` has it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Overlay => "overlay",
+            Self::Flow => "flow",
+            Self::All => "all",
+        }
+    }
+}
+
 /// How many different prefix lengths the programs look up. A cluster has one `SubnetLen`; more appear
 /// only while it is being changed.
 pub const PREFIX_LENGTHS: usize = 4;
