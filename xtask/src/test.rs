@@ -13,9 +13,12 @@ use crate::{
 /// Options of `test`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Only tests whose names contain this; after `--`, options of the test programs
-    #[arg(value_name = "FILTER", trailing_var_arg = true, allow_hyphen_values = true)]
-    filter: Vec<OsString>,
+    /// Only tests whose names contain one of these
+    #[arg(value_name = "FILTER")]
+    filters: Vec<OsString>,
+    /// Options of the test programs, such as `--nocapture`
+    #[arg(last = true, value_name = "OPTION")]
+    options: Vec<OsString>,
 }
 
 /// Becomes `cargo test`, so that its closing lines are the last.
@@ -25,7 +28,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let agent = build_agent(Profile::Dev)?;
     let mut cargo = cargo();
     // As a host crate flannel-ebpf is empty.
-    cargo.args(["test", "--workspace", "--exclude", "flannel-ebpf"]).args(&options.filter);
+    cargo.args(["test", "--workspace", "--exclude", "flannel-ebpf", "--no-fail-fast", "--"]);
+    cargo.args(&options.filters).args(&options.options);
     cargo.env("FLANNEL_AGENT_BIN", agent);
     // A test that cannot run here must fail: a skipped one looks like a passed one.
     cargo.env("FLANNEL_TEST_REQUIRE", "1");
