@@ -56,6 +56,11 @@ impl Step {
     /// Runs a command to its end while showing what it says; if it fails, the error holds its last lines.
     pub(crate) fn run(&self, command: &mut Command) -> Result<()> {
         let program = command.get_program().to_string_lossy().into_owned();
+        self.run_as(&program, command)
+    }
+
+    /// The same for a command that people know by another name than its program's.
+    pub(crate) fn run_as(&self, program: &str, command: &mut Command) -> Result<()> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
