@@ -4,10 +4,7 @@ use std::{collections::BTreeSet, fmt, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{
-    failure::failure,
-    ui::{Step, note},
-};
+use crate::{failure::failure, ui::Step};
 
 /// A set of package names.
 #[derive(Default)]
@@ -86,7 +83,7 @@ pub(crate) fn install(step: &Step, packages: &Packages) -> Result<()> {
         if updated {
             return Err(error);
         }
-        note("apt-get could not install them; trying again with fresh package lists");
+        step.note("apt-get could not install them; trying again with fresh package lists");
         run(step, packages, &["update"])?;
         run(step, packages, &arguments)?;
     }
