@@ -94,16 +94,3 @@ fn frames_that_end_in_their_ip_header_are_the_kernels() {
         expect_one(&mut loaded, Hook::ToOverlay, Reason::Truncated, frame.len())
     });
 }
-
-#[test]
-fn a_delivered_packet_reaches_the_pods_end() {
-    in_sandbox(|sandbox| {
-        let mut loaded = Loaded::new(sandbox)?;
-        loaded.fill(&HERE.tables(&[THERE]))?;
-        loaded.programs.attach("underlay", Hook::FromUnderlay)?;
-        let inner = Frame::udp(THERE.pod(2), HERE.pod(2), 64).macs(HERE.mac, THERE.mac).bytes();
-        let outer = Frame::vxlan(THERE.vtep, HERE.vtep, &inner).bytes();
-        send("underlay_end", &outer)?;
-        expect_one(&mut loaded, Hook::FromUnderlay, Reason::DeliverPod, outer.len())
-    });
-}
