@@ -115,11 +115,14 @@ impl Etcd {
         let log = self.path("log");
         let (client, peer) = (self.endpoint(), format!("http://{}", self.peer));
         let mut command = self.command("etcd");
-        command.args(["--name", "test", "--logger", "zap", "--log-outputs", "stderr"]);
+        let name = self.name();
+        command.args(["--name", &name, "--logger", "zap", "--log-outputs", "stderr"]);
+        // Alone it need not wait long for others to object to its being the leader.
+        command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
         command.arg("--data-dir").arg(self.path("data"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("test={peer}")]);
+        command.args(["--initial-cluster", &format!("{name}={peer}")]);
         if self.options.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.path("ca.pem"));
             command.arg("--cert-file").arg(self.path("server.pem"));
@@ -129,17 +132,23 @@ impl Etcd {
         self.child = Some(command.spawn().with_context(|| missing("etcd", &self.options))?);
         let deadline = Instant::now() + START;
         loop {
-            let problem = match self.ctl(&["endpoint", "health", "--command-timeout=1s"]) {
-                Ok(_) => return Ok(()),
-                Err(problem) => problem,
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let problem = match said.contains("serving client traffic") {
+                // etcdctl would wait long before it tries again.
+                false => anyhow::anyhow!("it is not ready"),
+                // By its name: the one who answers may be another, who was faster to take the port.
+                true => match self.ctl(&["member", "list", "--command-timeout=1s"]) {
+                    Ok(members) if members.contains(&name) => return Ok(()),
+                    Ok(members) => anyhow::anyhow!("another one answers: {members}"),
+                    Err(problem) => problem,
+                },
             };
             let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
             if ended.is_some() || Instant::now() > deadline {
-                let said = fs::read_to_string(&log).unwrap_or_default();
                 let last: Vec<&str> = said.lines().rev().take(5).collect();
                 bail!("etcd did not start ({ended:?}): {problem:#}; its last words, last first: {last:#?}");
             }
-            sleep(Duration::from_millis(50));
+            sleep(Duration::from_millis(10));
         }
     }
 
@@ -165,6 +174,11 @@ impl Etcd {
     /// Ends [`Etcd::freeze`].
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
+    }
+
+    /// A name that no other has: that of its directory.
+    fn name(&self) -> String {
+        self.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -276,20 +290,28 @@ impl Drop for Etcd {
 }
 
 fn missing(name: &str, options: &Options) -> String {
-    let within = options.within.join(" ");
-    format!("cannot run {within} {name}: install what the tests need with `cargo xtask setup`")
+    let words: Vec<&str> = options.within.iter().map(String::as_str).chain([name]).collect();
+    format!("cannot run {}: install what the tests need with `cargo xtask setup`", words.join(" "))
 }
 
-/// Ports that nobody uses at this moment.
+/// Ports that nobody uses at this moment. They are below those that the kernel gives to connections, one of
+/// which might else be in the way when etcd comes back to its port.
 fn free_ports<const N: usize>(address: IpAddr) -> Result<[SocketAddr; N]> {
     // An address of another namespace cannot be bound here; its ports are free as far as anybody knows.
-    let here = |_| TcpListener::bind((address, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    let held: Vec<TcpListener> = (0..N).map(here).collect::<Result<_, _>>()?;
-    let mut ports = [SocketAddr::new(address, 0); N];
-    for (port, listener) in ports.iter_mut().zip(&held) {
-        port.set_port(listener.local_addr()?.port());
+    let here = TcpListener::bind((address, 0)).map_or(Ipv4Addr::LOCALHOST.into(), |_| address);
+    let mut held = Vec::new();
+    for _ in 0..1000 {
+        let port = rand::random_range(20_000..30_000);
+        held.extend(TcpListener::bind((here, port)).map(|listener| (listener, port)));
+        if held.len() == N {
+            let mut ports = [SocketAddr::new(address, 0); N];
+            for (free, (_, port)) in ports.iter_mut().zip(&held) {
+                free.set_port(*port);
+            }
+            return Ok(ports);
+        }
     }
-    Ok(ports)
+    bail!("no free port from 20000 to 29999 on {here}")
 }
 
 /// Writes `text` to `path`, for its owner only.

@@ -1,0 +1,75 @@
+//! The machine that measures.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use serde::Serialize;
+
+/// Two CPUs to pin to; the same one twice where there is only one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cpus {
+    pub(super) first: usize,
+    pub(super) second: usize,
+}
+
+impl Cpus {
+    /// The first two this process may run on.
+    pub(super) fn of_this_process() -> Result<Self> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).context("sched_getaffinity")?;
+        let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+        let first = cpus.next().context("no CPU to run on")?;
+        Ok(Self { first, second: cpus.next().unwrap_or(first) })
+    }
+}
+
+/// Keeps the calling thread on `cpu`.
+pub(super) fn pin_thread(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to CPU {cpu}"))
+}
+
+/// What the figures depend on beside the code.
+#[derive(Clone, Debug, Serialize)]
+pub struct Surroundings {
+    /// Kernel release.
+    pub kernel: String,
+    /// CPUs this process may use.
+    pub cpus: usize,
+    /// Model of the CPU.
+    pub cpu_model: String,
+    /// MTU of the underlay, bytes.
+    pub underlay_mtu: u32,
+    /// MTU of pods, bytes.
+    pub pod_mtu: u32,
+    /// Load of the last minute before the run: what else the machine was doing.
+    pub load: String,
+    /// Whether the kernel was timing BPF programs, which costs each of them.
+    pub bpf_stats: bool,
+}
+
+impl Surroundings {
+    pub(super) fn look() -> Result<Self> {
+        let read =
+            |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let cpu_model = read("/proc/cpuinfo")
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("model name")?.split_once(": ").map(|(_, model)| model.to_owned())
+            })
+            .unwrap_or_else(|| "unknown".to_owned());
+        Ok(Self {
+            kernel: read("/proc/sys/kernel/osrelease"),
+            cpus: std::thread::available_parallelism().context("CPUs")?.get(),
+            cpu_model,
+            underlay_mtu: 1500,
+            pod_mtu: 1450,
+            load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
+            bpf_stats: read("/proc/sys/kernel/bpf_stats_enabled") == "1",
+        })
+    }
+}

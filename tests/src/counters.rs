@@ -1,0 +1,84 @@
+//! What a node's programs counted, read past the agent.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, PerCpuArray};
+use flannel_common::{
+    map,
+    reason::{Class, Direction, Reason, slot},
+};
+
+/// Packets and bytes of one counter, over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets as on the wire: a GSO aggregate counts its segments.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+}
+
+/// One reading of a node's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(BTreeMap<(Direction, Reason), Count>);
+
+impl Counters {
+    /// Reads those pinned below `bpffs`.
+    pub fn read(bpffs: &Path) -> Result<Self> {
+        let path = bpffs.join(map::PIN_DIRECTORY).join(map::LAYOUT_VERSION).join("maps").join(map::COUNTERS);
+        let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+        let array: PerCpuArray<_, [u64; 2]> =
+            Map::PerCpuArray(data).try_into().with_context(|| format!("{} is no counter", path.display()))?;
+        let mut counts = BTreeMap::new();
+        for direction in Direction::ALL {
+            for reason in Reason::ALL {
+                let place = slot(direction, *reason);
+                let mut sum = Count::default();
+                for [packets, bytes] in array.get(&place, 0).with_context(|| format!("slot {place}"))?.iter()
+                {
+                    sum.packets += packets;
+                    sum.bytes += bytes;
+                }
+                counts.insert((direction, *reason), sum);
+            }
+        }
+        Ok(Self(counts))
+    }
+
+    /// One counter.
+    pub fn get(&self, direction: Direction, reason: Reason) -> Count {
+        self.0.get(&(direction, reason)).copied().unwrap_or_default()
+    }
+
+    /// Packets of one direction that took the fast path, or were left to the kernel.
+    pub fn packets(&self, direction: Direction, class: Class) -> u64 {
+        let of_class =
+            self.0.iter().filter(|((way, reason), _)| *way == direction && reason.class() == class);
+        of_class.map(|(_, count)| count.packets).sum()
+    }
+
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let difference = self.0.iter().map(|(&(direction, reason), count)| {
+            let before = earlier.get(direction, reason);
+            let count = Count { packets: count.packets - before.packets, bytes: count.bytes - before.bytes };
+            ((direction, reason), count)
+        });
+        Self(difference.collect())
+    }
+
+    /// Every counter that is not zero, with its direction and reason.
+    pub fn nonzero(&self) -> impl Iterator<Item = (Direction, Reason, Count)> {
+        let set = self.0.iter().filter(|(_, count)| count.packets > 0);
+        set.map(|(&(direction, reason), &count)| (direction, reason, count))
+    }
+}
+
+impl std::fmt::Display for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (direction, reason, count) in self.nonzero() {
+            write!(f, "{} {}: {} packets; ", direction.label(), reason.label(), count.packets)?;
+        }
+        Ok(())
+    }
+}

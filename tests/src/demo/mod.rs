@@ -1,0 +1,145 @@
+//! A cluster on one machine, in one command: etcd, three nodes with an agent each, two pods each; who
+//! reaches whom, which way the packets went, and how fast it is.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ipnetwork::Ipv4Network;
+use serde_json::{Value, json};
+
+use crate::{
+    bench::{self, Measure, Mode},
+    counters::Counters,
+    lab::{Cluster, FastPath, Lab, sweep, teardown},
+    requirements,
+    traffic::{Matrix, reachability, tcp},
+};
+
+pub use progress::Progress;
+
+mod enter;
+pub mod progress;
+mod tables;
+
+/// The lab's name: one demo at a time on a machine.
+const NAME: &str = "demo";
+
+const NODES: usize = 3;
+const PODS: usize = 2;
+
+/// Bytes each node's first pod sends to the next node's, so that there is something to count.
+const SAMPLE: u64 = 64 << 20;
+
+/// What a demo found.
+#[derive(Debug)]
+pub struct Findings {
+    /// Leases in etcd: subnet and JSON.
+    pub leases: Vec<(Ipv4Network, Value)>,
+    /// Which pod reaches which.
+    pub matrix: Matrix,
+    /// What each node's programs counted.
+    pub counters: Vec<(String, Counters)>,
+    /// Bare network, kernel and ours side by side.
+    pub comparison: bench::Report,
+}
+
+/// Brings the cluster up, looks at it and takes it down, or with `keep` leaves it. Fails if any two
+/// pods cannot talk, after showing everything.
+pub fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
+    requirements::check(&bench::Options::PROGRAMS)?;
+    let lab = Lab::named(NAME).context("`flannel-lab demo --down` removes it")?;
+    let nodes = format!("etcd, {NODES} nodes with an agent each, {PODS} pods each");
+    let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::All))?;
+    let findings = look(&cluster, progress)?;
+    if as_json {
+        println!("{:#}", findings.to_json());
+    } else {
+        print!("{}", tables::show(&findings));
+    }
+    let outcome = findings.matrix.check_complete();
+    if keep {
+        eprint!("{}", enter::instructions(&cluster)?);
+        cluster.release();
+        lab.keep()?;
+    } else {
+        drop(cluster);
+        progress.step("taking it down", || lab.close())?;
+    }
+    outcome
+}
+
+/// Removes the demo, whoever left it and how, and every lab whose owner was killed.
+pub fn down(progress: &Progress) -> Result<()> {
+    progress.step("removing the demo", || {
+        sweep();
+        teardown::remove(&Lab::id_of(NAME))
+    })
+}
+
+fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
+    progress.step("waiting until pods take the fast path", || {
+        (0..NODES).try_for_each(|node| cluster.await_fast_path(node, (node + 1) % NODES, FastPath::All))
+    })?;
+    let pods = cluster.pods();
+    let matrix = progress.step("every pod pings every other", || Ok(reachability(&pods)))?;
+    if matrix.failures().is_empty() {
+        progress.step("each node sends 64 MiB to the next", || {
+            (0..NODES).try_for_each(|node| {
+                let (from, to) = (&cluster.members[node], &cluster.members[(node + 1) % NODES]);
+                tcp::bulk(&from.pod()?, &to.pod()?, SAMPLE).map(drop)
+            })
+        })?;
+    }
+    let counters = cluster.members.iter().map(|member| Ok((member.node.name(), member.counters()?)));
+    let counters = counters.collect::<Result<Vec<_>>>()?;
+    let options = bench::Options {
+        modes: vec![Mode::Bare, Mode::KernelRules, Mode::All],
+        measures: vec![Measure::Tcp, Measure::Udp, Measure::TcpPingPong],
+        rounds: 3,
+        seconds: 1,
+    };
+    let comparison = progress
+        .follow("measuring beside the bare network and the kernel", |report| bench::run(&options, report))?;
+    let leases = cluster.etcd.leases()?.into_iter().collect();
+    Ok(Findings { leases, matrix, counters, comparison })
+}
+
+impl Findings {
+    /// All of it, for programs.
+    pub fn to_json(&self) -> Value {
+        let cell = |cell: &Option<Result<Duration, String>>| match cell {
+            None => Value::Null,
+            Some(Ok(time)) => json!({ "milliseconds": time.as_secs_f64() * 1e3 }),
+            Some(Err(error)) => json!({ "error": error }),
+        };
+        let rows: Vec<Vec<Value>> =
+            self.matrix.cells.iter().map(|row| row.iter().map(cell).collect()).collect();
+        let leases: Vec<Value> = self
+            .leases
+            .iter()
+            .map(|(subnet, lease)| json!({ "subnet": subnet.to_string(), "lease": lease }))
+            .collect();
+        let counters: Vec<Value> = self
+            .counters
+            .iter()
+            .flat_map(|(node, counters)| {
+                counters.nonzero().map(move |(direction, reason, count)| {
+                    json!({
+                        "node": node,
+                        "direction": direction.label(),
+                        "reason": reason.label(),
+                        "class": reason.class().label(),
+                        "packets": count.packets,
+                        "bytes": count.bytes,
+                    })
+                })
+            })
+            .collect();
+        json!({
+            "leases": leases,
+            "reachability": { "pods": self.matrix.names, "round_trips": rows },
+            "counters": counters,
+            "comparison": self.comparison.to_json(),
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The agent under test, on one node.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use super::{Netns, Node};
+use crate::{
+    command::{Daemon, last_lines},
+    wait::eventually,
+};
+
+/// Environment variable that names the agent's binary.
+pub const AGENT_BIN: &str = "FLANNEL_AGENT_BIN";
+
+/// How long a start may take until subnet.env is written; loading the programs is most of it.
+const START: Duration = Duration::from_secs(30);
+
+/// How long the agent may take to end when asked to.
+const STOP: Duration = Duration::from_secs(10);
+
+/// How far packets skip the host's stack: the agent's `--fast-path`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FastPath {
+    /// Stock flannel's dataplane.
+    Off,
+    /// The tunnel device only.
+    Overlay,
+    /// Every pod-to-pod packet skips the stack.
+    All,
+}
+
+impl FastPath {
+    /// All of them.
+    pub const EACH: [Self; 3] = [Self::Off, Self::Overlay, Self::All];
+
+    /// As the flag spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Overlay => "overlay",
+            Self::All => "all",
+        }
+    }
+}
+
+/// How the agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// `--fast-path`.
+    pub fast_path: FastPath,
+    /// Further flags.
+    pub flags: Vec<String>,
+}
+
+impl From<FastPath> for AgentOptions {
+    fn from(fast_path: FastPath) -> Self {
+        Self { fast_path, flags: Vec::new() }
+    }
+}
+
+/// An agent's process, and how to start it again.
+#[derive(Debug)]
+pub struct Agent {
+    netns: Netns,
+    arguments: Vec<String>,
+    subnet_file: PathBuf,
+    log: PathBuf,
+    bpffs: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+impl Agent {
+    pub(super) fn start(node: &Node, etcd: &str, options: AgentOptions) -> Result<Self> {
+        let mut arguments = vec![
+            format!("--etcd-endpoints={etcd}"),
+            "--iface=eth0".to_owned(),
+            format!("--subnet-file={}", node.subnet_file().display()),
+            format!("--fast-path={}", options.fast_path.name()),
+            format!("--bpffs={}", node.bpffs().display()),
+            "-v=1".to_owned(),
+        ];
+        arguments.extend(options.flags);
+        let mut agent = Self {
+            netns: node.netns().clone(),
+            arguments,
+            subnet_file: node.subnet_file(),
+            log: node.log("agent"),
+            bpffs: node.bpffs(),
+            daemon: None,
+        };
+        agent.start_again()?;
+        Ok(agent)
+    }
+
+    /// Starts it, after [`Agent::kill`] or [`Agent::terminate`], and waits until it has written subnet.env.
+    pub fn start_again(&mut self) -> Result<()> {
+        let before = stamp(&self.subnet_file);
+        self.launch()?;
+        let Some(daemon) = &mut self.daemon else { bail!("no agent was started") };
+        eventually(START, "the agent writes its subnet file", || {
+            daemon.check_running()?;
+            let written = stamp(&self.subnet_file);
+            ensure!(written.is_some() && written != before, "log so far:\n{}", last_lines(&daemon.log(), 15));
+            Ok(())
+        })
+    }
+
+    /// Starts it and returns at once, for starts that are to fail or to wait.
+    pub fn launch(&mut self) -> Result<()> {
+        ensure!(self.daemon.is_none(), "the agent is already running");
+        let binary = agent_binary()?;
+        let mut command = self.netns.command(&binary.to_string_lossy());
+        command.args(&self.arguments);
+        self.daemon = Some(Daemon::spawn(&mut command, &self.log)?);
+        Ok(())
+    }
+
+    /// Replaces the flag `name` (without dashes) or adds it, for the next start.
+    pub fn set_flag(&mut self, name: &str, value: &str) {
+        let prefix = format!("--{name}=");
+        self.arguments.retain(|argument| !argument.starts_with(&prefix));
+        self.arguments.push(format!("{prefix}{value}"));
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.daemon.take().context("no agent is running")?.kill()
+    }
+
+    /// Ends it with SIGTERM; how it ended.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.daemon.take().context("no agent is running")?.signal(Signal::SIGTERM, STOP)
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait_for_end(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let mut daemon = self.daemon.take().context("no agent is running")?;
+        daemon.wait(timeout)?.with_context(|| format!("still running after {timeout:?}"))
+    }
+
+    /// Fails if it has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.daemon.as_mut().context("no agent is running")?.check_running()
+    }
+
+    /// Everything it has written to stderr, over all its starts.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// File that [`Agent::log`] reads.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Where it pins its maps and links.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Leaves it running when this process ends.
+    pub(crate) fn release(mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.release();
+        }
+    }
+}
+
+/// Where the agent's binary is: [`AGENT_BIN`], or beside the program that runs, or for a test one above.
+pub fn agent_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(AGENT_BIN) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe().context("find own executable")?;
+    let candidates = own.ancestors().skip(1).take(2).map(|directory| directory.join("flannel-agent"));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.with_context(|| {
+        format!("no flannel-agent near {}: build it (cargo build), or name it in {AGENT_BIN}", own.display())
+    })
+}
+
+/// Changes whenever the file is written anew.
+fn stamp(path: &Path) -> Option<(u64, i64, i64)> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.ino(), file.mtime(), file.mtime_nsec()))
+}

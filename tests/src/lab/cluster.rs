@@ -1,0 +1,138 @@
+//! Nodes that run the agent, and their pods.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use flannel_common::reason::{Direction, Reason};
+
+use super::{Agent, Etcd, FastPath, Lab, Node, Pod};
+use crate::{
+    counters::Counters,
+    traffic::{Endpoint, ping::ping, reachability},
+    wait::eventually,
+};
+
+/// How long a change may take to reach every node.
+pub const CONVERGENCE: Duration = Duration::from_secs(15);
+
+/// A node that runs the agent.
+#[derive(Debug)]
+pub struct Member {
+    /// Its pods. First, so that they are dropped before what they stand on.
+    pub pods: Vec<Pod>,
+    /// Its agent.
+    pub agent: Agent,
+    /// The machine.
+    pub node: Node,
+}
+
+impl Member {
+    /// Starts the agent on `node` and then `pods` pods, `pod1` and so on.
+    pub fn start(node: Node, etcd: &Etcd, fast_path: FastPath, pods: usize) -> Result<Self> {
+        let agent = node.agent(etcd, fast_path.into())?;
+        let pods = (1..=pods).map(|number| node.pod(&format!("pod{number}"))).collect::<Result<_>>()?;
+        Ok(Self { pods, agent, node })
+    }
+
+    /// Its first pod.
+    pub fn pod(&self) -> Result<Endpoint> {
+        self.pods.first().map(Pod::endpoint).with_context(|| format!("{} has no pods", self.node.name()))
+    }
+
+    /// What its programs have counted.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::read(self.agent.bpffs())
+    }
+}
+
+/// etcd, and nodes that all run the agent.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The nodes, in the order of their numbers.
+    pub members: Vec<Member>,
+    /// The store their leases are in.
+    pub etcd: Etcd,
+}
+
+impl Cluster {
+    /// `nodes` nodes with `pods` pods each, on the underlay's bridge; returns when all pods reach each other.
+    pub fn start(lab: &Lab, nodes: usize, pods: usize, fast_path: FastPath) -> Result<Self> {
+        let etcd = lab.etcd()?;
+        let nodes = (0..nodes).map(|_| lab.node()).collect::<Result<Vec<_>>>()?;
+        Self::on(nodes, etcd, pods, fast_path)
+    }
+
+    /// Two nodes joined by one veth, with etcd on the first.
+    pub fn pair(lab: &Lab, pods: usize, fast_path: FastPath) -> Result<Self> {
+        let (a, b) = lab.pair()?;
+        let etcd = lab.etcd_on(&a)?;
+        Self::on(vec![a, b], etcd, pods, fast_path)
+    }
+
+    fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, fast_path: FastPath) -> Result<Self> {
+        let members = thread::scope(|scope| {
+            let start = |node| scope.spawn(|| Member::start(node, &etcd, fast_path, pods));
+            let threads: Vec<_> = nodes.into_iter().map(start).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("panicked"))?)
+                .collect::<Result<_>>()
+        })?;
+        let cluster = Self { members, etcd };
+        cluster.await_reachable(&[])?;
+        Ok(cluster)
+    }
+
+    /// Adds a node with one pod. The others may not know it yet.
+    pub fn join(&mut self, lab: &Lab, fast_path: FastPath) -> Result<&mut Member> {
+        let member = Member::start(lab.node()?, &self.etcd, fast_path, 1)?;
+        self.members.push(member);
+        self.members.last_mut().context("just pushed")
+    }
+
+    /// Leaves its processes running when this process ends.
+    pub(crate) fn release(self) {
+        self.etcd.release();
+        for member in self.members {
+            member.agent.release();
+        }
+    }
+
+    /// Every pod.
+    pub fn pods(&self) -> Vec<Endpoint> {
+        self.members.iter().flat_map(|member| &member.pods).map(Pod::endpoint).collect()
+    }
+
+    /// Waits until all pods, and `others`, reach each other.
+    pub fn await_reachable(&self, others: &[Endpoint]) -> Result<()> {
+        let everyone = [self.pods(), others.to_vec()].concat();
+        eventually(CONVERGENCE, "everyone reaches everyone", || reachability(&everyone).check_complete())
+    }
+
+    /// Waits until packets from `from`'s first pod to `to`'s take the path that `fast_path` promises, at
+    /// both ends. A pod is served by the kernel's path until the agent has found it.
+    pub fn await_fast_path(&self, from: usize, to: usize, fast_path: FastPath) -> Result<()> {
+        let (sender, receiver) = (&self.members[from], &self.members[to]);
+        let (out, arriving) = match fast_path {
+            FastPath::Off => return Ok(()),
+            FastPath::Overlay => (Reason::EncapOverlay, None),
+            FastPath::All => (Reason::EncapPod, Some(Reason::DeliverPod)),
+        };
+        let (a, b) = (sender.pod()?, receiver.pod()?);
+        eventually(CONVERGENCE, "a ping takes the fast path", || {
+            let before = (sender.counters()?, receiver.counters()?);
+            ping(&a, &b, 56)?;
+            let after = (sender.counters()?.since(&before.0), receiver.counters()?.since(&before.1));
+            let counted =
+                |counters: &Counters, direction, reason| counters.get(direction, reason).packets > 0;
+            ensure!(
+                counted(&after.0, Direction::Egress, out)
+                    && arriving.is_none_or(|reason| counted(&after.1, Direction::Ingress, reason)),
+                "sender counted {}receiver counted {}",
+                after.0,
+                after.1
+            );
+            Ok(())
+        })
+    }
+}

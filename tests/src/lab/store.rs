@@ -1,0 +1,164 @@
+//! etcd, as flannel uses it.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use flannel_agent::mac::Mac;
+use ipnetwork::Ipv4Network;
+use serde_json::Value;
+
+use super::{Lab, Netns, teardown};
+use crate::{
+    command::{Daemon, run_with},
+    wait::eventually,
+};
+
+/// Prefix of flannel's keys, by default.
+pub const PREFIX: &str = "/coreos.com/network";
+
+/// Configuration of the lab's cluster.
+const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Life of a lease, seconds, as flannel grants it.
+const LEASE_SECONDS: u32 = 86_400;
+
+/// One etcd server with its data, which survives [`Etcd::stop`].
+#[derive(Debug)]
+pub struct Etcd {
+    netns: Netns,
+    endpoint: String,
+    data: PathBuf,
+    log: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+impl Etcd {
+    pub(super) fn start_in(lab: &Lab, netns: &Netns, address: Ipv4Addr) -> Result<Self> {
+        let mut etcd = Self {
+            netns: netns.clone(),
+            endpoint: format!("http://{address}:2379"),
+            data: teardown::etcd_directory(lab.id()),
+            log: lab.dir().join("etcd.log"),
+            daemon: None,
+        };
+        etcd.start()?;
+        etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
+        Ok(etcd)
+    }
+
+    /// URL its clients use.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Starts it with the data it had, and waits until it answers.
+    pub fn start(&mut self) -> Result<()> {
+        let mut command = self.netns.command("etcd");
+        command.args(["--name", "lab", "--data-dir"]).arg(&self.data);
+        command.args(["--listen-client-urls", &self.endpoint, "--advertise-client-urls", &self.endpoint]);
+        // One member: it elects itself, and need not wait a second to do so.
+        command.args([
+            "--heartbeat-interval",
+            "50",
+            "--election-timeout",
+            "250",
+            "--logger",
+            "zap",
+            "--log-level",
+            "warn",
+        ]);
+        command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
+        command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]);
+        command.args(["--initial-cluster", "lab=http://127.0.0.1:2380"]);
+        let daemon = self.daemon.insert(Daemon::spawn(&mut command, &self.log)?);
+        let netns = self.netns.clone();
+        let endpoint = self.endpoint.clone();
+        eventually(Duration::from_secs(20), "etcd answers", || {
+            daemon.check_running()?;
+            run_with(&mut client(&netns, &endpoint, &["endpoint", "health"]), "", Duration::from_secs(5))
+        })?;
+        Ok(())
+    }
+
+    /// Kills it. Its data stays.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Runs `etcdctl` against it; its standard output.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        run_with(&mut client(&self.netns, &self.endpoint, args), "", Duration::from_secs(15))
+    }
+
+    /// Writes `value` to `key`, without a lease.
+    pub fn put(&self, key: &str, value: &str) -> Result<()> {
+        self.ctl(&["put", key, value]).map(drop)
+    }
+
+    /// Deletes `key`.
+    pub fn delete(&self, key: &str) -> Result<()> {
+        self.ctl(&["del", key]).map(drop)
+    }
+
+    /// Writes the lease of `subnet` as flannel does: under a new etcd lease of one day.
+    pub fn put_lease(&self, subnet: Ipv4Network, attrs: &str) -> Result<()> {
+        let granted = self.ctl(&["lease", "grant", &LEASE_SECONDS.to_string()])?;
+        let id = granted.split(' ').nth(1).with_context(|| format!("lease grant answered {granted:?}"))?;
+        self.ctl(&["put", &lease_key(subnet), attrs, "--lease", id]).map(drop)
+    }
+
+    /// Deletes the lease of `subnet`.
+    pub fn delete_lease(&self, subnet: Ipv4Network) -> Result<()> {
+        self.delete(&lease_key(subnet))
+    }
+
+    /// All leases: subnet and JSON.
+    pub fn leases(&self) -> Result<BTreeMap<Ipv4Network, Value>> {
+        let prefix = format!("{PREFIX}/subnets/");
+        let answer = self.ctl(&["get", "--prefix", &prefix])?;
+        let lines: Vec<&str> = answer.lines().collect();
+        let mut leases = BTreeMap::new();
+        for pair in lines.chunks(2) {
+            let [key, value] = pair else { bail!("odd number of lines: {answer}") };
+            let subnet = key.strip_prefix(&prefix).unwrap_or(key).replacen('-', "/", 1);
+            let subnet = subnet.parse().with_context(|| format!("key {key}"))?;
+            leases.insert(subnet, serde_json::from_str(value).with_context(|| format!("{key}: {value}"))?);
+        }
+        Ok(leases)
+    }
+
+    /// Discards all history up to now: a watch from an older revision is refused from here on.
+    pub fn compact(&self) -> Result<()> {
+        let status = self.ctl(&["endpoint", "status", "-w", "json"])?;
+        let status: Value = serde_json::from_str(&status).context("endpoint status")?;
+        let revision = &status[0]["Status"]["header"]["revision"];
+        self.ctl(&["compact", &revision.to_string(), "--physical"]).map(drop)
+    }
+
+    /// Leaves it running when this process ends.
+    pub(crate) fn release(mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.release();
+        }
+    }
+}
+
+/// JSON of a lease of type vxlan, its fields in the order flannel writes them.
+pub(super) fn vxlan_lease(public_ip: Ipv4Addr, vni: u32, mac: Mac) -> String {
+    format!(
+        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":{vni},"VtepMAC":"{mac}"}}}}"#
+    )
+}
+
+fn lease_key(subnet: Ipv4Network) -> String {
+    format!("{PREFIX}/subnets/{}-{}", subnet.network(), subnet.prefix())
+}
+
+fn client(netns: &Netns, endpoint: &str, args: &[&str]) -> Command {
+    let mut command = netns.command("etcdctl");
+    command.env("ETCDCTL_API", "3").args(["--endpoints", endpoint]).args(args);
+    command
+}

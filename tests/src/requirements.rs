@@ -1,0 +1,74 @@
+//! What the lab needs of the machine.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+
+/// Programs the lab runs, each with the Debian package that brings it.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+];
+
+/// Directories CNI plugins are installed in, by Debian and by everyone else.
+const CNI_DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+/// Environment variable that turns a skipped test into a failed one.
+pub const REQUIRE: &str = "FLANNEL_TEST_REQUIRE";
+
+/// Where the CNI plugins `bridge` and `host-local` are.
+pub fn cni_directory() -> Result<PathBuf> {
+    for directory in CNI_DIRECTORIES.map(PathBuf::from) {
+        if directory.join("bridge").exists() && directory.join("host-local").exists() {
+            return Ok(directory);
+        }
+    }
+    bail!("the CNI plugins bridge and host-local are in none of {}", CNI_DIRECTORIES.join(", "))
+}
+
+/// Fails with everything that is missing, and the remedy.
+pub fn check(further: &[(&str, &str)]) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the lab needs root, to make network namespaces: run it with sudo");
+    }
+    let mut missing: Vec<String> = PROGRAMS
+        .iter()
+        .chain(further)
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(program, package)| format!("{program} (Debian: {package})"))
+        .collect();
+    if let Err(reason) = cni_directory() {
+        missing.push(format!("{reason} (Debian: containernetworking-plugins)"));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("missing: {}; `cargo xtask setup` installs them", missing.join("; "))
+}
+
+/// Whether a test can use the lab. If not, says so on stderr past the test harness's capture, so that
+/// a skipped test is seen; with `FLANNEL_TEST_REQUIRE` set it is an error instead.
+pub fn lab_available() -> Result<bool> {
+    let Err(reason) = check(&[]) else { return Ok(true) };
+    if std::env::var_os(REQUIRE).is_some_and(|value| value != "0" && !value.is_empty()) {
+        return Err(reason.context(format!("{REQUIRE} is set and the lab cannot run")));
+    }
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {reason:#}");
+    Ok(false)
+}
+
+/// Finds `program` on `PATH`, or where Debian keeps what only root needs.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|candidate| Path::is_file(candidate))
+}

@@ -1,0 +1,43 @@
+//! One of each kind of traffic a cluster carries.
+
+use anyhow::Result;
+
+use super::{
+    Endpoint,
+    ping::ping,
+    tcp, udp,
+    udp::{HEADERS, Receiver},
+};
+
+/// MTU of pods over an underlay of 1500 bytes.
+pub const POD_MTU: usize = 1450;
+
+/// Bytes of one TCP transfer: enough for the window to open and the largest packets to form.
+const BULK: u64 = 48 << 20;
+
+/// Datagrams of each UDP size.
+const DATAGRAMS: u64 = 100;
+
+/// Sends each kind from `from` to `to`, with answers where there are any: ICMP small, filling the MTU and
+/// in fragments; UDP likewise; UDP GSO to both kinds of receiver; TCP with large GSO.
+pub fn every_kind(from: &Endpoint, to: &Endpoint) -> Result<()> {
+    let full = POD_MTU - HEADERS;
+    for size in [0, 56, full, full + 1, 5000] {
+        ping(from, to, size)?;
+    }
+    for size in [1, 64, full, 3 * full] {
+        udp::echo(from, to, size, DATAGRAMS)?;
+    }
+    for receiver in [Receiver::Plain, Receiver::Gro] {
+        udp::gso(from, to, full, 40, 5, receiver)?;
+        udp::gso(from, to, 100, 64, 5, receiver)?;
+    }
+    tcp::bulk(from, to, BULK)?;
+    Ok(())
+}
+
+/// [`every_kind`] from each of the two to the other.
+pub fn every_kind_both_ways(a: &Endpoint, b: &Endpoint) -> Result<()> {
+    every_kind(a, b)?;
+    every_kind(b, a)
+}

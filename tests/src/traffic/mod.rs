@@ -1,0 +1,108 @@
+//! What is sent through the lab: every byte is checked, every lost packet counted.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+
+pub use every_kind::{every_kind, every_kind_both_ways};
+pub use matrix::{Matrix, reachability};
+pub use paced::{Loss, Paced, PacedReport};
+
+use crate::lab::Netns;
+
+pub mod content;
+pub mod every_kind;
+pub mod matrix;
+pub mod paced;
+pub mod ping;
+pub mod tcp;
+pub mod udp;
+
+/// Receive buffer of every UDP socket, bytes: what the machine is too busy to read must not look lost.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// How often a blocked receiver looks whether it is to stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Where traffic starts or ends: an address in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    name: String,
+    netns: Netns,
+    address: Ipv4Addr,
+}
+
+impl Endpoint {
+    /// `address` in `netns`, called `name` in messages.
+    pub fn new(name: String, netns: Netns, address: Ipv4Addr) -> Self {
+        Self { name, netns, address }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    fn socket_address(&self, port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address, port)
+    }
+
+    /// The source address the kernel chooses here for packets to `destination`.
+    pub fn source_towards(&self, destination: &Self) -> Result<Ipv4Addr> {
+        self.netns.inside(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket
+                .connect((destination.address, 9))
+                .with_context(|| format!("no route to {}", destination.address))?;
+            match socket.local_addr()?.ip() {
+                IpAddr::V4(source) => Ok(source),
+                IpAddr::V6(source) => anyhow::bail!("IPv6 source {source}"),
+            }
+        })
+    }
+
+    /// A UDP socket here, on a port of its own.
+    fn udp(&self) -> Result<UdpSocket> {
+        self.netns.inside(|| {
+            let socket =
+                UdpSocket::bind(self.socket_address(0)).with_context(|| format!("bind {}", self.address))?;
+            setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).context("SO_RCVBUFFORCE")?;
+            socket.set_read_timeout(Some(TICK))?;
+            Ok(socket)
+        })
+    }
+}
+
+/// Two UDP sockets, each connected to the other.
+fn udp_pair(a: &Endpoint, b: &Endpoint) -> Result<(UdpSocket, UdpSocket)> {
+    let (at_a, at_b) = (a.udp()?, b.udp()?);
+    let address = |socket: &UdpSocket| -> Result<SocketAddr> { Ok(socket.local_addr()?) };
+    at_a.connect(address(&at_b)?).with_context(|| format!("{} to {}", a.name, b.name))?;
+    at_b.connect(address(&at_a)?).with_context(|| format!("{} to {}", b.name, a.name))?;
+    Ok((at_a, at_b))
+}
+
+/// Whether a receive failed only because nothing came in time, or because an ICMP error did.
+fn is_quiet(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, Interrupted, NetworkUnreachable, TimedOut, WouldBlock,
+    };
+    matches!(
+        error.kind(),
+        WouldBlock | TimedOut | Interrupted | ConnectionRefused | HostUnreachable | NetworkUnreachable
+    )
+}

@@ -1,0 +1,174 @@
+//! The agent goes and comes back under traffic, and no packet is lost.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::{Result, ensure};
+use flannel_tests::{
+    eventually,
+    lab::{Agent, CONVERGENCE, Cluster, FastPath, Lab, in_lab},
+    traffic::Paced,
+};
+
+/// Traffic between the pods of two nodes, and between a host and a pod, while `disturb` goes on.
+fn under_traffic(cluster: &mut Cluster, disturb: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+    let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    let pods = Paced::usual(&a.pod()?, &b.pod()?)?;
+    let host = Paced::usual(&a.node.overlay_endpoint()?, &b.pod()?)?;
+    sleep(Duration::from_millis(500));
+    let outcome = disturb(cluster);
+    sleep(Duration::from_millis(500));
+    let (pods, host) = (pods.stop()?, host.stop()?);
+    outcome?;
+    pods.check_lossless()?;
+    host.check_lossless()
+}
+
+fn ready(lab: &Lab, fast_path: FastPath) -> Result<Cluster> {
+    let cluster = Cluster::start(lab, 2, 1, fast_path)?;
+    cluster.await_fast_path(0, 1, fast_path)?;
+    cluster.await_fast_path(1, 0, fast_path)?;
+    Ok(cluster)
+}
+
+/// Ends the first node's agent with `end`, leaves it down for a while, and starts it again.
+fn restarted(fast_path: FastPath, end: impl Fn(&mut Agent) -> Result<()>) -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = ready(lab, fast_path)?;
+        under_traffic(&mut cluster, |cluster| {
+            for _ in 0..2 {
+                let agent = &mut cluster.members[0].agent;
+                end(agent)?;
+                sleep(Duration::from_millis(700));
+                agent.start_again()?;
+                cluster.await_fast_path(0, 1, fast_path)?;
+                cluster.await_fast_path(1, 0, fast_path)?;
+            }
+            Ok(())
+        })
+    })
+}
+
+fn terminated(agent: &mut Agent) -> Result<()> {
+    let status = agent.terminate()?;
+    ensure!(status.success(), "SIGTERM ended the agent with {status}");
+    Ok(())
+}
+
+#[test]
+fn killed_with_all_loses_nothing() -> Result<()> {
+    restarted(FastPath::All, Agent::kill)
+}
+
+#[test]
+fn killed_with_overlay_loses_nothing() -> Result<()> {
+    restarted(FastPath::Overlay, Agent::kill)
+}
+
+#[test]
+fn killed_with_off_loses_nothing() -> Result<()> {
+    restarted(FastPath::Off, Agent::kill)
+}
+
+#[test]
+fn terminated_with_all_loses_nothing() -> Result<()> {
+    restarted(FastPath::All, terminated)
+}
+
+#[test]
+fn terminated_with_overlay_loses_nothing() -> Result<()> {
+    restarted(FastPath::Overlay, terminated)
+}
+
+#[test]
+fn terminated_with_off_loses_nothing() -> Result<()> {
+    restarted(FastPath::Off, terminated)
+}
+
+/// Going back to the kernel's path and forth again is a restart like any other.
+#[test]
+fn another_fast_path_after_a_restart_loses_nothing() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = ready(lab, FastPath::All)?;
+        under_traffic(&mut cluster, |cluster| {
+            for fast_path in [FastPath::Off, FastPath::All, FastPath::Overlay, FastPath::All] {
+                for member in &mut cluster.members {
+                    terminated(&mut member.agent)?;
+                    member.agent.set_flag("fast-path", fast_path.name());
+                    member.agent.start_again()?;
+                }
+                cluster.await_fast_path(0, 1, fast_path)?;
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Killed at any moment of its start, the agent leaves a dataplane that works.
+#[test]
+fn killed_while_starting_loses_nothing() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = ready(lab, FastPath::All)?;
+        under_traffic(&mut cluster, |cluster| {
+            let agent = &mut cluster.members[0].agent;
+            for milliseconds in [5, 20, 40, 80, 120, 180, 250, 400] {
+                agent.kill()?;
+                agent.launch()?;
+                sleep(Duration::from_millis(milliseconds));
+            }
+            agent.kill()?;
+            agent.start_again()?;
+            cluster.await_fast_path(0, 1, FastPath::All)
+        })
+    })
+}
+
+/// With etcd gone, everything runs on, and an agent that starts then waits without touching anything.
+#[test]
+fn without_etcd_the_dataplane_runs_on() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = ready(lab, FastPath::All)?;
+        under_traffic(&mut cluster, |cluster| {
+            cluster.etcd.stop()?;
+            sleep(Duration::from_secs(1));
+            cluster.await_fast_path(0, 1, FastPath::All)?;
+            cluster.members[0].agent.kill()?;
+            cluster.members[0].agent.launch()?;
+            sleep(Duration::from_secs(2));
+            cluster.members[0].agent.check_running()?;
+            cluster.await_fast_path(0, 1, FastPath::All)?;
+            cluster.etcd.start()?;
+            for member in &mut cluster.members {
+                member.agent.check_running()?;
+            }
+            Ok(())
+        })?;
+        // And the cluster goes on growing.
+        cluster.join(lab, FastPath::All)?;
+        cluster.await_reachable(&[])
+    })
+}
+
+/// What changed while the agent was down is put right when it is back.
+#[test]
+fn leases_that_changed_meanwhile_are_caught_up_with() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::start(lab, 3, 1, FastPath::All)?;
+        cluster.await_fast_path(0, 1, FastPath::All)?;
+        let gone = cluster.members[2].node.subnet_env()?.subnet;
+        under_traffic(&mut cluster, |cluster| {
+            cluster.members[0].agent.kill()?;
+            cluster.members[2].agent.kill()?;
+            cluster.etcd.delete_lease(gone)?;
+            cluster.members.truncate(2);
+            cluster.join(lab, FastPath::All)?;
+            cluster.members[0].agent.start_again()?;
+            cluster.await_reachable(&[])?;
+            let node = cluster.members[0].node.netns().clone();
+            eventually(CONVERGENCE, "nothing is left of the node that went", || {
+                let listing = [node.ip("route show")?, node.ip("neigh show dev flannel.1")?].concat();
+                ensure!(!listing.contains(&gone.network().to_string()), "{listing}");
+                Ok(())
+            })
+        })
+    })
+}
