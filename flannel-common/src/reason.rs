@@ -106,6 +106,7 @@ reasons! {
     PodGone = 26, Kernel, "pod_gone", "the veth of the pod is gone";
     Ecn = 27, Kernel, "ecn", "the outer header says congestion, the inner one does not take part: the kernel drops it (RFC 6040)";
     Refused = 28, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
+    UdpAggregate = 29, Kernel, "udp_aggregate", "an aggregate of UDP datagrams: a socket that takes them singly needs it free of the tunnel's marks, which only the kernel's device removes";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

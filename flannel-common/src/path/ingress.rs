@@ -5,8 +5,8 @@ use crate::{
     packet::{
         Arrival, Packet, checksum,
         headers::{
-            ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, UDP_LEN, Udp,
-            Vxlan,
+            ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP,
+            UDP_LEN, Udp, Vxlan,
         },
     },
     reason::Reason,
@@ -91,6 +91,11 @@ pub fn from_underlay<R>(
     }
     if ip.ttl <= 1 {
         return Err(Reason::Ttl);
+    }
+    // A popped aggregate keeps its tunnel's GSO type (net/core/filter.c, bpf_skb_net_shrink). TCP takes it
+    // whole; what udp_rcv_segment would cut for a socket without UDP_GRO, it drops.
+    if arrival.gso_size != 0 && ip.protocol != PROTOCOL_TCP {
+        return Err(Reason::UdpAggregate);
     }
     let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
