@@ -93,20 +93,19 @@ reasons! {
     NoRoute = 13, Kernel, "no_route", "the destination is in no peer's pod subnet";
     PeerOnKernel = 14, Kernel, "peer_on_kernel", "this peer is reached by the kernel path only";
     NeighbourDiffers = 15, Kernel, "neighbour_differs", "the kernel chose another next hop in the overlay than the lease names";
-    ForeignSource = 16, Kernel, "foreign_source", "the source is not in this node's pod subnet";
-    Spoofed = 17, Kernel, "spoofed", "the source address belongs to a pod behind another veth";
-    NotVxlan = 18, Kernel, "not_vxlan", "not a VXLAN packet for this node's address and port";
-    HeaderChecksum = 19, Kernel, "header_checksum", "the outer IP header's checksum is wrong";
-    VxlanFlags = 20, Kernel, "vxlan_flags", "VXLAN flags or reserved bits other than a VNI are set";
-    Vni = 21, Kernel, "vni", "the VXLAN network identifier is not ours";
-    UnknownVtep = 22, Kernel, "unknown_vtep", "no lease names the sender's address";
-    InnerSource = 23, Kernel, "inner_source", "the inner source is neither in the sender's pod subnet nor the sender itself";
-    InnerMac = 24, Kernel, "inner_mac", "the inner destination MAC is not that of our VXLAN device";
-    NotOurPod = 25, Kernel, "not_our_pod", "the inner destination is not in this node's pod subnet";
-    UnknownPod = 26, Kernel, "unknown_pod", "the pod's address is in no entry of the pods map (yet)";
-    PodGone = 27, Kernel, "pod_gone", "the veth of the pod is gone";
-    Ecn = 28, Kernel, "ecn", "the outer header says congestion, the inner one does not take part: the kernel drops it (RFC 6040)";
-    Refused = 29, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
+    Spoofed = 16, Kernel, "spoofed", "the source address belongs to a pod behind another veth";
+    NotVxlan = 17, Kernel, "not_vxlan", "not a VXLAN packet for this node's address and port";
+    HeaderChecksum = 18, Kernel, "header_checksum", "the outer IP header's checksum is wrong";
+    VxlanFlags = 19, Kernel, "vxlan_flags", "VXLAN flags or reserved bits other than a VNI are set";
+    Vni = 20, Kernel, "vni", "the VXLAN network identifier is not ours";
+    UnknownVtep = 21, Kernel, "unknown_vtep", "no lease names the sender's address";
+    InnerSource = 22, Kernel, "inner_source", "the inner source is neither in the sender's pod subnet nor the sender itself";
+    InnerMac = 23, Kernel, "inner_mac", "the inner destination MAC is not that of our VXLAN device";
+    NotOurPod = 24, Kernel, "not_our_pod", "the inner destination is not in this node's pod subnet";
+    UnknownPod = 25, Kernel, "unknown_pod", "the pod's address is in no entry of the pods map (yet)";
+    PodGone = 26, Kernel, "pod_gone", "the veth of the pod is gone";
+    Ecn = 27, Kernel, "ecn", "the outer header says congestion, the inner one does not take part: the kernel drops it (RFC 6040)";
+    Refused = 28, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -14,6 +14,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How many lines of a failed command are shown.
 const TAIL: usize = 40;
 
+/// How much of a step's name the spinner shows.
+const PREFIX: usize = 48;
+
 /// One thing that setup does.
 pub(crate) struct Step {
     bar: Option<ProgressBar>,
@@ -27,7 +30,7 @@ impl Step {
         let name = name.into();
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {wide_msg:.dim}");
-            let bar = ProgressBar::new_spinner().with_prefix(name.clone());
+            let bar = ProgressBar::new_spinner().with_prefix(shortened(&name));
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
@@ -36,6 +39,14 @@ impl Step {
             eprintln!("setup: {name}");
         }
         Self { bar, name, started: Instant::now() }
+    }
+
+    /// Says something in the middle of the step.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
+        }
     }
 
     /// Ends the step with what came of it.
@@ -56,6 +67,11 @@ impl Step {
     /// Runs a command to its end while showing what it says; if it fails, the error holds its last lines.
     pub(crate) fn run(&self, command: &mut Command) -> Result<()> {
         let program = command.get_program().to_string_lossy().into_owned();
+        self.run_as(&program, command)
+    }
+
+    /// The same for a command that people know by another name than its program's.
+    pub(crate) fn run_as(&self, program: &str, command: &mut Command) -> Result<()> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -93,6 +109,14 @@ impl Drop for Step {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// What leaves room for the last line of output beside it.
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(PREFIX) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{MapData, MapError},
+    maps::{MapData, MapError, MapType},
     programs::{ProgramError, SchedClassifier},
 };
 use flannel_common::{
@@ -180,16 +180,19 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
     let Ok(found) = MapData::from_pin(&path).and_then(|map| map.info()) else {
         return Ok(());
     };
-    let shape = |info: &aya::maps::MapInfo| (info.key_size(), info.value_size(), info.max_entries());
     let expected = match name {
-        ROUTES_V4 => (size_of::<SubnetV4>(), size_of::<PeerV4>(), MAX_PEERS),
-        VTEPS => (4, size_of::<VtepV4>(), MAX_PEERS),
-        PODS_V4 => (4, size_of::<PodV4>(), MAX_PODS),
-        CONFIG => (4, size_of::<Config>(), 1),
-        COUNTERS => (4, size_of::<Counter>(), reason::COUNTERS),
+        ROUTES_V4 => (MapType::Hash, size_of::<SubnetV4>(), size_of::<PeerV4>(), MAX_PEERS),
+        VTEPS => (MapType::Hash, 4, size_of::<VtepV4>(), MAX_PEERS),
+        PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>(), MAX_PODS),
+        CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
+        COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),
         _ => return Ok(()),
     };
-    if shape(&found) != (expected.0 as u32, expected.1 as u32, expected.2) {
+    let (kind, key, value, entries) = expected;
+    let same = found.map_type().is_ok_and(|found| found == kind)
+        && (found.key_size() as usize, found.value_size() as usize) == (key, value)
+        && found.max_entries() == entries;
+    if !same {
         warn!(map = name, pin = %path.display(), "replaced a pinned map of another layout");
         std::fs::remove_file(&path).map_err(|error| PinError::Io { action: "remove", path, error })?;
     }

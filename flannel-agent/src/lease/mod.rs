@@ -37,7 +37,8 @@ pub struct Lease {
     pub subnet: LeaseSubnet,
     /// Who holds it, and how packets reach it.
     pub attrs: LeaseAttrs,
-    /// When it ends unless renewed; `None` for a reservation, which has no end.
+    /// When it ends unless renewed; `None` for a reservation, which has no end, and where the store is not
+    /// asked: in etcd it would cost a request per peer, and nothing depends on it.
     pub expiration: Option<SystemTime>,
 }
 

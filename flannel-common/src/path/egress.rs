@@ -111,7 +111,7 @@ fn encap(
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    if segment_len(packet, arrival, ip)? + ENCAP_LEN as u32 > peer.mtu {
+    if segment_len(packet, arrival, ip)? + ENCAP_LEN as u64 > u64::from(peer.mtu) {
         return Err(Reason::TooBig);
     }
     // An aggregate whose outer length overflows 16 bits is the kernel's to cut.
@@ -130,20 +130,20 @@ fn encap(
     })
 }
 
-/// Length of one segment as an IP packet, bytes.
+/// Length of one segment as an IP packet, bytes: 64 bits, for any segment size an arrival may name.
 #[inline(always)]
-fn segment_len(packet: &(impl Packet + ?Sized), arrival: &Arrival, ip: &Ipv4) -> Result<u32, Reason> {
+fn segment_len(packet: &(impl Packet + ?Sized), arrival: &Arrival, ip: &Ipv4) -> Result<u64, Reason> {
     if arrival.gso_size == 0 {
-        return Ok(u32::from(ip.total_len));
+        return Ok(u64::from(ip.total_len));
     }
     let transport_len = match ip.protocol {
-        PROTOCOL_UDP => UDP_LEN as u32,
+        PROTOCOL_UDP => UDP_LEN as u64,
         PROTOCOL_TCP => {
             let [offset] = *packet.view(ETHERNET_LEN + IPV4_LEN + 12).ok_or(Reason::Truncated)?;
-            u32::from(offset >> 4) * 4
+            u64::from(offset >> 4) * 4
         }
         // Neither: an aggregate of a kind we do not know.
         _ => return Err(Reason::TooBig),
     };
-    Ok(IPV4_LEN as u32 + transport_len + arrival.gso_size)
+    Ok(IPV4_LEN as u64 + transport_len + u64::from(arrival.gso_size))
 }

@@ -76,7 +76,9 @@ pub fn from_underlay<R>(
     }
     let ip = Ipv4::parse(packet.view(INNER_IP).ok_or(Reason::Truncated)?);
     check_ipv4(&ip)?;
-    if packet.len() != INNER_IP as u32 + u32::from(ip.total_len) {
+    let lengths =
+        [ETHERNET_LEN as u32 + u32::from(outer_ip.total_len), INNER_IP as u32 + u32::from(ip.total_len)];
+    if lengths != [packet.len(); 2] {
         return Err(Reason::Length);
     }
     if !config.subnet.contains(ip.destination) {

@@ -140,8 +140,10 @@ fn flags(more: &[&str]) -> Vec<String> {
     flags
 }
 
+/// By way of another name: a ready-made object may be the very file that an earlier build put there.
 fn copy(object: &Path, out_dir: &Path) -> Result<PathBuf> {
-    let copied = out_dir.join(OBJECT_NAME);
-    fs::copy(object, &copied).map_err(|source| Error::File { path: object.to_owned(), source })?;
+    let (copied, new) = (out_dir.join(OBJECT_NAME), out_dir.join("flannel-ebpf.o.new"));
+    fs::copy(object, &new).map_err(|source| Error::File { path: object.to_owned(), source })?;
+    fs::rename(&new, &copied).map_err(|source| Error::File { path: copied.clone(), source })?;
     Ok(copied)
 }

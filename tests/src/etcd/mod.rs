@@ -117,6 +117,8 @@ impl Etcd {
         let mut command = self.command("etcd");
         let name = self.name();
         command.args(["--name", &name, "--logger", "zap", "--log-outputs", "stderr"]);
+        // Alone it need not wait long for others to object to its being the leader.
+        command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
         command.arg("--data-dir").arg(self.path("data"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
@@ -130,21 +132,23 @@ impl Etcd {
         self.child = Some(command.spawn().with_context(|| missing("etcd", &self.options))?);
         let deadline = Instant::now() + START;
         loop {
-            // By its name: the one who answers may be another, who was faster to take the port.
-            let problem = match self.ctl(&["member", "list", "--command-timeout=1s"]) {
-                Ok(members) if members.contains(&name) && self.ctl(&["endpoint", "health"]).is_ok() => {
-                    return Ok(());
-                }
-                Ok(members) => anyhow::anyhow!("not healthy, or not this one: {members}"),
-                Err(problem) => problem,
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let problem = match said.contains("serving client traffic") {
+                // etcdctl would wait long before it tries again.
+                false => anyhow::anyhow!("it is not ready"),
+                // By its name: the one who answers may be another, who was faster to take the port.
+                true => match self.ctl(&["member", "list", "--command-timeout=1s"]) {
+                    Ok(members) if members.contains(&name) => return Ok(()),
+                    Ok(members) => anyhow::anyhow!("another one answers: {members}"),
+                    Err(problem) => problem,
+                },
             };
             let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
             if ended.is_some() || Instant::now() > deadline {
-                let said = fs::read_to_string(&log).unwrap_or_default();
                 let last: Vec<&str> = said.lines().rev().take(5).collect();
                 bail!("etcd did not start ({ended:?}): {problem:#}; its last words, last first: {last:#?}");
             }
-            sleep(Duration::from_millis(50));
+            sleep(Duration::from_millis(10));
         }
     }
 
@@ -286,8 +290,8 @@ impl Drop for Etcd {
 }
 
 fn missing(name: &str, options: &Options) -> String {
-    let within = options.within.join(" ");
-    format!("cannot run {within} {name}: install what the tests need with `cargo xtask setup`")
+    let words: Vec<&str> = options.within.iter().map(String::as_str).chain([name]).collect();
+    format!("cannot run {}: install what the tests need with `cargo xtask setup`", words.join(" "))
 }
 
 /// Ports that nobody uses at this moment. They are below those that the kernel gives to connections, one of

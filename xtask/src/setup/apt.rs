@@ -4,10 +4,7 @@ use std::{collections::BTreeSet, fmt, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{
-    failure::failure,
-    ui::{Step, note},
-};
+use crate::{failure::failure, ui::Step};
 
 /// A set of package names.
 #[derive(Default)]
@@ -70,7 +67,7 @@ pub(crate) fn install(step: &Step, packages: &Packages) -> Result<()> {
     let names: Vec<&str> = packages.0.iter().map(String::as_str).collect();
     let updated = !unavailable(&names)?.is_empty();
     if updated {
-        step.run(&mut apt_get(&["update"]))?;
+        run(step, packages, &["update"])?;
         let gone = unavailable(&names)?;
         if !gone.is_empty() {
             return Err(failure(
@@ -82,19 +79,28 @@ pub(crate) fn install(step: &Step, packages: &Packages) -> Result<()> {
     }
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&names);
-    if let Err(error) = step.run(&mut apt_get(&arguments)) {
+    if let Err(error) = run(step, packages, &arguments) {
         if updated {
             return Err(error);
         }
-        note("apt-get could not install them; trying again with fresh package lists");
-        step.run(&mut apt_get(&["update"]))?;
-        step.run(&mut apt_get(&arguments))?;
+        step.note("apt-get could not install them; trying again with fresh package lists");
+        run(step, packages, &["update"])?;
+        run(step, packages, &arguments)?;
     }
     if packages.start_services() && Path::new("/usr/bin/systemctl").exists() {
         // It was not started, but would be at the next boot. Without systemd there is nothing to disable.
         let _ = Command::new("systemctl").args(["--quiet", "disable", "etcd"]).output();
     }
     Ok(())
+}
+
+fn run(step: &Step, packages: &Packages, arguments: &[&str]) -> Result<()> {
+    step.run_as("apt-get", &mut apt_get(arguments)).map_err(|error| {
+        failure(
+            format!("{error:#}"),
+            format!("mend what apt-get complains of, until this works:\n  {}", packages.command_line()),
+        )
+    })
 }
 
 /// Which of these the package lists do not offer.

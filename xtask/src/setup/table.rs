@@ -11,7 +11,7 @@ const VERSION: usize = 48;
 
 /// One line each.
 pub(super) fn table(toolchain: Option<&Toolchain>, survey: &Survey) -> String {
-    let mut table = format!("\n{:<12} {:<VERSION$} where\n", "tool", "version");
+    let mut table = format!("\n{:<16} {:<VERSION$} where\n", "tool", "version");
     if let Some(Toolchain { compiler, linker }) = toolchain {
         let version = format!("{} (LLVM {})", compiler.release, compiler.llvm);
         table.push_str(&row("rustc", &version, &compiler.rustc));
@@ -27,5 +27,5 @@ pub(super) fn table(toolchain: Option<&Toolchain>, survey: &Survey) -> String {
 
 fn row(name: &str, version: &str, path: &Path) -> String {
     let version: String = version.chars().take(VERSION).collect();
-    format!("{name:<12} {version:<VERSION$} {}\n", path.display())
+    format!("{name:<16} {version:<VERSION$} {}\n", path.display())
 }

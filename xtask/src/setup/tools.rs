@@ -11,8 +11,8 @@ use flannel_ebpf_toolchain::check_protobuf;
 use super::{Packages, Scope};
 use crate::{failure::failure, host::find_program};
 
-/// Where container runtimes and Debian keep the CNI plugins; on PATH, `bridge` is another program.
-const CNI: &[&str] = &["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
+/// Where the lab looks for CNI plugins; on PATH, `bridge` is another program.
+const CNI: &[&str] = &["/usr/lib/cni", "/opt/cni/bin"];
 
 /// A tool, how to make it tell its version, and what brings it.
 struct Tool {
@@ -40,9 +40,8 @@ const TOOLS: &[Tool] = &[
     Tool { scope: Scope::Build, ..tool("cc", &["--version"], &["gcc", "libc6-dev"]) },
     tool("etcd", &["--version"], &["etcd-server"]),
     tool("etcdctl", &["version"], &["etcd-client"]),
-    cni("bridge"),
-    cni("host-local"),
-    cni("loopback"),
+    cni("cni/bridge"),
+    cni("cni/host-local"),
     tool("ip", &["-V"], &["iproute2"]),
     tool("tc", &["-V"], &["iproute2"]),
     tool("bpftool", &["version"], &["bpftool"]),
@@ -103,11 +102,10 @@ pub(crate) fn survey(scope: Scope) -> Survey {
 }
 
 fn probe(tool: &Tool) -> Result<Found, String> {
+    let file = tool.name.rsplit('/').next().unwrap_or(tool.name);
     let path = match tool.directories {
-        [] => find_program(tool.name),
-        directories => {
-            directories.iter().map(|dir| Path::new(dir).join(tool.name)).find(|path| path.is_file())
-        }
+        [] => find_program(file),
+        directories => directories.iter().map(|dir| Path::new(dir).join(file)).find(|path| path.is_file()),
     };
     let path = path.ok_or("it is not there")?;
     let output = Command::new(&path)

@@ -66,7 +66,7 @@ pub struct LeaseKeeper {
 }
 
 impl LeaseKeeper {
-    /// Publishes new attributes; in the background, as often as it takes.
+    /// Publishes new attributes, of the same node; in the background, as often as it takes.
     pub fn update(&self, attrs: LeaseAttrs) {
         self.attrs.send_if_modified(|now| {
             let changed = *now != attrs;

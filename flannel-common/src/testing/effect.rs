@@ -1,0 +1,33 @@
+//! What the programs do with a frame once it is decided, on bytes.
+
+use std::vec::Vec;
+
+use crate::{
+    packet::{
+        Packet as _,
+        headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
+    },
+    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN},
+};
+
+/// `frame` with VXLAN pushed; `None` for a frame too short to have been decided about.
+pub fn pushed(frame: &[u8], encap: &Encap, id: u16, flow_hash: u32) -> Option<Vec<u8>> {
+    // The kernel keeps the frame's MACs in front until the neighbour table has others.
+    let mut out = frame.get(..HEADERS_AT)?.to_vec();
+    out.extend(encap.headers(id, flow_hash));
+    out.extend(frame.get(ETHERNET_LEN..)?);
+    if let Some(forward) = encap.forward {
+        forward.write(out.as_mut_slice(), HEADERS_AT + HEADERS_LEN)?;
+    }
+    Some(out)
+}
+
+/// `frame` with VXLAN popped, as the pod gets it; `None` for a frame too short to have been decided about.
+pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
+    let mut out = frame.get(ENCAP_LEN..)?.to_vec();
+    let Deliver { pod, forward } = deliver;
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
+    out.write(0, ethernet.bytes())?;
+    forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
+    Some(out)
+}

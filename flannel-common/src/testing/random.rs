@@ -1,0 +1,268 @@
+//! Cases that are almost right: a valid packet with a field or two bent, and tables with an entry or two
+//! changed, so that every branch of a decision is taken often.
+
+use std::{vec, vec::Vec};
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{ELSEWHERE, Frame, HERE, MemoryTables, THERE, interface, seen_at};
+use crate::{
+    layout::{PREFIX_LENGTHS, PeerKind, SubnetV4, VtepV4},
+    packet::{
+        Arrival, Packet as _, checksum,
+        headers::{ETHERNET_LEN, Ipv4},
+    },
+    path::Hook,
+};
+
+/// Longest payload of a random packet: with all headers it still fits a page, the most that
+/// BPF_PROG_TEST_RUN takes.
+const MAX_PAYLOAD: usize = 2_000;
+
+/// A packet at a hook, and the tables it meets.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Where it is seen.
+    pub hook: Hook,
+    /// The packet.
+    pub frame: Vec<u8>,
+    /// What the kernel knows of it beside its bytes.
+    pub arrival: Arrival,
+    /// The maps.
+    pub tables: MemoryTables,
+}
+
+/// Cases of `hook`.
+pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
+    let frame = prop_oneof![20 => almost_valid(hook), 1 => arbitrary_bytes()];
+    (frame, arrival(hook), tables()).prop_map(move |(frame, arrival, tables)| Case {
+        hook,
+        frame,
+        arrival,
+        tables,
+    })
+}
+
+/// Any bytes at all.
+pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..200)
+}
+
+/// Any arrival at all.
+pub fn any_arrival() -> impl Strategy<Value = Arrival> {
+    let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
+    (any::<u32>(), gso_size, any::<bool>()).prop_map(|(ifindex, gso_size, vlan_tagged)| Arrival {
+        ifindex,
+        gso_size,
+        vlan_tagged,
+    })
+}
+
+fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
+    let natural = seen_at(hook);
+    let ifindex = prop_oneof![12 => Just(natural.ifindex), 1 => select(&interface::ALL[..])];
+    let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
+    (ifindex, gso_size, prop::bool::weighted(0.03)).prop_map(|(ifindex, gso_size, vlan_tagged)| Arrival {
+        ifindex,
+        gso_size,
+        vlan_tagged,
+    })
+}
+
+/// Something done to a frame.
+#[derive(Clone, Debug)]
+enum Bend {
+    Byte(usize, u8),
+    Bit(usize, u8),
+    Truncate(usize),
+    Extend(usize),
+}
+
+impl Bend {
+    fn any() -> impl Strategy<Value = Self> {
+        // The last offset is the end of the inner TCP header behind all outer headers.
+        prop_oneof![
+            4 => (0..104usize, any::<u8>()).prop_map(|(offset, value)| Self::Byte(offset, value)),
+            4 => (0..104usize, 0..8u8).prop_map(|(offset, bit)| Self::Bit(offset, bit)),
+            1 => (0..120usize).prop_map(Self::Truncate),
+            1 => (1..20usize).prop_map(Self::Extend),
+        ]
+    }
+
+    fn apply(self, frame: &mut Vec<u8>) {
+        match self {
+            Self::Byte(offset, value) => {
+                frame.write(offset, [value]);
+            }
+            Self::Bit(offset, bit) => {
+                if let Some([byte]) = frame.read(offset) {
+                    frame.write(offset, [byte ^ (1 << bit)]);
+                }
+            }
+            Self::Truncate(len) => frame.truncate(len),
+            Self::Extend(by) => frame.resize(frame.len() + by, 0),
+        }
+    }
+}
+
+fn almost_valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
+    let bends = prop_oneof![1 => Just(Vec::new()), 2 => vec(Bend::any(), 1..3)];
+    (valid(hook), bends, any::<bool>()).prop_map(|(mut frame, bends, repair)| {
+        for bend in bends {
+            bend.apply(&mut frame);
+        }
+        // Otherwise most bends of an outer header would be no more than a wrong checksum.
+        if repair && let Some(header) = frame.read(ETHERNET_LEN) {
+            let ip = Ipv4::parse(&header);
+            frame.write(ETHERNET_LEN + 10, checksum::of(&ip).to_be_bytes());
+        }
+        frame
+    })
+}
+
+fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
+    let packets = (packet(hook), any::<u8>(), prop_oneof![4 => Just(64u8), 1 => 0..4u8], any::<u16>());
+    packets.prop_map(move |(frame, tos, ttl, id)| {
+        let frame = frame.ip(|ip| {
+            ip.tos = tos;
+            ip.ttl = ttl;
+            ip.id = id;
+        });
+        match hook {
+            Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
+            Hook::ToOverlay => frame.macs(THERE.mac, HERE.mac).bytes(),
+            Hook::FromUnderlay => {
+                let inner = frame.macs(HERE.mac, THERE.mac).bytes();
+                // Any mark, which most inner marks combine with.
+                Frame::vxlan(THERE.vtep, HERE.vtep, &inner).ip(|ip| ip.tos = tos.rotate_left(3)).bytes()
+            }
+        }
+    })
+}
+
+/// Between a pod here and a pod there.
+fn packet(hook: Hook) -> impl Strategy<Value = Frame> {
+    let here = prop_oneof![8 => Just(HERE.pod(2)), 1 => (1..8u8).prop_map(|number| HERE.pod(number))];
+    let there = prop_oneof![
+        8 => (1..255u8).prop_map(|number| THERE.pod(number)),
+        1 => (1..8u8).prop_map(|number| ELSEWHERE.pod(number)),
+        1 => any::<[u8; 4]>(),
+    ];
+    let len = prop_oneof![4 => 0..200usize, 1 => 1_350..1_460usize, 1 => 500..600usize, 1 => 0..MAX_PAYLOAD];
+    let any_protocol = prop_oneof![Just(1u8), Just(132u8), any::<u8>()];
+    (here, there, len, 0..3u8, 0..=10usize, any_protocol).prop_map(
+        move |(here, there, len, kind, words, protocol)| {
+            let (source, destination) =
+                if hook == Hook::FromUnderlay { (there, here) } else { (here, there) };
+            match kind {
+                0 => Frame::udp(source, destination, len),
+                1 => Frame::tcp(source, destination, words * 4, len),
+                _ => Frame::ipv4(source, destination, protocol, vec![0x5a; len]),
+            }
+        },
+    )
+}
+
+/// Something the agent might have written differently.
+#[derive(Clone, Debug)]
+enum Change {
+    NoConfig,
+    NoRoutes,
+    NoVteps,
+    NoPods,
+    Kind(PeerKind),
+    Mtu(u32),
+    Vni(u32),
+    PeerMac([u8; 6]),
+    LocalMac([u8; 6]),
+    Pod(u8, u32),
+    SourceSubnet(SubnetV4),
+    OwnSubnet(u32),
+    Network(u32),
+    SourcePorts(u16, u16),
+    Leases([u8; PREFIX_LENGTHS], [u8; 4]),
+}
+
+impl Change {
+    fn any() -> impl Strategy<Value = Self> {
+        let length = || 8..=32u32;
+        let lengths = [0..=32u8, 0..=32u8, 0..=32u8, 0..=32u8].prop_map(|mut lengths| {
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            lengths
+        });
+        prop_oneof![
+            1 => Just(Self::NoConfig),
+            1 => Just(Self::NoRoutes),
+            1 => Just(Self::NoVteps),
+            1 => Just(Self::NoPods),
+            2 => select(&[PeerKind::Kernel, PeerKind::Direct][..]).prop_map(Self::Kind),
+            2 => (68..2_200u32).prop_map(Self::Mtu),
+            2 => (0..1u32 << 24).prop_map(Self::Vni),
+            1 => any::<[u8; 6]>().prop_map(Self::PeerMac),
+            1 => any::<[u8; 6]>().prop_map(Self::LocalMac),
+            3 => (1..8u8, select(&[
+                interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE,
+            ][..])).prop_map(|(number, ifindex)| Self::Pod(number, ifindex)),
+            1 => length().prop_map(|length| Self::SourceSubnet(SubnetV4::of(THERE.pod(2), length))),
+            1 => length().prop_map(Self::OwnSubnet),
+            1 => length().prop_map(Self::Network),
+            2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
+            4 => (lengths, any::<[u8; 4]>()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
+        ]
+    }
+
+    fn apply(self, tables: &mut MemoryTables) {
+        let MemoryTables { config, routes, vteps, pods } = tables;
+        match self {
+            Self::NoConfig => *config = None,
+            Self::NoRoutes => routes.clear(),
+            Self::NoVteps => vteps.clear(),
+            Self::NoPods => pods.clear(),
+            Self::Kind(kind) => routes.values_mut().for_each(|peer| peer.kind = kind),
+            Self::Mtu(mtu) => routes.values_mut().for_each(|peer| peer.mtu = mtu),
+            Self::Vni(vni) => {
+                routes.values_mut().for_each(|peer| peer.vni = vni);
+                config.iter_mut().for_each(|config| config.vni = vni);
+            }
+            Self::PeerMac(mac) => routes.values_mut().for_each(|peer| peer.vtep_mac = mac),
+            Self::LocalMac(mac) => config.iter_mut().for_each(|config| config.local_mac = mac),
+            Self::Pod(number, ifindex) => {
+                pods.entry(HERE.pod(number)).and_modify(|pod| pod.ifindex = ifindex);
+            }
+            Self::SourceSubnet(subnet) => {
+                vteps.insert(THERE.vtep, VtepV4 { subnet });
+            }
+            Self::OwnSubnet(length) => {
+                config.iter_mut().for_each(|config| config.subnet = SubnetV4::of(HERE.pod(2), length));
+            }
+            Self::Network(length) => {
+                config.iter_mut().for_each(|config| config.network = SubnetV4::of(HERE.pod(2), length));
+            }
+            Self::SourcePorts(a, b) => config.iter_mut().for_each(|config| {
+                config.source_port_min = u32::from(a.min(b));
+                config.source_port_max = u32::from(a.max(b));
+            }),
+            Self::Leases(lengths, vtep) => {
+                config.iter_mut().for_each(|config| config.prefix_lengths = lengths);
+                for length in lengths.into_iter().filter(|length| *length != 0) {
+                    let mut peer = HERE.peer(&THERE);
+                    peer.vtep = vtep;
+                    peer.vni = u32::from(length);
+                    routes.insert(SubnetV4::of(THERE.pod(2), u32::from(length)), peer);
+                }
+            }
+        }
+    }
+}
+
+/// Tables of [`HERE`] in a cluster with [`THERE`], changed a little.
+fn tables() -> impl Strategy<Value = MemoryTables> {
+    let changes = prop_oneof![2 => Just(Vec::new()), 3 => vec(Change::any(), 1..4)];
+    changes.prop_map(|changes| {
+        let mut tables = HERE.tables(&[THERE]);
+        for change in changes {
+            change.apply(&mut tables);
+        }
+        tables
+    })
+}

@@ -1,0 +1,165 @@
+//! Verdicts: of the fixtures, of any packet at all, and of sizes and prefixes computed another way.
+
+use std::collections::BTreeSet;
+
+use flannel_common::{
+    layout::{PeerV4, SubnetV4},
+    packet::Arrival,
+    path::{Hook, Verdict, decide},
+    reason::Reason,
+    testing::{
+        Frame, HERE, MemoryTables, THERE, fixtures,
+        random::{any_arrival, arbitrary_bytes, case},
+        seen_at,
+    },
+};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+fn reason(verdict: &Verdict) -> Reason {
+    match verdict {
+        Verdict::Kernel(reason) | Verdict::Encap(_, reason) | Verdict::Deliver(_, reason) => *reason,
+    }
+}
+
+#[test]
+fn fixtures_are_decided_as_written() {
+    for hook in Hook::ALL {
+        for fixture in fixtures::of(hook) {
+            let verdict = decide(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
+            assert_eq!(verdict, fixture.verdict, "{}: {}", hook.program(), fixture.about);
+        }
+    }
+}
+
+#[test]
+fn every_reason_of_every_hook_has_a_fixture() {
+    for hook in Hook::ALL {
+        let found: BTreeSet<_> = fixtures::of(hook).iter().map(|fixture| reason(&fixture.verdict)).collect();
+        let all: BTreeSet<_> = fixtures::decided(hook).iter().copied().collect();
+        assert_eq!(found, all, "{}", hook.program());
+    }
+}
+
+#[test]
+fn fixtures_of_a_hook_have_names_of_their_own() {
+    for hook in Hook::ALL {
+        let mut names = BTreeSet::new();
+        for fixture in fixtures::of(hook) {
+            assert!(names.insert(fixture.about), "{}: {:?} stands twice", hook.program(), fixture.about);
+        }
+    }
+}
+
+fn any_hook() -> impl Strategy<Value = Hook> {
+    select(&Hook::ALL[..])
+}
+
+/// The longest leased prefix among the lengths looked up, by looking at every lease.
+fn longest(tables: &MemoryTables, address: [u8; 4]) -> Option<PeerV4> {
+    let looked_up = tables.config?.prefix_lengths;
+    let mut best: Option<(&SubnetV4, &PeerV4)> = None;
+    for (subnet, peer) in &tables.routes {
+        let bits = |address: [u8; 4]| u64::from(u32::from_be_bytes(address)) >> (32 - subnet.prefix_len);
+        if looked_up.iter().any(|length| u32::from(*length) == subnet.prefix_len)
+            && bits(address) == bits(subnet.network)
+            && best.is_none_or(|(other, _)| other.prefix_len < subnet.prefix_len)
+        {
+            best = Some((subnet, peer));
+        }
+    }
+    best.map(|(_, peer)| *peer)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2_000, failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_bytes_are_decided_about(
+        hook in any_hook(), frame in arbitrary_bytes(), arrival in any_arrival(), tables: bool,
+    ) {
+        let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
+        let verdict = decide(hook, &frame[..], &tables, &arrival);
+        prop_assert!(fixtures::decided(hook).contains(&reason(&verdict)));
+    }
+
+    #[test]
+    fn almost_valid_packets_are_decided_about(
+        case in any_hook().prop_flat_map(case), arrival in prop::option::weighted(0.2, any_arrival()),
+    ) {
+        let arrival = arrival.unwrap_or(case.arrival);
+        let verdict = decide(case.hook, &case.frame[..], &case.tables, &arrival);
+        prop_assert!(fixtures::decided(case.hook).contains(&reason(&verdict)));
+        // A decision depends on nothing else, and changes nothing.
+        prop_assert_eq!(decide(case.hook, &case.frame[..], &case.tables, &arrival), verdict);
+    }
+
+    #[test]
+    fn longest_prefix_wins(
+        mut lengths in vec(1u8..=32, 1..=4), leases in vec((any::<[u8; 4]>(), 1u32..=32), 0..20),
+        near in vec(1u32..=32, 0..6), destination: [u8; 4],
+    ) {
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.resize(4, 0);
+        let mut tables = HERE.tables(&[]);
+        let config = tables.config.as_mut().unwrap();
+        config.prefix_lengths.copy_from_slice(&lengths);
+        config.network = SubnetV4::of([0; 4], 0);
+        // Half of the leases hold the destination, so that there is something to choose from.
+        let near = near.into_iter().map(|length| (destination, length));
+        for (number, (address, length)) in leases.into_iter().chain(near).enumerate() {
+            let mut peer = HERE.peer(&THERE);
+            peer.vni = number as u32;
+            tables.routes.insert(SubnetV4::of(address, length), peer);
+        }
+        let frame = Frame::udp(HERE.pod(2), destination, 10).macs(THERE.mac, HERE.mac);
+        prop_assume!(!HERE.subnet.contains(destination));
+        let expected = longest(&tables, destination);
+        for hook in [Hook::FromPod, Hook::ToOverlay] {
+            let peer = match decide(hook, &frame.bytes()[..], &tables, &seen_at(hook)) {
+                Verdict::Encap(encap, _) => Some(encap.peer),
+                Verdict::Kernel(Reason::NoRoute) => None,
+                other => panic!("{other:?}"),
+            };
+            prop_assert_eq!(peer, expected);
+        }
+    }
+
+    #[test]
+    fn a_prefix_holds_its_addresses(network: [u8; 4], length in 0u32..=32, address: [u8; 4]) {
+        let subnet = SubnetV4::of(network, length);
+        let mask = (u64::from(u32::MAX) << (32 - length)) as u32;
+        prop_assert_eq!(u32::from_be_bytes(subnet.network), u32::from_be_bytes(network) & mask);
+        let same = u32::from_be_bytes(address) & mask == u32::from_be_bytes(network) & mask;
+        prop_assert_eq!(subnet.contains(address), same);
+        prop_assert!(subnet.contains(network));
+    }
+
+    #[test]
+    fn segments_fit_the_underlay_to_the_byte(
+        mtu in 200u32..9_000, over in -2i64..=2, options in 0usize..=10, tcp: bool, segments in 2usize..4,
+    ) {
+        // A segment as it goes out: 50 bytes of outer headers less the outer Ethernet header, the inner
+        // Ethernet header, the inner IP packet.
+        let (header, make): (u32, &dyn Fn(usize) -> Frame) = if tcp {
+            (20 + options as u32 * 4, &|len| Frame::tcp(HERE.pod(2), THERE.pod(2), options * 4, len))
+        } else {
+            (8, &|len| Frame::udp(HERE.pod(2), THERE.pod(2), len))
+        };
+        let exact = mtu - (20 + 8 + 8 + 14) - 20 - header;
+        let size = u32::try_from(i64::from(exact) + over).unwrap();
+        let mut tables = HERE.tables(&[THERE]);
+        tables.routes.values_mut().for_each(|peer| peer.mtu = mtu);
+        for (gso_size, len) in [(size, size as usize * segments), (0, size as usize)] {
+            let frame = make(len).macs(THERE.mac, HERE.mac);
+            for hook in [Hook::FromPod, Hook::ToOverlay] {
+                let arrival = Arrival { gso_size, ..seen_at(hook) };
+                let verdict = decide(hook, &frame.bytes()[..], &tables, &arrival);
+                let fits = matches!(verdict, Verdict::Encap(..));
+                prop_assert!(fits || verdict == Verdict::Kernel(Reason::TooBig), "{verdict:?}");
+                prop_assert_eq!(fits, over <= 0, "{:?} at {}", hook, gso_size);
+            }
+        }
+    }
+}

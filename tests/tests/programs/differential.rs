@@ -1,0 +1,109 @@
+//! Thousands of random packets: the programs and the host must agree about each.
+
+use std::cell::RefCell;
+
+use flannel_common::{
+    packet::{
+        Arrival, Packet as _,
+        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN},
+    },
+    path::{Hook, decide},
+    testing::{
+        interface,
+        random::{Case, case},
+    },
+};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use crate::{
+    judge::{check, in_kernel},
+    loaded::Loaded,
+    sandbox::in_sandbox,
+};
+
+/// Packets a hook: a few seconds in all.
+const CASES: u32 = 3_000;
+/// Another number for other packets.
+const SEED: &str = "FLANNEL_TEST_SEED";
+
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const IPV6_LEN: usize = 40;
+
+/// Whether BPF_PROG_TEST_RUN takes `frame`: with its Ethernet header, and with the IP header that it
+/// announces.
+fn can_run(frame: &[u8]) -> bool {
+    let Some([high, low]) = frame.read::<2>(12) else { return false };
+    let header = match u16::from_be_bytes([high, low]) {
+        ETHERTYPE_IPV4 => IPV4_LEN,
+        ETHERTYPE_IPV6 => IPV6_LEN,
+        _ => 0,
+    };
+    frame.len() >= ETHERNET_LEN + header
+}
+
+fn seed() -> u64 {
+    let Ok(text) = std::env::var(SEED) else { return 1 };
+    match text.parse() {
+        Ok(seed) => seed,
+        Err(error) => panic!("{SEED}={text}: {error}"),
+    }
+}
+
+fn mtu_of(ifindex: u32) -> Option<u32> {
+    match ifindex {
+        interface::SMALL_POD => Some(interface::SMALL_MTU),
+        _ if interface::ALL.contains(&ifindex) => Some(1500),
+        _ => None,
+    }
+}
+
+fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
+    let Case { hook, frame, tables, .. } = case;
+    let arrival = Arrival { vlan_tagged: false, ..case.arrival };
+    let verdict = decide(*hook, &frame[..], tables, &arrival);
+    let verdict = in_kernel(verdict, frame, arrival.gso_size, mtu_of);
+    let segments = if arrival.gso_size == 0 { 0 } else { 2 };
+    loaded.fill(tables)?;
+    let outcome = loaded.run(*hook, frame, &arrival, segments)?;
+    check(*hook, frame, segments, &verdict, &outcome)
+}
+
+fn compare(hook: Hook) {
+    in_sandbox(|sandbox| {
+        let loaded = RefCell::new(Loaded::new(sandbox)?);
+        let seed = seed();
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+        let result = runner.run(&case(hook), |case| {
+            if !can_run(&case.frame) {
+                return Err(TestCaseError::reject("shorter than the kernel takes"));
+            }
+            let result = agree(&mut loaded.borrow_mut(), &case);
+            result.map_err(|error| TestCaseError::fail(format!("{error:?}")))
+        });
+        match result {
+            Ok(()) => Ok(()),
+            Err(TestError::Fail(reason, case)) => {
+                anyhow::bail!("with {SEED}={seed}: {reason}\nof {case:#?}\nframe {:02x?}", case.frame)
+            }
+            Err(error) => anyhow::bail!("with {SEED}={seed}: {error}"),
+        }
+    });
+}
+
+#[test]
+fn from_pod() {
+    compare(Hook::FromPod);
+}
+
+#[test]
+fn to_overlay() {
+    compare(Hook::ToOverlay);
+}
+
+#[test]
+fn from_underlay() {
+    compare(Hook::FromUnderlay);
+}

@@ -1,0 +1,90 @@
+//! Whether a program did what was decided.
+
+use anyhow::{Result, ensure};
+use flannel_common::{
+    packet::{
+        Packet as _,
+        headers::{ETHERNET_LEN, IPV4_LEN},
+    },
+    path::{Encap, Hook, Verdict},
+    reason::Reason,
+    testing::{popped, pushed},
+};
+
+use crate::loaded::{Counted, Outcome};
+
+/// include/uapi/linux/pkt_cls.h
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_REDIRECT: i32 = 7;
+
+const ID: usize = ETHERNET_LEN + 4;
+const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
+
+/// Refuses an outcome that is not what `verdict` says of `frame`: action, every byte, and exactly one
+/// counter raised by `segments` packets and the length that the frame came with.
+pub(crate) fn check(
+    hook: Hook,
+    frame: &[u8],
+    segments: u32,
+    verdict: &Verdict,
+    outcome: &Outcome,
+) -> Result<()> {
+    let (action, reason, expected) = match verdict {
+        Verdict::Kernel(reason) => (TC_ACT_UNSPEC, *reason, Some(frame.to_vec())),
+        Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, *reason, pushed_like(outcome, frame, encap)),
+        Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, *reason, popped(frame, deliver)),
+    };
+    let size = (u64::from(segments.max(1)), frame.len() as u64);
+    let counted = Counted::from([((hook.direction(), reason), size)]);
+    ensure!(outcome.counted == counted, "counted {:?}, not {counted:?}", outcome.counted);
+    ensure!(outcome.action == action, "action {}, not {action}", outcome.action);
+    ensure!(
+        expected.as_ref() == Some(&outcome.frame),
+        "the frame became\n{:02x?}\nnot\n{:02x?}",
+        outcome.frame,
+        expected.unwrap_or_default(),
+    );
+    Ok(())
+}
+
+/// `frame` encapsulated with the identification and the source port of `outcome`, which are random and
+/// from the kernel's secret; `None` for a port outside the range.
+fn pushed_like(outcome: &Outcome, frame: &[u8], encap: &Encap) -> Option<Vec<u8>> {
+    let id = u16::from_be_bytes(outcome.frame.read(ID)?);
+    let port = source_port(outcome)?;
+    let (min, max) = encap.source_ports;
+    let inside = (min..max).contains(&u32::from(port)) || (min >= max && u32::from(port) == min);
+    let mut expected = pushed(frame, encap, id, 0)?;
+    expected.write(SOURCE_PORT, port.to_be_bytes())?;
+    inside.then_some(expected)
+}
+
+/// The UDP source port of what the program sent.
+pub(crate) fn source_port(outcome: &Outcome) -> Option<u16> {
+    outcome.frame.read(SOURCE_PORT).map(u16::from_be_bytes)
+}
+
+/// What the program makes of a decision, where the kernel's helpers have the last word about it:
+/// `mtu_of` says how large a packet an interface takes, if it exists.
+pub(crate) fn in_kernel(
+    verdict: Verdict,
+    frame: &[u8],
+    gso_size: u32,
+    mtu_of: impl Fn(u32) -> Option<u32>,
+) -> Verdict {
+    const POPPED: usize = 50;
+    // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
+    let refused = gso_size != 0;
+    match verdict {
+        Verdict::Deliver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            None => Verdict::Kernel(Reason::PodGone),
+            Some(mtu) if !refused && frame.len() - POPPED > ETHERNET_LEN + mtu as usize => {
+                Verdict::Kernel(Reason::TooBig)
+            }
+            Some(_) if refused => Verdict::Kernel(Reason::Refused),
+            Some(_) => verdict,
+        },
+        Verdict::Encap(..) if refused => Verdict::Kernel(Reason::Refused),
+        _ => verdict,
+    }
+}

@@ -1,0 +1,163 @@
+//! The loaded programs with their maps: filled like [`MemoryTables`], run on a packet, counters read.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use aya::{TestRun as _, TestRunOptions};
+use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
+use flannel_common::{
+    layout::{Config, FastPath, SubnetV4},
+    packet::Arrival,
+    path::Hook,
+    reason::{Direction, Reason},
+    testing::MemoryTables,
+};
+
+use crate::sandbox::Sandbox;
+
+/// A `config` as the kernel creates it.
+const NO_CONFIG: Config = Config {
+    fast_path: FastPath::Off,
+    vtep: [0; 4],
+    port: 0,
+    vni: 0,
+    source_port_min: 0,
+    source_port_max: 0,
+    network: SubnetV4 { prefix_len: 0, network: [0; 4] },
+    subnet: SubnetV4 { prefix_len: 0, network: [0; 4] },
+    prefix_lengths: [0; 4],
+    local_mac: [0; 6],
+    reserved: [0; 2],
+};
+
+/// Room that a push needs behind the longest frame.
+const ROOM: usize = 64;
+
+/// Packets and bytes counted for a reason.
+pub(crate) type Counted = BTreeMap<(Direction, Reason), (u64, u64)>;
+
+/// Loaded programs.
+pub(crate) struct Loaded {
+    pub(crate) programs: Programs,
+    pub(crate) tables: Tables,
+    pub(crate) pins: Pins,
+    /// What the maps hold.
+    filled: MemoryTables,
+    /// What the counters said last.
+    counted: Counted,
+}
+
+/// What a program did with a packet.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The tc action.
+    pub(crate) action: i32,
+    /// The frame afterwards.
+    pub(crate) frame: Vec<u8>,
+    /// By how much counters were raised; those that were not are absent.
+    pub(crate) counted: Counted,
+}
+
+impl Loaded {
+    /// Loads the programs into `sandbox`, with empty maps.
+    pub(crate) fn new(sandbox: &Sandbox) -> Result<Self> {
+        let pins = sandbox.pins()?;
+        let programs = Programs::load(pins.clone(), LogLevel::Off)?;
+        let tables = Tables::open(&pins)?;
+        let counted = read(&pins)?;
+        Ok(Self { programs, tables, pins, filled: MemoryTables::default(), counted })
+    }
+
+    /// Makes the maps hold what `tables` hold.
+    pub(crate) fn fill(&mut self, tables: &MemoryTables) -> Result<()> {
+        let now = &mut self.tables;
+        now.config.put(&tables.config.unwrap_or(NO_CONFIG))?;
+        for (key, value) in &tables.routes {
+            now.routes.put(key, value)?;
+        }
+        for (key, value) in &tables.vteps {
+            now.vteps.put(key, value)?;
+        }
+        for (key, value) in &tables.pods {
+            now.pods.put(key, value)?;
+        }
+        let before = std::mem::replace(&mut self.filled, tables.clone());
+        for key in before.routes.keys().filter(|key| !tables.routes.contains_key(*key)) {
+            now.routes.remove(key)?;
+        }
+        for key in before.vteps.keys().filter(|key| !tables.vteps.contains_key(*key)) {
+            now.vteps.remove(key)?;
+        }
+        for key in before.pods.keys().filter(|key| !tables.pods.contains_key(*key)) {
+            now.pods.remove(key)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the program of `hook` on `frame`. An aggregate counts as `segments` packets.
+    pub(crate) fn run(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        arrival: &Arrival,
+        segments: u32,
+    ) -> Result<Outcome> {
+        self.run_again(hook, frame, arrival, segments, 1)
+    }
+
+    /// As `run`, `times` in a row on the same packet: what one run made of it the next one finds.
+    pub(crate) fn run_again(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        arrival: &Arrival,
+        segments: u32,
+        times: u32,
+    ) -> Result<Outcome> {
+        let context = context(arrival, segments);
+        let mut out = vec![0; frame.len() + ROOM];
+        let result = self
+            .programs
+            .program(hook)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                repeat: times,
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("BPF_PROG_TEST_RUN of {} bytes", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Outcome { action: result.return_value.cast_signed(), frame: out, counted: self.raised()? })
+    }
+
+    /// By how much counters were raised since last asked.
+    pub(crate) fn raised(&mut self) -> Result<Counted> {
+        let now = read(&self.pins)?;
+        let mut raised = Counted::new();
+        for (slot, (packets, bytes)) in &now {
+            let (packets_before, bytes_before) = self.counted.get(slot).copied().unwrap_or_default();
+            let difference = (packets - packets_before, bytes - bytes_before);
+            if difference != (0, 0) {
+                raised.insert(*slot, difference);
+            }
+        }
+        self.counted = now;
+        Ok(raised)
+    }
+}
+
+fn read(pins: &Pins) -> Result<Counted> {
+    let rows = read_counters(pins)?;
+    Ok(rows.into_iter().map(|row| ((row.direction, row.reason), (row.packets, row.bytes))).collect())
+}
+
+/// `struct __sk_buff` (include/uapi/linux/bpf.h) with the fields that a test may set.
+fn context(arrival: &Arrival, segments: u32) -> [u8; 180] {
+    let mut bytes = [0; 180];
+    for (offset, value) in [(40, arrival.ifindex), (164, segments), (176, arrival.gso_size)] {
+        let field: &mut [u8] = &mut bytes[offset..offset + 4];
+        field.copy_from_slice(&value.to_ne_bytes());
+    }
+    bytes
+}

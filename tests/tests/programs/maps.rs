@@ -1,0 +1,148 @@
+//! The maps: adopted, replaced, and readable by people.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::MapInfo;
+use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
+use flannel_common::{
+    layout::VtepV4,
+    map::{CONFIG, COUNTERS, PINNED_MAPS, PODS_V4, ROUTES_V4, VTEPS},
+    path::Hook,
+    testing::{Frame, HERE, THERE, seen_at},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    loaded::Loaded,
+    sandbox::{Sandbox, bpftool, in_sandbox},
+};
+
+#[test]
+fn a_second_load_adopts_the_maps() {
+    in_sandbox(|sandbox| {
+        let mut first = Loaded::new(sandbox)?;
+        let tables = HERE.tables(&[THERE]);
+        first.fill(&tables)?;
+        let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 64).bytes();
+        first.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
+        let ids = map_ids(sandbox)?;
+        let counted = read_counters(&first.pins)?;
+        drop(first);
+
+        let mut second = Loaded::new(sandbox)?;
+        ensure!(map_ids(sandbox)? == ids, "maps were made anew");
+        ensure!(read_counters(&second.pins)? == counted, "counters were lost");
+        ensure!(second.tables.routes.entries()? == tables.routes, "routes were lost");
+        ensure!(second.tables.vteps.entries()? == tables.vteps, "VTEPs were lost");
+        ensure!(second.tables.pods.entries()? == tables.pods, "pods were lost");
+        ensure!(second.tables.config.get()? == tables.config, "the config was lost");
+        // And the new programs use them.
+        let outcome = second.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
+        ensure!(outcome.action == 7, "action {}", outcome.action);
+        Ok(())
+    });
+}
+
+fn map_ids(sandbox: &Sandbox) -> Result<Vec<u32>> {
+    let pins = sandbox.pins()?;
+    PINNED_MAPS.into_iter().map(|name| Ok(MapInfo::from_pin(pins.map(name))?.id())).collect()
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_replaced() {
+    // Name, and a map that is not what the programs have there.
+    const FOREIGN: [(&str, &str); 5] = [
+        (ROUTES_V4, "type hash key 8 value 32 entries 65536"),
+        (ROUTES_V4, "type hash key 8 value 36 entries 100"),
+        (PODS_V4, "type hash key 16 value 16 entries 4096"),
+        // The same sizes, but not a hash map: its keys would be indexes.
+        (VTEPS, "type array key 4 value 8 entries 65536"),
+        (COUNTERS, "type array key 4 value 16 entries 128"),
+    ];
+    in_sandbox(|sandbox| {
+        let pins = sandbox.pins()?;
+        drop(Programs::load(pins.clone(), LogLevel::Off)?);
+        for (name, shape) in FOREIGN {
+            let kept = Tables::open(&pins)?;
+            drop(kept);
+            let before = map_ids(sandbox)?;
+            std::fs::remove_file(pins.map(name))?;
+            let path = pins.map(name);
+            let path = path.to_str().context("path")?;
+            let mut arguments = vec!["map", "create", path];
+            arguments.extend(shape.split(' '));
+            arguments.extend(["name", name]);
+            bpftool(&arguments)?;
+            let foreign = MapInfo::from_pin(path)?.id();
+
+            let mut loaded = Loaded::new(sandbox).with_context(|| format!("{name}: {shape}"))?;
+            ensure!(MapInfo::from_pin(path)?.id() != foreign, "{name} ({shape}) was adopted");
+            for ((other, before), after) in PINNED_MAPS.into_iter().zip(before).zip(map_ids(sandbox)?) {
+                ensure!(other == name || before == after, "{other} was replaced with {name}");
+            }
+            let tables = HERE.tables(&[THERE]);
+            loaded.fill(&tables).with_context(|| format!("{name}: {shape}"))?;
+            ensure!(loaded.tables.vteps.entries()? == tables.vteps, "{name}: {shape}");
+        }
+        Ok(())
+    });
+}
+
+/// What `bpftool` says of the map's entries in words.
+fn dump(sandbox: &Sandbox, name: &str) -> Result<Vec<Value>> {
+    let path = sandbox.pins()?.map(name);
+    let entries = bpftool(&["map", "dump", "pinned", path.to_str().context("path")?])?;
+    let entries = entries.as_array().with_context(|| format!("{name}: no list"))?;
+    Ok(entries.iter().map(|entry| entry.get("formatted").cloned().unwrap_or(Value::Null)).collect())
+}
+
+#[test]
+fn bpftool_prints_maps_in_words() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        loaded.fill(&HERE.tables(&[THERE]))?;
+        let subnet = json!({ "prefix_len": 24, "network": [10, 244, 2, 0] });
+
+        let routes = dump(sandbox, ROUTES_V4)?;
+        let peer = json!({
+            "kind": "Vxlan", "vtep": [192, 168, 0, 2], "vni": 1, "ifindex": 21,
+            "next_hop": [192, 168, 0, 2], "mtu": 1500,
+            "vtep_mac": [10, 88, 0, 0, 0, 2], "local_mac": [10, 88, 0, 0, 0, 1],
+        });
+        ensure!(routes == [json!({ "key": subnet, "value": peer })], "{routes:#?}");
+
+        let vteps = dump(sandbox, VTEPS)?;
+        let expected = json!({ "key": [192, 168, 0, 2], "value": { "subnet": subnet } });
+        ensure!(vteps == [expected], "{vteps:#?}");
+
+        let pods = dump(sandbox, PODS_V4)?;
+        let pod = json!({ "ifindex": 41, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
+        ensure!(pods.contains(&json!({ "key": [10, 244, 1, 2], "value": pod })), "{pods:#?}");
+
+        let config = dump(sandbox, CONFIG)?;
+        let value = config.first().map(|entry| &entry["value"]).context("config")?;
+        ensure!(value["fast_path"] == "All" && value["port"] == 8472, "{config:#?}");
+
+        let counters = dump(sandbox, COUNTERS)?;
+        let of_cpu = &counters.first().context("counters")?["values"][0]["value"];
+        ensure!(*of_cpu == json!({ "packets": 0, "bytes": 0 }), "{:#?}", counters.first());
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_put_is_found_until_it_is_removed() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        let vteps = &mut loaded.tables.vteps;
+        let lease = |node: &flannel_common::testing::Node| VtepV4 { subnet: node.subnet };
+        vteps.put(&THERE.vtep, &lease(&THERE))?;
+        vteps.put(&HERE.vtep, &lease(&HERE))?;
+        vteps.put(&THERE.vtep, &lease(&HERE))?;
+        ensure!(vteps.entries()? == [(HERE.vtep, lease(&HERE)), (THERE.vtep, lease(&HERE))].into());
+        vteps.remove(&THERE.vtep)?;
+        vteps.remove(&THERE.vtep).context("what is absent is gone already")?;
+        ensure!(vteps.entries()? == [(HERE.vtep, lease(&HERE))].into());
+        ensure!(loaded.tables.config.get()?.is_none(), "a config before one was written");
+        Ok(())
+    });
+}

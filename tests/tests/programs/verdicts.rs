@@ -1,0 +1,143 @@
+//! Every fixture, and with them every reason, through the programs.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_common::{
+    layout::SubnetV4,
+    path::{Hook, Verdict},
+    reason::{Direction, Reason},
+    testing::{
+        Frame, HERE, THERE,
+        fixtures::{self, Fixture, InKernel},
+        seen_at,
+    },
+};
+
+use crate::{
+    judge::{check, source_port},
+    loaded::{Counted, Loaded},
+    sandbox::in_sandbox,
+};
+
+/// What BPF_PROG_TEST_RUN cannot produce, and which test has it instead.
+const ELSEWHERE: [(Reason, &str); 1] =
+    // The tag's place in the metadata cannot be set.
+    [(Reason::Vlan, "live::tagged_frames_are_the_kernels")];
+
+/// Segments of an aggregate, as the kernel would count them.
+const SEGMENTS: u32 = 3;
+
+fn run_all(hook: Hook) {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        for fixture in fixtures::of(hook) {
+            let verdict = match fixture.in_kernel {
+                InKernel::Agrees => fixture.verdict,
+                InKernel::Overrules(reason) => Verdict::Kernel(reason),
+                InKernel::CannotRun(_) => continue,
+            };
+            run(&mut loaded, &fixture, &verdict).with_context(|| fixture.about)?;
+        }
+        Ok(())
+    });
+}
+
+fn run(loaded: &mut Loaded, fixture: &Fixture, verdict: &Verdict) -> Result<()> {
+    let Fixture { hook, frame, arrival, tables, .. } = fixture;
+    let segments = if arrival.gso_size == 0 { 0 } else { SEGMENTS };
+    loaded.fill(tables)?;
+    let outcome = loaded.run(*hook, frame, arrival, segments)?;
+    check(*hook, frame, segments, verdict, &outcome)
+}
+
+#[test]
+fn from_pod() {
+    run_all(Hook::FromPod);
+}
+
+#[test]
+fn to_overlay() {
+    run_all(Hook::ToOverlay);
+}
+
+#[test]
+fn from_underlay() {
+    run_all(Hook::FromUnderlay);
+}
+
+#[test]
+fn every_reason_of_every_program_is_run() {
+    let mut given = BTreeSet::new();
+    for hook in Hook::ALL {
+        let mut found: BTreeSet<Reason> = ELSEWHERE.iter().map(|(reason, _)| *reason).collect();
+        for fixture in fixtures::of(hook) {
+            match (fixture.in_kernel, fixture.verdict) {
+                (InKernel::Overrules(reason), _)
+                | (
+                    InKernel::Agrees,
+                    Verdict::Kernel(reason) | Verdict::Encap(_, reason) | Verdict::Deliver(_, reason),
+                ) => {
+                    found.insert(reason);
+                }
+                (InKernel::CannotRun(_), _) => {}
+            }
+        }
+        let all = fixtures::decided(hook).iter().chain(fixtures::overruled(hook)).copied();
+        let all: BTreeSet<Reason> = all.collect();
+        assert_eq!(found, all, "{}", hook.program());
+        given.extend(all);
+    }
+    assert_eq!(given, Reason::ALL.iter().copied().collect());
+}
+
+#[test]
+fn a_tunnel_in_a_tunnel_is_refused() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        // The outer packet of the first run looks to the second like one for the same peer: from MAC 0
+        // to MAC 0, and the peer's address is in a leased subnet.
+        let mut tables = HERE.tables(&[THERE]);
+        let mut peer = HERE.peer(&THERE);
+        (peer.vtep_mac, peer.local_mac) = ([0; 6], [0; 6]);
+        tables.routes.insert(THERE.subnet, peer);
+        tables.routes.insert(SubnetV4::of(THERE.vtep, 24), peer);
+        loaded.fill(&tables)?;
+        let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 10).macs([0; 6], [0; 6]).bytes();
+        let hook = Hook::ToOverlay;
+        let outcome = loaded.run_again(hook, &frame, &seen_at(hook), 0, 2)?;
+        let len = frame.len() as u64;
+        let expected = Counted::from([
+            ((Direction::Egress, Reason::EncapOverlay), (1, len)),
+            ((Direction::Egress, Reason::Refused), (1, len + 50)),
+        ]);
+        ensure!(outcome.counted == expected, "{:?}", outcome.counted);
+        ensure!(outcome.action == -1, "action {}", outcome.action);
+        ensure!(outcome.frame.len() == frame.len() + 50, "the refused packet was changed");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flow_keeps_its_source_port_and_flows_differ() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        loaded.fill(&HERE.tables(&[THERE]))?;
+        let mut ports = BTreeSet::new();
+        for flow in 0..64u8 {
+            // The inner UDP source port is the flow; length and TTL are the packet's.
+            let mut port_of = |len, ttl| -> Result<Option<u16>> {
+                let mut frame = Frame::udp(HERE.pod(2), THERE.pod(2), len).ip(|ip| ip.ttl = ttl);
+                frame.payload[1] = flow;
+                let hook = Hook::FromPod;
+                Ok(source_port(&loaded.run(hook, &frame.bytes(), &seen_at(hook), 0)?))
+            };
+            let port = port_of(10, 64)?;
+            ensure!(port == port_of(900, 30)?, "flow {flow} has two source ports");
+            ports.insert(port);
+        }
+        // 64 of 28231 ports collide now and then.
+        ensure!(ports.len() > 48, "64 flows share {} ports", ports.len());
+        Ok(())
+    });
+}
