@@ -16,8 +16,22 @@ use nix::{
     unistd::Pid,
 };
 
+/// Where Debian keeps what only root needs; `su` leaves them out of `PATH`.
+pub(crate) const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+
 /// How long a program that only configures something may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A command that finds `program` also where only root's `PATH` points, and so does whatever it starts.
+pub fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(SYSTEM_DIRECTORIES.map(PathBuf::from));
+    if let Ok(path) = std::env::join_paths(directories) {
+        command.env("PATH", path);
+    }
+    command
+}
 
 /// Runs `command` to its end; its standard output, or an error with its standard error.
 pub fn run(command: &mut Command) -> Result<String> {

@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Result, bail};
 
+use crate::command::SYSTEM_DIRECTORIES;
+
 /// Programs the lab runs, each with the Debian package that brings it.
 const PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
@@ -68,7 +70,7 @@ pub fn lab_available() -> Result<bool> {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .chain(SYSTEM_DIRECTORIES.map(PathBuf::from))
         .map(|directory| directory.join(program))
         .find(|candidate| Path::is_file(candidate))
 }

@@ -5,12 +5,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::surroundings::Cpus;
+use super::surroundings::{Cpus, await_socket};
 use crate::{
     command::{Daemon, run_with},
     traffic::Endpoint,
-    wait::eventually,
 };
+
+/// Port of the server, iperf3's own default.
+const PORT: u16 = 5201;
 
 /// Time beyond the measurement that a client may take to connect and to report.
 const SLACK: Duration = Duration::from_secs(15);
@@ -36,13 +38,7 @@ fn run(client: &Endpoint, server: &Endpoint, seconds: u32, cpus: Cpus, flags: &[
     let mut listen = server.netns().command("taskset");
     listen.args(["-c", &cpus.second.to_string(), "iperf3", "-s", "-1", "-B", &address]);
     let mut listener = Daemon::spawn(&mut listen, log.path())?;
-    eventually(Duration::from_secs(5), "iperf3 listens", || {
-        listener.check_running()?;
-        let sockets = server.netns().inside(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp")?))?;
-        // 5201, state LISTEN.
-        ensure!(sockets.lines().any(|line| line.contains(":1451 00000000:0000 0A")), "sockets:\n{sockets}");
-        Ok(())
-    })?;
+    await_socket(server, "tcp", PORT, &mut listener)?;
     let mut command = client.netns().command("taskset");
     command.args(["-c", &cpus.first.to_string(), "iperf3", "-J", "-c", &address, "-t", &seconds.to_string()]);
     command.args(flags);

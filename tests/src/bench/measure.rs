@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{Subject, iperf, ping_pong, surroundings::Cpus};
+use super::{Subject, iperf, sockperf, surroundings::Cpus};
 
 /// One figure of a dataplane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -50,11 +50,9 @@ impl Measure {
                  (the sender is the limit of the fastest paths)"
             }
             Self::TcpPingPong => {
-                "64 bytes to and fro over one TCP_NODELAY connection, both ends on one CPU; mean"
+                "sockperf ping-pong --tcp -m 64, client and server pinned to the same CPU; mean"
             }
-            Self::UdpPingPong => {
-                "64 bytes to and fro between two connected sockets, both ends on one CPU; mean"
-            }
+            Self::UdpPingPong => "sockperf ping-pong -m 64, client and server pinned to the same CPU; mean",
         }
     }
 
@@ -74,8 +72,8 @@ impl Measure {
         match self {
             Self::Tcp => iperf::tcp(client, server, seconds, cpus),
             Self::Udp => iperf::udp(client, server, seconds, cpus),
-            Self::TcpPingPong => ping_pong::tcp(client, server, seconds, cpus),
-            Self::UdpPingPong => ping_pong::udp(client, server, seconds, cpus),
+            Self::TcpPingPong => sockperf::tcp(client, server, seconds, cpus),
+            Self::UdpPingPong => sockperf::udp(client, server, seconds, cpus),
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::requirements;
 mod iperf;
 mod measure;
 mod mode;
-mod ping_pong;
 mod report;
+mod sockperf;
 mod surroundings;
 
 pub use surroundings::Surroundings;
@@ -36,7 +36,8 @@ pub struct Options {
 
 impl Options {
     /// Programs needed beyond the lab's own, with their Debian packages.
-    pub const PROGRAMS: [(&'static str, &'static str); 2] = [("iperf3", "iperf3"), ("taskset", "util-linux")];
+    pub const PROGRAMS: [(&'static str, &'static str); 3] =
+        [("iperf3", "iperf3"), ("sockperf", "sockperf"), ("taskset", "util-linux")];
 }
 
 /// Builds a pair of nodes for each mode, measures in turns, and reports. `progress` is told each step.

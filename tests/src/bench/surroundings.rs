@@ -1,13 +1,15 @@
 //! The machine that measures.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
 };
 use serde::Serialize;
+
+use crate::{command::Daemon, traffic::Endpoint, wait::eventually};
 
 /// Two CPUs to pin to; the same one twice where there is only one.
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +28,16 @@ impl Cpus {
     }
 }
 
-/// Keeps the calling thread on `cpu`.
-pub(super) fn pin_thread(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to CPU {cpu}"))
+/// Waits until `daemon` listens on `port` at `server`: `table` is `tcp` or `udp`.
+pub(super) fn await_socket(server: &Endpoint, table: &str, port: u16, daemon: &mut Daemon) -> Result<()> {
+    let path = format!("/proc/thread-self/net/{table}");
+    let local = format!(":{port:04X} 00000000:0000 ");
+    eventually(Duration::from_secs(5), &format!("a {table} socket on port {port}"), || {
+        daemon.check_running()?;
+        let sockets = server.netns().inside(|| fs::read_to_string(&path).with_context(|| path.clone()))?;
+        ensure!(sockets.contains(&local), "sockets:\n{sockets}");
+        Ok(())
+    })
 }
 
 /// What the figures depend on beside the code.

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
-use flannel_common::map::{CONFIG, COUNTERS, LAYOUT_VERSION, PIN_DIRECTORY, PODS_V4, ROUTES_V4, VTEPS};
+use flannel_common::map::{
+    CONFIG, COUNTERS, FROM_POD, LAYOUT_VERSION, PIN_DIRECTORY, PODS_V4, ROUTES_V4, VTEPS,
+};
 
 use crate::lab::{Cluster, PREFIX};
 
@@ -26,7 +28,7 @@ pub(super) fn instructions(cluster: &Cluster) -> Result<String> {
             first.node.netns().name(),
             cluster.etcd.endpoint()
         ),
-        format!("  ip netns exec {} bpftool net", first.node.netns().name()),
+        format!("  bpftool prog show name {FROM_POD}"),
     ];
     for map in [ROUTES_V4, VTEPS, PODS_V4, CONFIG, COUNTERS] {
         lines.push(format!("  bpftool map dump pinned {}", maps.join(map).display()));

@@ -47,7 +47,7 @@ pub struct Findings {
 /// pods cannot talk, after showing everything.
 pub fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
     requirements::check(&bench::Options::PROGRAMS)?;
-    let lab = Lab::named(NAME).context("`flannel-lab demo --down` removes it")?;
+    let lab = Lab::named(NAME).context("start the demo; `cargo xtask demo --down` removes one that is up")?;
     let nodes = format!("etcd, {NODES} nodes with an agent each, {PODS} pods each");
     let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::All))?;
     let findings = look(&cluster, progress)?;

@@ -16,7 +16,6 @@ use std::{
     fs::{self, File},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicU32, Ordering},
@@ -35,7 +34,10 @@ pub use stock::{Peer, Stock};
 pub use store::{Etcd, PREFIX};
 pub use subnet_env::SubnetEnv;
 
-use crate::{command::run, requirements::lab_available};
+use crate::{
+    command::{run, tool},
+    requirements::lab_available,
+};
 
 mod agent;
 mod cluster;
@@ -93,7 +95,7 @@ impl Names {
     /// Removes a namespace before the lab ends.
     fn remove(&self, netns: &Netns) -> Result<()> {
         locked(&self.made).remove(netns.name());
-        run(Command::new("ip").args(["netns", "del", netns.name()])).map(drop)
+        run(tool("ip").args(["netns", "del", netns.name()])).map(drop)
     }
 }
 

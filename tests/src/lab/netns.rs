@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
-use crate::command::{run, run_with};
+use crate::command::{run, run_with, tool};
 
 /// Where `ip netns` keeps its handles.
 pub(crate) const DIRECTORY: &str = "/run/netns";
@@ -26,7 +26,7 @@ pub struct Netns {
 
 impl Netns {
     pub(crate) fn create(name: String) -> Result<Self> {
-        run(Command::new("ip").args(["netns", "add", &name]))?;
+        run(tool("ip").args(["netns", "add", &name]))?;
         let netns = Self { name };
         netns.ip("link set lo up")?;
         Ok(netns)
@@ -45,7 +45,7 @@ impl Netns {
     /// A command that will run in here, with a `/sys` that shows this namespace. The process id of the
     /// child is that of `program`.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
+        let mut command = tool("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
     }
@@ -57,17 +57,17 @@ impl Netns {
 
     /// `ip -n <name> <words>`; its standard output.
     pub fn ip(&self, words: &str) -> Result<String> {
-        run(Command::new("ip").args(["-n", &self.name]).args(words.split_whitespace()))
+        run(tool("ip").args(["-n", &self.name]).args(words.split_whitespace()))
     }
 
     /// `bridge -n <name> <words>`; its standard output.
     pub fn bridge(&self, words: &str) -> Result<String> {
-        run(Command::new("bridge").args(["-n", &self.name]).args(words.split_whitespace()))
+        run(tool("bridge").args(["-n", &self.name]).args(words.split_whitespace()))
     }
 
     /// Several `ip` commands, one a line, in one process. Stops at the first that fails.
     pub fn ip_batch(&self, lines: &str) -> Result<()> {
-        let mut command = Command::new("ip");
+        let mut command = tool("ip");
         command.args(["-n", &self.name, "-batch", "-"]);
         run_with(&mut command, lines, Duration::from_secs(30)).with_context(|| lines.to_owned())?;
         Ok(())

@@ -9,7 +9,6 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -21,7 +20,10 @@ use nix::{
 };
 
 use super::netns;
-use crate::{command::run, wait::eventually};
+use crate::{
+    command::{run, tool},
+    wait::eventually,
+};
 
 /// Where labs keep what is theirs.
 pub const ROOT: &str = "/run/flannel-ebpf-lab";
@@ -57,7 +59,7 @@ pub fn remove(id: &str) -> Result<()> {
         }
     }
     for name in &names {
-        if let Err(error) = run(Command::new("ip").args(["netns", "del", name])) {
+        if let Err(error) = run(tool("ip").args(["netns", "del", name])) {
             failures.push(format!("{error:#}"));
         }
     }
