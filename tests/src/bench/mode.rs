@@ -16,6 +16,8 @@ use crate::{
 pub enum Mode {
     /// Node to node, no overlay.
     Bare,
+    /// The same with flannel's iptables rules, which every node of a cluster has.
+    BareRules,
     /// Pod to pod over the kernel's VXLAN, no netfilter.
     Kernel,
     /// The same with flannel's iptables rules: what stock flannel is.
@@ -30,13 +32,14 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const EACH: [Self; 6] =
-        [Self::Bare, Self::Kernel, Self::KernelRules, Self::Off, Self::Overlay, Self::All];
+    pub const EACH: [Self; 7] =
+        [Self::Bare, Self::BareRules, Self::Kernel, Self::KernelRules, Self::Off, Self::Overlay, Self::All];
 
     /// As tables call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare network",
+            Self::BareRules => "bare network + flannel's rules",
             Self::Kernel => "kernel VXLAN",
             Self::KernelRules => "kernel VXLAN + flannel's rules",
             Self::Off => "agent, off",
@@ -47,7 +50,7 @@ impl Mode {
 
     fn fast_path(self) -> Option<FastPath> {
         match self {
-            Self::Bare | Self::Kernel | Self::KernelRules => None,
+            Self::Bare | Self::BareRules | Self::Kernel | Self::KernelRules => None,
             Self::Off => Some(FastPath::Off),
             Self::Overlay => Some(FastPath::Overlay),
             Self::All => Some(FastPath::All),
@@ -78,8 +81,12 @@ impl Subject {
         let lab = Lab::new()?;
         let (cluster, client, server) = match mode.fast_path() {
             Some(fast_path) => agents(&lab, fast_path)?,
-            None if mode == Mode::Bare => {
+            None if matches!(mode, Mode::Bare | Mode::BareRules) => {
                 let (a, b) = lab.pair()?;
+                if mode == Mode::BareRules {
+                    a.load_flannel_rules()?;
+                    b.load_flannel_rules()?;
+                }
                 (None, a.underlay_endpoint(), b.underlay_endpoint())
             }
             None => kernel(&lab, mode == Mode::KernelRules)?,
