@@ -81,15 +81,11 @@ impl Subject {
         let lab = Lab::new()?;
         let (cluster, client, server) = match mode.fast_path() {
             Some(fast_path) => agents(&lab, fast_path)?,
-            None if matches!(mode, Mode::Bare | Mode::BareRules) => {
+            None if mode == Mode::Bare => {
                 let (a, b) = lab.pair()?;
-                if mode == Mode::BareRules {
-                    a.load_flannel_rules()?;
-                    b.load_flannel_rules()?;
-                }
                 (None, a.underlay_endpoint(), b.underlay_endpoint())
             }
-            None => kernel(&lab, mode == Mode::KernelRules)?,
+            None => kernel(&lab, mode)?,
         };
         ping(&client, &server, 56)?;
         tcp::bulk(&client, &server, 16 << 20)?;
@@ -128,15 +124,18 @@ impl Subject {
     }
 }
 
-fn kernel(lab: &Lab, rules: bool) -> Result<(Option<Cluster>, Endpoint, Endpoint)> {
+fn kernel(lab: &Lab, mode: Mode) -> Result<(Option<Cluster>, Endpoint, Endpoint)> {
     let (a, b) = lab.pair()?;
     stock::join(&mut [&mut a.stock()?, &mut b.stock()?])?;
     let pods = [a.pod("pod1")?, b.pod("pod1")?];
-    if rules {
+    if mode != Mode::Kernel {
         a.load_flannel_rules()?;
         b.load_flannel_rules()?;
     }
-    Ok((None, pods[0].endpoint(), pods[1].endpoint()))
+    Ok(match mode {
+        Mode::BareRules => (None, a.underlay_endpoint(), b.underlay_endpoint()),
+        _ => (None, pods[0].endpoint(), pods[1].endpoint()),
+    })
 }
 
 fn agents(lab: &Lab, fast_path: FastPath) -> Result<(Option<Cluster>, Endpoint, Endpoint)> {
