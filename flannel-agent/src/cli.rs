@@ -151,7 +151,11 @@ impl Cli {
         arguments: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, clap::Error> {
-        let mut arguments: Vec<OsString> = arguments.into_iter().map(go_flag).collect();
+        // A flag set to nothing, as unit files do with empty variables, is not set.
+        let empty =
+            |argument: &OsString| argument.to_str().is_some_and(|text| is_flag(text) && text.ends_with('='));
+        let mut arguments: Vec<OsString> =
+            arguments.into_iter().map(go_flag).filter(|argument| !empty(argument)).collect();
         let mut command = Self::command();
         let given = |name: &str| {
             let flag = format!("--{name}");
@@ -175,6 +179,10 @@ impl Cli {
         arguments.splice(at..at, twins);
         Self::from_arg_matches(&command.try_get_matches_from_mut(arguments)?)
     }
+}
+
+fn is_flag(argument: &str) -> bool {
+    argument.starts_with("--") && argument.matches('=').count() == 1
 }
 
 /// Go's flags may have one dash: `-iface eth0` is `--iface eth0`. `-v` and `-h` are as they are.

@@ -172,3 +172,33 @@ fn leases_that_changed_meanwhile_are_caught_up_with() -> Result<()> {
         })
     })
 }
+
+/// Where the kernel takes no programs (here: no BPF file system to pin them in), the agent says why, once,
+/// and the node is one of stock flannel; given one, it overtakes the kernel's path. Nothing is lost.
+#[test]
+fn without_ebpf_the_kernel_carries_everything() -> Result<()> {
+    const SAID: &str = "eBPF cannot be used here";
+    in_lab(|lab| {
+        let mut cluster = ready(lab, FastPath::Off)?;
+        under_traffic(&mut cluster, |cluster| {
+            let bpffs = cluster.members[0].agent.bpffs().display().to_string();
+            let agent = &mut cluster.members[0].agent;
+            terminated(agent)?;
+            agent.set_flag("fast-path", FastPath::All.name());
+            agent.set_flag("bpffs", &lab.dir().display().to_string());
+            agent.start_again()?;
+            sleep(Duration::from_secs(1));
+            let log = agent.log();
+            ensure!(log.matches(SAID).count() == 1, "not said once:\n{log}");
+            ensure!(log.contains("--bpffs"), "the log names no remedy:\n{log}");
+
+            terminated(agent)?;
+            agent.set_flag("bpffs", &bpffs);
+            agent.start_again()?;
+            terminated(&mut cluster.members[1].agent)?;
+            cluster.members[1].agent.set_flag("fast-path", FastPath::All.name());
+            cluster.members[1].agent.start_again()?;
+            cluster.await_fast_path(0, 1, FastPath::All)
+        })
+    })
+}

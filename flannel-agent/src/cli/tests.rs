@@ -38,6 +38,13 @@ fn the_command_line_wins_over_the_environment_and_that_over_defaults() {
 }
 
 #[test]
+fn a_flag_set_to_nothing_is_not_set() {
+    let twins = [("FLANNELD_ETCD_PREFIX", "/env")];
+    let etcd = read(&["-etcd-keyfile=", "--etcd-prefix="], &twins).unwrap().run.etcd;
+    assert_eq!((etcd.etcd_keyfile, etcd.etcd_prefix.as_str()), (None, "/env"));
+}
+
+#[test]
 fn wrong_values_name_flag_and_remedy() {
     for (arguments, words) in [
         (&["--fast-path=fast"][..], &["--fast-path", "overlay"][..]),
