@@ -59,32 +59,43 @@ impl Programs {
         }
         // No link, or one of an interface that is gone or renamed.
         self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))?;
-        if let Some(directory) = pin.parent() {
-            Pins::make(directory).map_err(|error| failed(chain(&error)))?;
-        }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program
             .attach_with_options(interface, side(hook), options)
             .map_err(|error| failed(describe(&error)))?;
         let link = program.take_link(id).map_err(|error| failed(chain(&error)))?;
         let link = FdLink::try_from(link).map_err(|error| failed(chain(&error)))?;
+        if let Some(directory) = pin.parent() {
+            Pins::make(directory).map_err(|error| failed(chain(&error)))?;
+        }
         link.pin(&pin).map_err(|error| failed(chain(&error)))?;
         Ok(())
     }
 
-    /// Gives every pinned link this process's program, in place, and removes the pins of interfaces that
-    /// are gone.
+    /// Gives every pinned link this process's program, in place.
     ///
     /// # Errors
     /// When pins cannot be listed or removed.
     pub fn adopt(&mut self) -> Result<(), PinError> {
+        self.forget_gone()?;
+        for (interface, hook) in self.pins.pinned_links()? {
+            if let Err(error) = self.attach(&interface, hook) {
+                // The old program goes on; the plan says whether it should.
+                warn!(interface, hook = hook.program(), %error, "kept the program of an earlier agent");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the pins of interfaces that are gone: the links in them hold nothing any more.
+    ///
+    /// # Errors
+    /// When pins cannot be listed or removed.
+    pub fn forget_gone(&self) -> Result<(), PinError> {
         for (interface, hook) in self.pins.pinned_links()? {
             if if_nametoindex(interface.as_str()).is_err() {
                 debug!(interface, hook = hook.program(), "removed the link of an interface that is gone");
                 self.detach(&interface, hook)?;
-            } else if let Err(error) = self.attach(&interface, hook) {
-                // The old program goes on; the plan says whether it should.
-                warn!(interface, hook = hook.program(), %error, "kept the program of an earlier agent");
             }
         }
         Ok(())

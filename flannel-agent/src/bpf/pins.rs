@@ -125,6 +125,10 @@ impl Pins {
         for (interface, hook) in self.pinned_links()? {
             self.remove_link(&interface, hook)?;
         }
+        for directory in entries(&self.links())? {
+            // One with a stranger's file in it stays.
+            let _ = fs::remove_dir(self.links().join(directory));
+        }
         for name in entries(&self.maps())? {
             remove(&self.map(&name))?;
         }

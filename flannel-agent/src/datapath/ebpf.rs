@@ -83,6 +83,8 @@ impl Loaded {
     fn observe(&mut self) -> Result<BpfState, String> {
         let text = |error: MapFault| error.to_string();
         let indexes = indexes()?;
+        // Pods come and go: their links' pins would pile up.
+        self.programs.forget_gone().map_err(|error| error.to_string())?;
         let mut hooks = std::collections::BTreeSet::new();
         for (interface, hook) in self.programs.attached().map_err(|error| error.to_string())? {
             if let Some(index) = indexes.get(&interface) {

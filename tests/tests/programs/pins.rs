@@ -33,6 +33,8 @@ fn remove_all_leaves_nothing() {
         programs.attach("underlay", Hook::FromUnderlay)?;
         ensure!(left(sandbox)? == ["flannel".to_owned()].into());
         ensure!(pins.pinned_links()?.len() == 3);
+        ensure!(programs.attach("nosuch", Hook::FromPod).is_err());
+        ensure!(!pins.links().join("nosuch").exists(), "a failed attachment left a directory");
         pins.remove_all()?;
         ensure!(left(sandbox)?.is_empty(), "left: {:?}", left(sandbox)?);
         ensure!(programs.attached()?.is_empty());
