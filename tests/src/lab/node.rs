@@ -100,7 +100,7 @@ impl Node {
         Agent::start(self, etcd.endpoint(), options)
     }
 
-    /// Makes this a node as stock flannel makes one, holding 10.244.`number`.0/24, unpublished and
+    /// Makes this a node as stock flannel makes one, holding 10.244.(200 + `number`).0/24, unpublished and
     /// without peers.
     pub fn stock(&self) -> Result<Stock> {
         Stock::create(self)

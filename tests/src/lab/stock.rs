@@ -51,7 +51,9 @@ pub struct Stock {
 
 impl Stock {
     pub(super) fn create(node: &Node) -> Result<Self> {
-        let subnet = Ipv4Network::new(Ipv4Addr::new(10, 244, node.number(), 0), 24)?;
+        // Beyond the first hundred subnets, of which agents take theirs at random.
+        let third = node.number().checked_add(200).context("a lab has room for 55 stock nodes")?;
+        let subnet = Ipv4Network::new(Ipv4Addr::new(10, 244, third, 0), 24)?;
         let network = Ipv4Network::new(Ipv4Addr::new(10, 244, 0, 0), 16)?;
         let own = Peer { subnet, public_ip: node.address(), mac: Mac::random() };
         let stock = Self { netns: node.netns().clone(), own, peers: BTreeMap::new() };
