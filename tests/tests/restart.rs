@@ -158,9 +158,10 @@ fn leases_that_changed_meanwhile_are_caught_up_with() -> Result<()> {
         under_traffic(&mut cluster, |cluster| {
             cluster.members[0].agent.kill()?;
             cluster.members[2].agent.kill()?;
-            cluster.etcd.delete_lease(gone)?;
             cluster.members.truncate(2);
+            // First the new one: it could be given the subnet that gets free.
             cluster.join(lab, FastPath::All)?;
+            cluster.etcd.delete_lease(gone)?;
             cluster.members[0].agent.start_again()?;
             cluster.await_reachable(&[])?;
             let node = cluster.members[0].node.netns().clone();
