@@ -52,12 +52,9 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
             info!(signal = name, "stopping; the dataplane goes on without the agent");
             let _ = stop.send(true);
         };
-        let agent = Agent { options, stopped };
-        let (result, ()) = tokio::join!(agent.run(), async {
-            // Ends with the signal, or never: the agent's result then ends the process.
-            tokio::spawn(signals);
-        });
-        result
+        // Ends with a signal, or with the runtime.
+        tokio::spawn(signals);
+        Agent { options, stopped }.run().await
     })
 }
 

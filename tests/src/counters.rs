@@ -2,12 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context as _, Result};
-use aya::maps::{Map, MapData, PerCpuArray};
-use flannel_common::{
-    map,
-    reason::{Class, Direction, Reason, slot},
-};
+use anyhow::Result;
+use flannel_agent::bpf::{Pins, Traffic, read_counters};
+use flannel_common::reason::{Class, Direction, Reason};
 
 /// Packets and bytes of one counter, over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,23 +22,13 @@ pub struct Counters(BTreeMap<(Direction, Reason), Count>);
 impl Counters {
     /// Reads those pinned below `bpffs`.
     pub fn read(bpffs: &Path) -> Result<Self> {
-        let path = bpffs.join(map::PIN_DIRECTORY).join(map::LAYOUT_VERSION).join("maps").join(map::COUNTERS);
-        let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
-        let array: PerCpuArray<_, [u64; 2]> =
-            Map::PerCpuArray(data).try_into().with_context(|| format!("{} is no counter", path.display()))?;
-        let mut counts = BTreeMap::new();
-        for direction in Direction::ALL {
-            for reason in Reason::ALL {
-                let place = slot(direction, *reason);
-                let mut sum = Count::default();
-                for [packets, bytes] in array.get(&place, 0).with_context(|| format!("slot {place}"))?.iter()
-                {
-                    sum.packets += packets;
-                    sum.bytes += bytes;
-                }
-                counts.insert((direction, *reason), sum);
-            }
-        }
+        let rows = read_counters(&Pins::under(bpffs)?)?;
+        let counts = rows
+            .into_iter()
+            .map(|Traffic { direction, reason, packets, bytes }| {
+                ((direction, reason), Count { packets, bytes })
+            })
+            .collect();
         Ok(Self(counts))
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
-use flannel_common::{path::Hook, reason::Class};
+use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
@@ -175,13 +175,9 @@ fn counters(options: &CounterOptions) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.set_header(["direction", "path", "reason", "packets", "bytes", "meaning"]);
     for row in rows {
-        let path = match row.reason.class() {
-            Class::Fast => "fast",
-            Class::Kernel => "kernel",
-        };
         table.add_row([
             row.direction.label().to_owned(),
-            path.to_owned(),
+            row.reason.class().label().to_owned(),
             row.reason.label().to_owned(),
             row.packets.to_string(),
             row.bytes.to_string(),
