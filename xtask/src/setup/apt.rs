@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{failure::failure, ui::Step};
+use crate::{failure::failure, host, ui::Step};
 
 /// A set of package names.
 #[derive(Default)]
@@ -103,8 +103,27 @@ fn run(step: &Step, packages: &Packages, arguments: &[&str]) -> Result<()> {
     })
 }
 
+/// Whether all of these can be installed. A fresh machine's lists are older than a security update that brought
+/// one of them: they are fetched before the answer is no.
+pub(crate) fn offers(names: &[&str]) -> bool {
+    let all = || unavailable(names).is_ok_and(|unavailable| unavailable.is_empty());
+    if all() {
+        return true;
+    }
+    if !host::is_root() {
+        return false;
+    }
+    let step = Step::start("Fetching the package lists");
+    match step.run_as("apt-get", &mut apt_get(&["update"])) {
+        Ok(()) => step.done("fetched"),
+        // What is missing is asked for by name later, and said then.
+        Err(error) => step.done(&format!("not fetched: {error:#}")),
+    }
+    all()
+}
+
 /// Which of these the package lists do not offer.
-pub(crate) fn unavailable<'a>(names: &[&'a str]) -> Result<Vec<&'a str>> {
+fn unavailable<'a>(names: &[&'a str]) -> Result<Vec<&'a str>> {
     let output = Command::new("apt-cache")
         .arg("policy")
         .args(names)

@@ -142,9 +142,7 @@ fn may_install_llvm(llvm_major: u32) -> bool {
     let packages = install_linker::packages(llvm_major);
     let names: Vec<&str> = packages.iter().map(String::as_str).collect();
     // Who is not root is told to install them only if there is no other way.
-    host::has_apt()
-        && (host::is_root() || !install_linker::can_download(llvm_major))
-        && apt::unavailable(&names).is_ok_and(|unavailable| unavailable.is_empty())
+    host::has_apt() && (host::is_root() || !install_linker::can_download(llvm_major)) && apt::offers(&names)
 }
 
 /// Writes down what was found, and gives it a name for use by hand.
