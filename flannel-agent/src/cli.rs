@@ -1,11 +1,17 @@
 //! The command line: upstream's flags, their `FLANNELD_` twins, and ours.
 
-use std::{ffi::OsString, net::Ipv4Addr, path::PathBuf};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use clap::{
-    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, builder::PossibleValue,
+    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    builder::PossibleValue,
 };
 use flannel_common::layout;
+use ipnetwork::Ipv4Network;
 
 use crate::{bpf::LogLevel, cmd};
 
@@ -45,9 +51,18 @@ pub struct RunOptions {
     /// taken. Default: that of the default route.
     #[arg(long, value_name = "IP|NAME", help_heading = "Network")]
     pub iface: Vec<String>,
+    /// The same by a regular expression on addresses, then on names; repeatable, tried after --iface.
+    #[arg(long, value_name = "REGEX", help_heading = "Network")]
+    pub iface_regex: Vec<String>,
+    /// The same by the route to an address, tried last.
+    #[arg(long, value_name = "IP", help_heading = "Network")]
+    pub iface_can_reach: Option<IpAddr>,
     /// Address other nodes reach this one at. Default: that of the interface.
     #[arg(long, value_name = "IP", help_heading = "Network", value_parser = ipv4)]
     pub public_ip: Option<Ipv4Addr>,
+    /// IPv6 address other nodes reach this one at.
+    #[arg(long, value_name = "IP", help_heading = "Network")]
+    pub public_ipv6: Option<Ipv6Addr>,
     /// File that tells container runtimes this node's subnet.
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", help_heading = "Network")]
     pub subnet_file: PathBuf,
@@ -55,6 +70,42 @@ pub struct RunOptions {
     #[arg(long, value_name = "MINUTES", default_value_t = 60, help_heading = "Network",
           value_parser = clap::value_parser!(u16).range(1..=1439))]
     pub subnet_lease_renew_margin: u16,
+    /// Masquerade what pods send out of the cluster's network.
+    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
+    pub ip_masq: bool,
+    /// Masquerade with the kernel's own choice of source ports.
+    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
+    pub ip_masq_fully_random_disable: bool,
+    /// Seconds between looks at the rules.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = "Rules",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub iptables_resync: u32,
+    /// Accept forwarded packets of the cluster's network.
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
+    pub iptables_forward_rules: bool,
+    /// Route what of our own subnet no pod has into a blackhole.
+    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
+    pub ip_blackhole_route: bool,
+    /// Destinations that pods' packets reach with the pod's own address; repeatable.
+    #[arg(long, value_name = "CIDR", help_heading = "Rules")]
+    pub snat_exempt_cidr: Vec<Ipv4Network>,
+    /// File of such destinations, one a line; read again when it changes.
+    #[arg(long, value_name = "FILE", help_heading = "Rules")]
+    pub snat_exempt_file: Option<PathBuf>,
+    /// Exempt the addresses of all nodes, too.
+    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
+    pub snat_exempt_nodes: bool,
+    /// Address that /healthz and /readyz are served at.
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = "Health")]
+    pub healthz_ip: IpAddr,
+    /// Port they are served at; 0 serves nothing.
+    #[arg(long, value_name = "PORT", default_value_t = 0, help_heading = "Health")]
+    pub healthz_port: u16,
     /// How far packets may skip the host's stack.
     #[arg(long, value_name = "HOW FAR", default_value = "overlay", help_heading = "eBPF")]
     pub fast_path: FastPath,
@@ -135,6 +186,15 @@ impl ValueEnum for FastPath {
             layout::FastPath::Flow => return None,
         };
         Some(PossibleValue::new(self.0.label()).help(help))
+    }
+}
+
+/// What Go's strconv.ParseBool takes.
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".to_owned()),
     }
 }
 
