@@ -106,6 +106,11 @@ impl Node {
         Stock::create(self)
     }
 
+    /// Starts stock flannel's part where any flannel ran before, on what that left behind.
+    pub fn stock_again(&self, etcd: &Etcd) -> Result<Stock> {
+        Stock::adopt(self, etcd)
+    }
+
     /// Adds a pod by the CNI plugins, as kubelet and flannel's plugin would; `name` is unique on this node.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         let netns = self.names.netns(&format!("{}-{name}", self.name()))?;

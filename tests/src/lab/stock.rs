@@ -62,6 +62,57 @@ impl Stock {
         Ok(stock)
     }
 
+    /// What stock flannel does when it starts on a node that has run before, whichever flannel it was: it looks
+    /// for its own lease by its address, keeps a device that fits and makes another of one that does not, and
+    /// programs every peer. Nothing that it finds is removed.
+    pub(super) fn adopt(node: &Node, etcd: &Etcd) -> Result<Self> {
+        let mut own = None;
+        for (subnet, lease) in etcd.leases()? {
+            let peer = Peer::from_lease(subnet, &lease)?;
+            own = own.or(peer.filter(|peer| peer.public_ip == node.address()));
+        }
+        let own = own.with_context(|| format!("etcd has no lease of {}", node.address()))?;
+        let mut stock = Self { netns: node.netns().clone(), own, peers: BTreeMap::new() };
+        match stock.fitting_device()? {
+            Some(mac) => stock.own.mac = mac,
+            None => {
+                // Gone already, perhaps.
+                let _ = stock.netns.ip(&format!("link del {DEVICE}"));
+                stock.own.mac = Mac::random();
+                stock.create_device()?;
+            }
+        }
+        let base = own.subnet.network();
+        stock.netns.ip_batch(&format!("addr replace {base}/32 dev {DEVICE}\nlink set {DEVICE} up\n"))?;
+        stock.publish(etcd)?;
+        stock.sync(etcd)?;
+        let env = node.subnet_env()?;
+        SubnetEnv { subnet: own.subnet, mtu: 1450, ..env }.write(&node.subnet_file())?;
+        Ok(stock)
+    }
+
+    /// MAC of the device there is, unless stock flannel would delete it: it compares these and no other
+    /// attributes (pkg/backend/vxlan, `vxlanLinksIncompat`).
+    fn fitting_device(&self) -> Result<Option<Mac>> {
+        let Ok(listing) = self.netns.ip(&format!("-json -details link show dev {DEVICE}")) else {
+            return Ok(None);
+        };
+        let links: Value = serde_json::from_str(&listing).context("ip -json link")?;
+        let link = &links[0];
+        let info = &link["linkinfo"];
+        let data = &info["info_data"];
+        let fits = info["info_kind"] == "vxlan"
+            && data["id"] == VNI
+            && data["port"] == PORT
+            && data["local"] == self.own.public_ip.to_string()
+            && data["link"] == "eth0"
+            && data["group"].is_null()
+            && data["l2miss"] != true
+            && data["gbp"] != true;
+        let mac = link["address"].as_str().context("a device without a MAC")?.parse()?;
+        Ok(fits.then_some(mac))
+    }
+
     fn create_device(&self) -> Result<()> {
         let Peer { subnet, public_ip, mac } = self.own;
         self.netns.ip_batch(&format!(

@@ -1,0 +1,173 @@
+//! A cluster of stock flannel becomes one of ours and stock flannel again, node by node, under traffic.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::{Result, ensure};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use flannel_tests::{
+    eventually,
+    lab::{Agent, CONVERGENCE, Etcd, FastPath, Lab, Node, Pod, Stock, in_lab},
+    traffic::{Endpoint, Paced, PacedReport, reachability},
+};
+
+/// What runs on a machine.
+enum Daemon {
+    Stock(Stock),
+    Agent(Agent),
+    /// Between the two.
+    Nothing,
+}
+
+struct Machine {
+    pod: Pod,
+    daemon: Daemon,
+    node: Node,
+}
+
+impl Machine {
+    fn stock(lab: &Lab, etcd: &Etcd) -> Result<Self> {
+        let node = lab.node()?;
+        let stock = node.stock()?;
+        stock.publish(etcd)?;
+        Ok(Self { pod: node.pod("pod1")?, daemon: Daemon::Stock(stock), node })
+    }
+
+    /// Stock flannel's watch: what it would have seen by now.
+    fn sync(&mut self, etcd: &Etcd) -> Result<()> {
+        match &mut self.daemon {
+            Daemon::Stock(stock) => stock.sync(etcd),
+            Daemon::Agent(_) | Daemon::Nothing => Ok(()),
+        }
+    }
+
+    /// Stops stock flannel, which leaves everything as it is, and starts the agent.
+    fn to_agent(&mut self, etcd: &Etcd, fast_path: FastPath) -> Result<()> {
+        self.daemon = Daemon::Nothing;
+        self.daemon = Daemon::Agent(self.node.agent(etcd, fast_path.into())?);
+        Ok(())
+    }
+
+    /// Stops the agent, which leaves everything as it is, and starts stock flannel.
+    fn to_stock(&mut self, etcd: &Etcd) -> Result<()> {
+        if let Daemon::Agent(agent) = &mut self.daemon {
+            let status = agent.terminate()?;
+            ensure!(status.success(), "SIGTERM ended the agent with {status}");
+        }
+        self.daemon = Daemon::Nothing;
+        self.daemon = Daemon::Stock(self.node.stock_again(etcd)?);
+        Ok(())
+    }
+
+    /// What must outlive a swap: device and MAC, its address, and the file for the CNI plugin.
+    fn identity(&self) -> Result<String> {
+        let link = self.node.netns().ip("-o link show dev flannel.1")?;
+        let mac = link.split("link/ether ").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default();
+        let index = link.split(':').next().unwrap_or_default();
+        let address = self.node.netns().ip("-4 -br addr show dev flannel.1")?;
+        Ok(format!("{index} {mac} {} {:?}", address.trim(), self.node.subnet_env()?))
+    }
+}
+
+struct Swaps {
+    table: Table,
+    machines: Vec<Machine>,
+    etcd: Etcd,
+}
+
+impl Swaps {
+    fn start(lab: &Lab) -> Result<Self> {
+        let etcd = lab.etcd()?;
+        let mut machines = (0..3).map(|_| Machine::stock(lab, &etcd)).collect::<Result<Vec<_>>>()?;
+        for machine in &mut machines {
+            machine.sync(&etcd)?;
+        }
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        table.set_header(["node", "swap", "flow", "sent", "lost", "longest gap ms"]);
+        let swaps = Self { table, machines, etcd };
+        swaps.await_reachable()?;
+        Ok(swaps)
+    }
+
+    fn pods(&self) -> Vec<Endpoint> {
+        self.machines.iter().map(|machine| machine.pod.endpoint()).collect()
+    }
+
+    fn await_reachable(&self) -> Result<()> {
+        let pods = self.pods();
+        eventually(CONVERGENCE, "every pod reaches every pod", || reachability(&pods).check_complete())
+    }
+
+    /// Swaps one machine's daemon under 1 kHz each way, between pods and between host and pod, and fails if
+    /// a packet is lost or anything that must stay does not.
+    fn swap(
+        &mut self,
+        at: usize,
+        name: &str,
+        swap: impl FnOnce(&mut Machine, &Etcd) -> Result<()>,
+    ) -> Result<()> {
+        let other = (at + 1) % self.machines.len();
+        let (own, peer) = (&self.machines[at], &self.machines[other]);
+        let pods = Paced::usual(&own.pod.endpoint(), &peer.pod.endpoint())?;
+        let host = Paced::usual(&own.node.overlay_endpoint()?, &peer.pod.endpoint())?;
+        sleep(Duration::from_millis(500));
+        let (before, leases) = (own.identity()?, self.etcd.leases()?);
+        let outcome = swap(&mut self.machines[at], &self.etcd);
+        // Stock flannel renews; the others see an event.
+        let synced = self.machines.iter_mut().try_for_each(|machine| machine.sync(&self.etcd));
+        sleep(Duration::from_millis(1500));
+        let (pods, host) = (pods.stop()?, host.stop()?);
+        outcome.and(synced)?;
+        self.row(at, name, "pod to pod", &pods);
+        self.row(at, name, "host to pod", &host);
+        pods.check_lossless()?;
+        host.check_lossless()?;
+        let after = self.machines[at].identity()?;
+        ensure!(before == after, "before the swap {before}\nafter it       {after}");
+        let now = self.etcd.leases()?;
+        ensure!(leases == now, "leases before {leases:?}\nafter {now:?}");
+        self.await_reachable()
+    }
+
+    fn row(&mut self, at: usize, name: &str, flow: &str, report: &PacedReport) {
+        for (arrow, loss) in [("out", &report.forward), ("in", &report.backward)] {
+            self.table.add_row([
+                self.machines[at].node.name(),
+                name.to_owned(),
+                format!("{flow}, {arrow}"),
+                loss.sent.to_string(),
+                loss.lost().to_string(),
+                loss.longest_gap.as_millis().to_string(),
+            ]);
+        }
+    }
+}
+
+fn rolling(fast_path: FastPath) -> Result<()> {
+    in_lab(|lab| {
+        let mut swaps = Swaps::start(lab)?;
+        for at in 0..swaps.machines.len() {
+            swaps.swap(at, "stock to ours", |machine, etcd| machine.to_agent(etcd, fast_path))?;
+        }
+        for at in 0..swaps.machines.len() {
+            swaps.swap(at, "ours to stock", Machine::to_stock)?;
+        }
+        println!("fast path {}:\n{}", fast_path.name(), swaps.table);
+        Ok(())
+    })
+}
+
+#[test]
+fn rolling_swap_with_all_loses_nothing() -> Result<()> {
+    rolling(FastPath::All)
+}
+
+#[test]
+fn rolling_swap_with_overlay_loses_nothing() -> Result<()> {
+    rolling(FastPath::Overlay)
+}
+
+#[test]
+fn rolling_swap_with_off_loses_nothing() -> Result<()> {
+    rolling(FastPath::Off)
+}
