@@ -10,7 +10,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     bpf::{Pins, Programs},
@@ -67,7 +67,6 @@ impl Agent {
     async fn run(mut self) -> anyhow::Result<()> {
         let options = self.options.clone();
         info!(version = env!("CARGO_PKG_VERSION"), "starting");
-        debug!(?options, "options");
         let store = EtcdStore::connect(&etcd_options(&options)?)?;
         let Some(config) = self.unless_stopped(store.network_config()).await else { return Ok(()) };
         let (pool, vxlan) = config.vxlan_over_ipv4().context("the network config in etcd")?;
@@ -130,7 +129,7 @@ impl Agent {
 fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
     let etcd = options.etcd.clone();
     Ok(EtcdOptions {
-        endpoints: etcd.etcd_endpoints.join(","),
+        endpoints: etcd.etcd_endpoints,
         prefix: etcd.etcd_prefix,
         keyfile: etcd.etcd_keyfile,
         certfile: etcd.etcd_certfile,
