@@ -205,20 +205,20 @@ fn the_service_manager_hears_how_things_stand() -> Result<()> {
         etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
         manager.hear("ready", |text| text == "READY=1\n")?;
         node.subnet_env().context("ready, but no subnet file")?;
-        manager.hear("the peers", |text| text.contains("0 peers reached"))?;
+        manager.hear("the peers", |text| text.contains("peers reached: 0"))?;
         let stock = lab.node()?.stock()?;
         stock.publish(&etcd)?;
-        manager.hear("the new peer", |text| text.contains("STATUS=1 peers reached"))?;
+        manager.hear("the new peer", |text| text.contains("STATUS=peers reached: 1"))?;
         for _ in 0..3 {
             manager.hear("signs of life", |text| text == "WATCHDOG=1\n")?;
         }
         etcd.stop()?;
         manager.hear("that etcd is gone", |text| {
-            text.starts_with("STATUS=1 peers reached; forwarding goes on without etcd: ")
+            text.starts_with("STATUS=peers reached: 1; forwarding goes on without etcd: ")
         })?;
         manager.hear("signs of life without etcd", |text| text == "WATCHDOG=1\n")?;
         etcd.start()?;
-        manager.hear("that etcd is back", |text| text == "STATUS=1 peers reached\n")?;
+        manager.hear("that etcd is back", |text| text == "STATUS=peers reached: 1\n")?;
         let status = daemon.signal(Signal::SIGTERM, SOON)?;
         ensure!(status.success(), "{status}");
         manager.hear("the end", |text| text.starts_with("STOPPING=1\n"))?;

@@ -183,16 +183,16 @@ fn describe(summary: &Summary, trouble: Option<&str>) -> String {
     if !summary.synced {
         parts.push("reading the leases".to_owned());
     } else {
-        parts.push(format!("{} peers reached", summary.peers));
+        parts.push(format!("peers reached: {}", summary.peers));
     }
     if summary.pending > 0 {
-        parts.push(format!("{} changes failed and will be tried again", summary.pending));
+        parts.push(format!("changes that failed and will be tried again: {}", summary.pending));
     }
     if let Some(error) = &summary.last_error {
         parts.push(error.clone());
     }
     if summary.skipped > 0 {
-        parts.push(format!("{} leases cannot be followed, see the log", summary.skipped));
+        parts.push(format!("leases that cannot be followed, see the log: {}", summary.skipped));
     }
     if let Some(trouble) = trouble {
         parts.push(format!("forwarding goes on without etcd: {trouble}"));
@@ -208,12 +208,12 @@ mod tests {
     fn status_lines() {
         assert_eq!(describe(&Summary::default(), None), "reading the leases");
         let good = Summary { synced: true, peers: 3, passes: 1, ..Summary::default() };
-        assert_eq!(describe(&good, None), "3 peers reached");
+        assert_eq!(describe(&good, None), "peers reached: 3");
         let bad = Summary { pending: 2, skipped: 1, last_error: Some("no route".to_owned()), ..good };
         assert_eq!(
             describe(&bad, Some("refused")),
-            "3 peers reached; 2 changes failed and will be tried again; no route; 1 leases cannot be followed, see the \
-             log; forwarding goes on without etcd: refused"
+            "peers reached: 3; changes that failed and will be tried again: 2; no route; leases that cannot be followed, \
+             see the log: 1; forwarding goes on without etcd: refused"
         );
     }
 
