@@ -96,7 +96,7 @@ impl Given {
     pub fn log(&self) {
         info!(command_line = self.shown(false), environment = self.shown(true), "command line flags");
         for Refused { variable, reason } in &self.refused {
-            warn!(variable, reason, "not used, the default is; correct the variable or unset it");
+            warn!(variable, reason, "a bad variable is not used, the default is; correct or unset it");
         }
         if let Some((name, words)) = &self.ignored {
             warn!(
