@@ -1,6 +1,6 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{fs, ops::Range, path::Path};
+use std::{fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flannel_common::layout::FastPath;
@@ -10,7 +10,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     bpf::{Pins, Programs},
@@ -22,11 +22,13 @@ use crate::{
         etcd::{EtcdOptions, EtcdStore, LeaseKeeper, LeaseTiming, OwnLeaseReport},
         wire::VxlanData,
     },
+    lock::SubnetFileLock,
     mac::Mac,
     netlink::{ExternalInterface, InterfaceChoice, Netlink},
     plan::{Local, VxlanDevice},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
+    telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
 };
 
 /// What VXLAN over IPv4 takes of the underlay's MTU, bytes.
@@ -34,42 +36,91 @@ const OVERHEAD: u32 = 50;
 /// UDP port of the kernel's VXLAN when none is configured (drivers/net/vxlan, `vxlan_port`).
 const KERNEL_PORT: u16 = 8472;
 
+/// How long a daemon that is about to end may hold the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Runs the agent until a signal, or until it cannot go on. The dataplane stays as it is.
 ///
 /// # Errors
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
+    options.check_built()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let (stop, stopped) = watch::channel(false);
-        let signals = async move {
-            let name = select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            info!(signal = name, "stopping; the dataplane goes on without the agent");
-            let _ = stop.send(true);
-        };
-        // Ends with a signal, or with the runtime.
-        tokio::spawn(signals);
-        Agent { options, stopped }.run().await
+        let service = Arc::new(ServiceManager::from_environment());
+        let stopped = on_signal(service.clone())?;
+        let result = serve(options, stopped, &service).await;
+        service.stopping();
+        service.flush();
+        result
     })
 }
 
-struct Agent {
-    options: RunOptions,
-    stopped: watch::Receiver<bool>,
+/// Becomes true with the first signal to stop. A second one ends the process at once.
+fn on_signal(service: Arc<ServiceManager>) -> anyhow::Result<watch::Receiver<bool>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, stopped) = watch::channel(false);
+    let mut next = async move || {
+        select! {
+            _ = terminate.recv() => ("SIGTERM", SignalKind::terminate()),
+            _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
+        }
+    };
+    // Ends with the runtime.
+    tokio::spawn(async move {
+        let (name, _) = next().await;
+        info!(signal = name, "stopping; the dataplane goes on without the agent");
+        service.stopping();
+        stop.send_replace(true);
+        let (name, kind) = next().await;
+        warn!(signal = name, "the second signal: ending at once");
+        // As a shell tells of a process that a signal ended.
+        std::process::exit(128 + kind.as_raw_value());
+    });
+    Ok(stopped)
 }
 
-impl Agent {
-    async fn run(mut self) -> anyhow::Result<()> {
+/// The agent between the things that begin before it and end after it: lock and health server.
+async fn serve(
+    options: RunOptions,
+    stopped: watch::Receiver<bool>,
+    service: &ServiceManager,
+) -> anyhow::Result<()> {
+    info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    let readiness = Readiness::new();
+    let mut agent = Agent { options, stopped, service, readiness: readiness.clone() };
+    let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
+    let lock = select! {
+        lock = lock => lock?,
+        _ = agent.stopped.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let health = match agent.options.healthz_port {
+        0 => None,
+        port => Some(HealthServer::start(SocketAddr::new(agent.options.healthz_ip, port), readiness).await?),
+    };
+    let result = agent.run().await;
+    if let Some(health) = health {
+        health.end().await;
+    }
+    drop(lock);
+    result
+}
+
+struct Agent<'a> {
+    options: RunOptions,
+    stopped: watch::Receiver<bool>,
+    service: &'a ServiceManager,
+    readiness: Readiness,
+}
+
+impl Agent<'_> {
+    async fn run(&mut self) -> anyhow::Result<()> {
         let options = self.options.clone();
-        info!(version = env!("CARGO_PKG_VERSION"), "starting");
-        debug!(?options, "options");
         let store = EtcdStore::connect(&etcd_options(&options)?)?;
-        let Some(config) = self.unless_stopped(store.network_config()).await else { return Ok(()) };
+        let doing = "waiting for the network config in etcd";
+        let config = self.unless_stopped(doing, &store, store.network_config()).await;
+        let Some(config) = config else { return Ok(()) };
         let (pool, vxlan) = config.vxlan_over_ipv4().context("the network config in etcd")?;
         let network = pool.network;
 
@@ -86,7 +137,8 @@ impl Agent {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
         let acquired = store.acquire(&config, &attrs, previous.subnet_v4);
-        let Some(own) = self.unless_stopped(acquired).await else { return Ok(()) };
+        let acquired = self.unless_stopped("acquiring a subnet", &store, acquired).await;
+        let Some(own) = acquired else { return Ok(()) };
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
@@ -111,26 +163,54 @@ impl Agent {
 
         let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
         let mut stopped = self.stopped.clone();
+        let following = self.service.follow(reconciler.pulse(), summary.clone(), store.trouble());
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
-            error = announce(summary, &file, &options.subnet_file) => Err(error),
+            error = self.announce(summary, &file) => Err(error),
             error = keep(keeper) => Err(error),
+            () = following => Ok(()),
         }
     }
 
-    /// Waits for `work`, but not past a signal to stop.
-    async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    /// Waits for `work`, but not past a signal to stop; the service manager is told what we are `doing`.
+    async fn unless_stopped<T>(
+        &mut self,
+        doing: &str,
+        store: &EtcdStore,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         select! {
             result = work => Some(result),
             _ = self.stopped.wait_for(|stop| *stop) => None,
+            () = self.service.accompany(doing, store.trouble()) => None,
         }
+    }
+
+    /// Writes the subnet file once pods can be reached; returns only an error.
+    async fn announce(&self, mut summary: watch::Receiver<Summary>, file: &SubnetFile) -> anyhow::Error {
+        let path = &self.options.subnet_file;
+        if let Ok(now) = summary.wait_for(|summary| summary.synced && summary.passes > 0).await {
+            let (peers, pending) = (now.peers, now.pending);
+            drop(now);
+            if let Err(error) = file.write(path) {
+                return error.into();
+            }
+            self.readiness.set();
+            self.service.ready();
+            let (network, subnet): (Ipv4Network, Ipv4Network) = match file.v4 {
+                Some(v4) => v4,
+                None => return std::future::pending().await,
+            };
+            info!(%network, %subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
+        }
+        std::future::pending().await
     }
 }
 
 fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
     let etcd = options.etcd.clone();
     Ok(EtcdOptions {
-        endpoints: etcd.etcd_endpoints.join(","),
+        endpoints: etcd.etcd_endpoints,
         prefix: etcd.etcd_prefix,
         keyfile: etcd.etcd_keyfile,
         certfile: etcd.etcd_certfile,
@@ -248,23 +328,6 @@ fn source_ports() -> Range<u16> {
         warn!(file = FILE, default = ?DEFAULT, "cannot be read: using the kernel's default");
         DEFAULT
     })
-}
-
-/// Writes the subnet file once pods can be reached; returns only an error.
-async fn announce(mut summary: watch::Receiver<Summary>, file: &SubnetFile, path: &Path) -> anyhow::Error {
-    if let Ok(now) = summary.wait_for(|summary| summary.synced && summary.passes > 0).await {
-        let (peers, pending) = (now.peers, now.pending);
-        drop(now);
-        if let Err(error) = file.write(path) {
-            return error.into();
-        }
-        let (network, subnet): (Ipv4Network, Ipv4Network) = match file.v4 {
-            Some(v4) => v4,
-            None => return std::future::pending().await,
-        };
-        info!(%network, %subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
-    }
-    std::future::pending().await
 }
 
 /// Follows what becomes of our lease; returns when it is another node's.

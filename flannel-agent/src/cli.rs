@@ -1,36 +1,55 @@
 //! The command line: upstream's flags, their `FLANNELD_` twins, and ours.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 
-use clap::{
-    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
-    builder::PossibleValue,
-};
-use flannel_common::layout;
+use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
 use ipnetwork::Ipv4Network;
 
-use crate::{bpf::LogLevel, cmd};
+use crate::{bpf::LogLevel, cmd, telemetry::log::LogFormat};
+
+mod given;
+mod syntax;
+mod unbuilt;
+mod value;
+
+pub use given::Given;
+pub use value::FastPath;
+
+use syntax::Stop;
+use value::{HIDDEN, go_bool, healthz_port, ipv4, renew_margin, seconds, shown, verbosity};
 
 /// A drop-in flanneld whose dataplane is eBPF.
-///
-/// Every flag has a twin in the environment: FLANNELD_ and its name in capitals, `-` written as `_`
-/// (FLANNELD_ETCD_ENDPOINTS). The command line wins over the environment.
 #[derive(Debug, Parser)]
-#[command(name = "flannel-agent", disable_version_flag = true, subcommand_negates_reqs = true)]
+#[command(
+    name = "flannel-agent",
+    disable_version_flag = true,
+    disable_help_flag = true,
+    max_term_width = 120,
+    after_help = "Flags take one dash or two, and their value after `=` or as the next word; a switch is turned off \
+                  by `=false`. Each has a twin in the environment, as FLANNELD_ETCD_PREFIX for --etcd-prefix, over \
+                  which the command line wins."
+)]
 pub struct Cli {
     /// Print the version on stderr and exit.
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", default_value = "false", hide_default_value = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool)]
     pub version: bool,
+    /// Print this and exit.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
     /// What to do instead of running the agent.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Options of the agent.
     #[command(flatten)]
     pub run: RunOptions,
+    /// What of all this was given, and where.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 /// Subcommands.
@@ -47,6 +66,9 @@ pub struct RunOptions {
     /// Where the leases are.
     #[command(flatten)]
     pub etcd: EtcdFlags,
+    /// The same, for leases in the Kubernetes API.
+    #[command(flatten)]
+    pub kube: KubeFlags,
     /// Interface for traffic between nodes: an address or a name; repeatable, the first that fits is
     /// taken. Default: that of the default route.
     #[arg(long, value_name = "IP|NAME", help_heading = "Network")]
@@ -67,8 +89,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", help_heading = "Network")]
     pub subnet_file: PathBuf,
     /// Minutes before a lease ends that it is renewed, 1 to 1439.
-    #[arg(long, value_name = "MINUTES", default_value_t = 60, help_heading = "Network",
-          value_parser = clap::value_parser!(u16).range(1..=1439))]
+    #[arg(long, value_name = "MINUTES", default_value = "60", help_heading = "Network", value_parser = renew_margin)]
     pub subnet_lease_renew_margin: u16,
     /// Masquerade what pods send out of the cluster's network.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -79,8 +100,7 @@ pub struct RunOptions {
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_masq_fully_random_disable: bool,
     /// Seconds between looks at the rules.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = "Rules",
-          value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value = "5", help_heading = "Rules", value_parser = seconds)]
     pub iptables_resync: u32,
     /// Accept forwarded packets of the cluster's network.
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -104,7 +124,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = "Health")]
     pub healthz_ip: IpAddr,
     /// Port they are served at; 0 serves nothing.
-    #[arg(long, value_name = "PORT", default_value_t = 0, help_heading = "Health")]
+    #[arg(long, value_name = "PORT", default_value = "0", help_heading = "Health", value_parser = healthz_port)]
     pub healthz_port: u16,
     /// How far packets may skip the host's stack.
     #[arg(long, value_name = "HOW FAR", default_value = "overlay", help_heading = "eBPF")]
@@ -116,8 +136,17 @@ pub struct RunOptions {
     #[arg(long, value_name = "LEVEL", default_value = "off", help_heading = "eBPF")]
     pub bpf_log: LogLevel,
     /// Verbosity of the log: 0 changes of state, 2 and more what led to them, 5 and more everything.
-    #[arg(short, long = "v", value_name = "LEVEL", default_value_t = 0, help_heading = "Log")]
-    pub v: u8,
+    #[arg(short, long = "v", value_name = "LEVEL", default_value = "0", help_heading = "Log", value_parser = verbosity)]
+    pub v: i32,
+    /// How the log is written.
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
+    pub log_format: LogFormat,
+    /// klog's verbosity by file; has no effect.
+    #[arg(long, value_name = "PATTERN=LEVEL", help_heading = "Log")]
+    pub vmodule: Option<String>,
+    /// klog's stack trace at a line; has no effect.
+    #[arg(long = "log_backtrace_at", value_name = "FILE:LINE", help_heading = "Log")]
+    pub log_backtrace_at: Option<String>,
 }
 
 /// Flags about etcd, as upstream has them.
@@ -127,11 +156,10 @@ pub struct EtcdFlags {
     #[arg(
         long,
         value_name = "URLS",
-        value_delimiter = ',',
         help_heading = "etcd",
         default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379"
     )]
-    pub etcd_endpoints: Vec<String>,
+    pub etcd_endpoints: String,
     /// Prefix of flannel's keys.
     #[arg(long, value_name = "KEY", default_value = "/coreos.com/network", help_heading = "etcd")]
     pub etcd_prefix: String,
@@ -152,112 +180,98 @@ pub struct EtcdFlags {
     pub etcd_password: Option<String>,
 }
 
+/// Flags about leases in the Kubernetes API, as upstream has them.
+#[derive(Clone, Debug, Args)]
+pub struct KubeFlags {
+    /// Keep leases in the Kubernetes API instead of etcd; not built yet.
+    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Kubernetes")]
+    pub kube_subnet_mgr: bool,
+    /// Address of the API server.
+    #[arg(long, value_name = "URL", help_heading = "Kubernetes")]
+    pub kube_api_url: Option<String>,
+    /// kubeconfig file to reach it by.
+    #[arg(long, value_name = "FILE", help_heading = "Kubernetes")]
+    pub kubeconfig_file: Option<PathBuf>,
+    /// Prefix of flannel's annotations of nodes.
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "flannel.alpha.coreos.com",
+        help_heading = "Kubernetes"
+    )]
+    pub kube_annotation_prefix: String,
+    /// File with the network config.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/kube-flannel/net-conf.json",
+        help_heading = "Kubernetes"
+    )]
+    pub net_config_path: PathBuf,
+    /// Set the node's condition NetworkUnavailable to false when ready.
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Kubernetes")]
+    pub set_node_network_unavailable: bool,
+}
+
 impl std::fmt::Debug for EtcdFlags {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Written out so that no log ever holds the password.
         f.debug_struct("EtcdFlags")
-            .field("etcd_endpoints", &self.etcd_endpoints)
+            .field("etcd_endpoints", &shown("etcd-endpoints", OsStr::new(&self.etcd_endpoints)))
             .field("etcd_prefix", &self.etcd_prefix)
             .field("etcd_keyfile", &self.etcd_keyfile)
             .field("etcd_certfile", &self.etcd_certfile)
             .field("etcd_cafile", &self.etcd_cafile)
             .field("etcd_username", &self.etcd_username)
-            .field("etcd_password", &self.etcd_password.as_ref().map(|_| "<hidden>"))
+            .field("etcd_password", &self.etcd_password.as_ref().map(|_| HIDDEN))
             .finish()
     }
 }
 
-/// `--fast-path`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FastPath(pub layout::FastPath);
-
-impl ValueEnum for FastPath {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self(layout::FastPath::All), Self(layout::FastPath::Overlay), Self(layout::FastPath::Off)]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        let help = match self.0 {
-            layout::FastPath::All => {
-                "every pod-to-pod packet skips netfilter: for clusters without Services and policies"
-            }
-            layout::FastPath::Overlay => "the tunnel device's work only; netfilter sees every packet",
-            layout::FastPath::Off => "stock flannel's dataplane",
-            layout::FastPath::Flow => return None,
-        };
-        Some(PossibleValue::new(self.0.label()).help(help))
-    }
-}
-
-/// What Go's strconv.ParseBool takes.
-fn go_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("write true or false".to_owned()),
-    }
-}
-
-fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
-    text.parse().map_err(|_| "write an IPv4 address, as 192.0.2.1".to_owned())
-}
-
 impl Cli {
-    /// Reads `arguments` (the program's name first) and, for flags not among them, the environment.
+    /// Reads `arguments` (the program's name first) and, for flags not among them, the environment. A bad
+    /// variable is no error; [`Given::log`] tells of it.
     ///
     /// # Errors
-    /// What clap says of a flag or value it does not accept.
+    /// What clap says of a flag or value it does not accept. Help, too, is such an error.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, clap::Error> {
-        // A flag set to nothing, as unit files do with empty variables, is not set.
-        let empty =
-            |argument: &OsString| argument.to_str().is_some_and(|text| is_flag(text) && text.ends_with('='));
-        let mut arguments: Vec<OsString> =
-            arguments.into_iter().map(go_flag).filter(|argument| !empty(argument)).collect();
+        let mut arguments = arguments.into_iter();
+        let program = arguments.next().unwrap_or_default();
         let mut command = Self::command();
-        let given = |name: &str| {
-            let flag = format!("--{name}");
-            arguments.iter().filter_map(|argument| argument.to_str()).any(|argument| {
-                argument == flag || argument.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('='))
-            })
-        };
-        let mut twins = Vec::new();
-        for name in command.get_arguments().filter_map(|argument| argument.get_long()) {
-            if name == "version" || given(name) {
-                continue;
-            }
-            let variable = format!("FLANNELD_{}", name.to_uppercase().replace('-', "_"));
-            if let Some(value) = environment(&variable).filter(|value| !value.is_empty()) {
-                let mut twin = OsString::from(format!("--{name}="));
-                twin.push(value);
-                twins.push(twin);
-            }
+        let line = syntax::split(&command, arguments);
+        if let Some(Stop::Malformed(flag)) = &line.stop {
+            let text = format!("{flag} is no flag: write one dash or two, and the flag's name");
+            return Err(command.error(ErrorKind::UnknownArgument, text));
         }
-        let at = arguments.len().min(1);
-        arguments.splice(at..at, twins);
-        Self::from_arg_matches(&command.try_get_matches_from_mut(arguments)?)
-    }
-}
-
-fn is_flag(argument: &str) -> bool {
-    argument.starts_with("--") && argument.matches('=').count() == 1
-}
-
-/// Go's flags may have one dash: `-iface eth0` is `--iface eth0`. `-v` and `-h` are as they are.
-fn go_flag(argument: OsString) -> OsString {
-    match argument.to_str() {
-        Some(text)
-            if text.len() > 2
-                && text.starts_with('-')
-                && !text.starts_with("--")
-                && !text[1..].starts_with("v=")
-                && !text[1..].starts_with(|c: char| c.is_ascii_digit()) =>
-        {
-            OsString::from(format!("-{text}"))
+        let last = line.flags.last().map(|(name, _)| name.clone());
+        let mut given = Given::gather(&command, line.flags, environment);
+        let mut canonical = vec![program];
+        canonical.extend(given.arguments());
+        canonical.extend(line.stop.map(|stop| match stop {
+            Stop::Help => OsString::from("--help"),
+            // Its value is not repeated: it may be that of a password whose flag was misspelled.
+            Stop::Unknown(flag) | Stop::NoValue(flag) | Stop::Malformed(flag) => {
+                OsString::from(format!("--{flag}"))
+            }
+        }));
+        let subcommand = line.words.first().filter(|_| !line.ended).and_then(|word| word.to_str());
+        let subcommand = subcommand.and_then(|word| command.find_subcommand(word));
+        match last {
+            // As upstream, where flags were read; a word alone is rather a subcommand misspelled.
+            Some(name) if subcommand.is_none() && !line.words.is_empty() => {
+                given.ignore_words(&name, line.words.len());
+            }
+            _ if line.ended => {}
+            _ => canonical.extend(line.words),
         }
-        _ => argument,
+        let mut cli = Self::from_arg_matches(&command.try_get_matches_from_mut(canonical)?)?;
+        cli.given = given;
+        Ok(cli)
     }
 }
 

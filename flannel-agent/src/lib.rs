@@ -15,6 +15,7 @@ pub mod config;
 pub mod datapath;
 mod gojson;
 pub mod lease;
+pub mod lock;
 pub mod mac;
 pub mod netlink;
 pub mod plan;

@@ -1,6 +1,6 @@
 //! `flannel-agent`: parse, log, run, exit code.
 
-use std::{env, process::ExitCode};
+use std::{env, path::Path, process::ExitCode};
 
 use clap::error::ErrorKind;
 use flannel_agent::{
@@ -27,16 +27,27 @@ fn main() -> ExitCode {
         eprintln!("{}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
-    telemetry::log::init(cli.run.v);
+    telemetry::log::init(cli.run.v, cli.run.log_format);
     let result = match cli.command {
         Some(Command::Bpf(command)) => cmd::bpf::run(command),
-        None => app::run(cli.run),
+        None => {
+            cli.given.log();
+            cli.given.log_without_effect();
+            app::run(cli.run)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flannel-agent: {error:#}");
+            eprintln!("{}: {error:#}", invoked_name());
             ExitCode::FAILURE
         }
     }
+}
+
+/// `flannel-agent`, or `flanneld` where it is installed under that name.
+fn invoked_name() -> String {
+    let program = env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "flannel-agent".to_owned())
 }

@@ -31,13 +31,16 @@ use crate::{
 mod host;
 mod journal;
 mod pending;
+mod pulse;
 #[cfg(test)]
 mod tests;
 
 pub use host::{Host, KernelHost, Surroundings};
+pub use pulse::Pulse;
 
 use journal::Journal;
 use pending::{Pending, backoff};
+use pulse::Heart;
 
 /// How long a burst of events is gathered before a pass.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -85,6 +88,7 @@ pub struct Reconciler<D, H, L> {
     length: Duration,
     failed_reads: u32,
     summary: watch::Sender<Summary>,
+    heart: Heart,
 }
 
 /// What is to be looked at in the next pass, and when that is due.
@@ -169,8 +173,14 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             length: Duration::ZERO,
             failed_reads: 0,
             summary,
+            heart: Heart::new(),
         };
         (reconciler, view)
+    }
+
+    /// For asking whether [`Reconciler::run`] goes round.
+    pub fn pulse(&self) -> Pulse {
+        self.heart.pulse()
     }
 
     /// Runs until `stop` is ready. A pass that is under way is finished; nothing is removed, so that the
@@ -182,6 +192,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             tokio::select! {
                 biased;
                 () = &mut stop => return self.datapath,
+                () = self.heart.beat() => {}
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
                 event = self.source.next() => self.on_lease(event),
                 changed = self.host.changed() => {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::unix::ffi::OsStringExt as _};
 
 use super::*;
 
@@ -8,59 +8,300 @@ fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Cli, clap::E
     Cli::read(arguments, |name| environment.get(name).map(OsString::from))
 }
 
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> RunOptions {
+    read(arguments, environment).unwrap().run
+}
+
+fn text<T: ToString>(value: &Option<T>) -> String {
+    value.as_ref().map(T::to_string).unwrap_or_default()
+}
+
+fn path(value: &Option<PathBuf>) -> String {
+    value.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+}
+
+/// Name, how it reads, its default with upstream, and another value.
+type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
+
+/// flanneld's flags, all but `version`.
+const UPSTREAM: [Flag; 34] = [
+    (
+        "etcd-endpoints",
+        |run| run.etcd.etcd_endpoints.clone(),
+        "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        "https://a:1,https://b:2",
+    ),
+    ("etcd-prefix", |run| run.etcd.etcd_prefix.clone(), "/coreos.com/network", "/elsewhere"),
+    ("etcd-keyfile", |run| path(&run.etcd.etcd_keyfile), "", "/key.pem"),
+    ("etcd-certfile", |run| path(&run.etcd.etcd_certfile), "", "/cert.pem"),
+    ("etcd-cafile", |run| path(&run.etcd.etcd_cafile), "", "/ca.pem"),
+    ("etcd-username", |run| text(&run.etcd.etcd_username), "", "root"),
+    ("etcd-password", |run| text(&run.etcd.etcd_password), "", "hunter2"),
+    ("iface", |run| run.iface.join(" "), "", "eth1"),
+    ("iface-regex", |run| run.iface_regex.join(" "), "", "^eth,[0-9]$"),
+    ("iface-can-reach", |run| text(&run.iface_can_reach), "", "192.0.2.1"),
+    ("subnet-file", |run| run.subnet_file.display().to_string(), "/run/flannel/subnet.env", "/x/subnet.env"),
+    ("public-ip", |run| text(&run.public_ip), "", "192.0.2.7"),
+    ("public-ipv6", |run| text(&run.public_ipv6), "", "2001:db8::7"),
+    ("subnet-lease-renew-margin", |run| run.subnet_lease_renew_margin.to_string(), "60", "90"),
+    ("ip-masq", |run| run.ip_masq.to_string(), "false", "true"),
+    ("ip-masq-fully-random-disable", |run| run.ip_masq_fully_random_disable.to_string(), "false", "true"),
+    ("kube-subnet-mgr", |run| run.kube.kube_subnet_mgr.to_string(), "false", "true"),
+    ("kube-api-url", |run| text(&run.kube.kube_api_url), "", "http://127.0.0.1:8080"),
+    (
+        "kube-annotation-prefix",
+        |run| run.kube.kube_annotation_prefix.clone(),
+        "flannel.alpha.coreos.com",
+        "example.org/a-",
+    ),
+    ("kubeconfig-file", |run| path(&run.kube.kubeconfig_file), "", "/kubeconfig"),
+    ("healthz-ip", |run| run.healthz_ip.to_string(), "0.0.0.0", "::1"),
+    ("healthz-port", |run| run.healthz_port.to_string(), "0", "8471"),
+    ("iptables-resync", |run| run.iptables_resync.to_string(), "5", "30"),
+    ("iptables-forward-rules", |run| run.iptables_forward_rules.to_string(), "true", "false"),
+    ("ip-blackhole-route", |run| run.ip_blackhole_route.to_string(), "false", "true"),
+    (
+        "net-config-path",
+        |run| run.kube.net_config_path.display().to_string(),
+        "/etc/kube-flannel/net-conf.json",
+        "/net-conf.json",
+    ),
+    (
+        "set-node-network-unavailable",
+        |run| run.kube.set_node_network_unavailable.to_string(),
+        "true",
+        "false",
+    ),
+    ("v", |run| run.v.to_string(), "0", "-7"),
+    ("vmodule", |run| text(&run.vmodule), "", "lease=4,route=2"),
+    ("log_backtrace_at", |run| text(&run.log_backtrace_at), "", "main.go:7"),
+    // Ours follow the same rules.
+    ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
+    ("fast-path", |run| run.fast_path.0.label().to_owned(), "overlay", "all"),
+    ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),
+    ("bpf-log", |run| format!("{:?}", run.bpf_log).to_lowercase(), "off", "warn"),
+];
+
 #[test]
 fn the_command_line_definition_is_sound() {
     Cli::command().debug_assert();
 }
 
 #[test]
-fn one_dash_and_two_mean_the_same() {
-    for arguments in [
-        &["-iface", "eth1", "-v=4", "-public-ip=192.0.2.7"][..],
-        &["--iface=eth1", "-v", "4", "--public-ip", "192.0.2.7"],
-        &["-iface=eth1", "--v=4", "-public-ip", "192.0.2.7"],
-    ] {
-        let run = read(arguments, &[]).unwrap().run;
-        assert_eq!((run.iface, run.v), (vec!["eth1".to_owned()], 4));
-        assert_eq!(run.public_ip, Some(Ipv4Addr::new(192, 0, 2, 7)));
-    }
-}
-
-#[test]
-fn the_command_line_wins_over_the_environment_and_that_over_defaults() {
-    let twins = [("FLANNELD_ETCD_PREFIX", "/env"), ("FLANNELD_V", "3"), ("FLANNELD_IFACE", "")];
-    let run = read(&["--etcd-prefix=/line"], &twins).unwrap().run;
-    assert_eq!((run.etcd.etcd_prefix.as_str(), run.v), ("/line", 3));
-    assert!(run.iface.is_empty(), "an empty variable is none");
-    let run = read(&[], &[]).unwrap().run;
-    assert_eq!(run.etcd.etcd_endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
-    assert_eq!(run.fast_path, FastPath(layout::FastPath::Overlay));
-}
-
-#[test]
-fn a_flag_set_to_nothing_is_not_set() {
-    let twins = [("FLANNELD_ETCD_PREFIX", "/env")];
-    let etcd = read(&["-etcd-keyfile=", "--etcd-prefix="], &twins).unwrap().run.etcd;
-    assert_eq!((etcd.etcd_keyfile, etcd.etcd_prefix.as_str()), (None, "/env"));
-}
-
-#[test]
-fn wrong_values_name_flag_and_remedy() {
-    for (arguments, words) in [
-        (&["--fast-path=fast"][..], &["--fast-path", "overlay"][..]),
-        (&["--public-ip=node1"], &["--public-ip", "IPv4 address"]),
-        (&["--subnet-lease-renew-margin=1440"], &["--subnet-lease-renew-margin", "1439"]),
-        (&["--ifcae=eth0"], &["--iface"]),
-    ] {
-        let error = read(arguments, &[]).unwrap_err().to_string();
-        for word in words {
-            assert!(error.contains(word), "{error}");
+fn every_flag_has_its_default_its_syntax_and_its_twin() {
+    let defaults = run(&[], &[]);
+    for (name, value, default, other) in UPSTREAM {
+        assert_eq!(value(&defaults), default, "{name}");
+        let variable = format!("FLANNELD_{}", name.to_uppercase().replace('-', "_"));
+        for dashes in ["-", "--"] {
+            let flag = format!("{dashes}{name}");
+            let joined = format!("{flag}={other}");
+            assert_eq!(value(&run(&[&joined], &[])), other, "{joined}");
+            assert_eq!(value(&run(&[&joined], &[(&variable, default)])), other, "{joined} over {variable}");
+            if matches!(default, "true" | "false") {
+                assert_eq!(value(&run(&[&flag], &[(&variable, "false")])), "true", "{flag}");
+            } else {
+                assert_eq!(value(&run(&[&flag, other], &[])), other, "{flag} {other}");
+            }
+        }
+        assert_eq!(value(&run(&[], &[(&variable, other)])), other, "{variable}");
+        assert_eq!(value(&run(&[], &[(&variable, "")])), default, "{variable} of nothing");
+        assert_eq!(value(&run(&[&format!("--{name}=")], &[])), default, "--{name}=");
+        if !matches!(name, "iface" | "iface-regex") {
+            let twice = [format!("--{name}={other}"), format!("--{name}={}", value(&defaults))];
+            if !default.is_empty() {
+                assert_eq!(value(&run(&[&twice[0], &twice[1]], &[])), default, "the last --{name}");
+            }
         }
     }
 }
 
 #[test]
-fn the_password_is_never_shown() {
-    let cli = read(&["--etcd-password=hunter2"], &[]).unwrap();
+fn repeatable_flags_add_up_and_take_one_value_of_the_environment() {
+    let options = run(&["-iface", "eth1", "--iface=10.0.0.1", "-iface-regex=a,b"], &[]);
+    assert_eq!(
+        (options.iface, options.iface_regex),
+        (vec!["eth1".into(), "10.0.0.1".into()], vec!["a,b".into()])
+    );
+    let options = run(&["--iface=eth9"], &[("FLANNELD_IFACE", "a"), ("FLANNELD_IFACE_REGEX", "b,c d")]);
+    assert_eq!((options.iface, options.iface_regex), (vec!["eth9".into()], vec!["b,c d".into()]));
+    let options = run(&["--snat-exempt-cidr=192.0.2.0/24", "--snat-exempt-cidr", "198.51.100.0/24"], &[]);
+    assert_eq!(options.snat_exempt_cidr.len(), 2);
+}
+
+#[test]
+fn a_flag_set_to_nothing_is_not_set() {
+    let twins = [("FLANNELD_ETCD_PREFIX", "/env")];
+    let etcd =
+        run(&["-etcd-keyfile=", "--etcd-prefix=", "--etcd-cafile", "", "-etcd-endpoints="], &twins).etcd;
+    assert_eq!((etcd.etcd_keyfile, etcd.etcd_cafile, etcd.etcd_prefix.as_str()), (None, None, "/env"));
+    assert_eq!(etcd.etcd_endpoints, "http://127.0.0.1:4001,http://127.0.0.1:2379");
+}
+
+#[test]
+fn switches_never_take_the_next_word() {
+    for (arguments, ip_masq, ignored) in [
+        (&["-ip-masq", "-iface=eth1"][..], true, None),
+        (&["--ip-masq=f", "-iface=eth1"], false, None),
+        (&["--iface=eth1", "--ip-masq", "false"], true, Some(("ip-masq", 1))),
+    ] {
+        let cli = read(arguments, &[]).unwrap();
+        assert_eq!((cli.run.ip_masq, cli.run.iface), (ip_masq, vec!["eth1".to_owned()]), "{arguments:?}");
+        assert_eq!(cli.given.ignored(), ignored);
+    }
+}
+
+/// As with upstream, which does not even say so.
+#[test]
+fn the_first_word_that_is_no_flag_ends_them() {
+    let cli = read(&["--ip-masq", "true", "--etcd-password", "hunter2", "--nonsense"], &[]).unwrap();
+    assert_eq!((cli.run.ip_masq, cli.run.etcd.etcd_password.clone()), (true, None));
+    assert_eq!(cli.given.ignored(), Some(("ip-masq", 4)));
     assert!(!format!("{cli:?}").contains("hunter2"));
+    for arguments in [&["-v=1", "--", "--nonsense"][..], &["-v=1", "-", "--nonsense"]] {
+        assert!(read(arguments, &[]).unwrap().given.ignored().is_some());
+    }
+    assert_eq!(read(&["-v=1", "--"], &[]).unwrap().given.ignored(), None);
+    assert!(read(&["--", "bpf", "counters"], &[]).unwrap().command.is_none());
+}
+
+#[test]
+fn subcommands_go_on_as_they_are() {
+    for arguments in [&["bpf", "counters", "--all", "-o", "json"][..], &["-v=5", "bpf", "counters", "--all"]]
+    {
+        let cli = read(arguments, &[("FLANNELD_V", "nonsense")]).unwrap();
+        assert!(
+            matches!(cli.command, Some(Command::Bpf(cmd::bpf::BpfCommand::Counters(options))) if options.all)
+        );
+        assert_eq!(cli.given.ignored(), None);
+    }
+    let error = read(&["bpff", "counters"], &[]).unwrap_err().to_string();
+    assert!(error.contains("'bpf'"), "{error}");
+}
+
+#[test]
+fn a_bad_variable_is_reported_and_the_default_used() {
+    let twins = [
+        ("FLANNELD_HEALTHZ_PORT", "99999"),
+        ("FLANNELD_IP_MASQ", "yes"),
+        ("FLANNELD_PUBLIC_IP", "node1"),
+        ("FLANNELD_FAST_PATH", "fast"),
+        ("FLANNELD_V", "2"),
+        ("FLANNELD_NONSENSE", "x"),
+        ("FLANNELD_VERSION", "true"),
+        ("FLANNELD_HELP", "true"),
+    ];
+    let cli = read(&[], &twins).unwrap();
+    assert!(!cli.version && !cli.run.ip_masq);
+    assert_eq!((cli.run.healthz_port, cli.run.public_ip, cli.run.v), (0, None, 2));
+    let reports = cli.given.refused();
+    assert_eq!(reports.len(), 4, "{reports:?}");
+    for (variable, value, remedy) in [
+        ("FLANNELD_HEALTHZ_PORT: ", "'99999'", "from 1 to 65535"),
+        ("FLANNELD_IP_MASQ: ", "'yes'", "true or false"),
+        ("FLANNELD_PUBLIC_IP: ", "'node1'", "IPv4 address"),
+        ("FLANNELD_FAST_PATH: ", "'fast'", "overlay"),
+    ] {
+        let report = reports.iter().find(|report| report.starts_with(variable)).unwrap();
+        assert!(report.contains(value) && report.contains(remedy) && !report.contains('\n'), "{report}");
+    }
+    assert!(read(&["--healthz-port=1"], &twins).unwrap().given.refused().len() == 3);
+}
+
+#[test]
+fn wrong_values_name_flag_and_remedy() {
+    for (arguments, words) in [
+        (&["--fast-path=fast"][..], &["'fast'", "--fast-path", "overlay"][..]),
+        (&["--public-ip", "node1"], &["'node1'", "--public-ip", "IPv4 address"]),
+        (&["--subnet-lease-renew-margin=1440"], &["'1440'", "--subnet-lease-renew-margin", "1439"]),
+        (&["-healthz-port=http"], &["'http'", "--healthz-port", "65535"]),
+        (&["-healthz-ip=localhost"], &["'localhost'", "--healthz-ip", "IP address"]),
+        (&["-iptables-resync=0"], &["'0'", "--iptables-resync", "at least 1"]),
+        (&["-ip-masq=maybe"], &["'maybe'", "--ip-masq", "true or false"]),
+        (&["-log-format=xml"], &["'xml'", "--log-format", "json"]),
+        (&["-v=x"], &["'x'", "--v", "number"]),
+        (&["--ifcae=eth0"], &["--ifcae", "--iface"]),
+        (&["-etcd-endpoint", "http://a:1"], &["--etcd-endpoints"]),
+        (&["--iface"], &["--iface", "value is required"]),
+        (&["--=eth0"], &["no flag"]),
+        (&["---iface"], &["no flag"]),
+    ] {
+        let error = read(arguments, &[]).unwrap_err();
+        assert_ne!(error.exit_code(), 0);
+        for word in words {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}
+
+#[test]
+fn words_that_are_not_utf8_are_paths_or_errors() {
+    let word = |text: &[u8]| OsString::from_vec(text.to_vec());
+    let read = |argument: &[u8]| Cli::read([word(b"flanneld"), word(argument)], |_| None);
+    assert_eq!(read(b"--subnet-file=/\xff").unwrap().run.subnet_file, PathBuf::from(word(b"/\xff")));
+    assert!(read(b"--iface=\xff").is_err() && read(b"--\xff=1").is_err() && read(b"\xff").is_err());
+    let cli =
+        Cli::read([word(b"flanneld")], |name| (name == "FLANNELD_IFACE").then(|| word(b"\xff"))).unwrap();
+    assert_eq!((cli.run.iface.len(), cli.given.refused().len()), (0, 1));
+}
+
+#[test]
+fn help_is_grouped_and_compact() {
+    for flag in ["-h", "-help", "--help", "--h"] {
+        let error = read(&["-v=1", flag], &[]).unwrap_err();
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::DisplayHelp, 0));
+        let help = error.to_string();
+        for heading in ["etcd:", "Kubernetes:", "Network:", "Rules:", "Health:", "eBPF:", "Log:"] {
+            assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{help}");
+        }
+        assert!(help.contains("Usage: flanneld ") && help.contains("FLANNELD_"), "{help}");
+        assert!(help.lines().count() < 100, "{help}");
+    }
+    let help = read(&["bpf", "counters", "--help"], &[]).unwrap_err();
+    assert_eq!(help.kind(), ErrorKind::DisplayHelp);
+    assert!(help.to_string().contains("Usage: flanneld bpf counters"), "{help}");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let secrets = ["--etcd-password=hunter2", "--etcd-endpoints=http://root:hunter2@a:1"];
+    let cli = read(&secrets, &[("FLANNELD_KUBE_API_URL", "http://u:hunter2@a:1")]).unwrap();
+    let twins = [("FLANNELD_ETCD_PASSWORD", "hunter2"), ("FLANNELD_ETCD_ENDPOINTS", "http://u:hunter2@a:1")];
+    let by_environment = read(&[], &twins).unwrap();
+    assert_eq!(by_environment.run.etcd.etcd_password.as_deref(), Some("hunter2"));
+    for shown in [format!("{:?}", cli.given), format!("{:?}", cli.run.etcd), format!("{by_environment:?}")] {
+        assert!(!shown.contains("hunter2") && shown.contains(HIDDEN), "{shown}");
+    }
+    for misspelled in [
+        &["--etcd-pasword=hunter2"][..],
+        &["--etcd-pasword", "hunter2"],
+        &["---etcd-password=hunter2"],
+        &["--=hunter2"],
+        &["--etcd-password=hunter2", "--nonsense"],
+        &["--etcd-password=hunter2", "-v=x"],
+    ] {
+        let error = read(misspelled, &[]).unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_refused_or_named() {
+    for on in [read(&["-kube-subnet-mgr"], &[]), read(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "1")])] {
+        let error = on.unwrap().run.check_built().unwrap_err().to_string();
+        assert!(error.contains("--kube-subnet-mgr") && error.contains("--etcd-endpoints"), "{error}");
+    }
+    let cli = read(&["--kube-subnet-mgr=false", "--net-config-path=/x", "--vmodule=a=1"], &[]).unwrap();
+    assert_eq!(cli.run.check_built(), Ok(()));
+    let named: Vec<String> = cli.given.without_effect().into_iter().map(|(flags, _)| flags).collect();
+    assert_eq!(named, ["--net-config-path", "--vmodule"]);
+    assert!(read(&[], &[]).unwrap().given.without_effect().is_empty());
+}
+
+proptest::proptest! {
+    #[test]
+    fn reading_never_panics(arguments in proptest::collection::vec(
+        "-{0,3}(iface|v|h|ip-masq|etcd-password|bpf|[a-z=]{0,3})(=[a-z0-9]{0,3})?|\\PC{0,4}", 0..5)) {
+        let _ = Cli::read(std::iter::once("flanneld".to_owned()).chain(arguments).map(OsString::from), |_| None);
+    }
 }

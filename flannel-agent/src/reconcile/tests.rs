@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinHandle,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::*;
@@ -91,6 +91,7 @@ struct Agent {
     leases: mpsc::UnboundedSender<LeaseEvent>,
     notices: mpsc::UnboundedSender<Changed>,
     view: watch::Receiver<Summary>,
+    pulse: Pulse,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -103,13 +104,14 @@ impl Agent {
         let (stop, stopped) = oneshot::channel();
         let node = Node(world.clone(), changes);
         let (reconciler, view) = Reconciler::new(local(), world.clone(), node, Leased(source));
+        let pulse = reconciler.pulse();
         let task = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;
             };
             reconciler.run(stopped).await;
         });
-        Self { world, leases, notices, view, stop, task }
+        Self { world, leases, notices, view, pulse, stop, task }
     }
 
     /// An agent that has settled with the leases of `nodes`.
@@ -374,6 +376,22 @@ async fn a_kernel_that_cannot_be_read_is_left_as_it_is() {
     sleep(Duration::from_secs(10)).await;
     assert_eq!(agent.state().await, desired([], &hops()));
     assert_eq!(agent.view.borrow().last_error, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_of_life_is_given_unless_a_pass_hangs() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let agent = Agent::start(World { next_hops: hops(), ..World::default() });
+    timeout(PATIENCE, agent.pulse.beat()).await.expect("it waits for the first snapshot");
+    agent.lease(LeaseEvent::Snapshot(vec![lease(2)])).await;
+    timeout(PATIENCE, agent.pulse.beat()).await.expect("all is settled");
+    // A kernel that does not answer.
+    let world = agent.world.0.clone().lock_owned().await;
+    agent.notices.send(Changed::EVERYTHING).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert!(timeout(PATIENCE, agent.pulse.beat()).await.is_err(), "it hangs");
+    drop(world);
+    timeout(PATIENCE, agent.pulse.beat()).await.expect("it goes on");
 }
 
 #[tokio::test(start_paused = true)]

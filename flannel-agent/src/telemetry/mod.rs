@@ -1,3 +1,6 @@
 //! What the agent tells the world about itself.
 
+pub mod health;
+pub mod http;
 pub mod log;
+pub mod systemd;

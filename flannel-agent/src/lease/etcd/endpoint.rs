@@ -30,6 +30,13 @@ const EXAMPLE: &str =
 
 /// Reads a comma-separated list. An endpoint without a scheme is encrypted if there is a client certificate.
 pub(super) fn parse(list: &str, have_certificate: bool) -> Result<Vec<Endpoint>, EndpointError> {
+    if list.contains('@') {
+        // Not repeated: a password may stand before it, and that may hold commas.
+        return Err(EndpointError {
+            value: "<hidden>".to_owned(),
+            problem: "has a user in it: give it by --etcd-username and --etcd-password",
+        });
+    }
     let mut endpoints: Vec<Endpoint> = Vec::new();
     for value in list.split(',').map(str::trim) {
         let refuse = |problem| EndpointError { value: value.to_owned(), problem };
@@ -44,9 +51,6 @@ pub(super) fn parse(list: &str, have_certificate: bool) -> Result<Vec<Endpoint>,
             None => (have_certificate, value),
         };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        if authority.contains('@') {
-            return Err(refuse("has a user in it: give it by --etcd-username and --etcd-password"));
-        }
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && !port.ends_with(']') => (host, port),
             _ if host_is_sound(authority) => return Err(refuse("has no port: append one, as :2379")),
@@ -108,7 +112,8 @@ mod tests {
             ("http://a b:1", r#"--etcd-endpoints: "http://a b:1" is not an endpoint"#),
             ("http://::1:2379", r#"--etcd-endpoints: "http://::1:2379" is not an endpoint"#),
             ("ftp://a:1", r#"--etcd-endpoints: "ftp://a:1" has a scheme that"#),
-            ("http://u:p@a:1", r#"--etcd-endpoints: "http://u:p@a:1" has a user in it"#),
+            ("http://u:p@a:1", r#"--etcd-endpoints: "<hidden>" has a user in it"#),
+            ("ftp://u:p,q@a:1", r#"--etcd-endpoints: "<hidden>" has a user in it"#),
         ] {
             let error = parse(list, false).unwrap_err().to_string();
             assert!(error.starts_with(start), "{error}");

@@ -10,7 +10,10 @@ use std::{
 };
 
 use etcd_client::{Client, ConnectOptions, Error};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
 
 use super::{EtcdError, advice::advice, endpoint::Endpoint};
 
@@ -21,6 +24,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(super) struct Members {
     all: Vec<Member>,
     current: AtomicUsize,
+    /// Why the last request failed, if it did.
+    trouble: watch::Sender<Option<String>>,
 }
 
 pub(super) struct Member {
@@ -52,7 +57,12 @@ impl Members {
     /// Nodes begin with different members, so that they spread over them.
     pub(super) fn new(all: Vec<Member>) -> Self {
         let current = AtomicUsize::new(rand::random_range(0..all.len().max(1)));
-        Self { all, current }
+        Self { all, current, trouble: watch::Sender::new(None) }
+    }
+
+    /// Why the last request failed; `None` if it did not.
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     /// Asks the members one after the other, beginning with the one that answered last, until one answers
@@ -62,6 +72,21 @@ impl Members {
         what: &'static str,
         ask: F,
     ) -> Result<(T, MemberId), EtcdError>
+    where
+        F: Fn(Client) -> Answer,
+        Answer: Future<Output = Result<T, Error>>,
+    {
+        let result = self.ask_all(what, ask).await;
+        let trouble = result.as_ref().err().map(EtcdError::to_string);
+        self.trouble.send_if_modified(|now| {
+            let changed = *now != trouble;
+            *now = trouble;
+            changed
+        });
+        result
+    }
+
+    async fn ask_all<T, F, Answer>(&self, what: &'static str, ask: F) -> Result<(T, MemberId), EtcdError>
     where
         F: Fn(Client) -> Answer,
         Answer: Future<Output = Result<T, Error>>,

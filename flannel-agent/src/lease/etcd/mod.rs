@@ -19,6 +19,7 @@ use std::{
 };
 
 use etcd_client::{ConnectOptions, GetOptions, GetResponse};
+use tokio::sync::watch::Receiver;
 use tracing::{error, info, warn};
 
 use self::{
@@ -206,6 +207,11 @@ impl EtcdStore {
     /// How many leases of peers could not be decoded and were skipped. One that stays as it is counts once.
     pub fn undecodable(&self) -> u64 {
         self.undecodable.load(Ordering::Relaxed)
+    }
+
+    /// Why the last request to etcd failed; `None` while it answers.
+    pub fn trouble(&self) -> Receiver<Option<String>> {
+        self.members.trouble()
     }
 
     fn config_key(&self) -> String {

@@ -1,0 +1,167 @@
+//! What was given, and where: the command line wins over the environment, that over the defaults.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+};
+
+use clap::{ArgAction, Command};
+use tracing::{info, warn};
+
+use super::value::shown;
+
+/// The flags that were given, and what of the environment could not be used.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    settings: BTreeMap<String, Setting>,
+    refused: Vec<Refused>,
+    /// The flag that the ignored words follow, and how many there are.
+    ignored: Option<(String, usize)>,
+}
+
+/// Values of one flag, in order.
+#[derive(Clone)]
+struct Setting {
+    name: String,
+    values: Vec<OsString>,
+    from_environment: bool,
+}
+
+/// A variable whose value its flag does not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refused {
+    variable: String,
+    /// What clap says of the value.
+    reason: String,
+}
+
+impl Given {
+    /// Gathers `flags` of the command line and, for those not among them, the environment. A value of
+    /// nothing, as unit files make it of empty variables, unsets the flag.
+    pub(super) fn gather(
+        command: &Command,
+        flags: Vec<(String, OsString)>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Self {
+        let mut given = Self::default();
+        for (name, value) in flags {
+            if value.is_empty() {
+                given.settings.remove(&name);
+            } else if repeats(command, &name)
+                && let Some(setting) = given.settings.get_mut(&name)
+            {
+                setting.values.push(value);
+            } else {
+                given.set(&name, value, false);
+            }
+        }
+        for name in command.get_arguments().filter_map(|flag| flag.get_long()) {
+            if matches!(name, "version" | "help") || given.has(name) {
+                continue;
+            }
+            let variable = twin(name);
+            let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else { continue };
+            match check(command, name, &value) {
+                Ok(()) => given.set(name, value, true),
+                Err(error) => given.refused.push(Refused { variable, reason: in_one_line(&error) }),
+            }
+        }
+        given
+    }
+
+    fn set(&mut self, name: &str, value: OsString, from_environment: bool) {
+        let setting = Setting { name: name.to_owned(), values: vec![value], from_environment };
+        self.settings.insert(name.to_owned(), setting);
+    }
+
+    /// Whether the flag `name` (without dashes) was given.
+    pub fn has(&self, name: &str) -> bool {
+        self.settings.contains_key(name)
+    }
+
+    /// Notes that `count` words after the flag `name` are not read.
+    pub(super) fn ignore_words(&mut self, name: &str, count: usize) {
+        self.ignored = Some((name.to_owned(), count));
+    }
+
+    /// As clap reads it.
+    pub(super) fn arguments(&self) -> impl Iterator<Item = OsString> {
+        self.settings
+            .values()
+            .flat_map(|setting| setting.values.iter().map(|value| argument(&setting.name, value)))
+    }
+
+    /// Logs what was given and where, without secrets, and what of it is not used.
+    pub fn log(&self) {
+        info!(command_line = self.shown(false), environment = self.shown(true), "command line flags");
+        for Refused { variable, reason } in &self.refused {
+            warn!(variable, reason, "a bad variable is not used, the default is; correct or unset it");
+        }
+        if let Some((name, words)) = &self.ignored {
+            warn!(
+                words,
+                "what comes after the value of --{name} is not read, as a word that is no flag ends the flags; a \
+                 switch is turned off by --switch=false, and a value with spaces is quoted"
+            );
+        }
+    }
+
+    fn shown(&self, from_environment: bool) -> String {
+        let of_source = self.settings.values().filter(|setting| setting.from_environment == from_environment);
+        let shown: Vec<String> = of_source.map(|setting| format!("{setting:?}")).collect();
+        if shown.is_empty() { "nothing".to_owned() } else { shown.join(" ") }
+    }
+
+    #[cfg(test)]
+    pub(super) fn refused(&self) -> Vec<String> {
+        self.refused.iter().map(|refused| format!("{}: {}", refused.variable, refused.reason)).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn ignored(&self) -> Option<(&str, usize)> {
+        self.ignored.as_ref().map(|(name, words)| (name.as_str(), *words))
+    }
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.from_environment { twin(&self.name) } else { format!("--{}", self.name) };
+        for (index, value) in self.values.iter().enumerate() {
+            let space = if index > 0 { " " } else { "" };
+            write!(f, "{space}{name}={}", shown(&self.name, value))?;
+        }
+        Ok(())
+    }
+}
+
+/// The variable that stands for the flag `name`.
+fn twin(name: &str) -> String {
+    format!("FLANNELD_{}", name.to_uppercase().replace('-', "_"))
+}
+
+/// Whether values of the flag add up; else the last one counts.
+fn repeats(command: &Command, name: &str) -> bool {
+    let mut flags = command.get_arguments();
+    flags.any(|flag| flag.get_long() == Some(name) && matches!(flag.get_action(), ArgAction::Append))
+}
+
+fn check(command: &Command, name: &str, value: &OsStr) -> Result<(), clap::Error> {
+    let program = OsString::from(command.get_name());
+    command.clone().try_get_matches_from([program, argument(name, value)]).map(drop)
+}
+
+fn argument(name: &str, value: &OsStr) -> OsString {
+    let mut argument = OsString::from(format!("--{name}="));
+    argument.push(value);
+    argument
+}
+
+/// What clap says, less the frame for a terminal.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.split("\n\n").next().unwrap_or(&text);
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    let line = lines.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
