@@ -66,6 +66,10 @@ impl Datapath for EbpfDatapath {
         Ok(state)
     }
 
+    async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
+        self.loaded.as_mut().map(Loaded::observe).transpose().map_err(ObserveError::Bpf)
+    }
+
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
         let mut results = Vec::with_capacity(changes.len());
         // Runs of one half keep the order between the halves: the kernel's way is there first, goes last.
@@ -83,6 +87,7 @@ impl Loaded {
     fn observe(&mut self) -> Result<BpfState, String> {
         let text = |error: MapFault| error.to_string();
         let indexes = indexes()?;
+        self.programs.restore_pins().map_err(|error| error.to_string())?;
         // Pods come and go: their links' pins would pile up.
         self.programs.forget_gone().map_err(|error| error.to_string())?;
         let mut hooks = std::collections::BTreeSet::new();
@@ -96,6 +101,7 @@ impl Loaded {
             peers: self.tables.routes.entries().map_err(text)?,
             vteps: self.tables.vteps.entries().map_err(text)?,
             pods: self.tables.pods.entries().map_err(text)?,
+            exempt: self.tables.exempt.entries().map_err(text)?,
             hooks,
         })
     }
@@ -119,6 +125,8 @@ impl Loaded {
             Change::DeleteVtep(address) => tables.vteps.remove(address),
             Change::PutPod { address, pod } => tables.pods.put(address, pod),
             Change::DeletePod(address) => tables.pods.remove(address),
+            Change::PutExempt { prefix, why } => tables.exempt.put(prefix, why),
+            Change::DeleteExempt(prefix) => tables.exempt.remove(prefix),
             Change::Attach { ifindex, hook } => return self.attach(*ifindex, *hook, names),
             Change::Detach { ifindex, hook } => return self.detach(*ifindex, *hook, names),
             _ => return Err("not a change of maps or programs".to_owned()),

@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::VtepV4,
-    map::{CONFIG, COUNTERS, PINNED_MAPS, PODS_V4, ROUTES_V4, VTEPS},
+    layout::{Exempt, SubnetV4, VtepV4},
+    map::{CONFIG, COUNTERS, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
     path::Hook,
     testing::{Frame, HERE, THERE, seen_at},
 };
@@ -20,7 +20,8 @@ use crate::{
 fn a_second_load_adopts_the_maps() {
     in_sandbox(|sandbox| {
         let mut first = Loaded::new(sandbox)?;
-        let tables = HERE.tables(&[THERE]);
+        let mut tables = HERE.tables(&[THERE]);
+        tables.exempt.insert(HERE.config().network, Exempt::Cluster);
         first.fill(&tables)?;
         let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 64).bytes();
         first.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
@@ -34,6 +35,7 @@ fn a_second_load_adopts_the_maps() {
         ensure!(second.tables.routes.entries()? == tables.routes, "routes were lost");
         ensure!(second.tables.vteps.entries()? == tables.vteps, "VTEPs were lost");
         ensure!(second.tables.pods.entries()? == tables.pods, "pods were lost");
+        ensure!(second.tables.exempt.entries()? == tables.exempt, "exemptions were lost");
         ensure!(second.tables.config.get()? == tables.config, "the config was lost");
         // And the new programs use them.
         let outcome = second.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
@@ -50,10 +52,11 @@ fn map_ids(sandbox: &Sandbox) -> Result<Vec<u32>> {
 #[test]
 fn a_pinned_map_of_another_shape_is_replaced() {
     // Name, and a map that is not what the programs have there.
-    const FOREIGN: [(&str, &str); 5] = [
+    const FOREIGN: [(&str, &str); 6] = [
         (ROUTES_V4, "type hash key 8 value 32 entries 65536"),
         (ROUTES_V4, "type hash key 8 value 36 entries 100"),
         (PODS_V4, "type hash key 16 value 16 entries 4096"),
+        (SNAT_EXEMPT_V4, "type lpm_trie key 8 value 4 entries 1024 flags 1"),
         // The same sizes, but not a hash map: its keys would be indexes.
         (VTEPS, "type array key 4 value 8 entries 65536"),
         (COUNTERS, "type array key 4 value 16 entries 128"),
@@ -99,7 +102,11 @@ fn dump(sandbox: &Sandbox, name: &str) -> Result<Vec<Value>> {
 fn bpftool_prints_maps_in_words() {
     in_sandbox(|sandbox| {
         let mut loaded = Loaded::new(sandbox)?;
-        loaded.fill(&HERE.tables(&[THERE]))?;
+        let mut tables = HERE.tables(&[THERE]);
+        tables.exempt.insert(HERE.config().network, Exempt::Cluster);
+        tables.exempt.insert(SubnetV4::of(THERE.vtep, 32), Exempt::Node);
+        tables.exempt.insert(SubnetV4::of([198, 51, 100, 0], 24), Exempt::User);
+        loaded.fill(&tables)?;
         let subnet = json!({ "prefix_len": 24, "network": [10, 244, 2, 0] });
 
         let routes = dump(sandbox, ROUTES_V4)?;
@@ -117,6 +124,16 @@ fn bpftool_prints_maps_in_words() {
         let pods = dump(sandbox, PODS_V4)?;
         let pod = json!({ "ifindex": 41, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
         ensure!(pods.contains(&json!({ "key": [10, 244, 1, 2], "value": pod })), "{pods:#?}");
+
+        let exempt = dump(sandbox, SNAT_EXEMPT_V4)?;
+        let entry = |prefix: u32, address, why: &str| json!({ "key": { "prefix_len": prefix, "data": address }, "value": why });
+        for entry in [
+            entry(16, json!([10, 244, 0, 0]), "Cluster"),
+            entry(32, json!([192, 168, 0, 2]), "Node"),
+            entry(24, json!([198, 51, 100, 0]), "User"),
+        ] {
+            ensure!(exempt.contains(&entry), "{entry} is missing in {exempt:#?}");
+        }
 
         let config = dump(sandbox, CONFIG)?;
         let value = config.first().map(|entry| &entry["value"]).context("config")?;
