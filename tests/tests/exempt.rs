@@ -8,11 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use flannel_common::map::SNAT_EXEMPT_MARK;
 use flannel_tests::{
     eventually,
     lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, Netns, in_lab},
     traffic::Endpoint,
 };
+use nix::sys::socket::{setsockopt, sockopt::Mark};
 
 /// Outside of the cluster; the first is in [`NAMED`].
 const PARTNER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -29,11 +31,12 @@ const PROMPTLY: Duration = Duration::from_secs(10);
 const LARGE: usize = 4_000;
 
 /// What the receiver at `to` sees as the source of a datagram of `size` bytes that `from` sends it, in a
-/// flow of its own.
-fn seen(from: &Netns, to: &Endpoint, size: usize) -> Result<Ipv4Addr> {
+/// flow of its own, with `mark` on the socket.
+fn seen(from: &Netns, to: &Endpoint, size: usize, mark: u32) -> Result<Ipv4Addr> {
     let receiver = to.netns().inside(|| Ok(UdpSocket::bind((to.address(), 0))?))?;
     receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
     let sender = from.inside(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+    setsockopt(&sender, Mark, &mark).context("SO_MARK")?;
     sender.send_to(&vec![7; size], receiver.local_addr()?)?;
     let mut buffer = vec![0; size + 1];
     let (length, source) =
@@ -89,14 +92,14 @@ impl Scene {
         self.iptables("-t nat -I POSTROUTING 1 -m mark --mark 0x2000/0x6000 -j RETURN")
     }
 
-    fn seen(&self, to: &Endpoint, size: usize) -> Result<Ipv4Addr> {
-        seen(self.cluster.members[0].pods[0].netns(), to, size)
+    fn seen(&self, to: &Endpoint, size: usize, mark: u32) -> Result<Ipv4Addr> {
+        seen(self.cluster.members[0].pods[0].netns(), to, size, mark)
     }
 
     fn keeps_address(&self, to: &Endpoint) -> Result<()> {
         let pod = self.cluster.members[0].pods[0].address();
         for size in [10, LARGE] {
-            let source = self.seen(to, size)?;
+            let source = self.seen(to, size, 0)?;
             ensure!(source == pod, "{} sees {source} instead of the pod's {pod} ({size} bytes)", to.name());
         }
         Ok(())
@@ -105,8 +108,9 @@ impl Scene {
     fn is_masqueraded(&self, to: &Endpoint) -> Result<()> {
         let member = &self.cluster.members[0];
         let own = [member.node.address(), member.node.overlay_endpoint()?.address()];
-        for size in [10, LARGE] {
-            let source = self.seen(to, size)?;
+        // A pod cannot exempt itself: what it marks with our bit loses the mark on the way out of it.
+        for (size, mark) in [(10, 0), (10, SNAT_EXEMPT_MARK), (LARGE, 0)] {
+            let source = self.seen(to, size, mark)?;
             ensure!(
                 own.contains(&source),
                 "{} sees {source} instead of the node's ({size} bytes)",
@@ -142,7 +146,7 @@ fn only_what_is_exempt(fast_path: FastPath) -> Result<()> {
         }
         scene.is_masqueraded(&scene.world)?;
         // The node's own packets were never the pods'.
-        let own = seen(a.node.netns(), &scene.partner, 10)?;
+        let own = seen(a.node.netns(), &scene.partner, 10, 0)?;
         ensure!(own == a.node.address(), "the node's own packets come from {own}");
 
         // Whoever asks for masquerading by kube-proxy's mark gets it.
