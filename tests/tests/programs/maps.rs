@@ -5,7 +5,7 @@ use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{Exempt, SubnetV4, VtepV4},
-    map::{CONFIG, COUNTERS, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    map::{CONFIG, COUNTERS, MAX_EXEMPT, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
     path::Hook,
     testing::{Frame, HERE, THERE, seen_at},
 };
@@ -40,6 +40,43 @@ fn a_second_load_adopts_the_maps() {
         // And the new programs use them.
         let outcome = second.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
         ensure!(outcome.action == 7, "action {}", outcome.action);
+        Ok(())
+    });
+}
+
+/// What an agent that knew fewer maps left is adopted, and what it lacks is made.
+#[test]
+fn a_map_that_an_earlier_agent_did_not_have_is_made_beside_the_others() {
+    in_sandbox(|sandbox| {
+        drop(Loaded::new(sandbox)?);
+        let before = map_ids(sandbox)?;
+        std::fs::remove_file(sandbox.pins()?.map(SNAT_EXEMPT_V4))?;
+        let mut loaded = Loaded::new(sandbox)?;
+        for ((name, before), after) in PINNED_MAPS.into_iter().zip(before).zip(map_ids(sandbox)?) {
+            ensure!((before != after) == (name == SNAT_EXEMPT_V4), "{name}: {before}, now {after}");
+        }
+        loaded.tables.exempt.put(&HERE.config().network, &Exempt::Cluster)?;
+        ensure!(loaded.tables.exempt.entries()? == [(HERE.config().network, Exempt::Cluster)].into());
+        Ok(())
+    });
+}
+
+/// A trie says in its own way that it is full, and what is replaced needs no room.
+#[test]
+fn a_full_trie_says_so() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        let exempt = &mut loaded.tables.exempt;
+        let host = |n: u32| SubnetV4::of(n.to_be_bytes(), 32);
+        for n in 0..MAX_EXEMPT {
+            exempt.put(&host(n), &Exempt::User)?;
+        }
+        let Err(error) = exempt.put(&host(MAX_EXEMPT), &Exempt::User) else { anyhow::bail!("one too many") };
+        ensure!(error.to_string() == "map snat_exempt_v4 is full", "{error}");
+        exempt.remove(&host(7))?;
+        exempt.remove(&host(7)).context("what is absent is gone already")?;
+        exempt.put(&host(MAX_EXEMPT), &Exempt::Node)?;
+        ensure!(exempt.entries()?.len() == MAX_EXEMPT as usize);
         Ok(())
     });
 }
