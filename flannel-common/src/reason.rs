@@ -108,7 +108,7 @@ reasons! {
     Refused = 28, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
     UdpAggregate = 29, Kernel, "udp_aggregate", "an aggregate of UDP datagrams: a socket that takes them singly needs it free of the tunnel's marks, which only the kernel's device removes";
     PodOnKernel = 30, Kernel, "pod_on_kernel", "pods' packets go through the host's stack on this node (--fast-path=overlay)";
-    SnatExempt = 31, Kernel, "snat_exempt", "not for a peer's pod past the host's stack, and left to it with the mark that keeps the pod's own address: nobody masquerades it";
+    SnatExempt = 31, Kernel, "snat_exempt", "left to the host's stack with the mark that keeps it from being masqueraded";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

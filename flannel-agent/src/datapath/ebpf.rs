@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use flannel_common::path::Hook;
 use nix::net::if_::if_nameindex;
+use tracing::warn;
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
@@ -25,6 +26,8 @@ pub struct EbpfDatapath {
 struct Loaded {
     programs: Programs,
     tables: Tables,
+    /// Why maps could not be pinned again, as it was last said.
+    unpinned: Option<String>,
 }
 
 impl EbpfDatapath {
@@ -40,7 +43,12 @@ impl EbpfDatapath {
     /// When their maps cannot be opened.
     pub fn with_programs(kernel: KernelDatapath, pins: Pins, programs: Programs) -> Result<Self, MapFault> {
         let tables = Tables::open(&pins)?;
-        Ok(Self { kernel, pins: Some(pins), loaded: Some(Loaded { programs, tables }), adopted: false })
+        Ok(Self {
+            kernel,
+            pins: Some(pins),
+            loaded: Some(Loaded { programs, tables, unpinned: None }),
+            adopted: false,
+        })
     }
 
     fn adopt(&mut self) -> Result<(), PinError> {
@@ -87,7 +95,7 @@ impl Loaded {
     fn observe(&mut self) -> Result<BpfState, String> {
         let text = |error: MapFault| error.to_string();
         let indexes = indexes()?;
-        self.programs.restore_pins().map_err(|error| error.to_string())?;
+        self.restore_pins();
         // Pods come and go: their links' pins would pile up.
         self.programs.forget_gone().map_err(|error| error.to_string())?;
         let mut hooks = std::collections::BTreeSet::new();
@@ -104,6 +112,15 @@ impl Loaded {
             exempt: self.tables.exempt.entries().map_err(text)?,
             hooks,
         })
+    }
+
+    /// A map without its pin works on, so nothing else waits for one that cannot be pinned.
+    fn restore_pins(&mut self) {
+        let error = self.programs.restore_pins().err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| self.unpinned != error) {
+            warn!(%error, "maps cannot be pinned again, so that the next agent will not find them; trying again");
+        }
+        self.unpinned = error;
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
