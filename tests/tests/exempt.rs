@@ -87,8 +87,21 @@ impl Scene {
         self.cluster.members[0].node.netns().run("iptables", &words).map(drop)
     }
 
-    /// The rule that lets marked packets be, in the place where it must stand.
+    /// Whether the rule that lets marked packets be stands first in POSTROUTING.
+    fn lets_marked_packets_be(&self) -> Result<bool> {
+        let netns = self.cluster.members[0].node.netns();
+        let rules = netns.run("iptables", &["--wait", "-t", "nat", "-S", "POSTROUTING"])?;
+        Ok(rules
+            .lines()
+            .find(|line| line.starts_with("-A"))
+            .is_some_and(|rule| rule.contains("0x2000/0x6000")))
+    }
+
+    /// Puts it there, unless the agent has.
     fn let_marked_packets_be(&self) -> Result<()> {
+        if self.lets_marked_packets_be()? {
+            return Ok(());
+        }
         self.iptables("-t nat -I POSTROUTING 1 -m mark --mark 0x2000/0x6000 -j RETURN")
     }
 
@@ -131,12 +144,14 @@ fn only_what_is_exempt(fast_path: FastPath) -> Result<()> {
         let scene = Scene::set(lab, fast_path, &["--snat-exempt-cidr", NAMED, "--snat-exempt-nodes"])?;
         let [a, b] = [&scene.cluster.members[0], &scene.cluster.members[1]];
         let (pod, node) = (b.pod()?, b.node.underlay_endpoint());
-        // Without the rule that looks at the mark, all of it would be masqueraded.
-        for outside in [&node, &scene.partner, &scene.world] {
-            scene.is_masqueraded(outside)?;
-        }
-        if fast_path == FastPath::Overlay {
-            scene.is_masqueraded(&pod)?;
+        // Without the rule that looks at the mark, all of it is masqueraded.
+        if !scene.lets_marked_packets_be()? {
+            for outside in [&node, &scene.partner, &scene.world] {
+                scene.is_masqueraded(outside)?;
+            }
+            if fast_path == FastPath::Overlay {
+                scene.is_masqueraded(&pod)?;
+            }
         }
 
         scene.let_marked_packets_be()?;
