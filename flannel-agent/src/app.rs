@@ -17,6 +17,7 @@ use crate::{
     cli::RunOptions,
     config::{NetworkConfig, VxlanOptions},
     datapath::{ebpf::EbpfDatapath, kernel::KernelDatapath},
+    exempt,
     lease::{
         LeaseAttrs,
         etcd::{EtcdOptions, EtcdStore, LeaseKeeper, LeaseTiming, OwnLeaseReport},
@@ -25,7 +26,7 @@ use crate::{
     lock::SubnetFileLock,
     mac::Mac,
     netlink::{ExternalInterface, InterfaceChoice, Netlink},
-    plan::{Local, VxlanDevice},
+    plan::{Exemptions, Local, VxlanDevice},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
     telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
@@ -143,6 +144,7 @@ impl Agent<'_> {
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
         let (fast_path, loaded) = load(&options);
+        let exemptions = exemptions(&options, fast_path).await;
         let local = Local {
             network,
             subnet,
@@ -160,6 +162,7 @@ impl Agent<'_> {
         let watch = store.watch(own.subnet);
         let keeper = store.keep(own);
         let (reconciler, summary) = Reconciler::new(local, datapath, host, watch);
+        let reconciler = reconciler.exempting(exemptions);
 
         let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
         let mut stopped = self.stopped.clone();
@@ -313,6 +316,26 @@ fn load(options: &RunOptions) -> (FastPath, Loaded) {
             (FastPath::Off, Loaded::Nothing(left))
         }
     }
+}
+
+/// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
+async fn exemptions(options: &RunOptions, fast_path: FastPath) -> watch::Receiver<Exemptions> {
+    let flags = exempt::Flags {
+        prefixes: options.snat_exempt_cidr.iter().copied().collect(),
+        file: options.snat_exempt_file.clone(),
+        nodes: options.snat_exempt_nodes,
+    };
+    if fast_path != FastPath::Off {
+        return flags.follow().await;
+    }
+    let names = flags.names();
+    if !names.is_empty() {
+        warn!(
+            ignored = names.join(" "),
+            "these exemptions from masquerading need eBPF, which is off: only the cluster's network is exempt"
+        );
+    }
+    exempt::Flags::default().follow().await
 }
 
 /// The range the kernel takes source ports of VXLAN from: `net.ipv4.ip_local_port_range`.

@@ -9,7 +9,7 @@ use std::{
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
 use ipnetwork::Ipv4Network;
 
-use crate::{bpf::LogLevel, cmd, telemetry::log::LogFormat};
+use crate::{bpf::LogLevel, cmd, exempt, telemetry::log::LogFormat};
 
 mod given;
 mod syntax;
@@ -111,7 +111,7 @@ pub struct RunOptions {
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_blackhole_route: bool,
     /// Destinations that pods' packets reach with the pod's own address; repeatable.
-    #[arg(long, value_name = "CIDR", help_heading = "Rules")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = exempt::prefix, help_heading = "Rules")]
     pub snat_exempt_cidr: Vec<Ipv4Network>,
     /// File of such destinations, one a line; read again when it changes.
     #[arg(long, value_name = "FILE", help_heading = "Rules")]

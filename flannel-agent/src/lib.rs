@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cmd;
 pub mod config;
 pub mod datapath;
+pub mod exempt;
 mod gojson;
 pub mod lease;
 pub mod lock;

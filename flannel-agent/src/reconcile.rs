@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use flannel_common::layout::FastPath;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -25,7 +26,7 @@ use crate::{
     datapath::{Datapath, ObserveError},
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
-    plan::{Change, Inputs, Local, NextHop, Plan, Pods, State, delta, plan, public_addresses},
+    plan::{Change, Exemptions, Inputs, Local, NextHop, Plan, Pods, State, delta, plan, public_addresses},
 };
 
 mod host;
@@ -47,6 +48,10 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Between passes for the kernel's notices, so many times the length of the last pass is waited: on a large
 /// node they take at most a fifth of a CPU, however fast its pods come and go.
 const REST: u32 = 4;
+/// Maps and programs give no notice when someone changes them: so often they are looked at, and so many
+/// times the length of the look apart, which keeps the looks at a fiftieth of a CPU.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_REST: u32 = 50;
 /// How often everything is read again though nothing was heard of.
 const FULL: Duration = Duration::from_secs(30);
 
@@ -75,6 +80,7 @@ pub struct Reconciler<D, H, L> {
     source: L,
     /// `None` before the first snapshot: until then nothing is touched.
     leases: Option<Leases>,
+    exemptions: watch::Receiver<Exemptions>,
     surroundings: Surroundings,
     next_hops: BTreeMap<Ipv4Addr, NextHop>,
     plan: Plan,
@@ -99,6 +105,9 @@ struct Due {
     changed_at: Option<Instant>,
     full: Instant,
     retry: Option<Instant>,
+    exemptions: Option<Instant>,
+    /// When to look at maps and programs alone.
+    look: Instant,
     /// When to look for the addresses of new pods.
     pods: Option<Instant>,
     /// No pass for the kernel's notices before this.
@@ -108,7 +117,10 @@ struct Due {
 impl Due {
     fn next(&self) -> Instant {
         let changed = self.changed_at.map(|at| at.max(self.rest));
-        [self.leases, changed, self.retry, self.pods].into_iter().flatten().fold(self.full, Instant::min)
+        [self.leases, changed, self.retry, self.exemptions, self.pods]
+            .into_iter()
+            .flatten()
+            .fold(self.full, Instant::min)
     }
 }
 
@@ -154,6 +166,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             host,
             source,
             leases: None,
+            exemptions: watch::channel(Exemptions::default()).1,
             surroundings: Surroundings::default(),
             next_hops: BTreeMap::new(),
             plan: Plan::default(),
@@ -166,6 +179,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 changed_at: None,
                 full: now,
                 retry: None,
+                exemptions: None,
+                look: now,
                 pods: None,
                 rest: now,
             },
@@ -183,6 +198,13 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         self.heart.pulse()
     }
 
+    /// With what the operator exempts from masquerading, which may change at any time.
+    #[must_use]
+    pub fn exempting(mut self, exemptions: watch::Receiver<Exemptions>) -> Self {
+        self.exemptions = exemptions;
+        self
+    }
+
     /// Runs until `stop` is ready. A pass that is under way is finished; nothing is removed, so that the
     /// dataplane goes on without us. Returns the datapath.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> D {
@@ -194,7 +216,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = &mut stop => return self.datapath,
                 () = self.heart.beat() => {}
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
+                () = sleep_until(self.due.look), if self.settled.is_some() => self.look().await,
                 event = self.source.next() => self.on_lease(event),
+                () = changed(&mut self.exemptions) => {
+                    self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
                 changed = self.host.changed() => {
                     self.due.changed |= changed;
                     self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
@@ -222,6 +248,21 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         self.due.leases.get_or_insert_with(|| Instant::now() + settle);
     }
 
+    /// Looks at maps and programs, and lets a pass follow at once if they are not as planned.
+    async fn look(&mut self) {
+        let start = Instant::now();
+        let found = self.datapath.observe_bpf().await;
+        let mut cost = start.elapsed();
+        if !matches!(found, Ok(None))
+            && !found.is_ok_and(|found| found.as_ref() == Some(&self.plan.state.bpf))
+        {
+            self.due.changed.overlay = true;
+            self.due.changed_at = Some(start);
+            cost += self.length;
+        }
+        self.due.look = Instant::now() + (cost * LOOK_REST).clamp(LOOK, FULL);
+    }
+
     async fn run_pass(&mut self) {
         let start = Instant::now();
         let full = self.due.full <= start;
@@ -229,6 +270,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         changed.links |= self.due.pods.is_some_and(|due| due <= start);
         self.due.changed_at = None;
         self.due.leases = None;
+        self.due.exemptions = None;
         self.due.retry = None;
         if full {
             self.due.full = start + FULL;
@@ -269,13 +311,18 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 self.next_hops.clear();
             }
             changed.overlay |= surroundings.overlay_ifindex != self.surroundings.overlay_ifindex;
-            self.due.pods = self.unplaced.look_again(&surroundings.pods, now);
+            // Only pods that are reached past the host's stack have to be found.
+            self.due.pods = match self.local.fast_path {
+                FastPath::All => self.unplaced.look_again(&surroundings.pods, now),
+                FastPath::Off | FastPath::Overlay | FastPath::Flow => None,
+            };
             self.surroundings = surroundings;
         }
         resolve(&mut self.host, &mut self.next_hops, public_addresses(leases)).await?;
         let plan = plan(&Inputs {
             local: &self.local,
             leases,
+            exemptions: &self.exemptions.borrow_and_update(),
             next_hops: &self.next_hops,
             pods: &self.surroundings.pods,
             overlay_ifindex: self.surroundings.overlay_ifindex,
@@ -342,6 +389,13 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             passes: self.summary.borrow().passes + u64::from(read),
         };
         self.summary.send_replace(summary);
+    }
+}
+
+/// Waits for a change; for ever where none can come any more. Cancel safe.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -14,18 +14,31 @@ pub const ROUTES_V4: &str = "routes_v4";
 pub const VTEPS: &str = "vteps";
 /// Map of a local pod's address to where it is: see [`crate::layout::PodV4`].
 pub const PODS_V4: &str = "pods_v4";
+/// Trie of prefixes pods reach with their own address: see [`crate::layout::Exempt`].
+pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
 /// One-element array: see [`crate::layout::Config`].
 pub const CONFIG: &str = "config";
 /// Per-CPU array of [`crate::layout::Counter`], indexed by [`crate::reason::slot`].
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 5] = [ROUTES_V4, VTEPS, PODS_V4, CONFIG, COUNTERS];
+pub const PINNED_MAPS: [&str; 6] = [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, CONFIG, COUNTERS];
 
 /// Entries that `routes_v4` and `vteps` hold: the number of peers of the largest cluster served.
 pub const MAX_PEERS: u32 = 65_536;
 /// Entries that `pods_v4` holds: local pods of one node.
 pub const MAX_PODS: u32 = 4_096;
+/// Entries that `snat_exempt_v4` holds: the cluster's network, nodes, and what the operator names.
+pub const MAX_EXEMPT: u32 = 65_536;
+
+/// Bit of a packet's mark (`skb->mark`) that `from_pod` sets on what pods send, through the host's stack,
+/// to a prefix of `snat_exempt_v4`. The first rule of nat POSTROUTING returns on `mark 0x2000/0x6000`: with
+/// kube-proxy's 0x4000, which asks for masquerading, the packet is masqueraded all the same.
+///
+/// Nobody else can have set it on a pod's packet: a veth zeroes the mark of what leaves its namespace
+/// (net/core/skbuff.c, `skb_scrub_packet`), so the bit is only ever set here, never cleared. Programs that
+/// are attached ahead of ours at the same hook may use the other bits.
+pub const SNAT_EXEMPT_MARK: u32 = 0x2000;
 
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";

@@ -31,7 +31,7 @@ impl Direction {
 pub enum Class {
     /// A program moved it: it skipped what the fast path skips.
     Fast,
-    /// It was left untouched to the kernel.
+    /// It was left to the kernel, every byte as it was.
     Kernel,
 }
 
@@ -107,6 +107,8 @@ reasons! {
     Ecn = 27, Kernel, "ecn", "the outer header says congestion, the inner one does not take part: the kernel drops it (RFC 6040)";
     Refused = 28, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
     UdpAggregate = 29, Kernel, "udp_aggregate", "an aggregate of UDP datagrams: a socket that takes them singly needs it free of the tunnel's marks, which only the kernel's device removes";
+    PodOnKernel = 30, Kernel, "pod_on_kernel", "pods' packets go through the host's stack on this node (--fast-path=overlay)";
+    SnatExempt = 31, Kernel, "snat_exempt", "left to the host's stack with the mark that keeps it from being masqueraded";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

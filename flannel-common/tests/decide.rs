@@ -1,6 +1,6 @@
 //! Verdicts: of the fixtures, of any packet at all, and of sizes and prefixes computed another way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_common::{
     layout::{PeerV4, SubnetV4},
@@ -17,7 +17,10 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 fn reason(verdict: &Verdict) -> Reason {
     match verdict {
-        Verdict::Kernel(reason) | Verdict::Encap(_, reason) | Verdict::Deliver(_, reason) => *reason,
+        Verdict::Kernel(reason)
+        | Verdict::Exempt(reason)
+        | Verdict::Encap(_, reason)
+        | Verdict::Deliver(_, reason) => *reason,
     }
 }
 
@@ -93,6 +96,29 @@ proptest! {
         prop_assert!(fixtures::decided(case.hook).contains(&reason(&verdict)));
         // A decision depends on nothing else, and changes nothing.
         prop_assert_eq!(decide(case.hook, &case.frame[..], &case.tables, &arrival), verdict);
+    }
+
+    /// Exemptions never change what the fast path takes, nor why it takes no more: they only mark, and only
+    /// what pods of this node send.
+    #[test]
+    fn exemptions_only_mark_what_the_kernel_gets(case in any_hook().prop_flat_map(case)) {
+        let with = decide(case.hook, &case.frame[..], &case.tables, &case.arrival);
+        let tables = MemoryTables { exempt: BTreeMap::new(), ..case.tables.clone() };
+        let without = decide(case.hook, &case.frame[..], &tables, &case.arrival);
+        match (with, without) {
+            (Verdict::Exempt(with), Verdict::Kernel(without)) => {
+                prop_assert_eq!(case.hook, Hook::FromPod);
+                let counted = match without {
+                    Reason::NoRoute | Reason::PodOnKernel => Reason::SnatExempt,
+                    other => other,
+                };
+                prop_assert_eq!(with, counted);
+                let address = |at: usize| -> [u8; 4] { case.frame[at..at + 4].try_into().unwrap() };
+                prop_assert!(case.tables.config.unwrap().subnet.contains(address(26)));
+                prop_assert!(case.tables.exempt.keys().any(|prefix| prefix.contains(address(30))));
+            }
+            (with, without) => prop_assert_eq!(with, without),
+        }
     }
 
     #[test]

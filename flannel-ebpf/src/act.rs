@@ -6,11 +6,12 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
+    map::SNAT_EXEMPT_MARK,
     packet::{
         Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN},
+    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, egress},
     reason::{Direction, Reason},
 };
 
@@ -32,6 +33,20 @@ impl Done {
     const fn kernel(reason: Reason) -> Self {
         Self { action: TC_ACT_UNSPEC, reason }
     }
+}
+
+/// Sets the mark on a pod's packet that stays with the kernel, if it is one to keep its address.
+#[inline(always)]
+pub(crate) fn mark_exempt(skb: Skb, verdict: Result<Done, Reason>) -> Result<Done, Reason> {
+    let reason = match verdict {
+        Ok(Done { action: TC_ACT_UNSPEC, reason }) | Err(reason) => reason,
+        moved => return moved,
+    };
+    if !egress::is_exempt(&skb, &maps::Maps, reason) {
+        return Err(reason);
+    }
+    skb.mark(SNAT_EXEMPT_MARK);
+    Err(egress::exempt_reason(reason))
 }
 
 /// Counts the packet, in the size it came with, and returns the tc action.

@@ -107,6 +107,13 @@ impl Skb {
         unsafe { (bpf_get_prandom_u32() >> 16) as u16 }
     }
 
+    /// Sets `bits` in the packet's mark; the others stay.
+    #[inline(always)]
+    pub(crate) fn mark(&self, bits: u32) {
+        // SAFETY: a field of the live context that programs of this kind may write.
+        unsafe { (*self.skb).mark |= bits }
+    }
+
     /// Makes room for the outer headers behind the first 14 bytes; `None`, and nothing changed, where
     /// the kernel refuses.
     #[inline(always)]

@@ -8,12 +8,12 @@
 )]
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     macros::btf_map,
 };
 use flannel_common::{
-    layout::{Config, Counter, PeerV4, PodV4, SubnetV4, VtepV4},
-    map::{MAX_PEERS, MAX_PODS},
+    layout::{Config, Counter, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
+    map::{MAX_EXEMPT, MAX_PEERS, MAX_PODS},
     path::Tables,
     reason::{self, Direction, Reason},
 };
@@ -31,6 +31,9 @@ static VTEPS: HashMap<[u8; 4], VtepV4, { MAX_PEERS as usize }, NO_PREALLOC> = Ha
 
 #[btf_map(name = "pods_v4")]
 static PODS_V4: HashMap<[u8; 4], PodV4, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "snat_exempt_v4")]
+static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
 
 #[btf_map(name = "config")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -70,6 +73,11 @@ impl Tables for Maps {
     fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4> {
         // SAFETY: as in `route_v4`.
         unsafe { PODS_V4.get(address).copied() }
+    }
+
+    #[inline(always)]
+    fn is_exempt_v4(&self, address: [u8; 4]) -> bool {
+        SNAT_EXEMPT_V4.get(&Key::new(32, address)).is_some()
     }
 }
 

@@ -21,7 +21,7 @@ fn from_pod(ctx: TcContext) -> i32 {
     let size = skb.size();
     let verdict =
         egress::from_pod(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
-    act::conclude(&ctx, size, Direction::Egress, verdict)
+    act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
 /// tc egress, flannel.<vni>: what the kernel routed into the overlay.

@@ -1,17 +1,22 @@
 //! The programs, through the verifier and into the kernel.
 
+use std::collections::BTreeMap;
+
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{MapData, MapError, MapType},
+    maps::{MapData, MapError, MapInfo, MapType},
     programs::{ProgramError, SchedClassifier},
 };
 use flannel_common::{
-    layout::{Config, Counter, PeerV4, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, COUNTERS, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, ROUTES_V4, VTEPS},
+    layout::{Config, Counter, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
+    map::{
+        CONFIG, COUNTERS, MAX_EXEMPT, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4,
+        VTEPS,
+    },
     path::Hook,
     reason,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{OBJECT, PinError, Pins};
 
@@ -79,6 +84,8 @@ impl LogLevel {
 pub struct Programs {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Pins,
+    /// The kernel's id of each pinned map.
+    maps: BTreeMap<&'static str, u32>,
 }
 
 /// What the kernel says of a loaded program.
@@ -118,7 +125,40 @@ impl Programs {
                 .load()
                 .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
         }
-        Ok(Self { ebpf, pins })
+        let mut maps = BTreeMap::new();
+        for name in PINNED_MAPS {
+            maps.insert(name, MapInfo::from_pin(pins.map(name))?.id());
+        }
+        Ok(Self { ebpf, pins, maps })
+    }
+
+    /// Pins again every map whose pin is gone, or stands for another map: the programs go on with theirs,
+    /// but nobody else could find it, the next agent included.
+    ///
+    /// # Errors
+    /// When a map cannot be pinned.
+    pub fn restore_pins(&self) -> Result<(), LoadError> {
+        for (name, id) in &self.maps {
+            let path = self.pins.map(name);
+            if MapInfo::from_pin(&path).is_ok_and(|pinned| pinned.id() == *id) {
+                continue;
+            }
+            let Some(map) = self.ebpf.map(name) else { continue };
+            Pins::make(&self.pins.maps())?;
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(PinError::Io { action: "remove", path, error }.into());
+                }
+                _ => {}
+            }
+            map.pin(&path).map_err(|error| PinError::Io {
+                action: "pin a map at",
+                path: path.clone(),
+                error: std::io::Error::other(chain(&error)),
+            })?;
+            info!(pin = %path.display(), "repaired: pin map {name}");
+        }
+        Ok(())
     }
 
     /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at
@@ -184,6 +224,7 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
         ROUTES_V4 => (MapType::Hash, size_of::<SubnetV4>(), size_of::<PeerV4>(), MAX_PEERS),
         VTEPS => (MapType::Hash, 4, size_of::<VtepV4>(), MAX_PEERS),
         PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>(), MAX_PODS),
+        SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>(), MAX_EXEMPT),
         CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
         COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),
         _ => return Ok(()),

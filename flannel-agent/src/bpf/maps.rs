@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, marker::PhantomData};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{
+    Array, HashMap, Map, MapData, MapError,
+    lpm_trie::{Key, LpmTrie},
+};
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
-    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, PODS_V4, ROUTES_V4, VTEPS},
+    layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
 };
+
+use nix::errno::Errno;
 
 use super::Pins;
 
@@ -38,6 +43,8 @@ pub struct Tables {
     pub vteps: Table<[u8; 4], VtepV4, 4, 8>,
     /// A local pod's address to its place.
     pub pods: Table<[u8; 4], PodV4, 4, 16>,
+    /// Prefix that pods reach with their own address, to why.
+    pub exempt: Prefixes<Exempt, 4>,
     /// This node's settings.
     pub config: Setting<Config, 52>,
 }
@@ -52,6 +59,7 @@ impl Tables {
             routes: Table::open(pins, ROUTES_V4)?,
             vteps: Table::open(pins, VTEPS)?,
             pods: Table::open(pins, PODS_V4)?,
+            exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
             config: Setting::open(pins)?,
         })
     }
@@ -84,18 +92,12 @@ where
     pub fn entries(&self) -> Result<BTreeMap<K, V>, MapFault> {
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
-            match entry {
-                Ok((key, value)) => {
-                    if let (Ok(key), Ok(value)) = (
-                        bytemuck::checked::try_pod_read_unaligned(&key),
-                        bytemuck::checked::try_pod_read_unaligned(&value),
-                    ) {
-                        entries.insert(key, value);
-                    }
-                }
-                // An entry removed between its key and its value.
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(MapFault::Kernel { map: self.name, error }),
+            let Some((key, value)) = present(self.name, entry)? else { continue };
+            if let (Ok(key), Ok(value)) = (
+                bytemuck::checked::try_pod_read_unaligned(&key),
+                bytemuck::checked::try_pod_read_unaligned(&value),
+            ) {
+                entries.insert(key, value);
             }
         }
         Ok(entries)
@@ -106,14 +108,8 @@ where
     /// # Errors
     /// When the map is full, or cannot be written.
     pub fn put(&mut self, key: &K, value: &V) -> Result<(), MapFault> {
-        self.map.insert(bytes::<K, KN>(key), bytes::<V, VN>(value), 0).map_err(|error| match &error {
-            MapError::SyscallError(call)
-                if call.io_error.raw_os_error() == Some(nix::errno::Errno::E2BIG as i32) =>
-            {
-                MapFault::Full { map: self.name }
-            }
-            _ => MapFault::Kernel { map: self.name, error },
-        })
+        let put = self.map.insert(bytes::<K, KN>(key), bytes::<V, VN>(value), 0);
+        put.map_err(|error| refused(self.name, Errno::E2BIG, error))
     }
 
     /// Removes an entry; one that is absent is gone already.
@@ -121,13 +117,84 @@ where
     /// # Errors
     /// When the map cannot be written.
     pub fn remove(&mut self, key: &K) -> Result<(), MapFault> {
-        match self.map.remove(&bytes::<K, KN>(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(call)) if call.io_error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(())
+        gone(self.name, self.map.remove(&bytes::<K, KN>(key)))
+    }
+}
+
+/// A trie of prefixes to `V` (of `VN` bytes), in which the programs find the longest that holds an address.
+pub struct Prefixes<V, const VN: usize> {
+    name: &'static str,
+    map: LpmTrie<MapData, [u8; 4], [u8; VN]>,
+    types: PhantomData<V>,
+}
+
+impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
+        const { assert!(size_of::<V>() == VN) };
+        let failed = |error| MapFault::Kernel { map: name, error };
+        let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
+        Ok(Self { name, map: LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?, types: PhantomData })
+    }
+
+    /// All entries, as [`Table::entries`].
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn entries(&self) -> Result<BTreeMap<SubnetV4, V>, MapFault> {
+        let mut entries = BTreeMap::new();
+        for entry in self.map.iter() {
+            let Some((key, value)) = present(self.name, entry)? else { continue };
+            if let Ok(value) = bytemuck::checked::try_pod_read_unaligned(&value) {
+                entries.insert(SubnetV4 { prefix_len: key.prefix_len(), network: key.data() }, value);
             }
-            Err(error) => Err(MapFault::Kernel { map: self.name, error }),
         }
+        Ok(entries)
+    }
+
+    /// Adds or replaces an entry, in one step for the programs.
+    ///
+    /// # Errors
+    /// When the map is full, or cannot be written.
+    pub fn put(&mut self, prefix: &SubnetV4, value: &V) -> Result<(), MapFault> {
+        let put = self.map.insert(&Key::new(prefix.prefix_len, prefix.network), bytes::<V, VN>(value), 0);
+        // A trie says so in another word than a hash map (kernel/bpf/lpm_trie.c, `trie_update_elem`).
+        put.map_err(|error| refused(self.name, Errno::ENOSPC, error))
+    }
+
+    /// Removes an entry; one that is absent is gone already.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn remove(&mut self, prefix: &SubnetV4) -> Result<(), MapFault> {
+        gone(self.name, self.map.remove(&Key::new(prefix.prefix_len, prefix.network)))
+    }
+}
+
+/// An entry, unless it was removed between its key and its value.
+fn present<T>(map: &'static str, entry: Result<T, MapError>) -> Result<Option<T>, MapFault> {
+    match entry {
+        Ok(entry) => Ok(Some(entry)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(MapFault::Kernel { map, error }),
+    }
+}
+
+/// Why an entry was not taken; `full` is what this kind of map says when it has no room.
+fn refused(map: &'static str, full: Errno, error: MapError) -> MapFault {
+    match &error {
+        MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(full as i32) => {
+            MapFault::Full { map }
+        }
+        _ => MapFault::Kernel { map, error },
+    }
+}
+
+/// The outcome of a removal, in which absent is as good as removed.
+fn gone(map: &'static str, removed: Result<(), MapError>) -> Result<(), MapFault> {
+    match removed {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(call)) if call.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(MapFault::Kernel { map, error }),
     }
 }
 

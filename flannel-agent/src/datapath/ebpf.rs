@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use flannel_common::path::Hook;
 use nix::net::if_::if_nameindex;
+use tracing::warn;
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
@@ -25,6 +26,8 @@ pub struct EbpfDatapath {
 struct Loaded {
     programs: Programs,
     tables: Tables,
+    /// Why maps could not be pinned again, as it was last said.
+    unpinned: Option<String>,
 }
 
 impl EbpfDatapath {
@@ -40,7 +43,12 @@ impl EbpfDatapath {
     /// When their maps cannot be opened.
     pub fn with_programs(kernel: KernelDatapath, pins: Pins, programs: Programs) -> Result<Self, MapFault> {
         let tables = Tables::open(&pins)?;
-        Ok(Self { kernel, pins: Some(pins), loaded: Some(Loaded { programs, tables }), adopted: false })
+        Ok(Self {
+            kernel,
+            pins: Some(pins),
+            loaded: Some(Loaded { programs, tables, unpinned: None }),
+            adopted: false,
+        })
     }
 
     fn adopt(&mut self) -> Result<(), PinError> {
@@ -66,6 +74,10 @@ impl Datapath for EbpfDatapath {
         Ok(state)
     }
 
+    async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
+        self.loaded.as_mut().map(Loaded::observe).transpose().map_err(ObserveError::Bpf)
+    }
+
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
         let mut results = Vec::with_capacity(changes.len());
         // Runs of one half keep the order between the halves: the kernel's way is there first, goes last.
@@ -83,6 +95,7 @@ impl Loaded {
     fn observe(&mut self) -> Result<BpfState, String> {
         let text = |error: MapFault| error.to_string();
         let indexes = indexes()?;
+        self.restore_pins();
         // Pods come and go: their links' pins would pile up.
         self.programs.forget_gone().map_err(|error| error.to_string())?;
         let mut hooks = std::collections::BTreeSet::new();
@@ -96,8 +109,18 @@ impl Loaded {
             peers: self.tables.routes.entries().map_err(text)?,
             vteps: self.tables.vteps.entries().map_err(text)?,
             pods: self.tables.pods.entries().map_err(text)?,
+            exempt: self.tables.exempt.entries().map_err(text)?,
             hooks,
         })
+    }
+
+    /// A map without its pin works on, so nothing else waits for one that cannot be pinned.
+    fn restore_pins(&mut self) {
+        let error = self.programs.restore_pins().err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| self.unpinned != error) {
+            warn!(%error, "maps cannot be pinned again, so that the next agent will not find them; trying again");
+        }
+        self.unpinned = error;
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
@@ -119,6 +142,8 @@ impl Loaded {
             Change::DeleteVtep(address) => tables.vteps.remove(address),
             Change::PutPod { address, pod } => tables.pods.put(address, pod),
             Change::DeletePod(address) => tables.pods.remove(address),
+            Change::PutExempt { prefix, why } => tables.exempt.put(prefix, why),
+            Change::DeleteExempt(prefix) => tables.exempt.remove(prefix),
             Change::Attach { ifindex, hook } => return self.attach(*ifindex, *hook, names),
             Change::Detach { ifindex, hook } => return self.detach(*ifindex, *hook, names),
             _ => return Err("not a change of maps or programs".to_owned()),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChangeError, Datapath, ObserveError};
-use crate::plan::{Change, Slot, State};
+use crate::plan::{BpfState, Change, Slot, State};
 
 /// Holds a [`State`] as the kernel would: what is on a device goes with it, and its neighbours go when its
 /// MAC changes.
@@ -17,8 +17,10 @@ pub struct MemoryDatapath {
     pub blind: u32,
     /// Every change that was asked for, failed ones included.
     pub log: Vec<Change>,
-    /// How often the state was read.
+    /// How often the whole state was read.
     pub observations: u64,
+    /// How often its eBPF half alone was read.
+    pub looks: u64,
 }
 
 impl MemoryDatapath {
@@ -64,6 +66,8 @@ impl MemoryDatapath {
             Change::DeleteVtep(address) => delete(&mut state.bpf.vteps, &address),
             Change::PutPod { address, pod } => put(&mut state.bpf.pods, address, pod),
             Change::DeletePod(address) => delete(&mut state.bpf.pods, &address),
+            Change::PutExempt { prefix, why } => put(&mut state.bpf.exempt, prefix, why),
+            Change::DeleteExempt(prefix) => delete(&mut state.bpf.exempt, &prefix),
             Change::Attach { ifindex, hook } => insert(&mut state.bpf.hooks, (ifindex, hook)),
             Change::Detach { ifindex, hook } => remove(&mut state.bpf.hooks, &(ifindex, hook)),
         }
@@ -79,6 +83,11 @@ impl Datapath for MemoryDatapath {
             return Err(ObserveError::Injected);
         }
         Ok(self.state.clone())
+    }
+
+    async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
+        self.looks += 1;
+        Ok(Some(self.state.bpf.clone()))
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {

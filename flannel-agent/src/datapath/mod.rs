@@ -4,7 +4,7 @@ use std::future::Future;
 
 use crate::{
     netlink::NetlinkError,
-    plan::{Change, State},
+    plan::{BpfState, Change, State},
 };
 
 pub mod ebpf;
@@ -15,6 +15,11 @@ pub mod memory;
 pub trait Datapath: Send {
     /// Reads what is there. Only objects recognisable as ours are part of it.
     fn observe(&mut self) -> impl Future<Output = Result<State, ObserveError>> + Send;
+
+    /// Reads the eBPF half alone, which gives no notice when it changes. `None` where there is none.
+    fn observe_bpf(&mut self) -> impl Future<Output = Result<Option<BpfState>, ObserveError>> + Send {
+        async { Ok(None) }
+    }
 
     /// Makes `changes`, in their order as far as one depends on another; one result for each. A change
     /// that fails does not keep those after it from being tried, unless they cannot succeed without it.

@@ -3,7 +3,7 @@
 use std::{fmt, net::Ipv4Addr};
 
 use flannel_common::{
-    layout::{Config, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Exempt, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
     path::Hook,
 };
 use ipnetwork::Ipv4Network;
@@ -64,6 +64,13 @@ pub enum Change {
         /// Value.
         pod: PodV4,
     },
+    /// Write an entry of map `snat_exempt_v4`.
+    PutExempt {
+        /// Key.
+        prefix: SubnetV4,
+        /// Value.
+        why: Exempt,
+    },
     /// Attach a program.
     Attach {
         /// Interface.
@@ -78,6 +85,8 @@ pub enum Change {
         /// Where on it.
         hook: Hook,
     },
+    /// Delete an entry of map `snat_exempt_v4`.
+    DeleteExempt(SubnetV4),
     /// Delete an entry of map `pods_v4`.
     DeletePod([u8; 4]),
     /// Delete an entry of map `vteps`.
@@ -129,6 +138,8 @@ pub enum Slot {
     Vtep([u8; 4]),
     /// An entry of map `pods_v4`.
     Pod([u8; 4]),
+    /// An entry of map `snat_exempt_v4`.
+    Exempt(SubnetV4),
     /// A place for a program.
     Hook(u32, Hook),
 }
@@ -146,13 +157,17 @@ impl Change {
             Self::PutPeer { subnet, .. } | Self::DeletePeer(subnet) => Slot::Peer(subnet),
             Self::PutVtep { address, .. } | Self::DeleteVtep(address) => Slot::Vtep(address),
             Self::PutPod { address, .. } | Self::DeletePod(address) => Slot::Pod(address),
+            Self::PutExempt { prefix, .. } | Self::DeleteExempt(prefix) => Slot::Exempt(prefix),
             Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => Slot::Hook(ifindex, hook),
         }
     }
 
     /// Whether this is about maps and programs; else it is about objects of the kernel.
     pub fn is_bpf(&self) -> bool {
-        matches!(self.slot(), Slot::BpfConfig | Slot::Peer(_) | Slot::Vtep(_) | Slot::Pod(_) | Slot::Hook(..))
+        matches!(
+            self.slot(),
+            Slot::BpfConfig | Slot::Peer(_) | Slot::Vtep(_) | Slot::Pod(_) | Slot::Exempt(_) | Slot::Hook(..)
+        )
     }
 
     /// Whether this takes something away.
@@ -160,6 +175,7 @@ impl Change {
         matches!(
             self,
             Self::Detach { .. }
+                | Self::DeleteExempt(_)
                 | Self::DeletePod(_)
                 | Self::DeleteVtep(_)
                 | Self::DeletePeer(_)
@@ -209,6 +225,12 @@ impl fmt::Display for Change {
             }
             Self::PutPod { address, pod } => {
                 write!(f, "hand packets for pod {} to interface {}", Ipv4Addr::from(*address), pod.ifindex)
+            }
+            Self::PutExempt { prefix, why } => {
+                write!(f, "let pods keep their address towards {}, {}", Cidr(prefix), why.sentence())
+            }
+            Self::DeleteExempt(prefix) => {
+                write!(f, "no longer let pods keep their address towards {}", Cidr(prefix))
             }
             Self::DeletePod(address) => write!(f, "forget pod {}", Ipv4Addr::from(*address)),
             Self::Attach { ifindex, hook } => write!(f, "attach {} to interface {ifindex}", hook.program()),

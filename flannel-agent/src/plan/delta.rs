@@ -63,6 +63,9 @@ fn put_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
     changes
         .extend(news(&desired.pods, &observed.pods).map(|(&address, &pod)| Change::PutPod { address, pod }));
     changes.extend(
+        news(&desired.exempt, &observed.exempt).map(|(&prefix, &why)| Change::PutExempt { prefix, why }),
+    );
+    changes.extend(
         desired.hooks.difference(&observed.hooks).map(|&(ifindex, hook)| Change::Attach { ifindex, hook }),
     );
 }
@@ -71,6 +74,7 @@ fn delete_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState
     changes.extend(
         observed.hooks.difference(&desired.hooks).map(|&(ifindex, hook)| Change::Detach { ifindex, hook }),
     );
+    changes.extend(gone(&desired.exempt, &observed.exempt).map(|(&prefix, _)| Change::DeleteExempt(prefix)));
     changes.extend(gone(&desired.pods, &observed.pods).map(|(&address, _)| Change::DeletePod(address)));
     changes.extend(gone(&desired.vteps, &observed.vteps).map(|(&address, _)| Change::DeleteVtep(address)));
     changes.extend(gone(&desired.peers, &observed.peers).map(|(&subnet, _)| Change::DeletePeer(subnet)));

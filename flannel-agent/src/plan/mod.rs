@@ -17,6 +17,7 @@ use crate::lease::{LeaseSubnet, Leases};
 
 mod change;
 mod delta;
+mod exempt;
 mod peers;
 mod state;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod tests;
 
 pub use change::{Change, Slot};
 pub use delta::delta;
+pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
 pub use peers::{Peer, Skip, peers, public_addresses};
 pub use state::{BpfState, State, VxlanDevice};
@@ -77,6 +79,8 @@ pub struct Inputs<'a> {
     pub next_hops: &'a BTreeMap<Ipv4Addr, NextHop>,
     /// Our pods.
     pub pods: &'a Pods,
+    /// What the operator exempts from masquerading.
+    pub exemptions: &'a Exemptions,
     /// Index of the VXLAN device, once it exists.
     pub overlay_ifindex: Option<u32>,
 }
@@ -142,10 +146,12 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         local_mac: local.device.mac.0,
         reserved: [0; 2],
     });
+    bpf.exempt = exempt::prefixes(local, inputs.leases, inputs.exemptions);
     bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
+    // Where pods' packets all go through the host's stack, the program only marks them.
+    bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::All {
         bpf.hooks.insert((local.device.underlay_ifindex, Hook::FromUnderlay));
-        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     bpf

@@ -6,7 +6,7 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
     path::Hook,
 };
 use ipnetwork::Ipv4Network;
@@ -60,6 +60,8 @@ pub struct BpfState {
     pub vteps: BTreeMap<[u8; 4], VtepV4>,
     /// Map `pods_v4`.
     pub pods: BTreeMap<[u8; 4], PodV4>,
+    /// Map `snat_exempt_v4`.
+    pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// Attached programs: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
 }

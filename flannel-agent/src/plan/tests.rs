@@ -1,5 +1,6 @@
 use std::time::{Duration, SystemTime};
 
+use flannel_common::layout::Exempt;
 use proptest::prelude::*;
 
 use super::*;
@@ -77,6 +78,7 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
         next_hops: &next_hops,
         pods: &pods([11, 12]),
         overlay_ifindex: Some(5),
+        exemptions: &Exemptions::default(),
     })
 }
 
@@ -128,7 +130,10 @@ fn the_fast_path_has_the_next_hop_or_leaves_the_peer_to_the_kernel() {
 fn hooks_are_those_of_the_fast_path() {
     let hooks = |fast_path| planned(fast_path, &Leases::new()).state.bpf.hooks;
     assert!(hooks(FastPath::Off).is_empty());
-    assert_eq!(hooks(FastPath::Overlay), BTreeSet::from([(5, Hook::ToOverlay)]));
+    assert_eq!(
+        hooks(FastPath::Overlay),
+        BTreeSet::from([(5, Hook::ToOverlay), (11, Hook::FromPod), (12, Hook::FromPod)])
+    );
     assert_eq!(
         hooks(FastPath::All),
         BTreeSet::from([
@@ -138,6 +143,45 @@ fn hooks_are_those_of_the_fast_path() {
             (12, Hook::FromPod),
         ])
     );
+}
+
+#[test]
+fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {
+    let mut skipped = lease("10.3.0.0/24", "192.0.2.3", mac(3));
+    skipped.attrs.backend_type = "host-gw".into();
+    let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2)), skipped]);
+    let exempt = |fast_path, prefixes: &[&str], nodes| -> Vec<(String, Exempt)> {
+        let exemptions = Exemptions { prefixes: prefixes.iter().map(|prefix| net(prefix)).collect(), nodes };
+        let plan = plan(&Inputs {
+            local: &local(fast_path),
+            leases: &all,
+            next_hops: &BTreeMap::new(),
+            pods: &Pods::default(),
+            overlay_ifindex: None,
+            exemptions: &exemptions,
+        });
+        let exempt = plan.state.bpf.exempt.into_iter();
+        exempt
+            .map(|(key, why)| (format!("{}/{}", Ipv4Addr::from(key.network), key.prefix_len), why))
+            .collect()
+    };
+    let named = |list: &[(&str, Exempt)]| -> Vec<(String, Exempt)> {
+        list.iter().map(|(prefix, why)| ((*prefix).to_owned(), *why)).collect()
+    };
+    for fast_path in [FastPath::Overlay, FastPath::All] {
+        assert_eq!(exempt(fast_path, &[], false), named(&[("10.0.0.0/8", Exempt::Cluster)]));
+        assert_eq!(
+            exempt(fast_path, &["10.0.0.0/8", "172.16.0.0/12", "192.0.2.2/32"], true),
+            named(&[
+                ("10.0.0.0/8", Exempt::Cluster),
+                ("172.16.0.0/12", Exempt::User),
+                ("192.0.2.1/32", Exempt::Node),
+                ("192.0.2.2/32", Exempt::Node),
+                ("192.0.2.3/32", Exempt::Node),
+            ])
+        );
+    }
+    assert_eq!(exempt(FastPath::Off, &["172.16.0.0/12"], true), []);
 }
 
 #[test]
@@ -242,6 +286,10 @@ fn changes_come_in_an_order_that_loses_nothing_and_read_as_sentences() {
     );
     assert_eq!(from_nothing[1], "give the VXLAN device address 10.1.0.0/32");
     assert_eq!(from_nothing[5], "configure the programs for fast path all");
+    assert!(
+        from_nothing
+            .contains(&"let pods keep their address towards 10.0.0.0/8, the cluster's network".to_owned())
+    );
     assert_eq!(from_nothing.last().unwrap(), "attach from_pod to interface 12");
     let to_nothing: Vec<_> = delta(&State::default(), &new).iter().map(Change::to_string).collect();
     assert_eq!(to_nothing.last().unwrap(), "delete the VXLAN device");
@@ -315,10 +363,13 @@ prop_compose! {
         hops in prop::collection::btree_set(1..9u8, 0..9),
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
         overlay_ifindex in prop::option::of(5..7u32),
+        prefixes in prop::collection::btree_set(any_subnet(), 0..4),
+        nodes in any::<bool>(),
     ) -> Plan {
         let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
         plan(&Inputs {
             local: &local(fast_path), leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
+            exemptions: &Exemptions { prefixes, nodes },
         })
     }
 }

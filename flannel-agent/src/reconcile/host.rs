@@ -22,7 +22,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// What of the node a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Our pods; none are looked for where the fast path leaves them to the kernel.
+    /// Our pods: with fast path `overlay` their links alone, with `off` not even those.
     pub pods: Pods,
     /// Index of the VXLAN device, if it exists.
     pub overlay_ifindex: Option<u32>,
@@ -80,10 +80,13 @@ impl Host for KernelHost {
         let overlay = links.iter().find(|link| link.name == self.local.device.name);
         let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
         self.overlay = overlay;
-        let pods = if self.local.fast_path == FastPath::All {
-            self.netlink.pods(self.local.subnet, &links).await?
-        } else {
-            Pods::default()
+        let pods = match self.local.fast_path {
+            FastPath::All => self.netlink.pods(self.local.subnet, &links).await?,
+            FastPath::Overlay | FastPath::Flow => {
+                let links = self.netlink.pod_links(self.local.subnet, &links).await?;
+                Pods { links, ..Pods::default() }
+            }
+            FastPath::Off => Pods::default(),
         };
         let external = self.local.device.underlay_ifindex;
         let underlay = links

@@ -19,7 +19,7 @@ use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Hook, Slot, VxlanDevice},
+    plan::{BpfState, Hook, Slot, VxlanDevice},
 };
 
 const OVERLAY: u32 = 7;
@@ -39,6 +39,10 @@ struct Shared(Arc<Mutex<World>>);
 impl Datapath for Shared {
     async fn observe(&mut self) -> Result<State, ObserveError> {
         self.0.lock().await.datapath.observe().await
+    }
+
+    async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
+        self.0.lock().await.datapath.observe_bpf().await
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
@@ -90,6 +94,7 @@ struct Agent {
     world: Shared,
     leases: mpsc::UnboundedSender<LeaseEvent>,
     notices: mpsc::UnboundedSender<Changed>,
+    exempt: watch::Sender<Exemptions>,
     view: watch::Receiver<Summary>,
     pulse: Pulse,
     stop: oneshot::Sender<()>,
@@ -101,6 +106,7 @@ impl Agent {
         let world = Shared(Arc::new(Mutex::new(world)));
         let (leases, source) = mpsc::unbounded_channel();
         let (notices, changes) = mpsc::unbounded_channel();
+        let (exempt, exemptions) = watch::channel(Exemptions::default());
         let (stop, stopped) = oneshot::channel();
         let node = Node(world.clone(), changes);
         let (reconciler, view) = Reconciler::new(local(), world.clone(), node, Leased(source));
@@ -109,9 +115,9 @@ impl Agent {
             let stopped = async {
                 let _ = stopped.await;
             };
-            reconciler.run(stopped).await;
+            reconciler.exempting(exemptions).run(stopped).await;
         });
-        Self { world, leases, notices, view, pulse, stop, task }
+        Self { world, leases, notices, exempt, view, pulse, stop, task }
     }
 
     /// An agent that has settled with the leases of `nodes`.
@@ -195,6 +201,7 @@ fn desired(nodes: impl IntoIterator<Item = u8>, next_hops: &BTreeMap<Ipv4Addr, N
         next_hops,
         pods: &Pods::default(),
         overlay_ifindex: Some(OVERLAY),
+        exemptions: &Exemptions::default(),
     };
     plan(&inputs).state
 }
@@ -247,6 +254,58 @@ async fn drift_is_repaired_on_notice_and_without_one_at_the_next_full_look() {
     agent.world.0.lock().await.datapath.state.routes.clear();
     sleep(FULL).await;
     assert_eq!(agent.state().await, whole);
+}
+
+/// Nobody gives notice of these: they are found within some two seconds all the same.
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_of_maps_and_programs_comes_back_at_once() {
+    let agent = Agent::settled([2, 3]).await;
+    let whole = agent.state().await;
+    let damages: [fn(&mut BpfState); 7] = [
+        |bpf| bpf.config = None,
+        |bpf| bpf.config.iter_mut().for_each(|config| config.port = 1),
+        |bpf| bpf.peers.clear(),
+        |bpf| bpf.vteps.clear(),
+        |bpf| bpf.exempt.clear(),
+        |bpf| bpf.hooks.clear(),
+        |bpf| {
+            bpf.pods.insert([10, 1, 0, 9], PodV4 { ifindex: 9, mac: [2; 6], gateway_mac: [4; 6] });
+        },
+    ];
+    for damage in damages {
+        damage(&mut agent.world.0.lock().await.datapath.state.bpf);
+        assert_ne!(agent.state().await, whole);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(agent.state().await, whole);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_at_maps_and_programs_are_not_passes() {
+    let agent = Agent::settled([2, 3]).await;
+    let before = (agent.observations().await, agent.view.borrow().passes);
+    sleep(Duration::from_secs(25)).await;
+    assert_eq!((agent.observations().await, agent.view.borrow().passes), before);
+    let looks = agent.world.0.lock().await.datapath.looks;
+    assert!((20..30).contains(&looks), "{looks} looks in half a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn exemptions_follow_the_operator() {
+    let agent = Agent::settled([2]).await;
+    let exempt = || async {
+        let keys = agent.state().await.bpf.exempt.into_keys();
+        keys.map(|key| key.network).collect::<Vec<_>>()
+    };
+    assert_eq!(exempt().await, [[10, 0, 0, 0]]);
+    let prefixes = BTreeSet::from(["203.0.113.0/24".parse().unwrap()]);
+    agent.exempt.send_replace(Exemptions { prefixes, nodes: true });
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(exempt().await, [[10, 0, 0, 0], [203, 0, 113, 0], [192, 0, 2, 1], public_ip(2).octets()]);
+    agent.lease(LeaseEvent::Remove(lease(2).subnet)).await;
+    agent.exempt.send_modify(|exemptions| exemptions.prefixes.clear());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(exempt().await, [[10, 0, 0, 0], [192, 0, 2, 1]]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,11 +7,13 @@
 
 mod config;
 mod counter;
+mod exempt;
 mod pod;
 mod route;
 
 pub use config::{Config, FastPath, PREFIX_LENGTHS};
 pub use counter::Counter;
+pub use exempt::Exempt;
 pub use pod::PodV4;
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
 

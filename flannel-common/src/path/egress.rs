@@ -2,7 +2,7 @@
 
 use super::{Encap, Forward, Tables, longest_match};
 use crate::{
-    layout::{Config, PeerKind, PeerV4},
+    layout::{Config, FastPath, PeerKind, PeerV4},
     packet::{
         Arrival, Packet,
         headers::{
@@ -26,6 +26,9 @@ pub fn from_pod<R>(
 ) -> Result<R, Reason> {
     let (_, ip) = inner_headers(packet, arrival)?;
     let config = tables.config().ok_or(Reason::NoConfig)?;
+    if config.fast_path != FastPath::All {
+        return Err(Reason::PodOnKernel);
+    }
     // Most of what leaves pods for elsewhere is told apart here, before any lookup.
     if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
         return Err(Reason::NoRoute);
@@ -41,6 +44,33 @@ pub fn from_pod<R>(
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
     let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip)))?;
     Ok(then(encap, Reason::EncapPod))
+}
+
+/// Whether a packet of a pod that stays with the kernel for `reason` is to be marked
+/// [`crate::map::SNAT_EXEMPT_MARK`]: IPv4 from our pod subnet to an exempt prefix, whole or a fragment, with
+/// options or without. What the fast path takes never meets a rule, and needs no mark.
+#[inline(always)]
+pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> bool {
+    // Frames in which there is no IPv4 packet for routing to see.
+    if matches!(
+        reason,
+        Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIpv4 | Reason::NotUnicast
+    ) {
+        return false;
+    }
+    let Some(ip) = packet.view(ETHERNET_LEN).map(Ipv4::parse) else { return false };
+    let Some(config) = tables.config() else { return false };
+    config.subnet.contains(ip.source) && tables.is_exempt_v4(ip.destination)
+}
+
+/// What a marked packet is counted for. That it was marked says more than that it is not the fast path's;
+/// why the fast path left one that it is there for says more than the mark.
+#[inline(always)]
+pub const fn exempt_reason(reason: Reason) -> Reason {
+    match reason {
+        Reason::NoRoute | Reason::PodOnKernel => Reason::SnatExempt,
+        _ => reason,
+    }
 }
 
 /// tc egress on flannel.<vni>, where netfilter, routing, neighbour and TTL are done: `then` says what to

@@ -31,6 +31,8 @@ pub trait Tables {
     fn vtep(&self, address: [u8; 4]) -> Option<VtepV4>;
     /// Where a local pod is.
     fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4>;
+    /// Whether pods' packets to `address` keep the pod's address.
+    fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
 }
 
 /// What to do with a packet.
@@ -38,6 +40,8 @@ pub trait Tables {
 pub enum Verdict {
     /// Leave it, untouched, to the kernel.
     Kernel(Reason),
+    /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
+    Exempt(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
     /// Pop VXLAN and hand it to a local pod.
@@ -89,7 +93,18 @@ pub fn decide(
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
         Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
     }
-    .unwrap_or_else(Verdict::Kernel)
+    .unwrap_or_else(|reason| left(hook, packet, tables, reason))
+}
+
+/// What becomes of a packet at `hook` that stays with the kernel for `reason`, be that decided here or by
+/// the kernel's refusal to change the packet.
+pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> Verdict {
+    match hook {
+        Hook::FromPod if egress::is_exempt(packet, tables, reason) => {
+            Verdict::Exempt(egress::exempt_reason(reason))
+        }
+        _ => Verdict::Kernel(reason),
+    }
 }
 
 /// How to hand a packet to a pod after its outer headers are popped.

@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{ELSEWHERE, Frame, HERE, MemoryTables, THERE, interface, seen_at};
 use crate::{
-    layout::{PREFIX_LENGTHS, PeerKind, SubnetV4, VtepV4},
+    layout::{Exempt, FastPath, PREFIX_LENGTHS, PeerKind, SubnetV4, VtepV4},
     packet::{
         Arrival, Packet as _, checksum,
         headers::{ETHERNET_LEN, Ipv4},
@@ -181,6 +181,8 @@ enum Change {
     Network(u32),
     SourcePorts(u16, u16),
     Leases([u8; PREFIX_LENGTHS], [u8; 4]),
+    FastPath(FastPath),
+    Exempt(Vec<SubnetV4>),
 }
 
 impl Change {
@@ -207,12 +209,14 @@ impl Change {
             1 => length().prop_map(Self::OwnSubnet),
             1 => length().prop_map(Self::Network),
             2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
+            2 => select(&[FastPath::Off, FastPath::Overlay, FastPath::Flow][..]).prop_map(Self::FastPath),
+            4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
             4 => (lengths, any::<[u8; 4]>()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
         ]
     }
 
     fn apply(self, tables: &mut MemoryTables) {
-        let MemoryTables { config, routes, vteps, pods } = tables;
+        let MemoryTables { config, routes, vteps, pods, exempt } = tables;
         match self {
             Self::NoConfig => *config = None,
             Self::NoRoutes => routes.clear(),
@@ -242,6 +246,10 @@ impl Change {
                 config.source_port_min = u32::from(a.min(b));
                 config.source_port_max = u32::from(a.max(b));
             }),
+            Self::FastPath(fast_path) => config.iter_mut().for_each(|config| config.fast_path = fast_path),
+            Self::Exempt(prefixes) => {
+                exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));
+            }
             Self::Leases(lengths, vtep) => {
                 config.iter_mut().for_each(|config| config.prefix_lengths = lengths);
                 for length in lengths.into_iter().filter(|length| *length != 0) {
@@ -255,11 +263,20 @@ impl Change {
     }
 }
 
+/// A prefix that holds a pod, here or there, or anything at all.
+fn exempt() -> impl Strategy<Value = SubnetV4> {
+    let address = prop_oneof![Just(HERE.pod(2)), Just(THERE.pod(9)), any::<[u8; 4]>()];
+    (address, 0..=32u32).prop_map(|(address, length)| SubnetV4::of(address, length))
+}
+
 /// Tables of [`HERE`] in a cluster with [`THERE`], changed a little.
 fn tables() -> impl Strategy<Value = MemoryTables> {
     let changes = prop_oneof![2 => Just(Vec::new()), 3 => vec(Change::any(), 1..4)];
-    changes.prop_map(|changes| {
+    (changes, any::<bool>()).prop_map(|(changes, cluster)| {
         let mut tables = HERE.tables(&[THERE]);
+        if cluster {
+            tables.exempt.insert(HERE.config().network, Exempt::Cluster);
+        }
         for change in changes {
             change.apply(&mut tables);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
     path::Tables,
 };
 
@@ -18,6 +18,8 @@ pub struct MemoryTables {
     pub vteps: BTreeMap<[u8; 4], VtepV4>,
     /// `pods_v4`.
     pub pods: BTreeMap<[u8; 4], PodV4>,
+    /// `snat_exempt_v4`.
+    pub exempt: BTreeMap<SubnetV4, Exempt>,
 }
 
 impl Tables for MemoryTables {
@@ -35,5 +37,9 @@ impl Tables for MemoryTables {
 
     fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4> {
         self.pods.get(&address).copied()
+    }
+
+    fn is_exempt_v4(&self, address: [u8; 4]) -> bool {
+        self.exempt.keys().any(|prefix| prefix.contains(address))
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use flannel_common::reason::{Class, Direction};
+use flannel_common::reason::{Class, Direction, Reason};
 
 use crate::{
     lab::{Cluster, FastPath, Lab, stock},
@@ -113,7 +113,11 @@ impl Subject {
         let Some(cluster) = self.cluster.as_ref().filter(|_| self.mode != Mode::Off) else { return Ok(None) };
         let counters = cluster.members[0].counters()?;
         let fast = counters.packets(Direction::Egress, Class::Fast) as f64;
-        let kernel = counters.packets(Direction::Egress, Class::Kernel) as f64;
+        // With overlay every packet is seen twice: a pod's is first only marked, and counted where it is sent.
+        let marked =
+            [Reason::PodOnKernel, Reason::SnatExempt].map(|reason| counters.get(Direction::Egress, reason));
+        let marked: u64 = marked.iter().map(|count| count.packets).sum();
+        let kernel = (counters.packets(Direction::Egress, Class::Kernel) - marked) as f64;
         Ok(Some(fast / (fast + kernel).max(1.0)))
     }
 

@@ -15,7 +15,7 @@ use flannel_agent::{
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     mac::Mac,
     netlink::Netlink,
-    plan::{Inputs, Local, Plan, Pods, VxlanDevice, plan},
+    plan::{Exemptions, Inputs, Local, Plan, Pods, VxlanDevice, plan},
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -153,6 +153,7 @@ pub(crate) fn planned(nodes: impl IntoIterator<Item = u16>) -> Plan {
         next_hops: &BTreeMap::new(),
         pods: &Pods::default(),
         overlay_ifindex: None,
+        exemptions: &Exemptions::default(),
     })
 }
 

@@ -61,7 +61,7 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
     let arrival = Arrival { vlan_tagged: false, ..case.arrival };
     let verdict = decide(*hook, &frame[..], tables, &arrival);
-    let verdict = in_kernel(verdict, frame, arrival.gso_size, mtu_of);
+    let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, &arrival, segments)?;

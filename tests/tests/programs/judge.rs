@@ -2,16 +2,17 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
+    map::SNAT_EXEMPT_MARK,
     packet::{
         Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
     },
-    path::{Encap, Hook, Verdict},
+    path::{Encap, Hook, Verdict, left},
     reason::Reason,
-    testing::{popped, pushed},
+    testing::{MemoryTables, popped, pushed},
 };
 
-use crate::loaded::{Counted, Outcome};
+use crate::loaded::{Counted, MARK, Outcome};
 
 /// include/uapi/linux/pkt_cls.h
 const TC_ACT_UNSPEC: i32 = -1;
@@ -20,7 +21,7 @@ const TC_ACT_REDIRECT: i32 = 7;
 const ID: usize = ETHERNET_LEN + 4;
 const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
 
-/// Refuses an outcome that is not what `verdict` says of `frame`: action, every byte, and exactly one
+/// Refuses an outcome that is not what `verdict` says of `frame`: action, mark, every byte, and exactly one
 /// counter raised by `segments` packets and the length that the frame came with.
 pub(crate) fn check(
     hook: Hook,
@@ -30,13 +31,15 @@ pub(crate) fn check(
     outcome: &Outcome,
 ) -> Result<()> {
     let (action, reason, expected) = match verdict {
-        Verdict::Kernel(reason) => (TC_ACT_UNSPEC, *reason, Some(frame.to_vec())),
+        Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, *reason, Some(frame.to_vec())),
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, *reason, pushed_like(outcome, frame, encap)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, *reason, popped(frame, deliver)),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let counted = Counted::from([((hook.direction(), reason), size)]);
     ensure!(outcome.counted == counted, "counted {:?}, not {counted:?}", outcome.counted);
+    let mark = if matches!(verdict, Verdict::Exempt(_)) { MARK | SNAT_EXEMPT_MARK } else { MARK };
+    ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
     ensure!(outcome.action == action, "action {}, not {action}", outcome.action);
     ensure!(
         expected.as_ref() == Some(&outcome.frame),
@@ -67,8 +70,10 @@ pub(crate) fn source_port(outcome: &Outcome) -> Option<u16> {
 /// What the program makes of a decision, where the kernel's helpers have the last word about it:
 /// `mtu_of` says how large a packet an interface takes, if it exists.
 pub(crate) fn in_kernel(
+    hook: Hook,
     verdict: Verdict,
     frame: &[u8],
+    tables: &MemoryTables,
     gso_size: u32,
     mtu_of: impl Fn(u32) -> Option<u32>,
 ) -> Verdict {
@@ -84,7 +89,7 @@ pub(crate) fn in_kernel(
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },
-        Verdict::Encap(..) if refused => Verdict::Kernel(Reason::Refused),
+        Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,
     }
 }

@@ -33,6 +33,14 @@ const NO_CONFIG: Config = Config {
 /// Room that a push needs behind the longest frame.
 const ROOM: usize = 64;
 
+/// What of `struct __sk_buff` the tests set, bytes; room for all that any kernel has; where its mark is.
+const CONTEXT: usize = 180;
+const CONTEXT_OUT: usize = 256;
+const MARK_AT: usize = 8;
+
+/// Mark of every packet a program is run on: bits that are others' to set, kube-proxy's among them.
+pub(crate) const MARK: u32 = 0x4001;
+
 /// Packets and bytes counted for a reason.
 pub(crate) type Counted = BTreeMap<(Direction, Reason), (u64, u64)>;
 
@@ -52,6 +60,8 @@ pub(crate) struct Loaded {
 pub(crate) struct Outcome {
     /// The tc action.
     pub(crate) action: i32,
+    /// The packet's mark afterwards; before, it was [`MARK`].
+    pub(crate) mark: u32,
     /// The frame afterwards.
     pub(crate) frame: Vec<u8>,
     /// By how much counters were raised; those that were not are absent.
@@ -81,6 +91,9 @@ impl Loaded {
         for (key, value) in &tables.pods {
             now.pods.put(key, value)?;
         }
+        for (key, value) in &tables.exempt {
+            now.exempt.put(key, value)?;
+        }
         let before = std::mem::replace(&mut self.filled, tables.clone());
         for key in before.routes.keys().filter(|key| !tables.routes.contains_key(*key)) {
             now.routes.remove(key)?;
@@ -90,6 +103,9 @@ impl Loaded {
         }
         for key in before.pods.keys().filter(|key| !tables.pods.contains_key(*key)) {
             now.pods.remove(key)?;
+        }
+        for key in before.exempt.keys().filter(|key| !tables.exempt.contains_key(*key)) {
+            now.exempt.remove(key)?;
         }
         Ok(())
     }
@@ -115,6 +131,7 @@ impl Loaded {
         times: u32,
     ) -> Result<Outcome> {
         let context = context(arrival, segments);
+        let mut context_out = [0; CONTEXT_OUT];
         let mut out = vec![0; frame.len() + ROOM];
         let result = self
             .programs
@@ -123,12 +140,15 @@ impl Loaded {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
                 ctx_in: Some(&context),
+                ctx_out: Some(&mut context_out),
                 repeat: times,
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("BPF_PROG_TEST_RUN of {} bytes", frame.len()))?;
         out.truncate(result.data_size_out as usize);
-        Ok(Outcome { action: result.return_value.cast_signed(), frame: out, counted: self.raised()? })
+        let mark = u32::from_ne_bytes(context_out[MARK_AT..MARK_AT + 4].try_into()?);
+        let action = result.return_value.cast_signed();
+        Ok(Outcome { action, mark, frame: out, counted: self.raised()? })
     }
 
     /// By how much counters were raised since last asked.
@@ -153,9 +173,10 @@ fn read(pins: &Pins) -> Result<Counted> {
 }
 
 /// `struct __sk_buff` (include/uapi/linux/bpf.h) with the fields that a test may set.
-fn context(arrival: &Arrival, segments: u32) -> [u8; 180] {
-    let mut bytes = [0; 180];
-    for (offset, value) in [(40, arrival.ifindex), (164, segments), (176, arrival.gso_size)] {
+fn context(arrival: &Arrival, segments: u32) -> [u8; CONTEXT] {
+    let mut bytes = [0; CONTEXT];
+    for (offset, value) in [(MARK_AT, MARK), (40, arrival.ifindex), (164, segments), (176, arrival.gso_size)]
+    {
         let field: &mut [u8] = &mut bytes[offset..offset + 4];
         field.copy_from_slice(&value.to_ne_bytes());
     }

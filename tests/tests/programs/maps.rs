@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::VtepV4,
-    map::{CONFIG, COUNTERS, PINNED_MAPS, PODS_V4, ROUTES_V4, VTEPS},
+    layout::{Exempt, SubnetV4, VtepV4},
+    map::{CONFIG, COUNTERS, MAX_EXEMPT, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
     path::Hook,
     testing::{Frame, HERE, THERE, seen_at},
 };
@@ -20,7 +20,8 @@ use crate::{
 fn a_second_load_adopts_the_maps() {
     in_sandbox(|sandbox| {
         let mut first = Loaded::new(sandbox)?;
-        let tables = HERE.tables(&[THERE]);
+        let mut tables = HERE.tables(&[THERE]);
+        tables.exempt.insert(HERE.config().network, Exempt::Cluster);
         first.fill(&tables)?;
         let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 64).bytes();
         first.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
@@ -34,10 +35,48 @@ fn a_second_load_adopts_the_maps() {
         ensure!(second.tables.routes.entries()? == tables.routes, "routes were lost");
         ensure!(second.tables.vteps.entries()? == tables.vteps, "VTEPs were lost");
         ensure!(second.tables.pods.entries()? == tables.pods, "pods were lost");
+        ensure!(second.tables.exempt.entries()? == tables.exempt, "exemptions were lost");
         ensure!(second.tables.config.get()? == tables.config, "the config was lost");
         // And the new programs use them.
         let outcome = second.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
         ensure!(outcome.action == 7, "action {}", outcome.action);
+        Ok(())
+    });
+}
+
+/// What an agent that knew fewer maps left is adopted, and what it lacks is made.
+#[test]
+fn a_map_that_an_earlier_agent_did_not_have_is_made_beside_the_others() {
+    in_sandbox(|sandbox| {
+        drop(Loaded::new(sandbox)?);
+        let before = map_ids(sandbox)?;
+        std::fs::remove_file(sandbox.pins()?.map(SNAT_EXEMPT_V4))?;
+        let mut loaded = Loaded::new(sandbox)?;
+        for ((name, before), after) in PINNED_MAPS.into_iter().zip(before).zip(map_ids(sandbox)?) {
+            ensure!((before != after) == (name == SNAT_EXEMPT_V4), "{name}: {before}, now {after}");
+        }
+        loaded.tables.exempt.put(&HERE.config().network, &Exempt::Cluster)?;
+        ensure!(loaded.tables.exempt.entries()? == [(HERE.config().network, Exempt::Cluster)].into());
+        Ok(())
+    });
+}
+
+/// A trie says in its own way that it is full, and what is replaced needs no room.
+#[test]
+fn a_full_trie_says_so() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        let exempt = &mut loaded.tables.exempt;
+        let host = |n: u32| SubnetV4::of(n.to_be_bytes(), 32);
+        for n in 0..MAX_EXEMPT {
+            exempt.put(&host(n), &Exempt::User)?;
+        }
+        let Err(error) = exempt.put(&host(MAX_EXEMPT), &Exempt::User) else { anyhow::bail!("one too many") };
+        ensure!(error.to_string() == "map snat_exempt_v4 is full", "{error}");
+        exempt.remove(&host(7))?;
+        exempt.remove(&host(7)).context("what is absent is gone already")?;
+        exempt.put(&host(MAX_EXEMPT), &Exempt::Node)?;
+        ensure!(exempt.entries()?.len() == MAX_EXEMPT as usize);
         Ok(())
     });
 }
@@ -50,10 +89,11 @@ fn map_ids(sandbox: &Sandbox) -> Result<Vec<u32>> {
 #[test]
 fn a_pinned_map_of_another_shape_is_replaced() {
     // Name, and a map that is not what the programs have there.
-    const FOREIGN: [(&str, &str); 5] = [
+    const FOREIGN: [(&str, &str); 6] = [
         (ROUTES_V4, "type hash key 8 value 32 entries 65536"),
         (ROUTES_V4, "type hash key 8 value 36 entries 100"),
         (PODS_V4, "type hash key 16 value 16 entries 4096"),
+        (SNAT_EXEMPT_V4, "type lpm_trie key 8 value 4 entries 1024 flags 1"),
         // The same sizes, but not a hash map: its keys would be indexes.
         (VTEPS, "type array key 4 value 8 entries 65536"),
         (COUNTERS, "type array key 4 value 16 entries 128"),
@@ -99,7 +139,11 @@ fn dump(sandbox: &Sandbox, name: &str) -> Result<Vec<Value>> {
 fn bpftool_prints_maps_in_words() {
     in_sandbox(|sandbox| {
         let mut loaded = Loaded::new(sandbox)?;
-        loaded.fill(&HERE.tables(&[THERE]))?;
+        let mut tables = HERE.tables(&[THERE]);
+        tables.exempt.insert(HERE.config().network, Exempt::Cluster);
+        tables.exempt.insert(SubnetV4::of(THERE.vtep, 32), Exempt::Node);
+        tables.exempt.insert(SubnetV4::of([198, 51, 100, 0], 24), Exempt::User);
+        loaded.fill(&tables)?;
         let subnet = json!({ "prefix_len": 24, "network": [10, 244, 2, 0] });
 
         let routes = dump(sandbox, ROUTES_V4)?;
@@ -117,6 +161,16 @@ fn bpftool_prints_maps_in_words() {
         let pods = dump(sandbox, PODS_V4)?;
         let pod = json!({ "ifindex": 41, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
         ensure!(pods.contains(&json!({ "key": [10, 244, 1, 2], "value": pod })), "{pods:#?}");
+
+        let exempt = dump(sandbox, SNAT_EXEMPT_V4)?;
+        let entry = |prefix: u32, address, why: &str| json!({ "key": { "prefix_len": prefix, "data": address }, "value": why });
+        for entry in [
+            entry(16, json!([10, 244, 0, 0]), "Cluster"),
+            entry(32, json!([192, 168, 0, 2]), "Node"),
+            entry(24, json!([198, 51, 100, 0]), "User"),
+        ] {
+            ensure!(exempt.contains(&entry), "{entry} is missing in {exempt:#?}");
+        }
 
         let config = dump(sandbox, CONFIG)?;
         let value = config.first().map(|entry| &entry["value"]).context("config")?;

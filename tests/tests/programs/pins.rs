@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    maps::MapInfo,
+    programs::{SchedClassifier, TcAttachType},
+};
 use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs};
-use flannel_common::path::Hook;
+use flannel_common::{map::PINNED_MAPS, path::Hook};
 
 use crate::sandbox::{Sandbox, eventually, in_sandbox};
 
@@ -47,6 +50,34 @@ fn remove_all_leaves_nothing() {
         }
         // Nothing left to remove is no error.
         pins.remove_all()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_pin_of_a_map_that_was_removed_or_replaced_comes_back() {
+    in_sandbox(|sandbox| {
+        let pins = sandbox.pins()?;
+        let programs = Programs::load(pins.clone(), LogLevel::Off)?;
+        let ids = || -> Result<Vec<u32>> {
+            PINNED_MAPS.iter().map(|name| Ok(MapInfo::from_pin(pins.map(name))?.id())).collect()
+        };
+        let before = ids()?;
+        for name in PINNED_MAPS {
+            std::fs::remove_file(pins.map(name))?;
+            programs.restore_pins()?;
+            ensure!(ids()? == before, "{name}");
+        }
+        // Another process loads while the pins are away, and has maps of its own.
+        pins.remove_all()?;
+        let other = Programs::load(pins.clone(), LogLevel::Off)?;
+        ensure!(ids()?.iter().all(|id| !before.contains(id)));
+        drop(other);
+        programs.restore_pins()?;
+        ensure!(ids()? == before);
+        pins.remove_all()?;
+        programs.restore_pins()?;
+        ensure!(ids()? == before);
         Ok(())
     });
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::{
     layout::SubnetV4,
-    path::{Hook, Verdict},
+    path::{Hook, Verdict, left},
     reason::{Direction, Reason},
     testing::{
         Frame, HERE, THERE,
@@ -34,7 +34,7 @@ fn run_all(hook: Hook) {
         for fixture in fixtures::of(hook) {
             let verdict = match fixture.in_kernel {
                 InKernel::Agrees => fixture.verdict,
-                InKernel::Overrules(reason) => Verdict::Kernel(reason),
+                InKernel::Overrules(reason) => left(hook, &fixture.frame[..], &fixture.tables, reason),
                 InKernel::CannotRun(_) => continue,
             };
             run(&mut loaded, &fixture, &verdict).with_context(|| fixture.about)?;
@@ -76,7 +76,10 @@ fn every_reason_of_every_program_is_run() {
                 (InKernel::Overrules(reason), _)
                 | (
                     InKernel::Agrees,
-                    Verdict::Kernel(reason) | Verdict::Encap(_, reason) | Verdict::Deliver(_, reason),
+                    Verdict::Kernel(reason)
+                    | Verdict::Exempt(reason)
+                    | Verdict::Encap(_, reason)
+                    | Verdict::Deliver(_, reason),
                 ) => {
                     found.insert(reason);
                 }

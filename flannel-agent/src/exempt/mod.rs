@@ -1,0 +1,79 @@
+//! What the operator exempts from masquerading: destinations that pods reach with their own address.
+//!
+//! ```text
+//! --snat-exempt-cidr, --snat-exempt-file, --snat-exempt-nodes ─▶ Exemptions ─▶ plan() ─▶ snat_exempt_v4
+//! ```
+
+use std::{collections::BTreeSet, net::Ipv6Addr, path::PathBuf};
+
+use ipnetwork::Ipv4Network;
+use tokio::sync::watch;
+
+use crate::plan::Exemptions;
+
+mod file;
+
+pub use file::{BadLine, parse};
+
+/// A network as an operator writes it: a CIDR, or the address of one host. Host bits are dropped.
+///
+/// # Errors
+/// What is wrong with it and what to write instead.
+pub fn prefix(text: &str) -> Result<Ipv4Network, String> {
+    const WRITE: &str = "write an IPv4 network or address, as 192.0.2.0/24 or 192.0.2.7";
+    let Ok(network) = text.parse::<Ipv4Network>() else {
+        let address = text.split('/').next().unwrap_or(text);
+        if address.parse::<Ipv6Addr>().is_ok() {
+            return Err(format!("IPv6 is not exempted from masquerading yet; {WRITE}"));
+        }
+        return Err(WRITE.to_owned());
+    };
+    if network.prefix() == 0 {
+        return Err(
+            "a network of /0 would exempt every destination: without masquerading pods reach nothing \
+                    outside the cluster; name the networks that know the way back to pods"
+                .to_owned(),
+        );
+    }
+    Ok(Ipv4Network::new_checked(network.network(), network.prefix()).unwrap_or(network))
+}
+
+/// What the flags say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--snat-exempt-cidr`.
+    pub prefixes: BTreeSet<Ipv4Network>,
+    /// `--snat-exempt-file`.
+    pub file: Option<PathBuf>,
+    /// `--snat-exempt-nodes`.
+    pub nodes: bool,
+}
+
+impl Flags {
+    /// The flags that are set, by name: what is lost where there is no eBPF.
+    pub fn names(&self) -> Vec<&'static str> {
+        let set = [
+            (!self.prefixes.is_empty(), "--snat-exempt-cidr"),
+            (self.file.is_some(), "--snat-exempt-file"),
+            (self.nodes, "--snat-exempt-nodes"),
+        ];
+        set.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
+    }
+
+    /// Reads the file, if one is named, and goes on reading it when it changes, for as long as the runtime
+    /// lives and anyone listens. Never fails: what is wrong with the file is logged, and its last good
+    /// content stays in force.
+    pub async fn follow(self) -> watch::Receiver<Exemptions> {
+        let exemptions = Exemptions { prefixes: self.prefixes.clone(), nodes: self.nodes };
+        let (tell, told) = watch::channel(exemptions);
+        if let Some(path) = self.file {
+            let mut file = file::Follower::new(path, self.prefixes, tell);
+            file.first_look().await;
+            tokio::spawn(file.run());
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests;
