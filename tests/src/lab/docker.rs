@@ -82,7 +82,7 @@ impl Docker {
         // `ip netns exec` would hide the control groups.
         let mut command = tool("nsenter");
         command.arg(format!("--net={}", node.netns().path().display()));
-        command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"]);
+        command.args(["unshare", "--mount", "--propagation", "slave", "sh", "-c", SCRIPT, "sh"]);
         command.env("lab_below_run", Path::new("/").join(below_run));
         command.arg(lab).arg(options).arg(variable);
         command.arg("--config-file").arg(&config);
