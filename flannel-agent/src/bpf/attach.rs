@@ -1,6 +1,11 @@
 //! The programs at their hooks, held by pinned links so that they go on without the agent.
 
-use std::{collections::BTreeSet, io, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    time::Duration,
+};
 
 use aya::{
     programs::{
@@ -50,15 +55,15 @@ impl Programs {
     pub fn attach(&mut self, interface: &str, hook: Hook) -> Result<(), AttachError> {
         let failed = |reason: String| AttachError { interface: interface.to_owned(), hook, reason };
         let pin = self.pins.link(interface, hook);
-        let program = classifier(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;
         if let Some(link) = pinned(&pin).map_err(|error| failed(chain(&error)))?
-            && replace(program, link).is_ok()
-            && runs(program, interface, side(hook))
+            && classifier(&mut self.ebpf, hook).is_ok_and(|program| replace(program, link).is_ok())
+            && self.attached_to(&[(interface.to_owned(), hook)]).len() == 1
         {
             return Ok(());
         }
         // No link, or one of an interface that is gone or renamed.
         self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))?;
+        let program = classifier(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program
             .attach_with_options(interface, side(hook), options)
@@ -115,20 +120,53 @@ impl Programs {
     /// # Errors
     /// When the pins cannot be listed.
     pub fn attached(&mut self) -> Result<BTreeSet<(String, Hook)>, PinError> {
+        let pinned: Vec<_> = self.pins.pinned_links()?.into_iter().collect();
+        Ok(self.attached_to(&pinned))
+    }
+
+    /// Those of `hooks` whose pinned links hold these very programs where they should be.
+    fn attached_to(&mut self, hooks: &[(String, Hook)]) -> BTreeSet<(String, Hook)> {
+        // Kept open: the kernel tells where a link is only of open ones.
+        let links: Vec<_> = hooks
+            .iter()
+            .filter_map(|(interface, hook)| {
+                let link = PinnedLink::from_pin(self.pins.link(interface, *hook)).ok()?;
+                Some((interface, *hook, FdLink::from(link)))
+            })
+            .collect();
+        let places = places();
         let mut found = BTreeSet::new();
-        for (interface, hook) in self.pins.pinned_links()? {
-            if let Ok(program) = classifier(&mut self.ebpf, hook)
-                && runs(program, &interface, side(hook))
+        for (interface, hook, link) in &links {
+            let Ok(info) = link.info() else { continue };
+            let ours = classifier(&mut self.ebpf, *hook).ok().and_then(|program| program.info().ok());
+            if ours.is_some_and(|ours| ours.id() == info.program_id())
+                && if_nametoindex(interface.as_str())
+                    .is_ok_and(|index| places.get(&info.id()) == Some(&index))
             {
-                found.insert((interface, hook));
+                found.insert(((*interface).clone(), *hook));
             }
         }
-        Ok(found)
+        found
     }
 }
 
+/// The index of the interface each tcx link is attached to, by the link's id, of the links this process has
+/// open; 0 if the interface is gone.
+///
+/// To ask the interface which programs it runs would take `CAP_SYS_ADMIN`.
+fn places() -> BTreeMap<u32, u32> {
+    let Ok(files) = fs::read_dir("/proc/self/fdinfo") else { return BTreeMap::new() };
+    let texts = files.flatten().filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts.filter_map(|text| Some((field(&text, "link_id:")?, field(&text, "ifindex:")?))).collect()
+}
+
+/// The number after `name` in a text of lines `name number ...`.
+fn field(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+}
+
 /// The link pinned at `path`, if there is one.
-fn pinned(path: &std::path::Path) -> Result<Option<SchedClassifierLink>, LinkError> {
+fn pinned(path: &Path) -> Result<Option<SchedClassifierLink>, LinkError> {
     match PinnedLink::from_pin(path) {
         Ok(link) => FdLink::from(link).try_into().map(Some),
         Err(LinkError::SyscallError(SyscallError { io_error, .. }))
@@ -144,13 +182,6 @@ fn replace(program: &mut SchedClassifier, link: SchedClassifierLink) -> Result<(
     let id = program.attach_to_link(link)?;
     // The pin holds the link; our descriptor of it is not needed.
     program.take_link(id).map(drop)
-}
-
-/// Whether `program` is attached to `side` of `interface`.
-fn runs(program: &SchedClassifier, interface: &str, side: TcAttachType) -> bool {
-    let Ok(ours) = program.info() else { return false };
-    SchedClassifier::query_tcx(interface, side)
-        .is_ok_and(|(_, programs)| programs.iter().any(|found| found.id() == ours.id()))
 }
 
 fn describe(error: &ProgramError) -> String {

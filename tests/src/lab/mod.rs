@@ -27,6 +27,7 @@ use ipnetwork::Ipv4Network;
 
 pub use agent::{AGENT_BIN, Agent, AgentOptions, FastPath, agent_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member};
+pub use docker::{Container, Docker};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
@@ -40,7 +41,9 @@ use crate::{
 };
 
 mod agent;
+mod cgroup;
 mod cluster;
+mod docker;
 mod firewall;
 mod netns;
 mod node;
@@ -86,7 +89,15 @@ struct Names {
 
 impl Names {
     fn netns(&self, name: &str) -> Result<Netns> {
-        let netns = Netns::create(format!("{}-{name}", self.id))?;
+        self.register(Netns::create(format!("{}-{name}", self.id))?)
+    }
+
+    /// Names the namespace that another program made for the process `pid`.
+    fn name_netns_of(&self, pid: u32, name: &str) -> Result<Netns> {
+        self.register(Netns::of_process(format!("{}-{name}", self.id), pid)?)
+    }
+
+    fn register(&self, netns: Netns) -> Result<Netns> {
         let file = File::open(netns.path()).with_context(|| format!("open {}", netns.path().display()))?;
         locked(&self.made).insert(netns.name().to_owned(), file);
         Ok(netns)

@@ -32,6 +32,12 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace that the process `pid` is in, under a name of ours.
+    pub(crate) fn of_process(name: String, pid: u32) -> Result<Self> {
+        run(tool("ip").args(["netns", "attach", &name, &pid.to_string()]))?;
+        Ok(Self { name })
+    }
+
     /// Its name for `ip netns exec`.
     pub fn name(&self) -> &str {
         &self.name

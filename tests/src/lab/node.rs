@@ -46,6 +46,10 @@ impl Node {
         ))
     }
 
+    pub(super) fn lab_dir(&self) -> &Path {
+        &self.lab_dir
+    }
+
     pub(super) fn names(&self) -> &Arc<Names> {
         &self.names
     }

@@ -19,7 +19,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::netns;
+use super::{cgroup, netns};
 use crate::{
     command::{run, tool},
     wait::eventually,
@@ -38,8 +38,8 @@ pub(crate) fn etcd_directory(id: &str) -> PathBuf {
     std::env::temp_dir().join(format!("{id}.etcd"))
 }
 
-/// Kills every process in the namespaces of the lab `id`, then removes its namespaces, mounts, pins
-/// and files. Does what it can: an error lists what it could not.
+/// Kills every process in the namespaces and control groups of the lab `id`, then removes its namespaces,
+/// control groups, mounts, pins and files. Does what it can: an error lists what it could not.
 pub fn remove(id: &str) -> Result<()> {
     let names = namespaces(id)?;
     // Held open to the end, so that no new namespace gets the number of one of these.
@@ -48,6 +48,10 @@ pub fn remove(id: &str) -> Result<()> {
     let inodes = inodes(&held);
     let mut failures: Vec<String> = Vec::new();
     if let Err(error) = kill_all(&inodes) {
+        failures.push(format!("{error:#}"));
+    }
+    // Containers are in namespaces of their own; what could start more of them is dead now.
+    if let Err(error) = cgroup::remove(id) {
         failures.push(format!("{error:#}"));
     }
     for mount in mounts(&directory(id))? {
@@ -86,6 +90,7 @@ pub(crate) fn residue<'a>(id: &str, made: impl IntoIterator<Item = &'a File>) ->
     let processes = processes(&inodes(made))?;
     left.extend(processes.into_iter().map(|pid| format!("process {pid} ({})", program(pid))));
     left.extend(mounts(&directory(id))?.into_iter().map(|path| format!("mount {}", path.display())));
+    left.extend(cgroup::of(id).into_iter().map(|path| format!("control group {}", path.display())));
     for path in [directory(id), etcd_directory(id)] {
         if path.exists() {
             left.push(format!("directory {}", path.display()));

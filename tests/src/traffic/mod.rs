@@ -11,6 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 pub use every_kind::{every_kind, every_kind_both_ways};
 pub use matrix::{Matrix, reachability};
 pub use paced::{Loss, Paced, PacedReport};
+pub use source::source_seen;
 
 use crate::lab::Netns;
 
@@ -19,6 +20,7 @@ pub mod every_kind;
 pub mod matrix;
 pub mod paced;
 pub mod ping;
+pub mod source;
 pub mod tcp;
 pub mod udp;
 

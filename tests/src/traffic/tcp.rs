@@ -56,7 +56,7 @@ fn send(destination: SocketAddr, seed: u64, bytes: u64) -> Result<()> {
 }
 
 fn receive(listener: &TcpListener, seed: u64) -> Result<u64> {
-    let mut stream = accept(listener)?;
+    let (mut stream, _) = accept(listener, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut content = Content::new(seed);
     let mut buffer = vec![0; CHUNK];
@@ -71,18 +71,19 @@ fn receive(listener: &TcpListener, seed: u64) -> Result<u64> {
     }
 }
 
-fn accept(listener: &TcpListener) -> Result<TcpStream> {
+/// Waits up to `timeout` for a connection.
+pub(super) fn accept(listener: &TcpListener, timeout: Duration) -> Result<(TcpStream, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let start = Instant::now();
     loop {
         match listener.accept() {
-            Ok((stream, _)) => {
+            Ok((stream, source)) => {
                 stream.set_nonblocking(false)?;
-                return Ok(stream);
+                return Ok((stream, source));
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if start.elapsed() > PATIENCE {
-                    bail!("no connection within {PATIENCE:?}");
+                if start.elapsed() > timeout {
+                    bail!("no connection within {timeout:?}");
                 }
                 thread::sleep(Duration::from_millis(1));
             }

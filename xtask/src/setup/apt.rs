@@ -4,7 +4,19 @@ use std::{collections::BTreeSet, fmt, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{failure::failure, host, ui::Step};
+use crate::{
+    failure::failure,
+    host::{self, find_program},
+    ui::Step,
+};
+
+/// Packages, services they start at boot, and the programs these run.
+const SERVICES: [(&str, &str, &str); 4] = [
+    ("etcd-server", "etcd", "etcd"),
+    ("docker.io", "docker.socket", "dockerd"),
+    ("docker.io", "docker", "dockerd"),
+    ("docker.io", "containerd", "containerd"),
+];
 
 /// A set of package names.
 #[derive(Default)]
@@ -24,9 +36,12 @@ impl Packages {
         format!("apt-get install --yes --no-install-recommends {self}")
     }
 
-    /// Whether one of them would start a service that the demo and the tests have no use for.
-    pub(crate) fn start_services(&self) -> bool {
-        self.0.contains("etcd-server")
+    /// The services that they bring, for which the demo and the tests have no use. To be asked before they
+    /// are installed: what is there already is the machine's own business.
+    pub(crate) fn services(&self) -> Vec<&'static str> {
+        let brought = SERVICES.iter().filter(|(package, ..)| self.0.contains(*package));
+        let new = brought.filter(|(.., program)| find_program(program).is_none());
+        new.map(|(_, service, _)| *service).collect()
     }
 }
 
@@ -64,6 +79,7 @@ fn apt_get(arguments: &[&str]) -> Command {
 
 /// Installs the packages. The lists are fetched only if they lack one of them or name one that is gone.
 pub(crate) fn install(step: &Step, packages: &Packages) -> Result<()> {
+    let services = packages.services();
     let names: Vec<&str> = packages.0.iter().map(String::as_str).collect();
     let updated = !unavailable(&names)?.is_empty();
     if updated {
@@ -87,9 +103,9 @@ pub(crate) fn install(step: &Step, packages: &Packages) -> Result<()> {
         run(step, packages, &["update"])?;
         run(step, packages, &arguments)?;
     }
-    if packages.start_services() && Path::new("/usr/bin/systemctl").exists() {
-        // It was not started, but would be at the next boot. Without systemd there is nothing to disable.
-        let _ = Command::new("systemctl").args(["--quiet", "disable", "etcd"]).output();
+    if !services.is_empty() && Path::new("/usr/bin/systemctl").exists() {
+        // They were not started, but would be at the next boot. Without systemd there is nothing to disable.
+        let _ = Command::new("systemctl").args(["--quiet", "disable"]).args(services).output();
     }
     Ok(())
 }
@@ -122,6 +138,13 @@ pub(crate) fn offers(names: &[&str]) -> bool {
     all()
 }
 
+/// The first of the alternatives `a | b` that can be had, or the last.
+pub(crate) fn choose(alternatives: &'static str) -> &'static str {
+    let mut names: Vec<&str> = alternatives.split(" | ").collect();
+    let last = names.pop().unwrap_or(alternatives);
+    names.into_iter().find(|name| offers(&[name])).unwrap_or(last)
+}
+
 /// Which of these the package lists do not offer.
 fn unavailable<'a>(names: &[&'a str]) -> Result<Vec<&'a str>> {
     let output = Command::new("apt-cache")
@@ -145,7 +168,12 @@ fn has_candidate(policy: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::has_candidate;
+    use super::{choose, has_candidate};
+
+    #[test]
+    fn without_alternatives_there_is_nothing_to_choose() {
+        assert_eq!(choose("jq"), "jq");
+    }
 
     #[test]
     fn candidates_are_read_from_the_policy() {

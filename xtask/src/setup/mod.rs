@@ -68,10 +68,13 @@ fn install(packages: &Packages) -> Result<()> {
             "install them with your system's package manager; the names are Debian's",
         ));
     }
+    let services = packages.services();
     if !host::is_root() {
         let mut remedy = format!("as root:\n  apt-get update\n  {}", packages.command_line());
-        if packages.start_services() {
-            remedy.push_str("\n  systemctl disable --now etcd    # the tests start their own");
+        if !services.is_empty() {
+            let disable =
+                format!("\n  systemctl disable --now {}    # the tests start their own", services.join(" "));
+            remedy.push_str(&disable);
         }
         remedy.push_str("\nthen again:\n  cargo xtask setup");
         return Err(failure(
@@ -82,8 +85,11 @@ fn install(packages: &Packages) -> Result<()> {
     let step = Step::start(format!("Installing packages: {packages}"));
     apt::install(&step, packages)?;
     step.done("installed");
-    if packages.start_services() {
-        note("etcd's own service is left disabled: demo and tests start theirs");
+    if !services.is_empty() {
+        note(&format!(
+            "left disabled, because demo and tests start their own: the services {}",
+            services.join(", ")
+        ));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use flannel_ebpf_toolchain::check_protobuf;
 
-use super::{Packages, Scope};
+use super::{Packages, Scope, apt};
 use crate::{failure::failure, host::find_program};
 
 /// Where the lab looks for CNI plugins; on PATH, `bridge` is another program.
@@ -56,6 +56,9 @@ const TOOLS: &[Tool] = &[
     tool("openssl", &["version"], &["openssl"]),
     tool("jq", &["--version"], &["jq"]),
     tool("sysctl", &["--version"], &["procps"]),
+    tool("dockerd", &["--version"], &["docker.io"]),
+    tool("docker", &["--version"], &["docker-cli | docker.io"]),
+    tool("busybox", &["--help"], &["busybox-static"]),
 ];
 
 /// A tool that works.
@@ -135,7 +138,8 @@ impl Survey {
     /// What brings the missing tools.
     pub(crate) fn packages(&self) -> Packages {
         let mut packages = Packages::default();
-        packages.extend(self.missing.iter().flat_map(|missing| missing.packages).copied());
+        let names = self.missing.iter().flat_map(|missing| missing.packages);
+        packages.extend(names.map(|name| apt::choose(name)));
         packages
     }
 

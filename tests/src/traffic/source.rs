@@ -1,0 +1,51 @@
+//! Who a connection seems to come from.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use super::{Endpoint, tcp::accept};
+
+/// How long each step of the exchange may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connects from `from` to `destination`, where `server` listens on `port`: the address that `server` sees,
+/// as it tells the client over the connection. `destination` is `server`'s own address, or one that is
+/// forwarded to it.
+pub fn source_seen(
+    from: &Endpoint,
+    server: &Endpoint,
+    port: u16,
+    destination: SocketAddrV4,
+) -> Result<Ipv4Addr> {
+    let exchange = || -> Result<Ipv4Addr> {
+        let listener =
+            server.netns().inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listen"))?;
+        let answering = thread::spawn(move || answer(&listener));
+        let told = from.netns().inside(|| ask(destination));
+        let answered = answering.join().map_err(|_| anyhow!("server panicked"))?;
+        let told = told?;
+        answered?;
+        told.parse().with_context(|| format!("the server answered {told:?}"))
+    };
+    exchange().with_context(|| format!("{} to {} at {destination}", from.name(), server.name()))
+}
+
+fn ask(destination: SocketAddrV4) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(destination), PATIENCE).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut told = String::new();
+    stream.read_to_string(&mut told).context("read the answer")?;
+    Ok(told)
+}
+
+fn answer(listener: &TcpListener) -> Result<()> {
+    let (mut stream, source) = accept(listener, PATIENCE)?;
+    let SocketAddr::V4(source) = source else { bail!("IPv6 source {source}") };
+    stream.write_all(source.ip().to_string().as_bytes()).context("answer")
+}
