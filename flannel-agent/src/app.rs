@@ -23,7 +23,7 @@ use crate::{
         wire::VxlanData,
     },
     mac::Mac,
-    netlink::{ExternalInterface, InterfaceChoice, Netlink},
+    netlink::{ExternalInterface, InterfaceChoice, Netlink, Stack},
     plan::{Local, VxlanDevice},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
@@ -74,7 +74,7 @@ impl Agent {
         let network = pool.network;
 
         let mut netlink = Netlink::open()?;
-        let external = external_interface(&mut netlink, &options).await?;
+        let external = external_interface(&mut netlink, &options, &config).await?;
         let public_ip = options.public_ip.unwrap_or(external.address);
         let device = device(&mut netlink, vxlan, &external).await?;
         warn_without_bridge_filter(&config);
@@ -85,7 +85,7 @@ impl Agent {
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
-        let acquired = store.acquire(&config, &attrs, previous.subnet_v4);
+        let acquired = store.acquire(&config, &attrs, previous.lease());
         let Some(own) = self.unless_stopped(acquired).await else { return Ok(()) };
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
@@ -115,6 +115,7 @@ impl Agent {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
             error = announce(summary, &file, &options.subnet_file) => Err(error),
             error = keep(keeper) => Err(error),
+            never = store.report_config_changes(config) => match never {},
         }
     }
 
@@ -144,19 +145,17 @@ fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
 async fn external_interface(
     netlink: &mut Netlink,
     options: &RunOptions,
+    config: &NetworkConfig,
 ) -> anyhow::Result<ExternalInterface> {
-    let choice = InterfaceChoice { iface: options.iface.clone(), public_ip: options.public_ip };
-    let external = netlink.external_interface(&choice).await?;
-    let because = match (options.iface.is_empty(), options.public_ip) {
-        (false, _) => "--iface names it",
-        (true, Some(_)) => "it holds --public-ip",
-        (true, None) => "the default route uses it",
+    let choice = InterfaceChoice {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach,
+        public_ip: options.public_ip,
+        public_ipv6: options.public_ipv6,
+        stack: Stack::of(config),
     };
-    info!(
-        interface = external.name, address = %external.address, mtu = external.mtu, because,
-        "external interface chosen"
-    );
-    Ok(external)
+    Ok(netlink.external_interface(&choice).await?)
 }
 
 /// The VXLAN device we want. One that is there already, ours or stock flannel's, keeps its MAC, so that
@@ -182,7 +181,12 @@ async fn device(
             device.mac = found.mac;
             info!(device = device.name, mac = %device.mac, "adopting the VXLAN device there is");
         }
-        _ => info!(device = device.name, mac = %device.mac, "a VXLAN device will be created"),
+        Some(found) => {
+            // By its MAC a node whose address changed finds its lease again, and peers keep what they know.
+            device.mac = found.mac;
+            info!(device = device.name, mac = %device.mac, "the VXLAN device there is will be made anew, with its MAC");
+        }
+        None => info!(device = device.name, mac = %device.mac, "a VXLAN device will be created"),
     }
     Ok(device)
 }

@@ -12,6 +12,7 @@ use clap::{
 };
 use flannel_common::layout;
 use ipnetwork::Ipv4Network;
+use regex::Regex;
 
 use crate::{bpf::LogLevel, cmd};
 
@@ -52,8 +53,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "IP|NAME", help_heading = "Network")]
     pub iface: Vec<String>,
     /// The same by a regular expression on addresses, then on names; repeatable, tried after --iface.
-    #[arg(long, value_name = "REGEX", help_heading = "Network")]
-    pub iface_regex: Vec<String>,
+    #[arg(long, value_name = "REGEX", help_heading = "Network", value_parser = regex)]
+    pub iface_regex: Vec<Regex>,
     /// The same by the route to an address, tried last.
     #[arg(long, value_name = "IP", help_heading = "Network")]
     pub iface_can_reach: Option<IpAddr>,
@@ -196,6 +197,15 @@ fn go_bool(text: &str) -> Result<bool, String> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("write true or false".to_owned()),
     }
+}
+
+/// Nearly what Go's regexp takes: `\Q...\E` and `\C` are unknown here.
+fn regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| {
+        format!(
+            "could not compile the regular expression: {error}\nwrite one as eth.* or 192\\.0\\.2\\.[0-9]+"
+        )
+    })
 }
 
 fn ipv4(text: &str) -> Result<Ipv4Addr, String> {

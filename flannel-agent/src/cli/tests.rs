@@ -49,6 +49,8 @@ fn wrong_values_name_flag_and_remedy() {
     for (arguments, words) in [
         (&["--fast-path=fast"][..], &["--fast-path", "overlay"][..]),
         (&["--public-ip=node1"], &["--public-ip", "IPv4 address"]),
+        (&["--iface-regex=eth(0"], &["--iface-regex", "eth(0", "unclosed group", "write one as"]),
+        (&["--iface-can-reach=gateway"], &["--iface-can-reach", "gateway"]),
         (&["--subnet-lease-renew-margin=1440"], &["--subnet-lease-renew-margin", "1439"]),
         (&["--ifcae=eth0"], &["--iface"]),
     ] {

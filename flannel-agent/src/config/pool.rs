@@ -147,6 +147,11 @@ impl PoolV6 {
             cut(&V6, network.ip().into(), network.prefix(), limits, |n| Box::new(Ipv6Addr::from(n)))?;
         Ok(Self { network, subnet_len, subnet_min: min.into(), subnet_max: max.into() })
     }
+
+    /// Whether a node may hold `subnet`: of the right length, and between the limits.
+    pub fn allows(&self, subnet: Ipv6Network) -> bool {
+        subnet.prefix() == self.subnet_len && (self.subnet_min..=self.subnet_max).contains(&subnet.ip())
+    }
 }
 
 /// The length, first and last subnet of a network; an address that is 0 counts as absent, as upstream has it.

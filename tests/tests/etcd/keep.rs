@@ -6,8 +6,8 @@ use super::*;
 
 const NAME: &str = "10.3.7.0-24";
 
-fn previous() -> Option<ipnetwork::Ipv4Network> {
-    Some("10.3.7.0/24".parse().unwrap())
+fn previous() -> Option<LeaseSubnet> {
+    Some(subnet("10.3.7.0/24"))
 }
 
 async fn kept(etcd: &Etcd, timing: LeaseTiming) -> (OwnLease, LeaseKeeper) {
@@ -145,7 +145,7 @@ async fn a_subnet_that_another_node_holds_is_lost() {
             OwnLeaseReport::Retaken { .. } | OwnLeaseReport::Renewed { .. } => {}
         }
     };
-    assert_eq!((lost.subnet, lost.holder), (own.subnet, Some(node(2).public_ip)));
+    assert_eq!((lost.subnet, lost.holder), (own.subnet, node(2).node_address()));
     assert!(
         lost.to_string().contains("node 192.0.2.2 holds it now: pods of both nodes have the same"),
         "{lost}"

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! options ─▶ EtcdStore ─ network_config()      <prefix>/config
+//!                      ├ report_config_changes()
 //!                      ├ acquire() ─▶ OwnLease  <prefix>/subnets/<own>
 //!                      ├ keep(own) ─▶ LeaseKeeper: renews, and takes back what was deleted
 //!                      └ watch(own) ─▶ EtcdWatch: a LeaseSource of all others
@@ -36,6 +37,7 @@ pub use watch::EtcdWatch;
 mod acquire;
 mod advice;
 mod claim;
+mod config_watch;
 mod endpoint;
 mod follow;
 mod keep;
