@@ -79,6 +79,26 @@ async fn a_reservation_stays_without_end() {
     assert_eq!(etcd.ttl(&key("10.3.9.0-24")).unwrap(), None);
 }
 
+/// Upstream takes another subnet, and the pods keep addresses that are routed to nobody.
+#[tokio::test]
+async fn a_node_whose_address_changed_keeps_its_subnet() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let store = store(&etcd);
+    let own = store.acquire(&network(), &node(1), None).await.unwrap();
+    let mut moved = node(1);
+    moved.public_ip = [192, 0, 2, 100].into();
+    let again = store.acquire(&network(), &moved, Some(own.subnet)).await.unwrap();
+    assert_eq!(again.subnet, own.subnet);
+    let name = own.subnet.to_string().replace('/', "-");
+    assert_eq!(etcd.keys(PREFIX).unwrap(), [key(&name)]);
+    assert_eq!(etcd.get(&key(&name)).unwrap().unwrap(), moved.to_json());
+    assert_eq!(log.count("this node's address has changed; it keeps its subnet"), 1, "{}", log.text());
+    // Another device is another node, whatever its subnet file says.
+    let other = store.acquire(&network(), &node(2), Some(own.subnet)).await.unwrap();
+    assert_ne!(other.subnet, own.subnet);
+}
+
 #[tokio::test]
 async fn out_of_subnets() {
     let etcd = Etcd::start().unwrap();

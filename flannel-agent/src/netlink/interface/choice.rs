@@ -52,7 +52,7 @@ impl HostInterfaces {
         let Ok(address) = value.parse::<IpAddr>() else {
             let link = self.links.iter().find(|link| link.name == value);
             let link = link.ok_or_else(|| format!("there is no interface {value}"))?;
-            return Ok(Pick { link, v4: None, v6: None, because: "names it".to_owned() });
+            return Ok(Pick::of(link));
         };
         let link = self.holder(address).ok_or_else(|| format!("no interface holds {address}"))?;
         let mut pick = Pick { link, v4: None, v6: None, because: "is an address of it".to_owned() };
@@ -88,12 +88,15 @@ impl HostInterfaces {
             addresses.into_iter().for_each(|address| pick.take(address));
             return Ok(pick);
         }
-        let link = self.links.iter().find(|link| regex.is_match(&link.name));
+        let by_name = || self.links.iter().filter(|link| regex.is_match(&link.name));
+        // Of several the first that will do: upstream takes the first, and fails if it has no address.
+        let fit = |link: &&Link| self.complete(&Pick::of(link), stack).is_ok();
+        let link = by_name().find(fit).or_else(|| by_name().next());
         let link = link.ok_or_else(|| {
             let pattern = regex.as_str();
             format!("Could not match pattern {pattern} to any of the available network interfaces")
         })?;
-        Ok(Pick { link, v4: None, v6: None, because: "matches its name".to_owned() })
+        Ok(Pick { because: "matches its name".to_owned(), ..Pick::of(link) })
     }
 
     fn reached(&self) -> Result<Pick<'_>, String> {
@@ -203,7 +206,12 @@ impl HostInterfaces {
     }
 }
 
-impl Pick<'_> {
+impl<'a> Pick<'a> {
+    /// By its name.
+    fn of(link: &'a Link) -> Self {
+        Self { link, v4: None, v6: None, because: "names it".to_owned() }
+    }
+
     fn take(&mut self, address: IpAddr) {
         match address {
             IpAddr::V4(v4) => self.v4 = Some(v4),

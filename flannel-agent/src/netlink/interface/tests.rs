@@ -132,6 +132,9 @@ fn regexes_match_addresses_before_names_and_come_after_iface() {
     assert_eq!(by(&["eth0"], &["eth1"]), found("eth0 192.0.2.2"));
     // `1` is in an address of eth0; the name eth1 comes only after all addresses.
     assert_eq!(by(&[], &["1"]), found("eth0 192.0.2.2"));
+    assert_eq!(by(&[], &["bare|null|th1"]), found("eth1 198.51.100.3"), "the first that will do");
+    let error = by(&[], &["bare"]).unwrap_err();
+    assert!(error.contains("failed to find IPv4 address for interface bare"), "{error}");
     let error = by(&[], &["nothing", r"2001:db8:1::3"]).unwrap_err();
     let part = "Could not match pattern nothing to any of the available network interfaces";
     assert!(error.contains(part) && error.contains("--iface-regex=2001:db8:1::3"), "{error}");
