@@ -100,6 +100,24 @@ async fn watch_subnets_recovers_from_compaction() {
     etcd.stop();
 }
 
+/// The deletion is the last thing that happened, and what the history is compacted to: etcd before 3.4.34 tells a
+/// watch that begins there of neither.
+#[tokio::test]
+async fn a_deletion_at_the_very_horizon_is_noticed() {
+    let etcd = Etcd::start().unwrap();
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    let proxy = Proxy::to(&etcd).await;
+    let endpoints = format!("http://{}", proxy.address);
+    let store = EtcdStore::connect(&EtcdOptions { endpoints, ..EtcdOptions::default() }).unwrap();
+    let mut watch = store.watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.2.0/24", 2)]));
+    let proxy = proxy.cut();
+    etcd.delete(&key("10.3.2.0-24")).unwrap();
+    etcd.compact().unwrap();
+    let _proxy = proxy.mend().await;
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
+}
+
 #[tokio::test]
 async fn watch_subnet_survives_compaction_after_reconnect() {
     let mut etcd = Etcd::start().unwrap();

@@ -135,6 +135,7 @@ impl Netlink {
             addresses: self.interface_addresses().await?,
             ..HostInterfaces::default()
         };
+        host.links.sort_by_key(|link| link.index);
         let routes = self.main_routes(None).await?;
         host.default_v4 =
             routes.iter().find(|route| route.destination.prefix() == 0).map(|route| route.ifindex);
