@@ -100,8 +100,8 @@ async fn watch_subnets_recovers_from_compaction() {
     etcd.stop();
 }
 
-/// The deletion is the last thing that happened, and what the history is compacted to: etcd before 3.4.34 tells a
-/// watch that begins there of neither.
+/// The deletion is the last thing that happened, and what the history is compacted to: etcd as it was until 2025
+/// tells a watch that begins there of neither.
 #[tokio::test]
 async fn a_deletion_at_the_very_horizon_is_noticed() {
     let etcd = Etcd::start().unwrap();

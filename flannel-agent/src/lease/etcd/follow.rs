@@ -156,9 +156,9 @@ impl Follower {
         Ok(response.take_kvs())
     }
 
-    /// Begins a watch at the last revision that is known instead of the next. Servers before 3.4.34 and 3.5.17
-    /// drop a deletion from the history when it is compacted at the very revision of the deletion, and a watch
-    /// that begins there is told neither of the deletion nor of the compaction. Of the one before, it is.
+    /// Begins a watch at the last revision that is known instead of the next. etcd as it was until 2025 drops a
+    /// deletion from the history when it is compacted at the very revision of the deletion, and a watch that
+    /// begins there is told neither of the deletion nor of the compaction. One that begins before it is.
     async fn open(&self, revision: i64) -> Result<Opened, EtcdError> {
         // Progress reports move our position on while nothing happens to our keys; else a reconnect after a
         // quiet day would find its position compacted.
