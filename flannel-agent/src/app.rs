@@ -25,7 +25,7 @@ use crate::{
     },
     lock::SubnetFileLock,
     mac::Mac,
-    netlink::{ExternalInterface, InterfaceChoice, Netlink},
+    netlink::{ExternalInterface, InterfaceChoice, Netlink, Stack},
     plan::{Exemptions, Local, VxlanDevice},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
@@ -126,7 +126,7 @@ impl Agent<'_> {
         let network = pool.network;
 
         let mut netlink = Netlink::open()?;
-        let external = external_interface(&mut netlink, &options).await?;
+        let external = external_interface(&mut netlink, &options, &config).await?;
         let public_ip = options.public_ip.unwrap_or(external.address);
         let device = device(&mut netlink, vxlan, &external).await?;
         warn_without_bridge_filter(&config);
@@ -137,7 +137,7 @@ impl Agent<'_> {
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
-        let acquired = store.acquire(&config, &attrs, previous.subnet_v4);
+        let acquired = store.acquire(&config, &attrs, previous.lease());
         let acquired = self.unless_stopped("acquiring a subnet", &store, acquired).await;
         let Some(own) = acquired else { return Ok(()) };
         let own = own.context("no subnet for this node")?;
@@ -172,6 +172,7 @@ impl Agent<'_> {
             error = self.announce(summary, &file) => Err(error),
             error = keep(keeper) => Err(error),
             () = following => Ok(()),
+            never = store.report_config_changes(config) => match never {},
         }
     }
 
@@ -227,19 +228,17 @@ fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
 async fn external_interface(
     netlink: &mut Netlink,
     options: &RunOptions,
+    config: &NetworkConfig,
 ) -> anyhow::Result<ExternalInterface> {
-    let choice = InterfaceChoice { iface: options.iface.clone(), public_ip: options.public_ip };
-    let external = netlink.external_interface(&choice).await?;
-    let because = match (options.iface.is_empty(), options.public_ip) {
-        (false, _) => "--iface names it",
-        (true, Some(_)) => "it holds --public-ip",
-        (true, None) => "the default route uses it",
+    let choice = InterfaceChoice {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach,
+        public_ip: options.public_ip,
+        public_ipv6: options.public_ipv6,
+        stack: Stack::of(config),
     };
-    info!(
-        interface = external.name, address = %external.address, mtu = external.mtu, because,
-        "external interface chosen"
-    );
-    Ok(external)
+    Ok(netlink.external_interface(&choice).await?)
 }
 
 /// The VXLAN device we want. One that is there already, ours or stock flannel's, keeps its MAC, so that
@@ -265,7 +264,12 @@ async fn device(
             device.mac = found.mac;
             info!(device = device.name, mac = %device.mac, "adopting the VXLAN device there is");
         }
-        _ => info!(device = device.name, mac = %device.mac, "a VXLAN device will be created"),
+        Some(found) => {
+            // By its MAC a node whose address changed finds its lease again, and peers keep what they know.
+            device.mac = found.mac;
+            info!(device = device.name, mac = %device.mac, "the VXLAN device there is will be made anew, with its MAC");
+        }
+        None => info!(device = device.name, mac = %device.mac, "a VXLAN device will be created"),
     }
     Ok(device)
 }

@@ -8,6 +8,7 @@ use std::{
 
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
 use ipnetwork::Ipv4Network;
+use regex::Regex;
 
 use crate::{bpf::LogLevel, cmd, exempt, telemetry::log::LogFormat};
 
@@ -20,7 +21,7 @@ pub use given::Given;
 pub use value::FastPath;
 
 use syntax::Stop;
-use value::{HIDDEN, go_bool, healthz_port, ipv4, renew_margin, seconds, shown, verbosity};
+use value::{HIDDEN, go_bool, healthz_port, ipv4, regex, renew_margin, seconds, shown, verbosity};
 
 /// A drop-in flanneld whose dataplane is eBPF.
 #[derive(Debug, Parser)]
@@ -74,8 +75,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "IP|NAME", help_heading = "Network")]
     pub iface: Vec<String>,
     /// The same by a regular expression on addresses, then on names; repeatable, tried after --iface.
-    #[arg(long, value_name = "REGEX", help_heading = "Network")]
-    pub iface_regex: Vec<String>,
+    #[arg(long, value_name = "REGEX", help_heading = "Network", value_parser = regex)]
+    pub iface_regex: Vec<Regex>,
     /// The same by the route to an address, tried last.
     #[arg(long, value_name = "IP", help_heading = "Network")]
     pub iface_can_reach: Option<IpAddr>,

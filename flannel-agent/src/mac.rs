@@ -60,3 +60,18 @@ impl<'de> Deserialize<'de> for Mac {
         text.parse().map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Upstream's TestNewHardwareAddr.
+    #[test]
+    fn new_hardware_addr() {
+        for _ in 0..100 {
+            let Mac([first, ..]) = Mac::random();
+            assert_eq!(first & 0b11, 0b10, "locally administered, and no group");
+        }
+        assert_ne!(Mac::random(), Mac::random());
+    }
+}

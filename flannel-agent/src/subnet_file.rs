@@ -12,7 +12,10 @@ use std::{
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
-use crate::config::{cidr_v4, cidr_v6};
+use crate::{
+    config::{cidr_v4, cidr_v6},
+    lease::LeaseSubnet,
+};
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,12 @@ impl Previous {
         let network_v4 = network(text, "FLANNEL_NETWORK", cidr_v4, &mut ignored);
         let network_v6 = network(text, "FLANNEL_IPV6_NETWORK", cidr_v6, &mut ignored);
         Self { subnet_v4, subnet_v6, network_v4, network_v6, ignored }
+    }
+
+    /// What was leased to us then, if anything.
+    pub fn lease(&self) -> Option<LeaseSubnet> {
+        let subnet = LeaseSubnet { v4: self.subnet_v4, v6: self.subnet_v6 };
+        (subnet.v4.is_some() || subnet.v6.is_some()).then_some(subnet)
     }
 }
 

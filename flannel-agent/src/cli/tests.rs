@@ -20,6 +20,10 @@ fn path(value: &Option<PathBuf>) -> String {
     value.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
 }
 
+fn regexes(run: &RunOptions) -> Vec<String> {
+    run.iface_regex.iter().map(ToString::to_string).collect()
+}
+
 /// Name, how it reads, its default with upstream, and another value.
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
@@ -38,7 +42,7 @@ const UPSTREAM: [Flag; 34] = [
     ("etcd-username", |run| text(&run.etcd.etcd_username), "", "root"),
     ("etcd-password", |run| text(&run.etcd.etcd_password), "", "hunter2"),
     ("iface", |run| run.iface.join(" "), "", "eth1"),
-    ("iface-regex", |run| run.iface_regex.join(" "), "", "^eth,[0-9]$"),
+    ("iface-regex", |run| regexes(run).join(" "), "", "^eth,[0-9]$"),
     ("iface-can-reach", |run| text(&run.iface_can_reach), "", "192.0.2.1"),
     ("subnet-file", |run| run.subnet_file.display().to_string(), "/run/flannel/subnet.env", "/x/subnet.env"),
     ("public-ip", |run| text(&run.public_ip), "", "192.0.2.7"),
@@ -120,11 +124,11 @@ fn every_flag_has_its_default_its_syntax_and_its_twin() {
 fn repeatable_flags_add_up_and_take_one_value_of_the_environment() {
     let options = run(&["-iface", "eth1", "--iface=10.0.0.1", "-iface-regex=a,b"], &[]);
     assert_eq!(
-        (options.iface, options.iface_regex),
+        (options.iface.clone(), regexes(&options)),
         (vec!["eth1".into(), "10.0.0.1".into()], vec!["a,b".into()])
     );
     let options = run(&["--iface=eth9"], &[("FLANNELD_IFACE", "a"), ("FLANNELD_IFACE_REGEX", "b,c d")]);
-    assert_eq!((options.iface, options.iface_regex), (vec!["eth9".into()], vec!["b,c d".into()]));
+    assert_eq!((options.iface.clone(), regexes(&options)), (vec!["eth9".into()], vec!["b,c d".into()]));
     let options = run(&["--snat-exempt-cidr=192.0.2.0/24", "--snat-exempt-cidr", "198.51.100.0/24"], &[]);
     assert_eq!(options.snat_exempt_cidr.len(), 2);
 }
@@ -220,6 +224,8 @@ fn wrong_values_name_flag_and_remedy() {
         (&["-ip-masq=maybe"], &["'maybe'", "--ip-masq", "true or false"]),
         (&["-log-format=xml"], &["'xml'", "--log-format", "json"]),
         (&["-v=x"], &["'x'", "--v", "number"]),
+        (&["--iface-regex=eth(0"], &["--iface-regex", "eth(0", "unclosed group", "write one as"]),
+        (&["--iface-can-reach=gateway"], &["--iface-can-reach", "gateway"]),
         (&["--ifcae=eth0"], &["--ifcae", "--iface"]),
         (&["-etcd-endpoint", "http://a:1"], &["--etcd-endpoints"]),
         (&["--iface"], &["--iface", "value is required"]),

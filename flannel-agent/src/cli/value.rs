@@ -4,6 +4,7 @@ use std::{ffi::OsStr, net::Ipv4Addr};
 
 use clap::{ValueEnum, builder::PossibleValue};
 use flannel_common::layout;
+use regex::Regex;
 
 /// What stands for a secret where values are shown.
 pub(super) const HIDDEN: &str = "<hidden>";
@@ -37,6 +38,15 @@ pub(super) fn go_bool(text: &str) -> Result<bool, String> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("write true or false".to_owned()),
     }
+}
+
+/// Nearly what Go's regexp takes: `\Q...\E` and `\C` are unknown here.
+pub(super) fn regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| {
+        format!(
+            "could not compile the regular expression: {error}\nwrite one as eth.* or 192\\.0\\.2\\.[0-9]+"
+        )
+    })
 }
 
 pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {

@@ -9,6 +9,7 @@ pub use pool::{PoolError, PoolV4, PoolV6};
 pub(crate) use pool::{cidr_v4, cidr_v6};
 
 mod backend;
+mod changes;
 mod pool;
 
 /// A validated network configuration.

@@ -147,6 +147,11 @@ impl PoolV6 {
             cut(&V6, network.ip().into(), network.prefix(), limits, |n| Box::new(Ipv6Addr::from(n)))?;
         Ok(Self { network, subnet_len, subnet_min: min.into(), subnet_max: max.into() })
     }
+
+    /// Whether a node may hold `subnet`: of the right length, and between the limits.
+    pub fn allows(&self, subnet: Ipv6Network) -> bool {
+        subnet.prefix() == self.subnet_len && (self.subnet_min..=self.subnet_max).contains(&subnet.ip())
+    }
 }
 
 /// The length, first and last subnet of a network; an address that is 0 counts as absent, as upstream has it.
@@ -211,4 +216,42 @@ pub(crate) fn cidr_v6(text: &str) -> Option<Ipv6Network> {
 /// Digits only: `parse` alone would take a sign.
 fn prefix_len(text: &str) -> Option<u8> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Upstream's TestIP4Net: what of it is ours; the rest is the `ipnetwork` crate's.
+    #[test]
+    fn ip4_net() {
+        let net = |text| cidr_v4(text).unwrap();
+        assert_eq!(net("1.2.3.0/24").to_string(), "1.2.3.0/24");
+        assert_eq!(net("1.2.3.4/24"), net("1.2.3.0/24"), "masked");
+        assert_eq!(net("0.0.0.0/0").prefix(), 0);
+        assert!(
+            net("1.2.0.0/16").overlaps(net("1.2.3.0/24")) && net("1.2.3.0/24").overlaps(net("1.2.0.0/16"))
+        );
+        assert!(!net("1.2.3.0/24").overlaps(net("1.2.4.0/24")));
+        assert!(net("1.2.3.0/24").contains(Ipv4Addr::new(1, 2, 3, 4)));
+        assert!(!net("1.2.3.0/24").contains(Ipv4Addr::new(1, 2, 4, 4)));
+        for text in
+            ["", "1.2.3.0", "1.2.3.0/33", "1.2.3/24", "1.2.3.256/24", "fd00::/64", "1.2.3.0/-1", "1.2.3.0/+8"]
+        {
+            assert_eq!(cidr_v4(text), None, "{text:?}");
+        }
+    }
+
+    /// Upstream's TestIP6Net, likewise.
+    #[test]
+    fn ip6_net() {
+        let net = |text| cidr_v6(text).unwrap();
+        assert_eq!(net("FC00:0::1/64").to_string(), "fc00::/64", "masked, and in Go's form");
+        assert!(net("fc00::/48").overlaps(net("fc00:0:0:1::/64")));
+        assert!(!net("fc00::/64").overlaps(net("fc00:0:0:1::/64")));
+        assert!(net("fc00::/64").contains("fc00::9".parse().unwrap()));
+        for text in ["", "fc00::", "fc00::/129", "10.0.0.0/8", "fc00:::/64", "fc00::/+8"] {
+            assert_eq!(cidr_v6(text), None, "{text:?}");
+        }
+    }
 }

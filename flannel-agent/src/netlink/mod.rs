@@ -1,7 +1,7 @@
 //! Links, addresses, neighbours and routes, as the kernel has them: one file per kind of object.
 //!
-//! Names here are the kernel's. Everything is IPv4 and about the network namespace of the thread that
-//! opened the connection.
+//! Names here are the kernel's. Everything is about the network namespace of the thread that opened the
+//! connection, and IPv4 but for the choice of the external interface.
 
 pub(crate) mod address;
 mod connection;
@@ -17,7 +17,10 @@ pub(crate) mod route;
 pub use address::Address;
 pub use connection::Netlink;
 pub use error::{KernelError, NetlinkError};
-pub use interface::{ExternalInterface, HostInterfaces, InterfaceChoice, InterfaceError};
+pub use interface::{
+    Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,
+    Reach, Stack,
+};
 pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;

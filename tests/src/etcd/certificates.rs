@@ -51,6 +51,16 @@ impl Authority {
         self.sign(&params)
     }
 
+    /// For a server at `address`, valid until 2021.
+    pub fn expired_server(&self, address: IpAddr) -> Result<KeyAndCertificate> {
+        let mut params = params("etcd", &[address.to_string()])?;
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+        self.sign(&params)
+    }
+
     /// For a client.
     pub fn client(&self) -> Result<KeyAndCertificate> {
         let mut params = params("node", &[])?;

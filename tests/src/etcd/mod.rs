@@ -20,6 +20,7 @@ use tempfile::TempDir;
 pub use certificates::{Authority, KeyAndCertificate};
 
 mod certificates;
+mod members;
 
 /// How long etcd may take to start on a busy machine.
 const START: Duration = Duration::from_secs(30);
@@ -52,6 +53,8 @@ pub struct Etcd {
     /// Given to etcdctl, once authentication is on.
     user: Option<String>,
     authority: Option<Authority>,
+    /// `--initial-cluster`, when it has others beside it.
+    cluster: Option<String>,
 }
 
 impl Etcd {
@@ -70,22 +73,28 @@ impl Etcd {
         let mut last = None;
         // Somebody else may take a port between its choice and its use.
         for _ in 0..5 {
-            let dir = tempfile::Builder::new().prefix("flannel-etcd-").tempdir()?;
-            let [client, peer] = free_ports(options.address)?;
-            let authority = options.tls.then(|| Authority::new("etcd test CA")).transpose()?;
-            let mut etcd =
-                Self { options: options.clone(), dir, client, peer, child: None, user: None, authority };
-            if let Some(authority) = &etcd.authority {
-                authority.write_to(&etcd.path("ca.pem"))?;
-                authority.server(options.address)?.write_to(&etcd.path("server"))?;
-                authority.client()?.write_to(&etcd.path("client"))?;
-            }
+            let mut etcd = Self::prepare(&options)?;
             match etcd.start_again() {
                 Ok(()) => return Ok(etcd),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("etcd was never started")))
+    }
+
+    /// Everything but the process.
+    fn prepare(options: &Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("flannel-etcd-").tempdir()?;
+        let [client, peer] = free_ports(options.address)?;
+        let authority = options.tls.then(|| Authority::new("etcd test CA")).transpose()?;
+        let options = options.clone();
+        let etcd = Self { options, dir, client, peer, child: None, user: None, authority, cluster: None };
+        if let Some(authority) = &etcd.authority {
+            authority.write_to(&etcd.path("ca.pem"))?;
+            authority.server(etcd.options.address)?.write_to(&etcd.path("server"))?;
+            authority.client()?.write_to(&etcd.path("client"))?;
+        }
+        Ok(etcd)
     }
 
     /// Where it serves clients.
@@ -111,18 +120,27 @@ impl Etcd {
 
     /// Starts it again after [`Etcd::stop`], with the data and ports it had.
     pub fn start_again(&mut self) -> Result<()> {
+        self.launch()?;
+        self.await_ready()
+    }
+
+    /// Starts the process.
+    fn launch(&mut self) -> Result<()> {
         self.stop();
         let log = self.path("log");
-        let (client, peer) = (self.endpoint(), format!("http://{}", self.peer));
+        let (client, peer) = (self.endpoint(), self.peer_url());
         let mut command = self.command("etcd");
         let name = self.name();
         command.args(["--name", &name, "--logger", "zap", "--log-outputs", "stderr"]);
-        // Alone it need not wait long for others to object to its being the leader.
-        command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
+        if self.cluster.is_none() {
+            // Alone it need not wait long for others to object to its being the leader.
+            command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
+        }
         command.arg("--data-dir").arg(self.path("data"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("{name}={peer}")]);
+        let alone = format!("{name}={peer}");
+        command.args(["--initial-cluster", self.cluster.as_ref().unwrap_or(&alone)]);
         if self.options.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.path("ca.pem"));
             command.arg("--cert-file").arg(self.path("server.pem"));
@@ -130,6 +148,12 @@ impl Etcd {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         self.child = Some(command.spawn().with_context(|| missing("etcd", &self.options))?);
+        Ok(())
+    }
+
+    /// Waits until it serves clients.
+    fn await_ready(&mut self) -> Result<()> {
+        let (log, name) = (self.path("log"), self.name());
         let deadline = Instant::now() + START;
         loop {
             let said = fs::read_to_string(&log).unwrap_or_default();
@@ -176,6 +200,10 @@ impl Etcd {
         self.signal(Signal::SIGCONT)
     }
 
+    fn peer_url(&self) -> String {
+        format!("http://{}", self.peer)
+    }
+
     /// A name that no other has: that of its directory.
     fn name(&self) -> String {
         self.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -191,7 +219,8 @@ impl Etcd {
         let mut command = self.command("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint()]);
         if self.options.tls {
-            command.arg("--cacert").arg(self.path("ca.pem"));
+            // Also to one whose own certificate is no good, which is for others to notice.
+            command.arg("--insecure-skip-tls-verify").arg("--cacert").arg(self.path("ca.pem"));
             command.arg("--cert").arg(self.path("client.pem")).arg("--key").arg(self.path("client.key"));
         }
         if let Some(user) = &self.user {

@@ -16,14 +16,14 @@ async fn acquire_lease() {
     let (store, config) = (store(&etcd), network());
     let first = store.acquire(&config, &node(1), None).await.unwrap();
     assert!(in_range(&first, &config));
-    let again = store.acquire(&config, &node(1), Some("10.3.200.0/24".parse().unwrap())).await.unwrap();
+    let again = store.acquire(&config, &node(1), Some(subnet("10.3.200.0/24"))).await.unwrap();
     assert_eq!(again.subnet, first.subnet, "own lease first");
-    let previous = Some("10.3.201.0/24".parse().unwrap());
+    let previous = Some(subnet("10.3.201.0/24"));
     let second = store.acquire(&config, &node(2), previous).await.unwrap();
-    assert_eq!(second.subnet.v4, previous, "previous subnet, if free");
+    assert_eq!(Some(second.subnet), previous, "previous subnet, if free");
     let third = store.acquire(&config, &node(3), previous).await.unwrap();
-    assert_ne!(third.subnet.v4, previous, "not if another holds it");
-    let outside = Some("10.4.5.0/24".parse().unwrap());
+    assert_ne!(Some(third.subnet), previous, "not if another holds it");
+    let outside = Some(subnet("10.4.5.0/24"));
     let fourth = store.acquire(&config, &node(4), outside).await.unwrap();
     assert!(in_range(&fourth, &config), "not if outside the network");
     assert_eq!(etcd.keys(&key("")).unwrap().len(), 4);
@@ -35,7 +35,7 @@ async fn config_changed() {
     let store = store(&etcd);
     let old = store.acquire(&network(), &node(1), None).await.unwrap();
     let config = pool(r#"{"Network":"10.4.0.0/16"}"#);
-    let new = store.acquire(&config, &node(1), old.subnet.v4).await.unwrap();
+    let new = store.acquire(&config, &node(1), Some(old.subnet)).await.unwrap();
     assert!(in_range(&new, &config));
     assert_eq!(etcd.keys(&key("")).unwrap(), [key(&new.subnet.to_string().replace('/', "-"))]);
 }
@@ -45,9 +45,9 @@ async fn config_changed() {
 async fn etcd_registry_exact_key_value_and_ttl() {
     let etcd = Etcd::start().unwrap();
     let (store, config) = (store(&etcd), network());
-    store.acquire(&config, &node(1), Some("10.3.7.0/24".parse().unwrap())).await.unwrap();
+    store.acquire(&config, &node(1), Some(subnet("10.3.7.0/24"))).await.unwrap();
     let bare = LeaseAttrs::from_json(br#"{"PublicIP":"1.2.3.4"}"#).unwrap();
-    store.acquire(&config, &bare, Some("10.3.8.0/24".parse().unwrap())).await.unwrap();
+    store.acquire(&config, &bare, Some(subnet("10.3.8.0/24"))).await.unwrap();
     assert_eq!(
         etcd.get("/coreos.com/network/subnets/10.3.7.0-24").unwrap().unwrap(),
         r#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:01"}}"#
@@ -77,6 +77,26 @@ async fn a_reservation_stays_without_end() {
     assert_eq!((own.subnet, own.expiration), (subnet("10.3.9.0/24"), None));
     assert_eq!(etcd.get(&key("10.3.9.0-24")).unwrap().unwrap(), node(1).to_json());
     assert_eq!(etcd.ttl(&key("10.3.9.0-24")).unwrap(), None);
+}
+
+/// Upstream takes another subnet, and the pods keep addresses that are routed to nobody.
+#[tokio::test]
+async fn a_node_whose_address_changed_keeps_its_subnet() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let store = store(&etcd);
+    let own = store.acquire(&network(), &node(1), None).await.unwrap();
+    let mut moved = node(1);
+    moved.public_ip = [192, 0, 2, 100].into();
+    let again = store.acquire(&network(), &moved, Some(own.subnet)).await.unwrap();
+    assert_eq!(again.subnet, own.subnet);
+    let name = own.subnet.to_string().replace('/', "-");
+    assert_eq!(etcd.keys(PREFIX).unwrap(), [key(&name)]);
+    assert_eq!(etcd.get(&key(&name)).unwrap().unwrap(), moved.to_json());
+    assert_eq!(log.count("this node's address has changed; it keeps its subnet"), 1, "{}", log.text());
+    // Another device is another node, whatever its subnet file says.
+    let other = store.acquire(&network(), &node(2), Some(own.subnet)).await.unwrap();
+    assert_ne!(other.subnet, own.subnet);
 }
 
 #[tokio::test]
@@ -115,7 +135,7 @@ async fn unreadable_keys_do_not_keep_a_node_from_starting() {
     }
     let config = pool(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.2.0"}"#);
     let store = store(&etcd);
-    let own = store.acquire(&config, &node(1), Some("10.3.1.0/24".parse().unwrap())).await.unwrap();
+    let own = store.acquire(&config, &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
     assert_eq!(own.subnet, subnet("10.3.2.0/24"));
     let mut watch = store.watch(own.subnet);
     assert_eq!(tokio::time::timeout(SOON, watch.next()).await.unwrap(), LeaseEvent::Snapshot(Vec::new()));

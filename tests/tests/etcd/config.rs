@@ -40,3 +40,54 @@ async fn the_config_is_waited_for_and_each_reason_logged_once() {
     assert_eq!(log.count("/coreos.com/network/config: SubnetLen: expected a prefix length"), 1, "{text}");
     assert_eq!(log.count("is etcd running, and is --etcd-endpoints right?"), 1, "{text}");
 }
+
+/// Nothing but the log shows it: a network is not changed under running pods.
+#[tokio::test]
+async fn changes_while_running_are_said_once() {
+    let etcd = Etcd::start().unwrap();
+    let config = format!("{PREFIX}/config");
+    let put = |json: &str| etcd.put(&config, json).unwrap();
+    let as_started = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    put(as_started);
+    let (log, _guard) = Log::capture();
+    let store = store(&etcd);
+    let reports = tokio::spawn(async move { store.report_config_changes(network()).await });
+    let says = async |words: &str, times: usize| {
+        let begun = std::time::Instant::now();
+        while log.count(words) < times {
+            assert!(begun.elapsed() < SOON, "not {words:?}: {}", log.text());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(log.count(words), times, "{}", log.text());
+    };
+    let other = r#"{"Network":"10.4.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan","VNI":2}}"#;
+    put(other);
+    says("this node goes on with what it was started with. Restart", 1).await;
+    says("Network: 10.3.0.0/16 -> 10.4.0.0/16", 1).await;
+    says("EnableNFTables: false -> true, Backend.VNI: 1 -> 2", 1).await;
+    put(other);
+    says("Restart", 1).await;
+    put(r#"{"Network":"10.4.0.0/16","SubnetLen":31}"#);
+    says("cannot be used", 1).await;
+    says("SubnetLen must be less than /31", 1).await;
+    etcd.delete(&config).unwrap();
+    says("the network config was deleted", 1).await;
+    put(as_started);
+    says("the network config is again the one this node runs with", 1).await;
+    put(r#"{ "network": "10.3.0.0/16", "SubnetLen": 24, "Backend": {"Type": "VXLAN"} }"#);
+    says("again the one", 1).await;
+    put(other);
+    says("Restart", 2).await;
+    assert!(!reports.is_finished());
+}
+
+#[tokio::test]
+async fn a_change_between_the_start_and_the_watch_is_said() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#)
+        .unwrap();
+    let _ = tokio::time::timeout(Duration::from_secs(1), store(&etcd).report_config_changes(network())).await;
+    assert_eq!(log.count("Backend.Type: vxlan -> host-gw"), 1, "{}", log.text());
+}

@@ -2,12 +2,12 @@ use std::time::SystemTime;
 
 use flannel_agent::lease::etcd::{LeaseKeeper, LeaseTiming, OwnLease, OwnLeaseReport};
 
-use super::*;
+use super::{proxy::Proxy, *};
 
 const NAME: &str = "10.3.7.0-24";
 
-fn previous() -> Option<ipnetwork::Ipv4Network> {
-    Some("10.3.7.0/24".parse().unwrap())
+fn previous() -> Option<LeaseSubnet> {
+    Some(subnet("10.3.7.0/24"))
 }
 
 async fn kept(etcd: &Etcd, timing: LeaseTiming) -> (OwnLease, LeaseKeeper) {
@@ -87,6 +87,37 @@ async fn changed_attributes_are_published() {
     no_report(&mut keeper).await;
 }
 
+/// The node moved: its lease does, too, and is ours under both addresses meanwhile.
+#[tokio::test]
+async fn a_new_address_is_published_in_place() {
+    let mut etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let (own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    let mut moved = node(1);
+    moved.public_ip = [192, 0, 2, 100].into();
+    keeper.update(moved.clone());
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), moved.to_json());
+    assert_eq!(etcd.keys(PREFIX).unwrap().len(), 1);
+    assert_eq!(log.count("lease published with this node's new address"), 1, "{}", log.text());
+
+    // With etcd down it is written when etcd is back, also over what a restored backup says.
+    etcd.stop();
+    let mut again = moved.clone();
+    again.public_ip = [192, 0, 2, 101].into();
+    keeper.update(again.clone());
+    no_report(&mut keeper).await;
+    etcd.wipe().unwrap();
+    etcd.start_again().unwrap();
+    let _ = etcd.put(&key(NAME), &moved.to_json());
+    while etcd.get(&key(NAME)).unwrap() != Some(again.to_json()) {
+        let report = report(&mut keeper).await;
+        assert!(!matches!(report, OwnLeaseReport::Lost(_)), "{report:?}");
+    }
+    let next = store(&etcd).acquire(&network(), &again, None).await.unwrap();
+    assert_eq!(next.subnet, own.subnet);
+}
+
 #[tokio::test]
 async fn changed_attributes_of_a_reservation_leave_it_without_end() {
     let etcd = Etcd::start().unwrap();
@@ -113,13 +144,46 @@ async fn a_deleted_lease_is_taken_back() {
     assert_eq!(log.count("it is ours again"), 1, "{}", log.text());
 }
 
-/// Upstream's TestWatchSubnetReportsRemovalAfterCompaction: the deletion itself is not in the history any more.
+/// A lease kept through a way that is then cut, with what is needed to mend it.
+async fn kept_behind_proxy(etcd: &Etcd) -> (LeaseKeeper, Proxy) {
+    let proxy = Proxy::to(etcd).await;
+    let endpoints = format!("http://{}", proxy.address);
+    let store = EtcdStore::connect(&EtcdOptions { endpoints, ..EtcdOptions::default() }).unwrap();
+    let own = store.acquire(&network(), &node(1), previous()).await.unwrap();
+    let mut keeper = store.keep(own);
+    no_report(&mut keeper).await;
+    (keeper, proxy.cut())
+}
+
+/// The deletion itself is not in the history any more.
 #[tokio::test]
-async fn a_deletion_below_the_horizon_is_noticed() {
+async fn watch_subnet_reports_removal_after_compaction() {
+    let etcd = Etcd::start().unwrap();
+    let (mut keeper, proxy) = kept_behind_proxy(&etcd).await;
+    etcd.delete(&key(NAME)).unwrap();
+    etcd.compact().unwrap();
+    let _proxy = proxy.mend().await;
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Retaken { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+}
+
+#[tokio::test]
+async fn watch_subnet_recovers_from_compaction() {
+    let etcd = Etcd::start().unwrap();
+    let (mut keeper, proxy) = kept_behind_proxy(&etcd).await;
+    etcd.put_for(80_000, &key(NAME), &node(1).to_json()).unwrap();
+    etcd.compact().unwrap();
+    let _proxy = proxy.mend().await;
+    no_report(&mut keeper).await;
+    etcd.delete(&key(NAME)).unwrap();
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Retaken { .. }), "and it goes on");
+}
+
+#[tokio::test]
+async fn a_lease_missing_from_a_restored_store_is_taken_back() {
     let mut etcd = Etcd::start().unwrap();
     let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
     no_report(&mut keeper).await;
-    // As if it had been deleted, and the history compacted, while we were cut off.
     etcd.wipe().unwrap();
     etcd.start_again().unwrap();
     assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Retaken { .. }));
@@ -145,7 +209,7 @@ async fn a_subnet_that_another_node_holds_is_lost() {
             OwnLeaseReport::Retaken { .. } | OwnLeaseReport::Renewed { .. } => {}
         }
     };
-    assert_eq!((lost.subnet, lost.holder), (own.subnet, Some(node(2).public_ip)));
+    assert_eq!((lost.subnet, lost.holder), (own.subnet, node(2).node_address()));
     assert!(
         lost.to_string().contains("node 192.0.2.2 holds it now: pods of both nodes have the same"),
         "{lost}"

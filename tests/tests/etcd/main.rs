@@ -20,9 +20,14 @@ use flannel_agent::{
 use flannel_tests::etcd::Etcd;
 
 mod acquire;
+mod certificates;
 mod config;
 mod connect;
+mod families;
 mod keep;
+mod members;
+mod proxy;
+mod slow;
 mod watch;
 
 const PREFIX: &str = "/coreos.com/network";

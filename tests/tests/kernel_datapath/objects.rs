@@ -74,6 +74,35 @@ fn follow_the_leases_and_are_repaired() {
     });
 }
 
+/// Upstream's TestEnsureV4AddressOnLink.
+#[test]
+fn ensure_v4_address_on_link() {
+    with_namespace(|| async {
+        bring_to(&planned([2]).state).await;
+        let addresses = || {
+            let shown = ip_json("-4 address show dev flannel.1");
+            let infos = shown[0]["addr_info"].as_array().unwrap().clone();
+            let text = |info: &serde_json::Value| {
+                format!("{}/{}", info["local"].as_str().unwrap(), info["prefixlen"])
+            };
+            infos.iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(addresses(), ["10.1.0.0/32"]);
+        // Inside the network it is what is left of another subnet of ours; outside it is somebody else's.
+        ip("address add 10.9.0.0/32 dev flannel.1");
+        ip("address add 10.1.0.1/24 dev flannel.1");
+        ip("address add 172.16.0.1/24 dev flannel.1");
+        bring_to(&planned([2]).state).await;
+        assert_eq!(addresses(), ["10.1.0.0/32", "172.16.0.1/24"]);
+        ip("address delete 10.1.0.0/32 dev flannel.1");
+        ip("address add 10.9.0.0/32 dev flannel.1");
+        bring_to(&planned([2]).state).await;
+        let mut replaced = addresses();
+        replaced.sort();
+        assert_eq!(replaced, ["10.1.0.0/32", "172.16.0.1/24"]);
+    });
+}
+
 #[test]
 fn of_others_are_left_alone() {
     with_namespace(|| async {

@@ -1,11 +1,11 @@
-//! What is found on the node: pods, next hops, the external interface, notices of change.
+//! What is found on the node: pods, next hops, notices of change.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use flannel_agent::{
     datapath::Datapath,
     mac::Mac,
-    netlink::{Changed, InterfaceChoice, Monitor, Netlink},
+    netlink::{Changed, Monitor, Netlink},
     plan::{State, delta},
 };
 use tokio::time::timeout;
@@ -95,32 +95,6 @@ fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
                 "203.0.113.9 by 42 to 192.0.2.253 of 1400",
             ]
         );
-    });
-}
-
-#[test]
-fn the_external_interface_is_chosen_by_flag_address_or_default_route() {
-    with_namespace(|| async {
-        link("eth1", "mtu 9000");
-        ip("address add 198.51.100.3/24 dev eth1");
-        let mut netlink = Netlink::open().unwrap();
-        let by_default = netlink.external_interface(&InterfaceChoice::default()).await.unwrap();
-        assert_eq!((by_default.name.as_str(), by_default.index, by_default.mtu), ("eth0", ETH0, 1500));
-        assert_eq!(by_default.address.to_string(), "192.0.2.1");
-
-        let choice = InterfaceChoice { iface: vec!["eth1".into()], public_ip: None };
-        let by_name = netlink.external_interface(&choice).await.unwrap();
-        assert_eq!((by_name.address.to_string().as_str(), by_name.mtu), ("198.51.100.3", 9000));
-
-        let choice = InterfaceChoice { iface: vec![], public_ip: Some("198.51.100.3".parse().unwrap()) };
-        assert_eq!(netlink.external_interface(&choice).await.unwrap(), by_name);
-
-        ip("route delete default");
-        let error = netlink.external_interface(&InterfaceChoice::default()).await.unwrap_err().to_string();
-        assert!(error.contains("--iface") && error.contains("eth1 (198.51.100.3)"), "{error}");
-        ip("route add default nexthop via 192.0.2.254 nexthop via 198.51.100.1");
-        let by_default = netlink.external_interface(&InterfaceChoice::default()).await.unwrap();
-        assert_eq!(by_default.name, "eth0");
     });
 }
 

@@ -1,24 +1,31 @@
 //! Getting a subnet.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use etcd_client::{Client, Txn, TxnOp};
-use ipnetwork::Ipv4Network;
 use tracing::{info, warn};
 
 use super::{
     EtcdError, EtcdStore, RETRY, Said, TRIES,
-    claim::{Claim, Seen, Unreadable},
+    claim::{Claim, Seen, Unreadable, Write},
 };
 use crate::{
     config::NetworkConfig,
     lease::{
         LeaseAttrs, LeaseSubnet,
-        alloc::{self, Choice, Held, OutOfSubnets, Take},
+        alloc::{self, Choice, Held, Holder, OutOfSubnets, Why},
         wire::parse_lease_key,
     },
     utc::utc,
 };
+
+/// Attempts of a dual-stack node before giving up, when leases of others appear every time.
+const CROWD: usize = 200;
+/// The longest pause between these.
+const JOSTLE: Duration = Duration::from_millis(200);
 
 /// The lease we hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,12 +45,15 @@ pub enum AcquireError {
     /// All are taken.
     #[error(transparent)]
     OutOfSubnets(#[from] OutOfSubnets),
-    /// The network has no IPv4.
-    #[error("EnableIPv4: false is not built yet: leases are IPv4")]
-    NoIpv4,
-    /// The lease has no address.
+    /// The lease has no IPv4 address, and the network has IPv4.
     #[error("--public-ip: 0.0.0.0 is not an address that other nodes can send to: give this node's own")]
     NoPublicIp,
+    /// The lease has no IPv6 address, and the network has IPv6.
+    #[error(
+        "--public-ipv6: EnableIPv6 is true, and this node has no IPv6 address to publish: give its interface a \
+         global one, or name one with --public-ipv6"
+    )]
+    NoPublicIpv6,
     /// Other nodes were faster, every time.
     #[error("another node took each of the {TRIES} subnets that were tried: start this node again")]
     Races,
@@ -56,6 +66,17 @@ pub enum AcquireError {
 struct Listed {
     held: Vec<Held>,
     seen: BTreeMap<LeaseSubnet, Seen>,
+    /// Revision of the store then.
+    revision: i64,
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Ours(OwnLease),
+    /// Another node took the subnet.
+    Lost,
+    /// Another node took some subnet, which may be part of ours.
+    Overtaken,
 }
 
 impl EtcdStore {
@@ -65,14 +86,24 @@ impl EtcdStore {
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<Ipv4Network>,
+        previous: Option<LeaseSubnet>,
     ) -> Result<OwnLease, AcquireError> {
+        if config.ipv4.is_some() && attrs.public_ip.is_unspecified() {
+            return Err(AcquireError::NoPublicIp);
+        }
+        if config.ipv6.is_some() && attrs.public_ipv6.is_none_or(|v6| v6.is_unspecified()) {
+            return Err(AcquireError::NoPublicIpv6);
+        }
         let mut said = Said::default();
-        let mut lost = 0;
-        while lost < TRIES {
+        let (mut lost, mut overtaken) = (0, 0);
+        while lost < TRIES && overtaken < CROWD {
             match self.try_acquire(config, attrs, previous).await {
-                Ok(Some(own)) => return Ok(own),
-                Ok(None) => lost += 1,
+                Ok(Attempt::Ours(own)) => return Ok(own),
+                Ok(Attempt::Lost) => lost += 1,
+                Ok(Attempt::Overtaken) => {
+                    overtaken += 1;
+                    tokio::time::sleep(JOSTLE.mul_f64(rand::random())).await;
+                }
                 Err(AcquireError::Etcd(problem @ EtcdError::Unreachable { .. })) => {
                     if said.is_news(&problem) {
                         warn!(error = %problem, "no lease yet; asking again every second");
@@ -85,55 +116,64 @@ impl EtcdStore {
         Err(AcquireError::Races)
     }
 
-    /// One attempt; `None` when another node was faster.
     async fn try_acquire(
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<Ipv4Network>,
-    ) -> Result<Option<OwnLease>, AcquireError> {
-        let pool = config.ipv4.as_ref().ok_or(AcquireError::NoIpv4)?;
-        if attrs.public_ip.is_unspecified() {
-            return Err(AcquireError::NoPublicIp);
+        previous: Option<LeaseSubnet>,
+    ) -> Result<Attempt, AcquireError> {
+        let Listed { held, seen, revision } = self.list().await?;
+        let Choice { subnet, why, release, refused } =
+            alloc::choose(config, Holder::of(attrs), previous, &held, &mut rand::rng())?;
+        if let Some(old) = release {
+            info!(subnet = %old, public_ip = %attrs.public_ip, "our lease does not fit the network config any more: giving it back");
+            self.release(&old, seen.get(&old).cloned().unwrap_or_default()).await?;
         }
-        let Listed { held, seen } = self.list().await?;
-        let Choice { take, release, previous_refused } =
-            alloc::choose(pool, attrs.public_ip, previous, &held, &mut rand::rng())?;
-        if let Some(subnet) = release {
-            info!(%subnet, public_ip = %attrs.public_ip, "our lease does not fit the network config any more: giving it back");
-            self.release(&subnet, seen.get(&subnet).cloned().unwrap_or_default()).await?;
-        }
-        if let (Some(previous), Some(reason)) = (previous, previous_refused) {
+        for (previous, reason) in refused {
             warn!(%previous, %reason, "cannot have the previous subnet again");
         }
-        let subnet = LeaseSubnet { v4: Some(take.subnet()), v6: None };
         let before = seen.get(&subnet).cloned().unwrap_or_default();
-        match self.claim(&subnet, attrs, before, Unreadable::Leave).await? {
+        let new = matches!(why, Why::Previous | Why::Free);
+        let write = Write {
+            subnet: &subnet,
+            attrs,
+            before: None,
+            unreadable: Unreadable::Leave,
+            unless_new_since: (new && subnet.v4.is_some() && subnet.v6.is_some()).then_some(revision),
+        };
+        match self.claim(write, before).await? {
             Claim::Ours { seen, expiration } => {
-                let why = match take {
-                    Take::Own(_) => "it is leased to our public address",
-                    Take::Previous(_) => "it was ours before, and is free",
-                    Take::Free(_) => "it is free",
-                };
                 let until = expiration.map_or_else(|| "no end: a reservation".to_owned(), utc);
+                let why = match why {
+                    Why::Own => "it is leased to our public address",
+                    Why::Moved { from } => {
+                        let now = attrs.node_address().map(|address| address.to_string());
+                        info!(%subnet, before = %from, now, "this node's address has changed; it keeps its subnet, as its VXLAN device and subnet file show that it is the same node");
+                        "it is leased to our VXLAN device"
+                    }
+                    Why::Previous => "it was ours before, and is free",
+                    Why::Free => "it is free",
+                };
                 info!(%subnet, why, until, "lease acquired");
-                Ok(Some(OwnLease { subnet, attrs: attrs.clone(), expiration, seen }))
+                Ok(Attempt::Ours(OwnLease { subnet, attrs: attrs.clone(), expiration, seen }))
             }
             Claim::Held(holder) => {
-                info!(%subnet, holder = holder.map(|ip: Ipv4Addr| ip.to_string()), "another node was faster; trying another subnet");
-                Ok(None)
+                info!(%subnet, holder = holder.map(|address| address.to_string()), "another node was faster; trying another subnet");
+                Ok(Attempt::Lost)
             }
+            Claim::Overtaken => Ok(Attempt::Overtaken),
         }
     }
 
     async fn list(&self) -> Result<Listed, EtcdError> {
         let response = self.get("list the leases", self.leases_key().into_bytes(), true).await?;
-        let mut listed = Listed { held: Vec::new(), seen: BTreeMap::new() };
+        let revision = response.header().map_or(0, |header| header.revision());
+        let mut listed = Listed { held: Vec::new(), seen: BTreeMap::new(), revision };
         for kv in response.kvs() {
             let key = String::from_utf8_lossy(kv.key());
             // What has no subnet takes none; the watch is what tells the user of it.
             let Ok(subnet) = parse_lease_key(&key) else { continue };
-            let holder = LeaseAttrs::from_json(kv.value()).ok().map(|attrs| attrs.public_ip);
+            let holder = LeaseAttrs::from_json(kv.value()).ok().map(|attrs| Holder::of(&attrs));
             listed.held.push(Held { subnet, holder });
             if key == self.lease_key(&subnet) {
                 listed.seen.insert(subnet, Seen::of(kv));

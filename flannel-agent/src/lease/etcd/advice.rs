@@ -3,7 +3,10 @@
 use super::endpoint::Endpoint;
 
 /// Parts of what is reported, and what a user can do about it; the first that fits counts.
-const KNOWN: [(&str, &str); 13] = [
+const KNOWN: [(&str, &str); 15] = [
+    // Of a file that was good when the agent started.
+    ("--etcd-c", "put a good file in its place; it is read again with the next attempt"),
+    ("--etcd-k", "put a good file in its place; it is read again with the next attempt"),
     (
         "permission denied",
         "grant the user of --etcd-username the permission to read and write below --etcd-prefix",

@@ -1,6 +1,6 @@
 //! Writing our own lease, and only over nothing or our own.
 
-use std::{net::Ipv4Addr, time::SystemTime};
+use std::{net::IpAddr, time::SystemTime};
 
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 
@@ -45,11 +45,32 @@ pub(super) enum Claim {
         expiration: Option<SystemTime>,
     },
     /// Another node holds it; `None` when what stands there cannot be decoded.
-    Held(Option<Ipv4Addr>),
+    Held(Option<IpAddr>),
+    /// Other leases have appeared since the subnet was chosen: see [`Write::unless_new_since`].
+    Overtaken,
+}
+
+/// What is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Write<'a> {
+    pub(super) subnet: &'a LeaseSubnet,
+    pub(super) attrs: &'a LeaseAttrs,
+    /// What we published before, if the node's address was another then: that is ours, too.
+    pub(super) before: Option<&'a LeaseAttrs>,
+    pub(super) unreadable: Unreadable,
+    /// Only if no lease was created after this revision. Needed where leases can overlap under different keys,
+    /// as those of two nodes with one IPv6 subnet and different IPv4 subnets would.
+    pub(super) unless_new_since: Option<i64>,
+}
+
+impl Write<'_> {
+    fn is_ours(&self, found: &LeaseAttrs) -> bool {
+        found.same_node(self.attrs) || self.before.is_some_and(|before| found.same_node(before))
+    }
 }
 
 /// What to do about an entry that cannot be decoded.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unreadable {
     /// Somebody's: leave it.
     Leave,
@@ -60,14 +81,11 @@ pub(super) enum Unreadable {
 impl EtcdStore {
     /// Writes our lease where `seen` is what stands there. If something else does, it is written over when it
     /// is ours too: from a request whose answer was lost, or an earlier run.
-    pub(super) async fn claim(
-        &self,
-        subnet: &LeaseSubnet,
-        attrs: &LeaseAttrs,
-        mut seen: Seen,
-        unreadable: Unreadable,
-    ) -> Result<Claim, EtcdError> {
-        let key = self.lease_key(subnet);
+    pub(super) async fn claim(&self, write: Write<'_>, mut seen: Seen) -> Result<Claim, EtcdError> {
+        let key = self.lease_key(write.subnet);
+        let guard = write.unless_new_since.map(|revision| {
+            Compare::create_revision(self.leases_key(), CompareOp::Less, revision + 1).with_prefix()
+        });
         let mut granted = None;
         for _ in 0..TRIES {
             // Reckoned from before the request: never later than etcd has it.
@@ -81,10 +99,11 @@ impl EtcdStore {
                     (id, Some(ttl))
                 }
             };
-            let value = attrs.to_json();
+            let value = write.attrs.to_json();
             let put = TxnOp::put(key.clone(), value.clone(), Some(PutOptions::new().with_lease(id)));
             let get = TxnOp::get(key.clone(), None);
-            let txn = Txn::new().when(seen.still(&key)).and_then([put]).or_else([get]);
+            let conditions: Vec<Compare> = seen.still(&key).into_iter().chain(guard.clone()).collect();
+            let txn = Txn::new().when(conditions).and_then([put]).or_else([get]);
             let written = self
                 .members
                 .call("write our lease", |mut client: Client| {
@@ -103,15 +122,19 @@ impl EtcdStore {
                 Some(TxnOpResponse::Get(mut found)) => found.take_kvs().into_iter().next(),
                 _ => None,
             };
-            seen = match found {
+            let now = match found {
                 None => Seen::default(),
                 Some(kv) => match LeaseAttrs::from_json(kv.value()) {
-                    Ok(found) if same_node(&found, attrs) => Seen::of(&kv),
-                    Ok(found) => return Ok(Claim::Held(Some(found.public_ip))),
-                    Err(_) if unreadable == Unreadable::Mend => Seen::of(&kv),
+                    Ok(found) if write.is_ours(&found) => Seen::of(&kv),
+                    Ok(found) => return Ok(Claim::Held(found.node_address())),
+                    Err(_) if write.unreadable == Unreadable::Mend => Seen::of(&kv),
                     Err(_) => return Ok(Claim::Held(None)),
                 },
             };
+            if guard.is_some() && now == seen {
+                return Ok(Claim::Overtaken);
+            }
+            seen = now;
         }
         Err(EtcdError::Unsettled { key })
     }
@@ -125,14 +148,5 @@ impl EtcdStore {
             .await?;
         let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
         Ok((granted.id(), std::time::Duration::from_secs(seconds)))
-    }
-}
-
-/// Whether two leases are of one node: by its address on the underlay.
-pub(super) fn same_node(a: &LeaseAttrs, b: &LeaseAttrs) -> bool {
-    match a.public_ip.is_unspecified() && b.public_ip.is_unspecified() {
-        // IPv6-only nodes all publish 0.0.0.0.
-        true => a.public_ipv6.is_some() && a.public_ipv6 == b.public_ipv6,
-        false => a.public_ip == b.public_ip,
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Follower {
     key: Vec<u8>,
     prefix: bool,
     position: Position,
-    stream: Option<(WatchStream, MemberId, Instant)>,
+    stream: Option<Opened>,
     ready: VecDeque<Followed>,
     pause: Duration,
     not_before: Option<Instant>,
@@ -52,6 +52,15 @@ enum Position {
     Unknown,
     /// All is known up to `revision` of the store of `cluster`.
     At { revision: i64, cluster: u64 },
+}
+
+/// A watch that was begun.
+struct Opened {
+    stream: WatchStream,
+    member: MemberId,
+    at: Instant,
+    /// What was known then: events up to it are told again, see [`Follower::open`].
+    known: i64,
 }
 
 /// Why a watch ended.
@@ -99,16 +108,16 @@ impl Follower {
                     }
                 },
             };
-            let Some((stream, member, opened)) = &mut self.stream else {
+            let Some(Opened { stream, member, at, known }) = &mut self.stream else {
                 match self.open(revision).await {
                     Ok(stream) => self.stream = Some(stream),
                     Err(problem) => self.interrupted(&problem),
                 }
                 continue;
             };
-            let (member, opened) = (*member, *opened);
+            let (member, opened, known) = (*member, *at, *known);
             let result = match stream.message().await {
-                Ok(Some(response)) => self.take(&response, revision, cluster),
+                Ok(Some(response)) => self.take(&response, (known, revision), cluster),
                 Ok(None) => Err(Broken::Interrupted("the member closed the watch".to_owned())),
                 Err(error) => Err(judge(&reason(&error))),
             };
@@ -147,10 +156,13 @@ impl Follower {
         Ok(response.take_kvs())
     }
 
-    async fn open(&self, revision: i64) -> Result<(WatchStream, MemberId, Instant), EtcdError> {
+    /// Begins a watch at the last revision that is known instead of the next. etcd as it was until 2025 drops a
+    /// deletion from the history when it is compacted at the very revision of the deletion, and a watch that
+    /// begins there is told neither of the deletion nor of the compaction. One that begins before it is.
+    async fn open(&self, revision: i64) -> Result<Opened, EtcdError> {
         // Progress reports move our position on while nothing happens to our keys; else a reconnect after a
         // quiet day would find its position compacted.
-        let options = WatchOptions::new().with_start_revision(revision + 1).with_progress_notify();
+        let options = WatchOptions::new().with_start_revision(revision.max(1)).with_progress_notify();
         let options = if self.prefix { options.with_prefix() } else { options };
         let ask = |client: etcd_client::Client| {
             let (key, options) = (self.key.clone(), options.clone());
@@ -158,11 +170,16 @@ impl Follower {
             async move { watch.watch(key, Some(options)).await }
         };
         let (stream, member) = self.members.call("watch", ask).await?;
-        Ok((stream, member, Instant::now()))
+        Ok(Opened { stream, member, at: Instant::now(), known: revision })
     }
 
     /// Takes over what a watch response tells.
-    fn take(&mut self, response: &WatchResponse, revision: i64, cluster: u64) -> Result<(), Broken> {
+    fn take(
+        &mut self,
+        response: &WatchResponse,
+        (known, revision): (i64, i64),
+        cluster: u64,
+    ) -> Result<(), Broken> {
         let (store, of) = response.header().map_or((0, cluster), |h| (h.revision(), h.cluster_id()));
         if response.compact_revision() != 0 {
             return Err(Broken::Gap(format!(
@@ -188,7 +205,8 @@ impl Follower {
         // Events may come in several responses that all carry the revision of the store, so only the events
         // themselves say how far we are.
         let mut reached = if response.events().is_empty() { store } else { revision };
-        for kv in response.events().iter().filter_map(|event| event.kv()) {
+        let events = response.events().iter().filter_map(|event| event.kv());
+        for kv in events.filter(|kv| kv.mod_revision() > known) {
             reached = reached.max(kv.mod_revision());
             // A deletion has the version 0; a write at least 1.
             self.ready.push_back(match kv.version() {

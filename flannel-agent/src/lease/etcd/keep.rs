@@ -1,7 +1,7 @@
 //! Keeping our lease: it is renewed before it ends, and taken back when somebody deletes it.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     EtcdStore, OwnLease, RETRY, Said,
-    claim::{Claim, Seen, Unreadable, same_node},
+    claim::{Claim, Seen, Unreadable, Write},
     follow::{Followed, Follower},
 };
 use crate::{
@@ -50,11 +50,11 @@ pub enum OwnLeaseReport {
 pub struct LostLease {
     /// The subnet.
     pub subnet: LeaseSubnet,
-    /// `PublicIP` of the node that holds it; `None` when its lease cannot be decoded.
-    pub holder: Option<Ipv4Addr>,
+    /// Address of the node that holds it; `None` when its lease cannot be decoded.
+    pub holder: Option<IpAddr>,
 }
 
-fn holder_text(holder: Option<Ipv4Addr>) -> String {
+fn holder_text(holder: Option<IpAddr>) -> String {
     holder.map_or_else(|| "somebody whose lease cannot be decoded".to_owned(), |ip| format!("node {ip}"))
 }
 
@@ -66,7 +66,7 @@ pub struct LeaseKeeper {
 }
 
 impl LeaseKeeper {
-    /// Publishes new attributes, of the same node; in the background, as often as it takes.
+    /// Publishes new attributes of this node, its address among them; in the background, as often as it takes.
     pub fn update(&self, attrs: LeaseAttrs) {
         self.attrs.send_if_modified(|now| {
             let changed = *now != attrs;
@@ -102,6 +102,7 @@ impl EtcdStore {
         let mut keep = Keep {
             store: self.clone(),
             renewal: None,
+            before: own.attrs.clone(),
             own,
             changes,
             reporter,
@@ -117,6 +118,8 @@ impl EtcdStore {
 struct Keep {
     store: EtcdStore,
     own: OwnLease,
+    /// What we published last. While a new address is on its way into etcd, a lease of the old one is ours.
+    before: LeaseAttrs,
     changes: watch::Receiver<LeaseAttrs>,
     reporter: mpsc::Sender<OwnLeaseReport>,
     /// When to write next; `None` for a reservation.
@@ -159,9 +162,18 @@ impl Keep {
     /// Writes our lease, over what is there or anew.
     async fn write(&mut self) -> Result<(), LostLease> {
         let subnet = self.own.subnet;
-        match self.store.claim(&subnet, &self.own.attrs, self.own.seen.clone(), Unreadable::Mend).await {
+        let write = Write {
+            subnet: &subnet,
+            attrs: &self.own.attrs,
+            before: Some(&self.before),
+            unreadable: Unreadable::Mend,
+            unless_new_since: None,
+        };
+        match self.store.claim(write, self.own.seen.clone()).await {
             Ok(Claim::Ours { seen, expiration }) => {
                 let retaken = std::mem::take(&mut self.deleted);
+                let moved = !self.before.same_node(&self.own.attrs);
+                let before = std::mem::replace(&mut self.before, self.own.attrs.clone());
                 self.own.seen = seen;
                 self.own.expiration = expiration;
                 self.published = true;
@@ -171,6 +183,11 @@ impl Keep {
                 let report = if retaken {
                     warn!(%subnet, until, "our lease was deleted; nobody had taken the subnet, it is ours again");
                     OwnLeaseReport::Retaken { expiration }
+                } else if moved {
+                    let text = |attrs: &LeaseAttrs| attrs.node_address().map(|address| address.to_string());
+                    let (before, now) = (text(&before), text(&self.own.attrs));
+                    info!(%subnet, until, before, now, "lease published with this node's new address");
+                    OwnLeaseReport::Renewed { expiration }
                 } else {
                     info!(%subnet, until, "lease renewed");
                     OwnLeaseReport::Renewed { expiration }
@@ -179,17 +196,29 @@ impl Keep {
                 Ok(())
             }
             Ok(Claim::Held(holder)) => Err(LostLease { subnet, holder }),
+            Ok(Claim::Overtaken) => {
+                self.retry();
+                Ok(())
+            }
             Err(error) => {
                 if self.said.is_news(&error) {
                     let until = until(self.own.expiration);
                     warn!(%subnet, until, %error, "cannot write our lease; trying again. Forwarding goes on, but peers drop their routes to this node when the lease ends");
                 }
-                let urgent = self.deleted || !self.published;
-                let pause = if urgent { RETRY } else { self.store.timing.renew_retry };
-                self.renewal = Some(Instant::now() + pause);
+                self.retry();
                 Ok(())
             }
         }
+    }
+
+    fn retry(&mut self) {
+        let urgent = self.deleted || !self.published;
+        let pause = if urgent { RETRY } else { self.store.timing.renew_retry };
+        self.renewal = Some(Instant::now() + pause);
+    }
+
+    fn is_ours(&self, attrs: &LeaseAttrs) -> bool {
+        attrs.same_node(&self.own.attrs) || attrs.same_node(&self.before)
     }
 
     async fn happened(&mut self, event: Followed) -> Result<(), LostLease> {
@@ -218,9 +247,13 @@ impl Keep {
     async fn seen(&mut self, kv: &KeyValue) -> Result<(), LostLease> {
         let subnet = self.own.subnet;
         match LeaseAttrs::from_json(kv.value()) {
-            Ok(attrs) if same_node(&attrs, &self.own.attrs) => {
+            Ok(attrs) if self.is_ours(&attrs) => {
                 self.own.seen = Seen::of(kv);
                 self.deleted = false;
+                if !self.published {
+                    // Ours is still to be written, over this too.
+                    return self.write().await;
+                }
                 self.own.expiration = self.end_of(kv.lease()).await;
                 self.schedule();
                 let until = until(self.own.expiration);
@@ -232,7 +265,7 @@ impl Keep {
                 }
                 Ok(())
             }
-            Ok(attrs) => Err(LostLease { subnet, holder: Some(attrs.public_ip) }),
+            Ok(attrs) => Err(LostLease { subnet, holder: attrs.node_address() }),
             Err(error) => {
                 warn!(%subnet, %error, "somebody damaged our lease; writing it anew");
                 self.own.seen = Seen::of(kv);

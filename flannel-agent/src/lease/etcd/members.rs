@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{EtcdError, advice::advice, endpoint::Endpoint};
+use super::{CONNECT, EtcdError, advice::advice, endpoint::Endpoint, tls};
 
 /// How long one member may take to answer one request.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -31,6 +31,8 @@ pub(super) struct Members {
 pub(super) struct Member {
     pub(super) endpoint: Endpoint,
     pub(super) options: ConnectOptions,
+    /// What it takes to encrypt; `None` for a connection in the clear.
+    pub(super) tls: Option<tls::Files>,
     /// Name and password.
     pub(super) user: Option<(String, String)>,
     /// It has a client certificate to show.
@@ -162,13 +164,18 @@ impl Member {
 
     async fn connect(&self) -> Result<Client, Error> {
         let url = [self.endpoint.to_string()];
+        let mut options = self.options.clone();
+        if let Some(files) = &self.tls {
+            let tls = tls::options(files).map_err(|error| Error::Internal(error.to_string()))?;
+            options = options.with_tls(tls.timeout(CONNECT));
+        }
         let Some((user, password)) = &self.user else {
-            return Client::connect(&url, Some(self.options.clone())).await;
+            return Client::connect(&url, Some(options)).await;
         };
-        match Client::connect(&url, Some(self.options.clone().with_user(user, password))).await {
+        match Client::connect(&url, Some(options.clone().with_user(user, password))).await {
             // As upstream's client: credentials given before the cluster asks for any are no error.
             Err(Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
-                Client::connect(&url, Some(self.options.clone())).await
+                Client::connect(&url, Some(options)).await
             }
             other => other,
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! options ─▶ EtcdStore ─ network_config()      <prefix>/config
+//!                      ├ report_config_changes()
 //!                      ├ acquire() ─▶ OwnLease  <prefix>/subnets/<own>
 //!                      ├ keep(own) ─▶ LeaseKeeper: renews, and takes back what was deleted
 //!                      └ watch(own) ─▶ EtcdWatch: a LeaseSource of all others
@@ -37,6 +38,7 @@ pub use watch::EtcdWatch;
 mod acquire;
 mod advice;
 mod claim;
+mod config_watch;
 mod endpoint;
 mod follow;
 mod keep;
@@ -122,19 +124,19 @@ impl EtcdStore {
     /// start later. Needs a Tokio runtime from then on.
     pub fn connect(options: &EtcdOptions) -> Result<Self, EtcdError> {
         let pair = match (&options.certfile, &options.keyfile) {
-            (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (None, None) => None,
             (Some(_), None) => ignored("--etcd-certfile", "--etcd-keyfile"),
             (None, Some(_)) => ignored("--etcd-keyfile", "--etcd-certfile"),
         };
         let endpoints = endpoint::parse(&options.endpoints, pair.is_some())?;
         let encrypted = endpoints.iter().any(|endpoint| endpoint.tls);
-        let files = Files { ca: options.cafile.as_deref(), pair };
-        let tls = match encrypted || pair.is_some() {
-            true => Some(tls::options(files)?),
-            false => None,
-        };
-        if !encrypted && files.ca.is_some() && pair.is_none() {
+        let have_certificate = pair.is_some();
+        let files = Files { ca: options.cafile.clone(), pair };
+        if encrypted || have_certificate {
+            tls::options(&files)?;
+        }
+        if !encrypted && files.ca.is_some() && !have_certificate {
             warn!(
                 "no certificate and key were found, so connecting to etcd with http: --etcd-cafile is not used"
             );
@@ -147,25 +149,23 @@ impl EtcdStore {
         };
         let mut members = Vec::new();
         for endpoint in endpoints {
-            let mut connect = ConnectOptions::new()
+            let connect = ConnectOptions::new()
                 .with_keep_alive(PING.0, PING.1)
                 .with_connect_timeout(CONNECT)
                 .with_tcp_keepalive(PING.0)
                 .with_auto_token_refresh(true)
                 // A member cut off from the others would answer from what it knew before.
                 .with_require_leader(true);
-            match (&tls, endpoint.tls) {
-                (Some(tls), true) => connect = connect.with_tls(tls.clone().timeout(CONNECT)),
-                _ if pair.is_some() => {
-                    warn!(%endpoint, "connecting without TLS, as the endpoint says http; --etcd-certfile is not used");
-                }
-                _ => {}
+            if have_certificate && !endpoint.tls {
+                warn!(%endpoint, "connecting without TLS, as the endpoint says http; --etcd-certfile is not used");
             }
+            let tls = endpoint.tls.then(|| files.clone());
             members.push(Member {
                 endpoint,
                 options: connect,
+                tls,
                 user: user.clone(),
-                have_certificate: pair.is_some(),
+                have_certificate,
                 client: Default::default(),
             });
         }

@@ -1,5 +1,6 @@
 //! `--etcd-cafile`, `--etcd-certfile`, `--etcd-keyfile`: read and judged at start, so that a wrong file is
-//! named instead of showing as a handshake that fails.
+//! named instead of showing as a handshake that fails, and again for each connection, so that certificates can
+//! be renewed without a restart.
 
 use std::{
     fs,
@@ -29,19 +30,19 @@ const CERT: &str = "--etcd-certfile";
 const KEY: &str = "--etcd-keyfile";
 
 /// The files to use; `pair` is the client's certificate and its key.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Files<'a> {
-    pub(super) ca: Option<&'a Path>,
-    pub(super) pair: Option<(&'a Path, &'a Path)>,
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) pair: Option<(PathBuf, PathBuf)>,
 }
 
 /// TLS, version 1.2 or later: rustls has no other. Without a CA, the system's are trusted.
-pub(super) fn options(files: Files<'_>) -> Result<TlsOptions, TlsError> {
-    let options = match files.ca {
+pub(super) fn options(files: &Files) -> Result<TlsOptions, TlsError> {
+    let options = match &files.ca {
         None => TlsOptions::new().with_native_roots(),
         Some(path) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca(path)?)),
     };
-    match files.pair {
+    match &files.pair {
         None => Ok(options),
         Some((cert, key)) => {
             let (cert, key) = pair(cert, key)?;

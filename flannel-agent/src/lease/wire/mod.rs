@@ -1,6 +1,6 @@
 //! Leases as etcd holds them: the JSON of the value and the text of the key.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -94,6 +94,20 @@ impl LeaseAttrs {
             backend_data: Some(RawJson(data.to_json())),
             backend_v6_data: None,
         }
+    }
+
+    /// The node's address on the underlay, by which nodes are told apart: `PublicIP`, and on an IPv6-only node,
+    /// whose `PublicIP` is 0.0.0.0, `PublicIPv6`.
+    pub fn node_address(&self) -> Option<IpAddr> {
+        match self.public_ip.is_unspecified() {
+            true => self.public_ipv6.map(IpAddr::V6),
+            false => Some(self.public_ip.into()),
+        }
+    }
+
+    /// Whether two leases are of one node.
+    pub fn same_node(&self, other: &Self) -> bool {
+        self.node_address().is_some() && self.node_address() == other.node_address()
     }
 
     /// Reads a lease's value. Unknown fields are ignored, `PublicIP` must be there.

@@ -1,0 +1,150 @@
+//! The choice of the external interface, by upstream's rules.
+//!
+//! ```text
+//! links, addresses, default routes, route to --iface-can-reach ─▶ HostInterfaces ─ choose() ─▶ Chosen
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use regex::Regex;
+use tracing::{info, warn};
+
+use super::{Link, Netlink, NetlinkError};
+use crate::config::NetworkConfig;
+pub use address::InterfaceAddress;
+pub use error::{InterfaceError, Known};
+pub use route::Reach;
+
+mod address;
+mod choice;
+mod error;
+mod route;
+#[cfg(test)]
+mod tests;
+
+/// The interface that carries packets between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalInterface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Largest packet, bytes; never 0.
+    pub mtu: u32,
+    /// Our address on it: local address of outer headers. 0.0.0.0 in an IPv6-only cluster.
+    pub address: Ipv4Addr,
+    /// Our IPv6 address on it, in a cluster that has IPv6.
+    pub address_v6: Option<Ipv6Addr>,
+}
+
+/// The address families of the cluster's network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stack {
+    /// IPv4 only.
+    #[default]
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both.
+    Dual,
+}
+
+impl Stack {
+    /// What the configuration asks for.
+    pub fn of(config: &NetworkConfig) -> Self {
+        match (&config.ipv4, &config.ipv6) {
+            (Some(_), Some(_)) => Self::Dual,
+            (None, Some(_)) => Self::V6,
+            (_, None) => Self::V4,
+        }
+    }
+
+    fn has_v4(self) -> bool {
+        self != Self::V6
+    }
+
+    fn has_v6(self) -> bool {
+        self != Self::V4
+    }
+}
+
+/// What the operator asked for. The first of the first three that fits decides; without any of them the
+/// public addresses do, and without those the default route.
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceChoice {
+    /// `--iface`: names or addresses.
+    pub iface: Vec<String>,
+    /// `--iface-regex`: matched against addresses, then against names.
+    pub iface_regex: Vec<Regex>,
+    /// `--iface-can-reach`: the interface, and our address, of the route to it.
+    pub can_reach: Option<IpAddr>,
+    /// `--public-ip`.
+    pub public_ip: Option<Ipv4Addr>,
+    /// `--public-ipv6`.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The families an address is needed of.
+    pub stack: Stack,
+}
+
+/// An interface, and why this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The interface.
+    pub interface: ExternalInterface,
+    /// The rule that chose it.
+    pub because: String,
+    /// What was asked for before and did not fit, and why.
+    pub passed_over: Vec<String>,
+}
+
+/// What the choice is made from.
+#[derive(Clone, Debug, Default)]
+pub struct HostInterfaces {
+    /// All interfaces, in the order of their indices.
+    pub links: Vec<Link>,
+    /// All addresses, in the kernel's order.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Interface of the foremost IPv4 default route.
+    pub default_v4: Option<u32>,
+    /// Interface of the foremost IPv6 default route.
+    pub default_v6: Option<u32>,
+    /// The route to `--iface-can-reach`, or why there is none.
+    pub reach: Option<Result<Reach, String>>,
+}
+
+impl Netlink {
+    /// Chooses the external interface, and logs the rule that chose it.
+    pub async fn external_interface(
+        &mut self,
+        choice: &InterfaceChoice,
+    ) -> Result<ExternalInterface, InterfaceError> {
+        let host = self.host_interfaces(choice).await?;
+        let Chosen { interface, because, passed_over } = host.choose(choice)?;
+        for reason in passed_over {
+            warn!(reason, "not the external interface");
+        }
+        let address_v6 = interface.address_v6.map(|address| address.to_string());
+        let (name, address, mtu) = (&interface.name, interface.address, interface.mtu);
+        info!(interface = name, %address, address_v6, mtu, because, "external interface chosen");
+        Ok(interface)
+    }
+
+    async fn host_interfaces(&mut self, choice: &InterfaceChoice) -> Result<HostInterfaces, NetlinkError> {
+        let mut host = HostInterfaces {
+            links: self.links().await?,
+            addresses: self.interface_addresses().await?,
+            ..HostInterfaces::default()
+        };
+        host.links.sort_by_key(|link| link.index);
+        let routes = self.main_routes(None).await?;
+        host.default_v4 =
+            routes.iter().find(|route| route.destination.prefix() == 0).map(|route| route.ifindex);
+        if choice.stack.has_v6() {
+            host.default_v6 = self.default_route_v6().await?;
+        }
+        if let Some(target) = choice.can_reach {
+            host.reach = Some(self.reach(target).await);
+        }
+        Ok(host)
+    }
+}
