@@ -1,6 +1,6 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{fs, ops::Range, path::Path};
+use std::{fs, ops::Range, path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flannel_common::layout::FastPath;
@@ -23,6 +23,7 @@ use crate::{
         wire::VxlanData,
     },
     mac::Mac,
+    masq::{MasqOptions, RuleOptions, Rules},
     netlink::{ExternalInterface, InterfaceChoice, Netlink},
     plan::{Local, VxlanDevice},
     reconcile::{KernelHost, Reconciler, Summary},
@@ -91,6 +92,8 @@ impl Agent {
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
         let (fast_path, loaded) = load(&options);
+        let marks = matches!(loaded, Loaded::Programs(..));
+        let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, marks)).await?;
         let local = Local {
             network,
             subnet,
@@ -109,11 +112,12 @@ impl Agent {
         let keeper = store.keep(own);
         let (reconciler, summary) = Reconciler::new(local, datapath, host, watch);
 
-        let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
+        let file =
+            SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: options.ip_masq };
         let mut stopped = self.stopped.clone();
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
-            error = announce(summary, &file, &options.subnet_file) => Err(error),
+            error = announce(summary, &rules, &file, &options.subnet_file) => Err(error),
             error = keep(keeper) => Err(error),
         }
     }
@@ -250,8 +254,41 @@ fn source_ports() -> Range<u16> {
     })
 }
 
-/// Writes the subnet file once pods can be reached; returns only an error.
-async fn announce(mut summary: watch::Receiver<Summary>, file: &SubnetFile, path: &Path) -> anyhow::Error {
+/// What the rules follow from. `marks`: the programs mark what is exempt from masquerading.
+fn masq(
+    options: &RunOptions,
+    config: &NetworkConfig,
+    (network, subnet): (Ipv4Network, Ipv4Network),
+    previous: &Previous,
+    marks: bool,
+) -> MasqOptions {
+    MasqOptions {
+        rules: RuleOptions {
+            network: network.into(),
+            subnet: subnet.into(),
+            ip_masq: options.ip_masq,
+            forward: options.iptables_forward_rules,
+            random_fully: !options.ip_masq_fully_random_disable,
+            exempt_mark: marks,
+        },
+        nftables: config.enable_nftables,
+        earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        resync: Duration::from_secs(options.iptables_resync.into()),
+        blackhole: options.ip_blackhole_route.then_some(subnet),
+    }
+}
+
+/// Writes the subnet file once pods can be reached and the rules are in place; returns only an error.
+async fn announce(
+    mut summary: watch::Receiver<Summary>,
+    rules: &Rules,
+    file: &SubnetFile,
+    path: &Path,
+) -> anyhow::Error {
+    rules.applied().await;
     if let Ok(now) = summary.wait_for(|summary| summary.synced && summary.passes > 0).await {
         let (peers, pending) = (now.peers, now.pending);
         drop(now);

@@ -16,6 +16,7 @@ pub mod datapath;
 mod gojson;
 pub mod lease;
 pub mod mac;
+pub mod masq;
 pub mod netlink;
 pub mod plan;
 pub mod reconcile;

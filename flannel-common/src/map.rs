@@ -27,6 +27,11 @@ pub const MAX_PEERS: u32 = 65_536;
 /// Entries that `pods_v4` holds: local pods of one node.
 pub const MAX_PODS: u32 = 4_096;
 
+/// Mark (a bit of `skb->mark`) that [`FROM_POD`] sets on what must leave this node with the pod's own
+/// address. A rule that stands before everybody's masquerade rules looks for it. kube-proxy has 0x4000
+/// and 0x8000; what it marks 0x4000 is masqueraded though it have this bit, too.
+pub const SNAT_EXEMPT_MARK: u32 = 0x2000;
+
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.
