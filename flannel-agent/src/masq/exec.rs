@@ -120,3 +120,27 @@ fn find(program: &str) -> Option<PathBuf> {
         .map(|directory| directory.join(program))
         .find(|candidate| Path::is_file(candidate))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn input_is_read_and_output_returned() {
+        let long = "rule\n".repeat(100_000);
+        assert_eq!(Machine.run("cat", &[], &long).await.unwrap(), long);
+        // One that does not read its input is no worse for it.
+        assert_eq!(Machine.run("echo", &["done"], &long).await.unwrap(), "done\n");
+    }
+
+    #[tokio::test]
+    async fn failures_say_what_the_program_said() {
+        let error = Machine.run("sh", &["-c", "echo one >&2; echo two >&2; exit 3"], "").await.unwrap_err();
+        assert_eq!(error.to_string(), "sh -c echo one >&2; echo two >&2; exit 3: one; two");
+        let error = Machine.run("sh", &["-c", "exit 3"], "").await.unwrap_err();
+        assert!(error.to_string().ends_with("exit status: 3"), "{error}");
+        let error = Machine.run("no-such-program", &[], "").await.unwrap_err();
+        assert!(matches!(error, ExecError::Missing { .. }), "{error}");
+        assert!(Machine.has("sh") && !Machine.has("no-such-program"));
+    }
+}

@@ -14,15 +14,18 @@ use super::{exec::ExecError, notices::Notices};
 const SETTLE: Duration = Duration::from_millis(20);
 /// How often to look where the kernel does not tell of changes.
 const POLL: Duration = Duration::from_secs(1);
-/// After a look, so many times its length nothing is done: on a node with many rules, where a look takes
-/// long, they still take at most a hundredth of a CPU.
-const REST: u32 = 100;
+/// After a look, so many times its length nothing is done: where there are many rules, a look takes long, and
+/// whoever changes them often would have us look all the time.
+const REST: u32 = 20;
 const LEAST_REST: Duration = Duration::from_millis(200);
+const LONGEST_REST: Duration = Duration::from_secs(5);
 /// First wait after a failure; it doubles with each, up to `LONGEST`.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(60);
 /// So many repairs with no calm between them, and another program is undoing them.
 const STRUGGLE: u32 = 5;
+/// How long the first of them is left alone; it doubles with each, up to `LONGEST`.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// No repair for so long is calm.
 const CALM: Duration = Duration::from_secs(30);
 
@@ -72,20 +75,25 @@ struct Struggle {
 
 impl Struggle {
     /// Notes a repair; how long to leave things alone, if others undo what is done.
-    fn repaired(&mut self, now: Instant, resync: Duration) -> Option<Duration> {
-        let calm = self.last.is_none_or(|last| now.duration_since(last) > CALM.max(self.pause(resync) * 2));
+    fn repaired(&mut self, now: Instant) -> Option<Duration> {
+        let calm = self.last.is_none_or(|last| now.duration_since(last) > CALM + self.pause());
         self.repairs = if calm { 1 } else { self.repairs.saturating_add(1) };
         self.last = Some(now);
-        let pause = self.pause(resync);
+        let pause = self.pause();
         self.until = (!pause.is_zero()).then(|| now + pause);
         (!pause.is_zero()).then_some(pause)
     }
 
-    fn pause(&self, resync: Duration) -> Duration {
+    fn pause(&self) -> Duration {
         match self.repairs.checked_sub(STRUGGLE) {
             None => Duration::ZERO,
-            Some(more) => resync.max(POLL).saturating_mul(1 << more.min(6)).min(LONGEST.max(resync)),
+            Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(6)).min(LONGEST),
         }
+    }
+
+    /// How much of the pause is left, if any.
+    fn left(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
     }
 }
 
@@ -106,11 +114,10 @@ impl<F: Firewall> Keeper<F> {
         let _ = applied.send(true);
         self.firewall.remove_others().await;
         loop {
-            let start = Instant::now();
             match self.look().await {
-                Ok(()) => {
+                Ok(length) => {
                     self.succeeded();
-                    self.wait(start.elapsed()).await;
+                    self.wait(length).await;
                 }
                 Err(error) => {
                     let wait = self.failed(&error.to_string());
@@ -131,24 +138,27 @@ impl<F: Firewall> Keeper<F> {
         self.confirm(Look::Start).await
     }
 
-    async fn look(&mut self) -> Result<(), ExecError> {
+    /// Looks, and repairs what is wrong; how long the look took.
+    async fn look(&mut self) -> Result<Duration, ExecError> {
+        let start = Instant::now();
         let faults = self.firewall.faults(Look::Resync).await?;
-        let now = Instant::now();
-        if faults.is_empty() || self.struggle.until.is_some_and(|until| now < until) {
-            return Ok(());
+        let length = start.elapsed();
+        if faults.is_empty() || self.struggle.left().is_some() {
+            return Ok(length);
         }
         self.firewall.repair(Look::Resync).await?;
         for fault in &faults {
             info!("repaired rules: {fault}");
         }
-        if let Some(pause) = self.struggle.repaired(now, self.resync) {
+        if let Some(pause) = self.struggle.repaired(Instant::now()) {
             warn!(
                 last = faults.join("; "),
                 ?pause,
                 "another program keeps changing our rules: leaving them for a while before the next repair"
             );
         }
-        self.confirm(Look::Resync).await
+        self.confirm(Look::Resync).await?;
+        Ok(length)
     }
 
     /// Rules that were loaded but do not read as wanted: this iptables or nft writes them in words that we do
@@ -181,9 +191,10 @@ impl<F: Firewall> Keeper<F> {
 
     /// Waits until it is time to look again, the last look having taken `length`.
     async fn wait(&mut self, length: Duration) {
-        let rest = (length * REST).clamp(LEAST_REST, self.resync.max(LEAST_REST));
+        let rest = (length * REST).clamp(LEAST_REST, LONGEST_REST.min(self.resync.max(LEAST_REST)));
         sleep(rest).await;
         let poll = if self.notices.is_some() { self.resync } else { self.resync.min(POLL) };
+        let poll = self.struggle.left().map_or(poll, |left| poll.min(left));
         let told = async {
             match &mut self.notices {
                 Some(notices) => notices.changed().await,

@@ -328,6 +328,24 @@ async fn rules_of_a_run_with_ip_masq_go_without_it() {
 }
 
 #[tokio::test]
+async fn kernel_without_iprange_has_all_rules_but_the_one() {
+    let mut memory = Memory::with(&["iptables"]);
+    memory.lacks = Some("iprange");
+    let mut kept = iptables(memory, options()).await;
+    kept.settle(Look::Start).await;
+    let lines = NAT.lines().filter(|line| !line.contains("iprange"));
+    let golden: String = lines.map(|line| format!("{line}\n")).collect();
+    assert_eq!(kept.exec.save("iptables", "nat"), golden);
+    // Any other failure is one, and is tried again with all rules.
+    kept.exec.lacks = Some("MASQUERADE");
+    kept.change("nat", "FLANNEL-POSTRTG", Vec::clear);
+    assert!(kept.repair(Look::Resync).await.is_err());
+    kept.exec.lacks = None;
+    kept.settle(Look::Resync).await;
+    assert_eq!(kept.exec.save("iptables", "nat"), golden);
+}
+
+#[tokio::test]
 async fn back_end_is_where_the_hosts_rules_are() {
     let all = ["iptables", "iptables-nft", "iptables-legacy"];
     let chosen = async |change: fn(&mut Memory)| {

@@ -17,6 +17,8 @@ pub(super) struct Memory {
     pub(super) restores: Vec<String>,
     /// What `--version` writes.
     version: String,
+    /// What this kernel has no module for.
+    pub(super) lacks: Option<&'static str>,
 }
 
 impl Memory {
@@ -63,6 +65,9 @@ impl Memory {
 
     /// All of a table or, as the kernel does, nothing of it.
     pub(super) fn restore(&mut self, back_end: &str, input: &str) -> Result<(), String> {
+        if self.lacks.is_some_and(|lacks| input.contains(lacks)) {
+            return Err("RULE_INSERT failed (No such file or directory)".to_owned());
+        }
         let mut next = self.clone();
         let mut table = String::new();
         for line in input.lines() {
