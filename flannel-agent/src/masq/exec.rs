@@ -133,6 +133,12 @@ mod tests {
         assert_eq!(Machine.run("echo", &["done"], &long).await.unwrap(), "done\n");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_end_is_given_up() {
+        let error = Machine.run("sleep", &["1000"], "").await.unwrap_err();
+        assert!(error.to_string().contains("xtables.lock"), "{error}");
+    }
+
     #[tokio::test]
     async fn failures_say_what_the_program_said() {
         let error = Machine.run("sh", &["-c", "echo one >&2; echo two >&2; exit 3"], "").await.unwrap_err();

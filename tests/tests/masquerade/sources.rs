@@ -120,3 +120,47 @@ fn iptables_legacy_has_upstreams_rules_and_everybody_sees_the_right_source() -> 
 fn nftables_has_upstreams_rules_and_everybody_sees_the_right_source() -> Result<()> {
     in_lab(|lab| rules_and_sources(lab, Mode::Nftables))
 }
+
+/// As docker publishes a port without its userland proxy: the container that asks for its own port must see
+/// an address other than its own.
+fn published_to_itself(lab: &Lab, mode: Mode) -> Result<()> {
+    const PORT: u16 = 7000;
+    let cluster = cluster(lab, mode, 1, &["--ip-masq"])?;
+    let member = &cluster.members[0];
+    let (pod, node) = (member.pod()?, &member.node);
+    let (own, public) = (pod.address(), node.address());
+    iptables(
+        node,
+        mode,
+        &format!(
+            "-t nat -A PREROUTING -d {public} -p udp --dport {PORT} -j DNAT --to-destination {own}:{PORT}"
+        ),
+    )?;
+    iptables(node, mode, &format!("-t nat -A POSTROUTING -s {own} -d {own} -p udp -j MASQUERADE"))?;
+    let bind = |port| {
+        pod.netns().inside(|| {
+            let socket = UdpSocket::bind((own, port))?;
+            socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+            Ok(socket)
+        })
+    };
+    let (client, server) = (bind(0)?, bind(PORT)?);
+    client.send_to(b"me?", (public, PORT))?;
+    let mut buffer = [0; 16];
+    let (_, seen) = server.recv_from(&mut buffer).context("the datagram did not come back in")?;
+    ensure!(seen.ip() != own, "the container sees itself");
+    server.send_to(b"you", seen)?;
+    let (_, answered) = client.recv_from(&mut buffer).context("no answer came")?;
+    ensure!(answered == SocketAddr::from((public, PORT)), "the answer came from {answered}");
+    Ok(())
+}
+
+#[test]
+fn container_reaches_itself_through_its_published_port_beside_iptables() -> Result<()> {
+    in_lab(|lab| published_to_itself(lab, Mode::IptablesNft))
+}
+
+#[test]
+fn container_reaches_itself_through_its_published_port_beside_nftables() -> Result<()> {
+    in_lab(|lab| published_to_itself(lab, Mode::Nftables))
+}
