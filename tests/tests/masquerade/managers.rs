@@ -9,6 +9,7 @@ use flannel_tests::{
 use crate::{
     golden::{check_rules, filter, nat, saved},
     node::{DOCKER, Mode, REPAIR, cluster, configure, run},
+    sources::masqueraded_throughout,
 };
 
 /// Everything of flannel's in either iptables, of either family.
@@ -33,14 +34,17 @@ fn each_manager_removes_the_rules_of_the_other() -> Result<()> {
             run(&member.node, program, "-N FLANNEL-FWD")?;
         }
         ensure!(iptables_left(&member.node)?.iter().any(|line| line.starts_with("iptables-legacy")));
-        configure(etcd, Mode::Nftables)?;
-        member.agent.terminate()?;
-        member.agent.start_again()?;
-        check_rules(&member.node, Mode::Nftables, &[])?;
-        eventually(REPAIR, "the rules of iptables are removed", || {
-            let left = iptables_left(&member.node)?;
-            ensure!(left.is_empty(), "left: {left:#?}");
-            Ok(())
+        let (pod, outside) = (member.pod()?, lab.node()?.underlay_endpoint());
+        masqueraded_throughout(&pod, &outside, member.node.address(), || {
+            configure(etcd, Mode::Nftables)?;
+            member.agent.terminate()?;
+            member.agent.start_again()?;
+            check_rules(&member.node, Mode::Nftables, &[])?;
+            eventually(REPAIR, "the rules of iptables are removed", || {
+                let left = iptables_left(&member.node)?;
+                ensure!(left.is_empty(), "left: {left:#?}");
+                Ok(())
+            })
         })?;
         let docker = format!("-A POSTROUTING {DOCKER}");
         ensure!(saved(&member.node, Mode::IptablesLegacy, "nat")? == [docker], "docker's rule is to stay");
@@ -85,20 +89,24 @@ fn without_ip_masq_only_exemption_and_forward_rules_are_left() -> Result<()> {
     })
 }
 
-/// The rules a stock flannel has loaded become ours; the chains are its own, and stay.
+/// The rules a stock flannel has loaded become ours; the chains are its own, and stay. There is no moment
+/// without them.
 #[test]
 fn rules_of_a_stock_node_are_taken_over() -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
-        let node = lab.node()?;
+        let (node, outside) = (lab.node()?, lab.node()?.underlay_endpoint());
         node.stock()?.publish(&etcd)?;
         node.load_flannel_rules()?;
-        let flags = vec!["--ip-masq".to_owned()];
-        let mut agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Overlay, flags })?;
-        check_rules(&node, Mode::IptablesNft, &[])?;
-        // And so are our own, after an agent that was killed.
-        agent.kill()?;
-        agent.start_again()?;
-        check_rules(&node, Mode::IptablesNft, &[])
+        let pod = node.pod("pod1")?.endpoint();
+        masqueraded_throughout(&pod, &outside, node.address(), || {
+            let flags = vec!["--ip-masq".to_owned()];
+            let mut agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Overlay, flags })?;
+            check_rules(&node, Mode::IptablesNft, &[])?;
+            // And so are our own, after an agent that was killed.
+            agent.kill()?;
+            agent.start_again()?;
+            check_rules(&node, Mode::IptablesNft, &[])
+        })
     })
 }

@@ -2,10 +2,12 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flannel_tests::{
     lab::{Lab, Member, Node, in_lab},
     traffic::Endpoint,
@@ -17,7 +19,7 @@ use crate::{
 };
 
 /// The source address that `to` sees of a datagram `from` sends; with `answer`, one must come back.
-fn source_seen(from: &Endpoint, to: &Endpoint, answer: bool) -> Result<Ipv4Addr> {
+pub(crate) fn source_seen(from: &Endpoint, to: &Endpoint, answer: bool) -> Result<Ipv4Addr> {
     const PATIENCE: Duration = Duration::from_secs(3);
     let bind = |end: &Endpoint| {
         end.netns().inside(|| {
@@ -42,6 +44,36 @@ fn source_seen(from: &Endpoint, to: &Endpoint, answer: bool) -> Result<Ipv4Addr>
         }
     };
     exchange().with_context(|| format!("from {} to {}", from.name(), to.name()))
+}
+
+/// Fails if, while `work` is done, any datagram from `pod` to `outside` leaves with another source than
+/// `node`: each is a connection of its own, which the rules of that moment decide about.
+pub(crate) fn masqueraded_throughout(
+    pod: &Endpoint,
+    outside: &Endpoint,
+    node: Ipv4Addr,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| -> Result<u32> {
+            let mut sent = 0;
+            while !done.load(Ordering::Relaxed) {
+                let seen = source_seen(pod, outside, true)?;
+                ensure!(seen == node, "datagram {sent} left as {seen}");
+                sent += 1;
+            }
+            Ok(sent)
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        let sent = sender.join().map_err(|_| anyhow!("panicked"))?;
+        worked?;
+        let sent = sent?;
+        println!("{sent} datagrams, all masqueraded");
+        ensure!(sent >= 20, "only {sent} datagrams were sent");
+        Ok(())
+    })
 }
 
 fn expect_source(from: &Endpoint, to: &Endpoint, expected: Ipv4Addr) -> Result<()> {
