@@ -1,6 +1,6 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flannel_common::layout::FastPath;
@@ -9,6 +9,7 @@ use tokio::{
     select,
     signal::unix::{SignalKind, signal},
     sync::watch,
+    time::sleep,
 };
 use tracing::{info, warn};
 
@@ -25,6 +26,7 @@ use crate::{
     },
     lock::SubnetFileLock,
     mac::Mac,
+    masq::{MasqOptions, RuleOptions, Rules},
     netlink::{ExternalInterface, InterfaceChoice, Netlink, Stack},
     plan::{Exemptions, Local, VxlanDevice},
     reconcile::{KernelHost, Reconciler, Summary},
@@ -36,6 +38,9 @@ use crate::{
 const OVERHEAD: u32 = 50;
 /// UDP port of the kernel's VXLAN when none is configured (drivers/net/vxlan, `vxlan_port`).
 const KERNEL_PORT: u16 = 8472;
+
+/// Between attempts to write the subnet file.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
 /// How long a daemon that is about to end may hold the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -145,6 +150,8 @@ impl Agent<'_> {
 
         let (fast_path, loaded) = load(&options);
         let exemptions = exemptions(&options, fast_path).await;
+        let marks = matches!(loaded, Loaded::Programs(..));
+        let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, marks)).await?;
         let local = Local {
             network,
             subnet,
@@ -164,12 +171,13 @@ impl Agent<'_> {
         let (reconciler, summary) = Reconciler::new(local, datapath, host, watch);
         let reconciler = reconciler.exempting(exemptions);
 
-        let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
+        let file =
+            SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: options.ip_masq };
         let mut stopped = self.stopped.clone();
         let following = self.service.follow(reconciler.pulse(), summary.clone(), store.trouble());
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
-            error = self.announce(summary, &file) => Err(error),
+            never = self.announce(summary, &rules, file) => match never {},
             error = keep(keeper) => Err(error),
             () = following => Ok(()),
             never = store.report_config_changes(config) => match never {},
@@ -190,23 +198,32 @@ impl Agent<'_> {
         }
     }
 
-    /// Writes the subnet file once pods can be reached; returns only an error.
-    async fn announce(&self, mut summary: watch::Receiver<Summary>, file: &SubnetFile) -> anyhow::Error {
+    /// Writes the subnet file once pods can be reached and the rules are in place.
+    async fn announce(
+        &self,
+        mut summary: watch::Receiver<Summary>,
+        rules: &Rules,
+        file: SubnetFile,
+    ) -> Infallible {
+        rules.applied().await;
+        let first = summary.wait_for(|summary| summary.synced && summary.passes > 0).await;
+        let Ok((peers, pending)) = first.map(|now| (now.peers, now.pending)) else {
+            return std::future::pending().await;
+        };
         let path = &self.options.subnet_file;
-        if let Ok(now) = summary.wait_for(|summary| summary.synced && summary.passes > 0).await {
-            let (peers, pending) = (now.peers, now.pending);
-            drop(now);
-            if let Err(error) = file.write(path) {
-                return error.into();
+        let mut said = None;
+        while let Err(error) = file.write(path) {
+            let error = error.to_string();
+            if said.as_ref() != Some(&error) {
+                warn!(%error, "not ready; trying again");
+                said = Some(error);
             }
-            self.readiness.set();
-            self.service.ready();
-            let (network, subnet): (Ipv4Network, Ipv4Network) = match file.v4 {
-                Some(v4) => v4,
-                None => return std::future::pending().await,
-            };
-            info!(%network, %subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
+            sleep(WRITE_AGAIN).await;
         }
+        self.readiness.set();
+        self.service.ready();
+        let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
+        info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
         std::future::pending().await
     }
 }
@@ -355,6 +372,33 @@ fn source_ports() -> Range<u16> {
         warn!(file = FILE, default = ?DEFAULT, "cannot be read: using the kernel's default");
         DEFAULT
     })
+}
+
+/// What the rules follow from. `marks`: the programs mark what is exempt from masquerading.
+fn masq(
+    options: &RunOptions,
+    config: &NetworkConfig,
+    (network, subnet): (Ipv4Network, Ipv4Network),
+    previous: &Previous,
+    marks: bool,
+) -> MasqOptions {
+    MasqOptions {
+        rules: RuleOptions {
+            network: network.into(),
+            subnet: subnet.into(),
+            ip_masq: options.ip_masq,
+            forward: options.iptables_forward_rules,
+            random_fully: !options.ip_masq_fully_random_disable,
+            exempt_mark: marks,
+        },
+        nftables: config.enable_nftables,
+        earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        resync: Duration::from_secs(options.iptables_resync.into()),
+        blackhole: options.ip_blackhole_route.then_some(subnet),
+    }
 }
 
 /// Follows what becomes of our lease; returns when it is another node's.

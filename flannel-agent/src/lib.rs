@@ -18,6 +18,7 @@ mod gojson;
 pub mod lease;
 pub mod lock;
 pub mod mac;
+pub mod masq;
 pub mod netlink;
 pub mod plan;
 pub mod reconcile;

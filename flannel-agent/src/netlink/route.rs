@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnetwork::Ipv4Network;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
@@ -14,6 +14,7 @@ use netlink_packet_route::{
         RouteScope, RouteType,
     },
 };
+use nix::errno::Errno;
 
 use super::{Netlink, NetlinkError, Request};
 use crate::plan::NextHop;
@@ -62,6 +63,18 @@ impl Netlink {
             .collect())
     }
 
+    /// Adds `blackhole SUBNET` to the main table, protocol boot. Whether it was added: a route to `subnet`,
+    /// of whatever kind, that is there already stays.
+    pub async fn add_blackhole(&mut self, subnet: Ipv4Network) -> Result<bool, NetlinkError> {
+        let message = RouteNetlinkMessage::NewRoute(blackhole(subnet));
+        let request = Request { message, flags: NLM_F_CREATE | NLM_F_EXCL };
+        match self.transact(&[request]).await.pop() {
+            Some(Err(error)) if error.errno() == Some(Errno::EEXIST) => Ok(false),
+            Some(Err(error)) => Err(error),
+            Some(Ok(())) | None => Ok(true),
+        }
+    }
+
     /// How packets from `source` reach each of `destinations`. Those that have no route, or one that is not
     /// a plain next hop on an Ethernet link (local, blackhole, encapsulated, over IPv6), are left out.
     pub async fn next_hops(
@@ -101,6 +114,18 @@ pub(crate) fn put_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -
 /// Deletes that route, and no other.
 pub(crate) fn delete_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway)), flags: 0 }
+}
+
+fn blackhole(subnet: Ipv4Network) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = subnet.prefix();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::BlackHole;
+    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(subnet.network()))];
+    message
 }
 
 fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage {

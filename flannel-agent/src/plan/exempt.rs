@@ -13,7 +13,7 @@ use crate::lease::Leases;
 pub struct Exemptions {
     /// Networks and hosts, host bits zero, none of them /0.
     pub prefixes: BTreeSet<Ipv4Network>,
-    /// The address of every node that holds a lease, ours included.
+    /// The address of every other node that holds a lease.
     pub nodes: bool,
 }
 
@@ -26,9 +26,11 @@ pub(super) fn prefixes(
     let mut all: BTreeMap<_, _> =
         exemptions.prefixes.iter().map(|prefix| (subnet_key(*prefix), Exempt::User)).collect();
     if exemptions.nodes {
-        // Of any backend: a node whose pods we do not reach is a node all the same.
-        let peers = leases.values().map(|lease| lease.attrs.public_ip);
-        let nodes = peers.chain([local.public_ip, local.device.local]);
+        // Of any backend: a node whose pods we do not reach is a node all the same. Not our own: nobody
+        // masquerades what ends here, and a container that asks for its own published port by our address
+        // gets an answer only if docker masquerades it.
+        let nodes = leases.values().map(|lease| lease.attrs.public_ip);
+        let nodes = nodes.filter(|address| ![local.public_ip, local.device.local].contains(address));
         all.extend(nodes.map(|address| (subnet_key(host(address)), Exempt::Node)));
     }
     all.insert(subnet_key(local.network), Exempt::Cluster);

@@ -1,0 +1,41 @@
+//! `--ip-blackhole-route`: what no pod has of our own subnet goes nowhere, and not to the default route.
+
+use std::time::Duration;
+
+use ipnetwork::Ipv4Network;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::netlink::{Netlink, NetlinkError};
+
+/// Adds the route, and again every `resync` in case somebody removes it. Never returns.
+pub(super) async fn keep(subnet: Ipv4Network, resync: Duration) {
+    let mut netlink = None;
+    let mut said = None;
+    loop {
+        match add(&mut netlink, subnet).await {
+            Ok(added) => {
+                said = None;
+                if added {
+                    info!(%subnet, "blackhole route added");
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if said.as_ref() != Some(&text) {
+                    warn!(%subnet, error = text, "cannot add the blackhole route; trying again");
+                    said = Some(text);
+                }
+            }
+        }
+        sleep(resync).await;
+    }
+}
+
+async fn add(netlink: &mut Option<Netlink>, subnet: Ipv4Network) -> Result<bool, NetlinkError> {
+    let netlink = match netlink {
+        Some(netlink) => netlink,
+        none => none.insert(Netlink::open()?),
+    };
+    netlink.add_blackhole(subnet).await
+}

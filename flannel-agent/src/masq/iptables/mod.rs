@@ -1,0 +1,162 @@
+//! The rules in the hands of iptables, in either of its back ends.
+
+use ipnetwork::IpNetwork;
+use tracing::{info, warn};
+
+use super::{
+    exec::{Exec, ExecError},
+    keep::{Firewall, Look},
+    rules::{Family, RuleSet},
+};
+use backend::{Backend, Kind};
+use saved::Saved;
+use table::Table;
+
+mod backend;
+mod saved;
+mod spec;
+mod table;
+#[cfg(test)]
+mod tests;
+
+/// One family's rules, kept by iptables or ip6tables.
+pub(super) struct Iptables<E> {
+    exec: E,
+    backend: Backend,
+    rules: RuleSet,
+    /// Networks that past runs may have left rules for.
+    earlier: Vec<IpNetwork>,
+}
+
+impl<E: Exec> Iptables<E> {
+    /// Chooses the back end, and says which and why. `rules` makes the rules, told whether MASQUERADE can
+    /// draw ports at random.
+    pub(super) async fn detect(
+        mut exec: E,
+        family: Family,
+        earlier: Vec<IpNetwork>,
+        rules: impl FnOnce(bool) -> RuleSet,
+    ) -> Result<Self, ExecError> {
+        let backend = Backend::detect(&mut exec, family).await?;
+        info!(
+            program = backend.program(family, ""),
+            version = backend.version_text,
+            because = backend.because,
+            "masquerade and forward rules by iptables"
+        );
+        let rules = rules(backend.has_random_fully());
+        Ok(Self { exec, backend, rules, earlier })
+    }
+
+    /// Whether the kernel tells of changes to these rules.
+    pub(super) fn is_nft(&self) -> bool {
+        self.backend.is_nft()
+    }
+
+    fn tables(&self) -> [Table; 2] {
+        Table::of(&self.rules, &self.earlier)
+    }
+
+    async fn save(&mut self, table: &Table) -> Result<Saved, ExecError> {
+        let program = self.backend.program(self.rules.family, "-save");
+        let text = self.exec.run(&program, &["-t", table.name], "").await?;
+        Ok(Saved::parse(&text))
+    }
+
+    async fn put_right(&mut self, table: &Table, look: Look) -> Result<(), ExecError> {
+        let saved = self.save(table).await?.table(table.name);
+        if table.faults(&saved, look).is_empty() {
+            return Ok(());
+        }
+        let program = self.backend.program(self.rules.family, "-restore");
+        let input = table.restore(&saved, look);
+        self.exec.run(&program, self.backend.restore_arguments(), &input).await?;
+        Ok(())
+    }
+
+    /// The exemption of peers takes a match, iprange, that other rules do not. Where the kernel lacks it,
+    /// they are to be in place all the same. Whether that has helped.
+    async fn without_iprange(&mut self, look: Look, error: &ExecError) -> bool {
+        let rules = self.rules.clone();
+        self.rules.exempt.retain(|rule| rule.destination_not.is_none());
+        if self.rules != rules {
+            let [nat, _] = self.tables();
+            if self.put_right(&nat, look).await.is_ok() {
+                warn!(
+                    %error,
+                    "this kernel lacks iptables' match iprange: where others masquerade what pods send, \
+                     they do so to peers, too"
+                );
+                return true;
+            }
+        }
+        self.rules = rules;
+        false
+    }
+}
+
+impl<E: Exec + Send> Firewall for Iptables<E> {
+    async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
+        let mut faults = Vec::new();
+        for table in self.tables() {
+            let saved = self.save(&table).await?;
+            faults.extend(table.faults(&saved.table(table.name), look));
+        }
+        Ok(faults)
+    }
+
+    async fn repair(&mut self, look: Look) -> Result<(), ExecError> {
+        let [nat, filter] = self.tables();
+        let mut outcome = self.put_right(&nat, look).await;
+        if let Err(error @ ExecError::Failed { .. }) = &outcome
+            && self.without_iprange(look, error).await
+        {
+            outcome = Ok(());
+        }
+        // One table's trouble is not the other's.
+        self.put_right(&filter, look).await.and(outcome)
+    }
+
+    async fn remove_others(&mut self) {
+        super::nft::remove(&mut self.exec).await;
+        // What the other back end has of ours would masquerade beside us.
+        let used = self.backend.kind();
+        for kind in Kind::all(&self.exec, self.rules.family) {
+            let save = [kind, used].map(|kind| kind.program(self.rules.family, "-save"));
+            let same = used == Kind::Plain && self.backend.is_nft() == (kind == Kind::Nft);
+            if save[0] != save[1] && !same {
+                remove_from(&mut self.exec, kind, self.rules.family, &self.earlier).await;
+            }
+        }
+    }
+}
+
+/// Removes all rules of flannel's from iptables, of both families and in both back ends, as far as there are
+/// programs for it.
+pub(super) async fn remove<E: Exec>(exec: &mut E, earlier: &[IpNetwork]) {
+    for family in [Family::V4, Family::V6] {
+        for kind in Kind::all(exec, family) {
+            remove_from(exec, kind, family, earlier).await;
+        }
+    }
+}
+
+async fn remove_from<E: Exec>(exec: &mut E, kind: Kind, family: Family, earlier: &[IpNetwork]) {
+    // All tables there are: asking for one by name would make it.
+    let Ok(text) = exec.run(&kind.program(family, "-save"), &[], "").await else { return };
+    let saved = Saved::parse(&text);
+    let earlier: Vec<_> = earlier.iter().filter(|network| Family::of(**network) == family).copied().collect();
+    for table in Table::without_ours(family, &earlier) {
+        let found = saved.table(table.name);
+        if table.faults(&found, Look::Start).is_empty() {
+            continue;
+        }
+        let program = kind.program(family, "-restore");
+        match exec.run(&program, &["--noflush"], &table.restore(&found, Look::Start)).await {
+            Ok(_) => info!(program, table = table.name, "rules of an earlier flannel removed"),
+            Err(error) => {
+                warn!(%error, table = table.name, "rules of an earlier flannel cannot be removed");
+            }
+        }
+    }
+}

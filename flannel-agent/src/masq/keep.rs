@@ -1,0 +1,216 @@
+//! The loop that keeps the rules as they should be.
+
+use std::{future::pending, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{exec::ExecError, notices::Notices};
+
+/// How long a burst of changes is gathered before a look.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often to look where the kernel does not tell of changes.
+const POLL: Duration = Duration::from_secs(1);
+/// After a look, so many times its length nothing is done: where there are many rules, a look takes long, and
+/// whoever changes them often would have us look all the time.
+const REST: u32 = 20;
+const LEAST_REST: Duration = Duration::from_millis(200);
+const LONGEST_REST: Duration = Duration::from_secs(5);
+/// First wait after a failure; it doubles with each, up to `LONGEST`.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_secs(60);
+/// So many repairs with no calm between them, and another program is undoing them.
+const STRUGGLE: u32 = 5;
+/// How long the first of them is left alone; it doubles with each, up to `LONGEST`.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// No repair for so long is calm.
+const CALM: Duration = Duration::from_secs(30);
+
+/// How closely to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// At start: nothing of an earlier run stays.
+    Start,
+    /// While running: what others added to our chains is theirs, be it an administrator or a second flanneld
+    /// with another network.
+    Resync,
+}
+
+/// What holds the rules.
+pub(super) trait Firewall {
+    /// What is wrong with the rules now, one phrase each.
+    fn faults(&mut self, look: Look) -> impl Future<Output = Result<Vec<String>, ExecError>> + Send;
+
+    /// Puts right what is wrong, each table in one step.
+    fn repair(&mut self, look: Look) -> impl Future<Output = Result<(), ExecError>> + Send;
+
+    /// Removes flannel's rules from where this one does not keep them. What cannot be removed is logged.
+    fn remove_others(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Keeps the rules of one firewall.
+pub(super) struct Keeper<F> {
+    firewall: F,
+    /// `--iptables-resync`.
+    resync: Duration,
+    /// None where the kernel does not tell of changes.
+    notices: Option<Notices>,
+    failures: u32,
+    /// What was last said of a failure, which is not said twice.
+    said: Option<String>,
+    struggle: Struggle,
+}
+
+/// Repairs that another program keeps undoing.
+#[derive(Debug, Default)]
+struct Struggle {
+    repairs: u32,
+    last: Option<Instant>,
+    /// No repair before this.
+    until: Option<Instant>,
+}
+
+impl Struggle {
+    /// Notes a repair; how long to leave things alone, if others undo what is done.
+    fn repaired(&mut self, now: Instant) -> Option<Duration> {
+        let calm = self.last.is_none_or(|last| now.duration_since(last) > CALM + self.pause());
+        self.repairs = if calm { 1 } else { self.repairs.saturating_add(1) };
+        self.last = Some(now);
+        let pause = self.pause();
+        self.until = (!pause.is_zero()).then(|| now + pause);
+        (!pause.is_zero()).then_some(pause)
+    }
+
+    fn pause(&self) -> Duration {
+        match self.repairs.checked_sub(STRUGGLE) {
+            None => Duration::ZERO,
+            Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(6)).min(LONGEST),
+        }
+    }
+
+    /// How much of the pause is left, if any.
+    fn left(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+}
+
+impl<F: Firewall> Keeper<F> {
+    /// A keeper that has done nothing yet.
+    pub(super) fn new(firewall: F, resync: Duration, notices: Option<Notices>) -> Self {
+        Self { firewall, resync, notices, failures: 0, said: None, struggle: Struggle::default() }
+    }
+
+    /// Never returns. `applied` becomes true when the rules are in place for the first time.
+    pub(super) async fn run(mut self, applied: watch::Sender<bool>) {
+        while let Err(error) = self.set_up().await {
+            let wait = self.failed(&error.to_string());
+            sleep(wait).await;
+        }
+        self.succeeded();
+        info!("masquerade and forward rules in place");
+        let _ = applied.send(true);
+        self.firewall.remove_others().await;
+        loop {
+            match self.look().await {
+                Ok(length) => {
+                    self.succeeded();
+                    self.wait(length).await;
+                }
+                Err(error) => {
+                    let wait = self.failed(&error.to_string());
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn set_up(&mut self) -> Result<(), ExecError> {
+        let faults = self.firewall.faults(Look::Start).await?;
+        if faults.is_empty() {
+            debug!("the rules were there already");
+            return Ok(());
+        }
+        debug!(?faults, "putting the rules in place");
+        self.firewall.repair(Look::Start).await?;
+        self.confirm(Look::Start).await
+    }
+
+    /// Looks, and repairs what is wrong; how long the look took.
+    async fn look(&mut self) -> Result<Duration, ExecError> {
+        let start = Instant::now();
+        let faults = self.firewall.faults(Look::Resync).await?;
+        let length = start.elapsed();
+        if faults.is_empty() || self.struggle.left().is_some() {
+            return Ok(length);
+        }
+        self.firewall.repair(Look::Resync).await?;
+        for fault in &faults {
+            info!("repaired rules: {fault}");
+        }
+        if let Some(pause) = self.struggle.repaired(Instant::now()) {
+            warn!(
+                last = faults.join("; "),
+                ?pause,
+                "another program keeps changing our rules: leaving them for a while before the next repair"
+            );
+        }
+        self.confirm(Look::Resync).await?;
+        Ok(length)
+    }
+
+    /// Rules that were loaded but do not read as wanted: this iptables or nft writes them in words that we do
+    /// not know. They are in force, so that is no failure; but each look would load them again.
+    async fn confirm(&mut self, look: Look) -> Result<(), ExecError> {
+        let faults = self.firewall.faults(look).await?;
+        if !faults.is_empty() {
+            debug!(?faults, "wrong again right after the rules were loaded");
+        }
+        Ok(())
+    }
+
+    /// How long to wait after a failure, which is logged unless the last one was the same.
+    fn failed(&mut self, error: &str) -> Duration {
+        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        if self.said.as_deref() != Some(error) {
+            warn!(error, "masquerade and forward rules cannot be kept; trying again");
+            self.said = Some(error.to_owned());
+        }
+        wait
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        if self.said.take().is_some() {
+            info!("masquerade and forward rules can be kept again");
+        }
+    }
+
+    /// Waits until it is time to look again, the last look having taken `length`.
+    async fn wait(&mut self, length: Duration) {
+        let rest = (length * REST).clamp(LEAST_REST, LONGEST_REST.min(self.resync.max(LEAST_REST)));
+        sleep(rest).await;
+        let poll = if self.notices.is_some() { self.resync } else { self.resync.min(POLL) };
+        let poll = self.struggle.left().map_or(poll, |left| poll.min(left));
+        let told = async {
+            match &mut self.notices {
+                Some(notices) => notices.changed().await,
+                None => pending().await,
+            }
+        };
+        match timeout(poll.saturating_sub(rest), told).await {
+            Ok(Ok(())) => sleep(SETTLE).await,
+            Ok(Err(error)) => {
+                warn!(%error, "the kernel no longer tells of changed rules: looking every second");
+                self.notices = None;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// Rules that a test damages, and what was done about it.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    in_place: bool,
+    error: Option<&'static str>,
+    looks: Vec<Look>,
+    repairs: Vec<Instant>,
+    others_removed: bool,
+    /// Another program that undoes every repair at once.
+    undone: bool,
+}
+
+impl Fake {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.0.lock().unwrap())
+    }
+}
+
+fn result(error: Option<&str>) -> Result<(), ExecError> {
+    let failed = |text: &str| ExecError::Failed { program: "restore".into(), stderr: text.into() };
+    error.map_or(Ok(()), |text| Err(failed(text)))
+}
+
+impl Firewall for Fake {
+    async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
+        self.with(|state| {
+            state.looks.push(look);
+            result(state.error)?;
+            Ok(if state.in_place { Vec::new() } else { vec!["gone".to_owned()] })
+        })
+    }
+
+    async fn repair(&mut self, _: Look) -> Result<(), ExecError> {
+        self.with(|state| {
+            result(state.error)?;
+            state.repairs.push(Instant::now());
+            state.in_place = !state.undone;
+            Ok(())
+        })
+    }
+
+    async fn remove_others(&mut self) {
+        self.with(|state| state.others_removed = true);
+    }
+}
+
+const RESYNC: Duration = Duration::from_secs(5);
+
+fn start(fake: &Fake) -> watch::Receiver<bool> {
+    let (sender, applied) = watch::channel(false);
+    tokio::spawn(Keeper::new(fake.clone(), RESYNC, None).run(sender));
+    applied
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_come_back_within_a_second_or_so() {
+    let fake = Fake::default();
+    start(&fake).wait_for(|applied| *applied).await.unwrap();
+    for damages in 1..=3 {
+        sleep(Duration::from_secs(40)).await;
+        fake.with(|state| state.in_place = false);
+        sleep(POLL + LEAST_REST).await;
+        assert!(fake.with(|state| state.in_place));
+        assert_eq!(fake.with(|state| state.repairs.len()), 1 + damages);
+    }
+    assert!(fake.with(|state| state.others_removed));
+    assert_eq!(fake.with(|state| state.looks[0]), Look::Start);
+    assert!(fake.with(|state| state.looks[2..].iter().all(|look| *look == Look::Resync)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_are_there_are_left_alone() {
+    let fake = Fake::default();
+    fake.with(|state| state.in_place = true);
+    start(&fake).wait_for(|applied| *applied).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.with(|state| state.repairs.len()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_to_be_applied_before_it_is() {
+    let fake = Fake::default();
+    fake.with(|state| state.error = Some("the lock is held"));
+    let mut applied = start(&fake);
+    sleep(Duration::from_secs(30)).await;
+    assert!(!*applied.borrow());
+    assert!(!fake.with(|state| state.others_removed));
+    let looks = fake.with(|state| state.looks.len());
+    assert!((5..=20).contains(&looks), "{looks} tries in half a minute");
+    fake.with(|state| state.error = None);
+    timeout(LONGEST, applied.wait_for(|applied| *applied)).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fight_is_given_up_and_taken_up_again() {
+    let fake = Fake::default();
+    start(&fake).wait_for(|applied| *applied).await.unwrap();
+    fake.with(|state| {
+        state.in_place = false;
+        state.undone = true;
+    });
+    sleep(Duration::from_secs(600)).await;
+    let repairs = fake.with(|state| state.repairs.len());
+    assert!((6..=30).contains(&repairs), "{repairs} repairs in ten minutes");
+    // The other program is gone: the next repair holds, and then all is as before.
+    fake.with(|state| state.undone = false);
+    sleep(LONGEST * 2).await;
+    assert!(fake.with(|state| state.in_place));
+    sleep(LONGEST * 4).await;
+    fake.with(|state| state.in_place = false);
+    sleep(POLL + LEAST_REST).await;
+    assert!(fake.with(|state| state.in_place));
+}

@@ -1,0 +1,163 @@
+//! The rules in the hands of nft, in tables of flannel's own (`EnableNFTables`).
+
+use tracing::{debug, info, warn};
+
+use super::{
+    exec::{Exec, ExecError},
+    keep::{Firewall, Look},
+    rules::{Family, Rule, RuleSet},
+};
+
+mod json;
+#[cfg(test)]
+mod tests;
+mod text;
+
+const NFT: &str = "nft";
+
+/// One table of ours.
+#[derive(Clone, Debug)]
+struct Table {
+    family: Family,
+    name: &'static str,
+    chains: Vec<Chain>,
+}
+
+/// A chain at a hook of the kernel; its policy is accept.
+#[derive(Clone, Debug)]
+struct Chain {
+    name: &'static str,
+    comment: &'static str,
+    /// `nat` or `filter`.
+    kind: &'static str,
+    hook: &'static str,
+    priority: i32,
+    rules: Vec<Rule>,
+}
+
+/// One family's rules, kept by nft. The table of the other family is there, too, and empty, as upstream's is.
+pub(super) struct Nft<E> {
+    exec: E,
+    tables: [Table; 2],
+    /// nft before 1.0 knows no comments of tables and chains.
+    comments: bool,
+    earlier: Vec<ipnetwork::IpNetwork>,
+}
+
+impl Table {
+    /// The table that holds `rules`.
+    fn of(rules: &RuleSet) -> Self {
+        let chain = |name, comment, kind, hook, priority| {
+            move |rules: &Vec<Rule>| Chain { name, comment, kind, hook, priority, rules: rules.clone() }
+        };
+        let exempt = chain(
+            "exempt",
+            "chain to let traffic keep its source, before anybody masquerades it",
+            "nat",
+            "postrouting",
+            95,
+        );
+        let postrtg =
+            chain("postrtg", "chain to manage traffic masquerading by flannel", "nat", "postrouting", 100);
+        let forward = chain("forward", "chain to accept flannel traffic", "filter", "forward", 0);
+        let exempt = Some(&rules.exempt).filter(|rules| !rules.is_empty()).map(exempt);
+        let chains = [exempt, rules.masq.as_ref().map(postrtg), rules.forward.as_ref().map(forward)];
+        Self {
+            family: rules.family,
+            name: text::table_name(rules.family),
+            chains: chains.into_iter().flatten().collect(),
+        }
+    }
+
+    fn empty(family: Family) -> Self {
+        Self { family, name: text::table_name(family), chains: Vec::new() }
+    }
+}
+
+impl<E: Exec> Nft<E> {
+    /// Finds nft. `earlier` are networks that past runs may have left rules of iptables for.
+    pub(super) async fn detect(
+        mut exec: E,
+        rules: &RuleSet,
+        earlier: Vec<ipnetwork::IpNetwork>,
+    ) -> Result<Self, ExecError> {
+        let version = exec.run(NFT, &["--version"], "").await?;
+        info!(
+            program = NFT,
+            version = version.trim(),
+            because = "EnableNFTables is set",
+            "masquerade and forward rules by nftables"
+        );
+        let other = match rules.family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        };
+        Ok(Self { exec, tables: [Table::of(rules), Table::empty(other)], comments: true, earlier })
+    }
+
+    async fn faults_of(&mut self, table: &Table, look: Look) -> Result<Vec<String>, ExecError> {
+        let list = ["-j", "-s", "list", "table", text::word(table.family), table.name];
+        match self.exec.run(NFT, &list, "").await {
+            Ok(listed) => Ok(json::faults(table, &listed, look)),
+            Err(ExecError::Failed { stderr, .. }) if stderr.contains("No such file") => {
+                Ok(vec![format!("table {} {} is missing", text::word(table.family), table.name)])
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn replace(&mut self, table: &Table) -> Result<(), ExecError> {
+        let outcome = self.exec.run(NFT, &["-f", "-"], &text::replace(table, self.comments)).await;
+        if let Err(ExecError::Failed { stderr, .. }) = &outcome
+            && self.comments
+        {
+            debug!(stderr, "nft does not take the rules: trying without comments");
+            self.exec.run(NFT, &["-f", "-"], &text::replace(table, false)).await?;
+            self.comments = false;
+            return Ok(());
+        }
+        outcome.map(drop)
+    }
+}
+
+impl<E: Exec + Send> Firewall for Nft<E> {
+    async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
+        let mut faults = Vec::new();
+        for table in self.tables.clone() {
+            faults.extend(self.faults_of(&table, look).await?);
+        }
+        Ok(faults)
+    }
+
+    async fn repair(&mut self, look: Look) -> Result<(), ExecError> {
+        let mut outcome = Ok(());
+        for table in self.tables.clone() {
+            if !self.faults_of(&table, look).await?.is_empty() {
+                outcome = outcome.and(self.replace(&table).await);
+            }
+        }
+        outcome
+    }
+
+    async fn remove_others(&mut self) {
+        super::iptables::remove(&mut self.exec, &self.earlier).await;
+    }
+}
+
+/// Removes flannel's tables, where there are any.
+pub(super) async fn remove<E: Exec>(exec: &mut E) {
+    if !exec.has(NFT) {
+        return;
+    }
+    let Ok(tables) = exec.run(NFT, &["list", "tables"], "").await else { return };
+    for family in [Family::V4, Family::V6] {
+        let table = format!("table {} {}", text::word(family), text::table_name(family));
+        if !tables.lines().any(|line| line.trim() == table) {
+            continue;
+        }
+        match exec.run(NFT, &["-f", "-"], &format!("delete {table}\n")).await {
+            Ok(_) => info!(table, "nftables rules of an earlier flannel removed"),
+            Err(error) => warn!(%error, table, "nftables rules of an earlier flannel cannot be removed"),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::masq::rules::RuleOptions;
+
+fn options() -> RuleOptions {
+    RuleOptions {
+        network: "10.244.0.0/16".parse().unwrap(),
+        subnet: "10.244.1.0/24".parse().unwrap(),
+        ip_masq: true,
+        forward: true,
+        random_fully: true,
+        exempt_mark: true,
+    }
+}
+
+const GOLDEN: &str = r#"table ip flannel-ipv4 {
+}
+delete table ip flannel-ipv4
+table ip flannel-ipv4 {
+	comment "rules for flannel-ipv4"
+	chain exempt {
+		comment "chain to let traffic keep its source, before anybody masquerades it"
+		type nat hook postrouting priority srcnat - 5; policy accept;
+		meta mark & 0x6000 == 0x2000 snat to ip saddr
+		meta mark & 0x4000 != 0x4000 ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 ip daddr != 10.244.1.0/24 snat to ip saddr
+	}
+	chain postrtg {
+		comment "chain to manage traffic masquerading by flannel"
+		type nat hook postrouting priority srcnat; policy accept;
+		meta mark & 0x4000 == 0x4000 return
+		ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 return
+		ip saddr 10.244.0.0/16 ip daddr 10.244.1.0/24 return
+		ip saddr != 10.244.0.0/16 ip daddr 10.244.1.0/24 return
+		ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
+		ip saddr != 10.244.0.0/16 ip daddr 10.244.0.0/16 masquerade fully-random
+	}
+	chain forward {
+		comment "chain to accept flannel traffic"
+		type filter hook forward priority filter; policy accept;
+		ip saddr 10.244.0.0/16 accept
+		ip daddr 10.244.0.0/16 accept
+	}
+}
+"#;
+
+#[test]
+fn rules_of_ipv4_are_upstreams_in_its_order() {
+    let table = Table::of(&RuleSet::new(&options()));
+    assert_eq!(text::replace(&table, true), GOLDEN);
+    let without = text::replace(&table, false);
+    let bare: String =
+        GOLDEN.lines().filter(|line| !line.contains("comment \"")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(without, bare);
+}
+
+#[test]
+fn rules_of_ipv6_are_the_same_with_its_networks() {
+    let options = RuleOptions {
+        network: "fd00:10:244::/48".parse().unwrap(),
+        subnet: "fd00:10:244:1::/64".parse().unwrap(),
+        ..options()
+    };
+    let six = GOLDEN
+        .replace("table ip ", "table ip6 ")
+        .replace("flannel-ipv4", "flannel-ipv6")
+        .replace("ip saddr", "ip6 saddr")
+        .replace("ip daddr", "ip6 daddr")
+        .replace("10.244.0.0/16", "fd00:10:244::/48")
+        .replace("10.244.1.0/24", "fd00:10:244:1::/64")
+        .replace("224.0.0.0/4", "ff00::/8");
+    assert_eq!(text::replace(&Table::of(&RuleSet::new(&options)), true), six);
+}
+
+#[test]
+fn without_flags_only_the_exemption_of_peers_is_left() {
+    let options =
+        RuleOptions { ip_masq: false, forward: false, random_fully: false, exempt_mark: false, ..options() };
+    let table = Table::of(&RuleSet::new(&options));
+    assert_eq!(table.chains.iter().map(|chain| chain.name).collect::<Vec<_>>(), ["exempt"]);
+    assert_eq!(table.chains[0].rules.len(), 1);
+    let masq = RuleOptions { ip_masq: true, ..options };
+    assert!(!text::replace(&Table::of(&RuleSet::new(&masq)), true).contains("random"));
+}
+
+/// What nft 1.0.6 writes of a small table, and the table.
+fn listed() -> (Table, Value) {
+    let options = RuleOptions { exempt_mark: true, ip_masq: false, ..options() };
+    let network = json!({ "prefix": { "addr": "10.244.0.0", "len": 16 } });
+    let subnet = json!({ "prefix": { "addr": "10.244.1.0", "len": 24 } });
+    let field = |name: &str| json!({ "payload": { "protocol": "ip", "field": name } });
+    let compare =
+        |op: &str, left: Value, right: &Value| json!({ "match": { "op": op, "left": left, "right": right } });
+    let mark = |mask: u32| json!({ "&": [{ "meta": { "key": "mark" } }, mask] });
+    let keep = json!({ "snat": { "addr": field("saddr") } });
+    let chain = |name: &str, kind: &str, hook: &str, prio: i32| {
+        json!({ "chain": { "family": "ip", "table": "flannel-ipv4", "name": name, "handle": 1,
+                "type": kind, "hook": hook, "prio": prio, "policy": "accept" } })
+    };
+    let rule = |chain: &str, expr: Value| json!({ "rule": { "family": "ip", "table": "flannel-ipv4", "chain": chain, "handle": 2, "expr": expr } });
+    let listed = json!({ "nftables": [
+        { "metainfo": { "version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1 } },
+        { "table": { "family": "ip", "name": "flannel-ipv4", "handle": 17 } },
+        chain("exempt", "nat", "postrouting", 95),
+        chain("forward", "filter", "forward", 0),
+        rule("exempt", json!([compare("==", mark(0x6000), &json!(0x2000)), keep])),
+        rule("exempt", json!([
+            compare("!=", mark(0x4000), &json!(0x4000)),
+            compare("==", field("saddr"), &subnet),
+            compare("==", field("daddr"), &network),
+            compare("!=", field("daddr"), &subnet),
+            keep,
+        ])),
+        rule("forward", json!([compare("==", field("saddr"), &network), { "accept": null }])),
+        rule("forward", json!([compare("==", field("daddr"), &network), { "accept": null }])),
+    ] });
+    (Table::of(&RuleSet::new(&options)), listed)
+}
+
+#[test]
+fn what_nft_writes_is_recognised_and_every_damage_named() {
+    let (table, whole) = listed();
+    for look in [Look::Start, Look::Resync] {
+        assert_eq!(json::faults(&table, &whole.to_string(), look), Vec::<String>::new());
+    }
+    let damaged = |change: fn(&mut Vec<Value>)| {
+        let mut value = whole.clone();
+        change(value["nftables"].as_array_mut().unwrap());
+        json::faults(&table, &value.to_string(), Look::Resync).join("; ")
+    };
+    assert_eq!(damaged(|all| drop(all.remove(4))), "1 of 2 rules are missing from chain exempt");
+    assert_eq!(
+        damaged(|all| all.swap(6, 7)),
+        "the rules of chain forward are not those, or not in the order, wanted"
+    );
+    assert_eq!(damaged(|all| drop(all.remove(3))), "chain forward is missing from table flannel-ipv4");
+    assert_eq!(
+        damaged(|all| all[2]["chain"]["prio"] = json!(101)),
+        "chain exempt of table flannel-ipv4 is not hooked as wanted"
+    );
+    assert_eq!(
+        json::faults(&table, "nonsense", Look::Start),
+        ["nft does not list table flannel-ipv4 in JSON"]
+    );
+    let less = Table::of(&RuleSet::new(&RuleOptions { forward: false, ip_masq: false, ..options() }));
+    assert_eq!(
+        json::faults(&less, &whole.to_string(), Look::Start),
+        ["a chain \"forward\" from an earlier run in table flannel-ipv4"]
+    );
+    assert_eq!(json::faults(&less, &whole.to_string(), Look::Resync), Vec::<String>::new());
+}
+
+#[test]
+fn a_flag_alone_or_in_a_list_is_the_same() {
+    let table = Table::of(&RuleSet::new(&RuleOptions { forward: false, ..options() }));
+    let listed = |flags: &Value| {
+        let mut rules = json::listing(&table);
+        for rule in rules["nftables"].as_array_mut().unwrap() {
+            if let Some(expressions) = rule["rule"]["expr"].as_array_mut() {
+                for expression in expressions {
+                    if expression.get("masquerade").is_some() {
+                        expression["masquerade"]["flags"] = flags.clone();
+                    }
+                }
+            }
+        }
+        json::faults(&table, &rules.to_string(), Look::Start)
+    };
+    assert_eq!(listed(&json!("fully-random")), Vec::<String>::new());
+    assert_eq!(listed(&json!(["fully-random"])), Vec::<String>::new());
+    assert_eq!(listed(&json!(["random"])).len(), 1);
+}

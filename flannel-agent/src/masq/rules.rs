@@ -1,0 +1,171 @@
+//! Which rules there should be: upstream's, in upstream's order, and before them the exemptions.
+
+use flannel_common::map::SNAT_EXEMPT_MARK;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+
+/// Mark of kube-proxy and kubelet: masquerade this.
+const KUBE_MASQUERADE: u32 = 0x4000;
+
+/// Comment of every masquerade rule in iptables, upstream's.
+pub(super) const MASQ: &str = "flanneld masq";
+/// Comment of every forward rule in iptables, upstream's.
+pub(super) const FORWARD: &str = "flanneld forward";
+/// Comment of the exemptions in iptables.
+pub(super) const EXEMPT: &str = "flanneld exempt";
+
+/// What the rules of one address family follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleOptions {
+    /// The cluster's network (`Network` of the configuration).
+    pub network: IpNetwork,
+    /// Our subnet of it.
+    pub subnet: IpNetwork,
+    /// `--ip-masq`.
+    pub ip_masq: bool,
+    /// `--iptables-forward-rules`.
+    pub forward: bool,
+    /// The masquerade's ports are drawn at random, which spares connections that start at once a clash.
+    pub random_fully: bool,
+    /// The programs mark what is exempt ([`SNAT_EXEMPT_MARK`]).
+    pub exempt_mark: bool,
+}
+
+/// The rules of one address family, whatever program loads them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RuleSet {
+    pub(super) family: Family,
+    /// Before all masquerade rules, our own and others'.
+    pub(super) exempt: Vec<Rule>,
+    /// None without `--ip-masq`.
+    pub(super) masq: Option<Vec<Rule>>,
+    /// None with `--iptables-forward-rules=false`.
+    pub(super) forward: Option<Vec<Rule>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+/// One rule: a packet that fits all that is named meets the verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) source: Option<In>,
+    pub(super) destination: Option<In>,
+    /// A second condition on the destination: not in this network.
+    pub(super) destination_not: Option<IpNetwork>,
+    pub(super) mark: Option<Mark>,
+    pub(super) verdict: Verdict,
+}
+
+/// In this network, or not in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct In {
+    pub(super) network: IpNetwork,
+    pub(super) negated: bool,
+}
+
+/// `mark & mask == value`, or not so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) value: u32,
+    pub(super) mask: u32,
+    pub(super) negated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// No further rule of flannel's.
+    Return,
+    Accept,
+    Masquerade {
+        random_fully: bool,
+    },
+    /// The packet keeps its source, whatever rules come after.
+    Keep,
+}
+
+impl Family {
+    pub(super) fn of(network: IpNetwork) -> Self {
+        if network.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn multicast(self) -> IpNetwork {
+        const V4: Ipv4Network = Ipv4Network::new_checked(std::net::Ipv4Addr::new(224, 0, 0, 0), 4).unwrap();
+        const V6: Ipv6Network =
+            Ipv6Network::new_checked(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8).unwrap();
+        match self {
+            Self::V4 => V4.into(),
+            Self::V6 => V6.into(),
+        }
+    }
+}
+
+impl RuleSet {
+    /// The rules that `options` ask for.
+    pub(super) fn new(options: &RuleOptions) -> Self {
+        let family = Family::of(options.network);
+        Self {
+            family,
+            exempt: exempt(options),
+            masq: options.ip_masq.then(|| masq(options, family)),
+            forward: options.forward.then(|| forward(options.network)),
+        }
+    }
+}
+
+/// Not only with `--ip-masq`: where flannel does not masquerade, docker or a CNI plugin does, and knows only
+/// the node's own subnet. Packets between pods of this node are left to their rules, because one of them
+/// lets a container reach itself through its published port.
+fn exempt(options: &RuleOptions) -> Vec<Rule> {
+    let mark = |value, mask, negated| Some(Mark { value, mask, negated });
+    let any =
+        Rule { source: None, destination: None, destination_not: None, mark: None, verdict: Verdict::Keep };
+    let marked = Rule { mark: mark(SNAT_EXEMPT_MARK, SNAT_EXEMPT_MARK | KUBE_MASQUERADE, false), ..any };
+    let to_peers = Rule {
+        source: within(options.subnet),
+        destination: within(options.network),
+        destination_not: Some(options.subnet),
+        mark: mark(KUBE_MASQUERADE, KUBE_MASQUERADE, true),
+        ..any
+    };
+    options.exempt_mark.then_some(marked).into_iter().chain([to_peers]).collect()
+}
+
+/// Upstream's order. Its nftables version lacks the fourth rule and has `saddr != P daddr C return` in its
+/// place, which lets no packet reach the last one; here both have the rules of its iptables version.
+fn masq(options: &RuleOptions, family: Family) -> Vec<Rule> {
+    let (pods, cluster) = (options.subnet, options.network);
+    let masquerade = Verdict::Masquerade { random_fully: options.random_fully };
+    let rule = |source, destination, verdict| Rule {
+        source,
+        destination,
+        destination_not: None,
+        mark: None,
+        verdict,
+    };
+    let by_kube = Mark { value: KUBE_MASQUERADE, mask: KUBE_MASQUERADE, negated: false };
+    vec![
+        Rule { mark: Some(by_kube), ..rule(None, None, Verdict::Return) },
+        rule(within(pods), within(cluster), Verdict::Return),
+        rule(within(cluster), within(pods), Verdict::Return),
+        rule(outside(cluster), within(pods), Verdict::Return),
+        rule(within(cluster), outside(family.multicast()), masquerade),
+        rule(outside(cluster), within(cluster), masquerade),
+    ]
+}
+
+fn forward(cluster: IpNetwork) -> Vec<Rule> {
+    let accept =
+        Rule { source: None, destination: None, destination_not: None, mark: None, verdict: Verdict::Accept };
+    vec![Rule { source: within(cluster), ..accept }, Rule { destination: within(cluster), ..accept }]
+}
+
+fn within(network: IpNetwork) -> Option<In> {
+    Some(In { network, negated: false })
+}
+
+fn outside(network: IpNetwork) -> Option<In> {
+    Some(In { network, negated: true })
+}
