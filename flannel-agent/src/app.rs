@@ -10,29 +10,25 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
+    backend::Backend,
     bpf::{Pins, Programs},
     cli::RunOptions,
-    config::{NetworkConfig, VxlanOptions},
-    datapath::{ebpf::EbpfDatapath, kernel::KernelDatapath},
+    config::NetworkConfig,
+    datapath::ebpf::EbpfDatapath,
     lease::{
-        LeaseAttrs,
+        LeaseAttrs, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseKeeper, LeaseTiming, OwnLeaseReport},
-        wire::VxlanData,
     },
-    mac::Mac,
     netlink::{ExternalInterface, InterfaceChoice, Netlink},
-    plan::{Local, VxlanDevice},
+    node::Node,
+    plan::{Local, Underlay},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
+    underlay::Follower,
 };
-
-/// What VXLAN over IPv4 takes of the underlay's MTU, bytes.
-const OVERHEAD: u32 = 50;
-/// UDP port of the kernel's VXLAN when none is configured (drivers/net/vxlan, `vxlan_port`).
-const KERNEL_PORT: u16 = 8472;
 
 /// Runs the agent until a signal, or until it cannot go on. The dataplane stays as it is.
 ///
@@ -70,17 +66,18 @@ impl Agent {
         debug!(?options, "options");
         let store = EtcdStore::connect(&etcd_options(&options)?)?;
         let Some(config) = self.unless_stopped(store.network_config()).await else { return Ok(()) };
-        let (pool, vxlan) = config.vxlan_over_ipv4().context("the network config in etcd")?;
+        let (&pool, configured) = config.over_ipv4().context("the network config in etcd")?;
         let network = pool.network;
 
         let mut netlink = Netlink::open()?;
-        let external = external_interface(&mut netlink, &options).await?;
+        let choice = InterfaceChoice { iface: options.iface.clone(), public_ip: options.public_ip };
+        let external = external_interface(&mut netlink, &choice).await?;
         let public_ip = options.public_ip.unwrap_or(external.address);
-        let device = device(&mut netlink, vxlan, &external).await?;
+        let backend = Backend::adopt(configured, &external, &mut netlink).await?;
+        backend.check(&external, public_ip)?;
         warn_without_bridge_filter(&config);
 
-        let attrs =
-            LeaseAttrs::vxlan_v4(public_ip, VxlanData { vni: device.vni, vtep_mac: Some(device.mac) });
+        let attrs = backend.attrs(public_ip);
         let previous = Previous::read(&options.subnet_file);
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
@@ -90,31 +87,44 @@ impl Agent {
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
-        let (fast_path, loaded) = load(&options);
+        let (fast_path, loaded) = load(&options, backend.kernel_only());
         let local = Local {
             network,
             subnet,
             public_ip,
-            device: device.clone(),
+            underlay: Underlay { ifindex: external.index, address: external.address },
+            backend: backend.over(&external),
             fast_path,
             source_ports: source_ports(),
         };
-        let kernel = KernelDatapath::new(netlink, device.name.clone(), network);
+        let kernel = backend.kernel_datapath(netlink, &external, pool, subnet);
         let datapath = match loaded {
             Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
         };
-        let host = KernelHost::open(local.clone())?;
-        let watch = store.watch(own.subnet);
+        let file = SubnetFile {
+            v4: Some((network, subnet)),
+            v6: None,
+            mtu: backend.pod_mtu(&external),
+            ip_masq: false,
+        };
+        let (follower, externals) = Follower::open(choice, external)?;
+        let (node, locals, published, mtu) = Node::new(backend, options.public_ip, local, attrs, file.mtu);
+        let host = KernelHost::open()?;
+        let peers = match node.backend.follows_peers() {
+            true => Peers::Watched(store.watch(own.subnet)),
+            false => Peers::Unwatched(Unwatched::default()),
+        };
         let keeper = store.keep(own);
-        let (reconciler, summary) = Reconciler::new(local, datapath, host, watch);
+        let (reconciler, summary) = Reconciler::new(locals, datapath, host, peers);
 
-        let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: false };
         let mut stopped = self.stopped.clone();
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
-            error = announce(summary, &file, &options.subnet_file) => Err(error),
-            error = keep(keeper) => Err(error),
+            error = announce(summary, file, mtu, &options.subnet_file) => Err(error),
+            error = keep(keeper, published) => Err(error),
+            never = follower.run() => match never {},
+            never = node.follow(externals) => match never {},
         }
     }
 
@@ -143,11 +153,10 @@ fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
 
 async fn external_interface(
     netlink: &mut Netlink,
-    options: &RunOptions,
+    choice: &InterfaceChoice,
 ) -> anyhow::Result<ExternalInterface> {
-    let choice = InterfaceChoice { iface: options.iface.clone(), public_ip: options.public_ip };
-    let external = netlink.external_interface(&choice).await?;
-    let because = match (options.iface.is_empty(), options.public_ip) {
+    let external = netlink.external_interface(choice).await?;
+    let because = match (choice.iface.is_empty(), choice.public_ip) {
         (false, _) => "--iface names it",
         (true, Some(_)) => "it holds --public-ip",
         (true, None) => "the default route uses it",
@@ -157,34 +166,6 @@ async fn external_interface(
         "external interface chosen"
     );
     Ok(external)
-}
-
-/// The VXLAN device we want. One that is there already, ours or stock flannel's, keeps its MAC, so that
-/// peers need not learn a new one.
-async fn device(
-    netlink: &mut Netlink,
-    options: &VxlanOptions,
-    external: &ExternalInterface,
-) -> anyhow::Result<VxlanDevice> {
-    let underlay_mtu = options.mtu.unwrap_or(external.mtu);
-    let mut device = VxlanDevice {
-        name: format!("flannel.{}", options.vni),
-        vni: options.vni,
-        port: options.port.unwrap_or(KERNEL_PORT),
-        underlay_ifindex: external.index,
-        local: external.address,
-        mac: Mac::random(),
-        mtu: underlay_mtu.saturating_sub(OVERHEAD),
-    };
-    let found = netlink.link(&device.name).await?.and_then(|link| link.as_vxlan_device());
-    match found {
-        Some(found) if device.is_compatible(&found) => {
-            device.mac = found.mac;
-            info!(device = device.name, mac = %device.mac, "adopting the VXLAN device there is");
-        }
-        _ => info!(device = device.name, mac = %device.mac, "a VXLAN device will be created"),
-    }
-    Ok(device)
 }
 
 /// Bridged packets that netfilter does not see escape Services and policies. Upstream refuses to start
@@ -205,12 +186,14 @@ enum Loaded {
     Nothing(Option<Pins>),
 }
 
-/// Loads the programs, if they are wanted and the kernel takes them; says which it is, and why, once.
-fn load(options: &RunOptions) -> (FastPath, Loaded) {
+/// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
+/// takes them; says which it is, and why, once.
+fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, Loaded) {
     let wanted = options.fast_path.0;
     let pins = Pins::under(&options.bpffs);
-    if wanted == FastPath::Off {
-        info!(fast_path = "off", because = "--fast-path=off", "the kernel moves every packet");
+    let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
+    if let Some(because) = off {
+        info!(fast_path = "off", because, "the kernel moves every packet");
         return (FastPath::Off, Loaded::Nothing(pins.ok()));
     }
     let left = pins.as_ref().ok().cloned();
@@ -250,11 +233,18 @@ fn source_ports() -> Range<u16> {
     })
 }
 
-/// Writes the subnet file once pods can be reached; returns only an error.
-async fn announce(mut summary: watch::Receiver<Summary>, file: &SubnetFile, path: &Path) -> anyhow::Error {
+/// Writes the subnet file once pods can be reached, and again when the MTU of pods changes; returns only an
+/// error.
+async fn announce(
+    mut summary: watch::Receiver<Summary>,
+    mut file: SubnetFile,
+    mut mtu: watch::Receiver<u32>,
+    path: &Path,
+) -> anyhow::Error {
     if let Ok(now) = summary.wait_for(|summary| summary.synced && summary.passes > 0).await {
         let (peers, pending) = (now.peers, now.pending);
         drop(now);
+        file.mtu = *mtu.borrow_and_update();
         if let Err(error) = file.write(path) {
             return error.into();
         }
@@ -264,15 +254,30 @@ async fn announce(mut summary: watch::Receiver<Summary>, file: &SubnetFile, path
         };
         info!(%network, %subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
     }
+    while mtu.changed().await.is_ok() {
+        let old = file.mtu;
+        file.mtu = *mtu.borrow_and_update();
+        match file.write(path) {
+            Ok(()) => info!(
+                old, mtu = file.mtu, file = %path.display(),
+                "new pods get another MTU; those that run keep theirs until they are restarted"
+            ),
+            // Those that start meanwhile get the old MTU; that is no reason to end.
+            Err(error) => error!(%error, "the MTU of new pods cannot be written"),
+        }
+    }
     std::future::pending().await
 }
 
-/// Follows what becomes of our lease; returns when it is another node's.
-async fn keep(mut keeper: LeaseKeeper) -> anyhow::Error {
+/// Publishes what our lease is to say, and follows what becomes of it; returns when it is another node's.
+async fn keep(mut keeper: LeaseKeeper, mut published: watch::Receiver<LeaseAttrs>) -> anyhow::Error {
     loop {
-        match keeper.report().await {
-            OwnLeaseReport::Renewed { .. } | OwnLeaseReport::Retaken { .. } => {}
-            OwnLeaseReport::Lost(lost) => return lost.into(),
+        select! {
+            report = keeper.report() => match report {
+                OwnLeaseReport::Renewed { .. } | OwnLeaseReport::Retaken { .. } => {}
+                OwnLeaseReport::Lost(lost) => return lost.into(),
+            },
+            Ok(()) = published.changed() => keeper.update(published.borrow_and_update().clone()),
         }
     }
 }

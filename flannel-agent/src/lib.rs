@@ -8,6 +8,7 @@
 //! ```
 
 pub mod app;
+pub mod backend;
 pub mod bpf;
 pub mod cli;
 pub mod cmd;
@@ -17,8 +18,10 @@ mod gojson;
 pub mod lease;
 pub mod mac;
 pub mod netlink;
+pub mod node;
 pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;
+pub mod underlay;
 mod utc;

@@ -21,5 +21,6 @@ pub use interface::{ExternalInterface, HostInterfaces, InterfaceChoice, Interfac
 pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
+pub use route::Stray;
 
 pub(crate) use connection::Request;

@@ -31,17 +31,24 @@ fn local(fast_path: FastPath) -> Local {
         network: net("10.0.0.0/8"),
         subnet: net("10.1.0.0/24"),
         public_ip: ip("192.0.2.1"),
-        device: VxlanDevice {
-            name: "flannel.1".into(),
-            vni: 1,
-            port: 8472,
-            underlay_ifindex: 2,
-            local: ip("192.0.2.1"),
-            mac: OUR_MAC,
-            mtu: 1450,
-        },
+        underlay: Underlay { ifindex: 2, address: ip("192.0.2.1") },
+        backend: Backend::Vxlan(device()),
         fast_path,
         source_ports: 32768..60999,
+    }
+}
+
+fn device() -> VxlanDevice {
+    VxlanDevice {
+        name: "flannel.1".into(),
+        vni: 1,
+        port: 8472,
+        underlay_ifindex: 2,
+        local: ip("192.0.2.1"),
+        mac: OUR_MAC,
+        mtu: 1450,
+        learning: false,
+        gbp: false,
     }
 }
 
@@ -52,6 +59,11 @@ fn lease(subnet: &str, public_ip: &str, vtep_mac: Mac) -> Lease {
         attrs: LeaseAttrs::vxlan_v4(ip(public_ip), data),
         expiration: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
     }
+}
+
+/// A lease of a node of the host-gw backend.
+fn direct_lease(subnet: &str, public_ip: &str) -> Lease {
+    Lease { attrs: LeaseAttrs::plain_v4(ip(public_ip), "host-gw"), ..lease(subnet, public_ip, mac(0)) }
 }
 
 fn leases(all: impl IntoIterator<Item = Lease>) -> Leases {
@@ -70,14 +82,17 @@ fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
 }
 
 fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
+    planned_for(&local(fast_path), leases)
+}
+
+/// What a node of another backend plans, the fast path notwithstanding.
+fn planned_by(backend: Backend, leases: &Leases) -> Plan {
+    planned_for(&Local { backend, ..local(FastPath::All) }, leases)
+}
+
+fn planned_for(local: &Local, leases: &Leases) -> Plan {
     let next_hops = BTreeMap::from([(ip("192.0.2.2"), hop(2)), (ip("198.51.100.3"), hop(254))]);
-    plan(&Inputs {
-        local: &local(fast_path),
-        leases,
-        next_hops: &next_hops,
-        pods: &pods([11, 12]),
-        overlay_ifindex: Some(5),
-    })
+    plan(&Inputs { local, leases, next_hops: &next_hops, pods: &pods([11, 12]), overlay_ifindex: Some(5) })
 }
 
 /// The reason each lease is skipped for, by subnet.
@@ -89,12 +104,76 @@ fn skips(plan: &Plan) -> BTreeMap<String, String> {
 fn a_peer_becomes_what_stock_flannel_programs_for_it() {
     let plan = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]));
     let state = plan.state;
-    assert_eq!(state.device, Some(local(FastPath::Off).device));
+    assert_eq!(state.device, Some(device()));
     assert_eq!(state.addresses, BTreeSet::from([net("10.1.0.0/32")]));
     assert_eq!(state.neighbours, BTreeMap::from([(ip("10.2.0.0"), mac(2))]));
     assert_eq!(state.fdb, BTreeMap::from([(mac(2), ip("192.0.2.2"))]));
     assert_eq!(state.routes, BTreeMap::from([(net("10.2.0.0/24"), ip("10.2.0.0"))]));
     assert_eq!(state.bpf, BpfState::default());
+}
+
+#[test]
+fn host_gw_routes_straight_to_the_peers_of_its_kind() {
+    let all = leases([
+        direct_lease("10.2.0.0/24", "192.0.2.2"),
+        // One node with two subnets.
+        direct_lease("10.3.0.0/24", "192.0.2.2"),
+        lease("10.4.0.0/24", "192.0.2.4", mac(4)),
+        direct_lease("10.5.0.0/24", "192.0.2.1"),
+    ]);
+    let plan = planned_by(Backend::HostGw, &all);
+    let route = DirectRoute { ifindex: 2, via: ip("192.0.2.2") };
+    let direct_routes = BTreeMap::from([(net("10.2.0.0/24"), route), (net("10.3.0.0/24"), route)]);
+    // No device, no address and no program.
+    assert_eq!(plan.state, State { direct_routes, ..State::default() });
+    assert!(plan.peers.values().all(|peer| peer.way == Way::Direct));
+    let skips = skips(&plan);
+    assert_eq!(skips["10.4.0.0/24"], "its backend is \"vxlan\", ours is \"host-gw\"");
+    assert_eq!(skips["10.5.0.0/24"], "its PublicIP 192.0.2.1 is our own");
+}
+
+#[test]
+fn alloc_does_nothing_about_anybody() {
+    let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2)), direct_lease("10.3.0.0/24", "192.0.2.3")]);
+    assert_eq!(planned_by(Backend::Alloc, &all), Plan::default());
+}
+
+#[test]
+fn a_subnet_may_change_between_tunnel_and_direct_route() {
+    let tunnel = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))])).state;
+    let direct = planned_by(Backend::HostGw, &leases([direct_lease("10.2.0.0/24", "192.0.2.2")])).state;
+    let sentences = |to, from| delta(to, from).iter().map(Change::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        sentences(&direct, &tunnel),
+        ["route 10.2.0.0/24 via 192.0.2.2 on interface 2", "delete the VXLAN device"]
+    );
+    let back = sentences(&tunnel, &direct);
+    // The kernel has the new route in place of the old before the old is asked to go.
+    assert_eq!(
+        back[4..],
+        ["route 10.2.0.0/24 via 10.2.0.0", "delete the route to 10.2.0.0/24 via 192.0.2.2 on interface 2"]
+    );
+}
+
+#[test]
+fn a_direct_route_that_leads_elsewhere_is_replaced() {
+    let wanted = planned_by(Backend::HostGw, &leases([direct_lease("10.2.0.0/24", "192.0.2.2")])).state;
+    for other in
+        [DirectRoute { ifindex: 3, via: ip("192.0.2.2") }, DirectRoute { ifindex: 2, via: ip("192.0.2.9") }]
+    {
+        let mut observed = wanted.clone();
+        observed.direct_routes.insert(net("10.2.0.0/24"), other);
+        observed.direct_routes.insert(net("10.9.0.0/24"), other);
+        let changes = delta(&wanted, &observed);
+        let expected = [
+            Change::PutDirectRoute {
+                subnet: net("10.2.0.0/24"),
+                route: DirectRoute { ifindex: 2, via: ip("192.0.2.2") },
+            },
+            Change::DeleteDirectRoute { subnet: net("10.9.0.0/24"), route: other },
+        ];
+        assert_eq!(changes, expected);
+    }
 }
 
 #[test]
@@ -257,9 +336,16 @@ fn a_new_device_or_mac_gets_back_what_was_on_the_old_one() {
     let mut other_port = state.clone();
     other_port.device.as_mut().unwrap().port = 4789;
     assert_eq!(delta(&state, &other_port).len(), 5);
-    let mut other_mtu = state.clone();
-    other_mtu.device.as_mut().unwrap().mtu = 1400;
-    assert_eq!(delta(&state, &other_mtu).len(), 1);
+    let mut other_gbp = state.clone();
+    other_gbp.device.as_mut().unwrap().gbp = true;
+    assert_eq!(delta(&state, &other_gbp).len(), 5);
+    let changed_in_place: [fn(&mut VxlanDevice); 2] =
+        [|device| device.mtu = 1400, |device| device.learning = true];
+    for change in changed_in_place {
+        let mut other = state.clone();
+        change(other.device.as_mut().unwrap());
+        assert_eq!(delta(&state, &other).len(), 1);
+    }
 }
 
 fn any_mac() -> impl Strategy<Value = Mac> {
@@ -300,6 +386,10 @@ fn any_lease() -> impl Strategy<Value = Lease> {
     )
 }
 
+fn any_direct_route() -> impl Strategy<Value = DirectRoute> {
+    (2..4u32, any_public_ip()).prop_map(|(ifindex, via)| DirectRoute { ifindex, via })
+}
+
 fn any_leases() -> impl Strategy<Value = Leases> {
     prop::collection::vec(any_lease(), 0..12).prop_map(leases)
 }
@@ -312,13 +402,14 @@ prop_compose! {
     fn any_plan()(
         leases in any_leases(),
         fast_path in any_fast_path(),
+        backend in prop_oneof![3 => Just(Backend::Vxlan(device())), 2 => Just(Backend::HostGw), 1 => Just(Backend::Alloc)],
         hops in prop::collection::btree_set(1..9u8, 0..9),
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
         overlay_ifindex in prop::option::of(5..7u32),
     ) -> Plan {
         let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
         plan(&Inputs {
-            local: &local(fast_path), leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
+            local: &Local { backend, ..local(fast_path) }, leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
         })
     }
 }
@@ -326,17 +417,22 @@ prop_compose! {
 prop_compose! {
     /// Any state, also ones no plan leads to: someone else may have been there.
     fn any_state()(
-        device in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32)),
+        device in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32, any::<bool>(), any::<bool>())),
         addresses in prop::collection::btree_set(any_subnet(), 0..3),
         neighbours in prop::collection::btree_map(any_subnet().prop_map(|subnet| subnet.network()), any_mac(), 0..5),
         fdb in prop::collection::btree_map(any_mac(), any_public_ip(), 0..5),
         routes in prop::collection::btree_map(any_subnet(), any_subnet().prop_map(|subnet| subnet.network()), 0..5),
+        mut direct_routes in prop::collection::btree_map(any_subnet(), any_direct_route(), 0..5),
         bpf in any_plan(),
     ) -> State {
         let bpf = bpf.state.bpf;
-        let Some((vni, port, mac, mtu)) = device else { return State { bpf, ..State::default() } };
-        let device = VxlanDevice { vni, port, mac, mtu, ..local(FastPath::Off).device };
-        State { device: Some(device), addresses, neighbours, fdb, routes, bpf }
+        let Some((vni, port, mac, mtu, learning, gbp)) = device else {
+            return State { direct_routes, bpf, ..State::default() };
+        };
+        // The kernel has one route to a subnet.
+        direct_routes.retain(|subnet, _| !routes.contains_key(subnet));
+        let device = VxlanDevice { vni, port, mac, mtu, learning, gbp, ..self::device() };
+        State { device: Some(device), addresses, neighbours, fdb, routes, direct_routes, bpf }
     }
 }
 
@@ -407,7 +503,11 @@ proptest! {
     #[test]
     fn a_plan_is_consistent(plan in any_plan()) {
         let state = &plan.state;
-        prop_assert_eq!(state.routes.len(), plan.peers.len());
+        prop_assert_eq!(state.routes.len() + state.direct_routes.len(), plan.peers.len());
+        for (subnet, route) in &state.direct_routes {
+            prop_assert_eq!(route.via, plan.peers[subnet].public_ip);
+            prop_assert!(!subnet.overlaps(local(FastPath::Off).subnet));
+        }
         for (subnet, via) in &state.routes {
             let mac = state.neighbours[via];
             prop_assert_eq!(state.fdb[&mac], plan.peers[subnet].public_ip);

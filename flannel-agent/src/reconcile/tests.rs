@@ -7,6 +7,7 @@ use std::{
 };
 
 use flannel_common::layout::{FastPath, PeerKind, PodV4};
+use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -19,7 +20,7 @@ use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Hook, Slot, VxlanDevice},
+    plan::{Backend, DirectRoute, Hook, Slot, Underlay, VxlanDevice},
 };
 
 const OVERLAY: u32 = 7;
@@ -30,6 +31,7 @@ struct World {
     datapath: MemoryDatapath,
     next_hops: BTreeMap<Ipv4Addr, NextHop>,
     pods: Pods,
+    underlay: BTreeSet<(u32, u32, bool)>,
     surveys: u32,
 }
 
@@ -56,18 +58,19 @@ impl Host for Node {
         }
     }
 
-    async fn survey(&mut self) -> Result<Surroundings, NetlinkError> {
+    async fn survey(&mut self, _: &Local) -> Result<Surroundings, NetlinkError> {
         let mut world = self.0.0.lock().await;
         world.surveys += 1;
         Ok(Surroundings {
             pods: world.pods.clone(),
             overlay_ifindex: world.datapath.state.device.as_ref().map(|_| OVERLAY),
-            underlay: BTreeSet::new(),
+            underlay: world.underlay.clone(),
         })
     }
 
     async fn next_hops(
         &mut self,
+        _: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
         let world = self.0.0.lock().await;
@@ -90,6 +93,7 @@ struct Agent {
     world: Shared,
     leases: mpsc::UnboundedSender<LeaseEvent>,
     notices: mpsc::UnboundedSender<Changed>,
+    locals: watch::Sender<Local>,
     view: watch::Receiver<Summary>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -97,19 +101,24 @@ struct Agent {
 
 impl Agent {
     fn start(world: World) -> Self {
+        Self::start_as(local(), world)
+    }
+
+    fn start_as(local: Local, world: World) -> Self {
+        let (locals, now) = watch::channel(local);
         let world = Shared(Arc::new(Mutex::new(world)));
         let (leases, source) = mpsc::unbounded_channel();
         let (notices, changes) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
         let node = Node(world.clone(), changes);
-        let (reconciler, view) = Reconciler::new(local(), world.clone(), node, Leased(source));
+        let (reconciler, view) = Reconciler::new(now, world.clone(), node, Leased(source));
         let task = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;
             };
             reconciler.run(stopped).await;
         });
-        Self { world, leases, notices, view, stop, task }
+        Self { world, leases, notices, locals, view, stop, task }
     }
 
     /// An agent that has settled with the leases of `nodes`.
@@ -150,7 +159,8 @@ fn local() -> Local {
         network: "10.0.0.0/8".parse().unwrap(),
         subnet: "10.1.0.0/24".parse().unwrap(),
         public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        device: VxlanDevice {
+        underlay: Underlay { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, 1) },
+        backend: Backend::Vxlan(VxlanDevice {
             name: "flannel.1".into(),
             vni: 1,
             port: 8472,
@@ -158,7 +168,9 @@ fn local() -> Local {
             local: Ipv4Addr::new(192, 0, 2, 1),
             mac: Mac([0x0e, 0, 0, 0, 0, 0xff]),
             mtu: 1450,
-        },
+            learning: false,
+            gbp: false,
+        }),
         fast_path: FastPath::All,
         source_ports: 32768..60999,
     }
@@ -186,14 +198,17 @@ fn hop(mtu: u32) -> NextHop {
 }
 
 fn desired(nodes: impl IntoIterator<Item = u8>, next_hops: &BTreeMap<Ipv4Addr, NextHop>) -> State {
+    desired_as(&local(), nodes, next_hops)
+}
+
+fn desired_as(
+    local: &Local,
+    nodes: impl IntoIterator<Item = u8>,
+    next_hops: &BTreeMap<Ipv4Addr, NextHop>,
+) -> State {
     let leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
-    let inputs = Inputs {
-        local: &local(),
-        leases: &leases,
-        next_hops,
-        pods: &Pods::default(),
-        overlay_ifindex: Some(OVERLAY),
-    };
+    let inputs =
+        Inputs { local, leases: &leases, next_hops, pods: &Pods::default(), overlay_ifindex: Some(OVERLAY) };
     plan(&inputs).state
 }
 
@@ -386,6 +401,113 @@ async fn nothing_is_removed_at_the_end() {
     let world = world.0.lock().await;
     assert_eq!(world.datapath.log, []);
     assert_eq!(world.datapath.state, desired([2, 3], &hops()));
+}
+
+/// This node with another address of its external interface, or that made anew.
+fn moved(ifindex: u32, address: Ipv4Addr) -> Local {
+    let Backend::Vxlan(device) = local().backend else { unreachable!() };
+    Local {
+        public_ip: address,
+        underlay: Underlay { ifindex, address },
+        backend: Backend::Vxlan(VxlanDevice { underlay_ifindex: ifindex, local: address, ..device }),
+        ..local()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_device_moves_with_the_node_and_takes_its_peers_along() {
+    let agent = Agent::settled([2, 3]).await;
+    let mac = agent.state().await.device.unwrap().mac;
+    agent.changes().await;
+    for now in [moved(2, Ipv4Addr::new(192, 0, 2, 77)), moved(9, Ipv4Addr::new(192, 0, 2, 77)), local()] {
+        agent.locals.send(now.clone()).unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
+        assert_eq!(agent.state().await.device.unwrap().mac, mac);
+        let changes = agent.changes().await;
+        let devices = changes.iter().filter(|change| matches!(change, Change::PutDevice(_))).count();
+        assert_eq!(devices, 1, "{changes:#?}");
+        let hooks = agent.state().await.bpf.hooks;
+        assert!(hooks.contains(&(now.underlay.ifindex, Hook::FromUnderlay)), "{hooks:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_mtu_takes_no_new_device() {
+    let agent = Agent::settled([2, 3]).await;
+    agent.changes().await;
+    let Backend::Vxlan(device) = local().backend else { unreachable!() };
+    let now = Local { backend: Backend::Vxlan(VxlanDevice { mtu: 1350, ..device }), ..local() };
+    agent.locals.send(now.clone()).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
+    let changes = agent.changes().await;
+    assert!(matches!(changes[..], [Change::PutDevice(_)]), "{changes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
+    let agent = Agent::settled([]).await;
+    agent.world.0.lock().await.datapath.failures.insert(Slot::Device, u32::MAX);
+    agent.world.0.lock().await.datapath.state = State::default();
+    agent.notice(OVERLAY_CHANGED).await;
+    sleep(Duration::from_secs(300)).await;
+    agent.world.0.lock().await.datapath.failures.clear();
+    agent.locals.send(moved(9, Ipv4Addr::new(192, 0, 2, 1))).unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(agent.state().await.device.unwrap().underlay_ifindex, 9);
+}
+
+fn host_gw() -> Local {
+    Local { backend: Backend::HostGw, fast_path: FastPath::Off, ..local() }
+}
+
+fn direct_lease(n: u8) -> Lease {
+    Lease { attrs: LeaseAttrs::plain_v4(public_ip(n), "host-gw"), ..lease(n) }
+}
+
+fn direct(n: u8) -> (Ipv4Network, DirectRoute) {
+    (lease(n).subnet.v4.unwrap(), DirectRoute { ifindex: 2, via: public_ip(n) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn direct_routes_follow_the_leases_and_are_repaired() {
+    // One of a peer that left while nobody looked.
+    let stale = State { direct_routes: BTreeMap::from([direct(9)]), ..State::default() };
+    let world = World { datapath: MemoryDatapath::holding(stale), ..World::default() };
+    let agent = Agent::start_as(host_gw(), world);
+    agent.lease(LeaseEvent::Snapshot(vec![direct_lease(2), lease(3), direct_lease(4)])).await;
+    let whole = State { direct_routes: BTreeMap::from([direct(2), direct(4)]), ..State::default() };
+    assert_eq!(agent.state().await, whole);
+    assert_eq!(agent.view.borrow().peers, 2);
+
+    agent.world.0.lock().await.datapath.state = State::default();
+    agent.notice(Changed { routes: true, ..Changed::default() }).await;
+    assert_eq!(agent.state().await, whole);
+
+    // The kernel drops the routes of an interface that goes down without a word.
+    agent.world.0.lock().await.datapath.state = State::default();
+    agent.world.0.lock().await.underlay.insert((2, 1500, true));
+    agent.notice(Changed { links: true, ..Changed::default() }).await;
+    assert_eq!(agent.state().await, whole);
+
+    agent.lease(LeaseEvent::Remove(lease(2).subnet)).await;
+    assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(4)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_off_the_link_stays_pending_alone_and_is_tried_when_addresses_change() {
+    let agent = Agent::start_as(host_gw(), World::default());
+    let slot = Slot::DirectRoute(direct(2).0);
+    agent.world.0.lock().await.datapath.failures.insert(slot, u32::MAX);
+    agent.lease(LeaseEvent::Snapshot(vec![direct_lease(2), direct_lease(3)])).await;
+    assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(3)]));
+    assert_eq!(agent.view.borrow().pending, 1);
+    sleep(Duration::from_secs(300)).await;
+    agent.world.0.lock().await.datapath.failures.clear();
+    agent.notices.send(Changed { addresses: true, ..Changed::default() }).unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(2), direct(3)]));
 }
 
 fn any_event() -> impl Strategy<Value = LeaseEvent> {
