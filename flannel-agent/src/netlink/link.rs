@@ -167,7 +167,12 @@ pub(crate) fn set_mac(index: u32, mac: Mac) -> Request {
 /// Switches learning of a VXLAN device on or off.
 pub(crate) fn set_learning(index: u32, learning: bool) -> Request {
     let data = InfoData::Vxlan(vec![InfoVxlan::Learning(learning)]);
-    set(index, vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])])
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes =
+        vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])];
+    // RTM_SETLINK would ignore what is particular to the kind.
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: 0 }
 }
 
 /// Sets the interface up.

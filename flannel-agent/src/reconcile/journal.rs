@@ -118,15 +118,23 @@ impl Journal {
 
     /// The leases that are not followed now.
     pub(super) fn skipped(&mut self, now: &BTreeMap<LeaseSubnet, Skip>) {
+        let mut others = 0;
         for (subnet, skip) in now {
             if self.skipped.get(subnet) == Some(skip) {
                 continue;
             }
             if skip.is_fault() {
                 warn!(%subnet, reason = %skip, "lease is not followed");
-            } else {
-                debug!(%subnet, reason = %skip, "lease is not followed");
+                continue;
             }
+            others += 1;
+            match others {
+                ..=LINES => info!(%subnet, reason = %skip, "lease is not followed"),
+                _ => debug!(%subnet, reason = %skip, "lease is not followed"),
+            }
+        }
+        if others > LINES {
+            info!(leases = others, "leases of other kinds of nodes are not followed: more than is listed");
         }
         self.skipped.clone_from(now);
     }

@@ -113,6 +113,13 @@ impl Members {
         let _ = self.current.compare_exchange(id, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// Our address is another: what is connected from the old one is given up instead of waited for.
+    pub(super) async fn moved(&self) {
+        for member in &self.all {
+            *member.client.lock().await = None;
+        }
+    }
+
     /// The endpoint of a member, for logs.
     pub(super) fn endpoint(&self, MemberId(id): MemberId) -> String {
         self.all.get(id).map(|member| member.endpoint.to_string()).unwrap_or_default()
