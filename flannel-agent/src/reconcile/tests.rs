@@ -7,7 +7,6 @@ use std::{
 };
 
 use flannel_common::layout::{FastPath, PeerKind, PodV4};
-use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -20,8 +19,11 @@ use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, DirectRoute, Hook, Slot, Underlay, VxlanDevice},
+    plan::{Backend, Hook, Slot, Underlay, VxlanDevice},
 };
+
+mod direct;
+mod moved;
 
 const OVERLAY: u32 = 7;
 
@@ -401,113 +403,6 @@ async fn nothing_is_removed_at_the_end() {
     let world = world.0.lock().await;
     assert_eq!(world.datapath.log, []);
     assert_eq!(world.datapath.state, desired([2, 3], &hops()));
-}
-
-/// This node with another address of its external interface, or that made anew.
-fn moved(ifindex: u32, address: Ipv4Addr) -> Local {
-    let Backend::Vxlan(device) = local().backend else { unreachable!() };
-    Local {
-        public_ip: address,
-        underlay: Underlay { ifindex, address },
-        backend: Backend::Vxlan(VxlanDevice { underlay_ifindex: ifindex, local: address, ..device }),
-        ..local()
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_device_moves_with_the_node_and_takes_its_peers_along() {
-    let agent = Agent::settled([2, 3]).await;
-    let mac = agent.state().await.device.unwrap().mac;
-    agent.changes().await;
-    for now in [moved(2, Ipv4Addr::new(192, 0, 2, 77)), moved(9, Ipv4Addr::new(192, 0, 2, 77)), local()] {
-        agent.locals.send(now.clone()).unwrap();
-        sleep(Duration::from_secs(1)).await;
-        assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
-        assert_eq!(agent.state().await.device.unwrap().mac, mac);
-        let changes = agent.changes().await;
-        let devices = changes.iter().filter(|change| matches!(change, Change::PutDevice(_))).count();
-        assert_eq!(devices, 1, "{changes:#?}");
-        let hooks = agent.state().await.bpf.hooks;
-        assert!(hooks.contains(&(now.underlay.ifindex, Hook::FromUnderlay)), "{hooks:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn another_mtu_takes_no_new_device() {
-    let agent = Agent::settled([2, 3]).await;
-    agent.changes().await;
-    let Backend::Vxlan(device) = local().backend else { unreachable!() };
-    let now = Local { backend: Backend::Vxlan(VxlanDevice { mtu: 1350, ..device }), ..local() };
-    agent.locals.send(now.clone()).unwrap();
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
-    let changes = agent.changes().await;
-    assert!(matches!(changes[..], [Change::PutDevice(_)]), "{changes:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
-    let agent = Agent::settled([]).await;
-    agent.world.0.lock().await.datapath.failures.insert(Slot::Device, u32::MAX);
-    agent.world.0.lock().await.datapath.state = State::default();
-    agent.notice(OVERLAY_CHANGED).await;
-    sleep(Duration::from_secs(300)).await;
-    agent.world.0.lock().await.datapath.failures.clear();
-    agent.locals.send(moved(9, Ipv4Addr::new(192, 0, 2, 1))).unwrap();
-    sleep(Duration::from_millis(100)).await;
-    assert_eq!(agent.state().await.device.unwrap().underlay_ifindex, 9);
-}
-
-fn host_gw() -> Local {
-    Local { backend: Backend::HostGw, fast_path: FastPath::Off, ..local() }
-}
-
-fn direct_lease(n: u8) -> Lease {
-    Lease { attrs: LeaseAttrs::plain_v4(public_ip(n), "host-gw"), ..lease(n) }
-}
-
-fn direct(n: u8) -> (Ipv4Network, DirectRoute) {
-    (lease(n).subnet.v4.unwrap(), DirectRoute { ifindex: 2, via: public_ip(n) })
-}
-
-#[tokio::test(start_paused = true)]
-async fn direct_routes_follow_the_leases_and_are_repaired() {
-    // One of a peer that left while nobody looked.
-    let stale = State { direct_routes: BTreeMap::from([direct(9)]), ..State::default() };
-    let world = World { datapath: MemoryDatapath::holding(stale), ..World::default() };
-    let agent = Agent::start_as(host_gw(), world);
-    agent.lease(LeaseEvent::Snapshot(vec![direct_lease(2), lease(3), direct_lease(4)])).await;
-    let whole = State { direct_routes: BTreeMap::from([direct(2), direct(4)]), ..State::default() };
-    assert_eq!(agent.state().await, whole);
-    assert_eq!(agent.view.borrow().peers, 2);
-
-    agent.world.0.lock().await.datapath.state = State::default();
-    agent.notice(Changed { routes: true, ..Changed::default() }).await;
-    assert_eq!(agent.state().await, whole);
-
-    // The kernel drops the routes of an interface that goes down without a word.
-    agent.world.0.lock().await.datapath.state = State::default();
-    agent.world.0.lock().await.underlay.insert((2, 1500, true));
-    agent.notice(Changed { links: true, ..Changed::default() }).await;
-    assert_eq!(agent.state().await, whole);
-
-    agent.lease(LeaseEvent::Remove(lease(2).subnet)).await;
-    assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(4)]));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_gateway_off_the_link_stays_pending_alone_and_is_tried_when_addresses_change() {
-    let agent = Agent::start_as(host_gw(), World::default());
-    let slot = Slot::DirectRoute(direct(2).0);
-    agent.world.0.lock().await.datapath.failures.insert(slot, u32::MAX);
-    agent.lease(LeaseEvent::Snapshot(vec![direct_lease(2), direct_lease(3)])).await;
-    assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(3)]));
-    assert_eq!(agent.view.borrow().pending, 1);
-    sleep(Duration::from_secs(300)).await;
-    agent.world.0.lock().await.datapath.failures.clear();
-    agent.notices.send(Changed { addresses: true, ..Changed::default() }).unwrap();
-    sleep(Duration::from_millis(100)).await;
-    assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(2), direct(3)]));
 }
 
 fn any_event() -> impl Strategy<Value = LeaseEvent> {
