@@ -284,7 +284,13 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 self.pending.hurry(now);
             }
             if moved || underlay {
-                self.next_hops.clear();
+                // A DHCP client may bring our address back in a moment: until then the ways there were are good,
+                // as long as their interfaces are.
+                let leads = |hop: &NextHop| {
+                    let mut links = surroundings.underlay.iter();
+                    surroundings.adrift && links.any(|(index, _, up)| *up && *index == hop.ifindex)
+                };
+                self.next_hops.retain(|_, hop| leads(hop));
                 // Ours are among the routes that may be gone.
                 changed.overlay |= !self.plan.state.direct_routes.is_empty();
             }

@@ -29,6 +29,8 @@ pub struct Surroundings {
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
     /// without notice, so a change here says that next hops may have changed.
     pub underlay: BTreeSet<(u32, u32, bool)>,
+    /// Our address is gone from the external interface. The kernel then names no next hop for packets from it.
+    pub adrift: bool,
 }
 
 /// The node around the dataplane.
@@ -94,7 +96,11 @@ impl Host for KernelHost {
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay })
+        let adrift = local.fast_path != FastPath::Off && {
+            let addresses = self.netlink.addresses(Some(external)).await?;
+            !addresses.iter().any(|held| held.network.ip() == local.underlay.address)
+        };
+        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay, adrift })
     }
 
     async fn next_hops(

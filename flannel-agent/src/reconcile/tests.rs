@@ -34,6 +34,7 @@ struct World {
     next_hops: BTreeMap<Ipv4Addr, NextHop>,
     pods: Pods,
     underlay: BTreeSet<(u32, u32, bool)>,
+    adrift: bool,
     surveys: u32,
 }
 
@@ -67,6 +68,7 @@ impl Host for Node {
             pods: world.pods.clone(),
             overlay_ifindex: world.datapath.state.device.as_ref().map(|_| OVERLAY),
             underlay: world.underlay.clone(),
+            adrift: world.adrift,
         })
     }
 

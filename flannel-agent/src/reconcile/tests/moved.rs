@@ -56,3 +56,26 @@ async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
     sleep(Duration::from_millis(100)).await;
     assert_eq!(agent.state().await.device.unwrap().underlay_ifindex, 9);
 }
+
+#[tokio::test(start_paused = true)]
+async fn next_hops_outlast_our_address_but_not_their_interface() {
+    let agent = Agent::settled([2]).await;
+    let kind = || async { agent.state().await.bpf.peers.values().next().copied().unwrap().kind };
+    let world = agent.world.clone();
+    let set = async |adrift, up, next_hops: BTreeMap<Ipv4Addr, NextHop>| {
+        let mut world = world.0.lock().await;
+        world.adrift = adrift;
+        world.underlay = BTreeSet::from([(2, 1500, up)]);
+        world.next_hops = next_hops;
+    };
+    let addresses = Changed { addresses: true, ..Changed::default() };
+    set(true, true, BTreeMap::new()).await;
+    agent.notice(addresses).await;
+    assert_eq!(kind().await, PeerKind::Vxlan);
+    set(true, false, BTreeMap::new()).await;
+    agent.notice(Changed { links: true, ..Changed::default() }).await;
+    assert_eq!(kind().await, PeerKind::Kernel);
+    set(false, true, hops()).await;
+    agent.notice(addresses).await;
+    assert_eq!(kind().await, PeerKind::Vxlan);
+}
