@@ -92,6 +92,21 @@ fn await_published(cluster: &Cluster, address: Ipv4Addr) -> Result<()> {
     Ok(())
 }
 
+/// The moved node hears of leases over a connection from its new address, not when the old one is given up.
+fn knows_of_newcomers(cluster: &Cluster, backend: &str) -> Result<()> {
+    let subnet = "10.244.190.0/24".parse()?;
+    let data = r#","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:01"}"#;
+    let (kind, data) = if backend == VXLAN { ("vxlan", data) } else { ("host-gw", "") };
+    let attrs = format!(r#"{{"PublicIP":"192.168.77.190","PublicIPv6":null,"BackendType":"{kind}"{data}}}"#);
+    cluster.etcd.put_lease(subnet, &attrs)?;
+    eventually(Duration::from_secs(5), "the moved node routes to a newcomer", || {
+        let shown = cluster.members[0].node.netns().ip(&format!("route show {subnet}"))?;
+        ensure!(!shown.is_empty(), "no route to {subnet}");
+        Ok(())
+    })?;
+    cluster.etcd.delete_lease(subnet)
+}
+
 /// The first node gets another address, as from another DHCP server.
 fn address_changes(backend: &str, fast_path: FastPath) -> Result<()> {
     in_lab(|lab| {
@@ -116,6 +131,7 @@ fn address_changes(backend: &str, fast_path: FastPath) -> Result<()> {
         for member in &mut cluster.members {
             member.agent.check_running()?;
         }
+        knows_of_newcomers(&cluster, backend)?;
         let (a, b) = (&cluster.members[0], &cluster.members[1]);
         let host = Endpoint::new("moved host".to_owned(), a.node.netns().clone(), NEW);
         ping(&host, &b.pod()?, 56).context("the moved host itself")?;

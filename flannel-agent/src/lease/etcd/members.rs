@@ -10,7 +10,10 @@ use std::{
 };
 
 use etcd_client::{Client, ConnectOptions, Error};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
 
 use super::{EtcdError, advice::advice, endpoint::Endpoint};
 
@@ -21,6 +24,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(super) struct Members {
     all: Vec<Member>,
     current: AtomicUsize,
+    /// Changes when streams are to be opened anew.
+    moves: watch::Sender<u64>,
 }
 
 pub(super) struct Member {
@@ -52,7 +57,7 @@ impl Members {
     /// Nodes begin with different members, so that they spread over them.
     pub(super) fn new(all: Vec<Member>) -> Self {
         let current = AtomicUsize::new(rand::random_range(0..all.len().max(1)));
-        Self { all, current }
+        Self { all, current, moves: watch::Sender::new(0) }
     }
 
     /// Asks the members one after the other, beginning with the one that answered last, until one answers
@@ -118,6 +123,12 @@ impl Members {
         for member in &self.all {
             *member.client.lock().await = None;
         }
+        self.moves.send_modify(|moves| *moves += 1);
+    }
+
+    /// Changes whenever our address has, and with it every stream is dead.
+    pub(super) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// The endpoint of a member, for logs.
