@@ -11,33 +11,29 @@ use tokio::{
     sync::watch,
     time::sleep,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
+    backend::Backend,
     bpf::{Pins, Programs},
     cli::RunOptions,
-    config::{NetworkConfig, VxlanOptions},
-    datapath::{ebpf::EbpfDatapath, kernel::KernelDatapath},
+    config::NetworkConfig,
+    datapath::ebpf::EbpfDatapath,
     exempt,
     lease::{
-        LeaseAttrs,
+        LeaseAttrs, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseKeeper, LeaseTiming, OwnLeaseReport},
-        wire::VxlanData,
     },
     lock::SubnetFileLock,
-    mac::Mac,
     masq::{MasqOptions, RuleOptions, Rules},
-    netlink::{ExternalInterface, InterfaceChoice, Netlink, Stack},
-    plan::{Exemptions, Local, VxlanDevice},
+    netlink::{InterfaceChoice, Netlink, Stack},
+    node::Node,
+    plan::{Exemptions, Local, Underlay},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
     telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
+    underlay::Follower,
 };
-
-/// What VXLAN over IPv4 takes of the underlay's MTU, bytes.
-const OVERHEAD: u32 = 50;
-/// UDP port of the kernel's VXLAN when none is configured (drivers/net/vxlan, `vxlan_port`).
-const KERNEL_PORT: u16 = 8472;
 
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
@@ -127,17 +123,18 @@ impl Agent<'_> {
         let doing = "waiting for the network config in etcd";
         let config = self.unless_stopped(doing, &store, store.network_config()).await;
         let Some(config) = config else { return Ok(()) };
-        let (pool, vxlan) = config.vxlan_over_ipv4().context("the network config in etcd")?;
+        let (&pool, configured) = config.over_ipv4().context("the network config in etcd")?;
         let network = pool.network;
 
         let mut netlink = Netlink::open()?;
-        let external = external_interface(&mut netlink, &options, &config).await?;
+        let choice = interface_choice(&options, &config);
+        let external = netlink.external_interface(&choice).await?;
         let public_ip = options.public_ip.unwrap_or(external.address);
-        let device = device(&mut netlink, vxlan, &external).await?;
+        let backend = Backend::adopt(configured, &external, &mut netlink).await?;
+        backend.check(&external, public_ip)?;
         warn_without_bridge_filter(&config);
 
-        let attrs =
-            LeaseAttrs::vxlan_v4(public_ip, VxlanData { vni: device.vni, vtep_mac: Some(device.mac) });
+        let attrs = backend.attrs(public_ip);
         let previous = Previous::read(&options.subnet_file);
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
@@ -148,7 +145,7 @@ impl Agent<'_> {
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
-        let (fast_path, loaded) = load(&options);
+        let (fast_path, loaded) = load(&options, backend.kernel_only());
         let exemptions = exemptions(&options, fast_path).await;
         let marks = matches!(loaded, Loaded::Programs(..));
         let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, marks)).await?;
@@ -156,29 +153,41 @@ impl Agent<'_> {
             network,
             subnet,
             public_ip,
-            device: device.clone(),
+            underlay: Underlay { ifindex: external.index, address: external.address },
+            backend: backend.over(&external),
             fast_path,
             source_ports: source_ports(),
         };
-        let kernel = KernelDatapath::new(netlink, device.name.clone(), network);
+        let kernel = backend.kernel_datapath(netlink, &external, pool, subnet);
         let datapath = match loaded {
             Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
         };
-        let host = KernelHost::open(local.clone())?;
-        let watch = store.watch(own.subnet);
+        let file = SubnetFile {
+            v4: Some((network, subnet)),
+            v6: None,
+            mtu: backend.pod_mtu(&external),
+            ip_masq: options.ip_masq,
+        };
+        let (follower, externals) = Follower::open(choice, external)?;
+        let (node, locals, published, mtu) = Node::new(backend, options.public_ip, local, attrs, file.mtu);
+        let host = KernelHost::open()?;
+        let peers = match node.backend.follows_peers() {
+            true => Peers::Watched(store.watch(own.subnet)),
+            false => Peers::Unwatched(Unwatched::default()),
+        };
         let keeper = store.keep(own);
-        let (reconciler, summary) = Reconciler::new(local, datapath, host, watch);
+        let (reconciler, summary) = Reconciler::new(locals, datapath, host, peers);
         let reconciler = reconciler.exempting(exemptions);
 
-        let file =
-            SubnetFile { v4: Some((network, subnet)), v6: None, mtu: device.mtu, ip_masq: options.ip_masq };
         let mut stopped = self.stopped.clone();
         let following = self.service.follow(reconciler.pulse(), summary.clone(), store.trouble());
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
-            never = self.announce(summary, &rules, file) => match never {},
-            error = keep(keeper) => Err(error),
+            never = self.announce(summary, &rules, file, mtu) => match never {},
+            error = keep(keeper, published) => Err(error),
+            never = follower.run() => match never {},
+            never = node.follow(externals) => match never {},
             () = following => Ok(()),
             never = store.report_config_changes(config) => match never {},
         }
@@ -203,7 +212,8 @@ impl Agent<'_> {
         &self,
         mut summary: watch::Receiver<Summary>,
         rules: &Rules,
-        file: SubnetFile,
+        mut file: SubnetFile,
+        mut mtu: watch::Receiver<u32>,
     ) -> Infallible {
         rules.applied().await;
         let first = summary.wait_for(|summary| summary.synced && summary.passes > 0).await;
@@ -211,20 +221,36 @@ impl Agent<'_> {
             return std::future::pending().await;
         };
         let path = &self.options.subnet_file;
-        let mut said = None;
-        while let Err(error) = file.write(path) {
-            let error = error.to_string();
-            if said.as_ref() != Some(&error) {
-                warn!(%error, "not ready; trying again");
-                said = Some(error);
-            }
-            sleep(WRITE_AGAIN).await;
-        }
+        file.mtu = *mtu.borrow_and_update();
+        write(&file, path).await;
         self.readiness.set();
         self.service.ready();
         let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
         info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
+        while mtu.changed().await.is_ok() {
+            let old = file.mtu;
+            file.mtu = *mtu.borrow_and_update();
+            write(&file, path).await;
+            info!(
+                old, mtu = file.mtu, file = %path.display(),
+                "new pods get another MTU; those that run keep theirs until they are restarted"
+            );
+        }
         std::future::pending().await
+    }
+}
+
+/// Writes the subnet file, as often as it takes: pods that start meanwhile fail, or get what an earlier file
+/// says, but those that run need us.
+async fn write(file: &SubnetFile, path: &Path) {
+    let mut said = None;
+    while let Err(error) = file.write(path) {
+        let error = error.to_string();
+        if said.as_ref() != Some(&error) {
+            error!(%error, "trying again");
+            said = Some(error);
+        }
+        sleep(WRITE_AGAIN).await;
     }
 }
 
@@ -242,53 +268,15 @@ fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
     })
 }
 
-async fn external_interface(
-    netlink: &mut Netlink,
-    options: &RunOptions,
-    config: &NetworkConfig,
-) -> anyhow::Result<ExternalInterface> {
-    let choice = InterfaceChoice {
+fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> InterfaceChoice {
+    InterfaceChoice {
         iface: options.iface.clone(),
         iface_regex: options.iface_regex.clone(),
         can_reach: options.iface_can_reach,
         public_ip: options.public_ip,
         public_ipv6: options.public_ipv6,
         stack: Stack::of(config),
-    };
-    Ok(netlink.external_interface(&choice).await?)
-}
-
-/// The VXLAN device we want. One that is there already, ours or stock flannel's, keeps its MAC, so that
-/// peers need not learn a new one.
-async fn device(
-    netlink: &mut Netlink,
-    options: &VxlanOptions,
-    external: &ExternalInterface,
-) -> anyhow::Result<VxlanDevice> {
-    let underlay_mtu = options.mtu.unwrap_or(external.mtu);
-    let mut device = VxlanDevice {
-        name: format!("flannel.{}", options.vni),
-        vni: options.vni,
-        port: options.port.unwrap_or(KERNEL_PORT),
-        underlay_ifindex: external.index,
-        local: external.address,
-        mac: Mac::random(),
-        mtu: underlay_mtu.saturating_sub(OVERHEAD),
-    };
-    let found = netlink.link(&device.name).await?.and_then(|link| link.as_vxlan_device());
-    match found {
-        Some(found) if device.is_compatible(&found) => {
-            device.mac = found.mac;
-            info!(device = device.name, mac = %device.mac, "adopting the VXLAN device there is");
-        }
-        Some(found) => {
-            // By its MAC a node whose address changed finds its lease again, and peers keep what they know.
-            device.mac = found.mac;
-            info!(device = device.name, mac = %device.mac, "the VXLAN device there is will be made anew, with its MAC");
-        }
-        None => info!(device = device.name, mac = %device.mac, "a VXLAN device will be created"),
     }
-    Ok(device)
 }
 
 /// Bridged packets that netfilter does not see escape Services and policies. Upstream refuses to start
@@ -309,12 +297,14 @@ enum Loaded {
     Nothing(Option<Pins>),
 }
 
-/// Loads the programs, if they are wanted and the kernel takes them; says which it is, and why, once.
-fn load(options: &RunOptions) -> (FastPath, Loaded) {
+/// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
+/// takes them; says which it is, and why, once.
+fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, Loaded) {
     let wanted = options.fast_path.0;
     let pins = Pins::under(&options.bpffs);
-    if wanted == FastPath::Off {
-        info!(fast_path = "off", because = "--fast-path=off", "the kernel moves every packet");
+    let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
+    if let Some(because) = off {
+        info!(fast_path = "off", because, "the kernel moves every packet");
         return (FastPath::Off, Loaded::Nothing(pins.ok()));
     }
     let left = pins.as_ref().ok().cloned();
@@ -401,12 +391,15 @@ fn masq(
     }
 }
 
-/// Follows what becomes of our lease; returns when it is another node's.
-async fn keep(mut keeper: LeaseKeeper) -> anyhow::Error {
+/// Publishes what our lease is to say, and follows what becomes of it; returns when it is another node's.
+async fn keep(mut keeper: LeaseKeeper, mut published: watch::Receiver<LeaseAttrs>) -> anyhow::Error {
     loop {
-        match keeper.report().await {
-            OwnLeaseReport::Renewed { .. } | OwnLeaseReport::Retaken { .. } => {}
-            OwnLeaseReport::Lost(lost) => return lost.into(),
+        select! {
+            report = keeper.report() => match report {
+                OwnLeaseReport::Renewed { .. } | OwnLeaseReport::Retaken { .. } => {}
+                OwnLeaseReport::Lost(lost) => return lost.into(),
+            },
+            Ok(()) = published.changed() => keeper.update(published.borrow_and_update().clone()),
         }
     }
 }

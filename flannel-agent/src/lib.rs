@@ -8,6 +8,7 @@
 //! ```
 
 pub mod app;
+pub mod backend;
 pub mod bpf;
 pub mod cli;
 pub mod cmd;
@@ -20,8 +21,10 @@ pub mod lock;
 pub mod mac;
 pub mod masq;
 pub mod netlink;
+pub mod node;
 pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;
+pub mod underlay;
 mod utc;

@@ -75,6 +75,8 @@ pub struct Summary {
 /// Keeps a datapath as a source of leases says.
 pub struct Reconciler<D, H, L> {
     local: Local,
+    /// What this node is, as it changes.
+    locals: watch::Receiver<Local>,
     datapath: D,
     host: H,
     source: L,
@@ -156,12 +158,20 @@ enum PassError {
 }
 
 impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
-    /// A reconciler that has done nothing yet, and a view of how it fares.
-    pub fn new(local: Local, datapath: D, host: H, source: L) -> (Self, watch::Receiver<Summary>) {
+    /// A reconciler that has done nothing yet, and a view of how it fares. `locals` says what this node is
+    /// now, and whenever that changes.
+    pub fn new(
+        mut locals: watch::Receiver<Local>,
+        datapath: D,
+        host: H,
+        source: L,
+    ) -> (Self, watch::Receiver<Summary>) {
+        let local = locals.borrow_and_update().clone();
         let (summary, view) = watch::channel(Summary::default());
         let now = Instant::now();
         let reconciler = Self {
             local,
+            locals,
             datapath,
             host,
             source,
@@ -217,11 +227,15 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = self.heart.beat() => {}
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
                 () = sleep_until(self.due.look), if self.settled.is_some() => self.look().await,
+                Ok(()) = self.locals.changed() => self.on_local(),
                 event = self.source.next() => self.on_lease(event),
                 () = changed(&mut self.exemptions) => {
                     self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
                 changed = self.host.changed() => {
+                    if changed.routes || changed.addresses {
+                        self.pending.hurry(Instant::now());
+                    }
                     self.due.changed |= changed;
                     self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
@@ -261,6 +275,17 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             cost += self.length;
         }
         self.due.look = Instant::now() + (cost * LOOK_REST).clamp(LOOK, FULL);
+    }
+
+    /// This node has changed: whatever was concluded of what it was is concluded anew, at once.
+    fn on_local(&mut self) {
+        self.local = self.locals.borrow_and_update().clone();
+        let now = Instant::now();
+        self.next_hops.clear();
+        self.pending.hurry(now);
+        self.due.changed = Changed::EVERYTHING;
+        self.due.changed_at = Some(now);
+        self.due.rest = now;
     }
 
     async fn run_pass(&mut self) {
@@ -305,10 +330,22 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     async fn pass(&mut self, mut changed: Changed, now: Instant) -> Result<bool, PassError> {
         let Some(leases) = &self.leases else { return Ok(false) };
         if changed.links || changed.addresses || changed.routes || changed.overrun {
-            let surroundings = self.host.survey().await?;
+            let surroundings = self.host.survey(&self.local).await?;
             let moved = changed.routes || changed.addresses || changed.overrun;
-            if moved || surroundings.underlay != self.surroundings.underlay {
-                self.next_hops.clear();
+            let underlay = surroundings.underlay != self.surroundings.underlay;
+            if underlay {
+                self.pending.hurry(now);
+            }
+            if moved || underlay {
+                // A DHCP client may bring our address back in a moment: until then the ways there were are good,
+                // as long as their interfaces are.
+                let leads = |hop: &NextHop| {
+                    let mut links = surroundings.underlay.iter();
+                    surroundings.adrift && links.any(|(index, _, up)| *up && *index == hop.ifindex)
+                };
+                self.next_hops.retain(|_, hop| leads(hop));
+                // Ours are among the routes that may be gone.
+                changed.overlay |= !self.plan.state.direct_routes.is_empty();
             }
             changed.overlay |= surroundings.overlay_ifindex != self.surroundings.overlay_ifindex;
             // Only pods that are reached past the host's stack have to be found.
@@ -318,7 +355,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             };
             self.surroundings = surroundings;
         }
-        resolve(&mut self.host, &mut self.next_hops, public_addresses(leases)).await?;
+        let wanted = public_addresses(&self.local, leases);
+        resolve(&mut self.host, &self.local, &mut self.next_hops, wanted).await?;
         let plan = plan(&Inputs {
             local: &self.local,
             leases,
@@ -402,6 +440,7 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
 /// Looks up the next hops that are not known, and forgets those of nobody.
 async fn resolve<H: Host>(
     host: &mut H,
+    local: &Local,
     next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
     wanted: BTreeSet<Ipv4Addr>,
 ) -> Result<(), NetlinkError> {
@@ -409,7 +448,7 @@ async fn resolve<H: Host>(
     let unknown: BTreeSet<_> =
         wanted.into_iter().filter(|address| !next_hops.contains_key(address)).collect();
     if !unknown.is_empty() {
-        next_hops.extend(host.next_hops(&unknown).await?);
+        next_hops.extend(host.next_hops(local, &unknown).await?);
     }
     Ok(())
 }

@@ -41,14 +41,14 @@ impl Machine {
     }
 
     /// Stops stock flannel, which leaves everything as it is, and starts the agent.
-    fn to_agent(&mut self, etcd: &Etcd, fast_path: FastPath) -> Result<()> {
+    fn start_agent(&mut self, etcd: &Etcd, fast_path: FastPath) -> Result<()> {
         self.daemon = Daemon::Nothing;
         self.daemon = Daemon::Agent(self.node.agent(etcd, fast_path.into())?);
         Ok(())
     }
 
     /// Stops the agent, which leaves everything as it is, and starts stock flannel.
-    fn to_stock(&mut self, etcd: &Etcd) -> Result<()> {
+    fn start_stock(&mut self, etcd: &Etcd) -> Result<()> {
         if let Daemon::Agent(agent) = &mut self.daemon {
             let status = agent.terminate()?;
             ensure!(status.success(), "SIGTERM ended the agent with {status}");
@@ -147,10 +147,10 @@ fn rolling(fast_path: FastPath) -> Result<()> {
     in_lab(|lab| {
         let mut swaps = Swaps::start(lab)?;
         for at in 0..swaps.machines.len() {
-            swaps.swap(at, "stock to ours", |machine, etcd| machine.to_agent(etcd, fast_path))?;
+            swaps.swap(at, "stock to ours", |machine, etcd| machine.start_agent(etcd, fast_path))?;
         }
         for at in 0..swaps.machines.len() {
-            swaps.swap(at, "ours to stock", Machine::to_stock)?;
+            swaps.swap(at, "ours to stock", Machine::start_stock)?;
         }
         println!("fast path {}:\n{}", fast_path.name(), swaps.table);
         Ok(())

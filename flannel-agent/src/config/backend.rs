@@ -21,6 +21,10 @@ const MIN_MTU: u64 = 50 + 68;
 pub enum Backend {
     /// `vxlan`.
     Vxlan(VxlanOptions),
+    /// `host-gw`: routes to nodes on the same link. It has no options.
+    HostGw,
+    /// `alloc`: the lease and nothing else. It has no options.
+    Alloc,
     /// Any other that upstream has.
     Other {
         /// Its type, in lower case.
@@ -28,6 +32,17 @@ pub enum Backend {
         /// `Backend` as it stands in the configuration; `None` when it is absent.
         options: Option<String>,
     },
+}
+
+/// A backend that this version can do, with its options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuiltBackend<'a> {
+    /// `vxlan`, without `DirectRouting`.
+    Vxlan(&'a VxlanOptions),
+    /// `host-gw`.
+    HostGw,
+    /// `alloc`.
+    Alloc,
 }
 
 /// Options of the vxlan backend.
@@ -62,11 +77,27 @@ pub enum UnbuiltBackend {
     )]
     Absent,
     /// A backend of upstream.
-    #[error("Backend.Type: \"{0}\" is not built yet: use \"vxlan\", or run stock flanneld")]
-    Type(&'static str),
-    /// An option of vxlan.
-    #[error("Backend.{0}: true is not built yet: set it to false, or run stock flanneld")]
-    Option(&'static str),
+    #[error("Backend.Type: \"{kind}\" is not built yet: {}, or run stock flanneld", instead(.kind))]
+    Type {
+        /// Its type, in lower case.
+        kind: &'static str,
+    },
+    /// `DirectRouting` of vxlan.
+    #[error(
+        "Backend.DirectRouting: true is not built yet: set it to false, or use \"host-gw\" where all nodes are on \
+         one link, or run stock flanneld"
+    )]
+    DirectRouting,
+}
+
+/// What to use in place of a backend that is not built.
+fn instead(kind: &str) -> &'static str {
+    match kind {
+        "ipip" => "use \"vxlan\", or \"host-gw\" where all nodes are on one link",
+        "wireguard" | "ipsec" => "use \"vxlan\" if packets need not be encrypted",
+        "extension" | "tencent-vpc" => "use \"vxlan\", or \"alloc\" and make the routes yourself",
+        _ => "use \"vxlan\"",
+    }
 }
 
 impl Backend {
@@ -81,30 +112,32 @@ impl Backend {
         let kind: String = object.get("Type", "a string, as \"vxlan\"")?.unwrap_or_default();
         match KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(&kind)) {
             None => Err(ConfigError::UnknownBackend(kind)),
+            Some("host-gw") => Ok(Self::HostGw),
+            Some("alloc") => Ok(Self::Alloc),
             Some("vxlan") => Ok(Self::Vxlan(VxlanOptions::parse(&object)?)),
             Some(kind) => Ok(Self::Other { kind, options: Some(raw.get().to_owned()) }),
         }
     }
 
-    /// The backend's name, as leases carry it in `BackendType`.
+    /// The backend's name in the configuration.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Vxlan(_) => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Alloc => "alloc",
             Self::Other { kind, .. } => kind,
         }
     }
 
-    /// The options of vxlan, if it is that and asks for nothing unbuilt.
-    pub(super) fn vxlan(&self) -> Result<&VxlanOptions, UnbuiltBackend> {
+    /// The backend, if it is built and asks for nothing unbuilt.
+    pub(super) fn built(&self) -> Result<BuiltBackend<'_>, UnbuiltBackend> {
         match self {
             Self::Other { options: None, .. } => Err(UnbuiltBackend::Absent),
-            Self::Other { kind, .. } => Err(UnbuiltBackend::Type(kind)),
-            Self::Vxlan(VxlanOptions { gbp: true, .. }) => Err(UnbuiltBackend::Option("GBP")),
-            Self::Vxlan(VxlanOptions { learning: true, .. }) => Err(UnbuiltBackend::Option("Learning")),
-            Self::Vxlan(VxlanOptions { direct_routing: true, .. }) => {
-                Err(UnbuiltBackend::Option("DirectRouting"))
-            }
-            Self::Vxlan(options) => Ok(options),
+            Self::Other { kind, .. } => Err(UnbuiltBackend::Type { kind }),
+            Self::Vxlan(VxlanOptions { direct_routing: true, .. }) => Err(UnbuiltBackend::DirectRouting),
+            Self::Vxlan(options) => Ok(BuiltBackend::Vxlan(options)),
+            Self::HostGw => Ok(BuiltBackend::HostGw),
+            Self::Alloc => Ok(BuiltBackend::Alloc),
         }
     }
 }

@@ -4,7 +4,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use crate::gojson::FieldError;
 use crate::gojson::Object;
-pub use backend::{Backend, UnbuiltBackend, VxlanOptions};
+pub use backend::{Backend, BuiltBackend, UnbuiltBackend, VxlanOptions};
 pub use pool::{PoolError, PoolV4, PoolV6};
 pub(crate) use pool::{cidr_v4, cidr_v6};
 
@@ -53,7 +53,7 @@ pub enum ConfigError {
     #[error("none defined stack: set EnableIPv4 or EnableIPv6 to true")]
     NoStack,
     /// No such backend, here or upstream.
-    #[error("unknown backend type: {0}")]
+    #[error("unknown backend type: {0}; set Backend.Type to \"vxlan\", \"host-gw\" or \"alloc\"")]
     UnknownBackend(String),
 }
 
@@ -112,14 +112,14 @@ impl NetworkConfig {
         Ok(Self { ipv4, ipv6, enable_nftables, backend })
     }
 
-    /// The parts this version builds: IPv4 over VXLAN. Whatever else the configuration asks for is an error that
+    /// The parts this version builds: IPv4, and the backends that are built. Whatever else the configuration asks for is an error that
     /// names the field, its value and what to do.
-    pub fn vxlan_over_ipv4(&self) -> Result<(&PoolV4, &VxlanOptions), NotBuilt> {
+    pub fn over_ipv4(&self) -> Result<(&PoolV4, BuiltBackend<'_>), NotBuilt> {
         let pool = self.ipv4.as_ref().ok_or(NotBuilt::WithoutIpv4)?;
         if self.ipv6.is_some() {
             return Err(NotBuilt::Ipv6);
         }
-        Ok((pool, self.backend.vxlan()?))
+        Ok((pool, self.backend.built()?))
     }
 }
 

@@ -91,7 +91,10 @@ fn upstreams_messages() {
     assert_eq!(with(r#""SubnetMin":"10.3.1.1""#), "SubnetMin is not on a SubnetLen boundary: 10.3.1.1");
     assert_eq!(with(r#""SubnetMax":"10.3.9.128""#), "SubnetMax is not on a SubnetLen boundary: 10.3.9.128");
     assert!(with(r#""EnableIPv4":false"#).starts_with("none defined stack"));
-    assert_eq!(with(r#""Backend":{"Type":"gce"}"#), "unknown backend type: gce");
+    assert_eq!(
+        with(r#""Backend":{"Type":"gce"}"#),
+        "unknown backend type: gce; set Backend.Type to \"vxlan\", \"host-gw\" or \"alloc\""
+    );
 
     let with = |more: &str| message(&format!(r#"{{"EnableIPv4":false,"EnableIPv6":true,{more}}}"#));
     assert_eq!(with(r#""X":1"#), "please define a correct IPv6Network parameter in the flannel config");
@@ -162,15 +165,30 @@ fn backend(json: &str) -> NetworkConfig {
     parse(&format!(r#"{{"Network":"10.3.0.0/16","Backend":{json}}}"#)).unwrap()
 }
 
+fn options_of(config: &NetworkConfig) -> &VxlanOptions {
+    match config.over_ipv4().unwrap().1 {
+        BuiltBackend::Vxlan(options) => options,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn backends_are_known_by_name_in_any_case() {
+    let built = |json: &str| format!("{:?}", backend(json).over_ipv4().unwrap().1);
+    assert_eq!(built(r#"{"Type":"Host-GW","VNI":"of no use here"}"#), "HostGw");
+    assert_eq!(built(r#"{"type":"ALLOC"}"#), "Alloc");
+    assert!(built(r#"{"Type":"Vxlan","GBP":true,"Learning":true}"#).starts_with("Vxlan"));
+}
+
 #[test]
 fn vxlan_options() {
     let config = backend(r#"{"type":"VXLAN"}"#);
-    assert_eq!(config.vxlan_over_ipv4().unwrap().1, &VxlanOptions::default());
+    assert_eq!(options_of(&config), &VxlanOptions::default());
     let config = backend(r#"{"Type":"vxlan","vni":7,"Port":4789,"MTU":9000,"MacPrefix":"0E-2A"}"#);
-    let options = config.vxlan_over_ipv4().unwrap().1;
+    let options = options_of(&config);
     assert_eq!((options.vni, options.port, options.mtu), (7, Some(4789), Some(9000)));
     let config = backend(r#"{"Type":"vxlan","VNI":null,"Port":0,"MTU":0}"#);
-    assert_eq!(config.vxlan_over_ipv4().unwrap().1, &VxlanOptions::default());
+    assert_eq!(options_of(&config), &VxlanOptions::default());
 }
 
 #[test]
@@ -190,13 +208,21 @@ fn vxlan_options_out_of_range() {
 
 #[test]
 fn what_is_not_built_yet_says_so() {
-    let refused = |config: NetworkConfig| config.vxlan_over_ipv4().unwrap_err().to_string();
+    let refused = |config: NetworkConfig| config.over_ipv4().unwrap_err().to_string();
     assert!(refused(parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap()).starts_with("Backend: absent"));
     for (json, start) in [
-        (r#"{"Type":"Host-GW"}"#, "Backend.Type: \"host-gw\" is not built yet"),
-        (r#"{"Type":"udp"}"#, "Backend.Type: \"udp\" is not built yet"),
-        (r#"{"Type":"vxlan","GBP":true}"#, "Backend.GBP: true is not built yet"),
-        (r#"{"Type":"vxlan","Learning":true}"#, "Backend.Learning: true is not built yet"),
+        (r#"{"Type":"UDP"}"#, "Backend.Type: \"udp\" is not built yet: use \"vxlan\""),
+        (r#"{"Type":"ipip"}"#, "Backend.Type: \"ipip\" is not built yet: use \"vxlan\", or \"host-gw\""),
+        (r#"{"Type":"wireguard"}"#, "Backend.Type: \"wireguard\" is not built yet: use \"vxlan\" if"),
+        (r#"{"Type":"ipsec"}"#, "Backend.Type: \"ipsec\" is not built yet: use \"vxlan\" if"),
+        (
+            r#"{"Type":"extension"}"#,
+            "Backend.Type: \"extension\" is not built yet: use \"vxlan\", or \"alloc\"",
+        ),
+        (
+            r#"{"Type":"tencent-vpc"}"#,
+            "Backend.Type: \"tencent-vpc\" is not built yet: use \"vxlan\", or \"alloc\"",
+        ),
         (r#"{"Type":"vxlan","DirectRouting":true}"#, "Backend.DirectRouting: true is not built yet"),
     ] {
         let error = refused(backend(json));

@@ -1,6 +1,6 @@
 //! The kernel half of a state: what stock flannel programs, over netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
 use nix::errno::Errno;
@@ -8,36 +8,54 @@ use tracing::{info, warn};
 
 use super::{ChangeError, Datapath, ObserveError};
 use crate::{
-    netlink::{FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, address, link, neighbour, route},
-    plan::{Change, State, VxlanDevice},
+    netlink::{
+        FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, Stray, address, link, neighbour, route,
+    },
+    plan::{Change, DirectRoute, State, VxlanDevice},
 };
 
 /// The VXLAN device and what is on it.
 ///
 /// A later process recognises all of it: the device by its name and attributes, and on the device the
 /// addresses within the network, the permanent neighbours and forwarding entries, and the routes that are
-/// `via GATEWAY onlink` with protocol boot.
+/// `via GATEWAY onlink` with protocol boot. Routes past the device are recognised as [`Stray`] says, and those
+/// this process has made, whatever they look like.
 pub struct KernelDatapath {
     netlink: Netlink,
-    name: String,
-    network: Ipv4Network,
+    /// Name of the device, and the network its addresses are ours of.
+    overlay: Option<(String, Ipv4Network)>,
+    stray: Option<Stray>,
+    /// Subnets this process has put a direct route to and not taken it away.
+    direct: BTreeSet<Ipv4Network>,
 }
 
 impl KernelDatapath {
     /// The device `name` of the network namespace `netlink` is in. Addresses of the device outside
     /// `network` are left alone.
     pub fn new(netlink: Netlink, name: String, network: Ipv4Network) -> Self {
-        Self { netlink, name, network }
+        Self { overlay: Some((name, network)), ..Self::without_device(netlink) }
+    }
+
+    /// No device: one there is, whoever made it, is left alone.
+    pub fn without_device(netlink: Netlink) -> Self {
+        Self { netlink, overlay: None, stray: None, direct: BTreeSet::new() }
+    }
+
+    /// Direct routes, too; `stray` tells those of an earlier process.
+    pub fn with_direct_routes(self, stray: Stray) -> Self {
+        Self { stray: Some(stray), ..self }
     }
 
     /// The device, if it is one we would make; down, it is as good as absent, since nothing on it works.
-    async fn device(&mut self) -> Result<Option<(u32, VxlanDevice)>, NetlinkError> {
-        let link = self.netlink.link(&self.name).await?.filter(|link| link.up);
-        Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?))))
+    async fn device(&mut self) -> Result<Option<(u32, VxlanDevice, Ipv4Network)>, NetlinkError> {
+        let Some((name, network)) = &self.overlay else { return Ok(None) };
+        let link = self.netlink.link(name).await?.filter(|link| link.up);
+        Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?, *network))))
     }
 
     async fn device_index(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let link = self.netlink.link(&self.name).await?;
+        let Some((name, _)) = &self.overlay else { return Ok(None) };
+        let link = self.netlink.link(name).await?;
         Ok(link.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index))
     }
 
@@ -75,6 +93,10 @@ impl KernelDatapath {
             let from = link.mac.map(|mac| mac.to_string());
             info!(device = %link.name, from, to = %wanted.mac, "changing the MAC of the device");
             self.netlink.change(link::set_mac(link.index, wanted.mac)).await?;
+        }
+        if link.as_vxlan_device().is_some_and(|found| found.learning != wanted.learning) {
+            info!(device = %link.name, to = wanted.learning, "changing whether the device learns");
+            self.netlink.change(link::set_learning(link.index, wanted.learning)).await?;
         }
         Ok(())
     }
@@ -125,9 +147,15 @@ impl KernelDatapath {
 }
 
 impl Datapath for KernelDatapath {
-    /// The device and what is on it; the eBPF half is empty.
+    /// The device, what is on it, and the routes past it; the eBPF half is empty.
     async fn observe(&mut self) -> Result<State, ObserveError> {
-        let Some((index, device)) = self.device().await? else { return Ok(State::default()) };
+        let direct_routes = match &self.stray {
+            Some(stray) => self.netlink.gateway_routes(&self.direct, stray).await?,
+            None => BTreeMap::new(),
+        };
+        let Some((index, device, network)) = self.device().await? else {
+            return Ok(State { direct_routes, ..State::default() });
+        };
         let addresses = self.netlink.addresses(Some(index)).await?;
         let fdb = self.netlink.permanent_fdb(index).await?;
         Ok(State {
@@ -135,11 +163,12 @@ impl Datapath for KernelDatapath {
             addresses: addresses
                 .into_iter()
                 .map(|address| address.network)
-                .filter(|address| self.network.contains(address.ip()))
+                .filter(|address| network.contains(address.ip()))
                 .collect(),
             neighbours: self.netlink.permanent_neighbours(index).await?,
             fdb: fdb.into_iter().map(|entry| (entry.mac, entry.public_ip)).collect(),
             routes: self.netlink.onlink_routes(index).await?,
+            direct_routes,
             ..State::default()
         })
     }
@@ -148,6 +177,7 @@ impl Datapath for KernelDatapath {
         let mut results = BTreeMap::new();
         let mut index = None;
         let mut rest = Vec::new();
+        let mut direct = Vec::new();
         for (n, change) in changes.iter().enumerate() {
             match change {
                 Change::PutDevice(device) => {
@@ -161,9 +191,11 @@ impl Datapath for KernelDatapath {
                 change if change.is_bpf() => {
                     results.insert(n, Err(ChangeError::Unsupported));
                 }
+                Change::PutDirectRoute { .. } | Change::DeleteDirectRoute { .. } => direct.push((n, change)),
                 change => rest.push((n, change)),
             }
         }
+        results.extend(self.apply_direct(&direct).await);
         let index = match index {
             Some(index) => Ok(Some(index)),
             // Even if an attribute of the device could not be changed, its peers can be.
@@ -187,11 +219,57 @@ impl Datapath for KernelDatapath {
 }
 
 impl KernelDatapath {
+    /// Makes changes of routes past the device, all in flight at once; the result of each by its number.
+    async fn apply_direct(&mut self, changes: &[(usize, &Change)]) -> Vec<(usize, Result<(), ChangeError>)> {
+        let requests: Vec<Request> = changes
+            .iter()
+            .filter_map(|(_, change)| match **change {
+                Change::PutDirectRoute { subnet, route } => Some(route::put_direct(subnet, route)),
+                Change::DeleteDirectRoute { subnet, route } => Some(route::delete_direct(subnet, route)),
+                _ => None,
+            })
+            .collect();
+        let results = self.netlink.transact(&requests).await;
+        let settle = |((n, change), result): (&(usize, &Change), Result<(), NetlinkError>)| {
+            let result = match (*change, result) {
+                (Change::DeleteDirectRoute { subnet, .. }, result) => {
+                    let result = result.or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) });
+                    if result.is_ok() {
+                        self.direct.remove(subnet);
+                    }
+                    result
+                }
+                (Change::PutDirectRoute { subnet, route }, result) => {
+                    if result.is_ok() {
+                        self.direct.insert(*subnet);
+                    }
+                    result.map_err(|error| unreachable_gateway(*route, error))
+                }
+                (_, result) => result,
+            };
+            (*n, result.map_err(ChangeError::from))
+        };
+        changes.iter().zip(results).map(settle).collect()
+    }
+
     async fn delete_device(&mut self) -> Result<(), NetlinkError> {
-        match self.netlink.link(&self.name).await? {
+        let Some((name, _)) = &self.overlay else { return Ok(()) };
+        match self.netlink.link(name).await? {
             Some(link) => self.netlink.change(link::delete(link.index)).await,
             None => Ok(()),
         }
+    }
+}
+
+/// Says what a node that is not on our link means; other errors speak for themselves.
+fn unreachable_gateway(route: DirectRoute, error: NetlinkError) -> NetlinkError {
+    match error.errno() {
+        Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH) => NetlinkError::Conflict(format!(
+            "node {} is not on the link of the external interface (kernel: {error}): the host-gw backend reaches \
+             only nodes on one link; use the vxlan backend, or join the node to this link",
+            route.via
+        )),
+        _ => error,
     }
 }
 

@@ -56,7 +56,15 @@ impl MemoryDatapath {
             Change::DeleteFdb { mac, .. } => delete(&mut state.fdb, &mac),
             Change::PutNeighbour { address, mac } => put(&mut state.neighbours, address, mac),
             Change::DeleteNeighbour(address) => delete(&mut state.neighbours, &address),
-            Change::PutRoute { subnet, via } => put(&mut state.routes, subnet, via),
+            Change::PutRoute { subnet, via } => {
+                delete(&mut state.direct_routes, &subnet);
+                put(&mut state.routes, subnet, via);
+            }
+            Change::PutDirectRoute { subnet, route } => {
+                delete(&mut state.routes, &subnet);
+                put(&mut state.direct_routes, subnet, route);
+            }
+            Change::DeleteDirectRoute { subnet, .. } => delete(&mut state.direct_routes, &subnet),
             Change::DeleteRoute { subnet, .. } => delete(&mut state.routes, &subnet),
             Change::PutBpfConfig(config) => state.bpf.config = Some(config),
             Change::DeleteBpfConfig => state.bpf.config = None,

@@ -81,3 +81,31 @@ pub trait LeaseSource: Send {
     /// retried with backoff inside. Cancel safe.
     fn next(&mut self) -> impl Future<Output = LeaseEvent> + Send;
 }
+
+/// The leases of the peers, unless they are nothing to us.
+#[derive(Debug)]
+pub enum Peers<S> {
+    /// As the store tells them.
+    Watched(S),
+    /// There are none to know of: of a backend that does nothing about them.
+    Unwatched(Unwatched),
+}
+
+/// An empty source.
+#[derive(Debug, Default)]
+pub struct Unwatched {
+    told: bool,
+}
+
+impl<S: LeaseSource> LeaseSource for Peers<S> {
+    async fn next(&mut self) -> LeaseEvent {
+        match self {
+            Self::Watched(source) => source.next().await,
+            Self::Unwatched(Unwatched { told: false }) => {
+                *self = Self::Unwatched(Unwatched { told: true });
+                LeaseEvent::Snapshot(Vec::new())
+            }
+            Self::Unwatched(Unwatched { told: true }) => std::future::pending().await,
+        }
+    }
+}

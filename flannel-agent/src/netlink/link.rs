@@ -66,7 +66,11 @@ pub struct Vxlan {
     pub underlay_ifindex: Option<u32>,
     /// Local address of the outer header.
     pub local: Option<Ipv4Addr>,
-    /// It has what flannel's has not: a group, a remote, miss notifications, policy or metadata extensions.
+    /// It learns from packets which MAC is behind which address.
+    pub learning: bool,
+    /// It has the group based policy extension.
+    pub gbp: bool,
+    /// It has what flannel's has not: a group, a remote, miss notifications or metadata extensions.
     pub foreign: bool,
 }
 
@@ -85,6 +89,8 @@ impl Link {
             local: vxlan.local?,
             mac: self.mac?,
             mtu: self.mtu,
+            learning: vxlan.learning,
+            gbp: vxlan.gbp,
         })
     }
 }
@@ -128,21 +134,22 @@ impl Netlink {
 /// Creates the device down, with just the attributes upstream gives it: all others are the kernel's
 /// defaults, which keeps the two interchangeable.
 pub(crate) fn create_vxlan(device: &VxlanDevice) -> Request {
+    let mut data = vec![
+        InfoVxlan::Id(device.vni),
+        InfoVxlan::Link(device.underlay_ifindex),
+        InfoVxlan::Local(device.local),
+        InfoVxlan::Learning(device.learning),
+        InfoVxlan::Port(device.port),
+    ];
+    if device.gbp {
+        data.push(InfoVxlan::Gbp);
+    }
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(device.name.clone()),
         LinkAttribute::Mtu(device.mtu),
         LinkAttribute::Address(device.mac.0.to_vec()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![
-                InfoVxlan::Id(device.vni),
-                InfoVxlan::Link(device.underlay_ifindex),
-                InfoVxlan::Local(device.local),
-                InfoVxlan::Learning(false),
-                InfoVxlan::Port(device.port),
-            ])),
-        ]),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
     ];
     Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
@@ -155,6 +162,17 @@ pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
 /// Changes the MAC.
 pub(crate) fn set_mac(index: u32, mac: Mac) -> Request {
     set(index, vec![LinkAttribute::Address(mac.0.to_vec())])
+}
+
+/// Switches learning of a VXLAN device on or off.
+pub(crate) fn set_learning(index: u32, learning: bool) -> Request {
+    let data = InfoData::Vxlan(vec![InfoVxlan::Learning(learning)]);
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes =
+        vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])];
+    // RTM_SETLINK would ignore what is particular to the kind.
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: 0 }
 }
 
 /// Sets the interface up.
@@ -241,9 +259,9 @@ fn vxlan(data: &[InfoVxlan]) -> Vxlan {
             InfoVxlan::Local(address) => vxlan.local = Some(*address),
             InfoVxlan::Group(address) => vxlan.foreign |= !address.is_unspecified(),
             InfoVxlan::L2Miss(true) | InfoVxlan::CollectMetadata(true) => vxlan.foreign = true,
-            InfoVxlan::Group6(_) | InfoVxlan::Local6(_) | InfoVxlan::Gbp | InfoVxlan::Gpe => {
-                vxlan.foreign = true;
-            }
+            InfoVxlan::Learning(learning) => vxlan.learning = *learning,
+            InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::Group6(_) | InfoVxlan::Local6(_) | InfoVxlan::Gpe => vxlan.foreign = true,
             _ => {}
         }
     }

@@ -24,5 +24,6 @@ pub use interface::{
 pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
+pub use route::Stray;
 
 pub(crate) use connection::Request;

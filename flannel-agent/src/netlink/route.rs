@@ -17,7 +17,10 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{Netlink, NetlinkError, Request};
-use crate::plan::NextHop;
+use crate::{
+    config::PoolV4,
+    plan::{DirectRoute, NextHop},
+};
 
 /// An IPv4 unicast route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,31 @@ impl Netlink {
             .into_iter()
             .filter(|route| route.onlink && route.boot && route.metric == 0)
             .filter_map(|route| Some((route.destination, route.gateway?)))
+            .collect())
+    }
+
+    /// The routes `via GATEWAY`, of protocol boot and without metric, that lead to `recognised` subnets, and
+    /// of those over interface `ifindex` the ones that [`Stray`] takes to be flannel's.
+    pub(crate) async fn gateway_routes(
+        &mut self,
+        recognised: &BTreeSet<Ipv4Network>,
+        stray: &Stray,
+    ) -> Result<BTreeMap<Ipv4Network, DirectRoute>, NetlinkError> {
+        let routes = self.main_routes(None).await?;
+        let routers: BTreeSet<Ipv4Addr> = routes
+            .iter()
+            .filter(|route| !stray.pool.allows(route.destination))
+            .filter_map(|route| route.gateway)
+            .collect();
+        let is_ours = |route: &Route, via: &Ipv4Addr| {
+            recognised.contains(&route.destination) || stray.is_flannels(route, via, &routers)
+        };
+        Ok(routes
+            .iter()
+            .filter(|route| !route.onlink && route.boot && route.metric == 0)
+            .filter_map(|route| Some((route, route.gateway?)))
+            .filter(|(route, via)| is_ours(route, via))
+            .map(|(route, via)| (route.destination, DirectRoute { ifindex: route.ifindex, via }))
             .collect())
     }
 
@@ -102,6 +130,45 @@ impl Netlink {
     }
 }
 
+/// Which routes without a mark of their own an earlier host-gw flannel has left.
+///
+/// An administrator's route looks the same, so all of this must hold: it is over the external interface; it
+/// leads to exactly one subnet that nodes can lease, and not to any of ours; and its gateway is a node, not a
+/// router: no route to anywhere else uses it. What is spared by mistake is replaced when its subnet is leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// Index of the external interface at the start.
+    pub ifindex: u32,
+    /// The subnets that can be leased.
+    pub pool: PoolV4,
+    /// Our own.
+    pub own: Ipv4Network,
+}
+
+impl Stray {
+    fn is_flannels(&self, route: &Route, via: &Ipv4Addr, routers: &BTreeSet<Ipv4Addr>) -> bool {
+        route.ifindex == self.ifindex
+            && self.pool.allows(route.destination)
+            && !route.destination.overlaps(self.own)
+            && !routers.contains(via)
+    }
+}
+
+/// Puts `subnet via gateway dev IFINDEX` (main table, protocol boot, scope global) in place of any route to
+/// `subnet` that has no metric either.
+pub(crate) fn put_direct(subnet: Ipv4Network, route: DirectRoute) -> Request {
+    Request {
+        message: RouteNetlinkMessage::NewRoute(via(subnet, route.ifindex, route.via, RouteFlags::empty())),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+    }
+}
+
+/// Deletes that route, and no other.
+pub(crate) fn delete_direct(subnet: Ipv4Network, route: DirectRoute) -> Request {
+    let message = via(subnet, route.ifindex, route.via, RouteFlags::empty());
+    Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
+}
+
 /// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol boot, scope global) in place of any
 /// route to `subnet` that has no metric either.
 pub(crate) fn put_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> Request {
@@ -129,6 +196,10 @@ fn blackhole(subnet: Ipv4Network) -> RouteMessage {
 }
 
 fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage {
+    via(subnet, ifindex, gateway, RouteFlags::Onlink)
+}
+
+fn via(subnet: Ipv4Network, ifindex: u32, gateway: Ipv4Addr, flags: RouteFlags) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.destination_prefix_length = subnet.prefix();
@@ -136,7 +207,7 @@ fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage 
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    message.header.flags = RouteFlags::Onlink;
+    message.header.flags = flags;
     message.attributes = vec![
         RouteAttribute::Destination(RouteAddress::Inet(subnet.network())),
         RouteAttribute::Gateway(RouteAddress::Inet(gateway)),

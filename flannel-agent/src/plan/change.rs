@@ -8,7 +8,7 @@ use flannel_common::{
 };
 use ipnetwork::Ipv4Network;
 
-use super::VxlanDevice;
+use super::{DirectRoute, VxlanDevice};
 use crate::mac::Mac;
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
@@ -40,6 +40,13 @@ pub enum Change {
         subnet: Ipv4Network,
         /// First address of that subnet.
         via: Ipv4Addr,
+    },
+    /// Route a pod subnet straight to the node that holds it, in place of any other route to it.
+    PutDirectRoute {
+        /// The peer's subnet.
+        subnet: Ipv4Network,
+        /// Where to.
+        route: DirectRoute,
     },
     /// Write map `config`.
     PutBpfConfig(Config),
@@ -102,6 +109,13 @@ pub enum Change {
         /// The gateway it was observed with.
         via: Ipv4Addr,
     },
+    /// Delete a route past the device.
+    DeleteDirectRoute {
+        /// The subnet.
+        subnet: Ipv4Network,
+        /// As it was observed.
+        route: DirectRoute,
+    },
     /// Delete a permanent neighbour of the device.
     DeleteNeighbour(Ipv4Addr),
     /// Delete a forwarding entry of the device.
@@ -130,6 +144,8 @@ pub enum Slot {
     Neighbour(Ipv4Addr),
     /// A route over it.
     Route(Ipv4Network),
+    /// A route past it.
+    DirectRoute(Ipv4Network),
     /// Map `config`.
     BpfConfig,
     /// An entry of map `routes_v4`.
@@ -153,6 +169,9 @@ impl Change {
             Self::PutFdb { mac, .. } | Self::DeleteFdb { mac, .. } => Slot::Fdb(mac),
             Self::PutNeighbour { address, .. } | Self::DeleteNeighbour(address) => Slot::Neighbour(address),
             Self::PutRoute { subnet, .. } | Self::DeleteRoute { subnet, .. } => Slot::Route(subnet),
+            Self::PutDirectRoute { subnet, .. } | Self::DeleteDirectRoute { subnet, .. } => {
+                Slot::DirectRoute(subnet)
+            }
             Self::PutBpfConfig(_) | Self::DeleteBpfConfig => Slot::BpfConfig,
             Self::PutPeer { subnet, .. } | Self::DeletePeer(subnet) => Slot::Peer(subnet),
             Self::PutVtep { address, .. } | Self::DeleteVtep(address) => Slot::Vtep(address),
@@ -181,6 +200,7 @@ impl Change {
                 | Self::DeletePeer(_)
                 | Self::DeleteBpfConfig
                 | Self::DeleteRoute { .. }
+                | Self::DeleteDirectRoute { .. }
                 | Self::DeleteNeighbour(_)
                 | Self::DeleteFdb { .. }
                 | Self::DeleteAddress(_)
@@ -193,15 +213,14 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PutDevice(VxlanDevice { name, vni, port, underlay_ifindex, local, mac, mtu }) => write!(
-                f,
-                "set up device {name} (VNI {vni}, port {port}, local address {local} on interface \
-                 {underlay_ifindex}, MAC {mac}, MTU {mtu})"
-            ),
+            Self::PutDevice(device) => write!(f, "set up device {device}"),
             Self::PutAddress(address) => write!(f, "give the VXLAN device address {address}"),
             Self::PutFdb { mac, public_ip } => write!(f, "forward frames for {mac} to {public_ip}"),
             Self::PutNeighbour { address, mac } => write!(f, "resolve neighbour {address} to {mac}"),
             Self::PutRoute { subnet, via } => write!(f, "route {subnet} via {via}"),
+            Self::PutDirectRoute { subnet, route: DirectRoute { ifindex, via } } => {
+                write!(f, "route {subnet} via {via} on interface {ifindex}")
+            }
             Self::PutBpfConfig(config) => {
                 write!(f, "configure the programs for fast path {}", config.fast_path.label())
             }
@@ -239,6 +258,9 @@ impl fmt::Display for Change {
             Self::DeletePeer(subnet) => write!(f, "forget where {} is", Cidr(subnet)),
             Self::DeleteBpfConfig => f.write_str("let the programs touch no packet"),
             Self::DeleteRoute { subnet, via } => write!(f, "delete the route to {subnet} via {via}"),
+            Self::DeleteDirectRoute { subnet, route: DirectRoute { ifindex, via } } => {
+                write!(f, "delete the route to {subnet} via {via} on interface {ifindex}")
+            }
             Self::DeleteNeighbour(address) => write!(f, "delete neighbour {address}"),
             Self::DeleteFdb { mac, public_ip } => {
                 write!(f, "stop forwarding frames for {mac} to {public_ip}")
@@ -246,6 +268,20 @@ impl fmt::Display for Change {
             Self::DeleteAddress(address) => write!(f, "take address {address} from the VXLAN device"),
             Self::DeleteDevice => f.write_str("delete the VXLAN device"),
         }
+    }
+}
+
+/// Its name and, in brackets, what it is.
+impl fmt::Display for VxlanDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, vni, port, underlay_ifindex, local, mac, mtu, learning, gbp } = self;
+        write!(
+            f,
+            "{name} (VNI {vni}, port {port}, local address {local} on interface {underlay_ifindex}, MAC {mac}, \
+             MTU {mtu}{}{})",
+            if *learning { ", learning" } else { "" },
+            if *gbp { ", GBP" } else { "" }
+        )
     }
 }
 

@@ -29,9 +29,17 @@ pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
     changes.extend(
         news(&desired.routes, &on_device.routes).map(|(&subnet, &via)| Change::PutRoute { subnet, via }),
     );
+    changes.extend(
+        news(&desired.direct_routes, &observed.direct_routes)
+            .map(|(&subnet, &route)| Change::PutDirectRoute { subnet, route }),
+    );
     put_bpf(&mut changes, &desired.bpf, &observed.bpf);
 
     delete_bpf(&mut changes, &desired.bpf, &observed.bpf);
+    changes.extend(
+        gone(&desired.direct_routes, &observed.direct_routes)
+            .map(|(&subnet, &route)| Change::DeleteDirectRoute { subnet, route }),
+    );
     if desired.device.is_none() && observed.device.is_some() {
         changes.push(Change::DeleteDevice);
         return changes;
@@ -115,7 +123,8 @@ fn left_on_device(desired: Option<&VxlanDevice>, observed: &State) -> State {
 impl VxlanDevice {
     /// Whether a device like `other` can be made into this one without deleting it.
     pub fn is_compatible(&self, other: &Self) -> bool {
-        let fixed = |device: &Self| (device.vni, device.port, device.underlay_ifindex, device.local);
+        let fixed =
+            |device: &Self| (device.vni, device.port, device.underlay_ifindex, device.local, device.gbp);
         self.name == other.name && fixed(self) == fixed(other)
     }
 }

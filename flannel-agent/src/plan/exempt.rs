@@ -30,7 +30,7 @@ pub(super) fn prefixes(
         // masquerades what ends here, and a container that asks for its own published port by our address
         // gets an answer only if docker masquerades it.
         let nodes = leases.values().map(|lease| lease.attrs.public_ip);
-        let nodes = nodes.filter(|address| ![local.public_ip, local.device.local].contains(address));
+        let nodes = nodes.filter(|address| ![local.public_ip, local.underlay.address].contains(address));
         all.extend(nodes.map(|address| (subnet_key(host(address)), Exempt::Node)));
     }
     all.insert(subnet_key(local.network), Exempt::Cluster);

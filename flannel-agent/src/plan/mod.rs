@@ -13,7 +13,10 @@ use std::{
 use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
 use ipnetwork::Ipv4Network;
 
-use crate::lease::{LeaseSubnet, Leases};
+use crate::{
+    lease::{LeaseSubnet, Leases},
+    mac::Mac,
+};
 
 mod change;
 mod delta;
@@ -27,10 +30,10 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
-pub use peers::{Peer, Skip, peers, public_addresses};
-pub use state::{BpfState, State, VxlanDevice};
+pub use peers::{Peer, Skip, Way, peers, public_addresses};
+pub use state::{BpfState, DirectRoute, State, VxlanDevice};
 
-/// The facts about this node that do not change while it runs.
+/// The facts about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
     /// The network all pod subnets are cut from.
@@ -39,13 +42,57 @@ pub struct Local {
     pub subnet: Ipv4Network,
     /// The address our lease publishes; peers send to it.
     pub public_ip: Ipv4Addr,
-    /// The VXLAN device. Its underlay is the external interface.
-    pub device: VxlanDevice,
+    /// The external interface.
+    pub underlay: Underlay,
+    /// How packets reach other nodes.
+    pub backend: Backend,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
     /// kernel's formula, which never reaches the end.
     pub source_ports: Range<u16>,
+}
+
+/// Where packets between nodes leave and arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Index of the external interface.
+    pub ifindex: u32,
+    /// Our address on it.
+    pub address: Ipv4Addr,
+}
+
+/// How packets reach other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Through a tunnel. The device is bound to the external interface.
+    Vxlan(VxlanDevice),
+    /// By routes to nodes on the same link, without a tunnel.
+    HostGw,
+    /// By whatever the administrator has set up: only the lease is ours.
+    Alloc,
+}
+
+impl Backend {
+    /// `BackendType` of our lease and of those that are followed.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::HostGw => "host-gw",
+            // Upstream publishes none.
+            Self::Alloc => "",
+        }
+    }
+}
+
+impl Local {
+    /// The VXLAN device, if there is to be one.
+    pub fn device(&self) -> Option<&VxlanDevice> {
+        match &self.backend {
+            Backend::Vxlan(device) => Some(device),
+            Backend::HostGw | Backend::Alloc => None,
+        }
+    }
 }
 
 /// How the underlay reaches an address.
@@ -101,32 +148,39 @@ pub struct Plan {
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let local = inputs.local;
     let (peers, skipped) = peers(local, inputs.leases);
-    let mut state = State {
-        device: Some(local.device.clone()),
-        addresses: BTreeSet::from([host(local.subnet.network())]),
-        bpf: bpf(inputs, &peers),
-        ..State::default()
-    };
+    let mut state = State { bpf: bpf(inputs, &peers), ..State::default() };
+    if let Some(device) = local.device() {
+        state.device = Some(device.clone());
+        state.addresses.insert(host(local.subnet.network()));
+    }
     for (subnet, peer) in &peers {
-        let base = subnet.network();
-        state.neighbours.insert(base, peer.vtep_mac);
-        state.fdb.insert(peer.vtep_mac, peer.public_ip);
-        state.routes.insert(*subnet, base);
+        match peer.way {
+            Way::Vxlan(mac) => {
+                let base = subnet.network();
+                state.neighbours.insert(base, mac);
+                state.fdb.insert(mac, peer.public_ip);
+                state.routes.insert(*subnet, base);
+            }
+            Way::Direct => {
+                let route = DirectRoute { ifindex: local.underlay.ifindex, via: peer.public_ip };
+                state.direct_routes.insert(*subnet, route);
+            }
+        }
     }
     Plan { state, peers, skipped }
 }
 
 fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     let local = inputs.local;
-    if local.fast_path == FastPath::Off {
+    let Some(device) = local.device().filter(|_| local.fast_path != FastPath::Off) else {
         return BpfState::default();
-    }
+    };
     let mut bpf = BpfState::default();
     let mut lengths = BTreeSet::new();
     for (subnet, peer) in peers {
         let key = subnet_key(*subnet);
         lengths.insert(Reverse(subnet.prefix()));
-        bpf.peers.insert(key, peer_value(local, peer, inputs.next_hops.get(&peer.public_ip)));
+        bpf.peers.insert(key, peer_value(device, peer, inputs.next_hops.get(&peer.public_ip)));
         // The source check has room for one lease of a public address.
         if peer.foremost {
             bpf.vteps.insert(peer.public_ip.octets(), VtepV4 { subnet: key });
@@ -134,16 +188,16 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     }
     bpf.config = Some(Config {
         fast_path: local.fast_path,
-        vtep: local.device.local.octets(),
-        port: local.device.port.into(),
-        vni: local.device.vni,
+        vtep: device.local.octets(),
+        port: device.port.into(),
+        vni: device.vni,
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
         network: subnet_key(local.network),
         subnet: subnet_key(local.subnet),
         // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
-        local_mac: local.device.mac.0,
+        local_mac: device.mac.0,
         reserved: [0; 2],
     });
     bpf.exempt = exempt::prefixes(local, inputs.leases, inputs.exemptions);
@@ -151,23 +205,29 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::All {
-        bpf.hooks.insert((local.device.underlay_ifindex, Hook::FromUnderlay));
+        bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     bpf
 }
 
-fn peer_value(local: &Local, peer: &Peer, next_hop: Option<&NextHop>) -> PeerV4 {
+fn peer_value(device: &VxlanDevice, peer: &Peer, next_hop: Option<&NextHop>) -> PeerV4 {
+    let (kind, mac) = match (peer.way, next_hop) {
+        (Way::Vxlan(mac), Some(_)) => (PeerKind::Vxlan, mac),
+        (Way::Vxlan(mac), None) => (PeerKind::Kernel, mac),
+        // The programs have no way without a tunnel.
+        (Way::Direct, _) => (PeerKind::Kernel, Mac([0; 6])),
+    };
     PeerV4 {
-        kind: if next_hop.is_some() { PeerKind::Vxlan } else { PeerKind::Kernel },
+        kind,
         vtep: peer.public_ip.octets(),
         // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
-        vni: local.device.vni,
+        vni: device.vni,
         ifindex: next_hop.map_or(0, |hop| hop.ifindex),
         next_hop: next_hop.map_or([0; 4], |hop| hop.address.octets()),
         mtu: next_hop.map_or(0, |hop| hop.mtu),
-        vtep_mac: peer.vtep_mac.0,
-        local_mac: local.device.mac.0,
+        vtep_mac: mac.0,
+        local_mac: device.mac.0,
     }
 }
 

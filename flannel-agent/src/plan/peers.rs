@@ -9,24 +9,40 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 
-use super::Local;
+use super::{Backend, Local};
 use crate::{
     lease::{Lease, LeaseSubnet, Leases},
     mac::Mac,
 };
 
-/// The backend whose peers we reach.
-const BACKEND: &str = "vxlan";
-
-/// Another node, reached through VXLAN.
+/// Another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Where its tunnel ends.
+    /// Its address on the underlay.
     pub public_ip: Ipv4Addr,
-    /// MAC of its VXLAN device.
-    pub vtep_mac: Mac,
+    /// How packets get there.
+    pub way: Way,
     /// Whether this is the lease its public address is known by, should it hold several.
     pub foremost: bool,
+}
+
+/// How packets reach a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Through the tunnel, to the VXLAN device of this MAC.
+    Vxlan(Mac),
+    /// By a route to its address, which is on our link.
+    Direct,
+}
+
+impl Way {
+    /// MAC of the peer's VXLAN device, where one is used.
+    pub fn vtep_mac(self) -> Option<Mac> {
+        match self {
+            Self::Vxlan(mac) => Some(mac),
+            Self::Direct => None,
+        }
+    }
 }
 
 /// Why a lease is not followed.
@@ -36,8 +52,13 @@ pub enum Skip {
     #[error("it has no IPv4 subnet")]
     NoIpv4,
     /// Another kind of network.
-    #[error("its backend is {0:?}, ours is \"vxlan\"")]
-    OtherBackend(String),
+    #[error("its backend is {theirs:?}, ours is {ours:?}")]
+    OtherBackend {
+        /// `BackendType` of the lease.
+        theirs: String,
+        /// That of ours.
+        ours: &'static str,
+    },
     /// Its `BackendData` cannot be read.
     #[error("{0}")]
     Unreadable(String),
@@ -66,15 +87,15 @@ pub enum Skip {
 impl Skip {
     /// Whether someone should look into it. Nodes of other kinds are nobody's fault.
     pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::NoIpv4 | Self::OtherBackend(_))
+        !matches!(self, Self::NoIpv4 | Self::OtherBackend { .. })
     }
 }
 
 /// The public addresses of all peers that may be followed: what the underlay must reach.
-pub fn public_addresses(leases: &Leases) -> BTreeSet<Ipv4Addr> {
+pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
     leases
         .values()
-        .filter(|lease| lease.attrs.backend_type == BACKEND)
+        .filter(|lease| lease.attrs.backend_type == local.backend.kind())
         .map(|lease| lease.attrs.public_ip)
         .collect()
 }
@@ -85,11 +106,14 @@ pub fn public_addresses(leases: &Leases) -> BTreeSet<Ipv4Addr> {
 /// last is followed, because a node that moved leaves a lease behind that is no longer renewed; then the
 /// lower subnet.
 pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
+    if local.backend == Backend::Alloc {
+        return (BTreeMap::new(), BTreeMap::new());
+    }
     let mut skipped = BTreeMap::new();
     let mut candidates = Vec::new();
     for (key, lease) in leases {
         match candidate(local, lease) {
-            Ok((subnet, mac)) => candidates.push((Reverse(end(lease)), subnet, mac, *key, lease)),
+            Ok((subnet, way)) => candidates.push((Reverse(end(lease)), subnet, way, *key, lease)),
             Err(skip) => {
                 skipped.insert(*key, skip);
             }
@@ -100,18 +124,20 @@ pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BT
     let mut peers = BTreeMap::<Ipv4Network, Peer>::new();
     let mut macs = BTreeMap::<Mac, (Ipv4Addr, Ipv4Network)>::new();
     let mut addresses = BTreeSet::new();
-    for (_, subnet, mac, key, lease) in candidates {
+    for (_, subnet, way, key, lease) in candidates {
         let public_ip = lease.attrs.public_ip;
         if let Some(other) = overlapping(&peers, subnet) {
             skipped.insert(key, Skip::Overlaps(other));
             continue;
         }
-        if let Some((_, other)) = macs.get(&mac).filter(|(owner, _)| *owner != public_ip) {
-            skipped.insert(key, Skip::SameMac { mac, other: *other });
-            continue;
+        if let Some(mac) = way.vtep_mac() {
+            let (owner, other) = *macs.entry(mac).or_insert((public_ip, subnet));
+            if owner != public_ip {
+                skipped.insert(key, Skip::SameMac { mac, other });
+                continue;
+            }
         }
-        macs.entry(mac).or_insert((public_ip, subnet));
-        peers.insert(subnet, Peer { public_ip, vtep_mac: mac, foremost: addresses.insert(public_ip) });
+        peers.insert(subnet, Peer { public_ip, way, foremost: addresses.insert(public_ip) });
     }
     (peers, skipped)
 }
@@ -121,22 +147,27 @@ fn end(lease: &Lease) -> (bool, Option<SystemTime>) {
     (lease.expiration.is_none(), lease.expiration)
 }
 
-fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Mac), Skip> {
+fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Way), Skip> {
     let subnet = lease.subnet.v4.ok_or(Skip::NoIpv4)?;
     let attrs = &lease.attrs;
-    if attrs.backend_type != BACKEND {
-        return Err(Skip::OtherBackend(attrs.backend_type.clone()));
+    let ours = local.backend.kind();
+    if attrs.backend_type != ours {
+        return Err(Skip::OtherBackend { theirs: attrs.backend_type.clone(), ours });
     }
-    if attrs.public_ip == local.public_ip || attrs.public_ip == local.device.local {
+    let address = local.underlay.address;
+    if attrs.public_ip == local.public_ip || attrs.public_ip == address {
         return Err(Skip::OurAddress(attrs.public_ip));
     }
-    let ours = [local.subnet, local.public_ip.into(), local.device.local.into()];
+    let ours = [local.subnet, local.public_ip.into(), address.into()];
     if let Some(covered) = ours.into_iter().find(|own| own.overlaps(subnet)) {
         return Err(Skip::CoversUs(covered));
     }
+    if local.backend == Backend::HostGw {
+        return Ok((subnet, Way::Direct));
+    }
     let data = attrs.vxlan().map_err(|error| Skip::Unreadable(error.to_string()))?;
     let mac = data.vtep_mac.filter(|mac| mac.0 != [0; 6] && mac.0[0] & 1 == 0);
-    Ok((subnet, mac.ok_or(Skip::NoMac(data.vtep_mac))?))
+    Ok((subnet, Way::Vxlan(mac.ok_or(Skip::NoMac(data.vtep_mac))?)))
 }
 
 /// A subnet of `peers` that shares addresses with `subnet`. Those of `peers` share none among themselves,

@@ -30,6 +30,19 @@ pub struct VxlanDevice {
     pub mac: Mac,
     /// Its MTU: that of the underlay less 50.
     pub mtu: u32,
+    /// It learns from packets which MAC is behind which address.
+    pub learning: bool,
+    /// It carries the mark of packets in the header: the group based policy extension.
+    pub gbp: bool,
+}
+
+/// Where a route leads that uses no tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DirectRoute {
+    /// Interface packets leave by.
+    pub ifindex: u32,
+    /// The gateway: the public address of the node that holds the subnet.
+    pub via: Ipv4Addr,
 }
 
 /// What the kernel holds on our behalf.
@@ -45,6 +58,9 @@ pub struct State {
     pub fdb: BTreeMap<Mac, Ipv4Addr>,
     /// Routes over the device, `onlink`: pod subnet to the peer's `.0` address.
     pub routes: BTreeMap<Ipv4Network, Ipv4Addr>,
+    /// Routes past the device, straight to a peer on the same link. The kernel has one route to a subnet:
+    /// no subnet is in both `routes` and here.
+    pub direct_routes: BTreeMap<Ipv4Network, DirectRoute>,
     /// Maps and programs. Empty when the fast path is off.
     pub bpf: BpfState,
 }

@@ -13,6 +13,8 @@ use crate::{
     mac::Mac,
 };
 
+mod backends;
+
 const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);
 
 fn net(text: &str) -> Ipv4Network {
@@ -32,17 +34,24 @@ fn local(fast_path: FastPath) -> Local {
         network: net("10.0.0.0/8"),
         subnet: net("10.1.0.0/24"),
         public_ip: ip("192.0.2.1"),
-        device: VxlanDevice {
-            name: "flannel.1".into(),
-            vni: 1,
-            port: 8472,
-            underlay_ifindex: 2,
-            local: ip("192.0.2.1"),
-            mac: OUR_MAC,
-            mtu: 1450,
-        },
+        underlay: Underlay { ifindex: 2, address: ip("192.0.2.1") },
+        backend: Backend::Vxlan(device()),
         fast_path,
         source_ports: 32768..60999,
+    }
+}
+
+fn device() -> VxlanDevice {
+    VxlanDevice {
+        name: "flannel.1".into(),
+        vni: 1,
+        port: 8472,
+        underlay_ifindex: 2,
+        local: ip("192.0.2.1"),
+        mac: OUR_MAC,
+        mtu: 1450,
+        learning: false,
+        gbp: false,
     }
 }
 
@@ -71,9 +80,13 @@ fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
 }
 
 fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
+    planned_for(&local(fast_path), leases)
+}
+
+fn planned_for(local: &Local, leases: &Leases) -> Plan {
     let next_hops = BTreeMap::from([(ip("192.0.2.2"), hop(2)), (ip("198.51.100.3"), hop(254))]);
     plan(&Inputs {
-        local: &local(fast_path),
+        local,
         leases,
         next_hops: &next_hops,
         pods: &pods([11, 12]),
@@ -91,7 +104,7 @@ fn skips(plan: &Plan) -> BTreeMap<String, String> {
 fn a_peer_becomes_what_stock_flannel_programs_for_it() {
     let plan = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]));
     let state = plan.state;
-    assert_eq!(state.device, Some(local(FastPath::Off).device));
+    assert_eq!(state.device, Some(device()));
     assert_eq!(state.addresses, BTreeSet::from([net("10.1.0.0/32")]));
     assert_eq!(state.neighbours, BTreeMap::from([(ip("10.2.0.0"), mac(2))]));
     assert_eq!(state.fdb, BTreeMap::from([(mac(2), ip("192.0.2.2"))]));
@@ -306,9 +319,16 @@ fn a_new_device_or_mac_gets_back_what_was_on_the_old_one() {
     let mut other_port = state.clone();
     other_port.device.as_mut().unwrap().port = 4789;
     assert_eq!(delta(&state, &other_port).len(), 5);
-    let mut other_mtu = state.clone();
-    other_mtu.device.as_mut().unwrap().mtu = 1400;
-    assert_eq!(delta(&state, &other_mtu).len(), 1);
+    let mut other_gbp = state.clone();
+    other_gbp.device.as_mut().unwrap().gbp = true;
+    assert_eq!(delta(&state, &other_gbp).len(), 5);
+    let changed_in_place: [fn(&mut VxlanDevice); 2] =
+        [|device| device.mtu = 1400, |device| device.learning = true];
+    for change in changed_in_place {
+        let mut other = state.clone();
+        change(other.device.as_mut().unwrap());
+        assert_eq!(delta(&state, &other).len(), 1);
+    }
 }
 
 fn any_mac() -> impl Strategy<Value = Mac> {
@@ -349,6 +369,10 @@ fn any_lease() -> impl Strategy<Value = Lease> {
     )
 }
 
+fn any_direct_route() -> impl Strategy<Value = DirectRoute> {
+    (2..4u32, any_public_ip()).prop_map(|(ifindex, via)| DirectRoute { ifindex, via })
+}
+
 fn any_leases() -> impl Strategy<Value = Leases> {
     prop::collection::vec(any_lease(), 0..12).prop_map(leases)
 }
@@ -361,6 +385,7 @@ prop_compose! {
     fn any_plan()(
         leases in any_leases(),
         fast_path in any_fast_path(),
+        backend in prop_oneof![3 => Just(Backend::Vxlan(device())), 2 => Just(Backend::HostGw), 1 => Just(Backend::Alloc)],
         hops in prop::collection::btree_set(1..9u8, 0..9),
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
         overlay_ifindex in prop::option::of(5..7u32),
@@ -369,7 +394,7 @@ prop_compose! {
     ) -> Plan {
         let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
         plan(&Inputs {
-            local: &local(fast_path), leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
+            local: &Local { backend, ..local(fast_path) }, leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
             exemptions: &Exemptions { prefixes, nodes },
         })
     }
@@ -378,17 +403,22 @@ prop_compose! {
 prop_compose! {
     /// Any state, also ones no plan leads to: someone else may have been there.
     fn any_state()(
-        device in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32)),
+        device in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32, any::<bool>(), any::<bool>())),
         addresses in prop::collection::btree_set(any_subnet(), 0..3),
         neighbours in prop::collection::btree_map(any_subnet().prop_map(|subnet| subnet.network()), any_mac(), 0..5),
         fdb in prop::collection::btree_map(any_mac(), any_public_ip(), 0..5),
         routes in prop::collection::btree_map(any_subnet(), any_subnet().prop_map(|subnet| subnet.network()), 0..5),
+        mut direct_routes in prop::collection::btree_map(any_subnet(), any_direct_route(), 0..5),
         bpf in any_plan(),
     ) -> State {
         let bpf = bpf.state.bpf;
-        let Some((vni, port, mac, mtu)) = device else { return State { bpf, ..State::default() } };
-        let device = VxlanDevice { vni, port, mac, mtu, ..local(FastPath::Off).device };
-        State { device: Some(device), addresses, neighbours, fdb, routes, bpf }
+        let Some((vni, port, mac, mtu, learning, gbp)) = device else {
+            return State { direct_routes, bpf, ..State::default() };
+        };
+        // The kernel has one route to a subnet.
+        direct_routes.retain(|subnet, _| !routes.contains_key(subnet));
+        let device = VxlanDevice { vni, port, mac, mtu, learning, gbp, ..self::device() };
+        State { device: Some(device), addresses, neighbours, fdb, routes, direct_routes, bpf }
     }
 }
 
@@ -459,7 +489,11 @@ proptest! {
     #[test]
     fn a_plan_is_consistent(plan in any_plan()) {
         let state = &plan.state;
-        prop_assert_eq!(state.routes.len(), plan.peers.len());
+        prop_assert_eq!(state.routes.len() + state.direct_routes.len(), plan.peers.len());
+        for (subnet, route) in &state.direct_routes {
+            prop_assert_eq!(route.via, plan.peers[subnet].public_ip);
+            prop_assert!(!subnet.overlaps(local(FastPath::Off).subnet));
+        }
         for (subnet, via) in &state.routes {
             let mac = state.neighbours[via];
             prop_assert_eq!(state.fdb[&mac], plan.peers[subnet].public_ip);

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
-    netlink::{Changed, LinkKind, Monitor, Netlink, NetlinkError},
+    netlink::{Changed, Link, LinkKind, Monitor, Netlink, NetlinkError},
     plan::{Local, NextHop, Pods},
 };
 
@@ -29,6 +29,8 @@ pub struct Surroundings {
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
     /// without notice, so a change here says that next hops may have changed.
     pub underlay: BTreeSet<(u32, u32, bool)>,
+    /// Our address is gone from the external interface. The kernel then names no next hop for packets from it.
+    pub adrift: bool,
 }
 
 /// The node around the dataplane.
@@ -37,12 +39,13 @@ pub trait Host: Send {
     /// logged and what follows reports that anything may have changed. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Changed> + Send;
 
-    /// Looks around.
-    fn survey(&mut self) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
+    /// Looks around, as the node that `local` says it is.
+    fn survey(&mut self, local: &Local) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
 
-    /// How the underlay reaches `addresses`; those it has no usable route to are left out.
+    /// How the underlay reaches `addresses` from ours; those it has no usable route to are left out.
     fn next_hops(
         &mut self,
+        local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> impl Future<Output = Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError>> + Send;
 }
@@ -51,15 +54,14 @@ pub trait Host: Send {
 pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
-    local: Local,
     overlay: Option<u32>,
 }
 
 impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
-    pub fn open(local: Local) -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, local, overlay: None })
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlay: None })
     }
 }
 
@@ -75,20 +77,21 @@ impl Host for KernelHost {
         }
     }
 
-    async fn survey(&mut self) -> Result<Surroundings, NetlinkError> {
+    async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {
         let links = self.netlink.links().await?;
-        let overlay = links.iter().find(|link| link.name == self.local.device.name);
+        let named = |link: &&Link| local.device().is_some_and(|device| device.name == link.name);
+        let overlay = links.iter().find(named);
         let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
         self.overlay = overlay;
-        let pods = match self.local.fast_path {
-            FastPath::All => self.netlink.pods(self.local.subnet, &links).await?,
+        let pods = match local.fast_path {
+            FastPath::All => self.netlink.pods(local.subnet, &links).await?,
             FastPath::Overlay | FastPath::Flow => {
-                let links = self.netlink.pod_links(self.local.subnet, &links).await?;
+                let links = self.netlink.pod_links(local.subnet, &links).await?;
                 Pods { links, ..Pods::default() }
             }
             FastPath::Off => Pods::default(),
         };
-        let external = self.local.device.underlay_ifindex;
+        let external = local.underlay.ifindex;
         let underlay = links
             .iter()
             .filter(|link| Some(link.index) != overlay)
@@ -96,17 +99,22 @@ impl Host for KernelHost {
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay })
+        let adrift = local.fast_path != FastPath::Off && {
+            let addresses = self.netlink.addresses(Some(external)).await?;
+            !addresses.iter().any(|held| held.network.ip() == local.underlay.address)
+        };
+        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay, adrift })
     }
 
     async fn next_hops(
         &mut self,
+        local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
-        if self.local.fast_path == FastPath::Off {
+        if local.fast_path == FastPath::Off {
             return Ok(BTreeMap::new());
         }
-        let mut hops = self.netlink.next_hops(self.local.device.local, addresses).await?;
+        let mut hops = self.netlink.next_hops(local.underlay.address, addresses).await?;
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
         hops.retain(|_, hop| Some(hop.ifindex) != self.overlay);
         Ok(hops)

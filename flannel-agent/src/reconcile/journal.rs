@@ -93,7 +93,7 @@ impl Journal {
         for (subnet, peer) in now {
             match self.peers.get(subnet) {
                 None => lines.joined(subnet, peer),
-                Some(before) if (before.public_ip, before.vtep_mac) != (peer.public_ip, peer.vtep_mac) => {
+                Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
                     lines.moved(subnet, before, peer);
                 }
                 Some(_) => {}
@@ -118,15 +118,23 @@ impl Journal {
 
     /// The leases that are not followed now.
     pub(super) fn skipped(&mut self, now: &BTreeMap<LeaseSubnet, Skip>) {
+        let mut others = 0;
         for (subnet, skip) in now {
             if self.skipped.get(subnet) == Some(skip) {
                 continue;
             }
             if skip.is_fault() {
                 warn!(%subnet, reason = %skip, "lease is not followed");
-            } else {
-                debug!(%subnet, reason = %skip, "lease is not followed");
+                continue;
             }
+            others += 1;
+            match others {
+                ..=LINES => info!(%subnet, reason = %skip, "lease is not followed"),
+                _ => debug!(%subnet, reason = %skip, "lease is not followed"),
+            }
+        }
+        if others > LINES {
+            info!(leases = others, "leases of other kinds of nodes are not followed: more than is listed");
         }
         self.skipped.clone_from(now);
     }
@@ -150,18 +158,18 @@ impl Lines {
     fn joined(&mut self, subnet: &Ipv4Network, peer: &Peer) {
         self.joined += 1;
         if self.room() {
-            info!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer joined");
+            info!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer joined");
         } else {
-            debug!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer joined");
+            debug!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer joined");
         }
     }
 
     fn left(&mut self, subnet: &Ipv4Network, peer: &Peer) {
         self.left += 1;
         if self.room() {
-            info!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer left");
+            info!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer left");
         } else {
-            debug!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "peer left");
+            debug!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer left");
         }
     }
 
@@ -169,11 +177,16 @@ impl Lines {
         self.moved += 1;
         if self.room() {
             info!(
-                %subnet, vtep = %now.public_ip, mac = %now.vtep_mac,
-                old_vtep = %before.public_ip, old_mac = %before.vtep_mac, "peer changed"
+                %subnet, node = %now.public_ip, mac = mac(now),
+                old_node = %before.public_ip, old_mac = mac(before), "peer changed"
             );
         } else {
-            debug!(%subnet, vtep = %now.public_ip, mac = %now.vtep_mac, "peer changed");
+            debug!(%subnet, node = %now.public_ip, mac = mac(now), "peer changed");
         }
     }
+}
+
+/// MAC of a peer's VXLAN device, where one is used.
+fn mac(peer: &Peer) -> Option<String> {
+    peer.way.vtep_mac().map(|mac| mac.to_string())
 }

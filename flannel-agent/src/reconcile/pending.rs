@@ -84,6 +84,13 @@ impl Pending {
         news.then_some(text)
     }
 
+    /// Something changed that they may have failed for: all are tried in the next pass.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for entry in self.entries.values_mut() {
+            entry.due = entry.due.min(now);
+        }
+    }
+
     /// When the next is to be tried.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.entries.values().map(|entry| entry.due).min()

@@ -19,8 +19,11 @@ use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{BpfState, Hook, Slot, VxlanDevice},
+    plan::{Backend, BpfState, Hook, Slot, Underlay, VxlanDevice},
 };
+
+mod direct;
+mod moved;
 
 const OVERLAY: u32 = 7;
 
@@ -30,6 +33,8 @@ struct World {
     datapath: MemoryDatapath,
     next_hops: BTreeMap<Ipv4Addr, NextHop>,
     pods: Pods,
+    underlay: BTreeSet<(u32, u32, bool)>,
+    adrift: bool,
     surveys: u32,
 }
 
@@ -60,18 +65,20 @@ impl Host for Node {
         }
     }
 
-    async fn survey(&mut self) -> Result<Surroundings, NetlinkError> {
+    async fn survey(&mut self, _: &Local) -> Result<Surroundings, NetlinkError> {
         let mut world = self.0.0.lock().await;
         world.surveys += 1;
         Ok(Surroundings {
             pods: world.pods.clone(),
             overlay_ifindex: world.datapath.state.device.as_ref().map(|_| OVERLAY),
-            underlay: BTreeSet::new(),
+            underlay: world.underlay.clone(),
+            adrift: world.adrift,
         })
     }
 
     async fn next_hops(
         &mut self,
+        _: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
         let world = self.0.0.lock().await;
@@ -95,6 +102,7 @@ struct Agent {
     leases: mpsc::UnboundedSender<LeaseEvent>,
     notices: mpsc::UnboundedSender<Changed>,
     exempt: watch::Sender<Exemptions>,
+    locals: watch::Sender<Local>,
     view: watch::Receiver<Summary>,
     pulse: Pulse,
     stop: oneshot::Sender<()>,
@@ -103,13 +111,18 @@ struct Agent {
 
 impl Agent {
     fn start(world: World) -> Self {
+        Self::start_as(local(), world)
+    }
+
+    fn start_as(local: Local, world: World) -> Self {
+        let (locals, now) = watch::channel(local);
         let world = Shared(Arc::new(Mutex::new(world)));
         let (leases, source) = mpsc::unbounded_channel();
         let (notices, changes) = mpsc::unbounded_channel();
         let (exempt, exemptions) = watch::channel(Exemptions::default());
         let (stop, stopped) = oneshot::channel();
         let node = Node(world.clone(), changes);
-        let (reconciler, view) = Reconciler::new(local(), world.clone(), node, Leased(source));
+        let (reconciler, view) = Reconciler::new(now, world.clone(), node, Leased(source));
         let pulse = reconciler.pulse();
         let task = tokio::spawn(async move {
             let stopped = async {
@@ -117,7 +130,7 @@ impl Agent {
             };
             reconciler.exempting(exemptions).run(stopped).await;
         });
-        Self { world, leases, notices, exempt, view, pulse, stop, task }
+        Self { world, leases, notices, exempt, locals, view, pulse, stop, task }
     }
 
     /// An agent that has settled with the leases of `nodes`.
@@ -158,7 +171,8 @@ fn local() -> Local {
         network: "10.0.0.0/8".parse().unwrap(),
         subnet: "10.1.0.0/24".parse().unwrap(),
         public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        device: VxlanDevice {
+        underlay: Underlay { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, 1) },
+        backend: Backend::Vxlan(VxlanDevice {
             name: "flannel.1".into(),
             vni: 1,
             port: 8472,
@@ -166,7 +180,9 @@ fn local() -> Local {
             local: Ipv4Addr::new(192, 0, 2, 1),
             mac: Mac([0x0e, 0, 0, 0, 0, 0xff]),
             mtu: 1450,
-        },
+            learning: false,
+            gbp: false,
+        }),
         fast_path: FastPath::All,
         source_ports: 32768..60999,
     }
@@ -194,9 +210,17 @@ fn hop(mtu: u32) -> NextHop {
 }
 
 fn desired(nodes: impl IntoIterator<Item = u8>, next_hops: &BTreeMap<Ipv4Addr, NextHop>) -> State {
+    desired_as(&local(), nodes, next_hops)
+}
+
+fn desired_as(
+    local: &Local,
+    nodes: impl IntoIterator<Item = u8>,
+    next_hops: &BTreeMap<Ipv4Addr, NextHop>,
+) -> State {
     let leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
     let inputs = Inputs {
-        local: &local(),
+        local,
         leases: &leases,
         next_hops,
         pods: &Pods::default(),

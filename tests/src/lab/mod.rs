@@ -173,8 +173,10 @@ impl Lab {
             return Ok(netns.clone());
         }
         let netns = self.netns("underlay")?;
+        // Left to itself, a bridge takes the lowest MAC of its ports: with a node that joins it could change under
+        // the nodes that are there, whose neighbour entry is good for half a minute yet.
         netns.ip_batch(&format!(
-            "link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
+            "link add br0 address 0e:00:00:00:77:fe type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
              addr add {UNDERLAY_ADDRESS}/24 dev br0\n\
              link set br0 up\n"
         ))?;

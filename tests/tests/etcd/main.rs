@@ -10,7 +10,7 @@ use std::{
 };
 
 use flannel_agent::{
-    config::NetworkConfig,
+    config::{BuiltBackend, NetworkConfig},
     lease::{
         Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet,
         etcd::{EtcdOptions, EtcdStore},

@@ -83,6 +83,31 @@ fn mtu_and_mac_are_changed_in_place() {
 }
 
 #[test]
+fn learning_is_changed_in_place_and_gbp_takes_a_new_device() {
+    with_namespace(|| async {
+        let shown = || ip_json("-d link show flannel.1")[0]["linkinfo"]["info_data"].clone();
+        put(device()).await.unwrap();
+        let before = index_of("flannel.1");
+        let learning = VxlanDevice { learning: true, ..device() };
+        put(learning.clone()).await.unwrap();
+        assert_eq!(index_of("flannel.1"), before);
+        assert_eq!(shown()["learning"], true);
+        assert_eq!(datapath().observe().await.unwrap().device, Some(learning));
+        put(device()).await.unwrap();
+        assert_eq!((index_of("flannel.1"), &shown()["learning"]), (before, &false.into()));
+
+        let gbp = VxlanDevice { gbp: true, ..device() };
+        put(gbp.clone()).await.unwrap();
+        assert_ne!(index_of("flannel.1"), before);
+        assert_eq!(shown()["gbp"], true);
+        let with_gbp = index_of("flannel.1");
+        assert_eq!(datapath().observe().await.unwrap().device, Some(gbp.clone()));
+        put(gbp).await.unwrap();
+        assert_eq!(index_of("flannel.1"), with_gbp);
+    });
+}
+
+#[test]
 fn is_replaced_if_it_cannot_become_what_is_wanted() {
     with_namespace(|| async {
         for other in [

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod device;
+mod direct;
 mod external_interface;
 mod namespace;
 mod objects;

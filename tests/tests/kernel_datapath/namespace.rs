@@ -15,7 +15,7 @@ use flannel_agent::{
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     mac::Mac,
     netlink::Netlink,
-    plan::{Exemptions, Inputs, Local, Plan, Pods, VxlanDevice, plan},
+    plan::{Backend, Exemptions, Inputs, Local, Plan, Pods, Underlay, VxlanDevice, plan},
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -119,6 +119,8 @@ pub(crate) fn device() -> VxlanDevice {
         local: Ipv4Addr::new(192, 0, 2, 1),
         mac: mac(0xffff),
         mtu: 1450,
+        learning: false,
+        gbp: false,
     }
 }
 
@@ -127,7 +129,8 @@ pub(crate) fn local() -> Local {
         network: "10.0.0.0/8".parse().unwrap(),
         subnet: "10.1.0.0/24".parse().unwrap(),
         public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        device: device(),
+        underlay: Underlay { ifindex: ETH0, address: Ipv4Addr::new(192, 0, 2, 1) },
+        backend: Backend::Vxlan(device()),
         fast_path: FastPath::Off,
         source_ports: 32768..60999,
     }

@@ -37,8 +37,10 @@ struct Agent {
 fn start() -> Agent {
     let (leases, source) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel();
-    let host = KernelHost::open(local()).unwrap();
-    let (reconciler, view) = Reconciler::new(local(), datapath(), host, Leases(source));
+    let host = KernelHost::open().unwrap();
+    // Of a node that never changes: its sender is gone.
+    let (_, locals) = watch::channel(local());
+    let (reconciler, view) = Reconciler::new(locals, datapath(), host, Leases(source));
     let task = tokio::spawn(async move {
         let stopped = async {
             let _ = stopped.await;

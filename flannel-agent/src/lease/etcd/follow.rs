@@ -4,7 +4,10 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -32,6 +35,7 @@ pub(super) enum Followed {
 /// Follows a key, or all that begin with it.
 pub(super) struct Follower {
     members: Arc<Members>,
+    moves: watch::Receiver<u64>,
     /// What is followed, for logs.
     what: &'static str,
     key: Vec<u8>,
@@ -73,8 +77,10 @@ enum Broken {
 
 impl Follower {
     pub(super) fn new(members: Arc<Members>, what: &'static str, key: String, prefix: bool) -> Self {
+        let moves = members.moves();
         Self {
             members,
+            moves,
             what,
             key: key.into_bytes(),
             prefix,
@@ -116,7 +122,14 @@ impl Follower {
                 continue;
             };
             let (member, opened, known) = (*member, *at, *known);
-            let result = match stream.message().await {
+            let message = tokio::select! {
+                message = stream.message() => message,
+                Ok(()) = self.moves.changed() => {
+                    self.stream = None;
+                    continue;
+                }
+            };
+            let result = match message {
                 Ok(Some(response)) => self.take(&response, (known, revision), cluster),
                 Ok(None) => Err(Broken::Interrupted("the member closed the watch".to_owned())),
                 Err(error) => Err(judge(&reason(&error))),

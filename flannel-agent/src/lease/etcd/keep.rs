@@ -145,7 +145,11 @@ impl Keep {
                 () = self.reporter.closed() => return,
                 () = due => self.write().await,
                 Ok(()) = self.changes.changed() => {
-                    self.own.attrs = self.changes.borrow_and_update().clone();
+                    let attrs = self.changes.borrow_and_update().clone();
+                    if attrs.public_ip != self.own.attrs.public_ip {
+                        self.store.members.moved().await;
+                    }
+                    self.own.attrs = attrs;
                     self.published = false;
                     self.write().await
                 }

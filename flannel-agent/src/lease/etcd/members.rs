@@ -26,6 +26,8 @@ pub(super) struct Members {
     current: AtomicUsize,
     /// Why the last request failed, if it did.
     trouble: watch::Sender<Option<String>>,
+    /// Changes when streams are to be opened anew.
+    moves: watch::Sender<u64>,
 }
 
 pub(super) struct Member {
@@ -59,7 +61,7 @@ impl Members {
     /// Nodes begin with different members, so that they spread over them.
     pub(super) fn new(all: Vec<Member>) -> Self {
         let current = AtomicUsize::new(rand::random_range(0..all.len().max(1)));
-        Self { all, current, trouble: watch::Sender::new(None) }
+        Self { all, current, trouble: watch::Sender::new(None), moves: watch::Sender::new(0) }
     }
 
     /// Why the last request failed; `None` if it did not.
@@ -138,6 +140,19 @@ impl Members {
         }
         let next = (id + 1) % self.all.len().max(1);
         let _ = self.current.compare_exchange(id, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Our address is another: what is connected from the old one is given up instead of waited for.
+    pub(super) async fn moved(&self) {
+        for member in &self.all {
+            *member.client.lock().await = None;
+        }
+        self.moves.send_modify(|moves| *moves += 1);
+    }
+
+    /// Changes whenever our address has, and with it every stream is dead.
+    pub(super) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// The endpoint of a member, for logs.

@@ -110,6 +110,17 @@ impl LeaseAttrs {
         self.node_address().is_some() && self.node_address() == other.node_address()
     }
 
+    /// Attributes of a node that is reached over IPv4 at its address, with no more to know of it.
+    pub fn plain_v4(public_ip: Ipv4Addr, backend_type: &str) -> Self {
+        Self {
+            public_ip,
+            public_ipv6: None,
+            backend_type: backend_type.to_owned(),
+            backend_data: None,
+            backend_v6_data: None,
+        }
+    }
+
     /// Reads a lease's value. Unknown fields are ignored, `PublicIP` must be there.
     pub fn from_json(json: &[u8]) -> Result<Self, AttrsError> {
         let text = std::str::from_utf8(json).map_err(|e| AttrsError::NotJson(e.to_string()))?;

@@ -1,0 +1,81 @@
+//! The node itself changes.
+
+use super::*;
+
+/// This node with another address of its external interface, or that made anew.
+fn moved(ifindex: u32, address: Ipv4Addr) -> Local {
+    let Backend::Vxlan(device) = local().backend else { unreachable!() };
+    Local {
+        public_ip: address,
+        underlay: Underlay { ifindex, address },
+        backend: Backend::Vxlan(VxlanDevice { underlay_ifindex: ifindex, local: address, ..device }),
+        ..local()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_device_moves_with_the_node_and_takes_its_peers_along() {
+    let agent = Agent::settled([2, 3]).await;
+    let mac = agent.state().await.device.unwrap().mac;
+    agent.changes().await;
+    for now in [moved(2, Ipv4Addr::new(192, 0, 2, 77)), moved(9, Ipv4Addr::new(192, 0, 2, 77)), local()] {
+        agent.locals.send(now.clone()).unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
+        assert_eq!(agent.state().await.device.unwrap().mac, mac);
+        let changes = agent.changes().await;
+        let devices = changes.iter().filter(|change| matches!(change, Change::PutDevice(_))).count();
+        assert_eq!(devices, 1, "{changes:#?}");
+        let hooks = agent.state().await.bpf.hooks;
+        assert!(hooks.contains(&(now.underlay.ifindex, Hook::FromUnderlay)), "{hooks:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_mtu_takes_no_new_device() {
+    let agent = Agent::settled([2, 3]).await;
+    agent.changes().await;
+    let Backend::Vxlan(device) = local().backend else { unreachable!() };
+    let now = Local { backend: Backend::Vxlan(VxlanDevice { mtu: 1350, ..device }), ..local() };
+    agent.locals.send(now.clone()).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
+    let changes = agent.changes().await;
+    assert!(matches!(changes[..], [Change::PutDevice(_)]), "{changes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
+    let agent = Agent::settled([]).await;
+    agent.world.0.lock().await.datapath.failures.insert(Slot::Device, u32::MAX);
+    agent.world.0.lock().await.datapath.state = State::default();
+    agent.notice(OVERLAY_CHANGED).await;
+    sleep(Duration::from_secs(300)).await;
+    agent.world.0.lock().await.datapath.failures.clear();
+    agent.locals.send(moved(9, Ipv4Addr::new(192, 0, 2, 1))).unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(agent.state().await.device.unwrap().underlay_ifindex, 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn next_hops_outlast_our_address_but_not_their_interface() {
+    let agent = Agent::settled([2]).await;
+    let kind = || async { agent.state().await.bpf.peers.values().next().copied().unwrap().kind };
+    let world = agent.world.clone();
+    let set = async |adrift, up, next_hops: BTreeMap<Ipv4Addr, NextHop>| {
+        let mut world = world.0.lock().await;
+        world.adrift = adrift;
+        world.underlay = BTreeSet::from([(2, 1500, up)]);
+        world.next_hops = next_hops;
+    };
+    let addresses = Changed { addresses: true, ..Changed::default() };
+    set(true, true, BTreeMap::new()).await;
+    agent.notice(addresses).await;
+    assert_eq!(kind().await, PeerKind::Vxlan);
+    set(true, false, BTreeMap::new()).await;
+    agent.notice(Changed { links: true, ..Changed::default() }).await;
+    assert_eq!(kind().await, PeerKind::Kernel);
+    set(false, true, hops()).await;
+    agent.notice(addresses).await;
+    assert_eq!(kind().await, PeerKind::Vxlan);
+}
