@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{Endpoint, tcp::accept};
+use crate::wait::eventually;
 
 /// How long each step of the exchange may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,8 +25,11 @@ pub fn source_seen(
     destination: SocketAddrV4,
 ) -> Result<Ipv4Addr> {
     let exchange = || -> Result<Ipv4Addr> {
-        let listener =
-            server.netns().inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listen"))?;
+        // A program that another thread is about to start holds a copy of the last exchange's listener until
+        // it runs.
+        let listener = eventually(PATIENCE, "the port is free", || {
+            server.netns().inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listen"))
+        })?;
         let answering = thread::spawn(move || answer(&listener));
         let told = from.netns().inside(|| ask(destination));
         let answered = answering.join().map_err(|_| anyhow!("server panicked"))?;
