@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use flannel_tests::{
     eventually,
-    lab::{Agent, CONVERGENCE, Etcd, FastPath, Lab, Node, Pod, Stock, in_lab},
+    lab::{Agent, AgentOptions, CONVERGENCE, Etcd, FastPath, Lab, Node, Pod, Stock, SubnetEnv, in_lab},
     traffic::{Endpoint, Paced, PacedReport, reachability},
 };
 
@@ -29,6 +29,8 @@ impl Machine {
         let node = lab.node()?;
         let stock = node.stock()?;
         stock.publish(etcd)?;
+        SubnetEnv { ip_masq: true, ..node.subnet_env()? }.write(&node.subnet_file())?;
+        node.load_flannel_rules()?;
         Ok(Self { pod: node.pod("pod1")?, daemon: Daemon::Stock(stock), node })
     }
 
@@ -43,7 +45,8 @@ impl Machine {
     /// Stops stock flannel, which leaves everything as it is, and starts the agent.
     fn start_agent(&mut self, etcd: &Etcd, fast_path: FastPath) -> Result<()> {
         self.daemon = Daemon::Nothing;
-        self.daemon = Daemon::Agent(self.node.agent(etcd, fast_path.into())?);
+        let options = AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] };
+        self.daemon = Daemon::Agent(self.node.agent(etcd, options)?);
         Ok(())
     }
 
@@ -58,13 +61,22 @@ impl Machine {
         Ok(())
     }
 
-    /// What must outlive a swap: device and MAC, its address, and the file for the CNI plugin.
+    /// What must outlive a swap: device and MAC, its address, the file for the CNI plugin, and flannel's rules,
+    /// in their order.
     fn identity(&self) -> Result<String> {
         let link = self.node.netns().ip("-o link show dev flannel.1")?;
         let mac = link.split("link/ether ").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default();
         let index = link.split(':').next().unwrap_or_default();
         let address = self.node.netns().ip("-4 -br addr show dev flannel.1")?;
-        Ok(format!("{index} {mac} {} {:?}", address.trim(), self.node.subnet_env()?))
+        let mut rules = String::new();
+        for table in ["nat", "filter"] {
+            let all = self.node.netns().run("iptables-save", &["-t", table])?;
+            // The exemptions are ours alone; stock flannel lets them be.
+            let flannels =
+                all.lines().filter(|rule| rule.contains("flanneld") && !rule.contains("flanneld exempt"));
+            flannels.for_each(|rule| rules.extend([rule, "\n"]));
+        }
+        Ok(format!("{index} {mac} {} {:?}\n{rules}", address.trim(), self.node.subnet_env()?))
     }
 }
 
