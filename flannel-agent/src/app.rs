@@ -18,6 +18,7 @@ use crate::{
     bpf::{Pins, Programs},
     cli::RunOptions,
     config::NetworkConfig,
+    conntrack,
     datapath::ebpf::EbpfDatapath,
     exempt,
     lease::{
@@ -149,6 +150,9 @@ impl Agent<'_> {
         let exemptions = exemptions(&options, fast_path).await;
         let marks = matches!(loaded, Loaded::Programs(..));
         let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, marks)).await?;
+        if fast_path == FastPath::Flow {
+            tokio::spawn(conntrack::tolerate_gaps());
+        }
         let local = Local {
             network,
             subnet,
@@ -156,6 +160,7 @@ impl Agent<'_> {
             underlay: Underlay { ifindex: external.index, address: external.address },
             backend: backend.over(&external),
             fast_path,
+            flow_refresh: Duration::from_secs(options.flow_refresh.into()),
             source_ports: source_ports(),
         };
         let kernel = backend.kernel_datapath(netlink, &external, pool, subnet);

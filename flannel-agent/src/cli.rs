@@ -130,6 +130,11 @@ pub struct RunOptions {
     /// How far packets may skip the host's stack.
     #[arg(long, value_name = "HOW FAR", default_value = "overlay", help_heading = "eBPF")]
     pub fast_path: FastPath,
+    /// Seconds after which a flow that skips the host's stack shows netfilter a packet again, 1 to 30: a new
+    /// policy takes hold of it then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
+          value_parser = clap::value_parser!(u32).range(1..=30))]
+    pub flow_refresh: u32,
     /// Where the BPF file system is mounted that programs and maps are pinned in.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", help_heading = "eBPF")]
     pub bpffs: PathBuf,

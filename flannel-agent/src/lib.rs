@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod cli;
 pub mod cmd;
 pub mod config;
+pub mod conntrack;
 pub mod datapath;
 pub mod exempt;
 mod gojson;

@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use flannel_common::layout::FastPath;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -349,9 +348,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             }
             changed.overlay |= surroundings.overlay_ifindex != self.surroundings.overlay_ifindex;
             // Only pods that are reached past the host's stack have to be found.
-            self.due.pods = match self.local.fast_path {
-                FastPath::All => self.unplaced.look_again(&surroundings.pods, now),
-                FastPath::Off | FastPath::Overlay | FastPath::Flow => None,
+            self.due.pods = if self.local.fast_path.finds_pods() {
+                self.unplaced.look_again(&surroundings.pods, now)
+            } else {
+                None
             };
             self.surroundings = surroundings;
         }

@@ -16,13 +16,16 @@ pub const VTEPS: &str = "vteps";
 pub const PODS_V4: &str = "pods_v4";
 /// Trie of prefixes pods reach with their own address: see [`crate::layout::Exempt`].
 pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
+/// Map of the flows that netfilter has accepted: see [`crate::layout::FlowV4`] and
+/// [`crate::layout::Permit`]. The programs write it; the agent only removes what belongs to nobody.
+pub const FLOWS_V4: &str = "flows_v4";
 /// One-element array: see [`crate::layout::Config`].
 pub const CONFIG: &str = "config";
 /// Per-CPU array of [`crate::layout::Counter`], indexed by [`crate::reason::slot`].
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 6] = [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, CONFIG, COUNTERS];
+pub const PINNED_MAPS: [&str; 7] = [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, CONFIG, COUNTERS];
 
 /// Entries that `routes_v4` and `vteps` hold: the number of peers of the largest cluster served.
 pub const MAX_PEERS: u32 = 65_536;
@@ -30,6 +33,10 @@ pub const MAX_PEERS: u32 = 65_536;
 pub const MAX_PODS: u32 = 4_096;
 /// Entries that `snat_exempt_v4` holds: the cluster's network, nodes, and what the operator names.
 pub const MAX_EXEMPT: u32 = 65_536;
+/// Entries that `flows_v4` holds, some 12 MB of the kernel's memory: half of what conntrack tracks by default
+/// on a node of 1 GB and more. Beyond, the flows longest unused are forgotten, and take the kernel path until
+/// they are learned anew.
+pub const MAX_FLOWS: u32 = 131_072;
 
 /// Bit of a packet's mark (`skb->mark`) that `from_pod` sets on what pods send, through the host's stack,
 /// to a prefix of `snat_exempt_v4`. The first rule of nat POSTROUTING returns on `mark 0x2000/0x6000`: with
@@ -40,9 +47,19 @@ pub const MAX_EXEMPT: u32 = 65_536;
 /// are attached ahead of ours at the same hook may use the other bits.
 pub const SNAT_EXEMPT_MARK: u32 = 0x2000;
 
+/// Bit of a packet's mark by which netfilter tells the programs at the ends of the kernel's path that it has
+/// accepted the packet as part of a flow in both directions, and has changed no address or port of it. One
+/// rule at the end of mangle POSTROUTING sets it, which what a filter drops does not reach; and what drops
+/// packets after that rule keeps them from those programs.
+///
+/// As with [`SNAT_EXEMPT_MARK`], a pod cannot set it: its packets leave its namespace with a mark of 0.
+pub const FLOW_MARK: u32 = 0x1000;
+
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.
 pub const TO_OVERLAY: &str = "to_overlay";
+/// tc egress on the host side of a pod's veth: what the kernel's path brings a pod.
+pub const TO_POD: &str = "to_pod";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";

@@ -33,14 +33,18 @@ pub enum Class {
     Fast,
     /// It was left to the kernel, every byte as it was.
     Kernel,
+    /// Not a path: what was noted about a flow while a packet of it went by, which is counted for its path
+    /// as well.
+    Note,
 }
 
 impl Class {
-    /// `fast` or `kernel`.
+    /// `fast`, `kernel` or `note`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Fast => "fast",
             Self::Kernel => "kernel",
+            Self::Note => "note",
         }
     }
 }
@@ -109,6 +113,13 @@ reasons! {
     UdpAggregate = 29, Kernel, "udp_aggregate", "an aggregate of UDP datagrams: a socket that takes them singly needs it free of the tunnel's marks, which only the kernel's device removes";
     PodOnKernel = 30, Kernel, "pod_on_kernel", "pods' packets go through the host's stack on this node (--fast-path=overlay)";
     SnatExempt = 31, Kernel, "snat_exempt", "left to the host's stack with the mark that keeps it from being masqueraded";
+    FlowUnknown = 32, Kernel, "flow_unknown", "netfilter is not known to have accepted this flow of this pod (yet)";
+    FlowHalf = 33, Kernel, "flow_half", "netfilter has accepted this flow in one direction only so far";
+    FlowStale = 34, Kernel, "flow_stale", "netfilter has accepted this flow, but not lately: this packet asks it again";
+    FlowControl = 35, Kernel, "flow_control", "TCP SYN, FIN or RST, which connection tracking must see";
+    FlowProtocol = 36, Kernel, "flow_protocol", "neither TCP nor UDP: only their flows are learned";
+    FlowLearned = 37, Note, "flow_learned", "netfilter has let a packet of an established flow pass unchanged: this direction of it may skip the stack";
+    FlowForgotten = 38, Note, "flow_forgotten", "a packet of a known flow begins it anew or ends it, or netfilter no longer takes it for established: the flow must be learned again";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -1,11 +1,15 @@
 //! Verdicts: of the fixtures, of any packet at all, and of sizes and prefixes computed another way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use flannel_common::{
-    layout::{PeerV4, SubnetV4},
+    layout::{FastPath, PeerV4, SubnetV4},
+    map::FLOW_MARK,
     packet::Arrival,
-    path::{Hook, Verdict, decide},
+    path::{Hook, Note, Verdict, decide, note},
     reason::Reason,
     testing::{
         Frame, HERE, MemoryTables, THERE, fixtures,
@@ -15,13 +19,15 @@ use flannel_common::{
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
-fn reason(verdict: &Verdict) -> Reason {
-    match verdict {
+/// What a verdict is counted for: nothing, for one that is not counted.
+fn reason(verdict: &Verdict) -> Option<Reason> {
+    Some(match verdict {
+        Verdict::Pass => return None,
         Verdict::Kernel(reason)
         | Verdict::Exempt(reason)
         | Verdict::Encap(_, reason)
         | Verdict::Deliver(_, reason) => *reason,
-    }
+    })
 }
 
 #[test]
@@ -30,6 +36,8 @@ fn fixtures_are_decided_as_written() {
         for fixture in fixtures::of(hook) {
             let verdict = decide(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
             assert_eq!(verdict, fixture.verdict, "{}: {}", hook.program(), fixture.about);
+            let noted = note(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
+            assert_eq!(noted, fixture.note, "{}: {}", hook.program(), fixture.about);
         }
     }
 }
@@ -37,9 +45,13 @@ fn fixtures_are_decided_as_written() {
 #[test]
 fn every_reason_of_every_hook_has_a_fixture() {
     for hook in Hook::ALL {
-        let found: BTreeSet<_> = fixtures::of(hook).iter().map(|fixture| reason(&fixture.verdict)).collect();
+        let found: BTreeSet<_> =
+            fixtures::of(hook).iter().filter_map(|fixture| reason(&fixture.verdict)).collect();
         let all: BTreeSet<_> = fixtures::decided(hook).iter().copied().collect();
         assert_eq!(found, all, "{}", hook.program());
+        let found: BTreeSet<_> =
+            fixtures::of(hook).iter().filter_map(|fixture| fixture.note).map(|note| note.reason()).collect();
+        assert_eq!(found, fixtures::noted(hook).iter().copied().collect(), "{}", hook.program());
     }
 }
 
@@ -84,7 +96,9 @@ proptest! {
     ) {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
-        prop_assert!(fixtures::decided(hook).contains(&reason(&verdict)));
+        prop_assert!(reason(&verdict).is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
+        prop_assert_eq!(reason(&verdict).is_none(), hook == Hook::ToPod);
+        note(hook, &frame[..], &tables, &arrival);
     }
 
     #[test]
@@ -93,7 +107,9 @@ proptest! {
     ) {
         let arrival = arrival.unwrap_or(case.arrival);
         let verdict = decide(case.hook, &case.frame[..], &case.tables, &arrival);
-        prop_assert!(fixtures::decided(case.hook).contains(&reason(&verdict)));
+        prop_assert!(
+            reason(&verdict).is_none_or(|reason| fixtures::decided(case.hook).contains(&reason))
+        );
         // A decision depends on nothing else, and changes nothing.
         prop_assert_eq!(decide(case.hook, &case.frame[..], &case.tables, &arrival), verdict);
     }
@@ -118,6 +134,65 @@ proptest! {
                 prop_assert!(case.tables.exempt.keys().any(|prefix| prefix.contains(address(30))));
             }
             (with, without) => prop_assert_eq!(with, without),
+        }
+    }
+
+    /// Past the host's stack go only flows of this very pod that netfilter has accepted both ways, and this way
+    /// lately; none by a packet that connection tracking must see.
+    #[test]
+    fn the_gate_opens_for_accepted_flows_only(case in any_hook().prop_flat_map(case)) {
+        let flowing = case.tables.config.is_some_and(|config| config.fast_path == FastPath::Flow);
+        let (pod, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
+            Verdict::Encap(_, Reason::EncapPod) => (case.tables.pods[&case.frame[26..30]], &case.frame[..]),
+            Verdict::Deliver(deliver, _) => (deliver.pod, &case.frame[50..]),
+            _ => return Ok(()),
+        };
+        prop_assume!(flowing);
+        let known: Vec<_> = case.tables.flows.iter().collect();
+        let [(flow, permit)] = known[..] else { panic!("fast without a flow") };
+        let (local, remote) = if case.hook == Hook::FromPod { (26, 30) } else { (30, 26) };
+        prop_assert_eq!((&flow.local[..], &flow.remote[..]), (&inner[local..local + 4], &inner[remote..remote + 4]));
+        let (local, remote) = if case.hook == Hook::FromPod { (34, 36) } else { (36, 34) };
+        let port = |at: usize| u16::from_be_bytes([inner[at], inner[at + 1]]);
+        prop_assert_eq!((flow.local_port, flow.remote_port), (port(local), port(remote)));
+        prop_assert_eq!(flow.protocol as u8, inner[23]);
+        prop_assert_eq!(permit.ifindex, pod.ifindex);
+        prop_assert!(permit.egress != 0 && permit.ingress != 0);
+        let own = if case.hook == Hook::FromPod { permit.egress } else { permit.ingress };
+        let age = Duration::from_nanos(case.tables.now - own);
+        let refresh = Duration::from_secs(case.tables.config.unwrap().flow_refresh.into());
+        prop_assert!(age < refresh);
+        match inner[23] {
+            6 => prop_assert_eq!(inner[47] & 0b111, 0),
+            17 => prop_assert!(age < Duration::from_secs(15)),
+            other => panic!("fast with protocol {other}"),
+        }
+    }
+
+    /// A note is taken of what netfilter has marked, and permits the one direction it was seen in.
+    #[test]
+    fn only_marked_packets_permit(case in any_hook().prop_flat_map(case)) {
+        let Some(noted) = note(case.hook, &case.frame[..], &case.tables, &case.arrival) else { return Ok(()) };
+        let mut tables = case.tables.clone();
+        tables.write_down(&noted);
+        match noted {
+            Note::Forget(flow) => {
+                prop_assert!(case.tables.flows.contains_key(&flow) && tables.flows.is_empty());
+            }
+            Note::Permit(flow, permit) => {
+                prop_assert!(case.arrival.mark & FLOW_MARK != 0);
+                prop_assert_eq!(permit.ifindex, case.tables.pods[&flow.local].ifindex);
+                let before = case.tables.flows.get(&flow).filter(|before| before.ifindex == permit.ifindex);
+                let before = before.copied().unwrap_or_default();
+                let expected = match case.hook {
+                    Hook::ToOverlay => (case.tables.now, before.ingress),
+                    _ => (before.egress, case.tables.now),
+                };
+                prop_assert_eq!((permit.egress, permit.ingress), expected);
+                let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
+                let refresh = case.tables.config.unwrap().flow_refresh;
+                prop_assert!(again.is_none() || refresh == 0, "noted twice");
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use flannel_common::{
         Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, egress},
+    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, egress, flow},
     reason::{Direction, Reason},
 };
 
@@ -47,6 +47,15 @@ pub(crate) fn mark_exempt(skb: Skb, verdict: Result<Done, Reason>) -> Result<Don
     }
     skb.mark(SNAT_EXEMPT_MARK);
     Err(egress::exempt_reason(reason))
+}
+
+/// Writes down what the packet, at the end of the kernel's path, says about its flow.
+#[inline(always)]
+pub(crate) fn take_note(skb: Skb, size: Size, direction: Direction) {
+    flow::note(direction, &skb, &maps::Maps, &skb.arrival(), |note| {
+        maps::write_down(&note);
+        maps::count(direction, note.reason(), size);
+    });
 }
 
 /// Counts the packet, in the size it came with, and returns the tc action.

@@ -80,6 +80,7 @@ impl Skb {
             Arrival {
                 ifindex: (*self.skb).ifindex,
                 gso_size: (*self.skb).gso_size,
+                mark: (*self.skb).mark,
                 vlan_tagged: (*self.skb).vlan_present != 0,
             }
         }

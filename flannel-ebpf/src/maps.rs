@@ -8,13 +8,14 @@
 )]
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
-    map::{MAX_EXEMPT, MAX_PEERS, MAX_PODS},
-    path::Tables,
+    layout::{Config, Counter, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
+    path::{Note, Tables},
     reason::{self, Direction, Reason},
 };
 
@@ -34,6 +35,9 @@ static PODS_V4: HashMap<[u8; 4], PodV4, { MAX_PODS as usize }, NO_PREALLOC> = Ha
 
 #[btf_map(name = "snat_exempt_v4")]
 static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
+
+#[btf_map(name = "flows_v4")]
+static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "config")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -79,6 +83,29 @@ impl Tables for Maps {
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool {
         SNAT_EXEMPT_V4.get(&Key::new(32, address)).is_some()
     }
+
+    #[inline(always)]
+    fn flow_v4(&self, flow: &FlowV4) -> Option<Permit> {
+        // SAFETY: copied out at once. Memory of the map stays the map's: a slot that is given to another
+        // flow at this very moment may cost, or give, one packet that flow's permission.
+        unsafe { FLOWS_V4.get(flow).copied() }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper takes nothing and cannot fail.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+}
+
+/// Writes down what is noted about a flow. As a whole, never through a reference: the slot might have become
+/// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel's path.
+#[inline(always)]
+pub(crate) fn write_down(note: &Note) {
+    let _ = match note {
+        Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
+        Note::Forget(flow) => FLOWS_V4.remove(flow),
+    };
 }
 
 /// Adds to the counter of `direction` and `reason` on this CPU.

@@ -1,6 +1,6 @@
 //! The entry points, one per hook, in the order a packet meets them.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use flannel_common::{
     path::{
         egress,
@@ -29,6 +29,7 @@ fn from_pod(ctx: TcContext) -> i32 {
 fn to_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
+    act::take_note(skb, size, Direction::Egress);
     let verdict =
         egress::to_overlay(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
     act::conclude(&ctx, size, Direction::Egress, verdict)
@@ -43,4 +44,12 @@ fn from_underlay(ctx: TcContext) -> i32 {
         act::pop(skb, &deliver, reason)
     });
     act::conclude(&ctx, size, Direction::Ingress, verdict)
+}
+
+/// tc egress, host side of a pod's veth: what the kernel's path brings the pod.
+#[classifier]
+fn to_pod(ctx: TcContext) -> i32 {
+    let skb = Skb::of(&ctx, EGRESS_READS);
+    act::take_note(skb, skb.size(), Direction::Ingress);
+    TC_ACT_UNSPEC
 }

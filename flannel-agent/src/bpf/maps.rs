@@ -8,8 +8,8 @@ use aya::maps::{
 };
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
-    layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    layout::{Config, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, FLOWS_V4, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
 };
 
 use nix::errno::Errno;
@@ -45,8 +45,10 @@ pub struct Tables {
     pub pods: Table<[u8; 4], PodV4, 4, 16>,
     /// Prefix that pods reach with their own address, to why.
     pub exempt: Prefixes<Exempt, 4>,
+    /// Flow that netfilter has accepted, to when. The programs write it.
+    pub flows: Table<FlowV4, Permit, 16, 24>,
     /// This node's settings.
-    pub config: Setting<Config, 52>,
+    pub config: Setting<Config, 56>,
 }
 
 impl Tables {
@@ -56,9 +58,10 @@ impl Tables {
     /// When one of them is not there, or is not what it should be.
     pub fn open(pins: &Pins) -> Result<Self, MapFault> {
         Ok(Self {
-            routes: Table::open(pins, ROUTES_V4)?,
-            vteps: Table::open(pins, VTEPS)?,
-            pods: Table::open(pins, PODS_V4)?,
+            routes: Table::open(pins, ROUTES_V4, Map::HashMap)?,
+            vteps: Table::open(pins, VTEPS, Map::HashMap)?,
+            pods: Table::open(pins, PODS_V4, Map::HashMap)?,
+            flows: Table::open(pins, FLOWS_V4, Map::LruHashMap)?,
             exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
             config: Setting::open(pins)?,
         })
@@ -77,11 +80,11 @@ where
     K: NoUninit + CheckedBitPattern + Ord,
     V: NoUninit + CheckedBitPattern,
 {
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
+    fn open(pins: &Pins, name: &'static str, kind: fn(MapData) -> Map) -> Result<Self, MapFault> {
         const { assert!(size_of::<K>() == KN && size_of::<V>() == VN) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
-        Ok(Self { name, map: HashMap::try_from(Map::HashMap(map)).map_err(failed)?, types: PhantomData })
+        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, types: PhantomData })
     }
 
     /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
@@ -118,6 +121,30 @@ where
     /// When the map cannot be written.
     pub fn remove(&mut self, key: &K) -> Result<(), MapFault> {
         gone(self.name, self.map.remove(&bytes::<K, KN>(key)))
+    }
+}
+
+impl<K, V, const KN: usize, const VN: usize> Table<K, V, KN, VN>
+where
+    K: NoUninit + CheckedBitPattern + Ord,
+{
+    /// Removes every entry whose key `is_old`; how many.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn remove_all(&mut self, is_old: impl Fn(&K) -> bool) -> Result<usize, MapFault> {
+        let mut old = Vec::new();
+        for key in self.map.keys() {
+            // The programs remove entries too: one that goes meanwhile ends the walk, or starts it anew.
+            let Some(key) = present(self.name, key)? else { break };
+            if bytemuck::checked::try_pod_read_unaligned(&key).is_ok_and(|key| is_old(&key)) {
+                old.push(key);
+            }
+        }
+        for key in &old {
+            gone(self.name, self.map.remove(key))?;
+        }
+        Ok(old.len())
     }
 }
 

@@ -15,7 +15,12 @@ pub struct FastPath(pub layout::FastPath);
 
 impl ValueEnum for FastPath {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self(layout::FastPath::All), Self(layout::FastPath::Overlay), Self(layout::FastPath::Off)]
+        &[
+            Self(layout::FastPath::Flow),
+            Self(layout::FastPath::All),
+            Self(layout::FastPath::Overlay),
+            Self(layout::FastPath::Off),
+        ]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -25,7 +30,9 @@ impl ValueEnum for FastPath {
             }
             layout::FastPath::Overlay => "the tunnel device's work only; netfilter sees every packet",
             layout::FastPath::Off => "stock flannel's dataplane",
-            layout::FastPath::Flow => return None,
+            layout::FastPath::Flow => {
+                "flows that netfilter has accepted skip the host's stack; everything else as with overlay"
+            }
         };
         Some(PossibleValue::new(self.0.label()).help(help))
     }

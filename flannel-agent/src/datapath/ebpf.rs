@@ -1,10 +1,10 @@
 //! Maps and programs over the kernel half: what overtakes it, never what replaces it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_common::path::Hook;
 use nix::net::if_::if_nameindex;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
@@ -98,7 +98,7 @@ impl Loaded {
         self.restore_pins();
         // Pods come and go: their links' pins would pile up.
         self.programs.forget_gone().map_err(|error| error.to_string())?;
-        let mut hooks = std::collections::BTreeSet::new();
+        let mut hooks = BTreeSet::new();
         for (interface, hook) in self.programs.attached().map_err(|error| error.to_string())? {
             if let Some(index) = indexes.get(&interface) {
                 hooks.insert((*index, hook));
@@ -128,7 +128,32 @@ impl Loaded {
             Ok(indexes) => indexes.into_iter().map(|(name, index)| (index, name)).collect(),
             Err(error) => return changes.iter().map(|_| Err(ChangeError::Bpf(error.clone()))).collect(),
         };
-        changes.iter().map(|change| self.make(change, &names).map_err(ChangeError::Bpf)).collect()
+        let results =
+            changes.iter().map(|change| self.make(change, &names).map_err(ChangeError::Bpf)).collect();
+        let moved: BTreeSet<[u8; 4]> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::PutPod { address, .. } | Change::DeletePod(address) => Some(*address),
+                _ => None,
+            })
+            .collect();
+        self.forget_flows(&moved);
+        results
+    }
+
+    /// Removes the flows of pods that are no longer where they were. None of them lets a packet skip the stack
+    /// any more, since they name another veth, so what cannot be removed only takes up room until the map
+    /// needs it.
+    fn forget_flows(&mut self, pods: &BTreeSet<[u8; 4]>) {
+        if pods.is_empty() {
+            return;
+        }
+        let removed = self.tables.flows.remove_all(|flow| pods.contains(&flow.local));
+        match removed {
+            Ok(0) => {}
+            Ok(flows) => debug!(flows, pods = pods.len(), "forgot flows of pods that are gone"),
+            Err(error) => debug!(%error, "flows of pods that are gone stay until their room is needed"),
+        }
     }
 
     fn make(&mut self, change: &Change, names: &BTreeMap<u32, String>) -> Result<(), String> {

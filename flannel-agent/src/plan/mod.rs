@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     ops::Range,
+    time::Duration,
 };
 
 use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
@@ -48,6 +49,8 @@ pub struct Local {
     pub backend: Backend,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
+    /// How long netfilter's acceptance of a flow holds, whole seconds: with fast path `flow`.
+    pub flow_refresh: Duration,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
     /// kernel's formula, which never reaches the end.
     pub source_ports: Range<u16>,
@@ -196,6 +199,7 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         network: subnet_key(local.network),
         subnet: subnet_key(local.subnet),
         // Longest first; what does not fit is reached by the kernel path.
+        flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: device.mac.0,
         reserved: [0; 2],
@@ -204,7 +208,10 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
-    if local.fast_path == FastPath::All {
+    if local.fast_path == FastPath::Flow {
+        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::ToPod)));
+    }
+    if local.fast_path.finds_pods() {
         bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }

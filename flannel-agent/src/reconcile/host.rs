@@ -84,8 +84,8 @@ impl Host for KernelHost {
         let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
         self.overlay = overlay;
         let pods = match local.fast_path {
-            FastPath::All => self.netlink.pods(local.subnet, &links).await?,
-            FastPath::Overlay | FastPath::Flow => {
+            FastPath::Flow | FastPath::All => self.netlink.pods(local.subnet, &links).await?,
+            FastPath::Overlay => {
                 let links = self.netlink.pod_links(local.subnet, &links).await?;
                 Pods { links, ..Pods::default() }
             }

@@ -19,6 +19,11 @@ pub enum FastPath {
 }
 
 impl FastPath {
+    /// Whether packets may skip the stack at pods, for which the programs must know where those are.
+    pub const fn finds_pods(self) -> bool {
+        matches!(self, Self::Flow | Self::All)
+    }
+
     /// As `--fast-path` has it.
     pub const fn label(self) -> &'static str {
         match self {
@@ -54,6 +59,8 @@ pub struct Config {
     pub network: SubnetV4,
     /// This node's pod subnet.
     pub subnet: SubnetV4,
+    /// How long netfilter's acceptance of a flow holds, seconds.
+    pub flow_refresh: u32,
     /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
     /// tries. Leases of further lengths take the kernel path.
     pub prefix_lengths: [u8; PREFIX_LENGTHS],
@@ -63,4 +70,4 @@ pub struct Config {
     pub reserved: [u8; 2],
 }
 
-super::assert_layout!(Config, 52, 4);
+super::assert_layout!(Config, 56, 4);

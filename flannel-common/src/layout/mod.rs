@@ -8,12 +8,14 @@
 mod config;
 mod counter;
 mod exempt;
+mod flow;
 mod pod;
 mod route;
 
 pub use config::{Config, FastPath, PREFIX_LENGTHS};
 pub use counter::Counter;
 pub use exempt::Exempt;
+pub use flow::{FlowProtocol, FlowV4, Permit};
 pub use pod::PodV4;
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
 

@@ -17,6 +17,14 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP (IANA).
 pub const PROTOCOL_UDP: u8 = 17;
+/// Bytes of a TCP header up to its flags, which are the last of them.
+pub const TCP_TO_FLAGS: usize = 14;
+/// TCP flag (RFC 9293, section 3.1): the sender has no more to say.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP flag: a connection begins.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP flag: a connection is over.
+pub const TCP_RST: u8 = 0x04;
 /// VXLAN flags with only "VNI present" set (RFC 7348, section 5).
 pub const VXLAN_FLAGS: u8 = 0x08;
 

@@ -52,6 +52,8 @@ pub struct Arrival {
     pub ifindex: u32,
     /// Payload bytes of each segment of a GSO aggregate; 0 for a plain packet.
     pub gso_size: u32,
+    /// The packet's mark (`skb->mark`).
+    pub mark: u32,
     /// A VLAN tag stands in the packet's metadata.
     pub vlan_tagged: bool,
 }

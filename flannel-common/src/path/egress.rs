@@ -1,6 +1,6 @@
 //! What pods and the kernel send towards other nodes.
 
-use super::{Encap, Forward, Tables, longest_match};
+use super::{Encap, Forward, Tables, flow, longest_match};
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4},
     packet::{
@@ -10,7 +10,7 @@ use crate::{
             UDP_LEN,
         },
     },
-    reason::Reason,
+    reason::{Direction, Reason},
 };
 
 /// tc ingress on the host side of a pod's veth: `then` says what to do with a packet for a peer.
@@ -26,9 +26,11 @@ pub fn from_pod<R>(
 ) -> Result<R, Reason> {
     let (_, ip) = inner_headers(packet, arrival)?;
     let config = tables.config().ok_or(Reason::NoConfig)?;
-    if config.fast_path != FastPath::All {
-        return Err(Reason::PodOnKernel);
-    }
+    let gated = match config.fast_path {
+        FastPath::All => false,
+        FastPath::Flow => true,
+        FastPath::Off | FastPath::Overlay => return Err(Reason::PodOnKernel),
+    };
     // Most of what leaves pods for elsewhere is told apart here, before any lookup.
     if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
         return Err(Reason::NoRoute);
@@ -42,6 +44,9 @@ pub fn from_pod<R>(
         return Err(Reason::Ttl);
     }
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
+    if gated {
+        flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
+    }
     let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip)))?;
     Ok(then(encap, Reason::EncapPod))
 }

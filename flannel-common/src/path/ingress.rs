@@ -1,19 +1,20 @@
 //! What other nodes send to our pods.
 
-use super::{Deliver, Forward, Tables, ecn, egress::check_ipv4};
+use super::{Deliver, Forward, Tables, ecn, egress::check_ipv4, flow};
 use crate::{
+    layout::FastPath,
     packet::{
         Arrival, Packet, checksum,
         headers::{
             ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP,
-            UDP_LEN, Udp, Vxlan,
+            TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan,
         },
     },
-    reason::Reason,
+    reason::{Direction, Reason},
 };
 
-/// Bytes that [`from_underlay`] reads: the frame up to the end of the inner IP header.
-pub const FROM_UNDERLAY_READS: usize = INNER_IP + IPV4_LEN;
+/// Bytes that [`from_underlay`] reads: the frame up to the inner TCP flags.
+pub const FROM_UNDERLAY_READS: usize = INNER_IP + IPV4_LEN + TCP_TO_FLAGS;
 
 const UDP: usize = ETHERNET_LEN + IPV4_LEN;
 const VXLAN: usize = UDP + UDP_LEN;
@@ -99,5 +100,8 @@ pub fn from_underlay<R>(
     }
     let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
+    if config.fast_path == FastPath::Flow {
+        flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
+    }
     Ok(then(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos) }, Reason::DeliverPod))
 }

@@ -10,12 +10,14 @@
 pub mod ecn;
 pub mod egress;
 mod encap;
+pub mod flow;
 pub mod ingress;
 
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
+pub use flow::Note;
 
 use crate::{
-    layout::{Config, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     map,
     packet::{Arrival, Packet},
     reason::{Direction, Reason},
@@ -33,11 +35,17 @@ pub trait Tables {
     fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4>;
     /// Whether pods' packets to `address` keep the pod's address.
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
+    /// When netfilter accepted a flow.
+    fn flow_v4(&self, flow: &FlowV4) -> Option<Permit>;
+    /// The time, on the clock of [`Permit`].
+    fn now(&self) -> u64;
 }
 
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// Let it pass, not even counted: the hook only takes notes.
+    Pass,
     /// Leave it, untouched, to the kernel.
     Kernel(Reason),
     /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
@@ -57,11 +65,13 @@ pub enum Hook {
     ToOverlay,
     /// tc ingress, external interface.
     FromUnderlay,
+    /// tc egress, host side of a pod's veth.
+    ToPod,
 }
 
 impl Hook {
     /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 3] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay];
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod];
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -69,6 +79,7 @@ impl Hook {
             Self::FromPod => map::FROM_POD,
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
+            Self::ToPod => map::TO_POD,
         }
     }
 
@@ -76,7 +87,7 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay => Direction::Egress,
-            Self::FromUnderlay => Direction::Ingress,
+            Self::FromUnderlay | Self::ToPod => Direction::Ingress,
         }
     }
 }
@@ -92,8 +103,22 @@ pub fn decide(
         Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
         Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
+        Hook::ToPod => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
+}
+
+/// What the program at `hook` notes about the flow of `packet`.
+pub fn note(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+) -> Option<Note> {
+    match hook {
+        Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
+        Hook::FromPod | Hook::FromUnderlay => None,
+    }
 }
 
 /// What becomes of a packet at `hook` that stays with the kernel for `reason`, be that decided here or by

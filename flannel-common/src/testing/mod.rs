@@ -13,5 +13,5 @@ mod tables;
 
 pub use effect::{popped, pushed};
 pub use frame::Frame;
-pub use node::{ELSEWHERE, HERE, Node, THERE, interface, seen_at};
+pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, interface, seen_at};
 pub use tables::MemoryTables;

@@ -27,6 +27,9 @@ pub mod interface {
     pub const ALL: [u32; 5] = [UNDERLAY, OVERLAY, POD, OTHER_POD, SMALL_POD];
 }
 
+/// The time of the tables: any, but long enough after the start of the clock.
+pub const NOW: u64 = 3_600_000_000_000;
+
 /// A node: its public address, its lease and its VXLAN device.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
@@ -93,6 +96,7 @@ impl Node {
             source_port_max: 60_999,
             network: SubnetV4 { prefix_len: 16, network: [10, 244, 0, 0] },
             subnet: self.subnet,
+            flow_refresh: 30,
             prefix_lengths: [24, 0, 0, 0],
             local_mac: self.mac,
             reserved: [0; 2],
@@ -101,7 +105,7 @@ impl Node {
 
     /// Its tables in a cluster with `peers`: pods 2 to 5 run on it.
     pub fn tables(&self, peers: &[Self]) -> MemoryTables {
-        let mut tables = MemoryTables { config: Some(self.config()), ..MemoryTables::default() };
+        let mut tables = MemoryTables { config: Some(self.config()), now: NOW, ..MemoryTables::default() };
         for peer in peers {
             tables.routes.insert(peer.subnet, self.peer(peer));
             tables.vteps.insert(peer.vtep, VtepV4 { subnet: peer.subnet });
@@ -118,7 +122,7 @@ impl Node {
 /// A plain packet at `hook`, which for a pod's hook is that of pod 2.
 pub fn seen_at(hook: Hook) -> Arrival {
     let ifindex = match hook {
-        Hook::FromPod => interface::POD,
+        Hook::FromPod | Hook::ToPod => interface::POD,
         Hook::ToOverlay => interface::OVERLAY,
         Hook::FromUnderlay => interface::UNDERLAY,
     };

@@ -5,14 +5,16 @@ use std::{vec, vec::Vec};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{ELSEWHERE, Frame, HERE, MemoryTables, THERE, interface, seen_at};
+use super::{ELSEWHERE, Frame, HERE, MemoryTables, NOW, THERE, interface, seen_at};
 use crate::{
-    layout::{Exempt, FastPath, PREFIX_LENGTHS, PeerKind, SubnetV4, VtepV4},
+    layout::{Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, VtepV4},
+    map::FLOW_MARK,
     packet::{
         Arrival, Packet as _, checksum,
-        headers::{ETHERNET_LEN, Ipv4},
+        headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP},
     },
     path::Hook,
+    reason::Direction,
 };
 
 /// Longest payload of a random packet: with all headers it still fits a page, the most that
@@ -35,11 +37,62 @@ pub struct Case {
 /// Cases of `hook`.
 pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
     let frame = prop_oneof![20 => almost_valid(hook), 1 => arbitrary_bytes()];
-    (frame, arrival(hook), tables()).prop_map(move |(frame, arrival, tables)| Case {
-        hook,
-        frame,
-        arrival,
-        tables,
+    let mode = prop_oneof![1 => Just(None), 2 => permit().prop_map(Some)];
+    (frame, arrival(hook), tables(), mode).prop_map(move |(frame, arrival, mut tables, mode)| {
+        if let Some(permit) = mode {
+            tables.config.iter_mut().filter(|config| config.fast_path == FastPath::All).for_each(|config| {
+                config.fast_path = FastPath::Flow;
+            });
+            // Most frames are of a flow that is known.
+            tables.flows.extend(flow_of(hook, &frame).zip(permit));
+        }
+        Case { hook, frame, arrival, tables }
+    })
+}
+
+/// What may stand in the map about a flow: often a permission that holds.
+fn permit() -> impl Strategy<Value = Option<Permit>> {
+    const SECOND: u64 = 1_000_000_000;
+    // Far from every limit, so that no test is so slow that it crosses one.
+    let ages =
+        || prop_oneof![4 => Just(Some(0)), 2 => select(&[3, 9, 21, 60][..]).prop_map(Some), 1 => Just(None)];
+    let stamp = || ages().prop_map(|age| age.map_or(0, |age| NOW - age * SECOND));
+    let ifindex = prop_oneof![8 => Just(interface::POD), 1 => Just(interface::OTHER_POD), 1 => Just(0)];
+    let permit = (stamp(), stamp(), ifindex).prop_map(|(egress, ingress, ifindex)| Permit {
+        egress,
+        ingress,
+        ifindex,
+        reserved: 0,
+    });
+    prop::option::weighted(0.9, permit)
+}
+
+/// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
+fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV4> {
+    let at = if hook == Hook::FromUnderlay { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
+    let ip = Ipv4::parse(&frame.read(at)?);
+    let protocol = match ip.protocol {
+        PROTOCOL_TCP => FlowProtocol::Tcp,
+        PROTOCOL_UDP => FlowProtocol::Udp,
+        _ => return None,
+    };
+    let port = |at| frame.read(at).map(u16::from_be_bytes);
+    let (source, destination) = (port(at + IPV4_LEN)?, port(at + IPV4_LEN + 2)?);
+    Some(match hook.direction() {
+        Direction::Egress => FlowV4 {
+            local: ip.source,
+            remote: ip.destination,
+            local_port: source,
+            remote_port: destination,
+            protocol,
+        },
+        Direction::Ingress => FlowV4 {
+            local: ip.destination,
+            remote: ip.source,
+            local_port: destination,
+            remote_port: source,
+            protocol,
+        },
     })
 }
 
@@ -51,22 +104,17 @@ pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
 /// Any arrival at all.
 pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
-    (any::<u32>(), gso_size, any::<bool>()).prop_map(|(ifindex, gso_size, vlan_tagged)| Arrival {
-        ifindex,
-        gso_size,
-        vlan_tagged,
-    })
+    (any::<u32>(), gso_size, any::<u32>(), any::<bool>())
+        .prop_map(|(ifindex, gso_size, mark, vlan_tagged)| Arrival { ifindex, gso_size, mark, vlan_tagged })
 }
 
 fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let natural = seen_at(hook);
     let ifindex = prop_oneof![12 => Just(natural.ifindex), 1 => select(&interface::ALL[..])];
     let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
-    (ifindex, gso_size, prop::bool::weighted(0.03)).prop_map(|(ifindex, gso_size, vlan_tagged)| Arrival {
-        ifindex,
-        gso_size,
-        vlan_tagged,
-    })
+    let mark = prop_oneof![3 => Just(FLOW_MARK), 1 => Just(0), 1 => any::<u32>()];
+    (ifindex, gso_size, mark, prop::bool::weighted(0.03))
+        .prop_map(|(ifindex, gso_size, mark, vlan_tagged)| Arrival { ifindex, gso_size, mark, vlan_tagged })
 }
 
 /// Something done to a frame.
@@ -131,6 +179,7 @@ fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
         match hook {
             Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
             Hook::ToOverlay => frame.macs(THERE.mac, HERE.mac).bytes(),
+            Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
             Hook::FromUnderlay => {
                 let inner = frame.macs(HERE.mac, THERE.mac).bytes();
                 // Any mark, which most inner marks combine with.
@@ -150,13 +199,14 @@ fn packet(hook: Hook) -> impl Strategy<Value = Frame> {
     ];
     let len = prop_oneof![4 => 0..200usize, 1 => 1_350..1_460usize, 1 => 500..600usize, 1 => 0..MAX_PAYLOAD];
     let any_protocol = prop_oneof![Just(1u8), Just(132u8), any::<u8>()];
-    (here, there, len, 0..3u8, 0..=10usize, any_protocol).prop_map(
-        move |(here, there, len, kind, words, protocol)| {
+    let flags = prop_oneof![3 => Just(0x10u8), 1 => any::<u8>()];
+    (here, there, len, 0..3u8, 0..=10usize, any_protocol, flags).prop_map(
+        move |(here, there, len, kind, words, protocol, flags)| {
             let (source, destination) =
-                if hook == Hook::FromUnderlay { (there, here) } else { (here, there) };
+                if hook.direction() == Direction::Ingress { (there, here) } else { (here, there) };
             match kind {
                 0 => Frame::udp(source, destination, len),
-                1 => Frame::tcp(source, destination, words * 4, len),
+                1 => Frame::tcp(source, destination, words * 4, len).tcp_flags(flags),
                 _ => Frame::ipv4(source, destination, protocol, vec![0x5a; len]),
             }
         },
@@ -182,6 +232,7 @@ enum Change {
     SourcePorts(u16, u16),
     Leases([u8; PREFIX_LENGTHS], [u8; 4]),
     FastPath(FastPath),
+    FlowRefresh(u32),
     Exempt(Vec<SubnetV4>),
 }
 
@@ -209,14 +260,15 @@ impl Change {
             1 => length().prop_map(Self::OwnSubnet),
             1 => length().prop_map(Self::Network),
             2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
-            2 => select(&[FastPath::Off, FastPath::Overlay, FastPath::Flow][..]).prop_map(Self::FastPath),
+            2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
+            1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
             4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
             4 => (lengths, any::<[u8; 4]>()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
         ]
     }
 
     fn apply(self, tables: &mut MemoryTables) {
-        let MemoryTables { config, routes, vteps, pods, exempt } = tables;
+        let MemoryTables { config, routes, vteps, pods, exempt, flows: _, now: _ } = tables;
         match self {
             Self::NoConfig => *config = None,
             Self::NoRoutes => routes.clear(),
@@ -247,6 +299,9 @@ impl Change {
                 config.source_port_max = u32::from(a.max(b));
             }),
             Self::FastPath(fast_path) => config.iter_mut().for_each(|config| config.fast_path = fast_path),
+            Self::FlowRefresh(refresh) => {
+                config.iter_mut().for_each(|config| config.flow_refresh = refresh);
+            }
             Self::Exempt(prefixes) => {
                 exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));
             }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
-    path::Tables,
+    layout::{Config, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    path::{Note, Tables},
 };
 
 /// The maps' contents as the agent would have written them.
@@ -20,6 +20,10 @@ pub struct MemoryTables {
     pub pods: BTreeMap<[u8; 4], PodV4>,
     /// `snat_exempt_v4`.
     pub exempt: BTreeMap<SubnetV4, Exempt>,
+    /// `flows_v4`.
+    pub flows: BTreeMap<FlowV4, Permit>,
+    /// The time.
+    pub now: u64,
 }
 
 impl Tables for MemoryTables {
@@ -41,5 +45,27 @@ impl Tables for MemoryTables {
 
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool {
         self.exempt.keys().any(|prefix| prefix.contains(address))
+    }
+
+    fn flow_v4(&self, flow: &FlowV4) -> Option<Permit> {
+        self.flows.get(flow).copied()
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+}
+
+impl MemoryTables {
+    /// Writes down what a program notes.
+    pub fn write_down(&mut self, note: &Note) {
+        match note {
+            Note::Permit(flow, permit) => {
+                self.flows.insert(*flow, *permit);
+            }
+            Note::Forget(flow) => {
+                self.flows.remove(flow);
+            }
+        }
     }
 }

@@ -33,19 +33,22 @@ pub enum FastPath {
     Off,
     /// The tunnel device only.
     Overlay,
+    /// Flows that netfilter has accepted skip the stack.
+    Flow,
     /// Every pod-to-pod packet skips the stack.
     All,
 }
 
 impl FastPath {
     /// All of them.
-    pub const EACH: [Self; 3] = [Self::Off, Self::Overlay, Self::All];
+    pub const EACH: [Self; 4] = [Self::Off, Self::Overlay, Self::Flow, Self::All];
 
     /// As the flag spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Overlay => "overlay",
+            Self::Flow => "flow",
             Self::All => "all",
         }
     }

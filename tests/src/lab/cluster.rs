@@ -8,7 +8,7 @@ use flannel_common::reason::{Direction, Reason};
 use super::{Agent, Etcd, FastPath, Lab, Node, Pod};
 use crate::{
     counters::Counters,
-    traffic::{Endpoint, ping::ping, reachability},
+    traffic::{Endpoint, ping::ping, reachability, udp},
     wait::eventually,
 };
 
@@ -116,12 +116,16 @@ impl Cluster {
         let (out, arriving) = match fast_path {
             FastPath::Off => return Ok(()),
             FastPath::Overlay => (Reason::EncapOverlay, None),
-            FastPath::All => (Reason::EncapPod, Some(Reason::DeliverPod)),
+            FastPath::Flow | FastPath::All => (Reason::EncapPod, Some(Reason::DeliverPod)),
         };
         let (a, b) = (sender.pod()?, receiver.pod()?);
-        eventually(CONVERGENCE, "a ping takes the fast path", || {
+        eventually(CONVERGENCE, "an echo takes the fast path", || {
             let before = (sender.counters()?, receiver.counters()?);
-            ping(&a, &b, 56)?;
+            match fast_path {
+                // A flow begins on the kernel's path, and only those with ports are learned.
+                FastPath::Flow => udp::echo(&a, &b, 56, 3)?,
+                _ => drop(ping(&a, &b, 56)?),
+            }
             let after = (sender.counters()?.since(&before.0), receiver.counters()?.since(&before.1));
             let counted =
                 |counters: &Counters, direction, reason| counters.get(direction, reason).packets > 0;

@@ -3,11 +3,29 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use flannel_common::map::FLOW_MARK;
 
 use super::Node;
 use crate::command::run_with;
 
 impl Node {
+    /// Loads the rule that marks the packets of established flows that nobody translates, behind all filters:
+    /// the agent's programs learn flows from it.
+    pub fn load_flow_rule(&self) -> Result<()> {
+        let cluster = self.subnet_env()?.network;
+        let rule = format!(
+            "-t mangle -A POSTROUTING -s {cluster} -d {cluster} -m conntrack --ctstate ESTABLISHED \
+             -m conntrack ! --ctstate SNAT,DNAT -j MARK --set-xmark {FLOW_MARK:#x}/{FLOW_MARK:#x}"
+        );
+        self.iptables(&rule)
+    }
+
+    /// Runs `iptables` with `words`.
+    pub fn iptables(&self, words: &str) -> Result<()> {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        self.netns().run("iptables", &[&["--wait"], words.as_slice()].concat()).map(drop)
+    }
+
     /// Loads what flannel loads with `--ip-masq`: its masquerade and forward rules, for this node's subnet.
     /// They turn on connection tracking in the node.
     pub fn load_flannel_rules(&self) -> Result<()> {

@@ -7,7 +7,7 @@ use flannel_common::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN},
     },
-    path::{Hook, decide},
+    path::{Hook, decide, note},
     testing::{
         interface,
         random::{Case, case},
@@ -63,9 +63,10 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let verdict = decide(*hook, &frame[..], tables, &arrival);
     let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
+    let note = note(*hook, &frame[..], tables, &arrival);
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, &arrival, segments)?;
-    check(*hook, frame, segments, &verdict, &outcome)
+    check(*hook, frame, &arrival, segments, (tables, note.as_ref()), &verdict, &outcome)
 }
 
 fn compare(hook: Hook) {
@@ -106,4 +107,9 @@ fn to_overlay() {
 #[test]
 fn from_underlay() {
     compare(Hook::FromUnderlay);
+}
+
+#[test]
+fn to_pod() {
+    compare(Hook::ToPod);
 }

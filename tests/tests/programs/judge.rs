@@ -4,10 +4,10 @@ use anyhow::{Result, ensure};
 use flannel_common::{
     map::SNAT_EXEMPT_MARK,
     packet::{
-        Packet as _,
+        Arrival, Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
     },
-    path::{Encap, Hook, Verdict, left},
+    path::{Encap, Hook, Note, Verdict, left},
     reason::Reason,
     testing::{MemoryTables, popped, pushed},
 };
@@ -21,24 +21,33 @@ const TC_ACT_REDIRECT: i32 = 7;
 const ID: usize = ETHERNET_LEN + 4;
 const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
 
-/// Refuses an outcome that is not what `verdict` says of `frame`: action, mark, every byte, and exactly one
-/// counter raised by `segments` packets and the length that the frame came with.
+/// Refuses an outcome that is not what `verdict` says of `frame`: action, mark, every byte, the flows known, and
+/// exactly one counter for the packet, and one for the note, raised by `segments` packets and the length that the frame came with.
 pub(crate) fn check(
     hook: Hook,
     frame: &[u8],
+    arrival: &Arrival,
     segments: u32,
+    (tables, note): (&MemoryTables, Option<&Note>),
     verdict: &Verdict,
     outcome: &Outcome,
 ) -> Result<()> {
+    let unchanged = || Some(frame.to_vec());
     let (action, reason, expected) = match verdict {
-        Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, *reason, Some(frame.to_vec())),
-        Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, *reason, pushed_like(outcome, frame, encap)),
-        Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, *reason, popped(frame, deliver)),
+        Verdict::Pass => (TC_ACT_UNSPEC, None, unchanged()),
+        Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
+        Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
+        Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
-    let counted = Counted::from([((hook.direction(), reason), size)]);
+    let reasons = reason.into_iter().chain(note.map(Note::reason));
+    let counted: Counted = reasons.map(|reason| ((hook.direction(), reason), size)).collect();
     ensure!(outcome.counted == counted, "counted {:?}, not {counted:?}", outcome.counted);
-    let mark = if matches!(verdict, Verdict::Exempt(_)) { MARK | SNAT_EXEMPT_MARK } else { MARK };
+    let mut flows = tables.clone();
+    note.iter().for_each(|note| flows.write_down(note));
+    ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
+    let mark = MARK | arrival.mark;
+    let mark = if matches!(verdict, Verdict::Exempt(_)) { mark | SNAT_EXEMPT_MARK } else { mark };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
     ensure!(outcome.action == action, "action {}, not {action}", outcome.action);
     ensure!(

@@ -1,17 +1,18 @@
 //! The loaded programs with their maps: filled like [`MemoryTables`], run on a packet, counters read.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{TestRun as _, TestRunOptions};
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Config, FastPath, SubnetV4},
+    layout::{Config, FastPath, FlowV4, Permit, SubnetV4},
     packet::Arrival,
     path::Hook,
     reason::{Direction, Reason},
-    testing::MemoryTables,
+    testing::{MemoryTables, NOW},
 };
+use nix::time::{ClockId, clock_gettime};
 
 use crate::sandbox::Sandbox;
 
@@ -25,6 +26,7 @@ const NO_CONFIG: Config = Config {
     source_port_max: 0,
     network: SubnetV4 { prefix_len: 0, network: [0; 4] },
     subnet: SubnetV4 { prefix_len: 0, network: [0; 4] },
+    flow_refresh: 0,
     prefix_lengths: [0; 4],
     local_mac: [0; 6],
     reserved: [0; 2],
@@ -38,7 +40,10 @@ const CONTEXT: usize = 180;
 const CONTEXT_OUT: usize = 256;
 const MARK_AT: usize = 8;
 
-/// Mark of every packet a program is run on: bits that are others' to set, kube-proxy's among them.
+/// Longest that a run of a program may take after its maps were filled.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Mark of every packet a program is run on, besides its own: bits that are others' to set, kube-proxy's among them.
 pub(crate) const MARK: u32 = 0x4001;
 
 /// Packets and bytes counted for a reason.
@@ -53,6 +58,8 @@ pub(crate) struct Loaded {
     filled: MemoryTables,
     /// What the counters said last.
     counted: Counted,
+    /// What the kernel's clock is ahead of that of the tables, ns.
+    ahead: u64,
 }
 
 /// What a program did with a packet.
@@ -60,10 +67,12 @@ pub(crate) struct Loaded {
 pub(crate) struct Outcome {
     /// The tc action.
     pub(crate) action: i32,
-    /// The packet's mark afterwards; before, it was [`MARK`].
+    /// The packet's mark afterwards; before, it had [`MARK`] besides its own.
     pub(crate) mark: u32,
     /// The frame afterwards.
     pub(crate) frame: Vec<u8>,
+    /// The flows known afterwards, on the clock of the tables: what was noted now is noted at [`NOW`].
+    pub(crate) flows: BTreeMap<FlowV4, Permit>,
     /// By how much counters were raised; those that were not are absent.
     pub(crate) counted: Counted,
 }
@@ -75,7 +84,7 @@ impl Loaded {
         let programs = Programs::load(pins.clone(), LogLevel::Off)?;
         let tables = Tables::open(&pins)?;
         let counted = read(&pins)?;
-        Ok(Self { programs, tables, pins, filled: MemoryTables::default(), counted })
+        Ok(Self { programs, tables, pins, filled: MemoryTables::default(), counted, ahead: 0 })
     }
 
     /// Makes the maps hold what `tables` hold.
@@ -93,6 +102,13 @@ impl Loaded {
         }
         for (key, value) in &tables.exempt {
             now.exempt.put(key, value)?;
+        }
+        self.ahead = clock()?.wrapping_sub(NOW);
+        let ahead = |stamp: u64| if stamp == 0 { 0 } else { stamp.wrapping_add(self.ahead) };
+        now.flows.remove_all(|flow| !tables.flows.contains_key(flow))?;
+        for (key, value) in &tables.flows {
+            let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
+            now.flows.put(key, &Permit { egress, ingress, ..*value })?;
         }
         let before = std::mem::replace(&mut self.filled, tables.clone());
         for key in before.routes.keys().filter(|key| !tables.routes.contains_key(*key)) {
@@ -148,7 +164,21 @@ impl Loaded {
         out.truncate(result.data_size_out as usize);
         let mark = u32::from_ne_bytes(context_out[MARK_AT..MARK_AT + 4].try_into()?);
         let action = result.return_value.cast_signed();
-        Ok(Outcome { action, mark, frame: out, counted: self.raised()? })
+        Ok(Outcome { action, mark, frame: out, flows: self.flows()?, counted: self.raised()? })
+    }
+
+    /// The flows in the map, on the clock of the tables.
+    fn flows(&self) -> Result<BTreeMap<FlowV4, Permit>> {
+        let behind = |stamp: u64| match stamp.wrapping_sub(self.ahead) {
+            _ if stamp == 0 => 0,
+            just_now if (NOW..NOW + PATIENCE.as_nanos() as u64).contains(&just_now) => NOW,
+            earlier => earlier,
+        };
+        let mut flows = self.tables.flows.entries()?;
+        for permit in flows.values_mut() {
+            (permit.egress, permit.ingress) = (behind(permit.egress), behind(permit.ingress));
+        }
+        Ok(flows)
     }
 
     /// By how much counters were raised since last asked.
@@ -172,10 +202,16 @@ fn read(pins: &Pins) -> Result<Counted> {
     Ok(rows.into_iter().map(|row| ((row.direction, row.reason), (row.packets, row.bytes))).collect())
 }
 
+/// The clock that programs read, ns.
+fn clock() -> Result<u64> {
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?).as_nanos() as u64)
+}
+
 /// `struct __sk_buff` (include/uapi/linux/bpf.h) with the fields that a test may set.
 fn context(arrival: &Arrival, segments: u32) -> [u8; CONTEXT] {
     let mut bytes = [0; CONTEXT];
-    for (offset, value) in [(MARK_AT, MARK), (40, arrival.ifindex), (164, segments), (176, arrival.gso_size)]
+    let mark = MARK | arrival.mark;
+    for (offset, value) in [(MARK_AT, mark), (40, arrival.ifindex), (164, segments), (176, arrival.gso_size)]
     {
         let field: &mut [u8] = &mut bytes[offset..offset + 4];
         field.copy_from_slice(&value.to_ne_bytes());

@@ -44,11 +44,11 @@ fn run_all(hook: Hook) {
 }
 
 fn run(loaded: &mut Loaded, fixture: &Fixture, verdict: &Verdict) -> Result<()> {
-    let Fixture { hook, frame, arrival, tables, .. } = fixture;
+    let Fixture { hook, frame, arrival, tables, note, .. } = fixture;
     let segments = if arrival.gso_size == 0 { 0 } else { SEGMENTS };
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, arrival, segments)?;
-    check(*hook, frame, segments, verdict, &outcome)
+    check(*hook, frame, arrival, segments, (tables, note.as_ref()), verdict, &outcome)
 }
 
 #[test]
@@ -67,11 +67,20 @@ fn from_underlay() {
 }
 
 #[test]
+fn to_pod() {
+    run_all(Hook::ToPod);
+}
+
+#[test]
 fn every_reason_of_every_program_is_run() {
     let mut given = BTreeSet::new();
     for hook in Hook::ALL {
-        let mut found: BTreeSet<Reason> = ELSEWHERE.iter().map(|(reason, _)| *reason).collect();
+        let elsewhere = ELSEWHERE.iter().map(|(reason, _)| *reason);
+        let mut found: BTreeSet<Reason> = elsewhere.filter(|_| hook != Hook::ToPod).collect();
         for fixture in fixtures::of(hook) {
+            if fixture.in_kernel == InKernel::Agrees {
+                found.extend(fixture.note.map(|note| note.reason()));
+            }
             match (fixture.in_kernel, fixture.verdict) {
                 (InKernel::Overrules(reason), _)
                 | (
@@ -83,10 +92,12 @@ fn every_reason_of_every_program_is_run() {
                 ) => {
                     found.insert(reason);
                 }
-                (InKernel::CannotRun(_), _) => {}
+                (InKernel::CannotRun(_), _) | (InKernel::Agrees, Verdict::Pass) => {}
             }
         }
-        let all = fixtures::decided(hook).iter().chain(fixtures::overruled(hook)).copied();
+        let all =
+            fixtures::decided(hook).iter().chain(fixtures::overruled(hook)).chain(fixtures::noted(hook));
+        let all = all.copied();
         let all: BTreeSet<Reason> = all.collect();
         assert_eq!(found, all, "{}", hook.program());
         given.extend(all);

@@ -1,0 +1,52 @@
+//! Which flows netfilter has accepted.
+
+use bytemuck::{CheckedBitPattern, NoUninit, Pod, Zeroable};
+
+/// Protocols whose flows are known: those with ports.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+pub enum FlowProtocol {
+    /// By its number (IANA).
+    Tcp = 6,
+    /// By its number (IANA).
+    Udp = 17,
+}
+
+/// Key of `flows_v4`: a flow as a local pod sees it, whichever way a packet of it travels.
+///
+/// Aligned to eight bytes: on a program's stack LLVM writes two fields at once, which the verifier takes there
+/// only where they are aligned.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+pub struct FlowV4 {
+    /// Address of the pod, network order.
+    pub local: [u8; 4],
+    /// Address of the other end, network order.
+    pub remote: [u8; 4],
+    /// Port of the pod, host order.
+    pub local_port: u16,
+    /// Port of the other end, host order.
+    pub remote_port: u16,
+    /// Protocol.
+    pub protocol: FlowProtocol,
+}
+
+/// Value of `flows_v4`: when netfilter last accepted a packet of the flow, by direction.
+///
+/// Times are of the kernel's coarse monotonic clock (`ktime_get_coarse_ns`), ns; 0 is never.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Permit {
+    /// Of the pod's packets.
+    pub egress: u64,
+    /// Of packets for the pod.
+    pub ingress: u64,
+    /// The pod's veth then: one with another veth is another pod, and inherits nothing.
+    pub ifindex: u32,
+    /// Always zero: keeps the size a multiple of eight.
+    pub reserved: u32,
+}
+
+super::assert_layout!(FlowProtocol, 4, 4);
+super::assert_layout!(FlowV4, 16, 8);
+super::assert_layout!(Permit, 24, 8);

@@ -1,0 +1,212 @@
+//! The flow gate: past the host's stack go only flows that netfilter has accepted, both ways.
+//!
+//! A flow begins on the kernel's path. Once connection tracking calls it established, and nobody translates
+//! its addresses, a rule behind all filters marks its packets ([`FLOW_MARK`]); at the ends of the path
+//! [`note`] writes down that this direction was accepted, and for how long that holds is
+//! [`Config::flow_refresh`]. [`admit`] lets packets of such flows skip the stack. A direction whose time is
+//! over takes the kernel's path again, where its next accepted packet renews it: that keeps connection
+//! tracking's own entry alive, and is when a changed policy bites.
+
+use super::{Tables, egress::check_ipv4};
+use crate::{
+    layout::{Config, FastPath, FlowProtocol, FlowV4, Permit, PodV4},
+    map::FLOW_MARK,
+    packet::{
+        Arrival, Packet,
+        headers::{
+            ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FIN,
+            TCP_RST, TCP_SYN, TCP_TO_FLAGS,
+        },
+    },
+    reason::{Direction, Reason},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Longest time that acceptance of a UDP flow holds, ns. For the first two seconds of a flow, which may be
+/// all that connection tracking sees before the flow skips it, it keeps an entry for 30 s only
+/// (net/netfilter/nf_conntrack_proto_udp.c): the next packet it sees must come well before.
+const LONGEST_UDP: u64 = 15 * SECOND;
+
+/// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
+const RENEW: u64 = SECOND;
+
+/// The value of a flow that the map does not have. No interface has index 0.
+const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, reserved: 0 };
+
+/// What to write down about a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// Netfilter has accepted it: put this.
+    Permit(FlowV4, Permit),
+    /// It begins anew, or ends, or is not accepted any more: delete it.
+    Forget(FlowV4),
+}
+
+impl Note {
+    /// What it is counted for.
+    #[inline(always)]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Permit(..) => Reason::FlowLearned,
+            Self::Forget(_) => Reason::FlowForgotten,
+        }
+    }
+}
+
+/// Lets a packet of `pod`, or for it, that travels `way` skip the host's stack. Its IPv4 header `ip`, without
+/// options, stands at `offset`.
+///
+/// A direction needs acceptance of its own that still holds; of the other one it is enough that it was
+/// accepted. A flow that only ever goes one way after its first answer would be slow for good otherwise, and
+/// each of its own packets that renew it keeps connection tracking's entry alive for both ways.
+///
+/// # Errors
+/// Why it may not.
+#[inline(always)]
+pub(super) fn admit(
+    way: Direction,
+    packet: &(impl Packet + ?Sized),
+    offset: usize,
+    tables: &impl Tables,
+    config: &Config,
+    ip: &Ipv4,
+    pod: &PodV4,
+) -> Result<(), Reason> {
+    let transport = Transport::of(packet, offset, ip)?;
+    if transport.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+        return Err(Reason::FlowControl);
+    }
+    let permit = tables.flow_v4(&transport.flow(way, ip)).ok_or(Reason::FlowUnknown)?;
+    if permit.ifindex != pod.ifindex {
+        return Err(Reason::FlowUnknown);
+    }
+    if permit.egress == 0 || permit.ingress == 0 {
+        return Err(Reason::FlowHalf);
+    }
+    let stamp = match way {
+        Direction::Egress => permit.egress,
+        Direction::Ingress => permit.ingress,
+    };
+    if age(tables.now(), stamp) >= lifetime(config, transport.protocol) {
+        return Err(Reason::FlowStale);
+    }
+    Ok(())
+}
+
+/// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:
+/// tc egress on flannel.<vni>, or on the host side of a pod's veth. `then` gets it; `None` when there is nothing.
+#[inline(always)]
+pub fn note<R>(
+    way: Direction,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Note) -> R,
+) -> Option<R> {
+    let config = tables.config()?;
+    if config.fast_path != FastPath::Flow || arrival.vlan_tagged {
+        return None;
+    }
+    let ethernet = Ethernet::parse(packet.view(0)?);
+    if ethernet.ethertype != ETHERTYPE_IPV4 {
+        return None;
+    }
+    let ip = Ipv4::parse(packet.view(ETHERNET_LEN)?);
+    check_ipv4(&ip).ok()?;
+    let (local, remote) = ends(way, &ip);
+    if config.subnet.contains(remote) || !config.network.contains(remote) {
+        return None;
+    }
+    let pod = tables.pod_v4(local)?;
+    // Not another pod's, to which a bridge has flooded it.
+    if matches!(way, Direction::Ingress) && pod.ifindex != arrival.ifindex {
+        return None;
+    }
+    let transport = Transport::of(packet, ETHERNET_LEN, &ip).ok()?;
+    let flow = transport.flow(way, &ip);
+    let known = tables.flow_v4(&flow).unwrap_or(NEVER);
+    // Whatever skipped the stack before: from here on netfilter decides about it anew.
+    if arrival.mark & FLOW_MARK == 0 || transport.flags & TCP_RST != 0 {
+        return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
+    }
+    // Another pod had this address: nothing is inherited.
+    let Permit { egress, ingress, .. } = if known.ifindex == pod.ifindex { known } else { NEVER };
+    let (now, half) = (tables.now(), lifetime(&config, transport.protocol) / 2);
+    let (egress, ingress, before) = match way {
+        Direction::Egress => (now, ingress, egress),
+        Direction::Ingress => (egress, now, ingress),
+    };
+    if age(now, before) < if half < RENEW { half } else { RENEW } {
+        return None;
+    }
+    Some(then(Note::Permit(flow, Permit { egress, ingress, ifindex: pod.ifindex, reserved: 0 })))
+}
+
+/// The pod's address and the other end's.
+#[inline(always)]
+const fn ends(way: Direction, ip: &Ipv4) -> ([u8; 4], [u8; 4]) {
+    match way {
+        Direction::Egress => (ip.source, ip.destination),
+        Direction::Ingress => (ip.destination, ip.source),
+    }
+}
+
+/// What tells the flows between two addresses apart.
+#[derive(Clone, Copy)]
+struct Transport {
+    protocol: FlowProtocol,
+    /// Port of the sender, host order.
+    source: u16,
+    /// Port of the receiver, host order.
+    destination: u16,
+    /// TCP flags; none for UDP.
+    flags: u8,
+}
+
+impl Transport {
+    /// Of the packet with the header `ip`, which is without options and stands at `offset`.
+    #[inline(always)]
+    fn of(packet: &(impl Packet + ?Sized), offset: usize, ip: &Ipv4) -> Result<Self, Reason> {
+        let at = offset + IPV4_LEN;
+        let (protocol, flags) = match ip.protocol {
+            PROTOCOL_TCP => {
+                let header: &[u8; TCP_TO_FLAGS] = packet.view(at).ok_or(Reason::Truncated)?;
+                (FlowProtocol::Tcp, header[TCP_TO_FLAGS - 1])
+            }
+            PROTOCOL_UDP => (FlowProtocol::Udp, 0),
+            _ => return Err(Reason::FlowProtocol),
+        };
+        let [a, b, c, d] = *packet.view(at).ok_or(Reason::Truncated)?;
+        let (source, destination) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        Ok(Self { protocol, source, destination, flags })
+    }
+
+    /// The flow of the packet, which travels `way`. Made of words where it is needed, and never moved: copies
+    /// would be in pieces that the verifier refuses.
+    #[inline(always)]
+    const fn flow(&self, way: Direction, ip: &Ipv4) -> FlowV4 {
+        let (local, remote) = ends(way, ip);
+        let (local_port, remote_port) = match way {
+            Direction::Egress => (self.source, self.destination),
+            Direction::Ingress => (self.destination, self.source),
+        };
+        FlowV4 { local, remote, local_port, remote_port, protocol: self.protocol }
+    }
+}
+
+/// How long ago `stamp` was, ns; longer than anything if never.
+#[inline(always)]
+const fn age(now: u64, stamp: u64) -> u64 {
+    if stamp == 0 { u64::MAX } else { now.saturating_sub(stamp) }
+}
+
+/// How long acceptance holds, ns.
+#[inline(always)]
+fn lifetime(config: &Config, protocol: FlowProtocol) -> u64 {
+    let configured = config.flow_refresh as u64 * SECOND;
+    match protocol {
+        FlowProtocol::Udp if configured > LONGEST_UDP => LONGEST_UDP,
+        _ => configured,
+    }
+}
