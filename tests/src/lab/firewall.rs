@@ -1,6 +1,9 @@
 //! flannel's own iptables rules, which every packet of the kernel path crosses on a real node.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use anyhow::Result;
 use flannel_common::map::FLOW_MARK;
@@ -18,6 +21,62 @@ impl Node {
              -m conntrack ! --ctstate SNAT,DNAT -j MARK --set-xmark {FLOW_MARK:#x}/{FLOW_MARK:#x}"
         );
         self.iptables(&rule)
+    }
+
+    /// Drops what connection tracking calls INVALID before anything else, as kube-proxy does.
+    pub fn drop_invalid(&self) -> Result<()> {
+        self.iptables("-I FORWARD -m conntrack --ctstate INVALID -j DROP")
+    }
+
+    /// Makes `vip`:`port` a Service over `backends` by the rules that kube-proxy writes, for TCP and UDP.
+    /// With `masquerade` its backends see this node's address instead of the client's.
+    pub fn load_service(
+        &self,
+        vip: Ipv4Addr,
+        port: u16,
+        backends: &[SocketAddrV4],
+        masquerade: bool,
+    ) -> Result<()> {
+        let mut rules = vec![
+            "*nat".to_owned(),
+            ":KUBE-SERVICES - [0:0]".to_owned(),
+            ":KUBE-MARK-MASQ - [0:0]".to_owned(),
+            ":KUBE-POSTROUTING - [0:0]".to_owned(),
+            "-I PREROUTING -j KUBE-SERVICES".to_owned(),
+            "-I OUTPUT -j KUBE-SERVICES".to_owned(),
+            "-I POSTROUTING -j KUBE-POSTROUTING".to_owned(),
+            "-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000".to_owned(),
+            "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN".to_owned(),
+            "-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000".to_owned(),
+            "-A KUBE-POSTROUTING -j MASQUERADE --random-fully".to_owned(),
+        ];
+        for protocol in ["tcp", "udp"] {
+            let service = format!("KUBE-SVC-{protocol}");
+            rules.push(format!(":{service} - [0:0]"));
+            rules.push(format!("-A KUBE-SERVICES -d {vip}/32 -p {protocol} --dport {port} -j {service}"));
+            if masquerade {
+                rules.push(format!("-A {service} -j KUBE-MARK-MASQ"));
+            }
+            for (number, backend) in backends.iter().enumerate() {
+                let end = format!("KUBE-SEP-{protocol}-{number}");
+                let share = 1.0 / (backends.len() - number) as f64;
+                rules.push(format!(":{end} - [0:0]"));
+                rules.push(format!(
+                    "-A {service} -m statistic --mode random --probability {share:.6} -j {end}"
+                ));
+                // A backend that reaches itself.
+                rules.push(format!("-A {end} -s {}/32 -j KUBE-MARK-MASQ", backend.ip()));
+                rules.push(format!("-A {end} -p {protocol} -j DNAT --to-destination {backend}"));
+            }
+        }
+        rules.push("COMMIT\n".to_owned());
+        self.restore(&rules.join("\n"))?;
+        self.drop_invalid()
+    }
+
+    fn restore(&self, rules: &str) -> Result<()> {
+        let mut restore = self.netns().command("iptables-restore");
+        run_with(restore.args(["--noflush", "--wait"]), rules, Duration::from_secs(20)).map(drop)
     }
 
     /// Runs `iptables` with `words`.
@@ -50,8 +109,6 @@ impl Node {
             format!("-A FLANNEL-FWD -d {cluster} -m comment --comment \"flanneld forward\" -j ACCEPT"),
             "COMMIT\n".to_owned(),
         ];
-        let mut restore = self.netns().command("iptables-restore");
-        run_with(restore.args(["--noflush", "--wait"]), &rules.join("\n"), Duration::from_secs(20))?;
-        Ok(())
+        self.restore(&rules.join("\n"))
     }
 }

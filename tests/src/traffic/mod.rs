@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
+pub use dialogue::Dialogue;
 pub use every_kind::{every_kind, every_kind_both_ways};
 pub use matrix::{Matrix, reachability};
 pub use paced::{Loss, Paced, PacedReport};
@@ -16,6 +17,7 @@ pub use source::source_seen;
 use crate::lab::Netns;
 
 pub mod content;
+pub mod dialogue;
 pub mod every_kind;
 pub mod matrix;
 pub mod paced;
@@ -59,7 +61,8 @@ impl Endpoint {
         self.address
     }
 
-    fn socket_address(&self, port: u16) -> SocketAddrV4 {
+    /// `port` there.
+    pub fn socket_address(&self, port: u16) -> SocketAddrV4 {
         SocketAddrV4::new(self.address, port)
     }
 

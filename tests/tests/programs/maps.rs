@@ -4,10 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Exempt, SubnetV4, VtepV4},
-    map::{CONFIG, COUNTERS, MAX_EXEMPT, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    layout::{Exempt, FlowProtocol, FlowV4, Permit, SubnetV4, VtepV4},
+    map::{CONFIG, COUNTERS, FLOWS_V4, MAX_EXEMPT, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
     path::Hook,
-    testing::{Frame, HERE, THERE, seen_at},
+    testing::{Frame, HERE, NOW, THERE, interface, seen_at},
 };
 use serde_json::{Value, json};
 
@@ -16,13 +16,23 @@ use crate::{
     sandbox::{Sandbox, bpftool, in_sandbox},
 };
 
+const FLOW: FlowV4 = FlowV4 {
+    local: HERE.pod(2),
+    remote: THERE.pod(2),
+    local_port: 5000,
+    remote_port: 5001,
+    protocol: FlowProtocol::Udp,
+};
+
 #[test]
 fn a_second_load_adopts_the_maps() {
     in_sandbox(|sandbox| {
         let mut first = Loaded::new(sandbox)?;
         let mut tables = HERE.tables(&[THERE]);
         tables.exempt.insert(HERE.config().network, Exempt::Cluster);
+        tables.flows.insert(FLOW, Permit { egress: NOW, ingress: 0, ifindex: interface::POD, reserved: 0 });
         first.fill(&tables)?;
+        let flows = first.tables.flows.entries()?;
         let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 64).bytes();
         first.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
         let ids = map_ids(sandbox)?;
@@ -36,6 +46,7 @@ fn a_second_load_adopts_the_maps() {
         ensure!(second.tables.vteps.entries()? == tables.vteps, "VTEPs were lost");
         ensure!(second.tables.pods.entries()? == tables.pods, "pods were lost");
         ensure!(second.tables.exempt.entries()? == tables.exempt, "exemptions were lost");
+        ensure!(second.tables.flows.entries()? == flows, "flows were lost");
         ensure!(second.tables.config.get()? == tables.config, "the config was lost");
         // And the new programs use them.
         let outcome = second.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
@@ -89,13 +100,15 @@ fn map_ids(sandbox: &Sandbox) -> Result<Vec<u32>> {
 #[test]
 fn a_pinned_map_of_another_shape_is_replaced() {
     // Name, and a map that is not what the programs have there.
-    const FOREIGN: [(&str, &str); 6] = [
+    const FOREIGN: [(&str, &str); 7] = [
         (ROUTES_V4, "type hash key 8 value 32 entries 65536"),
         (ROUTES_V4, "type hash key 8 value 36 entries 100"),
         (PODS_V4, "type hash key 16 value 16 entries 4096"),
         (SNAT_EXEMPT_V4, "type lpm_trie key 8 value 4 entries 1024 flags 1"),
         // The same sizes, but not a hash map: its keys would be indexes.
         (VTEPS, "type array key 4 value 8 entries 65536"),
+        // The same sizes, but full it would take no new flow.
+        (FLOWS_V4, "type hash key 16 value 24 entries 131072"),
         (COUNTERS, "type array key 4 value 16 entries 128"),
     ];
     in_sandbox(|sandbox| {
@@ -142,6 +155,7 @@ fn bpftool_prints_maps_in_words() {
         let mut tables = HERE.tables(&[THERE]);
         tables.exempt.insert(HERE.config().network, Exempt::Cluster);
         tables.exempt.insert(SubnetV4::of(THERE.vtep, 32), Exempt::Node);
+        tables.flows.insert(FLOW, Permit { ifindex: interface::POD, ..Permit::default() });
         tables.exempt.insert(SubnetV4::of([198, 51, 100, 0], 24), Exempt::User);
         loaded.fill(&tables)?;
         let subnet = json!({ "prefix_len": 24, "network": [10, 244, 2, 0] });
@@ -171,6 +185,14 @@ fn bpftool_prints_maps_in_words() {
         ] {
             ensure!(exempt.contains(&entry), "{entry} is missing in {exempt:#?}");
         }
+
+        let flows = dump(sandbox, FLOWS_V4)?;
+        let flow = json!({
+            "local": [10, 244, 1, 2], "remote": [10, 244, 2, 2],
+            "local_port": 5000, "remote_port": 5001, "protocol": "Udp",
+        });
+        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "reserved": 0 });
+        ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
 
         let config = dump(sandbox, CONFIG)?;
         let value = config.first().map(|entry| &entry["value"]).context("config")?;

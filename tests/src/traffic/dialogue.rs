@@ -1,0 +1,167 @@
+//! One connection that says something now and then, and is looked at in between.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+    sockopt::{Linger, ReuseAddr},
+};
+
+use super::{Endpoint, content::Content};
+
+/// How long an answer may take unless a test says otherwise.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A TCP connection with both ends at hand.
+#[derive(Debug)]
+pub struct Dialogue {
+    /// The end that connected.
+    pub client: TcpStream,
+    /// The end that accepted.
+    pub server: TcpStream,
+    said: u64,
+}
+
+/// Listens at `port` of `at`, 0 for any.
+pub fn listen(at: &Endpoint, port: u16) -> Result<TcpListener> {
+    let listener = at.netns().inside(|| {
+        TcpListener::bind(at.socket_address(port)).with_context(|| format!("listen at {}:{port}", at.name()))
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+impl Dialogue {
+    /// From any port of `from` to any port of `to`.
+    pub fn open(from: &Endpoint, to: &Endpoint) -> Result<Self> {
+        let listener = listen(to, 0)?;
+        let port = listener.local_addr()?.port();
+        Self::through(from, 0, to.socket_address(port), &[&listener])
+    }
+
+    /// From `port` of `from` (0 for any) to `destination`, behind which one of `listeners` accepts.
+    pub fn through(
+        from: &Endpoint,
+        port: u16,
+        destination: SocketAddrV4,
+        listeners: &[&TcpListener],
+    ) -> Result<Self> {
+        let client = from.netns().inside(|| {
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&socket, ReuseAddr, &true)?;
+            bind(socket.as_raw_fd(), &SockaddrIn::from(from.socket_address(port)))
+                .with_context(|| format!("bind to port {port}"))?;
+            let stream = TcpStream::from(socket);
+            // For a blocking connect, the time that a send may take is the time it may take.
+            stream.set_write_timeout(Some(PATIENCE))?;
+            connect(stream.as_raw_fd(), &SockaddrIn::from(destination))
+                .with_context(|| format!("connect to {destination} from {}", from.name()))?;
+            Ok(stream)
+        })?;
+        let server = accept(listeners)?;
+        for end in [&client, &server] {
+            end.set_nodelay(true)?;
+            end.set_read_timeout(Some(PATIENCE))?;
+            end.set_write_timeout(Some(PATIENCE))?;
+        }
+        Ok(Self { client, server, said: 0 })
+    }
+
+    /// Says something and hears it answered, every byte checked; how long that took.
+    pub fn exchange(&mut self) -> Result<Duration> {
+        self.exchange_within(PATIENCE)
+    }
+
+    /// The same, but not longer than `patience` each way.
+    pub fn exchange_within(&mut self, patience: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        self.said += 1;
+        let mut said = [0; 128];
+        Content::new(self.said).fill(&mut said);
+        for (mut from, mut to) in [(&self.client, &self.server), (&self.server, &self.client)] {
+            let mut heard = [0; 128];
+            from.write_all(&said).context("write")?;
+            to.set_read_timeout(Some(patience))?;
+            to.read_exact(&mut heard).context("read")?;
+            ensure!(heard == said, "other bytes arrived than were sent");
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Exchanges `times` in a row.
+    pub fn exchanges(&mut self, times: u32) -> Result<()> {
+        (0..times).try_for_each(|time| self.exchange().map(drop).with_context(|| format!("exchange {time}")))
+    }
+
+    /// The client has no more to say; the server hears that, and says `bytes` before it closes, too.
+    pub fn half_close(mut self, bytes: u64) -> Result<()> {
+        self.client.shutdown(Shutdown::Write)?;
+        let heard = self.server.read(&mut [0; 1]).context("read the end")?;
+        ensure!(heard == 0, "the server heard more after the end");
+        let mut server = self.server;
+        std::thread::scope(|scope| {
+            let speaker = scope.spawn(move || -> Result<()> {
+                let mut content = Content::new(bytes);
+                let mut buffer = vec![0; 16 << 10];
+                while content.position() < bytes {
+                    content.fill(&mut buffer);
+                    server.write_all(&buffer).context("write after the client's end")?;
+                }
+                Ok(())
+            });
+            let mut content = Content::new(bytes);
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let length = self.client.read(&mut buffer).context("read after our own end")?;
+                if length == 0 {
+                    break;
+                }
+                ensure!(content.check(&buffer[..length]).is_ok(), "other bytes arrived than were sent");
+            }
+            ensure!(content.position() >= bytes, "{} of {bytes} bytes arrived", content.position());
+            speaker.join().unwrap_or_else(|_| bail!("the speaker panicked"))
+        })
+    }
+
+    /// The server closes first, and so is the one that waits out stray segments.
+    pub fn close_at_the_server(mut self) -> Result<()> {
+        drop(self.server);
+        let heard = self.client.read(&mut [0; 1]).context("read the end")?;
+        ensure!(heard == 0, "the client heard more after the end");
+        Ok(())
+    }
+
+    /// The client resets the connection, and the server sees that.
+    pub fn reset(mut self) -> Result<()> {
+        setsockopt(&self.client, Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+        drop(self.client);
+        match self.server.read(&mut [0; 1]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("the server saw no reset: {other:?}"),
+        }
+    }
+}
+
+fn accept(listeners: &[&TcpListener]) -> Result<TcpStream> {
+    let start = Instant::now();
+    loop {
+        for listener in listeners {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("accept"),
+            }
+        }
+        ensure!(start.elapsed() < PATIENCE, "nobody accepted within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,61 @@
+//! Connections that end: by halves, at once, and to begin anew.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_common::reason::Reason;
+use flannel_tests::{
+    lab::{Cluster, in_lab},
+    traffic::{Dialogue, dialogue::listen},
+};
+
+use crate::{cluster, counted, fast, packets};
+
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// With what connection tracking calls INVALID dropped on both nodes.
+fn strict(cluster: &Cluster) -> Result<()> {
+    cluster.members.iter().try_for_each(|member| member.node.drop_invalid())
+}
+
+#[test]
+fn half_closed_connections_carry_on() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        strict(&cluster)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        for (from, to) in [(&a, &b), (&b, &a), (&a, &b)] {
+            let mut dialogue = Dialogue::open(from, to)?;
+            dialogue.exchanges(20)?;
+            dialogue.half_close(8 << 20)?;
+        }
+        Ok(())
+    })
+}
+
+/// The same four numbers again, right after the connection ended in one way or the other.
+#[test]
+fn the_same_ports_serve_one_connection_after_the_other() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        strict(&cluster)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let listener = listen(&b, 0)?;
+        let to = b.socket_address(listener.local_addr()?.port());
+        let counted = counted(&cluster, || {
+            for time in 0..6 {
+                let mut dialogue = Dialogue::through(&a, 21_000, to, &[&listener])
+                    .with_context(|| format!("connection {time}"))?;
+                dialogue.exchanges(50).with_context(|| format!("connection {time}"))?;
+                if time % 2 == 0 { dialogue.close_at_the_server()? } else { dialogue.reset()? }
+            }
+            Ok(())
+        })?;
+        for counters in &counted {
+            ensure!(fast(counters).into_iter().all(|packets| packets >= 6 * 45), "{counters}");
+            // Each but the first begins with, and each second one ends with, a flow that is forgotten.
+            ensure!(packets(counters, Reason::FlowForgotten) >= 5, "{counters}");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,151 @@
+//! Connection tracking does not see every packet: nothing it drops for that, and nothing stalls.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::{Result, ensure};
+use flannel_common::reason::Reason;
+use flannel_tests::{
+    lab::{CONVERGENCE, Cluster, FastPath, in_lab},
+    traffic::{Dialogue, Paced, tcp::Stream},
+};
+
+use crate::{cluster, counted, fast, packets, ready};
+
+/// Both nodes drop what connection tracking calls INVALID, and count it.
+fn strict(cluster: &Cluster) -> Result<()> {
+    cluster.members.iter().try_for_each(|member| member.node.drop_invalid())
+}
+
+/// What has been dropped as INVALID on both nodes.
+fn invalid(cluster: &Cluster) -> Result<u64> {
+    let mut dropped = 0;
+    for member in &cluster.members {
+        let listing = member.node.netns().run("iptables", &["-w", "-L", "FORWARD", "-v", "-x", "-n"])?;
+        let rules = listing.lines().filter(|line| line.contains("INVALID"));
+        dropped += rules.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(dropped)
+}
+
+#[test]
+fn a_long_transfer_never_stalls() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 1, Duration::from_secs(1))?;
+        strict(&cluster)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let streams = [Stream::start(&a, &b)?, Stream::start(&b, &a)?];
+        let mut rare = Dialogue::open(&a, &b)?;
+        sleep(Duration::from_secs(1));
+        let before = [cluster.members[0].counters()?, cluster.members[1].counters()?];
+        for round in 0..6 {
+            rare.exchange()?;
+            sleep(Duration::from_millis(1300));
+            if round == 2 {
+                let agent = &mut cluster.members[0].agent;
+                agent.kill()?;
+                sleep(Duration::from_millis(700));
+                agent.start_again()?;
+            }
+            if round == 4 {
+                cluster.members[1].node.netns().run("conntrack", &["-F"])?;
+            }
+        }
+        let after = [
+            cluster.members[0].counters()?.since(&before[0]),
+            cluster.members[1].counters()?.since(&before[1]),
+        ];
+        for stream in streams {
+            let (bytes, longest) = stream.stop()?;
+            ensure!(longest < Duration::from_secs(1), "stood still for {longest:?} after {bytes} bytes");
+        }
+        for counters in &after {
+            ensure!(packets(counters, Reason::FlowStale) >= 4, "{counters}");
+            let all: u64 = fast(counters).into_iter().sum();
+            ensure!(all > packets(counters, Reason::FlowStale) * 20, "{counters}");
+        }
+        let dropped = invalid(&cluster)?;
+        ensure!(dropped == 0, "{dropped} packets were dropped as INVALID");
+        Ok(())
+    })
+}
+
+/// An idle connection is remembered as long as any other, though connection tracking missed what came last.
+#[test]
+fn idle_connections_are_not_forgotten() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, Duration::from_secs(30))?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let mut dialogue = Dialogue::open(&a, &b)?;
+        dialogue.exchanges(1000)?;
+        let port = dialogue.client.local_addr()?.port();
+        for member in &cluster.members {
+            let listing =
+                member.node.netns().run("conntrack", &["-L", "-p", "tcp", "--sport", &port.to_string()])?;
+            let fields: Vec<&str> = listing.split_whitespace().collect();
+            ensure!(fields.get(3) == Some(&"ESTABLISHED"), "{listing}");
+            let left: u64 = fields[2].parse()?;
+            // As an hour's silence of an acknowledged connection would have it.
+            ensure!(left > 3_600, "forgotten in {left} s: {listing}");
+        }
+        Ok(())
+    })
+}
+
+/// From one fast path to the next, back and forth, no packet is lost, and connections go on.
+#[test]
+fn other_fast_paths_take_over_without_loss() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 1, Duration::from_secs(2))?;
+        strict(&cluster)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let trickle = Paced::usual(&a, &b)?;
+        let mut dialogue = Dialogue::open(&a, &b)?;
+        for fast_path in [
+            FastPath::All,
+            FastPath::Flow,
+            FastPath::Off,
+            FastPath::Flow,
+            FastPath::Overlay,
+            FastPath::Flow,
+            FastPath::All,
+        ] {
+            for member in &mut cluster.members {
+                member.agent.terminate()?;
+                member.agent.set_flag("fast-path", fast_path.name());
+                member.agent.start_again()?;
+                dialogue.exchanges(20)?;
+            }
+            cluster.await_fast_path(0, 1, fast_path)?;
+            dialogue.exchanges(200)?;
+        }
+        trickle.stop()?.check_lossless()
+    })
+}
+
+/// Killed and started again, an agent finds the flows as they were.
+#[test]
+fn flows_outlive_the_agent() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 1, Duration::from_secs(30))?;
+        strict(&cluster)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let trickle = Paced::usual(&a, &b)?;
+        let mut dialogue = Dialogue::open(&a, &b)?;
+        dialogue.exchanges(50)?;
+        for member in 0..2 {
+            cluster.members[member].agent.kill()?;
+            let without = counted(&cluster, || dialogue.exchanges(100))?;
+            cluster.members[member].agent.start_again()?;
+            let with = counted(&cluster, || dialogue.exchanges(100))?;
+            for counters in without.iter().chain(&with) {
+                ensure!(fast(counters).into_iter().all(|packets| packets >= 190), "{counters}");
+                ensure!(packets(counters, Reason::FlowUnknown) == 0, "{counters}");
+            }
+        }
+        ready(&cluster)?;
+        let report = trickle.stop()?;
+        report.check_lossless()?;
+        ensure!(report.forward.longest_gap < CONVERGENCE, "{report}");
+        Ok(())
+    })
+}
