@@ -15,38 +15,26 @@ const LATER: Duration = Duration::from_secs(30);
 /// So many attempts and the settings are said to be missing.
 const PATIENCE: u32 = 10;
 
-/// A setting, and what it should be.
+/// A setting that should be 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Setting {
     name: &'static str,
-    wanted: Wanted,
     because: &'static str,
+    /// Every kernel that takes our programs has it.
+    required: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    /// This number.
-    Is(u64),
-    /// At least as large as another setting.
-    AtLeast(&'static str),
-}
-
-/// The settings, from nf_conntrack-sysctl.rst and net/netfilter/nf_conntrack_proto_tcp.c of Linux.
-const SETTINGS: [Setting; 3] = [
+/// The settings (Documentation/networking/nf_conntrack-sysctl.rst of Linux).
+const SETTINGS: [Setting; 2] = [
     Setting {
         name: "nf_conntrack_tcp_be_liberal",
-        wanted: Wanted::Is(1),
         because: "segments beyond the window it knows would be INVALID, which kube-proxy drops",
+        required: true,
     },
     Setting {
         name: "nf_conntrack_tcp_ignore_invalid_rst",
-        wanted: Wanted::Is(1),
         because: "a reset after 2 GB that it has not seen would be INVALID",
-    },
-    Setting {
-        name: "nf_conntrack_tcp_timeout_unacknowledged",
-        wanted: Wanted::AtLeast("nf_conntrack_tcp_timeout_established"),
-        because: "it misses acknowledgements, and would forget idle connections too soon",
+        required: false,
     },
 ];
 
@@ -87,9 +75,8 @@ pub async fn tolerate_gaps() {
 fn set_all() -> Result<(), SettingError> {
     for setting in &SETTINGS {
         match set(setting) {
-            Err(error) if error.error.kind() == io::ErrorKind::NotFound && setting != &SETTINGS[0] => {
-                // An older kernel, which knows no such case.
-            }
+            Err(SettingError { error, .. })
+                if error.kind() == io::ErrorKind::NotFound && !setting.required => {}
             result => result?,
         }
     }
@@ -97,23 +84,13 @@ fn set_all() -> Result<(), SettingError> {
 }
 
 fn set(setting: &Setting) -> Result<(), SettingError> {
-    let Setting { name, wanted, because } = *setting;
-    let found = read(name)?;
-    let wanted = match wanted {
-        Wanted::Is(number) => number,
-        Wanted::AtLeast(other) => read(other)?.max(found),
-    };
-    if found == wanted {
+    let Setting { name, because, .. } = *setting;
+    let failed = |error| SettingError { name, error };
+    let path = format!("{DIRECTORY}/{name}");
+    if fs::read_to_string(&path).map_err(failed)?.trim() != "0" {
         return Ok(());
     }
-    let path = format!("{DIRECTORY}/{name}");
-    fs::write(&path, wanted.to_string()).map_err(|error| SettingError { name, error })?;
-    info!(setting = name, was = found, is = wanted, because, "connection tracking made tolerant");
+    fs::write(&path, "1").map_err(failed)?;
+    info!(setting = name, was = 0, is = 1, because, "connection tracking made tolerant");
     Ok(())
-}
-
-fn read(name: &'static str) -> Result<u64, SettingError> {
-    let failed = |error| SettingError { name, error };
-    let text = fs::read_to_string(format!("{DIRECTORY}/{name}")).map_err(failed)?;
-    text.trim().parse().map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
 }

@@ -25,6 +25,8 @@ pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
 /// TCP flag: a connection is over.
 pub const TCP_RST: u8 = 0x04;
+/// TCP flag: the packet acknowledges; only the first of a connection does not.
+pub const TCP_ACK: u8 = 0x10;
 /// VXLAN flags with only "VNI present" set (RFC 7348, section 5).
 pub const VXLAN_FLAGS: u8 = 0x08;
 

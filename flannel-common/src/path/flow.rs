@@ -14,8 +14,8 @@ use crate::{
     packet::{
         Arrival, Packet,
         headers::{
-            ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FIN,
-            TCP_RST, TCP_SYN, TCP_TO_FLAGS,
+            ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK,
+            TCP_FIN, TCP_RST, TCP_SYN, TCP_TO_FLAGS,
         },
     },
     reason::{Direction, Reason},
@@ -127,7 +127,7 @@ pub fn note<R>(
     let flow = transport.flow(way, &ip);
     let known = tables.flow_v4(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
-    if arrival.mark & FLOW_MARK == 0 || transport.flags & TCP_RST != 0 {
+    if arrival.mark & FLOW_MARK == 0 || transport.begins_or_ends() {
         return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
     }
     // Another pod had this address: nothing is inherited.
@@ -180,6 +180,14 @@ impl Transport {
         let [a, b, c, d] = *packet.view(at).ok_or(Reason::Truncated)?;
         let (source, destination) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         Ok(Self { protocol, source, destination, flags })
+    }
+
+    /// Whether a TCP connection begins or ends, be it on one side only. Connection tracking must see what
+    /// answers that: having missed the last acknowledgement, it would take the first packet of a new
+    /// connection between the same ports for one of the old.
+    #[inline(always)]
+    const fn begins_or_ends(&self) -> bool {
+        self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
     /// The flow of the packet, which travels `way`. Made of words where it is needed, and never moved: copies

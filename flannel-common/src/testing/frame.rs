@@ -5,8 +5,8 @@ use std::{vec, vec::Vec};
 use crate::packet::{
     checksum,
     headers::{
-        ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS,
-        UDP_LEN, Udp, Vxlan,
+        ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK,
+        TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan,
     },
 };
 
@@ -52,14 +52,13 @@ impl Frame {
     /// TCP with `options` bytes of options, a multiple of four up to 40, and `len` bytes of data.
     pub fn tcp(source: [u8; 4], destination: [u8; 4], options: usize, len: usize) -> Self {
         const DATA_OFFSET: usize = 12;
-        const ACK: u8 = 0x10;
         let header = 20 + options;
         let mut payload = vec![1; header + len];
         if let Some(offset) = payload.get_mut(DATA_OFFSET) {
             *offset = (header as u8 / 4) << 4;
         }
         if let Some(flags) = payload.get_mut(TCP_TO_FLAGS - 1) {
-            *flags = ACK;
+            *flags = TCP_ACK;
         }
         Self::ipv4(source, destination, PROTOCOL_TCP, payload)
     }

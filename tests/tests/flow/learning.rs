@@ -140,7 +140,6 @@ fn connection_tracking_is_made_tolerant() -> Result<()> {
         eventually(CONVERGENCE, "connection tracking is tolerant", || {
             let found = (read("be_liberal")?, read("ignore_invalid_rst")?);
             ensure!(found == (1, 1), "{found:?}");
-            ensure!(read("timeout_unacknowledged")? >= read("timeout_established")?, "forgets too soon");
             Ok(())
         })?;
         // Undone by another's hand, it is done again.
