@@ -149,7 +149,8 @@ impl Agent<'_> {
         let (fast_path, loaded) = load(&options, backend.kernel_only());
         let exemptions = exemptions(&options, fast_path).await;
         let marks = matches!(loaded, Loaded::Programs(..));
-        let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, marks)).await?;
+        let rules =
+            Rules::start(masq(&options, &config, (network, subnet), &previous, (marks, fast_path))).await?;
         if fast_path == FastPath::Flow {
             tokio::spawn(conntrack::tolerate_gaps());
         }
@@ -375,7 +376,7 @@ fn masq(
     config: &NetworkConfig,
     (network, subnet): (Ipv4Network, Ipv4Network),
     previous: &Previous,
-    marks: bool,
+    (marks, fast_path): (bool, FastPath),
 ) -> MasqOptions {
     MasqOptions {
         rules: RuleOptions {
@@ -385,6 +386,7 @@ fn masq(
             forward: options.iptables_forward_rules,
             random_fully: !options.ip_masq_fully_random_disable,
             exempt_mark: marks,
+            flow_mark: fast_path == FastPath::Flow,
         },
         nftables: config.enable_nftables,
         earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]

@@ -110,6 +110,7 @@ mod tests {
             underlay: Underlay { ifindex: start.index, address: start.address },
             backend: backend.over(&start),
             fast_path: FastPath::Off,
+            flow_refresh: std::time::Duration::from_secs(30),
             source_ports: 32768..60999,
         };
         let (attrs, mtu) = (backend.attrs(published), backend.pod_mtu(&start));

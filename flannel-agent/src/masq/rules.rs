@@ -1,6 +1,7 @@
-//! Which rules there should be: upstream's, in upstream's order, and before them the exemptions.
+//! Which rules there should be: upstream's, in upstream's order, before them the exemptions, and behind all
+//! filters the mark that flows are learned from.
 
-use flannel_common::map::SNAT_EXEMPT_MARK;
+use flannel_common::map::{FLOW_MARK, SNAT_EXEMPT_MARK};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 /// Mark of kube-proxy and kubelet: masquerade this.
@@ -12,6 +13,9 @@ pub(super) const MASQ: &str = "flanneld masq";
 pub(super) const FORWARD: &str = "flanneld forward";
 /// Comment of the exemptions in iptables.
 pub(super) const EXEMPT: &str = "flanneld exempt";
+
+/// Comment of the rules that mark established flows, in iptables.
+pub(super) const FLOW: &str = "flanneld flow";
 
 /// What the rules of one address family follow from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct RuleOptions {
     pub random_fully: bool,
     /// The programs mark what is exempt ([`SNAT_EXEMPT_MARK`]).
     pub exempt_mark: bool,
+    /// The programs learn flows from the mark of their packets ([`FLOW_MARK`]).
+    pub flow_mark: bool,
 }
 
 /// The rules of one address family, whatever program loads them.
@@ -40,6 +46,8 @@ pub(super) struct RuleSet {
     pub(super) masq: Option<Vec<Rule>>,
     /// None with `--iptables-forward-rules=false`.
     pub(super) forward: Option<Vec<Rule>>,
+    /// None where no program learns flows.
+    pub(super) flow: Option<Vec<Rule>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +64,7 @@ pub(super) struct Rule {
     /// A second condition on the destination: not in this network.
     pub(super) destination_not: Option<IpNetwork>,
     pub(super) mark: Option<Mark>,
+    pub(super) state: Option<State>,
     pub(super) verdict: Verdict,
 }
 
@@ -74,6 +83,15 @@ pub(super) struct Mark {
     pub(super) negated: bool,
 }
 
+/// What connection tracking knows of a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It has seen packets both ways.
+    Established,
+    /// An address or port of it is changed on its way.
+    Translated,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// No further rule of flannel's.
@@ -84,6 +102,8 @@ pub(super) enum Verdict {
     },
     /// The packet keeps its source, whatever rules come after.
     Keep,
+    /// The packet goes on with these bits of its mark set.
+    Mark(u32),
 }
 
 impl Family {
@@ -111,6 +131,7 @@ impl RuleSet {
             exempt: exempt(options),
             masq: options.ip_masq.then(|| masq(options, family)),
             forward: options.forward.then(|| forward(options.network)),
+            flow: options.flow_mark.then(|| flow(options.network)),
         }
     }
 }
@@ -120,8 +141,14 @@ impl RuleSet {
 /// lets a container reach itself through its published port.
 fn exempt(options: &RuleOptions) -> Vec<Rule> {
     let mark = |value, mask, negated| Some(Mark { value, mask, negated });
-    let any =
-        Rule { source: None, destination: None, destination_not: None, mark: None, verdict: Verdict::Keep };
+    let any = Rule {
+        source: None,
+        destination: None,
+        destination_not: None,
+        mark: None,
+        state: None,
+        verdict: Verdict::Keep,
+    };
     let marked = Rule { mark: mark(SNAT_EXEMPT_MARK, SNAT_EXEMPT_MARK | KUBE_MASQUERADE, false), ..any };
     let to_peers = Rule {
         source: within(options.subnet),
@@ -143,6 +170,7 @@ fn masq(options: &RuleOptions, family: Family) -> Vec<Rule> {
         destination,
         destination_not: None,
         mark: None,
+        state: None,
         verdict,
     };
     let by_kube = Mark { value: KUBE_MASQUERADE, mask: KUBE_MASQUERADE, negated: false };
@@ -157,9 +185,28 @@ fn masq(options: &RuleOptions, family: Family) -> Vec<Rule> {
 }
 
 fn forward(cluster: IpNetwork) -> Vec<Rule> {
-    let accept =
-        Rule { source: None, destination: None, destination_not: None, mark: None, verdict: Verdict::Accept };
+    let accept = Rule {
+        source: None,
+        destination: None,
+        destination_not: None,
+        mark: None,
+        state: None,
+        verdict: Verdict::Accept,
+    };
     vec![Rule { source: within(cluster), ..accept }, Rule { destination: within(cluster), ..accept }]
+}
+
+/// Two rules, not one with a negation, which versions of nft write each in its own way.
+fn flow(cluster: IpNetwork) -> Vec<Rule> {
+    let rule = |state, verdict| Rule {
+        source: within(cluster),
+        destination: within(cluster),
+        destination_not: None,
+        mark: None,
+        state: Some(state),
+        verdict,
+    };
+    vec![rule(State::Translated, Verdict::Return), rule(State::Established, Verdict::Mark(FLOW_MARK))]
 }
 
 fn within(network: IpNetwork) -> Option<In> {

@@ -6,23 +6,11 @@ use std::{
 };
 
 use anyhow::Result;
-use flannel_common::map::FLOW_MARK;
 
 use super::Node;
 use crate::command::run_with;
 
 impl Node {
-    /// Loads the rule that marks the packets of established flows that nobody translates, behind all filters:
-    /// the agent's programs learn flows from it.
-    pub fn load_flow_rule(&self) -> Result<()> {
-        let cluster = self.subnet_env()?.network;
-        let rule = format!(
-            "-t mangle -A POSTROUTING -s {cluster} -d {cluster} -m conntrack --ctstate ESTABLISHED \
-             -m conntrack ! --ctstate SNAT,DNAT -j MARK --set-xmark {FLOW_MARK:#x}/{FLOW_MARK:#x}"
-        );
-        self.iptables(&rule)
-    }
-
     /// Drops what connection tracking calls INVALID before anything else, as kube-proxy does.
     pub fn drop_invalid(&self) -> Result<()> {
         self.iptables("-I FORWARD -m conntrack --ctstate INVALID -j DROP")

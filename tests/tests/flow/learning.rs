@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 use flannel_common::{map::FLOW_MARK, reason::Reason};
 use flannel_tests::{
     eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, in_lab},
+    lab::{CONVERGENCE, FastPath, PREFIX, in_lab},
     traffic::{Dialogue, every_kind_both_ways, tcp, udp},
 };
 use nix::sys::socket::{setsockopt, sockopt::Mark};
 
-use crate::{cluster, counted, fast, packets};
+use crate::{cluster, counted, fast, learning, packets, start};
 
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of the transfer whose packets are counted, and the least segments it takes.
@@ -86,13 +86,13 @@ fn flows_are_renewed_by_their_own_packets() -> Result<()> {
     })
 }
 
-/// Without the rule, be it that the node keeps none or that nobody loaded it, nothing is ever fast.
+/// Where the mark is not reached, by whosoever's rule, nothing is ever fast, and everything works.
 #[test]
-fn without_the_rule_nothing_is_learned() -> Result<()> {
+fn without_the_mark_nothing_is_learned() -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::start(lab, 2, 1, FastPath::Flow)?;
+        let cluster = learning(lab, lab.etcd()?, 1, REFRESH)?;
         for member in &cluster.members {
-            member.node.load_flannel_rules()?;
+            member.node.iptables("-t mangle -I POSTROUTING -j ACCEPT")?;
         }
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let counted = counted(&cluster, || every_kind_both_ways(&a, &b))?;
@@ -108,10 +108,9 @@ fn without_the_rule_nothing_is_learned() -> Result<()> {
 #[test]
 fn a_pod_cannot_open_the_gate() -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::start(lab, 2, 1, FastPath::Flow)?;
+        let cluster = learning(lab, lab.etcd()?, 1, REFRESH)?;
         for member in &cluster.members {
-            // Connection tracking is on, but nothing marks.
-            member.node.load_flannel_rules()?;
+            member.node.iptables("-t mangle -I POSTROUTING -j ACCEPT")?;
         }
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let mut dialogue = Dialogue::open(&a, &b)?;
@@ -122,6 +121,51 @@ fn a_pod_cannot_open_the_gate() -> Result<()> {
         for counters in &counted {
             ensure!(fast(counters) == [0, 0] && packets(counters, Reason::FlowLearned) == 0, "{counters}");
         }
+        Ok(())
+    })
+}
+
+/// The rule goes with the fast path that needs it, and is put back when somebody removes it.
+#[test]
+fn the_rule_is_kept_while_it_is_needed() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 1, REFRESH)?;
+        let node = cluster.members[0].node.netns().clone();
+        let rules = || node.run("iptables-save", &["-t", "mangle"]);
+        node.run("iptables", &["-w", "-t", "mangle", "-F", "FLANNEL-FLOW"])?;
+        eventually(CONVERGENCE, "the rule is back", || {
+            let rules = rules()?;
+            ensure!(rules.contains("--set-xmark 0x1000/0x1000"), "{rules}");
+            Ok(())
+        })?;
+        let agent = &mut cluster.members[0].agent;
+        agent.terminate()?;
+        ensure!(rules()?.contains("FLANNEL-FLOW"), "flows outlive the agent, and the rule does not");
+        agent.set_flag("fast-path", FastPath::Overlay.name());
+        agent.start_again()?;
+        eventually(CONVERGENCE, "the rule is gone", || {
+            let rules = rules()?;
+            ensure!(!rules.contains("FLANNEL"), "{rules}");
+            Ok(())
+        })
+    })
+}
+
+/// The same with nft in the place of iptables.
+#[test]
+fn flows_are_learned_by_nftables() -> Result<()> {
+    in_lab(|lab| {
+        let etcd = lab.etcd()?;
+        let config = r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+        etcd.put(&format!("{PREFIX}/config"), config)?;
+        let cluster = start(lab, etcd, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let counted = counted(&cluster, || every_kind_both_ways(&a, &b))?;
+        for counters in &counted {
+            ensure!(fast(counters).into_iter().all(|packets| packets > SEGMENTS), "{counters}");
+        }
+        let log = cluster.members[0].agent.log();
+        ensure!(!log.contains("repaired rules"), "the rules do not read as they were written:\n{log}");
         Ok(())
     })
 }

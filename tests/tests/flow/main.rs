@@ -6,7 +6,7 @@ use anyhow::Result;
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
-    lab::{Cluster, FastPath, Lab},
+    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member},
 };
 
 mod endings;
@@ -16,18 +16,31 @@ mod pods;
 mod policy;
 mod services;
 
-/// Two nodes with `pods` pods each, flannel's rules, and the rule by which flows are learned; acceptance holds
-/// for `refresh`. Returns when flows become fast both ways.
+/// Two nodes with `pods` pods each and all of flannel's rules; what netfilter accepts holds for `refresh`.
+/// Returns when flows become fast both ways.
 fn cluster(lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
-    let mut cluster = Cluster::start(lab, 2, pods, FastPath::Flow)?;
-    for member in &mut cluster.members {
-        member.node.load_flannel_rules()?;
-        member.node.load_flow_rule()?;
-        member.agent.terminate()?;
-        member.agent.set_flag("flow-refresh", &refresh.as_secs().to_string());
-        member.agent.start_again()?;
-    }
+    let etcd = lab.etcd()?;
+    start(lab, etcd, pods, refresh)
+}
+
+fn start(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
+    let cluster = learning(lab, etcd, pods, refresh)?;
     ready(&cluster)?;
+    Ok(cluster)
+}
+
+/// The same, but returns when pods reach each other.
+fn learning(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let node = lab.node()?;
+        let flags = vec!["--ip-masq".to_owned(), format!("--flow-refresh={}", refresh.as_secs())];
+        let agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Flow, flags })?;
+        let pods = (1..=pods).map(|number| node.pod(&format!("pod{number}"))).collect::<Result<_>>()?;
+        members.push(Member { pods, agent, node });
+    }
+    let cluster = Cluster { members, etcd };
+    cluster.await_reachable(&[])?;
     Ok(cluster)
 }
 

@@ -53,8 +53,14 @@ impl<E: Exec> Iptables<E> {
         self.backend.is_nft()
     }
 
-    fn tables(&self) -> [Table; 2] {
+    fn tables(&self) -> [Table; 3] {
         Table::of(&self.rules, &self.earlier)
+    }
+
+    /// Whether to look at `table`. Asking for it makes it, and packets then take the way through it: what
+    /// nobody else may need is left alone, unless something is to be in it.
+    fn is_kept(table: &Table) -> bool {
+        table.name != "mangle" || table.is_wanted()
     }
 
     async fn save(&mut self, table: &Table) -> Result<Saved, ExecError> {
@@ -80,7 +86,7 @@ impl<E: Exec> Iptables<E> {
         let rules = self.rules.clone();
         self.rules.exempt.retain(|rule| rule.destination_not.is_none());
         if self.rules != rules {
-            let [nat, _] = self.tables();
+            let [nat, ..] = self.tables();
             if self.put_right(&nat, look).await.is_ok() {
                 warn!(
                     %error,
@@ -98,7 +104,7 @@ impl<E: Exec> Iptables<E> {
 impl<E: Exec + Send> Firewall for Iptables<E> {
     async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
         let mut faults = Vec::new();
-        for table in self.tables() {
+        for table in self.tables().into_iter().filter(Self::is_kept) {
             let saved = self.save(&table).await?;
             faults.extend(table.faults(&saved.table(table.name), look));
         }
@@ -106,7 +112,7 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
     }
 
     async fn repair(&mut self, look: Look) -> Result<(), ExecError> {
-        let [nat, filter] = self.tables();
+        let [nat, filter, mangle] = self.tables();
         let mut outcome = self.put_right(&nat, look).await;
         if let Err(error @ ExecError::Failed { .. }) = &outcome
             && self.without_iprange(look, error).await
@@ -114,11 +120,19 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
             outcome = Ok(());
         }
         // One table's trouble is not the other's.
-        self.put_right(&filter, look).await.and(outcome)
+        outcome = self.put_right(&filter, look).await.and(outcome);
+        if Self::is_kept(&mangle) {
+            outcome = self.put_right(&mangle, look).await.and(outcome);
+        }
+        outcome
     }
 
     async fn remove_others(&mut self) {
         super::nft::remove(&mut self.exec).await;
+        let [.., mangle] = self.tables();
+        if !Self::is_kept(&mangle) {
+            remove_table(&mut self.exec, self.backend.kind(), self.rules.family, &mangle).await;
+        }
         // What the other back end has of ours would masquerade beside us.
         let used = self.backend.kind();
         for kind in Kind::all(&self.exec, self.rules.family) {
@@ -147,16 +161,25 @@ async fn remove_from<E: Exec>(exec: &mut E, kind: Kind, family: Family, earlier:
     let saved = Saved::parse(&text);
     let earlier: Vec<_> = earlier.iter().filter(|network| Family::of(**network) == family).copied().collect();
     for table in Table::without_ours(family, &earlier) {
-        let found = saved.table(table.name);
-        if table.faults(&found, Look::Start).is_empty() {
-            continue;
-        }
-        let program = kind.program(family, "-restore");
-        match exec.run(&program, &["--noflush"], &table.restore(&found, Look::Start)).await {
-            Ok(_) => info!(program, table = table.name, "rules of an earlier flannel removed"),
-            Err(error) => {
-                warn!(%error, table = table.name, "rules of an earlier flannel cannot be removed");
-            }
-        }
+        remove_found(exec, kind, family, &table, &saved).await;
+    }
+}
+
+/// Removes what is flannel's from a table that is to hold nothing of it.
+async fn remove_table<E: Exec>(exec: &mut E, kind: Kind, family: Family, table: &Table) {
+    if let Ok(text) = exec.run(&kind.program(family, "-save"), &[], "").await {
+        remove_found(exec, kind, family, table, &Saved::parse(&text)).await;
+    }
+}
+
+async fn remove_found<E: Exec>(exec: &mut E, kind: Kind, family: Family, table: &Table, saved: &Saved) {
+    let found = saved.table(table.name);
+    if table.faults(&found, Look::Start).is_empty() {
+        return;
+    }
+    let program = kind.program(family, "-restore");
+    match exec.run(&program, &["--noflush"], &table.restore(&found, Look::Start)).await {
+        Ok(_) => info!(program, table = table.name, "rules of an earlier flannel removed"),
+        Err(error) => warn!(%error, table = table.name, "rules of an earlier flannel cannot be removed"),
     }
 }

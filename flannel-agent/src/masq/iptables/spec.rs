@@ -2,7 +2,7 @@
 
 use ipnetwork::IpNetwork;
 
-use crate::masq::rules::{In, Rule, Verdict};
+use crate::masq::rules::{In, Rule, State, Verdict};
 
 /// `rule` with `comment`, without the chain it is in.
 pub(super) fn spec(rule: &Rule, comment: &str) -> String {
@@ -18,17 +18,22 @@ pub(super) fn spec(rule: &Rule, comment: &str) -> String {
     if let Some(mark) = rule.mark {
         words.push(format!("-m mark {}--mark {:#x}/{:#x}", not(mark.negated), mark.value, mark.mask));
     }
+    if let Some(state) = rule.state {
+        let name = match state {
+            State::Established => "ESTABLISHED",
+            State::Translated => "SNAT,DNAT",
+        };
+        words.push(format!("-m conntrack --ctstate {name}"));
+    }
     words.push(format!("-m comment --comment \"{comment}\""));
-    words.push(
-        match rule.verdict {
-            // In a base chain it ends at the chain's policy, before anybody's masquerade.
-            Verdict::Return | Verdict::Keep => "-j RETURN",
-            Verdict::Accept => "-j ACCEPT",
-            Verdict::Masquerade { random_fully: true } => "-j MASQUERADE --random-fully",
-            Verdict::Masquerade { random_fully: false } => "-j MASQUERADE",
-        }
-        .to_owned(),
-    );
+    words.push(match rule.verdict {
+        // In a base chain it ends at the chain's policy, before anybody's masquerade.
+        Verdict::Return | Verdict::Keep => "-j RETURN".to_owned(),
+        Verdict::Accept => "-j ACCEPT".to_owned(),
+        Verdict::Masquerade { random_fully: true } => "-j MASQUERADE --random-fully".to_owned(),
+        Verdict::Masquerade { random_fully: false } => "-j MASQUERADE".to_owned(),
+        Verdict::Mark(bits) => format!("-j MARK --set-xmark {bits:#x}/{bits:#x}"),
+    });
     words.join(" ")
 }
 

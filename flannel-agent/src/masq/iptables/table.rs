@@ -8,13 +8,13 @@ use super::{
 };
 use crate::masq::{
     keep::Look,
-    rules::{EXEMPT, FORWARD, Family, MASQ, RuleSet},
+    rules::{EXEMPT, FLOW, FORWARD, Family, MASQ, RuleSet},
 };
 
 /// What one table should hold of ours.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    /// `nat` or `filter`.
+    /// `nat`, `filter` or `mangle`.
     pub(super) name: &'static str,
     /// The kernel's chain that ours is jumped to from.
     base: &'static str,
@@ -30,7 +30,7 @@ pub(super) struct Table {
 
 impl Table {
     /// The tables that hold `rules`. Of the networks in `earlier`, past runs have left rules.
-    pub(super) fn of(rules: &RuleSet, earlier: &[IpNetwork]) -> [Self; 2] {
+    pub(super) fn of(rules: &RuleSet, earlier: &[IpNetwork]) -> [Self; 3] {
         let render = |rules: &[_], comment| {
             rules.iter().map(|rule| SavedRule::new(&spec(rule, comment))).collect::<Vec<_>>()
         };
@@ -54,13 +54,27 @@ impl Table {
                 rules: rules.forward.as_ref().map(|rules| render(rules, FORWARD)),
                 old: Vec::new(),
             },
+            Self {
+                name: "mangle",
+                base: "POSTROUTING",
+                first: Vec::new(),
+                chain: "FLANNEL-FLOW",
+                comment: FLOW,
+                rules: rules.flow.as_ref().map(|rules| render(rules, FLOW)),
+                old: Vec::new(),
+            },
         ]
     }
 
     /// Tables that hold nothing of flannel's.
-    pub(super) fn without_ours(family: Family, earlier: &[IpNetwork]) -> [Self; 2] {
-        let nothing = RuleSet { family, exempt: Vec::new(), masq: None, forward: None };
+    pub(super) fn without_ours(family: Family, earlier: &[IpNetwork]) -> [Self; 3] {
+        let nothing = RuleSet { family, exempt: Vec::new(), masq: None, forward: None, flow: None };
         Self::of(&nothing, earlier)
+    }
+
+    /// Whether it is to hold anything.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.rules.is_some() || !self.first.is_empty()
     }
 
     /// What is wrong, one phrase each.

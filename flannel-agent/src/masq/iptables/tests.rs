@@ -12,6 +12,7 @@ fn options() -> RuleOptions {
         forward: true,
         random_fully: true,
         exempt_mark: true,
+        flow_mark: false,
     }
 }
 
@@ -128,10 +129,51 @@ async fn ports_are_random_only_if_wanted_and_iptables_is_not_too_old() {
     assert_eq!(new.backend.restore_arguments(), ["--noflush", "--wait"]);
 }
 
+const MANGLE: &str = r#"*mangle
+:PREROUTING - [0:0]
+:INPUT - [0:0]
+:FORWARD - [0:0]
+:OUTPUT - [0:0]
+:POSTROUTING - [0:0]
+:FLANNEL-FLOW - [0:0]
+-A POSTROUTING -m comment --comment "flanneld flow" -j FLANNEL-FLOW
+-A FLANNEL-FLOW -s 10.244.0.0/16 -d 10.244.0.0/16 -m conntrack --ctstate SNAT,DNAT -m comment --comment "flanneld flow" -j RETURN
+-A FLANNEL-FLOW -s 10.244.0.0/16 -d 10.244.0.0/16 -m conntrack --ctstate ESTABLISHED -m comment --comment "flanneld flow" -j MARK --set-xmark 0x1000/0x1000
+COMMIT
+"#;
+
+/// Behind what others have in mangle, be it there before or not; and gone with the fast path that needs it. A
+/// table that nobody needs is not even looked at, which would make it.
+#[tokio::test]
+async fn flows_are_marked_where_programs_learn_them() {
+    let flowing = RuleOptions { flow_mark: true, ..options() };
+    let mut kept = iptables(Memory::with(&["iptables"]), flowing).await;
+    kept.settle(Look::Start).await;
+    assert_eq!(kept.exec.save("iptables", "mangle"), MANGLE);
+    kept.change("mangle", "FLANNEL-FLOW", |rules| rules.swap(0, 1));
+    kept.settle(Look::Resync).await;
+    assert_eq!(kept.exec.save("iptables", "mangle"), MANGLE);
+    kept.change("mangle", "POSTROUTING", |rules| rules.insert(0, "-j TTL --ttl-inc 1".into()));
+    kept.settle(Look::Resync).await;
+    let last = kept.rules("mangle", "POSTROUTING").pop().unwrap();
+    assert!(last.ends_with("-j FLANNEL-FLOW"), "{last}");
+
+    let mut without = iptables(kept.exec, options()).await;
+    without.settle(Look::Start).await;
+    without.remove_others().await;
+    assert_eq!(without.rules("mangle", "POSTROUTING"), ["-j TTL --ttl-inc 1"]);
+    assert!(!without.exec.save("iptables", "mangle").contains("FLANNEL"));
+    let mut never = iptables(Memory::with(&["iptables"]), options()).await;
+    never.settle(Look::Start).await;
+    never.remove_others().await;
+    assert!(never.exec.restores.iter().all(|input| !input.contains("mangle")), "{:?}", never.exec.restores);
+    assert!(!never.exec.has_table("iptables", "mangle"));
+}
+
 /// Upstream's TestRules: the input of restore, the comment in quotes.
 #[test]
 fn restore_payload_with_quoted_comments() {
-    let [nat, filter] = Table::of(&RuleSet::new(&options()), &[]);
+    let [nat, filter, _] = Table::of(&RuleSet::new(&options()), &[]);
     let payload = r#"*filter
 :FLANNEL-FWD - [0:0]
 -A FLANNEL-FWD -s 10.244.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::masq::{
     keep::Look,
-    rules::{Family, In, Rule, Verdict},
+    rules::{Family, In, Rule, State, Verdict},
 };
 
 /// What is wrong with `table`, given what `nft -j -s list table` writes of it.
@@ -87,12 +87,23 @@ fn expressions(rule: &Rule, family: Family) -> Value {
     if let Some(within) = rule.destination_not {
         all.push(compare(true, field("daddr"), network(within)));
     }
+    if let Some(state) = rule.state {
+        let (key, right) = match state {
+            State::Established => ("state", json!("established")),
+            State::Translated => ("status", json!(["snat", "dnat"])),
+        };
+        all.push(json!({ "match": { "op": "in", "left": { "ct": { "key": key } }, "right": right } }));
+    }
     all.push(match rule.verdict {
         Verdict::Return => json!({ "return": null }),
         Verdict::Accept => json!({ "accept": null }),
         Verdict::Masquerade { random_fully: true } => json!({ "masquerade": { "flags": "fully-random" } }),
         Verdict::Masquerade { random_fully: false } => json!({ "masquerade": null }),
         Verdict::Keep => json!({ "snat": { "addr": field("saddr") } }),
+        Verdict::Mark(bits) => {
+            let mark = json!({ "meta": { "key": "mark" } });
+            json!({ "mangle": { "key": mark, "value": { "|": [mark, bits] } } })
+        }
     });
     Value::Array(all)
 }

@@ -61,7 +61,19 @@ impl Table {
             chain("postrtg", "chain to manage traffic masquerading by flannel", "nat", "postrouting", 100);
         let forward = chain("forward", "chain to accept flannel traffic", "filter", "forward", 0);
         let exempt = Some(&rules.exempt).filter(|rules| !rules.is_empty()).map(exempt);
-        let chains = [exempt, rules.masq.as_ref().map(postrtg), rules.forward.as_ref().map(forward)];
+        let flow = chain(
+            "established",
+            "chain to mark packets of established flows behind all filters",
+            "filter",
+            "postrouting",
+            -150,
+        );
+        let chains = [
+            exempt,
+            rules.masq.as_ref().map(postrtg),
+            rules.forward.as_ref().map(forward),
+            rules.flow.as_ref().map(flow),
+        ];
         Self {
             family: rules.family,
             name: text::table_name(rules.family),

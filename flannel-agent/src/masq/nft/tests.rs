@@ -11,6 +11,7 @@ fn options() -> RuleOptions {
         forward: true,
         random_fully: true,
         exempt_mark: true,
+        flow_mark: false,
     }
 }
 
@@ -52,6 +53,43 @@ fn rules_of_ipv4_are_upstreams_in_its_order() {
     let bare: String =
         GOLDEN.lines().filter(|line| !line.contains("comment \"")).map(|line| format!("{line}\n")).collect();
     assert_eq!(without, bare);
+}
+
+#[test]
+fn flows_are_marked_behind_all_filters() {
+    let flow = RuleOptions { flow_mark: true, ..options() };
+    let golden = r#"	chain established {
+		comment "chain to mark packets of established flows behind all filters"
+		type filter hook postrouting priority mangle; policy accept;
+		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status snat,dnat return
+		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct state established meta mark set meta mark | 0x1000
+	}
+}
+"#;
+    let whole = GOLDEN.strip_suffix("}\n").unwrap().to_owned() + golden;
+    assert_eq!(text::replace(&Table::of(&RuleSet::new(&flow)), true), whole);
+
+    // What nft 1.0.6 writes of those rules.
+    let only = RuleOptions { ip_masq: false, forward: false, ..flow };
+    let mut table = Table::of(&RuleSet::new(&only));
+    table.chains.retain(|chain| chain.name == "established");
+    let network = |field: &str| {
+        json!({ "match": { "op": "==", "left": { "payload": { "protocol": "ip", "field": field } },
+                "right": { "prefix": { "addr": "10.244.0.0", "len": 16 } } } })
+    };
+    let rule = |expr: Value| json!({ "rule": { "chain": "established", "expr": expr } });
+    let listed = json!({ "nftables": [
+        { "chain": { "name": "established", "type": "filter", "hook": "postrouting", "prio": -150,
+                     "policy": "accept" } },
+        rule(json!([network("saddr"), network("daddr"),
+            { "match": { "op": "in", "left": { "ct": { "key": "status" } }, "right": ["snat", "dnat"] } },
+            { "return": null }])),
+        rule(json!([network("saddr"), network("daddr"),
+            { "match": { "op": "in", "left": { "ct": { "key": "state" } }, "right": "established" } },
+            { "mangle": { "key": { "meta": { "key": "mark" } },
+                          "value": { "|": [{ "meta": { "key": "mark" } }, 4096] } } }])),
+    ] });
+    assert_eq!(json::faults(&table, &listed.to_string(), Look::Start), Vec::<String>::new());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use ipnetwork::IpNetwork;
 
 use super::{Chain, Table};
-use crate::masq::rules::{Family, In, Rule, Verdict};
+use crate::masq::rules::{Family, In, Rule, State, Verdict};
 
 /// Input of `nft -f -` that puts `table` in place of what it was, in one step.
 pub(super) fn replace(table: &Table, comments: bool) -> String {
@@ -48,6 +48,13 @@ pub(super) fn line(rule: &Rule, family: Family) -> String {
     if let Some(network) = rule.destination_not {
         words.push(format!("{ip} daddr != {network}"));
     }
+    words.extend(rule.state.map(|state| {
+        match state {
+            State::Established => "ct state established",
+            State::Translated => "ct status snat,dnat",
+        }
+        .to_owned()
+    }));
     words.push(match rule.verdict {
         Verdict::Return => "return".to_owned(),
         Verdict::Accept => "accept".to_owned(),
@@ -55,6 +62,7 @@ pub(super) fn line(rule: &Rule, family: Family) -> String {
         Verdict::Masquerade { random_fully: false } => "masquerade".to_owned(),
         // Accepting would only end this chain. A source that is bound, though to what it was, ends them all.
         Verdict::Keep => format!("snat to {ip} saddr"),
+        Verdict::Mark(bits) => format!("meta mark set meta mark | {bits:#x}"),
     });
     words.join(" ")
 }
@@ -81,6 +89,7 @@ fn priority(chain: &Chain) -> String {
         100 => "srcnat".to_owned(),
         95 => "srcnat - 5".to_owned(),
         0 => "filter".to_owned(),
+        -150 => "mangle".to_owned(),
         other => other.to_string(),
     }
 }

@@ -40,11 +40,16 @@ impl Memory {
     pub(super) fn chains(&mut self, back_end: &str, table: &str) -> &mut Chains {
         let built_in: &[&str] = match table {
             "nat" => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+            "mangle" => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
             _ => &["INPUT", "FORWARD", "OUTPUT"],
         };
         self.tables
             .entry((back_end.to_owned(), table.to_owned()))
             .or_insert_with(|| built_in.iter().map(|name| ((*name).to_owned(), Vec::new())).collect())
+    }
+
+    pub(super) fn has_table(&self, back_end: &str, table: &str) -> bool {
+        self.tables.contains_key(&(back_end.to_owned(), table.to_owned()))
     }
 
     pub(super) fn chain(&mut self, back_end: &str, table: &str, name: &str) -> Option<&mut Vec<String>> {
