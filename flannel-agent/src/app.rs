@@ -152,7 +152,7 @@ impl Agent<'_> {
         let rules =
             Rules::start(masq(&options, &config, (network, subnet), &previous, (marks, fast_path))).await?;
         if fast_path == FastPath::Flow {
-            tokio::spawn(conntrack::tolerate_gaps());
+            tokio::spawn(conntrack::tolerate_gaps(Duration::from_secs(options.flow_refresh.into())));
         }
         let local = Local {
             network,

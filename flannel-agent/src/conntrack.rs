@@ -2,11 +2,15 @@
 
 use std::{fs, io, time::Duration};
 
+use flannel_common::path::flow::LONGEST_UDP;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 /// Where its settings for this network namespace are. They appear with the module.
 const DIRECTORY: &str = "/proc/sys/net/netfilter";
+
+/// How long it remembers a UDP flow of up to two seconds, seconds.
+const UDP_TIMEOUT: &str = "nf_conntrack_udp_timeout";
 
 /// How often to look until all is set: rules that use connection tracking load its module.
 const SOON: Duration = Duration::from_secs(1);
@@ -46,14 +50,19 @@ struct SettingError {
     error: io::Error,
 }
 
-/// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process. Never
-/// returns. The settings stay at exit, as the flows do that need them.
-pub async fn tolerate_gaps() {
+/// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process, where
+/// netfilter's acceptance of a flow holds for `refresh`. Never returns. The settings stay at exit, as the flows do that need them.
+pub async fn tolerate_gaps(refresh: Duration) {
     let mut failures = 0;
+    let mut compared = false;
     loop {
         match set_all() {
             Ok(()) => {
                 failures = 0;
+                if !compared {
+                    compare(refresh);
+                    compared = true;
+                }
                 sleep(LATER).await;
             }
             Err(error) => {
@@ -69,6 +78,22 @@ pub async fn tolerate_gaps() {
                 sleep(SOON).await;
             }
         }
+    }
+}
+
+/// Says so if connection tracking would forget a UDP flow before the flow shows itself again.
+fn compare(refresh: Duration) {
+    let longest = refresh.min(Duration::from_nanos(LONGEST_UDP));
+    let timeout = fs::read_to_string(format!("{DIRECTORY}/{UDP_TIMEOUT}")).ok();
+    let timeout = timeout.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+    if let Some(timeout) = timeout.filter(|timeout| *timeout < longest * 2) {
+        warn!(
+            setting = UDP_TIMEOUT,
+            ?timeout,
+            "connection tracking forgets UDP flows before they ask netfilter again, which then judges them as \
+             new ones: set it to {} s at least, or --flow-refresh to at most half of it",
+            longest.as_secs() * 2
+        );
     }
 }
 

@@ -88,6 +88,11 @@ impl Rules {
                     error = %source,
                     "no masquerade or forward rules on this node: what the host's own rules drop is dropped"
                 );
+                if options.rules.flow_mark {
+                    warn!(
+                        "no flow will skip the host's stack: the rule is missing that they are learned from"
+                    );
+                }
                 let _ = sender.send(true);
             }
         }

@@ -157,7 +157,20 @@ fn hooks_are_those_of_the_fast_path() {
             (12, Hook::FromPod),
         ])
     );
+    // Flows are learned at both ends of the kernel's path.
+    let learning = BTreeSet::from([(11, Hook::ToPod), (12, Hook::ToPod)]);
+    assert_eq!(hooks(FastPath::Flow), &hooks(FastPath::All) | &learning);
 }
+
+#[test]
+fn pods_are_known_to_the_programs_that_serve_them() {
+    let pods = |fast_path| planned(fast_path, &Leases::new()).state.bpf.pods.len();
+    assert_eq!(FAST_PATHS.map(pods), [0, 0, 2, 2]);
+    let config = planned(FastPath::Flow, &Leases::new()).state.bpf.config.unwrap();
+    assert_eq!((config.fast_path, config.flow_refresh), (FastPath::Flow, 30));
+}
+
+const FAST_PATHS: [FastPath; 4] = [FastPath::Off, FastPath::Overlay, FastPath::Flow, FastPath::All];
 
 #[test]
 fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {

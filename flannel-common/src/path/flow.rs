@@ -26,7 +26,7 @@ const SECOND: u64 = 1_000_000_000;
 /// Longest time that acceptance of a UDP flow holds, ns. For the first two seconds of a flow, which may be
 /// all that connection tracking sees before the flow skips it, it keeps an entry for 30 s only
 /// (net/netfilter/nf_conntrack_proto_udp.c): the next packet it sees must come well before.
-const LONGEST_UDP: u64 = 15 * SECOND;
+pub const LONGEST_UDP: u64 = 15 * SECOND;
 
 /// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
 const RENEW: u64 = SECOND;

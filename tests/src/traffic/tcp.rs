@@ -81,7 +81,7 @@ fn pour(mut stream: TcpStream, seed: u64, stop: &AtomicBool) -> Result<()> {
 }
 
 fn follow(listener: &TcpListener, seed: u64, received: &AtomicU64) -> Result<Duration> {
-    let mut stream = accept(listener)?;
+    let (mut stream, _) = accept(listener, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut content = Content::new(seed);
     let mut buffer = vec![0; CHUNK];

@@ -5,7 +5,10 @@ use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{Exempt, FlowProtocol, FlowV4, Permit, SubnetV4, VtepV4},
-    map::{CONFIG, COUNTERS, FLOWS_V4, MAX_EXEMPT, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    map::{
+        CONFIG, COUNTERS, FLOWS_V4, MAX_EXEMPT, MAX_FLOWS, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4,
+        VTEPS,
+    },
     path::Hook,
     testing::{Frame, HERE, NOW, THERE, interface, seen_at},
 };
@@ -136,6 +139,29 @@ fn a_pinned_map_of_another_shape_is_replaced() {
             loaded.fill(&tables).with_context(|| format!("{name}: {shape}"))?;
             ensure!(loaded.tables.vteps.entries()? == tables.vteps, "{name}: {shape}");
         }
+        Ok(())
+    });
+}
+
+/// A full map takes new flows all the same, and forgets others for them.
+#[test]
+fn there_is_always_room_for_a_flow() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        let flow = |number: u32| {
+            let [_, a, b, c] = number.to_be_bytes();
+            FlowV4 { remote: [10, a, b, c], ..FLOW }
+        };
+        let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, reserved: 0 };
+        let flows = &mut loaded.tables.flows;
+        for number in 0..MAX_FLOWS + 2_000 {
+            flows.put(&flow(number), &permit).with_context(|| format!("flow {number}"))?;
+        }
+        let known = flows.entries()?;
+        ensure!(known.len() <= MAX_FLOWS as usize && known.len() > MAX_FLOWS as usize / 2, "{}", known.len());
+        ensure!(known.contains_key(&flow(MAX_FLOWS + 1_999)), "the newest flow was forgotten");
+        ensure!(flows.remove_all(|_| true)? > MAX_FLOWS as usize / 2);
+        ensure!(flows.entries()?.is_empty());
         Ok(())
     });
 }
