@@ -104,6 +104,8 @@ pub(super) enum Verdict {
     Keep,
     /// The packet goes on with these bits of its mark set.
     Mark(u32),
+    /// The packet goes on without them.
+    Unmark(u32),
 }
 
 impl Family {
@@ -196,17 +198,22 @@ fn forward(cluster: IpNetwork) -> Vec<Rule> {
     vec![Rule { source: within(cluster), ..accept }, Rule { destination: within(cluster), ..accept }]
 }
 
-/// Two rules, not one with a negation, which versions of nft write each in its own way.
+/// First the bit is cleared, whoever has set it. Then two rules, not one with a negation, which versions of nft
+/// write each in its own way.
 fn flow(cluster: IpNetwork) -> Vec<Rule> {
     let rule = |state, verdict| Rule {
         source: within(cluster),
         destination: within(cluster),
         destination_not: None,
         mark: None,
-        state: Some(state),
+        state,
         verdict,
     };
-    vec![rule(State::Translated, Verdict::Return), rule(State::Established, Verdict::Mark(FLOW_MARK))]
+    vec![
+        rule(None, Verdict::Unmark(FLOW_MARK)),
+        rule(Some(State::Translated), Verdict::Return),
+        rule(Some(State::Established), Verdict::Mark(FLOW_MARK)),
+    ]
 }
 
 fn within(network: IpNetwork) -> Option<In> {

@@ -7,13 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_common::reason::Reason;
 use flannel_tests::{
     counters::Counters,
     lab::{Cluster, Pod, in_lab},
     traffic::{Dialogue, Endpoint, content::Content, dialogue::listen},
 };
 
-use crate::{cluster, counted, fast};
+use crate::{cluster, counted, fast, packets};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -158,6 +159,22 @@ fn services_work_and_stay_on_the_kernels_path() -> Result<()> {
 #[test]
 fn masqueraded_services_work_and_stay_on_the_kernels_path() -> Result<()> {
     services(true)
+}
+
+/// Somebody's rule marks everything, our bit included: what is translated is not learned for that.
+#[test]
+fn others_marks_do_not_open_the_gate() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, REFRESH)?;
+        let service = Service::new(&cluster, false)?;
+        cluster.members[0]
+            .node
+            .iptables("-t mangle -I PREROUTING -j MARK --set-xmark 0xffff1001/0xffff1001")?;
+        let [at_client, _] = counted(&cluster, || use_service(&service))?;
+        ensure!(fast(&at_client) == [0, 0], "translated packets skipped the stack: {at_client}");
+        ensure!(packets(&at_client, Reason::FlowLearned) == 0, "a translated flow was learned: {at_client}");
+        Ok(())
+    })
 }
 
 /// A port that a direct flow had is used for a translated one to the same backend: nothing is inherited.

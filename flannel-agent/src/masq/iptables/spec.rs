@@ -33,6 +33,7 @@ pub(super) fn spec(rule: &Rule, comment: &str) -> String {
         Verdict::Masquerade { random_fully: true } => "-j MASQUERADE --random-fully".to_owned(),
         Verdict::Masquerade { random_fully: false } => "-j MASQUERADE".to_owned(),
         Verdict::Mark(bits) => format!("-j MARK --set-xmark {bits:#x}/{bits:#x}"),
+        Verdict::Unmark(bits) => format!("-j MARK --set-xmark 0x0/{bits:#x}"),
     });
     words.join(" ")
 }

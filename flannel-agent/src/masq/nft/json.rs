@@ -100,12 +100,16 @@ fn expressions(rule: &Rule, family: Family) -> Value {
         Verdict::Masquerade { random_fully: true } => json!({ "masquerade": { "flags": "fully-random" } }),
         Verdict::Masquerade { random_fully: false } => json!({ "masquerade": null }),
         Verdict::Keep => json!({ "snat": { "addr": field("saddr") } }),
-        Verdict::Mark(bits) => {
-            let mark = json!({ "meta": { "key": "mark" } });
-            json!({ "mangle": { "key": mark, "value": { "|": [mark, bits] } } })
-        }
+        Verdict::Mark(bits) => set_mark("|", bits),
+        Verdict::Unmark(bits) => set_mark("&", !bits),
     });
     Value::Array(all)
+}
+
+/// The mark becomes what it was, combined with `bits` by `operator`.
+fn set_mark(operator: &str, bits: u32) -> Value {
+    let mark = json!({ "meta": { "key": "mark" } });
+    json!({ "mangle": { "key": mark, "value": { operator: [mark, bits] } } })
 }
 
 fn network(network: IpNetwork) -> Value {

@@ -61,6 +61,7 @@ fn flows_are_marked_behind_all_filters() {
     let golden = r#"	chain established {
 		comment "chain to mark packets of established flows behind all filters"
 		type filter hook postrouting priority mangle; policy accept;
+		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 meta mark set meta mark & 0xffffefff
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status snat,dnat return
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct state established meta mark set meta mark | 0x1000
 	}
@@ -81,6 +82,9 @@ fn flows_are_marked_behind_all_filters() {
     let listed = json!({ "nftables": [
         { "chain": { "name": "established", "type": "filter", "hook": "postrouting", "prio": -150,
                      "policy": "accept" } },
+        rule(json!([network("saddr"), network("daddr"),
+            { "mangle": { "key": { "meta": { "key": "mark" } },
+                          "value": { "&": [{ "meta": { "key": "mark" } }, 4294963199u32] } } }])),
         rule(json!([network("saddr"), network("daddr"),
             { "match": { "op": "in", "left": { "ct": { "key": "status" } }, "right": ["snat", "dnat"] } },
             { "return": null }])),

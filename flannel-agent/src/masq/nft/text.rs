@@ -63,6 +63,7 @@ pub(super) fn line(rule: &Rule, family: Family) -> String {
         // Accepting would only end this chain. A source that is bound, though to what it was, ends them all.
         Verdict::Keep => format!("snat to {ip} saddr"),
         Verdict::Mark(bits) => format!("meta mark set meta mark | {bits:#x}"),
+        Verdict::Unmark(bits) => format!("meta mark set meta mark & {:#x}", !bits),
     });
     words.join(" ")
 }
