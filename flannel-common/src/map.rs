@@ -33,7 +33,7 @@ pub const MAX_PEERS: u32 = 65_536;
 pub const MAX_PODS: u32 = 4_096;
 /// Entries that `snat_exempt_v4` holds: the cluster's network, nodes, and what the operator names.
 pub const MAX_EXEMPT: u32 = 65_536;
-/// Entries that `flows_v4` holds, some 12 MB of the kernel's memory: half of what conntrack tracks by default
+/// Entries that `flows_v4` holds, some 14 MB of the kernel's memory: half of what conntrack tracks by default
 /// on a node of 1 GB and more. Beyond, the flows longest unused are forgotten, and take the kernel path until
 /// they are learned anew.
 pub const MAX_FLOWS: u32 = 131_072;
