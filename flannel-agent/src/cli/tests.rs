@@ -213,9 +213,20 @@ fn a_bad_variable_is_reported_and_the_default_used() {
 }
 
 #[test]
+fn flows_are_asked_for_by_flag_or_variable() {
+    let asked = |run: RunOptions| (run.fast_path.0.label(), run.flow_refresh);
+    assert_eq!(asked(run(&["-fast-path=flow", "-flow-refresh", "5"], &[])), ("flow", 5));
+    let variables = [("FLANNELD_FAST_PATH", "flow"), ("FLANNELD_FLOW_REFRESH", "7")];
+    assert_eq!(asked(run(&[], &variables)), ("flow", 7));
+    assert_eq!(asked(run(&[], &[])), ("overlay", 30));
+}
+
+#[test]
 fn wrong_values_name_flag_and_remedy() {
     for (arguments, words) in [
         (&["--fast-path=fast"][..], &["'fast'", "--fast-path", "overlay"][..]),
+        (&["--flow-refresh=0"], &["'0'", "--flow-refresh", "1..=30"]),
+        (&["--flow-refresh=31"], &["'31'", "--flow-refresh", "1..=30"]),
         (&["--public-ip", "node1"], &["'node1'", "--public-ip", "IPv4 address"]),
         (&["--subnet-lease-renew-margin=1440"], &["'1440'", "--subnet-lease-renew-margin", "1439"]),
         (&["-healthz-port=http"], &["'http'", "--healthz-port", "65535"]),

@@ -1,13 +1,13 @@
 //! Flows become fast once netfilter has accepted them both ways, and carry what they carried before.
 
-use std::{fs, time::Duration};
+use std::{fs, net::UdpSocket, time::Duration};
 
 use anyhow::{Result, ensure};
 use flannel_common::{map::FLOW_MARK, reason::Reason};
 use flannel_tests::{
     eventually,
     lab::{CONVERGENCE, FastPath, PREFIX, in_lab},
-    traffic::{Dialogue, every_kind_both_ways, tcp, udp},
+    traffic::{Dialogue, Endpoint, every_kind_both_ways, tcp, udp},
 };
 use nix::sys::socket::{setsockopt, sockopt::Mark};
 
@@ -82,6 +82,42 @@ fn flows_are_renewed_by_their_own_packets() -> Result<()> {
             let [out, back] = fast(counters);
             ensure!(out > 300 && back > 300, "{counters}");
         }
+        Ok(())
+    })
+}
+
+/// What only ever goes one way after its first answer stays fast: its own packets renew it.
+#[test]
+fn one_way_flows_stay_fast() -> Result<()> {
+    const DATAGRAMS: u64 = 400;
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, Duration::from_secs(1))?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let bind = |at: &Endpoint| at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(0))?));
+        let (sender, receiver) = (bind(&a)?, bind(&b)?);
+        sender.connect(receiver.local_addr()?)?;
+        receiver.connect(sender.local_addr()?)?;
+        receiver.set_read_timeout(Some(Duration::from_secs(3)))?;
+        sender.set_read_timeout(Some(Duration::from_secs(3)))?;
+        sender.send(b"question")?;
+        receiver.recv(&mut [0; 8])?;
+        receiver.send(b"answer")?;
+        sender.recv(&mut [0; 8])?;
+        let [sent, arrived] = counted(&cluster, || {
+            for number in 0..DATAGRAMS {
+                let mut heard = [0; 8];
+                sender.send(&number.to_be_bytes())?;
+                receiver.recv(&mut heard)?;
+                ensure!(heard == number.to_be_bytes(), "another datagram arrived");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Ok(())
+        })?;
+        ensure!(packets(&sent, Reason::FlowStale) >= 3 && fast(&sent)[0] > DATAGRAMS * 9 / 10, "{sent}");
+        ensure!(
+            packets(&arrived, Reason::FlowStale) >= 3 && fast(&arrived)[1] > DATAGRAMS * 9 / 10,
+            "{arrived}"
+        );
         Ok(())
     })
 }
