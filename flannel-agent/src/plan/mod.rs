@@ -198,8 +198,8 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         source_port_max: local.source_ports.end.into(),
         network: subnet_key(local.network),
         subnet: subnet_key(local.subnet),
-        // Longest first; what does not fit is reached by the kernel path.
         flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
+        // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: device.mac.0,
         reserved: [0; 2],
