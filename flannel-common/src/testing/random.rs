@@ -51,21 +51,23 @@ pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
 /// Any arrival at all.
 pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
-    (any::<u32>(), gso_size, any::<bool>()).prop_map(|(ifindex, gso_size, vlan_tagged)| Arrival {
-        ifindex,
-        gso_size,
-        vlan_tagged,
-    })
+    (any::<u32>(), gso_size, any::<[bool; 2]>()).prop_map(
+        |(ifindex, gso_size, [vlan_tagged, for_other_station])| Arrival {
+            ifindex,
+            gso_size,
+            vlan_tagged,
+            for_other_station,
+        },
+    )
 }
 
 fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let natural = seen_at(hook);
     let ifindex = prop_oneof![12 => Just(natural.ifindex), 1 => select(&interface::ALL[..])];
     let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
-    (ifindex, gso_size, prop::bool::weighted(0.03)).prop_map(|(ifindex, gso_size, vlan_tagged)| Arrival {
-        ifindex,
-        gso_size,
-        vlan_tagged,
+    let rarely = || prop::bool::weighted(0.03);
+    (ifindex, gso_size, rarely(), rarely()).prop_map(|(ifindex, gso_size, vlan_tagged, for_other_station)| {
+        Arrival { ifindex, gso_size, vlan_tagged, for_other_station }
     })
 }
 
