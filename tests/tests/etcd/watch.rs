@@ -57,6 +57,27 @@ async fn keys_beside_the_leases_are_leases_too() {
     assert_eq!(store.undecodable(), 0);
 }
 
+/// Upstream's pattern is open at its left end.
+#[tokio::test]
+async fn a_second_key_of_a_subnet_neither_takes_it_nor_takes_it_away() {
+    let etcd = Etcd::start().unwrap();
+    let plain = key("10.3.2.0-24");
+    etcd.put(&plain, &node(2).to_json()).unwrap();
+    etcd.put(&key("x10.3.2.0-24"), &node(3).to_json()).unwrap();
+    let mut watch = store(&etcd).watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.2.0/24", 2)]));
+    etcd.put(&key("x10.3.2.0-24"), &node(4).to_json()).unwrap();
+    silent(&mut watch).await;
+    etcd.delete(&key("x10.3.2.0-24")).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)), "still there");
+    // Where there is no other, it is as good as any.
+    etcd.put(&key("x10.3.2.0-24"), &node(4).to_json()).unwrap();
+    etcd.delete(&plain).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 4)));
+    etcd.put(&plain, &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
+}
+
 #[tokio::test]
 async fn a_watch_resumes_after_etcd_restarts() {
     let mut etcd = Etcd::start().unwrap();
@@ -169,7 +190,7 @@ async fn an_undecodable_lease_is_skipped_counted_and_logged_once() {
     etcd.wipe().unwrap();
     etcd.start_again().unwrap();
     assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(_)));
-    assert_eq!(log.count("skipping a lease that cannot be decoded"), 3, "{}", log.text());
+    assert_eq!(log.count("skipping a lease that cannot be used"), 3, "{}", log.text());
     etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
     assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)), "mended");
 }

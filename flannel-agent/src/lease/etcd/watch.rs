@@ -60,7 +60,7 @@ async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<
         let event = match follower.next().await {
             Followed::All(all) => Some(LeaseEvent::Snapshot(decoder.all(&all))),
             Followed::Put(kv) => decoder.put(&kv).map(LeaseEvent::Upsert),
-            Followed::Deleted { key, .. } => decoder.deleted(&key).map(LeaseEvent::Remove),
+            Followed::Deleted { key, .. } => decoder.deleted(&key),
         };
         if let Some(event) = event
             && sender.send(event).await.is_err()
@@ -74,7 +74,7 @@ async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<
 struct Decoder {
     store: EtcdStore,
     own: LeaseSubnet,
-    /// What could not be decoded and is reported: by key, the value.
+    /// What is not used and reported: by key, the value.
     unreadable: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The last lease of each key that could be. It stays in force while its successor cannot: whoever
     /// damaged the entry has not moved the node.
@@ -89,7 +89,16 @@ impl Decoder {
         for kv in all {
             self.put(kv);
         }
-        self.last.values().cloned().collect()
+        let in_force = self.last.iter().filter(|(key, lease)| self.in_force(&lease.subnet) == Some(key));
+        in_force.map(|(_, lease)| lease.clone()).collect()
+    }
+
+    /// The key whose lease of `subnet` counts. Upstream's pattern lets many keys name one subnet
+    /// (`10.3.2.0-24`, `x10.3.2.0-24`); no node writes but the plain one.
+    fn in_force(&self, subnet: &LeaseSubnet) -> Option<&Vec<u8>> {
+        let plain = self.store.lease_key(subnet);
+        let plain = self.last.get_key_value(plain.as_bytes()).map(|(key, _)| key);
+        plain.or_else(|| self.last.iter().find(|(_, lease)| lease.subnet == *subnet).map(|(key, _)| key))
     }
 
     fn put(&mut self, kv: &KeyValue) -> Option<Lease> {
@@ -103,28 +112,38 @@ impl Decoder {
             Ok(attrs) => attrs,
             Err(error) => return self.skip(kv, &error.to_string()),
         };
-        self.unreadable.remove(kv.key());
         // The end of others' leases is etcd's business: it costs a request per lease, and nothing here
         // depends on it.
         let lease = Lease { subnet, attrs, expiration: None };
         self.last.insert(kv.key().to_vec(), lease.clone());
-        Some(lease)
+        match self.in_force(&subnet) {
+            Some(other) if other != kv.key() => {
+                let other = format!("{} names the same subnet and is used", String::from_utf8_lossy(other));
+                self.skip(kv, &other)
+            }
+            _ => {
+                self.unreadable.remove(kv.key());
+                Some(lease)
+            }
+        }
     }
 
-    fn deleted(&mut self, key: &[u8]) -> Option<LeaseSubnet> {
+    fn deleted(&mut self, key: &[u8]) -> Option<LeaseEvent> {
         self.unreadable.remove(key);
         self.last.remove(key);
-        parse_lease_key(&String::from_utf8_lossy(key)).ok().filter(|subnet| *subnet != self.own)
+        let subnet = parse_lease_key(&String::from_utf8_lossy(key)).ok().filter(|it| *it != self.own)?;
+        let other = self.in_force(&subnet).and_then(|other| self.last.get(other));
+        Some(other.map_or(LeaseEvent::Remove(subnet), |lease| LeaseEvent::Upsert(lease.clone())))
     }
 
-    /// Counts and logs an entry that cannot be decoded, once as long as it stays the same.
+    /// Counts and logs an entry that cannot be used, once as long as it stays the same.
     fn skip(&mut self, kv: &KeyValue, error: &str) -> Option<Lease> {
         let news = self.unreadable.insert(kv.key().to_vec(), kv.value().to_vec());
         if news.is_none_or(|before| before != kv.value()) {
             self.store.undecodable.fetch_add(1, Ordering::Relaxed);
             let key = String::from_utf8_lossy(kv.key());
             let value = shorten(&String::from_utf8_lossy(kv.value()), 200);
-            warn!(%key, value, error, "skipping a lease that cannot be decoded; all others are used. Delete or mend it");
+            warn!(%key, value, error, "skipping a lease that cannot be used; all others are. Delete or mend it");
         }
         None
     }
