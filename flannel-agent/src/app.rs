@@ -38,6 +38,9 @@ use crate::{
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
+/// How often it is looked for.
+const LOOK_FOR_FILE: Duration = Duration::from_secs(2);
+
 /// How long a daemon that is about to end may hold the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -227,7 +230,18 @@ impl Agent<'_> {
         self.service.ready();
         let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
         info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
-        while mtu.changed().await.is_ok() {
+        loop {
+            select! {
+                Ok(()) = mtu.changed() => {}
+                () = sleep(LOOK_FOR_FILE) => {
+                    // Without it no pod starts on this node. What somebody else wrote there stays.
+                    if let Ok(false) = path.try_exists() {
+                        warn!(file = %path.display(), "the subnet file is gone: writing it again");
+                        write(&file, path).await;
+                    }
+                    continue;
+                }
+            }
             let old = file.mtu;
             file.mtu = *mtu.borrow_and_update();
             write(&file, path).await;
@@ -236,7 +250,6 @@ impl Agent<'_> {
                 "new pods get another MTU; those that run keep theirs until they are restarted"
             );
         }
-        std::future::pending().await
     }
 }
 
