@@ -29,6 +29,7 @@ use crate::{
     netlink::{InterfaceChoice, Netlink, Stack},
     node::Node,
     plan::{Exemptions, Local, Underlay},
+    privileges::Privileges,
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
     telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
@@ -93,6 +94,13 @@ async fn serve(
     service: &ServiceManager,
 ) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    if let Some(missing) = Privileges::read().and_then(Privileges::missing_for_network) {
+        error!(
+            missing,
+            "without this capability neither devices nor routes nor rules can be set up: run as root, or give it to \
+             the service"
+        );
+    }
     let readiness = Readiness::new();
     let mut agent = Agent { options, stopped, service, readiness: readiness.clone() };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
@@ -334,11 +342,21 @@ fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, L
         Err(error) => {
             warn!(
                 fast_path = "off",
-                because = format!("{error:#}"),
+                because = refused(&error, Privileges::read()),
                 "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
             );
             (FastPath::Off, Loaded::Nothing(left))
         }
+    }
+}
+
+/// Why eBPF cannot be used, in one line.
+fn refused(error: &anyhow::Error, privileges: Option<Privileges>) -> String {
+    // Its text has its causes.
+    let why = error.to_string();
+    match privileges.map(Privileges::missing_for_bpf).unwrap_or_default() {
+        missing if missing.is_empty() => why,
+        missing => format!("this process lacks {}: {why}", missing.join(", ")),
     }
 }
 

@@ -2,7 +2,7 @@
 //! that undoes our work) is told in some lines, and then in few.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fmt,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -10,7 +10,6 @@ use std::{
 
 use tracing::{
     Event, Level, Subscriber,
-    callsite::Identifier,
     field::{Field, Visit},
     warn,
 };
@@ -25,7 +24,8 @@ const EACH: Duration = Duration::from_secs(10);
 /// place in the code writes.
 #[derive(Debug, Default)]
 pub(super) struct FloodGate {
-    kinds: Mutex<HashMap<Identifier, Kind>>,
+    /// By the name of an event, which is its place in the code.
+    kinds: Mutex<BTreeMap<&'static str, Kind>>,
 }
 
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl<S: Subscriber> Layer<S> for FloodGate {
         let now = Instant::now();
         let admitted = {
             let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-            let kind = kinds.entry(event.metadata().callsite()).or_insert_with(|| Kind::new(now));
+            let kind = kinds.entry(event.metadata().name()).or_insert_with(|| Kind::new(now));
             kind.admit(now)
         };
         if let Some(lines @ 1..) = admitted {
