@@ -29,7 +29,7 @@ use crate::{
     netlink::{InterfaceChoice, Netlink, Stack},
     node::Node,
     plan::{Exemptions, Local, Underlay},
-    privileges::Privileges,
+    privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
     telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
@@ -51,6 +51,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
     options.check_built()?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let service = Arc::new(ServiceManager::from_environment());

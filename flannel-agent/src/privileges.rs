@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 /// The effective capabilities, a bit each (include/uapi/linux/capability.h).
 #[derive(Clone, Copy, Debug)]
 pub struct Privileges(u64);
@@ -40,6 +42,16 @@ impl Privileges {
     }
 }
 
+/// Lets this process have as many files open as it may, as every Go program does: a look at the programs opens a link
+/// a pod, and service managers start with room for 1024. Where the kernel refuses, it stays as it was.
+pub fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +68,13 @@ mod tests {
         assert_eq!(of(1 << 12 | 1 << 39).missing_for_bpf(), ["CAP_PERFMON"]);
         assert_eq!(of(1 << 12 | 1 << 21).missing_for_bpf(), [] as [&str; 0]);
         assert!(Privileges::parse("Name:\tx\n").is_none());
+    }
+
+    #[test]
+    fn as_many_files_as_may_be() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 256.min(hard), hard).unwrap();
+        raise_file_limit();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
     }
 }
