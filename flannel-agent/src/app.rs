@@ -30,6 +30,7 @@ use crate::{
     netlink::{InterfaceChoice, Netlink, Stack},
     node::Node,
     plan::{Exemptions, Local, Underlay},
+    privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
     telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
@@ -38,6 +39,9 @@ use crate::{
 
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often it is looked for.
+const LOOK_FOR_FILE: Duration = Duration::from_secs(2);
 
 /// How long a daemon that is about to end may hold the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -48,6 +52,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
     options.check_built()?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let service = Arc::new(ServiceManager::from_environment());
@@ -91,6 +96,13 @@ async fn serve(
     service: &ServiceManager,
 ) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    if let Some(missing) = Privileges::read().and_then(Privileges::missing_for_network) {
+        error!(
+            missing,
+            "without this capability neither devices nor routes nor rules can be set up: run as root, or give it to \
+             the service"
+        );
+    }
     let readiness = Readiness::new();
     let mut agent = Agent { options, stopped, service, readiness: readiness.clone() };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
@@ -233,7 +245,18 @@ impl Agent<'_> {
         self.service.ready();
         let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
         info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
-        while mtu.changed().await.is_ok() {
+        loop {
+            select! {
+                Ok(()) = mtu.changed() => {}
+                () = sleep(LOOK_FOR_FILE) => {
+                    // Without it no pod starts on this node. What somebody else wrote there stays.
+                    if let Ok(false) = path.try_exists() {
+                        warn!(file = %path.display(), "the subnet file is gone: writing it again");
+                        write(&file, path).await;
+                    }
+                    continue;
+                }
+            }
             let old = file.mtu;
             file.mtu = *mtu.borrow_and_update();
             write(&file, path).await;
@@ -242,7 +265,6 @@ impl Agent<'_> {
                 "new pods get another MTU; those that run keep theirs until they are restarted"
             );
         }
-        std::future::pending().await
     }
 }
 
@@ -327,11 +349,21 @@ fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, L
         Err(error) => {
             warn!(
                 fast_path = "off",
-                because = format!("{error:#}"),
+                because = refused(&error, Privileges::read()),
                 "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
             );
             (FastPath::Off, Loaded::Nothing(left))
         }
+    }
+}
+
+/// Why eBPF cannot be used, in one line.
+fn refused(error: &anyhow::Error, privileges: Option<Privileges>) -> String {
+    // Its text has its causes.
+    let why = error.to_string();
+    match privileges.map(Privileges::missing_for_bpf).unwrap_or_default() {
+        missing if missing.is_empty() => why,
+        missing => format!("this process lacks {}: {why}", missing.join(", ")),
     }
 }
 

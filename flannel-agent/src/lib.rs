@@ -24,6 +24,7 @@ pub mod masq;
 pub mod netlink;
 pub mod node;
 pub mod plan;
+pub mod privileges;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;

@@ -36,13 +36,13 @@ pub enum LockError {
     },
     /// The file system refuses.
     #[error(
-        "--subnet-file: cannot make or lock {path}: {source}; name a file whose directory can be written to"
+        "--subnet-file: cannot make or lock {path}: {error}; name a file whose directory can be written to"
     )]
     Unusable {
         /// The lock.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -53,7 +53,7 @@ impl SubnetFileLock {
         let mut path = subnet_file.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
-        let unusable = |source| LockError::Unusable { path: path.clone(), source };
+        let unusable = |error| LockError::Unusable { path: path.clone(), error };
         let mut file = open(&path).map_err(unusable)?;
         let start = Instant::now();
         let mut said = false;

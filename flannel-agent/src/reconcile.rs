@@ -386,10 +386,12 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     /// Applies what leads from `observed` to `plan`, less what failed a moment ago.
     async fn bring_about(&mut self, plan: &Plan, observed: &State, now: Instant) -> bool {
         let changes = delta(&plan.state, observed);
-        let planned: Option<BTreeSet<_>> = self
-            .settled
-            .as_ref()
-            .map(|settled| delta(&plan.state, settled).iter().map(Change::slot).collect());
+        // What the last plan had not, or what is left to do since all was done: while a change fails for long, others
+        // come and go.
+        let planned: Option<BTreeSet<_>> = self.settled.as_ref().map(|settled| {
+            let news = [settled, &self.plan.state].map(|before| delta(&plan.state, before));
+            news.iter().flatten().map(Change::slot).collect()
+        });
         let ready = self.pending.ready(changes, now);
         let results = self.datapath.apply(&ready).await;
         let mut again = false;

@@ -98,7 +98,7 @@ reasons! {
     PeerOnKernel = 14, Kernel, "peer_on_kernel", "this peer is reached by the kernel path only";
     NeighbourDiffers = 15, Kernel, "neighbour_differs", "the kernel chose another next hop in the overlay than the lease names";
     Spoofed = 16, Kernel, "spoofed", "the source address belongs to a pod behind another veth";
-    NotVxlan = 17, Kernel, "not_vxlan", "not a VXLAN packet for this node's address and port";
+    NotVxlan = 17, Kernel, "not_vxlan", "not a VXLAN packet for this node's MAC, address and port";
     HeaderChecksum = 18, Kernel, "header_checksum", "the outer IP header's checksum is wrong";
     VxlanFlags = 19, Kernel, "vxlan_flags", "VXLAN flags or reserved bits other than a VNI are set";
     Vni = 20, Kernel, "vni", "the VXLAN network identifier is not ours";

@@ -27,6 +27,8 @@ use flannel_common::{
 
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u32 = 2;
+/// include/uapi/linux/if_packet.h.
+const PACKET_OTHERHOST: u32 = 3;
 
 /// Flags of the push. `FIXED_GSO`: segments keep their payload size, the outer headers come on top.
 /// `ENCAP_L2(14)`: the segmenter finds the inner Ethernet header 14 bytes before the inner IP header.
@@ -82,6 +84,7 @@ impl Skb {
                 gso_size: (*self.skb).gso_size,
                 mark: (*self.skb).mark,
                 vlan_tagged: (*self.skb).vlan_present != 0,
+                for_other_station: (*self.skb).pkt_type == PACKET_OTHERHOST,
             }
         }
     }

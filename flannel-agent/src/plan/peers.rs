@@ -11,6 +11,7 @@ use ipnetwork::Ipv4Network;
 
 use super::{Backend, Local};
 use crate::{
+    gojson::shorten,
     lease::{Lease, LeaseSubnet, Leases},
     mac::Mac,
 };
@@ -52,7 +53,7 @@ pub enum Skip {
     #[error("it has no IPv4 subnet")]
     NoIpv4,
     /// Another kind of network.
-    #[error("its backend is {theirs:?}, ours is {ours:?}")]
+    #[error("its backend is \"{}\", ours is \"{ours}\"", shorten(theirs, 40))]
     OtherBackend {
         /// `BackendType` of the lease.
         theirs: String,
@@ -65,17 +66,21 @@ pub enum Skip {
     /// Its `BackendData` names no MAC that one device could have.
     #[error("BackendData.VtepMAC: {} instead of the MAC of a device", .0.map_or("absent".to_owned(), |mac| mac.to_string()))]
     NoMac(Option<Mac>),
+    /// Its `PublicIP` can be no node's.
+    #[error("PublicIP: expected the address of a node, found {0}")]
+    NoNode(Ipv4Addr),
     /// It publishes our address.
     #[error("its PublicIP {0} is our own")]
     OurAddress(Ipv4Addr),
     /// Its subnet takes in ours, part of it, or the addresses the tunnel itself needs.
     #[error("its subnet covers {0}, which is ours")]
     CoversUs(Ipv4Network),
-    /// Another lease has a better claim to addresses of its subnet.
-    #[error("its subnet overlaps {0}, whose lease is the more recent")]
-    Overlaps(Ipv4Network),
+    /// Its subnet begins where that of another does, which is the smaller one, or the same with another IPv6
+    /// subnet: the tunnel has one neighbour of that address.
+    #[error("its subnet begins with the same address as {0}, which is followed")]
+    SameBase(Ipv4Network),
     /// Another node publishes the same MAC.
-    #[error("its VtepMAC {mac} is also that of {other}, whose lease is the more recent")]
+    #[error("its VtepMAC {mac} is also that of {other}, which is followed")]
     SameMac {
         /// The MAC.
         mac: Mac,
@@ -102,9 +107,12 @@ pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
 
 /// The peers to reach, by pod subnet, and the leases that are not followed.
 ///
-/// Of leases that exclude each other (overlapping subnets; one MAC at two addresses) the one that ends
-/// last is followed, because a node that moved leaves a lease behind that is no longer renewed; then the
-/// lower subnet.
+/// Subnets may lie within others, as after a change of `SubnetLen`: each address belongs to the longest prefix,
+/// in the kernel as in the programs, so that a stray wide lease takes nothing from anybody.
+///
+/// Of leases that exclude each other (one MAC at two addresses; one first address) the one that ends last is
+/// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
+/// then the lower.
 pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
     if local.backend == Backend::Alloc {
         return (BTreeMap::new(), BTreeMap::new());
@@ -119,23 +127,31 @@ pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BT
             }
         }
     }
-    candidates.sort_by_key(|(end, subnet, ..)| (*end, *subnet));
+    candidates.sort_by_key(|(end, subnet, ..)| (*end, Reverse(subnet.prefix()), *subnet));
 
     let mut peers = BTreeMap::<Ipv4Network, Peer>::new();
     let mut macs = BTreeMap::<Mac, (Ipv4Addr, Ipv4Network)>::new();
+    let mut bases = BTreeMap::<Ipv4Addr, (Ipv4Addr, Mac, Ipv4Network)>::new();
     let mut addresses = BTreeSet::new();
     for (_, subnet, way, key, lease) in candidates {
         let public_ip = lease.attrs.public_ip;
-        if let Some(other) = overlapping(&peers, subnet) {
-            skipped.insert(key, Skip::Overlaps(other));
+        if peers.contains_key(&subnet) {
+            skipped.insert(key, Skip::SameBase(subnet));
             continue;
         }
         if let Some(mac) = way.vtep_mac() {
+            if let Some((owner, to, other)) = bases.get(&subnet.network())
+                && (*owner, *to) != (public_ip, mac)
+            {
+                skipped.insert(key, Skip::SameBase(*other));
+                continue;
+            }
             let (owner, other) = *macs.entry(mac).or_insert((public_ip, subnet));
             if owner != public_ip {
                 skipped.insert(key, Skip::SameMac { mac, other });
                 continue;
             }
+            bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
         peers.insert(subnet, Peer { public_ip, way, foremost: addresses.insert(public_ip) });
     }
@@ -154,6 +170,9 @@ fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Way), Skip> {
     if attrs.backend_type != ours {
         return Err(Skip::OtherBackend { theirs: attrs.backend_type.clone(), ours });
     }
+    if !may_be_a_node(attrs.public_ip) {
+        return Err(Skip::NoNode(attrs.public_ip));
+    }
     let address = local.underlay.address;
     if attrs.public_ip == local.public_ip || attrs.public_ip == address {
         return Err(Skip::OurAddress(attrs.public_ip));
@@ -170,10 +189,8 @@ fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Way), Skip> {
     Ok((subnet, Way::Vxlan(mac.ok_or(Skip::NoMac(data.vtep_mac))?)))
 }
 
-/// A subnet of `peers` that shares addresses with `subnet`. Those of `peers` share none among themselves,
-/// so only the two neighbours in order can.
-fn overlapping(peers: &BTreeMap<Ipv4Network, Peer>, subnet: Ipv4Network) -> Option<Ipv4Network> {
-    let before = peers.range(..=subnet).next_back();
-    let after = peers.range(subnet..).next();
-    [before, after].into_iter().flatten().map(|(other, _)| *other).find(|other| other.overlaps(subnet))
+/// Whether packets can be sent to one node at `address`.
+fn may_be_a_node(address: Ipv4Addr) -> bool {
+    // 0.0.0.0/8 is this host's, 240.0.0.0/4 nobody's (RFC 6890).
+    !(address.is_loopback() || address.is_multicast() || matches!(address.octets()[0], 0 | 240..))
 }

@@ -43,18 +43,18 @@ pub struct HealthServer {
 /// The address cannot be served at.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "--healthz-ip, --healthz-port: cannot serve at {address}: {source}; give an address of this node and a port that \
+    "--healthz-ip, --healthz-port: cannot serve at {address}: {error}; give an address of this node and a port that \
      is free, or --healthz-port=0 to serve nothing"
 )]
 pub struct BindError {
     address: SocketAddr,
-    source: io::Error,
+    error: io::Error,
 }
 
 impl HealthServer {
     /// Starts to serve at `address`.
     pub async fn start(address: SocketAddr, readiness: Readiness) -> Result<Self, BindError> {
-        let failed = |source| BindError { address, source };
+        let failed = |error| BindError { address, error };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
         let (stop, stopped) = watch::channel(false);

@@ -1,5 +1,6 @@
 //! What the agent tells the world about itself.
 
+mod flood;
 pub mod health;
 pub mod http;
 pub mod log;

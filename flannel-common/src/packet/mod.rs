@@ -56,4 +56,6 @@ pub struct Arrival {
     pub mark: u32,
     /// A VLAN tag stands in the packet's metadata.
     pub vlan_tagged: bool,
+    /// The destination MAC is another station's: the interface hears more than what is sent to it.
+    pub for_other_station: bool,
 }

@@ -51,6 +51,10 @@ pub fn from_underlay<R>(
     if !outer.is_unicast() {
         return Err(Reason::NotUnicast);
     }
+    // The kernel drops it in ip_rcv, which a delivered packet never meets.
+    if arrival.for_other_station {
+        return Err(Reason::NotVxlan);
+    }
     check_ipv4(&outer_ip)?;
     let udp = Udp::parse(packet.view(UDP).ok_or(Reason::Truncated)?);
     if u32::from(udp.destination) != config.port {

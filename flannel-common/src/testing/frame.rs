@@ -2,6 +2,7 @@
 
 use std::{vec, vec::Vec};
 
+use super::interface;
 use crate::packet::{
     checksum,
     headers::{
@@ -24,8 +25,7 @@ pub struct Frame {
 impl Frame {
     /// A correct packet of `protocol`, at TTL 64.
     pub fn ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, payload: Vec<u8>) -> Self {
-        let ethernet =
-            Ethernet::new([0x02, 0, 0, 0, 0xaa, 0x01], [0x02, 0, 0, 0, 0xaa, 0x02], ETHERTYPE_IPV4);
+        let ethernet = Ethernet::new(interface::UNDERLAY_MAC, [0x02, 0, 0, 0, 0xaa, 0x02], ETHERTYPE_IPV4);
         let ip = Ipv4 {
             version_ihl: 0x45,
             tos: 0,

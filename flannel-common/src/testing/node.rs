@@ -23,6 +23,8 @@ pub mod interface {
     pub const GONE: u32 = 99;
     /// The MTU of [`SMALL_POD`]; the others have 1500.
     pub const SMALL_MTU: u32 = 576;
+    /// MAC of [`UNDERLAY`], to which frames go unless a test says otherwise.
+    pub const UNDERLAY_MAC: [u8; 6] = [0x02, 0, 0, 0, 0xaa, 0x01];
     /// Those that exist.
     pub const ALL: [u32; 5] = [UNDERLAY, OVERLAY, POD, OTHER_POD, SMALL_POD];
 }

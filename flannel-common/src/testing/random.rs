@@ -104,8 +104,15 @@ pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
 /// Any arrival at all.
 pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
-    (any::<u32>(), gso_size, any::<u32>(), any::<bool>())
-        .prop_map(|(ifindex, gso_size, mark, vlan_tagged)| Arrival { ifindex, gso_size, mark, vlan_tagged })
+    (any::<u32>(), gso_size, any::<u32>(), any::<[bool; 2]>()).prop_map(
+        |(ifindex, gso_size, mark, [vlan_tagged, for_other_station])| Arrival {
+            ifindex,
+            gso_size,
+            mark,
+            vlan_tagged,
+            for_other_station,
+        },
+    )
 }
 
 fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
@@ -113,8 +120,16 @@ fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let ifindex = prop_oneof![12 => Just(natural.ifindex), 1 => select(&interface::ALL[..])];
     let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
     let mark = prop_oneof![3 => Just(FLOW_MARK), 1 => Just(0), 1 => any::<u32>()];
-    (ifindex, gso_size, mark, prop::bool::weighted(0.03))
-        .prop_map(|(ifindex, gso_size, mark, vlan_tagged)| Arrival { ifindex, gso_size, mark, vlan_tagged })
+    let rarely = || prop::bool::weighted(0.03);
+    (ifindex, gso_size, mark, rarely(), rarely()).prop_map(
+        |(ifindex, gso_size, mark, vlan_tagged, for_other_station)| Arrival {
+            ifindex,
+            gso_size,
+            mark,
+            vlan_tagged,
+            for_other_station,
+        },
+    )
 }
 
 /// Something done to a frame.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::mac::Mac;
 use ipnetwork::Ipv4Network;
 use serde_json::Value;
@@ -42,8 +42,13 @@ impl Etcd {
             daemon: None,
         };
         etcd.start()?;
-        etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
+        etcd.configure()?;
         Ok(etcd)
+    }
+
+    /// Writes the network configuration.
+    pub fn configure(&self) -> Result<()> {
+        self.put(&format!("{PREFIX}/config"), CONFIG)
     }
 
     /// URL its clients use.
@@ -86,6 +91,12 @@ impl Etcd {
             daemon.kill()?;
         }
         Ok(())
+    }
+
+    /// Removes its data: what it starts with next is empty.
+    pub fn wipe(&self) -> Result<()> {
+        ensure!(self.daemon.is_none(), "etcd is running");
+        std::fs::remove_dir_all(&self.data).with_context(|| format!("remove {}", self.data.display()))
     }
 
     /// Runs `etcdctl` against it; its standard output.

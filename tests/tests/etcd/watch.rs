@@ -1,5 +1,7 @@
 use std::time::Instant;
 
+use flannel_agent::lease::etcd::LeaseTiming;
+
 use super::{proxy::Proxy, *};
 
 const OWN: &str = "10.3.1.0/24";
@@ -55,6 +57,27 @@ async fn keys_beside_the_leases_are_leases_too() {
     etcd.put(&format!("{PREFIX}/ebpf/10.3.3.0-24"), "anything").unwrap();
     silent(&mut watch).await;
     assert_eq!(store.undecodable(), 0);
+}
+
+/// Upstream's pattern is open at its left end.
+#[tokio::test]
+async fn a_second_key_of_a_subnet_neither_takes_it_nor_takes_it_away() {
+    let etcd = Etcd::start().unwrap();
+    let plain = key("10.3.2.0-24");
+    etcd.put(&plain, &node(2).to_json()).unwrap();
+    etcd.put(&key("x10.3.2.0-24"), &node(3).to_json()).unwrap();
+    let mut watch = store(&etcd).watch(subnet(OWN));
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(vec![lease("10.3.2.0/24", 2)]));
+    etcd.put(&key("x10.3.2.0-24"), &node(4).to_json()).unwrap();
+    silent(&mut watch).await;
+    etcd.delete(&key("x10.3.2.0-24")).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)), "still there");
+    // Where there is no other, it is as good as any.
+    etcd.put(&key("x10.3.2.0-24"), &node(4).to_json()).unwrap();
+    etcd.delete(&plain).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 4)));
+    etcd.put(&plain, &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)));
 }
 
 #[tokio::test]
@@ -132,22 +155,32 @@ async fn watch_subnet_survives_compaction_after_reconnect() {
 }
 
 #[tokio::test]
-async fn a_store_that_went_back_in_time_is_read_anew() {
+async fn a_store_that_forgot_leases_takes_none_away_at_once() {
     let mut etcd = Etcd::start().unwrap();
+    let timing = LeaseTiming { ttl: Duration::from_secs(8), ..LeaseTiming::default() };
+    let store = EtcdStore::connect(&EtcdOptions { timing, ..options(&etcd) }).unwrap();
     for number in 2..6 {
         etcd.put(&key(&format!("10.3.{number}.0-24")), &node(number).to_json()).unwrap();
     }
-    let mut watch = store(&etcd).watch(subnet(OWN));
+    let mut watch = store.watch(subnet(OWN));
     assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(all) if all.len() == 4));
     etcd.wipe().unwrap();
     etcd.start_again().unwrap();
+    let old: Vec<_> = (2..6).map(|number| lease(&format!("10.3.{number}.0/24"), number)).collect();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(old.clone()));
+    // One node writes its lease again, one comes back with another subnet, one is new.
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(old[0].clone()));
+    etcd.put(&key("10.3.8.0-24"), &node(3).to_json()).unwrap();
+    let moved = lease("10.3.8.0/24", 3);
+    let all = vec![old[0].clone(), old[2].clone(), old[3].clone(), moved.clone()];
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(all));
     etcd.put(&key("10.3.9.0-24"), &node(9).to_json()).unwrap();
-    match next(&mut watch).await {
-        LeaseEvent::Snapshot(all) if all.is_empty() => {
-            assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.9.0/24", 9)));
-        }
-        event => assert_eq!(event, LeaseEvent::Snapshot(vec![lease("10.3.9.0/24", 9)])),
-    }
+    assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.9.0/24", 9)));
+    // The others are given up, in the end.
+    let all = vec![old[0].clone(), moved, lease("10.3.9.0/24", 9)];
+    assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(all));
+    silent(&mut watch).await;
 }
 
 #[tokio::test]
@@ -169,7 +202,7 @@ async fn an_undecodable_lease_is_skipped_counted_and_logged_once() {
     etcd.wipe().unwrap();
     etcd.start_again().unwrap();
     assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(_)));
-    assert_eq!(log.count("skipping a lease that cannot be decoded"), 3, "{}", log.text());
+    assert_eq!(log.count("skipping a lease that cannot be used"), 3, "{}", log.text());
     etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
     assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)), "mended");
 }

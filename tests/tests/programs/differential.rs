@@ -49,6 +49,11 @@ fn seed() -> u64 {
     }
 }
 
+/// What BPF_PROG_TEST_RUN makes of the destination MAC: as the kernel does with what arrives.
+fn is_for_other_station(frame: &[u8]) -> bool {
+    frame.read::<6>(0).is_some_and(|mac| mac[0] & 1 == 0 && mac != interface::UNDERLAY_MAC)
+}
+
 fn mtu_of(ifindex: u32) -> Option<u32> {
     match ifindex {
         interface::SMALL_POD => Some(interface::SMALL_MTU),
@@ -59,7 +64,12 @@ fn mtu_of(ifindex: u32) -> Option<u32> {
 
 fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
-    let arrival = Arrival { vlan_tagged: false, ..case.arrival };
+    let mut arrival = Arrival { vlan_tagged: false, for_other_station: false, ..case.arrival };
+    if *hook == Hook::FromUnderlay {
+        // Whose frame it is depends on the MAC of the interface.
+        arrival.ifindex = interface::UNDERLAY;
+        arrival.for_other_station = is_for_other_station(frame);
+    }
     let verdict = decide(*hook, &frame[..], tables, &arrival);
     let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_agent::bpf::Pins;
+use flannel_agent::{bpf::Pins, mac::Mac};
 use flannel_common::testing::interface;
 use nix::{
     mount::{MsFlags, mount},
@@ -107,7 +107,8 @@ fn enter(bpffs: &Path) -> Result<()> {
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("make mounts private")?;
     mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount a bpffs")?;
     ip(&INTERFACES.map(|(name, index)| add_veth(name, index)).join("\n"))?;
-    ip(&format!("link set small_pod mtu {}", interface::SMALL_MTU))
+    let mac = Mac(interface::UNDERLAY_MAC);
+    ip(&format!("link set small_pod mtu {}\nlink set underlay address {mac}", interface::SMALL_MTU))
 }
 
 /// The `ip` lines that make the veth `name` with `index`, both ends up.

@@ -30,7 +30,9 @@ impl EtcdStore {
         let mut said = Said::default();
         loop {
             let found = match follower.next().await {
-                Followed::All(all) => all.first().map_or(Found::Absent, |kv| compare(&in_force, kv)),
+                Followed::All(all) | Followed::Anew(all) => {
+                    all.first().map_or(Found::Absent, |kv| compare(&in_force, kv))
+                }
                 Followed::Put(kv) => compare(&in_force, &kv),
                 Followed::Deleted { .. } => Found::Absent,
             };

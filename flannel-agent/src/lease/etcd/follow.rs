@@ -22,6 +22,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub(super) enum Followed {
     /// All there is. The first of all, and after a gap that cannot be bridged.
     All(Vec<KeyValue>),
+    /// All there is in a store that is not, or not yet again, the one it was: emptied, or restored from a backup.
+    Anew(Vec<KeyValue>),
     /// A key was written.
     Put(KeyValue),
     /// A key was deleted.
@@ -46,6 +48,8 @@ pub(super) struct Follower {
     pause: Duration,
     not_before: Option<Instant>,
     last_gap: Option<Instant>,
+    /// What is read next is another store, or an older state of it.
+    anew: bool,
     said: Said,
 }
 
@@ -90,6 +94,7 @@ impl Follower {
             pause: PAUSE.0,
             not_before: None,
             last_gap: None,
+            anew: false,
             said: Said::default(),
         }
     }
@@ -107,6 +112,7 @@ impl Follower {
             let (revision, cluster) = match self.position {
                 Position::At { revision, cluster } => (revision, cluster),
                 Position::Unknown => match self.list().await {
+                    Ok(all) if std::mem::take(&mut self.anew) => return Followed::Anew(all),
                     Ok(all) => return Followed::All(all),
                     Err(problem) => {
                         self.back_off(&problem.to_string());
@@ -204,10 +210,12 @@ impl Follower {
             return Err(judge(response.cancel_reason()));
         }
         if of != cluster {
+            self.anew = true;
             return Err(Broken::Gap("it is another cluster now".to_owned()));
         }
         if response.created() {
             if store < revision {
+                self.anew = true;
                 return Err(Broken::Gap(format!("the store went back to revision {store}")));
             }
             if self.said.is_over() {

@@ -228,7 +228,7 @@ impl Keep {
     async fn happened(&mut self, event: Followed) -> Result<(), LostLease> {
         match event {
             // Not to be judged by revisions: the store may be another than it was.
-            Followed::All(all) => match all.first() {
+            Followed::All(all) | Followed::Anew(all) => match all.first() {
                 Some(kv) if self.own.seen == Seen::of(kv) => Ok(()),
                 Some(kv) => self.seen(kv).await,
                 None => self.gone().await,

@@ -3,10 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
+    time::Duration,
 };
 
 use etcd_client::KeyValue;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    select,
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
 use tracing::warn;
 
 use super::{
@@ -20,6 +26,8 @@ use crate::{
 
 /// Events that wait for the consumer. When they are this many, etcd waits.
 const QUEUE: usize = 64;
+/// How long leases that a store has forgotten stay in force, unless leases live shorter.
+const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 
 /// The leases in etcd but our own.
 pub struct EtcdWatch {
@@ -33,8 +41,14 @@ impl EtcdStore {
         let (sender, events) = mpsc::channel(QUEUE);
         let follower =
             Follower::new(self.members.clone(), "the leases of all nodes", self.leases_key(), true);
-        let decoder =
-            Decoder { store: self.clone(), own, unreadable: BTreeMap::new(), last: BTreeMap::new() };
+        let decoder = Decoder {
+            store: self.clone(),
+            own,
+            unreadable: BTreeMap::new(),
+            last: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            until: None,
+        };
         EtcdWatch { events, task: tokio::spawn(run(follower, decoder, sender)) }
     }
 }
@@ -57,10 +71,21 @@ impl LeaseSource for EtcdWatch {
 
 async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<LeaseEvent>) {
     loop {
-        let event = match follower.next().await {
-            Followed::All(all) => Some(LeaseEvent::Snapshot(decoder.all(&all))),
-            Followed::Put(kv) => decoder.put(&kv).map(LeaseEvent::Upsert),
-            Followed::Deleted { key, .. } => decoder.deleted(&key).map(LeaseEvent::Remove),
+        let until = decoder.until;
+        let late = async move {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = select! {
+            followed = follower.next() => match followed {
+                Followed::All(all) => Some(LeaseEvent::Snapshot(decoder.all(&all))),
+                Followed::Anew(all) => Some(LeaseEvent::Snapshot(decoder.anew(&all))),
+                Followed::Put(kv) => decoder.put(&kv),
+                Followed::Deleted { key, .. } => decoder.deleted(&key),
+            },
+            () = late => Some(LeaseEvent::Snapshot(decoder.forget())),
         };
         if let Some(event) = event
             && sender.send(event).await.is_err()
@@ -74,25 +99,75 @@ async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<
 struct Decoder {
     store: EtcdStore,
     own: LeaseSubnet,
-    /// What could not be decoded and is reported: by key, the value.
+    /// What is not used and reported: by key, the value.
     unreadable: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The last lease of each key that could be. It stays in force while its successor cannot: whoever
     /// damaged the entry has not moved the node.
     last: BTreeMap<Vec<u8>, Lease>,
+    /// Keys in `last` that the store does not hold, since it was emptied or restored from a backup. Their nodes
+    /// are as alive as they were, and write their leases again when they notice.
+    forgotten: BTreeSet<Vec<u8>>,
+    /// When they are given up.
+    until: Option<Instant>,
 }
 
 impl Decoder {
     fn all(&mut self, all: &[KeyValue]) -> Vec<Lease> {
         let present: BTreeSet<&[u8]> = all.iter().map(KeyValue::key).collect();
         self.unreadable.retain(|key, _| present.contains(key.as_slice()));
-        self.last.retain(|key, _| present.contains(key.as_slice()));
+        let forgotten = &self.forgotten;
+        self.last.retain(|key, _| present.contains(key.as_slice()) || forgotten.contains(key));
         for kv in all {
             self.put(kv);
         }
-        self.last.values().cloned().collect()
+        self.leases()
     }
 
-    fn put(&mut self, kv: &KeyValue) -> Option<Lease> {
+    /// All that another store holds, or the same in an older state: what it lacks was not taken back.
+    fn anew(&mut self, all: &[KeyValue]) -> Vec<Lease> {
+        let present: BTreeSet<&[u8]> = all.iter().map(KeyValue::key).collect();
+        self.forgotten = self.last.keys().filter(|key| !present.contains(key.as_slice())).cloned().collect();
+        if !self.forgotten.is_empty() {
+            let patience = FORGOTTEN.min(self.store.timing.ttl);
+            self.until = Some(Instant::now() + patience);
+            warn!(
+                leases = self.forgotten.len(),
+                patience = ?patience,
+                "etcd has forgotten leases: was it emptied, or restored from a backup? They stay in force until their \
+                 nodes write them again, or patience ends"
+            );
+        }
+        self.all(all)
+    }
+
+    /// Gives up what nobody has written again.
+    fn forget(&mut self) -> Vec<Lease> {
+        self.until = None;
+        let forgotten = std::mem::take(&mut self.forgotten);
+        if !forgotten.is_empty() {
+            warn!(
+                leases = forgotten.len(),
+                "giving up leases that etcd has forgotten and no node has written again"
+            );
+        }
+        self.last.retain(|key, _| !forgotten.contains(key));
+        self.leases()
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        let in_force = self.last.iter().filter(|(key, lease)| self.in_force(&lease.subnet) == Some(key));
+        in_force.map(|(_, lease)| lease.clone()).collect()
+    }
+
+    /// The key whose lease of `subnet` counts. Upstream's pattern lets many keys name one subnet
+    /// (`10.3.2.0-24`, `x10.3.2.0-24`); no node writes but the plain one.
+    fn in_force(&self, subnet: &LeaseSubnet) -> Option<&Vec<u8>> {
+        let plain = self.store.lease_key(subnet);
+        let plain = self.last.get_key_value(plain.as_bytes()).map(|(key, _)| key);
+        plain.or_else(|| self.last.iter().find(|(_, lease)| lease.subnet == *subnet).map(|(key, _)| key))
+    }
+
+    fn put(&mut self, kv: &KeyValue) -> Option<LeaseEvent> {
         let key = String::from_utf8_lossy(kv.key());
         let subnet = match parse_lease_key(&key) {
             Ok(subnet) if subnet == self.own => return None,
@@ -103,28 +178,57 @@ impl Decoder {
             Ok(attrs) => attrs,
             Err(error) => return self.skip(kv, &error.to_string()),
         };
-        self.unreadable.remove(kv.key());
         // The end of others' leases is etcd's business: it costs a request per lease, and nothing here
         // depends on it.
         let lease = Lease { subnet, attrs, expiration: None };
+        self.forgotten.remove(kv.key());
         self.last.insert(kv.key().to_vec(), lease.clone());
-        Some(lease)
+        if self.has_moved(&lease) {
+            return Some(LeaseEvent::Snapshot(self.leases()));
+        }
+        match self.in_force(&subnet) {
+            Some(other) if other != kv.key() => {
+                let other = format!("{} names the same subnet and is used", String::from_utf8_lossy(other));
+                self.skip(kv, &other)
+            }
+            _ => {
+                self.unreadable.remove(kv.key());
+                Some(LeaseEvent::Upsert(lease))
+            }
+        }
     }
 
-    fn deleted(&mut self, key: &[u8]) -> Option<LeaseSubnet> {
+    /// Gives up the forgotten leases of a node that has another now; whether there were any.
+    fn has_moved(&mut self, lease: &Lease) -> bool {
+        let last = &mut self.last;
+        let before = self.forgotten.len();
+        self.forgotten.retain(|key| {
+            let moved = last.get(key).is_some_and(|old| old.attrs.same_node(&lease.attrs));
+            if moved {
+                last.remove(key);
+            }
+            !moved
+        });
+        self.forgotten.len() != before
+    }
+
+    fn deleted(&mut self, key: &[u8]) -> Option<LeaseEvent> {
         self.unreadable.remove(key);
+        self.forgotten.remove(key);
         self.last.remove(key);
-        parse_lease_key(&String::from_utf8_lossy(key)).ok().filter(|subnet| *subnet != self.own)
+        let subnet = parse_lease_key(&String::from_utf8_lossy(key)).ok().filter(|it| *it != self.own)?;
+        let other = self.in_force(&subnet).and_then(|other| self.last.get(other));
+        Some(other.map_or(LeaseEvent::Remove(subnet), |lease| LeaseEvent::Upsert(lease.clone())))
     }
 
-    /// Counts and logs an entry that cannot be decoded, once as long as it stays the same.
-    fn skip(&mut self, kv: &KeyValue, error: &str) -> Option<Lease> {
+    /// Counts and logs an entry that cannot be used, once as long as it stays the same.
+    fn skip(&mut self, kv: &KeyValue, error: &str) -> Option<LeaseEvent> {
         let news = self.unreadable.insert(kv.key().to_vec(), kv.value().to_vec());
         if news.is_none_or(|before| before != kv.value()) {
             self.store.undecodable.fetch_add(1, Ordering::Relaxed);
             let key = String::from_utf8_lossy(kv.key());
             let value = shorten(&String::from_utf8_lossy(kv.value()), 200);
-            warn!(%key, value, error, "skipping a lease that cannot be decoded; all others are used. Delete or mend it");
+            warn!(%key, value, error, "skipping a lease that cannot be used; all others are. Delete or mend it");
         }
         None
     }

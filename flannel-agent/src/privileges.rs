@@ -1,0 +1,80 @@
+//! What this process may do, for messages that name what is missing: the kernel only says no.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// The effective capabilities, a bit each (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug)]
+pub struct Privileges(u64);
+
+const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
+const SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
+const PERFMON: (u32, &str) = (38, "CAP_PERFMON");
+const BPF: (u32, &str) = (39, "CAP_BPF");
+
+impl Privileges {
+    /// Those of this process; `None` where the kernel does not tell.
+    pub fn read() -> Option<Self> {
+        Self::parse(&fs::read_to_string("/proc/self/status").ok()?)
+    }
+
+    fn parse(status: &str) -> Option<Self> {
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        u64::from_str_radix(line.trim(), 16).ok().map(Self)
+    }
+
+    fn has(self, (bit, _): (u32, &str)) -> bool {
+        self.0 & (1 << bit) != 0
+    }
+
+    /// What is missing to set up devices, routes and rules.
+    pub fn missing_for_network(self) -> Option<&'static str> {
+        (!self.has(NET_ADMIN)).then_some(NET_ADMIN.1)
+    }
+
+    /// What is missing to load and attach the programs.
+    pub fn missing_for_bpf(self) -> Vec<&'static str> {
+        let wanted = [NET_ADMIN, BPF, PERFMON].into_iter();
+        let missing = wanted.filter(|one| !self.has(*one));
+        // CAP_SYS_ADMIN takes in the two that came out of it with Linux 5.8.
+        missing.filter(|one| *one == NET_ADMIN || !self.has(SYS_ADMIN)).map(|(_, name)| name).collect()
+    }
+}
+
+/// Lets this process have as many files open as it may, as every Go program does: a look at the programs opens a link
+/// a pod, and service managers start with room for 1024. Where the kernel refuses, it stays as it was.
+pub fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_has_a_name() {
+        let of =
+            |bits: u64| Privileges::parse(&format!("Name:\tx\nCapEff:\t{bits:016x}\nCapBnd:\t0\n")).unwrap();
+        let all = of(u64::MAX);
+        assert_eq!((all.missing_for_network(), all.missing_for_bpf()), (None, vec![]));
+        let none = of(0);
+        assert_eq!(none.missing_for_network(), Some("CAP_NET_ADMIN"));
+        assert_eq!(none.missing_for_bpf(), ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(of(1 << 12 | 1 << 39).missing_for_bpf(), ["CAP_PERFMON"]);
+        assert_eq!(of(1 << 12 | 1 << 21).missing_for_bpf(), [] as [&str; 0]);
+        assert!(Privileges::parse("Name:\tx\n").is_none());
+    }
+
+    #[test]
+    fn as_many_files_as_may_be() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 256.min(hard), hard).unwrap();
+        raise_file_limit();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
+}
