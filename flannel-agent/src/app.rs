@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     backend::Backend,
-    bpf::{Pins, Programs},
+    bpf::{Pins, Programs, hold},
     cli::RunOptions,
     config::NetworkConfig,
     conntrack,
@@ -114,7 +114,11 @@ async fn serve(
         0 => None,
         port => Some(HealthServer::start(SocketAddr::new(agent.options.healthz_ip, port), readiness).await?),
     };
-    let result = agent.run().await;
+    let (bpffs, hold) = (agent.options.bpffs.clone(), agent.options.hold());
+    let result = select! {
+        result = agent.run() => result,
+        never = hold::keep(&bpffs, hold) => match never {},
+    };
     if let Some(health) = health {
         health.end().await;
     }
@@ -339,6 +343,7 @@ fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, L
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
         let mut programs = Programs::load(pins.clone(), options.bpf_log)?;
         programs.forward_log(options.bpf_log);
+        hold::put_off(&pins, options.hold())?;
         Ok((pins, programs))
     });
     match loaded {

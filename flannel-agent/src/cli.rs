@@ -4,6 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
@@ -21,7 +22,7 @@ pub use given::Given;
 pub use value::FastPath;
 
 use syntax::Stop;
-use value::{HIDDEN, go_bool, healthz_port, ipv4, regex, renew_margin, seconds, shown, verbosity};
+use value::{HIDDEN, go_bool, healthz_port, hold, ipv4, regex, renew_margin, seconds, shown, verbosity};
 
 /// A drop-in flanneld whose dataplane is eBPF.
 #[derive(Debug, Parser)]
@@ -135,6 +136,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1..=30))]
     pub flow_refresh: u32,
+    /// How long the programs go on without an agent; then the kernel moves every packet, so that stock flannel
+    /// can take over. 5 or more; 0 is for ever.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
+    pub fast_path_hold: u32,
     /// Where the BPF file system is mounted that programs and maps are pinned in.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", help_heading = "eBPF")]
     pub bpffs: PathBuf,
@@ -219,6 +224,13 @@ pub struct KubeFlags {
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Kubernetes")]
     pub set_node_network_unavailable: bool,
+}
+
+impl RunOptions {
+    /// `--fast-path-hold`; zero is for ever.
+    pub fn hold(&self) -> Duration {
+        Duration::from_secs(self.fast_path_hold.into())
+    }
 }
 
 impl std::fmt::Debug for EtcdFlags {

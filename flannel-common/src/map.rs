@@ -21,11 +21,14 @@ pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
 pub const FLOWS_V4: &str = "flows_v4";
 /// One-element array: see [`crate::layout::Config`].
 pub const CONFIG: &str = "config";
+/// One-element array: see [`crate::layout::Hold`].
+pub const HOLD: &str = "hold";
 /// Per-CPU array of [`crate::layout::Counter`], indexed by [`crate::reason::slot`].
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 7] = [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, CONFIG, COUNTERS];
+pub const PINNED_MAPS: [&str; 8] =
+    [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, CONFIG, HOLD, COUNTERS];
 
 /// Entries that `routes_v4` and `vteps` hold: the number of peers of the largest cluster served.
 pub const MAX_PEERS: u32 = 65_536;

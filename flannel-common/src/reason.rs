@@ -120,6 +120,7 @@ reasons! {
     FlowProtocol = 36, Kernel, "flow_protocol", "neither TCP nor UDP: only their flows are learned";
     FlowLearned = 37, Note, "flow_learned", "netfilter has let a packet of an established flow pass unchanged: this direction of it may skip the stack";
     FlowForgotten = 38, Note, "flow_forgotten", "a packet of a known flow begins it anew or ends it, or netfilter no longer takes it for established: the flow must be learned again";
+    Lapsed = 39, Kernel, "lapsed", "no agent has run for as long as --fast-path-hold says: the maps may be out of date";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

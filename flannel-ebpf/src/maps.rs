@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Counter, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
     path::{Note, Tables},
     reason::{self, Direction, Reason},
@@ -38,6 +38,9 @@ static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREA
 
 #[btf_map(name = "flows_v4")]
 static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "hold")]
+static HOLD: Array<Hold, 1> = Array::new();
 
 #[btf_map(name = "config")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -95,6 +98,11 @@ impl Tables for Maps {
     fn now(&self) -> u64 {
         // SAFETY: the helper takes nothing and cannot fail.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn held_until(&self) -> u64 {
+        HOLD.get(0).map_or(0, |hold| hold.until)
     }
 }
 

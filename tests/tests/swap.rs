@@ -1,10 +1,12 @@
 //! A cluster of stock flannel becomes one of ours and stock flannel again, node by node, under traffic.
 
-use std::{thread::sleep, time::Duration};
+use std::{net::Ipv4Addr, thread::sleep, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
+    counters::Counters,
     eventually,
     lab::{Agent, AgentOptions, CONVERGENCE, Etcd, FastPath, Lab, Node, Pod, Stock, SubnetEnv, in_lab},
     traffic::{Endpoint, Paced, PacedReport, reachability},
@@ -165,6 +167,41 @@ fn rolling(fast_path: FastPath) -> Result<()> {
             swaps.swap(at, "ours to stock", Machine::start_stock)?;
         }
         println!("fast path {}:\n{}", fast_path.name(), swaps.table);
+        Ok(())
+    })
+}
+
+/// Programs outlive the agent, and stock flannel does not keep their maps: after a while they leave everything to
+/// the kernel's path, which it keeps.
+#[test]
+fn after_a_rollback_stock_flannel_has_the_say() -> Result<()> {
+    in_lab(|lab| {
+        let etcd = lab.etcd()?;
+        let mut machines = [Machine::stock(lab, &etcd)?, Machine::stock(lab, &etcd)?];
+        let [rolled, peer] = &mut machines;
+        rolled.sync(&etcd)?;
+        peer.sync(&etcd)?;
+        let flags = ["--ip-masq", "--fast-path-hold=5"].map(str::to_owned).to_vec();
+        rolled.daemon = Daemon::Nothing;
+        rolled.daemon =
+            Daemon::Agent(rolled.node.agent(&etcd, AgentOptions { fast_path: FastPath::All, flags })?);
+        let pods = [rolled.pod.endpoint(), peer.pod.endpoint()];
+        eventually(CONVERGENCE, "the pods reach each other", || reachability(&pods).check_complete())?;
+        let bpffs = rolled.node.bpffs();
+        let fast = Counters::read(&bpffs)?;
+        ensure!(fast.get(Direction::Egress, Reason::EncapPod).packets > 0, "not on the fast path: {fast}");
+
+        rolled.start_stock(&etcd)?;
+        let Daemon::Stock(stock) = &mut peer.daemon else { bail!("the peer runs stock flannel") };
+        stock.change_public_ip(Ipv4Addr::new(192, 168, 77, 99))?;
+        stock.publish(&etcd)?;
+        rolled.sync(&etcd)?;
+        eventually(CONVERGENCE, "the pods reach each other again", || reachability(&pods).check_complete())?;
+        let lapsed = Counters::read(&bpffs)?;
+        ensure!(
+            lapsed.get(Direction::Egress, Reason::Lapsed).packets > 0,
+            "the agent is still trusted: {lapsed}"
+        );
         Ok(())
     })
 }

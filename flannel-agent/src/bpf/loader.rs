@@ -8,9 +8,9 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Counter, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     map::{
-        CONFIG, COUNTERS, FLOWS_V4, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4,
+        CONFIG, COUNTERS, FLOWS_V4, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4,
         ROUTES_V4, SNAT_EXEMPT_V4, VTEPS,
     },
     path::Hook,
@@ -227,6 +227,7 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
         SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>(), MAX_EXEMPT),
         FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>(), MAX_FLOWS),
         CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
+        HOLD => (MapType::Array, 4, size_of::<Hold>(), 1),
         COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),
         _ => return Ok(()),
     };

@@ -8,8 +8,8 @@ use aya::maps::{
 };
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
-    layout::{Config, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, FLOWS_V4, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    layout::{Config, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, FLOWS_V4, HOLD, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
 };
 
 use nix::errno::Errno;
@@ -33,6 +33,9 @@ pub enum MapFault {
         /// Which.
         map: &'static str,
     },
+    /// The clock could not be read.
+    #[error("the monotonic clock: {0}")]
+    Clock(Errno),
 }
 
 /// The maps the agent writes.
@@ -49,6 +52,8 @@ pub struct Tables {
     pub flows: Table<FlowV4, Permit, 16, 24>,
     /// This node's settings.
     pub config: Setting<Config, 56>,
+    /// Until when the programs act.
+    pub hold: Setting<Hold, 8>,
 }
 
 impl Tables {
@@ -63,7 +68,8 @@ impl Tables {
             pods: Table::open(pins, PODS_V4, Map::HashMap)?,
             flows: Table::open(pins, FLOWS_V4, Map::LruHashMap)?,
             exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
-            config: Setting::open(pins)?,
+            config: Setting::open(pins, CONFIG)?,
+            hold: Setting::open(pins, HOLD)?,
         })
     }
 }
@@ -227,16 +233,17 @@ fn gone(map: &'static str, removed: Result<(), MapError>) -> Result<(), MapFault
 
 /// A map of one value.
 pub struct Setting<V, const VN: usize> {
+    name: &'static str,
     map: Array<MapData, [u8; VN]>,
     types: PhantomData<V>,
 }
 
 impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
-    fn open(pins: &Pins) -> Result<Self, MapFault> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
         const { assert!(size_of::<V>() == VN) };
-        let failed = |error| MapFault::Kernel { map: CONFIG, error };
-        let map = MapData::from_pin(pins.map(CONFIG)).map_err(failed)?;
-        Ok(Self { map: Array::try_from(Map::Array(map)).map_err(failed)?, types: PhantomData })
+        let failed = |error| MapFault::Kernel { map: name, error };
+        let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
+        Ok(Self { name, map: Array::try_from(Map::Array(map)).map_err(failed)?, types: PhantomData })
     }
 
     /// The value; `None` while it is all zero, as the kernel creates it, or no valid one.
@@ -244,7 +251,7 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
     /// # Errors
     /// When the map cannot be read.
     pub fn get(&self) -> Result<Option<V>, MapFault> {
-        let bytes = self.map.get(&0, 0).map_err(|error| MapFault::Kernel { map: CONFIG, error })?;
+        let bytes = self.map.get(&0, 0).map_err(|error| MapFault::Kernel { map: self.name, error })?;
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -256,7 +263,7 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
     /// # Errors
     /// When the map cannot be written.
     pub fn clear(&mut self) -> Result<(), MapFault> {
-        self.map.set(0, [0; VN], 0).map_err(|error| MapFault::Kernel { map: CONFIG, error })
+        self.map.set(0, [0; VN], 0).map_err(|error| MapFault::Kernel { map: self.name, error })
     }
 
     /// Replaces the value.
@@ -264,7 +271,7 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
     /// # Errors
     /// When the map cannot be written.
     pub fn put(&mut self, value: &V) -> Result<(), MapFault> {
-        self.map.set(0, bytes::<V, VN>(value), 0).map_err(|error| MapFault::Kernel { map: CONFIG, error })
+        self.map.set(0, bytes::<V, VN>(value), 0).map_err(|error| MapFault::Kernel { map: self.name, error })
     }
 }
 

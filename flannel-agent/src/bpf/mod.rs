@@ -2,6 +2,7 @@
 
 mod attach;
 mod counters;
+pub mod hold;
 mod loader;
 mod maps;
 mod pins;

@@ -231,6 +231,7 @@ fn wrong_values_name_flag_and_remedy() {
         (&["--subnet-lease-renew-margin=1440"], &["'1440'", "--subnet-lease-renew-margin", "1439"]),
         (&["-healthz-port=http"], &["'http'", "--healthz-port", "65535"]),
         (&["-healthz-ip=localhost"], &["'localhost'", "--healthz-ip", "IP address"]),
+        (&["-fast-path-hold=4"], &["'4'", "--fast-path-hold", "at least 5"]),
         (&["-iptables-resync=0"], &["'0'", "--iptables-resync", "at least 1"]),
         (&["-ip-masq=maybe"], &["'maybe'", "--ip-masq", "true or false"]),
         (&["-log-format=xml"], &["'xml'", "--log-format", "json"]),

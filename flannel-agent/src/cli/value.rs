@@ -70,6 +70,15 @@ pub(super) fn renew_margin(text: &str) -> Result<u16, String> {
     within(text, 1..=1439, "write a number of minutes from 1 to 1439")
 }
 
+/// `--fast-path-hold`.
+pub(super) fn hold(text: &str) -> Result<u32, String> {
+    const REMEDY: &str = "write a number of seconds, at least 5, or 0 for ever";
+    within(text, 0..=u32::MAX.into(), REMEDY).and_then(|seconds: u32| match seconds {
+        1..5 => Err(REMEDY.to_owned()),
+        seconds => Ok(seconds),
+    })
+}
+
 /// `--iptables-resync`.
 pub(super) fn seconds(text: &str) -> Result<u32, String> {
     within(text, 1..=u32::MAX.into(), "write a number of seconds, at least 1")

@@ -9,6 +9,7 @@ mod config;
 mod counter;
 mod exempt;
 mod flow;
+mod hold;
 mod pod;
 mod route;
 
@@ -16,6 +17,7 @@ pub use config::{Config, FastPath, PREFIX_LENGTHS};
 pub use counter::Counter;
 pub use exempt::Exempt;
 pub use flow::{FlowProtocol, FlowV4, Permit};
+pub use hold::Hold;
 pub use pod::PodV4;
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
 

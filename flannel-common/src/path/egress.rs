@@ -1,6 +1,6 @@
 //! What pods and the kernel send towards other nodes.
 
-use super::{Encap, Forward, Tables, flow, longest_match};
+use super::{Encap, Forward, Tables, check_hold, flow, longest_match};
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4},
     packet::{
@@ -35,6 +35,7 @@ pub fn from_pod<R>(
     if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
         return Err(Reason::NoRoute);
     }
+    check_hold(tables)?;
     // The address must be this veth's own: a pod cannot speak for another one past the host's filters.
     let pod = tables.pod_v4(ip.source).ok_or(Reason::UnknownPod)?;
     if pod.ifindex != arrival.ifindex {
@@ -92,6 +93,7 @@ pub fn to_overlay<R>(
 ) -> Result<R, Reason> {
     let (ethernet, ip) = inner_headers(packet, arrival)?;
     let config = tables.config().ok_or(Reason::NoConfig)?;
+    check_hold(tables)?;
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
     // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
     if !ethernet.same_stations(&Ethernet::new(peer.vtep_mac, peer.local_mac, ETHERTYPE_IPV4)) {

@@ -1,6 +1,6 @@
 //! What other nodes send to our pods.
 
-use super::{Deliver, Forward, Tables, ecn, egress::check_ipv4, flow};
+use super::{Deliver, Forward, Tables, check_hold, ecn, egress::check_ipv4, flow};
 use crate::{
     layout::FastPath,
     packet::{
@@ -89,6 +89,7 @@ pub fn from_underlay<R>(
     if !config.subnet.contains(ip.destination) {
         return Err(Reason::NotOurPod);
     }
+    check_hold(tables)?;
     let vtep = tables.vtep(outer_ip.source).ok_or(Reason::UnknownVtep)?;
     // Besides its pods, a node speaks for itself: its replies to our pods come through the tunnel too.
     if !vtep.subnet.contains(ip.source) && ip.source != outer_ip.source {

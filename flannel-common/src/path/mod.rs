@@ -39,6 +39,8 @@ pub trait Tables {
     fn flow_v4(&self, flow: &FlowV4) -> Option<Permit>;
     /// The time, on the clock of [`Permit`].
     fn now(&self) -> u64;
+    /// When the maps are out of date, on the same clock.
+    fn held_until(&self) -> u64;
 }
 
 /// What to do with a packet.
@@ -139,6 +141,12 @@ pub struct Deliver {
     pub pod: PodV4,
     /// What routing does to the inner IP header.
     pub forward: Forward,
+}
+
+/// Refuses to act on maps that no agent has kept up to date for long.
+#[inline(always)]
+fn check_hold(tables: &impl Tables) -> Result<(), Reason> {
+    if tables.now() < tables.held_until() { Ok(()) } else { Err(Reason::Lapsed) }
 }
 
 /// The peer of the longest leased prefix that holds `address`.

@@ -283,7 +283,7 @@ impl Change {
     }
 
     fn apply(self, tables: &mut MemoryTables) {
-        let MemoryTables { config, routes, vteps, pods, exempt, flows: _, now: _ } = tables;
+        let MemoryTables { config, routes, vteps, pods, exempt, flows: _, now: _, held_until: _ } = tables;
         match self {
             Self::NoConfig => *config = None,
             Self::NoRoutes => routes.clear(),

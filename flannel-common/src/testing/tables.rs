@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    layout::{Config, Exempt, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     path::{Note, Tables},
 };
 
@@ -24,6 +24,8 @@ pub struct MemoryTables {
     pub flows: BTreeMap<FlowV4, Permit>,
     /// The time.
     pub now: u64,
+    /// `hold`: no end unless given.
+    pub held_until: Option<u64>,
 }
 
 impl Tables for MemoryTables {
@@ -53,6 +55,10 @@ impl Tables for MemoryTables {
 
     fn now(&self) -> u64 {
         self.now
+    }
+
+    fn held_until(&self) -> u64 {
+        self.held_until.unwrap_or(Hold::FOREVER.until)
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::{TestRun as _, TestRunOptions};
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Config, FastPath, FlowV4, Permit, SubnetV4},
+    layout::{Config, FastPath, FlowV4, Hold, Permit, SubnetV4},
     packet::Arrival,
     path::Hook,
     reason::{Direction, Reason},
@@ -104,6 +104,8 @@ impl Loaded {
             now.exempt.put(key, value)?;
         }
         self.ahead = clock()?.wrapping_sub(NOW);
+        let until = tables.held_until.map_or(Hold::FOREVER.until, |until| until.wrapping_add(self.ahead));
+        now.hold.put(&Hold { until })?;
         let ahead = |stamp: u64| if stamp == 0 { 0 } else { stamp.wrapping_add(self.ahead) };
         now.flows.remove_all(|flow| !tables.flows.contains_key(flow))?;
         for (key, value) in &tables.flows {

@@ -1,0 +1,22 @@
+//! How long the programs go on by themselves.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The one element of `hold`, which a running agent puts off each second.
+///
+/// Maps that nobody keeps up to date grow wrong as nodes come and go, while the kernel's own path may be kept
+/// up by somebody else: stock flannel, to which the node was rolled back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Hold {
+    /// When the programs leave every packet to the kernel, ns on the kernel's monotonic clock
+    /// (`ktime_get_coarse_ns`, CLOCK_MONOTONIC).
+    pub until: u64,
+}
+
+impl Hold {
+    /// No end.
+    pub const FOREVER: Self = Self { until: u64::MAX };
+}
+
+super::assert_layout!(Hold, 8, 8);
