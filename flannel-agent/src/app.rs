@@ -123,6 +123,7 @@ impl Agent<'_> {
         let doing = "waiting for the network config in etcd";
         let config = self.unless_stopped(doing, &store, store.network_config()).await;
         let Some(config) = config else { return Ok(()) };
+        let config = config.context("the network config in etcd")?;
         let (&pool, configured) = config.over_ipv4().context("the network config in etcd")?;
         let network = pool.network;
 
