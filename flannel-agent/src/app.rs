@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     backend::Backend,
-    bpf::{Pins, Programs},
+    bpf::{Pins, PinsClaim, Programs},
     cli::RunOptions,
     config::NetworkConfig,
     datapath::ebpf::EbpfDatapath,
@@ -146,7 +146,8 @@ impl Agent<'_> {
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
-        let (fast_path, loaded) = load(&options, backend.kernel_only());
+        let claim = PinsClaim::of(&options.bpffs).await;
+        let (fast_path, loaded) = load(&options, &claim, backend.kernel_only());
         let exemptions = exemptions(&options, fast_path).await;
         let marks = matches!(loaded, Loaded::Programs(..));
         let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, marks)).await?;
@@ -300,13 +301,23 @@ enum Loaded {
 
 /// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
 /// takes them; says which it is, and why, once.
-fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, Loaded) {
+fn load(options: &RunOptions, claim: &PinsClaim, kernel_only: Option<&'static str>) -> (FastPath, Loaded) {
     let wanted = options.fast_path.0;
     let pins = Pins::under(&options.bpffs);
+    let ours = matches!(claim, PinsClaim::Ours(_));
     let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
     if let Some(because) = off {
         info!(fast_path = "off", because, "the kernel moves every packet");
-        return (FastPath::Off, Loaded::Nothing(pins.ok()));
+        return (FastPath::Off, Loaded::Nothing(pins.ok().filter(|_| ours)));
+    }
+    if !ours {
+        warn!(
+            fast_path = "off",
+            bpffs = %options.bpffs.display(),
+            "another daemon on this node has the programs, which serve one network: the kernel moves every packet \
+             of this one"
+        );
+        return (FastPath::Off, Loaded::Nothing(None));
     }
     let left = pins.as_ref().ok().cloned();
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {

@@ -1,12 +1,14 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
 mod attach;
+mod claim;
 mod counters;
 mod loader;
 mod maps;
 mod pins;
 
 pub use attach::AttachError;
+pub use claim::PinsClaim;
 pub use counters::{Traffic, read as read_counters};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};
 pub use maps::{MapFault, Tables};
