@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     backend::Backend,
-    bpf::{Pins, Programs, hold},
+    bpf::{PinsClaim, hold},
     cli::RunOptions,
     config::NetworkConfig,
     conntrack,
@@ -36,6 +36,10 @@ use crate::{
     telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
 };
+
+mod load;
+
+use load::{Loaded, load};
 
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
@@ -115,9 +119,16 @@ async fn serve(
         port => Some(HealthServer::start(SocketAddr::new(agent.options.healthz_ip, port), readiness).await?),
     };
     let (bpffs, hold) = (agent.options.bpffs.clone(), agent.options.hold());
+    let claim = PinsClaim::of(&bpffs).await;
+    let held = async {
+        match &claim {
+            PinsClaim::Ours(_) => hold::keep(&bpffs, hold).await,
+            PinsClaim::Anothers => std::future::pending().await,
+        }
+    };
     let result = select! {
-        result = agent.run() => result,
-        never = hold::keep(&bpffs, hold) => match never {},
+        result = agent.run(&claim) => result,
+        never = held => match never {},
     };
     if let Some(health) = health {
         health.end().await;
@@ -134,12 +145,13 @@ struct Agent<'a> {
 }
 
 impl Agent<'_> {
-    async fn run(&mut self) -> anyhow::Result<()> {
+    async fn run(&mut self, claim: &PinsClaim) -> anyhow::Result<()> {
         let options = self.options.clone();
         let store = EtcdStore::connect(&etcd_options(&options)?)?;
         let doing = "waiting for the network config in etcd";
         let config = self.unless_stopped(doing, &store, store.network_config()).await;
         let Some(config) = config else { return Ok(()) };
+        let config = config.context("the network config in etcd")?;
         let (&pool, configured) = config.over_ipv4().context("the network config in etcd")?;
         let network = pool.network;
 
@@ -162,7 +174,7 @@ impl Agent<'_> {
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
 
-        let (fast_path, loaded) = load(&options, backend.kernel_only());
+        let (fast_path, loaded) = load(&options, claim, backend.kernel_only());
         let exemptions = exemptions(&options, fast_path).await;
         let marks = matches!(loaded, Loaded::Programs(..));
         let rules =
@@ -321,54 +333,6 @@ fn warn_without_bridge_filter(config: &NetworkConfig) {
             "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
              node has Services or policies"
         );
-    }
-}
-
-enum Loaded {
-    Programs(Pins, Programs),
-    Nothing(Option<Pins>),
-}
-
-/// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
-/// takes them; says which it is, and why, once.
-fn load(options: &RunOptions, kernel_only: Option<&'static str>) -> (FastPath, Loaded) {
-    let wanted = options.fast_path.0;
-    let pins = Pins::under(&options.bpffs);
-    let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
-    if let Some(because) = off {
-        info!(fast_path = "off", because, "the kernel moves every packet");
-        return (FastPath::Off, Loaded::Nothing(pins.ok()));
-    }
-    let left = pins.as_ref().ok().cloned();
-    let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
-        let mut programs = Programs::load(pins.clone(), options.bpf_log)?;
-        programs.forward_log(options.bpf_log);
-        hold::put_off(&pins, options.hold())?;
-        Ok((pins, programs))
-    });
-    match loaded {
-        Ok((pins, programs)) => {
-            info!(fast_path = wanted.label(), because = "--fast-path asks for it", "programs loaded");
-            (wanted, Loaded::Programs(pins, programs))
-        }
-        Err(error) => {
-            warn!(
-                fast_path = "off",
-                because = refused(&error, Privileges::read()),
-                "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
-            );
-            (FastPath::Off, Loaded::Nothing(left))
-        }
-    }
-}
-
-/// Why eBPF cannot be used, in one line.
-fn refused(error: &anyhow::Error, privileges: Option<Privileges>) -> String {
-    // Its text has its causes.
-    let why = error.to_string();
-    match privileges.map(Privileges::missing_for_bpf).unwrap_or_default() {
-        missing if missing.is_empty() => why,
-        missing => format!("this process lacks {}: {why}", missing.join(", ")),
     }
 }
 

@@ -68,7 +68,7 @@ pub struct RunOptions {
     /// Where the leases are.
     #[command(flatten)]
     pub etcd: EtcdFlags,
-    /// The same, for leases in the Kubernetes API.
+    /// Leases in the Kubernetes API.
     #[command(flatten)]
     pub kube: KubeFlags,
     /// Interface for traffic between nodes: an address or a name; repeatable, the first that fits is
@@ -97,18 +97,18 @@ pub struct RunOptions {
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_masq: bool,
-    /// Masquerade with the kernel's own choice of source ports.
+    /// Masquerade without drawing source ports at random: the kernel keeps them where it can.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_masq_fully_random_disable: bool,
-    /// Seconds between looks at the rules.
+    /// Seconds between looks at the rules, and at the blackhole route.
     #[arg(long, value_name = "SECONDS", default_value = "5", help_heading = "Rules", value_parser = seconds)]
     pub iptables_resync: u32,
     /// Accept forwarded packets of the cluster's network.
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub iptables_forward_rules: bool,
-    /// Route what of our own subnet no pod has into a blackhole.
+    /// Route our own subnet into a blackhole, for what no pod of it has.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_blackhole_route: bool,
@@ -198,7 +198,7 @@ pub struct KubeFlags {
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Kubernetes")]
     pub kube_subnet_mgr: bool,
-    /// Address of the API server.
+    /// Address of the API server; has no effect yet, nor have the following.
     #[arg(long, value_name = "URL", help_heading = "Kubernetes")]
     pub kube_api_url: Option<String>,
     /// kubeconfig file to reach it by.
@@ -250,7 +250,7 @@ impl std::fmt::Debug for EtcdFlags {
 
 impl Cli {
     /// Reads `arguments` (the program's name first) and, for flags not among them, the environment. A bad
-    /// variable is no error; [`Given::log`] tells of it.
+    /// variable is an error only where upstream does not start either; of others [`Given::log`] tells.
     ///
     /// # Errors
     /// What clap says of a flag or value it does not accept. Help, too, is such an error.
@@ -288,6 +288,9 @@ impl Cli {
             _ => canonical.extend(line.words),
         }
         let mut cli = Self::from_arg_matches(&command.try_get_matches_from_mut(canonical)?)?;
+        if let Some(reason) = given.fatal().filter(|_| !cli.version && cli.command.is_none()) {
+            return Err(command.error(ErrorKind::ValueValidation, reason));
+        }
         cli.given = given;
         Ok(cli)
     }

@@ -25,9 +25,10 @@ use crate::{
     datapath::{Datapath, ObserveError},
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
-    plan::{Change, Exemptions, Inputs, Local, NextHop, Plan, Pods, State, delta, plan, public_addresses},
+    plan::{Change, Exemptions, Inputs, Local, NextHop, Plan, State, delta, plan, public_addresses},
 };
 
+mod due;
 mod host;
 mod journal;
 mod pending;
@@ -38,6 +39,7 @@ mod tests;
 pub use host::{Host, KernelHost, Surroundings};
 pub use pulse::Pulse;
 
+use due::{Due, Unplaced};
 use journal::Journal;
 use pending::{Pending, backoff};
 use pulse::Heart;
@@ -96,56 +98,6 @@ pub struct Reconciler<D, H, L> {
     failed_reads: u32,
     summary: watch::Sender<Summary>,
     heart: Heart,
-}
-
-/// What is to be looked at in the next pass, and when that is due.
-#[derive(Debug)]
-struct Due {
-    leases: Option<Instant>,
-    changed: Changed,
-    changed_at: Option<Instant>,
-    full: Instant,
-    retry: Option<Instant>,
-    exemptions: Option<Instant>,
-    /// When to look at maps and programs alone.
-    look: Instant,
-    /// When to look for the addresses of new pods.
-    pods: Option<Instant>,
-    /// No pass for the kernel's notices before this.
-    rest: Instant,
-}
-
-impl Due {
-    fn next(&self) -> Instant {
-        let changed = self.changed_at.map(|at| at.max(self.rest));
-        [self.leases, changed, self.retry, self.exemptions, self.pods]
-            .into_iter()
-            .flatten()
-            .fold(self.full, Instant::min)
-    }
-}
-
-/// Pods whose address is not known. A pod gets its address after its link, and within its namespace, which
-/// raises no notice here: so a new link is looked at again, soon and then ever more rarely.
-#[derive(Debug, Default)]
-struct Unplaced {
-    links: BTreeSet<u32>,
-    looks: u32,
-}
-
-impl Unplaced {
-    /// So often; what has no address after some ten seconds waits for the next full look.
-    const LOOKS: u32 = 7;
-
-    /// When to look again, having seen `pods`.
-    fn look_again(&mut self, pods: &Pods, now: Instant) -> Option<Instant> {
-        let placed: BTreeSet<u32> = pods.places.values().map(|place| place.ifindex).collect();
-        let unplaced: BTreeSet<u32> = pods.links.difference(&placed).copied().collect();
-        self.looks = if unplaced.is_subset(&self.links) { self.looks.saturating_add(1) } else { 1 };
-        let again = !unplaced.is_empty() && self.looks <= Self::LOOKS;
-        self.links = unplaced;
-        again.then(|| now + backoff(self.looks))
-    }
 }
 
 #[derive(Debug, thiserror::Error)]

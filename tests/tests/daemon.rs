@@ -269,7 +269,7 @@ fn a_second_daemon_on_the_same_subnet_file_is_refused() -> Result<()> {
     })
 }
 
-/// Upstream's way to several networks on one host.
+/// Upstream's way to several networks on one host. The programs serve the first; the second leaves them alone.
 #[test]
 fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
     in_lab(|lab| {
@@ -278,20 +278,37 @@ fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
             "/other/config",
             r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan","VNI":2,"Port":8473}}"#,
         )?;
-        let mut first = Start::new(&node, &etcd)?.flag("-fast-path=off").daemon()?;
+        let mut first = Start::new(&node, &etcd)?.flag("-fast-path=all").flag("-ip-masq").daemon()?;
         await_ready(&node, &mut first)?;
         // The directory is not there yet. The last of a flag given twice counts.
         let file = node.dir().join("run/other/subnet.env");
         let mut other = Start::new(&node, &etcd)?;
         other.log = node.log("other");
         let other = other.flag(format!("--subnet-file={}", file.display()));
-        let mut second = other.flag("--etcd-prefix=/other").flag("--fast-path=off").daemon()?;
+        let other = other.flag("--etcd-prefix=/other").flag("--ip-masq");
+        let mut second = other.daemon()?;
         let env = eventually(SOON, "the other subnet file is written", || {
             second.check_running()?;
             SubnetEnv::read(&file)
         })?;
         ensure!(env.network.to_string() == "10.99.0.0/16", "{env:?}");
-        first.check_running()
+        await_log(&second, "another daemon on this node has the programs")?;
+        await_log(&second, "ready")?;
+        // A start replaces the chains of rules, which the first puts right, once.
+        sleep(Duration::from_secs(2));
+        let before = [first.log(), second.log()];
+        ensure!(!before[1].contains("repaired"), "they fight:\n{}", before[1]);
+        sleep(Duration::from_secs(4));
+        ensure!([first.log(), second.log()] == before, "they fight:\n{}\n{}", first.log(), second.log());
+        second.signal(Signal::SIGTERM, SOON)?;
+        first.check_running()?;
+        // Also one that would remove programs.
+        let mut third = other.flag("--fast-path=off").daemon()?;
+        await_log(&third, "ready")?;
+        third.check_running()?;
+        ensure!(node.bpffs().join("flannel/v1/maps/routes_v4").exists(), "{}", third.log());
+        first.signal(Signal::SIGTERM, SOON)?;
+        Ok(())
     })
 }
 

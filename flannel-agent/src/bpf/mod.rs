@@ -1,6 +1,7 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
 mod attach;
+mod claim;
 mod counters;
 pub mod hold;
 mod loader;
@@ -8,6 +9,7 @@ mod maps;
 mod pins;
 
 pub use attach::AttachError;
+pub use claim::PinsClaim;
 pub use counters::{Traffic, read as read_counters};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};
 pub use maps::{MapFault, Tables};

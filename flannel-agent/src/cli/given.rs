@@ -9,13 +9,15 @@ use std::{
 use clap::{ArgAction, Command};
 use tracing::{info, warn};
 
-use super::value::shown;
+use super::value::{go_int, shown};
 
 /// The flags that were given, and what of the environment could not be used.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
     settings: BTreeMap<String, Setting>,
     refused: Vec<Refused>,
+    /// Of those, the first that upstream does not start with either.
+    fatal: Option<Refused>,
     /// The flag that the ignored words follow, and how many there are.
     ignored: Option<(String, usize)>,
 }
@@ -64,7 +66,14 @@ impl Given {
             let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else { continue };
             match check(command, name, &value) {
                 Ok(()) => given.set(name, value, true),
-                Err(error) => given.refused.push(Refused { variable, reason: in_one_line(&error) }),
+                Err(error) => {
+                    let refused = Refused { variable, reason: in_one_line(&error) };
+                    if ends_the_start(name, &value) {
+                        given.fatal.get_or_insert(refused);
+                    } else {
+                        given.refused.push(refused);
+                    }
+                }
             }
         }
         given
@@ -78,6 +87,11 @@ impl Given {
     /// Whether the flag `name` (without dashes) was given.
     pub fn has(&self, name: &str) -> bool {
         self.settings.contains_key(name)
+    }
+
+    /// What is wrong with the environment, where the start may not go on with the default.
+    pub(super) fn fatal(&self) -> Option<String> {
+        self.fatal.as_ref().map(|refused| format!("{}: {}", refused.variable, refused.reason))
     }
 
     /// Notes that `count` words after the flag `name` are not read.
@@ -155,6 +169,17 @@ fn argument(name: &str, value: &OsStr) -> OsString {
     let mut argument = OsString::from(format!("--{name}="));
     argument.push(value);
     argument
+}
+
+/// Whether a bad variable is more than its default can stand in for. To upstream these flags are text, or a
+/// number whose range is checked later: its start fails over them, where it would go on over a switch or a
+/// number that is none. With the default, the node would take another interface or publish another address.
+fn ends_the_start(name: &str, value: &OsStr) -> bool {
+    match name {
+        "iface-regex" | "iface-can-reach" | "public-ip" | "public-ipv6" | "healthz-ip" => true,
+        "subnet-lease-renew-margin" => value.to_str().and_then(go_int).is_some(),
+        _ => false,
+    }
 }
 
 /// What clap says, less the frame for a terminal.

@@ -188,7 +188,7 @@ fn a_bad_variable_is_reported_and_the_default_used() {
     let twins = [
         ("FLANNELD_HEALTHZ_PORT", "99999"),
         ("FLANNELD_IP_MASQ", "yes"),
-        ("FLANNELD_PUBLIC_IP", "node1"),
+        ("FLANNELD_IPTABLES_RESYNC", "0"),
         ("FLANNELD_FAST_PATH", "fast"),
         ("FLANNELD_V", "2"),
         ("FLANNELD_NONSENSE", "x"),
@@ -203,13 +203,38 @@ fn a_bad_variable_is_reported_and_the_default_used() {
     for (variable, value, remedy) in [
         ("FLANNELD_HEALTHZ_PORT: ", "'99999'", "from 1 to 65535"),
         ("FLANNELD_IP_MASQ: ", "'yes'", "true or false"),
-        ("FLANNELD_PUBLIC_IP: ", "'node1'", "IPv4 address"),
+        ("FLANNELD_IPTABLES_RESYNC: ", "'0'", "at least 1"),
         ("FLANNELD_FAST_PATH: ", "'fast'", "overlay"),
     ] {
         let report = reports.iter().find(|report| report.starts_with(variable)).unwrap();
         assert!(report.contains(value) && report.contains(remedy) && !report.contains('\n'), "{report}");
     }
     assert!(read(&["--healthz-port=1"], &twins).unwrap().given.refused().len() == 3);
+}
+
+/// As with upstream, and for a reason: the default would be another interface, another address.
+#[test]
+fn a_bad_variable_that_decides_where_packets_go_is_an_error() {
+    for (variable, value, flag, remedy) in [
+        ("FLANNELD_PUBLIC_IP", "node1", "--public-ip=192.0.2.1", "IPv4 address"),
+        ("FLANNELD_PUBLIC_IPV6", "node1", "--public-ipv6=2001:db8::1", "IPv6 address"),
+        ("FLANNELD_IFACE_REGEX", "eth(0", "--iface-regex=eth0", "unclosed group"),
+        ("FLANNELD_IFACE_CAN_REACH", "gateway", "--iface-can-reach=192.0.2.1", "IP address"),
+        ("FLANNELD_HEALTHZ_IP", "localhost", "--healthz-ip=127.0.0.1", "IP address"),
+        ("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "1440", "--subnet-lease-renew-margin=60", "1439"),
+    ] {
+        let error = read(&["--ip-masq"], &[(variable, value)]).unwrap_err();
+        let text = error.to_string();
+        assert!(error.exit_code() != 0 && text.contains(remedy), "{text}");
+        assert!(text.starts_with(&format!("error: {variable}: ")) && text.contains(value), "{text}");
+        assert!(read(&[flag], &[(variable, value)]).is_ok(), "the command line wins");
+        assert!(read(&["bpf", "counters"], &[(variable, value)]).is_ok(), "not of its concern");
+        let help = read(&["--help"], &[(variable, value)]).unwrap_err();
+        assert_eq!(help.kind(), ErrorKind::DisplayHelp);
+        assert!(read(&["--version"], &[(variable, value)]).unwrap().version);
+    }
+    let cli = read(&[], &[("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "soon")]).unwrap();
+    assert_eq!((cli.run.subnet_lease_renew_margin, cli.given.refused().len()), (60, 1));
 }
 
 #[test]

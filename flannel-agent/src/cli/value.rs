@@ -101,7 +101,7 @@ fn within<T: TryFrom<i64>>(
 
 /// What Go's strconv.ParseInt takes with base 0: a sign, `0x`, `0o`, `0b` or a leading 0 for octal, and `_`
 /// between digits.
-fn go_int(text: &str) -> Option<i64> {
+pub(super) fn go_int(text: &str) -> Option<i64> {
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
         b'+' => (false, &text[1..]),

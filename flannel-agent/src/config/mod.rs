@@ -1,5 +1,7 @@
 //! The network configuration: the JSON under `<prefix>/config`.
 
+use std::fmt;
+
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use crate::gojson::FieldError;
@@ -55,6 +57,13 @@ pub enum ConfigError {
     /// No such backend, here or upstream.
     #[error("unknown backend type: {0}; set Backend.Type to \"vxlan\", \"host-gw\" or \"alloc\"")]
     UnknownBackend(String),
+}
+
+impl ConfigError {
+    /// Whether upstream, which asks again for anything else that is wrong, exits over this.
+    pub fn ends_the_start(&self) -> bool {
+        matches!(self, Self::NoStack | Self::UnknownBackend(_))
+    }
 }
 
 /// Something valid that this version cannot do yet.
@@ -120,6 +129,20 @@ impl NetworkConfig {
             return Err(NotBuilt::Ipv6);
         }
         Ok((pool, self.backend.built()?))
+    }
+}
+
+/// In short, for the log.
+impl fmt::Display for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.backend.kind())?;
+        if let Some(pool) = &self.ipv4 {
+            write!(f, " over {} in /{}", pool.network, pool.subnet_len)?;
+        }
+        if let Some(pool) = &self.ipv6 {
+            write!(f, " over {} in /{}", pool.network, pool.subnet_len)?;
+        }
+        Ok(())
     }
 }
 

@@ -114,6 +114,17 @@ fn upstreams_messages() {
 }
 
 #[test]
+fn the_log_has_it_in_short() {
+    let text = |json: &str| NetworkConfig::parse(json.as_bytes()).unwrap().to_string();
+    assert_eq!(
+        text(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#),
+        "vxlan over 10.3.0.0/16 in /24"
+    );
+    let both = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"host-gw"}}"#;
+    assert_eq!(text(both), "host-gw over 10.3.0.0/16 in /24 over fc00::/48 in /64");
+}
+
+#[test]
 fn limits_in_reverse_leave_nothing() {
     let error = message(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.8.0"}"#);
     assert!(error.contains("SubnetMin 10.3.9.0 is above SubnetMax 10.3.8.0"), "{error}");

@@ -7,7 +7,7 @@ async fn the_config_is_read() {
     let etcd = Etcd::start().unwrap();
     etcd.put(&format!("{PREFIX}/config"), r#"{"network":"10.3.0.0/16","Backend":{"Type":"VXLAN","VNI":7}}"#)
         .unwrap();
-    let config = store(&etcd).network_config().await;
+    let config = store(&etcd).network_config().await.unwrap();
     let BuiltBackend::Vxlan(options) = config.over_ipv4().unwrap().1 else { panic!("{config:?}") };
     assert_eq!(options.vni, 7);
 }
@@ -18,6 +18,21 @@ async fn etcd_registry_missing_config() {
     let etcd = Etcd::start().unwrap();
     let error = store(&etcd).try_network_config().await.unwrap_err().to_string();
     assert_eq!(error, "flannel config not found in etcd store. Did you create your config using etcdv3 API?");
+}
+
+/// What upstream exits over, it does not wait for to be corrected.
+#[tokio::test]
+async fn an_unknown_backend_and_no_stack_are_not_waited_for() {
+    let etcd = Etcd::start().unwrap();
+    let store = store(&etcd);
+    for (config, words) in [
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"gce"}}"#, "unknown backend type: gce"),
+        (r#"{"Network":"10.3.0.0/16","EnableIPv4":false}"#, "none defined stack"),
+    ] {
+        etcd.put(&format!("{PREFIX}/config"), config).unwrap();
+        let error = tokio::time::timeout(SOON, store.network_config()).await.unwrap().unwrap_err();
+        assert!(error.to_string().starts_with(&format!("{PREFIX}/config: {words}")), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -34,7 +49,7 @@ async fn the_config_is_waited_for_and_each_reason_logged_once() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(!config.is_finished());
     etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.3.0.0/16","SubnetLen":25}"#).unwrap();
-    let config = tokio::time::timeout(SOON, config).await.unwrap().unwrap();
+    let config = tokio::time::timeout(SOON, config).await.unwrap().unwrap().unwrap();
     assert_eq!(config.ipv4.unwrap().subnet_len, 25);
     let text = log.text();
     assert_eq!(log.count("flannel config not found in etcd store"), 1, "{text}");

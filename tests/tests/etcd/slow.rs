@@ -43,7 +43,7 @@ async fn a_slow_etcd_is_only_slow() {
     etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.3.0.0/16"}"#).unwrap();
     let endpoints = format!("http://{}", late(etcd.address()).await);
     let store = EtcdStore::connect(&EtcdOptions { endpoints, ..EtcdOptions::default() }).unwrap();
-    store.network_config().await;
+    store.network_config().await.unwrap();
     let own = store.acquire(&network(), &node(1), None).await.unwrap();
     let mut watch = store.watch(own.subnet);
     let mut keeper = store.keep(own.clone());

@@ -21,7 +21,7 @@ use std::{
 
 use etcd_client::{ConnectOptions, GetOptions, GetResponse};
 use tokio::sync::watch::Receiver;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
     endpoint::EndpointError,
@@ -179,13 +179,20 @@ impl EtcdStore {
 
     /// The network configuration. Waits for etcd, for the key, and for a valid value: asks every second, and
     /// logs each distinct reason to wait once.
-    pub async fn network_config(&self) -> NetworkConfig {
+    ///
+    /// # Errors
+    /// [`EtcdError::Config`] for the mistakes that end upstream's start, too.
+    pub async fn network_config(&self) -> Result<NetworkConfig, EtcdError> {
         let mut said = Said::default();
         loop {
             match self.try_network_config().await {
                 Ok(config) => {
-                    info!(key = self.config_key(), ?config, "network config");
-                    return config;
+                    info!(key = self.config_key(), %config, "network config");
+                    debug!(?config, "the network config in full");
+                    return Ok(config);
+                }
+                Err(EtcdError::Config { key, error }) if error.ends_the_start() => {
+                    return Err(EtcdError::Config { key, error });
                 }
                 Err(problem) if said.is_news(&problem) => {
                     error!(key = self.config_key(), error = %problem, "no network config yet; asking again every second");

@@ -1,0 +1,75 @@
+//! Whether the programs move packets on this node, and why not.
+
+use flannel_common::layout::FastPath;
+use tracing::{info, warn};
+
+use crate::{
+    bpf::{Pins, PinsClaim, Programs, hold},
+    cli::RunOptions,
+    privileges::Privileges,
+};
+
+/// The programs, and what is pinned.
+pub(super) enum Loaded {
+    /// The programs, with where they are pinned.
+    Programs(Pins, Programs),
+    /// None. What an earlier process pinned there is to be taken off.
+    Nothing(Option<Pins>),
+}
+
+/// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
+/// takes them; says which it is, and why, once.
+pub(super) fn load(
+    options: &RunOptions,
+    claim: &PinsClaim,
+    kernel_only: Option<&'static str>,
+) -> (FastPath, Loaded) {
+    let wanted = options.fast_path.0;
+    let pins = Pins::under(&options.bpffs);
+    let ours = matches!(claim, PinsClaim::Ours(_));
+    let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
+    if let Some(because) = off {
+        info!(fast_path = "off", because, "the kernel moves every packet");
+        return (FastPath::Off, Loaded::Nothing(pins.ok().filter(|_| ours)));
+    }
+    if !ours {
+        warn!(
+            fast_path = "off",
+            bpffs = %options.bpffs.display(),
+            "another daemon on this node has the programs, which serve one network: the kernel moves every packet \
+             of this one"
+        );
+        return (FastPath::Off, Loaded::Nothing(None));
+    }
+    let left = pins.as_ref().ok().cloned();
+    let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
+        let mut programs = Programs::load(pins.clone(), options.bpf_log)?;
+        programs.forward_log(options.bpf_log);
+        hold::put_off(&pins, options.hold())?;
+        Ok((pins, programs))
+    });
+    match loaded {
+        Ok((pins, programs)) => {
+            info!(fast_path = wanted.label(), because = "--fast-path asks for it", "programs loaded");
+            (wanted, Loaded::Programs(pins, programs))
+        }
+        Err(error) => {
+            warn!(
+                fast_path = "off",
+                because = refused(&error, Privileges::read()),
+                "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
+            );
+            (FastPath::Off, Loaded::Nothing(left))
+        }
+    }
+}
+
+/// Why eBPF cannot be used, in one line.
+fn refused(error: &anyhow::Error, privileges: Option<Privileges>) -> String {
+    // Its text has its causes.
+    let why = error.to_string();
+    match privileges.map(Privileges::missing_for_bpf).unwrap_or_default() {
+        missing if missing.is_empty() => why,
+        missing => format!("this process lacks {}: {why}", missing.join(", ")),
+    }
+}

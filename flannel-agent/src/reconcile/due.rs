@@ -1,0 +1,59 @@
+//! When the reconciler is to look, and at what.
+
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
+use super::pending::backoff;
+use crate::{netlink::Changed, plan::Pods};
+
+/// What is to be looked at in the next pass, and when that is due.
+#[derive(Debug)]
+pub(super) struct Due {
+    pub(super) leases: Option<Instant>,
+    pub(super) changed: Changed,
+    pub(super) changed_at: Option<Instant>,
+    pub(super) full: Instant,
+    pub(super) retry: Option<Instant>,
+    pub(super) exemptions: Option<Instant>,
+    /// When to look at maps and programs alone.
+    pub(super) look: Instant,
+    /// When to look for the addresses of new pods.
+    pub(super) pods: Option<Instant>,
+    /// No pass for the kernel's notices before this.
+    pub(super) rest: Instant,
+}
+
+impl Due {
+    /// When the next pass is due.
+    pub(super) fn next(&self) -> Instant {
+        let changed = self.changed_at.map(|at| at.max(self.rest));
+        [self.leases, changed, self.retry, self.exemptions, self.pods]
+            .into_iter()
+            .flatten()
+            .fold(self.full, Instant::min)
+    }
+}
+
+/// Pods whose address is not known. A pod gets its address after its link, and within its namespace, which
+/// raises no notice here: so a new link is looked at again, soon and then ever more rarely.
+#[derive(Debug, Default)]
+pub(super) struct Unplaced {
+    links: BTreeSet<u32>,
+    pub(super) looks: u32,
+}
+
+impl Unplaced {
+    /// So often; what has no address after some ten seconds waits for the next full look.
+    const LOOKS: u32 = 7;
+
+    /// When to look again, having seen `pods`.
+    pub(super) fn look_again(&mut self, pods: &Pods, now: Instant) -> Option<Instant> {
+        let placed: BTreeSet<u32> = pods.places.values().map(|place| place.ifindex).collect();
+        let unplaced: BTreeSet<u32> = pods.links.difference(&placed).copied().collect();
+        self.looks = if unplaced.is_subset(&self.links) { self.looks.saturating_add(1) } else { 1 };
+        let again = !unplaced.is_empty() && self.looks <= Self::LOOKS;
+        self.links = unplaced;
+        again.then(|| now + backoff(self.looks))
+    }
+}
