@@ -19,7 +19,7 @@ use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, BpfState, Hook, Slot, Underlay, VxlanDevice},
+    plan::{Backend, BpfState, Hook, Pods, Slot, Underlay, VxlanDevice},
 };
 
 mod direct;
