@@ -118,7 +118,7 @@ pub struct RunOptions {
     /// File of such destinations, one a line; read again when it changes.
     #[arg(long, value_name = "FILE", help_heading = "Rules")]
     pub snat_exempt_file: Option<PathBuf>,
-    /// Exempt the addresses of all nodes, too.
+    /// Exempt the addresses of all other nodes, too.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub snat_exempt_nodes: bool,
@@ -131,13 +131,11 @@ pub struct RunOptions {
     /// How far packets may skip the host's stack.
     #[arg(long, value_name = "HOW FAR", default_value = "overlay", help_heading = "eBPF")]
     pub fast_path: FastPath,
-    /// Seconds after which a flow that skips the host's stack shows netfilter a packet again, 1 to 30: a new
-    /// policy takes hold of it then.
+    /// Seconds until a flow that skips the stack shows netfilter a packet again, and a new policy bites, 1 to 30.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1..=30))]
     pub flow_refresh: u32,
-    /// How long the programs go on without an agent; then the kernel moves every packet, so that stock flannel
-    /// can take over. 5 or more; 0 is for ever.
+    /// How long the programs go on without an agent, 5 or more; 0 is for ever.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
     pub fast_path_hold: u32,
     /// Where the BPF file system is mounted that programs and maps are pinned in.
