@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use flannel_common::reason::{Class, Direction, Reason};
 
 use crate::{
-    lab::{Cluster, FastPath, Lab, stock},
+    lab::{AgentOptions, Cluster, FastPath, Lab, stock},
     traffic::{Endpoint, ping::ping, tcp},
 };
 
@@ -22,18 +22,28 @@ pub enum Mode {
     Kernel,
     /// The same with flannel's iptables rules: what stock flannel is.
     KernelRules,
-    /// Pod to pod, agent with --fast-path=off, flannel's rules.
+    /// Pod to pod, agent with --fast-path=off --ip-masq.
     Off,
-    /// Pod to pod, agent with --fast-path=overlay, flannel's rules.
+    /// Pod to pod, agent with --fast-path=overlay --ip-masq.
     Overlay,
-    /// Pod to pod, agent with --fast-path=all, flannel's rules.
+    /// Pod to pod, agent with --fast-path=flow --ip-masq.
+    Flow,
+    /// Pod to pod, agent with --fast-path=all --ip-masq.
     All,
 }
 
 impl Mode {
     /// All of them.
-    pub const EACH: [Self; 7] =
-        [Self::Bare, Self::BareRules, Self::Kernel, Self::KernelRules, Self::Off, Self::Overlay, Self::All];
+    pub const EACH: [Self; 8] = [
+        Self::Bare,
+        Self::BareRules,
+        Self::Kernel,
+        Self::KernelRules,
+        Self::Off,
+        Self::Overlay,
+        Self::Flow,
+        Self::All,
+    ];
 
     /// As tables call it.
     pub fn name(self) -> &'static str {
@@ -44,6 +54,7 @@ impl Mode {
             Self::KernelRules => "kernel VXLAN + flannel's rules",
             Self::Off => "agent, off",
             Self::Overlay => "agent, overlay",
+            Self::Flow => "agent, flow",
             Self::All => "agent, all",
         }
     }
@@ -53,6 +64,7 @@ impl Mode {
             Self::Bare | Self::BareRules | Self::Kernel | Self::KernelRules => None,
             Self::Off => Some(FastPath::Off),
             Self::Overlay => Some(FastPath::Overlay),
+            Self::Flow => Some(FastPath::Flow),
             Self::All => Some(FastPath::All),
         }
     }
@@ -113,11 +125,19 @@ impl Subject {
         let Some(cluster) = self.cluster.as_ref().filter(|_| self.mode != Mode::Off) else { return Ok(None) };
         let counters = cluster.members[0].counters()?;
         let fast = counters.packets(Direction::Egress, Class::Fast) as f64;
-        // With overlay every packet is seen twice: a pod's is first only marked, and counted where it is sent.
-        let marked =
-            [Reason::PodOnKernel, Reason::SnatExempt].map(|reason| counters.get(Direction::Egress, reason));
-        let marked: u64 = marked.iter().map(|count| count.packets).sum();
-        let kernel = (counters.packets(Direction::Egress, Class::Kernel) - marked) as f64;
+        // A packet that a pod's program leaves to the host's stack comes by again at the overlay, and counts
+        // there.
+        let left = [
+            Reason::PodOnKernel,
+            Reason::SnatExempt,
+            Reason::FlowUnknown,
+            Reason::FlowHalf,
+            Reason::FlowStale,
+            Reason::FlowControl,
+            Reason::FlowProtocol,
+        ];
+        let left: u64 = left.iter().map(|reason| counters.get(Direction::Egress, *reason).packets).sum();
+        let kernel = (counters.packets(Direction::Egress, Class::Kernel) - left) as f64;
         Ok(Some(fast / (fast + kernel).max(1.0)))
     }
 
@@ -143,10 +163,8 @@ fn kernel(lab: &Lab, mode: Mode) -> Result<(Option<Cluster>, Endpoint, Endpoint)
 }
 
 fn agents(lab: &Lab, fast_path: FastPath) -> Result<(Option<Cluster>, Endpoint, Endpoint)> {
-    let cluster = Cluster::pair(lab, 1, fast_path)?;
-    for member in &cluster.members {
-        member.node.load_flannel_rules()?;
-    }
+    let options = AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] };
+    let cluster = Cluster::pair(lab, 1, options)?;
     cluster.await_fast_path(0, 1, fast_path)?;
     cluster.await_fast_path(1, 0, fast_path)?;
     let (client, server) = (cluster.members[0].pod()?, cluster.members[1].pod()?);

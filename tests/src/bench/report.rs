@@ -142,7 +142,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "median (least - greatest) of {} interleaved rounds of {} s; \"kernel\" is kernel VXLAN with flannel's \
-             rules, which the agent's modes have loaded too",
+             rules, which the agent's modes keep too (--ip-masq)",
             options.rounds, options.seconds
         )?;
         writeln!(

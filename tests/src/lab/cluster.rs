@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flannel_common::reason::{Direction, Reason};
 
-use super::{Agent, Etcd, FastPath, Lab, Node, Pod};
+use super::{Agent, AgentOptions, Etcd, FastPath, Lab, Node, Pod};
 use crate::{
     counters::Counters,
     traffic::{Endpoint, ping::ping, reachability, udp},
@@ -28,8 +28,8 @@ pub struct Member {
 
 impl Member {
     /// Starts the agent on `node` and then `pods` pods, `pod1` and so on.
-    pub fn start(node: Node, etcd: &Etcd, fast_path: FastPath, pods: usize) -> Result<Self> {
-        let agent = node.agent(etcd, fast_path.into())?;
+    pub fn start(node: Node, etcd: &Etcd, options: impl Into<AgentOptions>, pods: usize) -> Result<Self> {
+        let agent = node.agent(etcd, options.into())?;
         let pods = (1..=pods).map(|number| node.pod(&format!("pod{number}"))).collect::<Result<_>>()?;
         Ok(Self { pods, agent, node })
     }
@@ -56,22 +56,22 @@ pub struct Cluster {
 
 impl Cluster {
     /// `nodes` nodes with `pods` pods each, on the underlay's bridge; returns when all pods reach each other.
-    pub fn start(lab: &Lab, nodes: usize, pods: usize, fast_path: FastPath) -> Result<Self> {
+    pub fn start(lab: &Lab, nodes: usize, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
         let etcd = lab.etcd()?;
         let nodes = (0..nodes).map(|_| lab.node()).collect::<Result<Vec<_>>>()?;
-        Self::on(nodes, etcd, pods, fast_path)
+        Self::on(nodes, etcd, pods, &options.into())
     }
 
     /// Two nodes joined by one veth, with etcd on the first.
-    pub fn pair(lab: &Lab, pods: usize, fast_path: FastPath) -> Result<Self> {
+    pub fn pair(lab: &Lab, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
         let (a, b) = lab.pair()?;
         let etcd = lab.etcd_on(&a)?;
-        Self::on(vec![a, b], etcd, pods, fast_path)
+        Self::on(vec![a, b], etcd, pods, &options.into())
     }
 
-    fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, fast_path: FastPath) -> Result<Self> {
+    fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, options: &AgentOptions) -> Result<Self> {
         let members = thread::scope(|scope| {
-            let start = |node| scope.spawn(|| Member::start(node, &etcd, fast_path, pods));
+            let start = |node| scope.spawn(|| Member::start(node, &etcd, options.clone(), pods));
             let threads: Vec<_> = nodes.into_iter().map(start).collect();
             threads
                 .into_iter()
