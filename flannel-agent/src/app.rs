@@ -33,7 +33,7 @@ use crate::{
     privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
-    telemetry::{health::Readiness, http::HealthServer, systemd::ServiceManager},
+    telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
 };
 
@@ -176,11 +176,9 @@ impl Agent<'_> {
 
         let (fast_path, loaded) = load(&options, claim, backend.kernel_only());
         let exemptions = exemptions(&options, fast_path).await;
-        let marks = matches!(loaded, Loaded::Programs(..));
-        let rules =
-            Rules::start(masq(&options, &config, (network, subnet), &previous, (marks, fast_path))).await?;
+        let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, fast_path)).await?;
         if fast_path == FastPath::Flow {
-            tokio::spawn(conntrack::tolerate_gaps(Duration::from_secs(options.flow_refresh.into())));
+            tokio::spawn(conntrack::tolerate_gaps(options.flow_refresh()));
         }
         let local = Local {
             network,
@@ -189,7 +187,7 @@ impl Agent<'_> {
             underlay: Underlay { ifindex: external.index, address: external.address },
             backend: backend.over(&external),
             fast_path,
-            flow_refresh: Duration::from_secs(options.flow_refresh.into()),
+            flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
         let kernel = backend.kernel_datapath(netlink, &external, pool, subnet);
@@ -287,12 +285,10 @@ impl Agent<'_> {
 /// Writes the subnet file, as often as it takes: pods that start meanwhile fail, or get what an earlier file
 /// says, but those that run need us.
 async fn write(file: &SubnetFile, path: &Path) {
-    let mut said = None;
+    let mut said = Said::default();
     while let Err(error) = file.write(path) {
-        let error = error.to_string();
-        if said.as_ref() != Some(&error) {
+        if said.is_news(&error) {
             error!(%error, "trying again");
-            said = Some(error);
         }
         sleep(WRITE_AGAIN).await;
     }
@@ -371,13 +367,13 @@ fn source_ports() -> Range<u16> {
     })
 }
 
-/// What the rules follow from. `marks`: the programs mark what is exempt from masquerading.
+/// What the rules follow from. Only programs mark what is exempt from masquerading.
 fn masq(
     options: &RunOptions,
     config: &NetworkConfig,
     (network, subnet): (Ipv4Network, Ipv4Network),
     previous: &Previous,
-    (marks, fast_path): (bool, FastPath),
+    fast_path: FastPath,
 ) -> MasqOptions {
     MasqOptions {
         rules: RuleOptions {
@@ -386,7 +382,7 @@ fn masq(
             ip_masq: options.ip_masq,
             forward: options.iptables_forward_rules,
             random_fully: !options.ip_masq_fully_random_disable,
-            exempt_mark: marks,
+            exempt_mark: fast_path != FastPath::Off,
             flow_mark: fast_path == FastPath::Flow,
         },
         nftables: config.enable_nftables,

@@ -206,16 +206,6 @@ fn overlay_mtu(options: &VxlanOptions, external: &ExternalInterface) -> u32 {
 mod tests {
     use super::*;
 
-    fn external(mtu: u32) -> ExternalInterface {
-        ExternalInterface {
-            name: "eth0".into(),
-            index: 2,
-            mtu,
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            address_v6: None,
-        }
-    }
-
     fn vxlan(options: VxlanOptions) -> Backend {
         Backend::Vxlan { options, mac: Mac([0x0e, 0, 0, 0, 0, 1]) }
     }
@@ -237,18 +227,24 @@ mod tests {
     #[test]
     fn pods_get_the_mtu_of_the_way() {
         let with = |mtu| vxlan(VxlanOptions { mtu, ..VxlanOptions::default() });
-        assert_eq!(with(None).pod_mtu(&external(1500)), 1450);
-        assert_eq!(with(Some(1400)).pod_mtu(&external(1500)), 1350);
-        assert_eq!(with(Some(9000)).pod_mtu(&external(1500)), 1450, "more than the underlay carries");
-        assert_eq!(Backend::HostGw.pod_mtu(&external(1500)), 1500);
-        assert_eq!(Backend::Alloc.pod_mtu(&external(9000)), 9000);
+        assert_eq!(with(None).pod_mtu(&ExternalInterface::eth0(2, 1500, 1)), 1450);
+        assert_eq!(with(Some(1400)).pod_mtu(&ExternalInterface::eth0(2, 1500, 1)), 1350);
+        assert_eq!(
+            with(Some(9000)).pod_mtu(&ExternalInterface::eth0(2, 1500, 1)),
+            1450,
+            "more than the underlay carries"
+        );
+        assert_eq!(Backend::HostGw.pod_mtu(&ExternalInterface::eth0(2, 1500, 1)), 1500);
+        assert_eq!(Backend::Alloc.pod_mtu(&ExternalInterface::eth0(2, 9000, 1)), 9000);
     }
 
     #[test]
     fn the_device_has_the_options() {
         let options =
             VxlanOptions { vni: 7, port: Some(4789), gbp: true, learning: true, ..VxlanOptions::default() };
-        let plan::Backend::Vxlan(device) = vxlan(options).over(&external(1500)) else { panic!("no device") };
+        let plan::Backend::Vxlan(device) = vxlan(options).over(&ExternalInterface::eth0(2, 1500, 1)) else {
+            panic!("no device")
+        };
         assert_eq!((device.name.as_str(), device.port, device.mtu), ("flannel.7", 4789, 1450));
         assert!(device.gbp && device.learning);
         assert_eq!((device.underlay_ifindex, device.local), (2, Ipv4Addr::new(192, 0, 2, 1)));
@@ -257,16 +253,21 @@ mod tests {
     #[test]
     fn only_host_gw_minds_another_public_address() {
         let other = Ipv4Addr::new(203, 0, 113, 9);
-        let error = Backend::HostGw.check(&external(1500), other).unwrap_err().to_string();
+        let error =
+            Backend::HostGw.check(&ExternalInterface::eth0(2, 1500, 1), other).unwrap_err().to_string();
         let upstreams = "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which is \
                          not supported by host-gw backend";
         assert!(error.starts_with(upstreams), "{error}");
         assert!(
             error.contains("203.0.113.9") && error.contains("192.0.2.1") && error.contains("--public-ip")
         );
-        assert_eq!(Backend::HostGw.check(&external(1500), external(1500).address), Ok(()));
-        assert_eq!(vxlan(VxlanOptions::default()).check(&external(1500), other), Ok(()));
-        assert_eq!(Backend::Alloc.check(&external(1500), other), Ok(()));
+        assert_eq!(
+            Backend::HostGw
+                .check(&ExternalInterface::eth0(2, 1500, 1), ExternalInterface::eth0(2, 1500, 1).address),
+            Ok(())
+        );
+        assert_eq!(vxlan(VxlanOptions::default()).check(&ExternalInterface::eth0(2, 1500, 1), other), Ok(()));
+        assert_eq!(Backend::Alloc.check(&ExternalInterface::eth0(2, 1500, 1), other), Ok(()));
     }
 
     #[test]

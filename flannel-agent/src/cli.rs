@@ -225,6 +225,11 @@ pub struct KubeFlags {
 }
 
 impl RunOptions {
+    /// `--flow-refresh`.
+    pub fn flow_refresh(&self) -> Duration {
+        Duration::from_secs(self.flow_refresh.into())
+    }
+
     /// `--fast-path-hold`; zero is for ever.
     pub fn hold(&self) -> Duration {
         Duration::from_secs(self.fast_path_hold.into())

@@ -88,20 +88,10 @@ mod tests {
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
 
-    fn external(index: u32, mtu: u32, host: u8) -> ExternalInterface {
-        ExternalInterface {
-            name: "eth0".into(),
-            index,
-            mtu,
-            address: Ipv4Addr::new(192, 0, 2, host),
-            address_v6: None,
-        }
-    }
-
     type Views = (watch::Receiver<Local>, watch::Receiver<LeaseAttrs>, watch::Receiver<u32>);
 
     fn node(backend: Backend, public_ip: Option<Ipv4Addr>) -> (Node, Views) {
-        let start = external(2, 1500, 1);
+        let start = ExternalInterface::eth0(2, 1500, 1);
         let published = public_ip.unwrap_or(start.address);
         let local = Local {
             network: "10.0.0.0/8".parse().unwrap(),
@@ -125,21 +115,21 @@ mod tests {
     #[test]
     fn another_address_moves_the_device_and_the_lease_but_not_the_mac() {
         let (node, (mut locals, mut attrs, mtu)) = node(vxlan(), None);
-        node.become_of(&external(3, 1500, 7));
+        node.become_of(&ExternalInterface::eth0(3, 1500, 7));
         let local = locals.borrow_and_update().clone();
         let plan::Backend::Vxlan(device) = &local.backend else { panic!("no device") };
         assert_eq!((device.local, device.underlay_ifindex, device.mac), (local.underlay.address, 3, MAC));
         assert_eq!(local.public_ip.to_string(), "192.0.2.7");
         assert_eq!(attrs.borrow_and_update().public_ip, local.public_ip);
         assert!(!mtu.has_changed().unwrap());
-        node.become_of(&external(3, 1500, 7));
+        node.become_of(&ExternalInterface::eth0(3, 1500, 7));
         assert!(!locals.has_changed().unwrap() && !attrs.has_changed().unwrap());
     }
 
     #[test]
     fn another_mtu_is_no_news_for_the_lease() {
         let (node, (locals, attrs, mtu)) = node(vxlan(), None);
-        node.become_of(&external(2, 1400, 1));
+        node.become_of(&ExternalInterface::eth0(2, 1400, 1));
         assert_eq!(*mtu.borrow(), 1350);
         assert_eq!(locals.borrow().device().unwrap().mtu, 1350);
         assert!(!attrs.has_changed().unwrap());
@@ -149,7 +139,7 @@ mod tests {
     fn a_fixed_public_address_stays() {
         let fixed = Ipv4Addr::new(203, 0, 113, 9);
         let (node, (locals, attrs, _)) = node(vxlan(), Some(fixed));
-        node.become_of(&external(2, 1500, 7));
+        node.become_of(&ExternalInterface::eth0(2, 1500, 7));
         assert_eq!(locals.borrow().public_ip, fixed);
         assert_eq!(locals.borrow().underlay.address.to_string(), "192.0.2.7");
         assert!(!attrs.has_changed().unwrap());
@@ -157,11 +147,11 @@ mod tests {
 
     #[test]
     fn host_gw_does_not_follow_where_its_public_address_is_not() {
-        let start = external(2, 1500, 1);
+        let start = ExternalInterface::eth0(2, 1500, 1);
         let (node, (locals, attrs, _)) = node(Backend::HostGw, Some(start.address));
-        node.become_of(&external(2, 1500, 7));
+        node.become_of(&ExternalInterface::eth0(2, 1500, 7));
         assert!(!locals.has_changed().unwrap() && !attrs.has_changed().unwrap());
-        node.become_of(&external(9, 9000, 1));
+        node.become_of(&ExternalInterface::eth0(9, 9000, 1));
         assert_eq!(locals.borrow().underlay.ifindex, 9);
     }
 }

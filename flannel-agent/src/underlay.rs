@@ -8,7 +8,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::netlink::{Changed, ExternalInterface, InterfaceChoice, Monitor, Netlink, NetlinkError};
+use crate::{
+    netlink::{Changed, ExternalInterface, InterfaceChoice, Monitor, Netlink, NetlinkError},
+    telemetry::Said,
+};
 
 /// How long our address must be gone before another is taken: some DHCP clients take the address away and
 /// bring it back when they renew it.
@@ -132,7 +135,7 @@ struct Standing {
     /// Since when it does not hold our address.
     lost: Option<Instant>,
     /// Why there is no other, as it was last said.
-    said: Option<String>,
+    said: Said,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -148,7 +151,7 @@ enum Step {
 
 impl Standing {
     fn of(external: ExternalInterface) -> Self {
-        Self { current: external, lost: None, said: None }
+        Self { current: external, lost: None, said: Said::default() }
     }
 
     /// Whether a change may be one of the interface. Routes are, only while there is a choice to be made.
@@ -168,7 +171,7 @@ impl Standing {
             });
             return if now < since + GRACE { Step::Wait(since + GRACE) } else { Step::Choose };
         };
-        self.said = None;
+        self.said.is_over();
         let back = lost.take().is_some();
         if held == *current {
             if back {
@@ -198,12 +201,11 @@ impl Standing {
                 Some(external)
             }
             Err(error) => {
-                if self.said.as_ref() != Some(&error) {
+                if self.said.is_news(&error) {
                     warn!(
                         %error,
                         "no address can be used between nodes now: everything stays as it is until one can"
                     );
-                    self.said = Some(error);
                 }
                 None
             }
@@ -213,61 +215,61 @@ impl Standing {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
-
-    fn eth0(index: u32, mtu: u32, host: u8) -> ExternalInterface {
-        ExternalInterface {
-            name: "eth0".into(),
-            index,
-            mtu,
-            address: Ipv4Addr::new(192, 0, 2, host),
-            address_v6: None,
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_that_comes_back_in_time_changes_nothing() {
-        let mut standing = Standing::of(eth0(2, 1500, 1));
+        let mut standing = Standing::of(ExternalInterface::eth0(2, 1500, 1));
         let start = Instant::now();
-        assert_eq!(standing.seen(Some(eth0(2, 1500, 1)), start), Step::Nothing);
+        assert_eq!(standing.seen(Some(ExternalInterface::eth0(2, 1500, 1)), start), Step::Nothing);
         assert_eq!(standing.seen(None, start), Step::Wait(start + GRACE));
         let later = start + GRACE / 2;
         assert_eq!(standing.seen(None, later), Step::Wait(start + GRACE));
-        assert_eq!(standing.seen(Some(eth0(2, 1500, 1)), later), Step::Nothing);
+        assert_eq!(standing.seen(Some(ExternalInterface::eth0(2, 1500, 1)), later), Step::Nothing);
         // And the next time it has as long again.
         assert_eq!(standing.seen(None, later), Step::Wait(later + GRACE));
     }
 
     #[tokio::test(start_paused = true)]
     async fn another_address_is_taken_when_ours_is_gone_for_good() {
-        let mut standing = Standing::of(eth0(2, 1500, 1));
+        let mut standing = Standing::of(ExternalInterface::eth0(2, 1500, 1));
         let start = Instant::now();
         standing.seen(None, start);
         assert_eq!(standing.seen(None, start + GRACE), Step::Choose);
         assert_eq!(standing.chosen(Err("none".into())), None);
-        assert_eq!(standing.current, eth0(2, 1500, 1));
+        assert_eq!(standing.current, ExternalInterface::eth0(2, 1500, 1));
         // Ours may still come back, or any other come, and each is seen at once.
         assert_eq!(standing.seen(None, start + GRACE * 9), Step::Choose);
-        assert_eq!(standing.chosen(Ok(eth0(3, 1400, 7))), Some(eth0(3, 1400, 7)));
-        assert_eq!(standing.seen(Some(eth0(3, 1400, 7)), start + GRACE * 9), Step::Nothing);
+        assert_eq!(
+            standing.chosen(Ok(ExternalInterface::eth0(3, 1400, 7))),
+            Some(ExternalInterface::eth0(3, 1400, 7))
+        );
+        assert_eq!(
+            standing.seen(Some(ExternalInterface::eth0(3, 1400, 7)), start + GRACE * 9),
+            Step::Nothing
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_new_index_or_mtu_is_followed_at_once() {
-        let mut standing = Standing::of(eth0(2, 1500, 1));
+        let mut standing = Standing::of(ExternalInterface::eth0(2, 1500, 1));
         let now = Instant::now();
         standing.seen(None, now);
-        assert_eq!(standing.seen(Some(eth0(9, 1500, 1)), now), Step::Changed(eth0(9, 1500, 1)));
-        assert_eq!(standing.seen(Some(eth0(9, 1400, 1)), now), Step::Changed(eth0(9, 1400, 1)));
-        assert_eq!(standing.seen(Some(eth0(9, 1400, 1)), now), Step::Nothing);
+        assert_eq!(
+            standing.seen(Some(ExternalInterface::eth0(9, 1500, 1)), now),
+            Step::Changed(ExternalInterface::eth0(9, 1500, 1))
+        );
+        assert_eq!(
+            standing.seen(Some(ExternalInterface::eth0(9, 1400, 1)), now),
+            Step::Changed(ExternalInterface::eth0(9, 1400, 1))
+        );
+        assert_eq!(standing.seen(Some(ExternalInterface::eth0(9, 1400, 1)), now), Step::Nothing);
     }
 
     #[test]
     fn routes_matter_only_to_a_choice() {
         let routes = Changed { routes: true, ..Changed::default() };
-        let mut standing = Standing::of(eth0(2, 1500, 1));
+        let mut standing = Standing::of(ExternalInterface::eth0(2, 1500, 1));
         assert!(!standing.is_about(routes));
         standing.lost = Some(Instant::now());
         assert!(standing.is_about(routes));

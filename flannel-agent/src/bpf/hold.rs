@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::{MapFault, Pins, maps::Setting};
+use crate::telemetry::Said;
 
 /// How often the time is put off: well within the shortest [`Duration`] the flag takes.
 const BEAT: Duration = Duration::from_secs(1);
@@ -42,13 +43,17 @@ pub async fn keep(bpffs: &Path, hold: Duration) -> std::convert::Infallible {
     let Ok(pins) = Pins::under(bpffs) else { return std::future::pending().await };
     let mut beats = interval(BEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said = None;
+    let mut said = Said::default();
     loop {
         beats.tick().await;
-        let error = put_off(&pins, hold).err().map(|error| error.to_string());
-        if let Some(error) = error.as_ref().filter(|_| said != error) {
-            warn!(%error, "the programs cannot be told that an agent is there; trying again");
+        match put_off(&pins, hold) {
+            Ok(()) => {
+                said.is_over();
+            }
+            Err(error) if said.is_news(&error) => {
+                warn!(%error, "the programs cannot be told that an agent is there; trying again");
+            }
+            Err(_) => {}
         }
-        said = error;
     }
 }

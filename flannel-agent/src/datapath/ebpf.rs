@@ -10,6 +10,7 @@ use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
     bpf::{AttachError, MapFault, PinError, Pins, Programs, Tables},
     plan::{BpfState, Change, State},
+    telemetry::Said,
 };
 
 /// The whole of a node's dataplane: the kernel half, and the maps and programs, if there are any.
@@ -27,7 +28,7 @@ struct Loaded {
     programs: Programs,
     tables: Tables,
     /// Why maps could not be pinned again, as it was last said.
-    unpinned: Option<String>,
+    unpinned: Said,
 }
 
 impl EbpfDatapath {
@@ -46,7 +47,7 @@ impl EbpfDatapath {
         Ok(Self {
             kernel,
             pins: Some(pins),
-            loaded: Some(Loaded { programs, tables, unpinned: None }),
+            loaded: Some(Loaded { programs, tables, unpinned: Said::default() }),
             adopted: false,
         })
     }
@@ -116,11 +117,15 @@ impl Loaded {
 
     /// A map without its pin works on, so nothing else waits for one that cannot be pinned.
     fn restore_pins(&mut self) {
-        let error = self.programs.restore_pins().err().map(|error| error.to_string());
-        if let Some(error) = error.as_ref().filter(|_| self.unpinned != error) {
-            warn!(%error, "maps cannot be pinned again, so that the next agent will not find them; trying again");
+        match self.programs.restore_pins() {
+            Ok(()) => {
+                self.unpinned.is_over();
+            }
+            Err(error) if self.unpinned.is_news(&error) => {
+                warn!(%error, "maps cannot be pinned again, so that the next agent will not find them; trying again");
+            }
+            Err(_) => {}
         }
-        self.unpinned = error;
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {

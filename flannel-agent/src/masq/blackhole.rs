@@ -6,25 +6,26 @@ use ipnetwork::Ipv4Network;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::netlink::{Netlink, NetlinkError};
+use crate::{
+    netlink::{Netlink, NetlinkError},
+    telemetry::Said,
+};
 
 /// Adds the route, and again every `resync` in case somebody removes it. Never returns.
 pub(super) async fn keep(subnet: Ipv4Network, resync: Duration) {
     let mut netlink = None;
-    let mut said = None;
+    let mut said = Said::default();
     loop {
         match add(&mut netlink, subnet).await {
             Ok(added) => {
-                said = None;
+                said.is_over();
                 if added {
                     info!(%subnet, "blackhole route added");
                 }
             }
             Err(error) => {
-                let text = error.to_string();
-                if said.as_ref() != Some(&text) {
-                    warn!(%subnet, error = text, "cannot add the blackhole route; trying again");
-                    said = Some(text);
+                if said.is_news(&error) {
+                    warn!(%subnet, %error, "cannot add the blackhole route; trying again");
                 }
             }
         }

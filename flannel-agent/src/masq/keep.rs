@@ -9,6 +9,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{exec::ExecError, notices::Notices};
+use crate::telemetry::Said;
 
 /// How long a burst of changes is gathered before a look.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -60,7 +61,7 @@ pub(super) struct Keeper<F> {
     notices: Option<Notices>,
     failures: u32,
     /// What was last said of a failure, which is not said twice.
-    said: Option<String>,
+    said: Said,
     struggle: Struggle,
 }
 
@@ -100,7 +101,7 @@ impl Struggle {
 impl<F: Firewall> Keeper<F> {
     /// A keeper that has done nothing yet.
     pub(super) fn new(firewall: F, resync: Duration, notices: Option<Notices>) -> Self {
-        Self { firewall, resync, notices, failures: 0, said: None, struggle: Struggle::default() }
+        Self { firewall, resync, notices, failures: 0, said: Said::default(), struggle: Struggle::default() }
     }
 
     /// Never returns. `applied` becomes true when the rules are in place for the first time.
@@ -175,16 +176,15 @@ impl<F: Firewall> Keeper<F> {
     fn failed(&mut self, error: &str) -> Duration {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        if self.said.as_deref() != Some(error) {
+        if self.said.is_news(error) {
             warn!(error, "masquerade and forward rules cannot be kept; trying again");
-            self.said = Some(error.to_owned());
         }
         wait
     }
 
     fn succeeded(&mut self) {
         self.failures = 0;
-        if self.said.take().is_some() {
+        if self.said.is_over() {
             info!("masquerade and forward rules can be kept again");
         }
     }

@@ -223,3 +223,21 @@ fn within(network: IpNetwork) -> Option<In> {
 fn outside(network: IpNetwork) -> Option<In> {
     Some(In { network, negated: true })
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::RuleOptions;
+
+    /// Every rule there is, but that of the flows.
+    pub(in crate::masq) fn options() -> RuleOptions {
+        RuleOptions {
+            network: "10.244.0.0/16".parse().unwrap(),
+            subnet: "10.244.1.0/24".parse().unwrap(),
+            ip_masq: true,
+            forward: true,
+            random_fully: true,
+            exempt_mark: true,
+            flow_mark: false,
+        }
+    }
+}

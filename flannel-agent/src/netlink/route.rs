@@ -184,15 +184,7 @@ pub(crate) fn delete_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr
 }
 
 fn blackhole(subnet: Ipv4Network) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = subnet.prefix();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Boot;
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::BlackHole;
-    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(subnet.network()))];
-    message
+    route(subnet, RouteType::BlackHole)
 }
 
 fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage {
@@ -200,19 +192,23 @@ fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage 
 }
 
 fn via(subnet: Ipv4Network, ifindex: u32, gateway: Ipv4Addr, flags: RouteFlags) -> RouteMessage {
+    let mut message = route(subnet, RouteType::Unicast);
+    message.header.flags = flags;
+    let way = [RouteAttribute::Gateway(RouteAddress::Inet(gateway)), RouteAttribute::Oif(ifindex)];
+    message.attributes.extend(way);
+    message
+}
+
+/// A route to `subnet` as flannel makes its routes: main table, protocol boot, scope global.
+fn route(subnet: Ipv4Network, kind: RouteType) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.destination_prefix_length = subnet.prefix();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    message.header.flags = flags;
-    message.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(subnet.network())),
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
-        RouteAttribute::Oif(ifindex),
-    ];
+    message.header.kind = kind;
+    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(subnet.network()))];
     message
 }
 

@@ -4,4 +4,7 @@ mod flood;
 pub mod health;
 pub mod http;
 pub mod log;
+mod said;
 pub mod systemd;
+
+pub(crate) use said::Said;

@@ -31,6 +31,10 @@ pub const LONGEST_UDP: u64 = 15 * SECOND;
 /// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
 const RENEW: u64 = SECOND;
 
+/// Why [`admit`] leaves a packet to the kernel's path.
+pub const REFUSALS: [Reason; 5] =
+    [Reason::FlowUnknown, Reason::FlowHalf, Reason::FlowStale, Reason::FlowControl, Reason::FlowProtocol];
+
 /// The value of a flow that the map does not have. No interface has index 0.
 const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, reserved: 0 };
 

@@ -4,7 +4,10 @@ use std::fmt;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use flannel_common::reason::{Class, Direction, Reason};
+use flannel_common::{
+    path::flow,
+    reason::{Class, Direction, Reason},
+};
 
 use crate::{
     lab::{AgentOptions, Cluster, FastPath, Lab, stock},
@@ -127,16 +130,8 @@ impl Subject {
         let fast = counters.packets(Direction::Egress, Class::Fast) as f64;
         // A packet that a pod's program leaves to the host's stack comes by again at the overlay, and counts
         // there.
-        let left = [
-            Reason::PodOnKernel,
-            Reason::SnatExempt,
-            Reason::FlowUnknown,
-            Reason::FlowHalf,
-            Reason::FlowStale,
-            Reason::FlowControl,
-            Reason::FlowProtocol,
-        ];
-        let left: u64 = left.iter().map(|reason| counters.get(Direction::Egress, *reason).packets).sum();
+        let left = [Reason::PodOnKernel, Reason::SnatExempt].into_iter().chain(flow::REFUSALS);
+        let left: u64 = left.map(|reason| counters.get(Direction::Egress, reason).packets).sum();
         let kernel = (counters.packets(Direction::Egress, Class::Kernel) - left) as f64;
         Ok(Some(fast / (fast + kernel).max(1.0)))
     }

@@ -29,7 +29,10 @@ use self::{
     tls::{Files, TlsError},
 };
 use super::{LeaseSubnet, wire::lease_key};
-use crate::config::{ConfigError, NetworkConfig};
+use crate::{
+    config::{ConfigError, NetworkConfig},
+    telemetry::Said,
+};
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
 pub use options::{EtcdOptions, LeaseTiming};
@@ -262,25 +265,6 @@ const MAX_MESSAGE: usize = 256 << 20;
 fn ignored<T>(given: &str, missing: &str) -> Option<T> {
     warn!("{given} is not used, because {missing} is not given");
     None
-}
-
-/// What was logged last, to log each thing once while it lasts.
-#[derive(Default)]
-struct Said(Option<String>);
-
-impl Said {
-    /// Whether `text` is other than what was said last; from now on it is.
-    fn is_news(&mut self, text: &impl ToString) -> bool {
-        let text = text.to_string();
-        let news = self.0.as_ref() != Some(&text);
-        self.0 = Some(text);
-        news
-    }
-
-    /// Ends what was said; whether there was something.
-    fn is_over(&mut self) -> bool {
-        self.0.take().is_some()
-    }
 }
 
 /// A key prefix made as Go's `path.Join` makes it, for the keys of all nodes to be the same.

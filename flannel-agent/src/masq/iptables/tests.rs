@@ -1,20 +1,8 @@
 use super::*;
-use crate::masq::rules::RuleOptions;
+use crate::masq::rules::{RuleOptions, tests::options};
 use memory::Memory;
 
 mod memory;
-
-fn options() -> RuleOptions {
-    RuleOptions {
-        network: "10.244.0.0/16".parse().unwrap(),
-        subnet: "10.244.1.0/24".parse().unwrap(),
-        ip_masq: true,
-        forward: true,
-        random_fully: true,
-        exempt_mark: true,
-        flow_mark: false,
-    }
-}
 
 fn options_v6() -> RuleOptions {
     RuleOptions {

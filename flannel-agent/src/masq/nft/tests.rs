@@ -1,19 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::masq::rules::RuleOptions;
-
-fn options() -> RuleOptions {
-    RuleOptions {
-        network: "10.244.0.0/16".parse().unwrap(),
-        subnet: "10.244.1.0/24".parse().unwrap(),
-        ip_masq: true,
-        forward: true,
-        random_fully: true,
-        exempt_mark: true,
-        flow_mark: false,
-    }
-}
+use crate::masq::rules::{RuleOptions, tests::options};
 
 const GOLDEN: &str = r#"table ip flannel-ipv4 {
 }

@@ -37,6 +37,14 @@ pub struct ExternalInterface {
     pub address_v6: Option<Ipv6Addr>,
 }
 
+#[cfg(test)]
+impl ExternalInterface {
+    /// `eth0` with 192.0.2.`host`.
+    pub(crate) fn eth0(index: u32, mtu: u32, host: u8) -> Self {
+        Self { name: "eth0".into(), index, mtu, address: Ipv4Addr::new(192, 0, 2, host), address_v6: None }
+    }
+}
+
 /// The address families of the cluster's network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stack {
