@@ -33,11 +33,16 @@ fn start(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluste
 
 /// The same, but returns when pods reach each other.
 fn learning(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
+    with_rules(lab, etcd, pods, FastPath::Flow, refresh)
+}
+
+/// Two nodes with all of flannel's rules, whose pods reach each other.
+fn with_rules(lab: &Lab, etcd: Etcd, pods: usize, fast_path: FastPath, refresh: Duration) -> Result<Cluster> {
     let mut members = Vec::new();
     for _ in 0..2 {
         let node = lab.node()?;
         let flags = vec!["--ip-masq".to_owned(), format!("--flow-refresh={}", refresh.as_secs())];
-        let agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Flow, flags })?;
+        let agent = node.agent(&etcd, AgentOptions { fast_path, flags })?;
         let pods = (1..=pods).map(|number| node.pod(&format!("pod{number}"))).collect::<Result<_>>()?;
         members.push(Member { pods, agent, node });
     }

@@ -33,7 +33,12 @@ impl Serving {
     }
 
     /// From `port` of `client` (0 for any) to `destination`, behind which these pods are.
-    pub(crate) fn connect(&self, client: &Endpoint, port: u16, destination: SocketAddrV4) -> Result<Dialogue> {
+    pub(crate) fn connect(
+        &self,
+        client: &Endpoint,
+        port: u16,
+        destination: SocketAddrV4,
+    ) -> Result<Dialogue> {
         Dialogue::through(client, port, destination, &self.tcp.iter().collect::<Vec<_>>())
     }
 

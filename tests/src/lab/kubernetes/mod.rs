@@ -32,6 +32,7 @@ pub use request::Answer;
 pub use services::{Backend, Service, TrafficPolicy};
 
 mod access;
+mod nftables;
 mod proxy;
 mod request;
 mod services;
