@@ -9,7 +9,7 @@ use aya::{
 };
 use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs};
 use flannel_common::{
-    map::{PINNED_MAPS, TO_POD},
+    map::{PINNED_MAPS, TO_POD, TO_UNDERLAY},
     path::Hook,
 };
 
