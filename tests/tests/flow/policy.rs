@@ -52,9 +52,9 @@ impl Writer {
                 load(
                     node,
                     &format!(
-                        "chain policy {{\nct state established,related accept\n{allowed}drop\n}}\n\
+                        "chain isolated {{\nct state established,related accept\n{allowed}drop\n}}\n\
                          chain forward {{\ntype filter hook forward priority filter - 5\n\
-                         ip daddr {pod} jump policy\n}}\n"
+                         ip daddr {pod} jump isolated\n}}\n"
                     ),
                 )
             }
@@ -98,8 +98,9 @@ impl Writer {
 
 /// Replaces the policy agent's table.
 fn load(node: &Node, chains: &str) -> Result<()> {
-    let rules =
-        format!("add table inet policy\ndelete table inet policy\ntable inet policy {{\n{chains}}}\n");
+    let rules = format!(
+        "add table inet network-policy\ndelete table inet network-policy\ntable inet network-policy {{\n{chains}}}\n"
+    );
     node.nft(&rules)
 }
 
