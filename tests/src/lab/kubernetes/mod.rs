@@ -27,11 +27,14 @@ use crate::{
     wait::eventually,
 };
 
+pub use faults::{FaultyApi, WatchFault};
 pub use proxy::KubeProxy;
 pub use request::Answer;
 pub use services::{Backend, Service, TrafficPolicy};
 
 mod access;
+mod crowd;
+mod faults;
 mod nftables;
 mod proxy;
 mod request;
