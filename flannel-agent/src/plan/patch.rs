@@ -116,10 +116,16 @@ fn alone(inputs: &Inputs<'_>, lease: Option<&Lease>) -> Plan {
     plan(&Inputs { leases: &leases, ..inputs.clone() })
 }
 
-/// Puts `after` in the place of `before`, which is part of `all`.
-fn swap<K: Ord + Clone, V: Clone>(all: &mut BTreeMap<K, V>, before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) {
+/// Puts `after` in the place of `before`, which is part of `all`. What is the same in both may be another's, too, and
+/// stays as it is.
+fn swap<K: Ord + Clone, V: Clone + PartialEq>(
+    all: &mut BTreeMap<K, V>,
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+) {
     for key in before.keys().filter(|key| !after.contains_key(*key)) {
         all.remove(key);
     }
-    all.extend(after.iter().map(|(key, value)| (key.clone(), value.clone())));
+    let news = after.iter().filter(|(key, value)| before.get(*key) != Some(*value));
+    all.extend(news.map(|(key, value)| (key.clone(), value.clone())));
 }
