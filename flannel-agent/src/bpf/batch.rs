@@ -51,7 +51,7 @@ impl<const KN: usize, const VN: usize> Batches<KN, VN> {
     pub(super) fn of(map: &MapData) -> Result<Option<Self>, MapError> {
         let info = map.info()?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
-        let copied = map.fd().as_fd().try_clone_to_owned().map_err(|error| MapError::IoError(error))?;
+        let copied = map.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
         Ok((sizes == (KN, VN)).then_some(Self(copied)))
     }
 

@@ -34,7 +34,7 @@ enum Command {
         output: Output,
     },
     /// Measure pod to pod beside node to node
-    Bench(bench::Arguments),
+    Bench(Box<bench::Arguments>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
