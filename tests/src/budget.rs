@@ -36,14 +36,18 @@ pub struct Budget(pub BTreeMap<String, Allowance>);
 impl Budget {
     /// What `costs` show, with some room for instructions.
     pub fn of(costs: &[Cost]) -> Self {
-        let mut budget = BTreeMap::<String, Allowance>::new();
-        for cost in costs {
-            let allowance = budget.entry(cost.program.clone()).or_default();
+        let allowance = |cost: &Cost| {
             let count = cost.verified_instructions.unwrap_or_default();
-            allowance.verified_instructions = allowance.verified_instructions.max(count + count / ROOM);
-            allowance.nanoseconds.insert(cost.packet.clone(), cost.nanoseconds);
-        }
-        Self(budget)
+            Allowance {
+                verified_instructions: count + count / ROOM,
+                nanoseconds: cost
+                    .nanoseconds
+                    .iter()
+                    .map(|(packet, time)| (packet.clone(), time.round()))
+                    .collect(),
+            }
+        };
+        Self(costs.iter().map(|cost| (cost.program.clone(), allowance(cost))).collect())
     }
 
     /// Reads the file at `path`.
@@ -110,13 +114,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let cost = |packet: &str, nanoseconds| Cost {
+        let budget = Budget::of(&[Cost {
             program: "from_pod".to_owned(),
-            packet: packet.to_owned(),
-            nanoseconds,
             verified_instructions: Some(1000),
-        };
-        let budget = Budget::of(&[cost("UDP, 64 B", 100.0), cost("another", 7.0)]);
+            nanoseconds: [("UDP, 64 B".to_owned(), 100.4), ("another".to_owned(), 7.0)].into(),
+        }]);
         assert_eq!(budget.0["from_pod"].verified_instructions, 1100);
         assert_eq!(Budget::parse(&budget.to_string()).unwrap(), budget);
     }

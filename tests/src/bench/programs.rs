@@ -4,6 +4,8 @@
 //! It includes the kernel's two looks at the clock, which is most of what `to_pod` shows for an unmarked packet.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     net::{SocketAddr, UdpSocket},
     time::Duration,
 };
@@ -18,7 +20,7 @@ use aya::{
     },
 };
 use etherparse::PacketBuilder;
-use flannel_agent::bpf::{Pins, Tables};
+use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs, Tables};
 use flannel_common::{layout::SubnetV4, map::FLOW_MARK, path::Hook};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
@@ -45,17 +47,15 @@ const CONTEXT: usize = 180;
 const MARK_AT: usize = 8;
 const IFINDEX_AT: usize = 40;
 
-/// What one program costs one kind of packet.
+/// What one program costs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cost {
     /// Name of the program.
     pub program: String,
-    /// What it was given.
-    pub packet: String,
-    /// Median time of a run.
-    pub nanoseconds: f64,
     /// Instructions the verifier walked through.
     pub verified_instructions: Option<u32>,
+    /// Median time of a run, by kind of packet. Empty for a program that this cluster attaches nowhere.
+    pub nanoseconds: BTreeMap<String, f64>,
 }
 
 /// Builds two nodes with the agent, and takes the cost of each program.
@@ -82,10 +82,28 @@ pub(super) fn cost(subject: &Subject) -> Result<Vec<Cost>> {
     let cluster = subject.cluster().context("no agents")?;
     let [here, there] = [&cluster.members[0], &cluster.members[1]];
     learn(&here.pod()?, &there.pod()?)?;
-    let netns = here.node.netns();
-    netns.inside(|| {
-        shots(here, there)?.iter().map(|shot| take(&Pins::under(here.agent.bpffs())?, shot)).collect()
-    })
+    let pins = Pins::under(here.agent.bpffs())?;
+    let times: BTreeMap<&str, BTreeMap<String, f64>> = here.node.netns().inside(|| {
+        let mut times = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for shot in shots(here, there)? {
+            let program = shot.hook.program();
+            let time = time(&pins, &shot).with_context(|| format!("{program}, {}", shot.about))?;
+            times.entry(program).or_default().insert(format!("UDP, {SIZE} B, {}", shot.about), time);
+        }
+        Ok(times)
+    })?;
+    // Loaded once more, beside those that run: the verifier is asked, not whoever else runs programs of these names.
+    let aside = here.agent.bpffs().join("aside");
+    fs::create_dir(&aside).with_context(|| format!("create {}", aside.display()))?;
+    let aside = Pins::under(&aside)?;
+    let summaries = Programs::load(aside.clone(), LogLevel::Off)?.summaries()?;
+    aside.remove_all()?;
+    let cost = |program: ProgramSummary| Cost {
+        program: program.name.to_owned(),
+        verified_instructions: program.verified_instructions,
+        nanoseconds: times.get(program.name).cloned().unwrap_or_default(),
+    };
+    Ok(summaries.into_iter().map(cost).collect())
 }
 
 /// Makes the programs know the flow of [`PORTS`].
@@ -162,12 +180,8 @@ fn mac(node: &crate::lab::Node) -> Result<[u8; 6]> {
     Ok(text.trim().parse::<flannel_agent::mac::Mac>()?.0)
 }
 
-fn take(pins: &Pins, shot: &Shot) -> Result<Cost> {
-    let program = shot.hook.program();
-    measure(pins, shot).with_context(|| format!("{program}, {}", shot.about))
-}
-
-fn measure(pins: &Pins, shot: &Shot) -> Result<Cost> {
+/// Median time of a run, ns.
+fn time(pins: &Pins, shot: &Shot) -> Result<f64> {
     let name = shot.hook.program();
     let links = pins.pinned_links()?;
     let (interface, hook) =
@@ -176,7 +190,6 @@ fn measure(pins: &Pins, shot: &Shot) -> Result<Cost> {
     let id = link.info()?.program_id();
     let info =
         loaded_programs().filter_map(Result::ok).find(|info| info.id() == id).context("it is not loaded")?;
-    let verified_instructions = info.verified_instruction_count();
     let program = SchedClassifier::from_program_info(info, name.into())?;
     let mut context = [0u8; CONTEXT];
     context[MARK_AT..MARK_AT + 4].copy_from_slice(&shot.mark.to_ne_bytes());
@@ -193,10 +206,5 @@ fn measure(pins: &Pins, shot: &Shot) -> Result<Cost> {
         ensure!(action == shot.action, "the program answers {action}, not {}", shot.action);
         samples.push(result.duration.as_nanos() as f64);
     }
-    Ok(Cost {
-        program: name.to_owned(),
-        packet: format!("UDP, {SIZE} B, {}", shot.about),
-        nanoseconds: samples.median(),
-        verified_instructions,
-    })
+    Ok(samples.median())
 }

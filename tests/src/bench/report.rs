@@ -243,14 +243,12 @@ impl fmt::Display for Report {
 /// What each program costs.
 pub(super) fn programs_table(costs: &[Cost]) -> Table {
     let mut table = new_table();
-    table.set_header(["program", "packet", "ns", "instructions verified"]);
+    table.set_header(["program", "instructions verified", "packet", "ns"]);
     for cost in costs {
-        table.add_row([
-            cost.program.clone(),
-            cost.packet.clone(),
-            format!("{:.0}", cost.nanoseconds),
-            cost.verified_instructions.map_or("-".to_owned(), |count| count.to_string()),
-        ]);
+        let count = cost.verified_instructions.map_or("-".to_owned(), |count| count.to_string());
+        let (packets, times): (Vec<_>, Vec<_>) =
+            cost.nanoseconds.iter().map(|(packet, time)| (packet.clone(), format!("{time:.0}"))).unzip();
+        table.add_row([cost.program.clone(), count, packets.join("\n"), times.join("\n")]);
     }
     align_right(&mut table);
     table

@@ -37,12 +37,11 @@ fn programs_stay_within_their_budget() {
 fn the_budget_is_of_programs_there_are() {
     in_sandbox(|sandbox| {
         let summaries = Programs::load(sandbox.pins()?, LogLevel::Off)?.summaries()?;
-        for (name, allowance) in budget()?.0 {
+        for name in budget()?.0.keys() {
             ensure!(
                 summaries.iter().any(|program| program.name == name),
                 "{FILE}: there is no program {name}"
             );
-            ensure!(!allowance.nanoseconds.is_empty(), "{FILE}: {name} has no times");
         }
         Ok(())
     });
