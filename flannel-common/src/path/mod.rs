@@ -11,10 +11,13 @@ pub mod ecn;
 pub mod egress;
 mod encap;
 pub mod flow;
+pub mod forwarding;
 pub mod ingress;
+mod overlay;
 
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
+pub use overlay::from_overlay;
 
 use crate::{
     layout::{Config, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
@@ -37,6 +40,9 @@ pub trait Tables {
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
     /// When netfilter accepted a flow.
     fn flow_v4(&self, flow: &FlowV4) -> Option<Permit>;
+    /// When the pod behind veth `ifindex` was last seen to forward for others, ns on the clock of [`Permit`]; 0 is
+    /// never.
+    fn forwarded(&self, ifindex: u32) -> u64;
     /// The time, on the clock of [`Permit`].
     fn now(&self) -> u64;
     /// When the maps are out of date, on the same clock.
@@ -52,10 +58,15 @@ pub enum Verdict {
     Kernel(Reason),
     /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
     Exempt(Reason),
+    /// The same, but with [`map::CHECKED_MARK`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
+    /// on with it.
+    Checked(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
+    /// Hand it, which has no outer headers, to a local pod.
+    HandOver(Deliver, Reason),
 }
 
 /// The hooks a decision is made at.
@@ -67,13 +78,16 @@ pub enum Hook {
     ToOverlay,
     /// tc ingress, external interface.
     FromUnderlay,
+    /// tc ingress, flannel.<vni>.
+    FromOverlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
 }
 
 impl Hook {
     /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod];
+    pub const ALL: [Self; 5] =
+        [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::FromOverlay, Self::ToPod];
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -81,6 +95,7 @@ impl Hook {
             Self::FromPod => map::FROM_POD,
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
+            Self::FromOverlay => map::FROM_OVERLAY,
             Self::ToPod => map::TO_POD,
         }
     }
@@ -89,7 +104,7 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay => Direction::Egress,
-            Self::FromUnderlay | Self::ToPod => Direction::Ingress,
+            Self::FromUnderlay | Self::FromOverlay | Self::ToPod => Direction::Ingress,
         }
     }
 }
@@ -105,6 +120,9 @@ pub fn decide(
         Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
         Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
+        // What `from_underlay` has not checked is the kernel's, and has been counted.
+        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
+        Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::HandOver),
         Hook::ToPod => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
@@ -119,7 +137,8 @@ pub fn note(
 ) -> Option<Note> {
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
-        Hook::FromPod | Hook::FromUnderlay => None,
+        Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
+        Hook::FromUnderlay | Hook::FromOverlay => None,
     }
 }
 
@@ -130,6 +149,7 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
         Hook::FromPod if egress::is_exempt(packet, tables, reason) => {
             Verdict::Exempt(egress::exempt_reason(reason))
         }
+        Hook::FromUnderlay if ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),
     }
 }
@@ -141,6 +161,9 @@ pub struct Deliver {
     pub pod: PodV4,
     /// What routing does to the inner IP header.
     pub forward: Forward,
+    /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's
+    /// interface must take.
+    pub packet_len: u32,
 }
 
 /// Refuses to act on maps that no agent has kept up to date for long.

@@ -24,8 +24,13 @@ pub fn pushed(frame: &[u8], encap: &Encap, id: u16, flow_hash: u32) -> Option<Ve
 
 /// `frame` with VXLAN popped, as the pod gets it; `None` for a frame too short to have been decided about.
 pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
-    let mut out = frame.get(ENCAP_LEN..)?.to_vec();
-    let Deliver { pod, forward } = deliver;
+    handed_over(frame.get(ENCAP_LEN..)?, deliver)
+}
+
+/// `frame`, which has no outer headers, as the pod gets it; `None` as with [`popped`].
+pub fn handed_over(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
+    let mut out = frame.to_vec();
+    let Deliver { pod, forward, packet_len: _ } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
