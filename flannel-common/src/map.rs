@@ -77,3 +77,5 @@ pub const TO_POD: &str = "to_pod";
 pub const FROM_OVERLAY: &str = "from_overlay";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
+/// tc egress on the external interface: what the kernel routes to other nodes without a tunnel.
+pub const TO_UNDERLAY: &str = "to_underlay";

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext}
 use flannel_common::{
     map::CHECKED_MARK,
     path::{
-        self, egress,
+        self, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
@@ -21,8 +21,13 @@ fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note_of_pod(skb, size);
-    let verdict =
-        egress::from_pod(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
+    let verdict = egress::from_pod(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |encap, reason| act::push(skb, &encap, reason),
+        |direct, reason| act::route(skb, &direct, reason),
+    );
     act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
@@ -42,9 +47,13 @@ fn to_overlay(ctx: TcContext) -> i32 {
 fn from_underlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, FROM_UNDERLAY_READS as u32);
     let size = skb.size();
-    let verdict = ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| {
-        act::pop(skb, &deliver, reason)
-    });
+    let verdict = ingress::from_underlay(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |deliver, reason| act::pop(skb, &deliver, reason),
+        |deliver, reason| act::hand(skb, &deliver, reason),
+    );
     act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 
@@ -58,9 +67,8 @@ fn from_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     skb.unmark(CHECKED_MARK);
     let size = skb.size();
-    let verdict = path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| {
-        act::hand_over(skb, &deliver, reason)
-    });
+    let verdict =
+        path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     act::conclude(&ctx, size, Direction::Ingress, verdict)
 }
 
@@ -69,5 +77,16 @@ fn from_overlay(ctx: TcContext) -> i32 {
 fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+/// tc egress, external interface: what the kernel's path sends to other nodes without a tunnel.
+#[classifier]
+fn to_underlay(ctx: TcContext) -> i32 {
+    // Most packets are none of ours: told before any of their bytes is looked at.
+    if flow::has_our_mark(Skb::mark_of(&ctx)) {
+        let skb = Skb::of(&ctx, EGRESS_READS);
+        act::take_note(skb, skb.size(), Direction::Egress);
+    }
     TC_ACT_UNSPEC
 }

@@ -1,7 +1,7 @@
 //! What other nodes send to our pods.
 
 use super::{
-    Deliver, Forward, Tables, check_hold, ecn,
+    Deliver, Forward, Tables, check_hold, direct, ecn,
     egress::{check_ipv4, segment_len},
     flow, forwarding,
 };
@@ -25,7 +25,8 @@ const VXLAN: usize = UDP + UDP_LEN;
 const INNER: usize = ENCAP_LEN;
 const INNER_IP: usize = INNER + ETHERNET_LEN;
 
-/// tc ingress on the external interface: `then` says what to do with a packet for a local pod.
+/// tc ingress on the external interface: `pop` says what to do with a packet in VXLAN for a local pod, `hand`
+/// with one without.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -34,7 +35,8 @@ pub fn from_underlay<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Deliver, Reason) -> R,
+    pop: impl FnOnce(Deliver, Reason) -> R,
+    hand: impl FnOnce(Deliver, Reason) -> R,
 ) -> Result<R, Reason> {
     // Everything of the node that is not ours comes by here too: first what tells most of it apart.
     let outer = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
@@ -45,11 +47,11 @@ pub fn from_underlay<R>(
         return Err(Reason::NotIpv4);
     }
     let outer_ip = Ipv4::parse(packet.view(ETHERNET_LEN).ok_or(Reason::Truncated)?);
-    if outer_ip.protocol != PROTOCOL_UDP {
-        return Err(Reason::NotVxlan);
-    }
     let config = tables.config().ok_or(Reason::NoConfig)?;
-    if outer_ip.destination != config.vtep {
+    if config.subnet.contains(outer_ip.destination) {
+        return direct::from_underlay(packet, tables, arrival, &config, &outer, &outer_ip, hand);
+    }
+    if outer_ip.protocol != PROTOCOL_UDP || outer_ip.destination != config.vtep {
         return Err(Reason::NotVxlan);
     }
     if !outer.is_unicast() {
@@ -119,7 +121,7 @@ pub fn from_underlay<R>(
         }
     }
     let packet_len = segment_len(packet, INNER_IP, arrival, &ip)?;
-    Ok(then(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos), packet_len }, Reason::DeliverPod))
+    Ok(pop(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos), packet_len }, Reason::DeliverPod))
 }
 
 /// Whether a packet that [`from_underlay`] leaves to the kernel for `reason` is one that `from_overlay` goes on with,

@@ -7,6 +7,7 @@
 //! [`Reason`] and nothing else; [`decide`] is the same with a [`Verdict`] as the value, for everyone who
 //! wants to look at one.
 
+mod direct;
 pub mod ecn;
 pub mod egress;
 mod encap;
@@ -15,6 +16,7 @@ pub mod forwarding;
 pub mod ingress;
 mod overlay;
 
+pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
 pub use overlay::from_overlay;
@@ -63,10 +65,12 @@ pub enum Verdict {
     Checked(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
+    /// Send it to a peer as it is.
+    Route(Direct, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
-    /// Hand it, which has no outer headers, to a local pod.
-    HandOver(Deliver, Reason),
+    /// Hand it to a local pod as it is.
+    Hand(Deliver, Reason),
 }
 
 /// The hooks a decision is made at.
@@ -82,12 +86,20 @@ pub enum Hook {
     FromOverlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
+    /// tc egress, external interface.
+    ToUnderlay,
 }
 
 impl Hook {
-    /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 5] =
-        [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::FromOverlay, Self::ToPod];
+    /// All hooks.
+    pub const ALL: [Self; 6] = [
+        Self::FromPod,
+        Self::ToOverlay,
+        Self::FromUnderlay,
+        Self::FromOverlay,
+        Self::ToPod,
+        Self::ToUnderlay,
+    ];
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -97,13 +109,14 @@ impl Hook {
             Self::FromUnderlay => map::FROM_UNDERLAY,
             Self::FromOverlay => map::FROM_OVERLAY,
             Self::ToPod => map::TO_POD,
+            Self::ToUnderlay => map::TO_UNDERLAY,
         }
     }
 
     /// Which way the packets travel that it sees, from a pod's point of view.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromPod | Self::ToOverlay => Direction::Egress,
+            Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
             Self::FromUnderlay | Self::FromOverlay | Self::ToPod => Direction::Ingress,
         }
     }
@@ -117,13 +130,15 @@ pub fn decide(
     arrival: &Arrival,
 ) -> Verdict {
     match hook {
-        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
+        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap, Verdict::Route),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
-        Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
+        Hook::FromUnderlay => {
+            ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
+        }
         // What `from_underlay` has not checked is the kernel's, and has been counted.
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
-        Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::HandOver),
-        Hook::ToPod => Ok(Verdict::Pass),
+        Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
+        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -137,6 +152,7 @@ pub fn note(
 ) -> Option<Note> {
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
+        Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
         Hook::FromUnderlay | Hook::FromOverlay => None,
     }
@@ -154,12 +170,12 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
     }
 }
 
-/// How to hand a packet to a pod after its outer headers are popped.
+/// How to hand a packet to a pod, after its outer headers are popped if it has any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deliver {
     /// Where the pod is.
     pub pod: PodV4,
-    /// What routing does to the inner IP header.
+    /// What routing does to the IP header that the pod gets.
     pub forward: Forward,
     /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's
     /// interface must take.

@@ -88,6 +88,11 @@ impl Node {
         }
     }
 
+    /// How this node sees `peer` where no tunnel is between them.
+    pub const fn direct_peer(&self, peer: &Self) -> PeerV4 {
+        PeerV4 { kind: PeerKind::Direct, ..self.peer(peer) }
+    }
+
     /// What its programs know of themselves.
     pub const fn config(&self) -> Config {
         Config {
@@ -127,7 +132,7 @@ pub fn seen_at(hook: Hook) -> Arrival {
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => interface::POD,
         Hook::ToOverlay | Hook::FromOverlay => interface::OVERLAY,
-        Hook::FromUnderlay => interface::UNDERLAY,
+        Hook::FromUnderlay | Hook::ToUnderlay => interface::UNDERLAY,
     };
     // What the kernel's device has popped only matters to a program when another has checked it.
     let mark = if hook == Hook::FromOverlay { CHECKED_MARK } else { 0 };

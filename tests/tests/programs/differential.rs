@@ -129,3 +129,8 @@ fn from_overlay() {
 fn to_pod() {
     compare(Hook::ToPod);
 }
+
+#[test]
+fn to_underlay() {
+    compare(Hook::ToUnderlay);
+}

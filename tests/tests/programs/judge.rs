@@ -9,7 +9,7 @@ use flannel_common::{
     },
     path::{Encap, Hook, Note, Verdict, left},
     reason::Reason,
-    testing::{MemoryTables, handed_over, popped, pushed},
+    testing::{MemoryTables, handed, popped, pushed, routed},
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -39,8 +39,9 @@ pub(crate) fn check(
             (TC_ACT_UNSPEC, Some(*reason), unchanged())
         }
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
+        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
-        Verdict::HandOver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, deliver)),
+        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let reasons = reason.into_iter().chain(note.map(Note::reason));
@@ -104,7 +105,8 @@ pub(crate) fn in_kernel(
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },
-        Verdict::HandOver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+        // No length is changed, so nothing is refused.
+        Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
             Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) => verdict,

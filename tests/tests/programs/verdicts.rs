@@ -84,6 +84,11 @@ fn to_pod() {
 }
 
 #[test]
+fn to_underlay() {
+    run_all(Hook::ToUnderlay);
+}
+
+#[test]
 fn every_reason_of_every_program_is_run() {
     let mut given = BTreeSet::new();
     for hook in Hook::ALL {
@@ -101,8 +106,9 @@ fn every_reason_of_every_program_is_run() {
                     | Verdict::Exempt(reason)
                     | Verdict::Checked(reason)
                     | Verdict::Encap(_, reason)
+                    | Verdict::Route(_, reason)
                     | Verdict::Deliver(_, reason)
-                    | Verdict::HandOver(_, reason),
+                    | Verdict::Hand(_, reason),
                 ) => {
                     found.insert(reason);
                 }
