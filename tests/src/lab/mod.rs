@@ -26,11 +26,12 @@ use anyhow::{Context as _, Result, bail};
 use ipnetwork::Ipv4Network;
 
 pub use agent::{AGENT_BIN, Agent, AgentOptions, FastPath, agent_binary};
+pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member};
 pub use docker::{Container, Docker};
 pub use netns::Netns;
 pub use node::Node;
-pub use pod::Pod;
+pub use pod::{Pod, PodOptions};
 pub use stock::{Peer, Stock};
 pub use store::{Etcd, PREFIX};
 pub use subnet_env::SubnetEnv;
@@ -42,6 +43,7 @@ use crate::{
 
 mod agent;
 mod cgroup;
+mod chain;
 mod cluster;
 mod docker;
 mod firewall;
