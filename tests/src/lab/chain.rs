@@ -10,19 +10,10 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{Netns, Node, agent::agent_binary};
-use crate::{command::run_with, requirements::cni_directory};
+use crate::{command::run_with, manifest, requirements::cni_directory};
 
 /// How long one call of a CNI plugin may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The conflist of kube-flannel's manifest.
-const KUBE_FLANNEL: &str = r#"{
-    "name": "cbr0", "cniVersion": "0.3.1",
-    "plugins": [
-        { "type": "flannel", "delegate": { "hairpinMode": true, "isDefaultGateway": true } },
-        { "type": "portmap", "capabilities": { "portMappings": true } }
-    ]
-}"#;
 
 /// A list of plugins, as a conflist has them.
 #[derive(Clone, Debug)]
@@ -43,7 +34,7 @@ impl Chain {
 
     /// What kube-flannel installs, with the files of `node` in place of the machine's.
     pub fn kube_flannel(node: &Node) -> Result<Self> {
-        let mut conflist: Value = serde_json::from_str(KUBE_FLANNEL)?;
+        let mut conflist: Value = serde_json::from_str(&manifest::config_file("cni-conf.json")?)?;
         let flannel = &mut conflist["plugins"][0];
         flannel["subnetFile"] = json!(node.subnet_file());
         flannel["dataDir"] = json!(Self::data_dir(node));
