@@ -195,16 +195,23 @@ async fn this_node_is_found_by_name_or_address() {
     };
     let dir = tempfile::tempdir().unwrap();
     let nameless = FileStore::open(dir.path().join("absent"), None);
-    let found = nameless.find(&cluster("127.0.0.9", "192.0.2.2")).unwrap();
+    let found = nameless.find(&cluster("127.0.0.9", "198.51.100.2")).unwrap();
     assert_eq!(found.unwrap().name, "a", "by its address");
     let error = nameless.find(&cluster("127.0.0.9", "127.0.0.10")).unwrap_err().to_string();
     assert!(error.contains("a, b") && error.contains("NODE_NAME"), "{error}");
-    assert_eq!(nameless.find(&cluster("192.0.2.1", "192.0.2.2")).unwrap(), None);
+    assert_eq!(nameless.find(&cluster("198.51.100.1", "198.51.100.2")).unwrap(), None);
     let host = fs::read_to_string(HOST_NAME).unwrap().trim().to_owned();
-    let by_host = Cluster::parse(&TWO.replace("name: b", &format!("name: '{host}'"))).unwrap();
+    let by_host = Cluster::parse(
+        &TWO.replace("192.0.2.", "198.51.100.").replace("name: b", &format!("name: '{host}'")),
+    )
+    .unwrap();
     assert_eq!(nameless.find(&by_host).unwrap().unwrap().name, host);
     let named = FileStore::open(dir.path().join("absent"), Some("b".to_owned()));
-    assert_eq!(named.find(&cluster("127.0.0.9", "192.0.2.2")).unwrap().unwrap().name, "b", "the name wins");
+    assert_eq!(
+        named.find(&cluster("127.0.0.9", "198.51.100.2")).unwrap().unwrap().name,
+        "b",
+        "the name wins"
+    );
 }
 
 #[tokio::test]
