@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, env, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use flannel_common::layout::FastPath;
 use ipnetwork::Ipv4Network;
 use tokio::{
@@ -24,6 +24,7 @@ use crate::{
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, Notice, OwnedLease as _, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseTiming},
+        file::FileStore,
         kubernetes::{KubeOptions, KubeStore},
     },
     lock::SubnetFileLock,
@@ -154,6 +155,13 @@ enum End {
 
 impl Agent<'_> {
     async fn run(&mut self, claim: &PinsClaim) -> anyhow::Result<()> {
+        if let Some(path) = self.options.lease_file.clone() {
+            ensure!(
+                !self.options.kube.kube_subnet_mgr,
+                "--lease-file and --kube-subnet-mgr: leases are kept in one place; leave one of them out"
+            );
+            return self.run_from(FileStore::open(path, env::var("NODE_NAME").ok()), claim).await;
+        }
         if self.options.kube.kube_subnet_mgr {
             let options = KubeOptions::read(&self.options.kube, |name| env::var(name).ok())?;
             return self.run_from(KubeStore::connect(&options).await?, claim).await;
@@ -197,8 +205,7 @@ impl Agent<'_> {
         let choice = interface_choice(&options, &config);
         let external = netlink.external_interface(&choice).await?;
         let public_ip = options.public_ip.unwrap_or(external.address);
-        let backend =
-            Backend::adopt(configured, &external, this_node.published.as_ref(), &mut netlink).await?;
+        let backend = Backend::adopt(configured, &external, &this_node, &mut netlink).await?;
         backend.check(&external, public_ip)?;
         warn_without_bridge_filter(&config);
 
@@ -262,6 +269,10 @@ impl Agent<'_> {
             never = self.announce(store, summary, &rules, file, mtu) => match never {},
             end = keep(keeper, published) => match end {
                 LeaseEnd::Lost(lost) => Err(anyhow!(lost)),
+                LeaseEnd::Replaced { old, new } if old == new => {
+                    info!("{} says something else of this node: starting over with it", S::SERVER);
+                    Ok(End::Again)
+                }
                 LeaseEnd::Replaced { old, new } => {
                     warn!(
                         %old, %new,

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use crate::{
     config::{BuiltBackend, PoolV4, VxlanOptions},
     datapath::kernel::KernelDatapath,
-    lease::{LeaseAttrs, wire::VxlanData},
+    lease::{LeaseAttrs, ThisNode, wire::VxlanData},
     mac::Mac,
     netlink::{ExternalInterface, Netlink, NetlinkError, Stray},
     plan::{self, VxlanDevice},
@@ -54,14 +54,15 @@ pub struct BehindNat {
 
 impl Backend {
     /// The configured backend. A VXLAN device that is there already and fits, ours or stock flannel's, keeps its
-    /// MAC, so that peers need not learn a new one; a new device gets the one our lease `published`.
+    /// MAC, so that peers need not learn a new one; a new device gets the one our lease said when it was last written, as does
+    /// any device where other nodes go by that.
     ///
     /// # Errors
     /// When the device cannot be looked up.
     pub async fn adopt(
         configured: BuiltBackend<'_>,
         external: &ExternalInterface,
-        published: Option<&LeaseAttrs>,
+        this_node: &ThisNode,
         netlink: &mut Netlink,
     ) -> Result<Self, NetlinkError> {
         let options = match configured {
@@ -77,18 +78,20 @@ impl Backend {
                 "Backend.MTU is more than the external interface carries: using the MTU of the interface"
             );
         }
-        let before = published.and_then(|attrs| attrs.vxlan().ok()?.vtep_mac).filter(Mac::is_of_one_device);
+        let before = this_node.published.as_ref().and_then(|attrs| attrs.vxlan().ok()?.vtep_mac);
+        let before = before.filter(Mac::is_of_one_device);
         let wanted = vxlan_device(&options, before.unwrap_or_else(Mac::random), external);
         let found = netlink.link(&wanted.name).await?.and_then(|link| link.as_vxlan_device());
+        let settled = before.filter(|_| this_node.settled);
         let mac = match found {
             Some(found) if wanted.is_compatible(&found) => {
                 info!(device = found.name, mac = %found.mac, "adopting the VXLAN device there is");
-                found.mac
+                settled.unwrap_or(found.mac)
             }
             Some(found) => {
                 // By its MAC a node whose address changed finds its lease again, and peers keep what they know.
                 info!(device = found.name, mac = %found.mac, "the VXLAN device there is will be made anew, with its MAC");
-                found.mac
+                settled.unwrap_or(found.mac)
             }
             None => {
                 info!(device = wanted.name, mac = %wanted.mac, "a VXLAN device will be created");

@@ -10,6 +10,7 @@ pub use wire::LeaseAttrs;
 pub mod alloc;
 mod config_report;
 pub mod etcd;
+pub mod file;
 pub mod kubernetes;
 mod store;
 pub mod wire;
