@@ -126,7 +126,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             leases: None,
             exemptions: watch::channel(Exemptions::default()).1,
             surroundings: Surroundings::default(),
-            next_hops: BTreeMap::new(),
+            next_hops: NextHops::new(),
             plan: Plan::default(),
             settled: None,
             pending: Pending::default(),

@@ -241,7 +241,7 @@ fn on_the_kernels_path_pods_keep_their_address() -> Result<()> {
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         a.node.iptables("-t nat -A POSTROUTING -o eth0 -j MASQUERADE")?;
         let (from, to) = (a.pod()?, b.pod()?);
-        let seen = source_seen(&from, &to)?;
+        let seen = source_seen(&from, &to, 8080, to.socket_address(8080))?;
         ensure!(seen == from.address(), "{seen}");
         let counters = counted(a, || every_kind_both_ways(&from, &to))?;
         ensure!(fast(&counters) == [0; 4], "{counters}");
