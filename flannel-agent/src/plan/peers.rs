@@ -9,7 +9,7 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 
-use super::{Backend, Local};
+use super::{Backend, Local, NextHops};
 use crate::{
     gojson::shorten,
     lease::{Lease, LeaseSubnet, Leases},
@@ -113,7 +113,14 @@ pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
 /// Of leases that exclude each other (one MAC at two addresses; one first address) the one that ends last is
 /// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
 /// then the lower.
-pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
+///
+/// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
+/// tunnel, as upstream decides. Which leases are followed does not depend on that.
+pub fn peers(
+    local: &Local,
+    leases: &Leases,
+    next_hops: &NextHops,
+) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
     if local.backend == Backend::Alloc {
         return (BTreeMap::new(), BTreeMap::new());
     }
@@ -153,6 +160,8 @@ pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BT
             }
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
+        let on_link = matches!(next_hops.get(&public_ip), Some(Ok(hop)) if hop.is_on_link(public_ip));
+        let way = if local.direct_routing && on_link { Way::Direct } else { way };
         peers.insert(subnet, Peer { public_ip, way, foremost: addresses.insert(public_ip) });
     }
     (peers, skipped)
