@@ -272,6 +272,7 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> (BpfState, B
     }
     if local.fast_path.finds_pods() {
         bpf.hooks.insert((local.underlay.ifindex, Hook::FromUnderlay));
+        bpf.hooks.extend(overlay.map(|index| (index, Hook::FromOverlay)));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     (bpf, on_kernel)

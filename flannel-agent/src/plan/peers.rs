@@ -23,6 +23,8 @@ pub struct Peer {
     pub public_ip: Ipv4Addr,
     /// How packets get there.
     pub way: Way,
+    /// MAC of its VXLAN device, if its lease names one, whichever way is taken: no two peers have the same.
+    pub mac: Option<Mac>,
     /// Whether this is the lease its public address is known by, should it hold several.
     pub foremost: bool,
 }
@@ -161,8 +163,9 @@ pub fn peers(
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
         let on_link = matches!(next_hops.get(&public_ip), Some(Ok(hop)) if hop.is_on_link(public_ip));
+        let mac = way.vtep_mac();
         let way = if local.direct_routing && on_link { Way::Direct } else { way };
-        peers.insert(subnet, Peer { public_ip, way, foremost: addresses.insert(public_ip) });
+        peers.insert(subnet, Peer { public_ip, way, mac, foremost: addresses.insert(public_ip) });
     }
     (peers, skipped)
 }
