@@ -3,6 +3,7 @@
 mod attach;
 mod claim;
 mod counters;
+mod features;
 pub mod hold;
 mod loader;
 mod maps;
@@ -11,6 +12,7 @@ mod pins;
 pub use attach::AttachError;
 pub use claim::PinsClaim;
 pub use counters::{Traffic, read as read_counters};
+pub use features::{Feature, Features};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};
 pub use maps::{MapFault, Tables};
 pub use pins::{PinError, Pins};

@@ -5,6 +5,7 @@
 
 mod attachment;
 mod differential;
+mod features;
 mod judge;
 mod live;
 mod loaded;
