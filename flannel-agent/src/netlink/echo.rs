@@ -79,12 +79,15 @@ fn told_neighbour(message: &NeighbourMessage, overlay: Option<u32>, new: bool) -
             _ => {}
         }
     }
-    let permanent = u16::from(header.state) & u16::from(NeighbourState::Permanent) != 0;
+    let is = |state: NeighbourState| u16::from(header.state) & u16::from(state) != 0;
+    let permanent = is(NeighbourState::Permanent);
     let own = header.flags.contains(NeighbourFlags::Own);
     match (header.family, new) {
         (AddressFamily::Inet, true) if permanent => {
             Some(Change::PutNeighbour { address: address?, mac: mac? })
         }
+        // One that is deleted fails first (net/core/neighbour.c, `neigh_delete`).
+        (AddressFamily::Inet, true) if is(NeighbourState::Failed) => Some(Change::DeleteNeighbour(address?)),
         (AddressFamily::Inet, false) => Some(Change::DeleteNeighbour(address?)),
         (AddressFamily::Bridge, true) if permanent && own => {
             Some(Change::PutFdb { mac: mac?, public_ip: address? })

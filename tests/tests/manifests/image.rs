@@ -88,11 +88,11 @@ fn the_images_root_runs_the_manifest() -> Result<()> {
         let bpffs = node.bpffs();
         let on_host = |path: &str| match path {
             "/opt/cni/bin" => Some(host_bin.as_path()),
-            "/etc/cni/net.d" => Some(&host_conf),
-            "/etc/kube-flannel/" => Some(&config),
-            "/run/flannel" => Some(&host_run),
-            "/run/xtables.lock" => Some(&lock),
-            "/sys/fs/bpf" => Some(&bpffs),
+            "/etc/cni/net.d" => Some(host_conf.as_path()),
+            "/etc/kube-flannel/" => Some(config.as_path()),
+            "/run/flannel" => Some(host_run.as_path()),
+            "/run/xtables.lock" => Some(lock.as_path()),
+            "/sys/fs/bpf" => Some(bpffs.as_path()),
             _ => None,
         };
 
