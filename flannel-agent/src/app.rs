@@ -1,10 +1,13 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc,
+    time::Duration,
+};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use flannel_common::layout::FastPath;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -17,19 +20,21 @@ use crate::{
     backend::Backend,
     bpf::{PinsClaim, hold},
     cli::RunOptions,
-    config::NetworkConfig,
+    config::{NetworkConfig, Pool},
     conntrack,
     datapath::ebpf::EbpfDatapath,
     exempt,
+    family::Family,
     lease::{
-        LeaseAttrs, Peers, Unwatched,
+        LeaseAttrs, LeaseSubnet, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseKeeper, LeaseTiming, OwnLeaseReport},
+        wire::NodeAddress,
     },
     lock::SubnetFileLock,
     masq::{MasqOptions, RuleOptions, Rules},
     netlink::{InterfaceChoice, Netlink, Stack},
-    node::Node,
-    plan::{Exemptions, Local, Underlay},
+    node::{Node, published, stacks},
+    plan::{Exemptions, Local, LocalStack},
     privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
@@ -152,18 +157,18 @@ impl Agent<'_> {
         let config = self.unless_stopped(doing, &store, store.network_config()).await;
         let Some(config) = config else { return Ok(()) };
         let config = config.context("the network config in etcd")?;
-        let (&pool, configured) = config.over_ipv4().context("the network config in etcd")?;
-        let network = pool.network;
+        let configured = config.built().context("the network config in etcd")?;
 
         let mut netlink = Netlink::open()?;
         let choice = interface_choice(&options, &config);
         let external = netlink.external_interface(&choice).await?;
-        let public_ip = options.public_ip.unwrap_or(external.address);
+        let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
+        let public = published(fixed, &external);
         let backend = Backend::adopt(configured, &external, &mut netlink).await?;
-        backend.check(&external, public_ip)?;
+        backend.check(&external, public)?;
         warn_without_bridge_filter(&config);
 
-        let attrs = backend.attrs(public_ip);
+        let attrs = backend.attrs(public);
         let previous = Previous::read(&options.subnet_file);
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
@@ -172,37 +177,37 @@ impl Agent<'_> {
         let acquired = self.unless_stopped("acquiring a subnet", &store, acquired).await;
         let Some(own) = acquired else { return Ok(()) };
         let own = own.context("no subnet for this node")?;
-        let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
+        let shares = shares(&config, &own.subnet)?;
+        let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
+        let stacks = stacks(&backend, &external, public, networks);
 
-        let (fast_path, loaded) = load(&options, claim, backend.kernel_only());
+        let (fast_path, loaded) = load(&options, claim, kernel_only(&backend, &config));
         let exemptions = exemptions(&options, fast_path).await;
-        let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, fast_path)).await?;
+        let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         if fast_path == FastPath::Flow {
             tokio::spawn(conntrack::tolerate_gaps(options.flow_refresh()));
         }
         let local = Local {
-            network,
-            subnet,
-            public_ip,
-            underlay: Underlay { ifindex: external.index, address: external.address },
-            backend: backend.over(&external),
+            stacks,
+            underlay_ifindex: external.index,
+            backend: backend.planned(),
             fast_path,
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
-        let kernel = backend.kernel_datapath(netlink, &external, pool, subnet);
+        let kernel = backend.kernel_datapath(netlink, &external, shares);
         let datapath = match loaded {
             Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
         };
         let file = SubnetFile {
-            v4: Some((network, subnet)),
-            v6: None,
+            v4: config.network_v4().zip(own.subnet.v4),
+            v6: config.network_v6().zip(own.subnet.v6),
             mtu: backend.pod_mtu(&external),
             ip_masq: options.ip_masq,
         };
         let (follower, externals) = Follower::open(choice, external)?;
-        let (node, locals, published, mtu) = Node::new(backend, options.public_ip, local, attrs, file.mtu);
+        let (node, locals, published, mtu) = Node::new(backend, fixed, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
             true => Peers::Watched(store.watch(own.subnet)),
@@ -257,8 +262,8 @@ impl Agent<'_> {
         write(&file, path).await;
         self.readiness.set();
         self.service.ready();
-        let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
-        info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
+        let subnet = LeaseSubnet { v4: file.v4.map(|(_, own)| own), v6: file.v6.map(|(_, own)| own) };
+        info!(%subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
         loop {
             select! {
                 Ok(()) = mtu.changed() => {}
@@ -322,14 +327,40 @@ fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> InterfaceCh
 /// Bridged packets that netfilter does not see escape Services and policies. Upstream refuses to start
 /// without; where no bridge is used there is nothing to refuse.
 fn warn_without_bridge_filter(config: &NetworkConfig) {
-    const SWITCH: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-    if !config.enable_nftables && !Path::new(SWITCH).exists() {
-        warn!(
-            missing = SWITCH,
-            "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
-             node has Services or policies"
-        );
+    const DIRECTORY: &str = "/proc/sys/net/bridge";
+    if config.enable_nftables {
+        return;
     }
+    let switches = [
+        ("bridge-nf-call-iptables", config.ipv4.is_some()),
+        ("bridge-nf-call-ip6tables", config.ipv6.is_some()),
+    ];
+    for (switch, _) in switches.into_iter().filter(|(_, needed)| *needed) {
+        let missing = Path::new(DIRECTORY).join(switch);
+        if !missing.exists() {
+            warn!(
+                missing = %missing.display(),
+                "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
+                 node has Services or policies"
+            );
+        }
+    }
+}
+
+/// Our subnet of each pool.
+fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Result<Vec<(Pool, IpNetwork)>> {
+    let share = |(family, pool)| {
+        let subnet = own.of(family);
+        let subnet = subnet.with_context(|| format!("our lease {own} has no {family} subnet"))?;
+        Ok((pool, subnet))
+    };
+    config.pools().into_iter().map(share).collect()
+}
+
+/// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
+fn kernel_only(backend: &Backend, config: &NetworkConfig) -> Option<&'static str> {
+    let only_v6 = config.ipv4.is_none().then_some("the programs do not know IPv6 yet");
+    backend.kernel_only().or(only_v6)
 }
 
 /// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
@@ -371,27 +402,34 @@ fn source_ports() -> Range<u16> {
 fn masq(
     options: &RunOptions,
     config: &NetworkConfig,
-    (network, subnet): (Ipv4Network, Ipv4Network),
+    stacks: &BTreeMap<Family, LocalStack>,
     previous: &Previous,
     fast_path: FastPath,
 ) -> MasqOptions {
+    // What the programs do not serve they neither mark nor learn.
+    let served = |family| family == Family::V4 && fast_path != FastPath::Off;
+    let rules = |family, stack: &LocalStack| RuleOptions {
+        network: stack.network,
+        subnet: stack.subnet,
+        ip_masq: options.ip_masq,
+        forward: options.iptables_forward_rules,
+        random_fully: !options.ip_masq_fully_random_disable,
+        exempt_mark: served(family),
+        flow_mark: served(family) && fast_path == FastPath::Flow,
+    };
     MasqOptions {
-        rules: RuleOptions {
-            network: network.into(),
-            subnet: subnet.into(),
-            ip_masq: options.ip_masq,
-            forward: options.iptables_forward_rules,
-            random_fully: !options.ip_masq_fully_random_disable,
-            exempt_mark: fast_path != FastPath::Off,
-            flow_mark: fast_path == FastPath::Flow,
-        },
+        rules: stacks.iter().map(|(family, stack)| rules(*family, stack)).collect(),
         nftables: config.enable_nftables,
         earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
             .into_iter()
             .flatten()
             .collect(),
         resync: Duration::from_secs(options.iptables_resync.into()),
-        blackhole: options.ip_blackhole_route.then_some(subnet),
+        blackholes: stacks
+            .values()
+            .map(|stack| stack.subnet)
+            .filter(|_| options.ip_blackhole_route)
+            .collect(),
     }
 }
 
