@@ -80,13 +80,14 @@ pub enum Unusable {
 
 impl Backend {
     /// The configured backend. A VXLAN device that is there already, ours or stock flannel's, keeps its
-    /// MAC, so that peers need not learn a new one.
+    /// MAC, so that peers need not learn a new one; a new device gets the one our lease `published`.
     ///
     /// # Errors
     /// When the device cannot be looked up.
     pub async fn adopt(
         configured: BuiltBackend<'_>,
         external: &ExternalInterface,
+        published: Option<&LeaseAttrs>,
         netlink: &mut Netlink,
     ) -> Result<Self, NetlinkError> {
         let options = match configured {
@@ -104,7 +105,9 @@ impl Backend {
         }
         let mut macs = BTreeMap::new();
         for (family, local) in external.addresses() {
-            let wanted = vxlan_device(&options, family, local, Mac::random(), external);
+            let before = published.and_then(|attrs| attrs.vxlan(family).ok()?.vtep_mac);
+            let mac = before.filter(Mac::is_of_one_device).unwrap_or_else(Mac::random);
+            let wanted = vxlan_device(&options, family, local, mac, external);
             macs.insert(family, adopted_mac(&wanted, netlink).await?);
         }
         Ok(Self::Vxlan { options, macs })

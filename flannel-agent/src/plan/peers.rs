@@ -236,7 +236,7 @@ fn candidate(
         return Ok((subnet, Candidate { public_ip, way: Way::Direct }));
     }
     let data = attrs.vxlan(family).map_err(|error| Skip::Unreadable(error.to_string()))?;
-    let mac = data.vtep_mac.filter(|mac| mac.0 != [0; 6] && mac.0[0] & 1 == 0);
+    let mac = data.vtep_mac.filter(Mac::is_of_one_device);
     let mac = mac.ok_or(Skip::NoMac(family, data.vtep_mac))?;
     Ok((subnet, Candidate { public_ip, way: Way::Vxlan(mac) }))
 }
