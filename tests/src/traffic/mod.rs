@@ -61,6 +61,14 @@ impl Endpoint {
         self.address
     }
 
+    /// Its address where that is of IPv4; else 0.0.0.0.
+    pub fn address_v4(&self) -> Ipv4Addr {
+        match self.address {
+            IpAddr::V4(v4) => v4,
+            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+        }
+    }
+
     /// `port` there.
     pub fn socket_address(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.address, port)
