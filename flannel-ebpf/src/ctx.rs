@@ -74,6 +74,13 @@ impl Skb {
         skb
     }
 
+    /// The mark of the packet of `ctx`.
+    #[inline(always)]
+    pub(crate) fn mark_of(ctx: &TcContext) -> u32 {
+        // SAFETY: a field of the live context.
+        unsafe { (*ctx.skb.skb).mark }
+    }
+
     /// What the kernel knows of the packet beside its bytes.
     #[inline(always)]
     pub(crate) fn arrival(&self) -> Arrival {
@@ -145,9 +152,20 @@ impl Skb {
     /// Whether the packet without its outer headers fits interface `ifindex`, and that exists.
     #[inline(always)]
     pub(crate) fn fits_after_pop(&self, ifindex: u32) -> Result<(), Reason> {
+        self.fits_with(ifindex, -(ENCAP_LEN as i32))
+    }
+
+    /// Whether the packet as it is fits interface `ifindex`, and that exists.
+    #[inline(always)]
+    pub(crate) fn fits(&self, ifindex: u32) -> Result<(), Reason> {
+        self.fits_with(ifindex, 0)
+    }
+
+    #[inline(always)]
+    fn fits_with(&self, ifindex: u32, difference: i32) -> Result<(), Reason> {
         let mut mtu = 0;
         // SAFETY: `skb` is the live context, `mtu` outlives the call.
-        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, -(ENCAP_LEN as i32), 0) };
+        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, difference, 0) };
         match result {
             0 => Ok(()),
             1.. => Err(Reason::TooBig),

@@ -7,12 +7,14 @@
 //! [`Reason`] and nothing else; [`decide`] is the same with a [`Verdict`] as the value, for everyone who
 //! wants to look at one.
 
+mod direct;
 pub mod ecn;
 pub mod egress;
 mod encap;
 pub mod flow;
 pub mod ingress;
 
+pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
 
@@ -54,8 +56,12 @@ pub enum Verdict {
     Exempt(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
+    /// Send it to a peer as it is.
+    Route(Direct, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
+    /// Hand it to a local pod as it is.
+    Hand(Deliver, Reason),
 }
 
 /// The hooks a decision is made at.
@@ -69,11 +75,14 @@ pub enum Hook {
     FromUnderlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
+    /// tc egress, external interface.
+    ToUnderlay,
 }
 
 impl Hook {
-    /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod];
+    /// All hooks.
+    pub const ALL: [Self; 5] =
+        [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod, Self::ToUnderlay];
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -82,13 +91,14 @@ impl Hook {
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
             Self::ToPod => map::TO_POD,
+            Self::ToUnderlay => map::TO_UNDERLAY,
         }
     }
 
     /// Which way the packets travel that it sees, from a pod's point of view.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromPod | Self::ToOverlay => Direction::Egress,
+            Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
             Self::FromUnderlay | Self::ToPod => Direction::Ingress,
         }
     }
@@ -102,10 +112,12 @@ pub fn decide(
     arrival: &Arrival,
 ) -> Verdict {
     match hook {
-        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
+        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap, Verdict::Route),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
-        Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
-        Hook::ToPod => Ok(Verdict::Pass),
+        Hook::FromUnderlay => {
+            ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
+        }
+        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -119,6 +131,7 @@ pub fn note(
 ) -> Option<Note> {
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
+        Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod | Hook::FromUnderlay => None,
     }
 }
@@ -134,12 +147,12 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
     }
 }
 
-/// How to hand a packet to a pod after its outer headers are popped.
+/// How to hand a packet to a pod, after its outer headers are popped if it has any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deliver {
     /// Where the pod is.
     pub pod: PodV4,
-    /// What routing does to the inner IP header.
+    /// What routing does to the IP header that the pod gets.
     pub forward: Forward,
 }
 

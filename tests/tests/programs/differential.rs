@@ -123,3 +123,8 @@ fn from_underlay() {
 fn to_pod() {
     compare(Hook::ToPod);
 }
+
+#[test]
+fn to_underlay() {
+    compare(Hook::ToUnderlay);
+}

@@ -9,7 +9,7 @@ use flannel_common::{
     },
     path::{Encap, Hook, Note, Verdict, left},
     reason::Reason,
-    testing::{MemoryTables, popped, pushed},
+    testing::{MemoryTables, handed, popped, pushed, routed},
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -37,7 +37,9 @@ pub(crate) fn check(
         Verdict::Pass => (TC_ACT_UNSPEC, None, unchanged()),
         Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
+        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
+        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let reasons = reason.into_iter().chain(note.map(Note::reason));
@@ -96,6 +98,14 @@ pub(crate) fn in_kernel(
                 Verdict::Kernel(Reason::TooBig)
             }
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
+            Some(_) => verdict,
+        },
+        // No length is changed, so nothing is refused; of an aggregate the size is not looked at.
+        Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            None => Verdict::Kernel(Reason::PodGone),
+            Some(mtu) if gso_size == 0 && frame.len() > ETHERNET_LEN + mtu as usize => {
+                Verdict::Kernel(Reason::TooBig)
+            }
             Some(_) => verdict,
         },
         Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
