@@ -9,6 +9,7 @@ use crate::family::Family;
 
 pub(crate) mod address;
 mod connection;
+mod echo;
 mod error;
 mod interface;
 pub(crate) mod link;
@@ -20,6 +21,7 @@ pub(crate) mod route;
 
 pub use address::Address;
 pub use connection::Netlink;
+pub use echo::Echoes;
 pub use error::{KernelError, NetlinkError};
 pub use interface::{
     Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,

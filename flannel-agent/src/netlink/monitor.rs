@@ -12,7 +12,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::errno::Errno;
 
 use super::{
-    NetlinkError,
+    Echoes, NetlinkError,
     connection::{frames, open},
     error::errno,
 };
@@ -93,13 +93,13 @@ impl Monitor {
                 changed |= lost(&mut self.socket, errno(&error))?;
                 return Ok(changed);
             }
-            changed |= classify(&self.datagram, overlays);
+            changed |= classify(&self.datagram, overlays, None);
         }
         loop {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlays),
+                Ok(_) => changed |= classify(&self.datagram, overlays, None),
                 Err(error) if errno(&error) == Errno::EAGAIN => return Ok(changed),
                 Err(error) => {
                     changed |= lost(&mut self.socket, errno(&error))?;
@@ -107,6 +107,24 @@ impl Monitor {
                 }
             }
         }
+    }
+}
+
+impl Monitor {
+    /// All that has been noticed by now but the `echoes` of what we have done, without waiting.
+    pub fn heard_but(&mut self, overlays: &BTreeSet<u32>, echoes: &Echoes<'_>) -> Changed {
+        let mut changed = Changed::default();
+        while let Some(socket) = &self.socket {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            match socket.socket_ref().recv(&mut self.datagram, 0) {
+                Ok(_) => changed |= classify(&self.datagram, overlays, Some(echoes)),
+                Err(error) if errno(&error) == Errno::EAGAIN => break,
+                // A socket that is lost is opened anew by whoever waits next, and reports that notices were missed.
+                Err(error) => changed |= lost(&mut self.socket, errno(&error)).unwrap_or_default(),
+            }
+        }
+        changed
     }
 }
 
@@ -119,14 +137,16 @@ fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, Netli
     Err(NetlinkError::Socket(errno))
 }
 
-fn classify(datagram: &[u8], overlays: &BTreeSet<u32>) -> Changed {
+fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, echoes: Option<&Echoes<'_>>) -> Changed {
     let mut changed = Changed::default();
     for frame in frames(datagram) {
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[frame]) else {
             // Something changed, in words we do not know.
             return Changed::EVERYTHING;
         };
-        if let NetlinkPayload::InnerMessage(notice) = message.payload {
+        if let NetlinkPayload::InnerMessage(notice) = message.payload
+            && !echoes.is_some_and(|echoes| echoes.hold(&notice, overlays))
+        {
             changed |= kind(&notice, overlays);
         }
     }

@@ -52,13 +52,15 @@ impl Netlink {
         let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
         Ok(permanent(table, ifindex)
             .filter(|(_, mac, flags)| flags.contains(NeighbourFlags::Own) && *mac != Mac([0; 6]))
-            .filter_map(|(destination, mac, _)| Some(FdbEntry { mac, public_ip: remote(&destination?)? }))
+            .filter_map(|(destination, mac, _)| {
+                Some(FdbEntry { mac, public_ip: self::destination(&destination?)? })
+            })
             .collect())
     }
 }
 
-/// Where a forwarding entry leads.
-fn remote(destination: &NeighbourAddress) -> Option<IpAddr> {
+/// The address that an entry is about, or leads to.
+pub(super) fn destination(destination: &NeighbourAddress) -> Option<IpAddr> {
     match destination {
         NeighbourAddress::Inet(address) => Some((*address).into()),
         NeighbourAddress::Inet6(address) => Some((*address).into()),

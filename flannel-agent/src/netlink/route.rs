@@ -38,13 +38,14 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// Whether it is as flannel makes its routes: protocol boot, and no metric given.
-    fn is_plain(&self) -> bool {
+    /// Whether it has what all routes of flannel have: protocol boot, no metric given, and `onlink` over a VXLAN device
+    /// only.
+    pub(super) fn is_as_ours(&self, over_device: bool) -> bool {
         let unasked = match Family::of_network(self.destination) {
             Family::V4 => 0,
             Family::V6 => IPV6_METRIC,
         };
-        self.boot && self.metric == unasked
+        self.boot && self.metric == unasked && self.onlink == over_device
     }
 }
 
@@ -59,7 +60,7 @@ impl Netlink {
         let routes = self.main_routes(family, Some(ifindex)).await?;
         Ok(routes
             .into_iter()
-            .filter(|route| route.onlink && route.is_plain())
+            .filter(|route| route.is_as_ours(true))
             .filter_map(|route| Some((route.destination, route.gateway?)))
             .collect())
     }
@@ -82,7 +83,7 @@ impl Netlink {
         };
         Ok(routes
             .iter()
-            .filter(|route| !route.onlink && route.is_plain())
+            .filter(|route| route.is_as_ours(false))
             .filter_map(|route| Some((route, route.gateway?)))
             .filter(|(route, via)| is_ours(route, via))
             .map(|(route, via)| (route.destination, DirectRoute { ifindex: route.ifindex, via }))
@@ -246,7 +247,7 @@ fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
     Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
 }
 
-fn read(message: &RouteMessage) -> Option<Route> {
+pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let mut destination = None;
     let mut ifindex = None;

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use crate::{
     family::Family,
     lease::LeaseSubnet,
-    plan::{Change, Peer, Skip},
+    plan::{Change, Patch, Peer, Plan, Skip},
 };
 
 /// So many lines of one kind are written per pass; of more, only their number.
@@ -115,6 +115,37 @@ impl Journal {
             );
         }
         self.peers.clone_from(now);
+    }
+
+    /// What became of one lease.
+    pub(super) fn patched(&mut self, patch: &Patch) {
+        let Plan { peers, skipped, .. } = patch.after();
+        let mut lines = Lines::default();
+        for (subnet, peer) in peers {
+            match self.peers.insert(*subnet, *peer) {
+                None => lines.joined(subnet, peer),
+                Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
+                    lines.moved(subnet, &before, peer);
+                }
+                Some(_) => {}
+            }
+        }
+        for (subnet, peer) in patch.before().peers.iter().filter(|(subnet, _)| !peers.contains_key(*subnet)) {
+            self.peers.remove(subnet);
+            lines.left(subnet, peer);
+        }
+        for (key @ (subnet, family), skip) in skipped {
+            if self.skipped.insert(*key, skip.clone()).as_ref() == Some(skip) {
+                continue;
+            }
+            match skip.is_fault() {
+                true => warn!(%subnet, %family, reason = %skip, "lease is not followed"),
+                false => info!(%subnet, %family, reason = %skip, "lease is not followed"),
+            }
+        }
+        for key in patch.before().skipped.keys().filter(|key| !skipped.contains_key(*key)) {
+            self.skipped.remove(key);
+        }
     }
 
     /// The leases that are not followed now.
