@@ -124,6 +124,9 @@ reasons! {
     RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
     HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
     NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
+    DeliverOverlay = 43, Fast, "deliver_overlay", "an aggregate that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
+    PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it free of the tunnel's marks, which only the kernel's device removes";
+    ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -8,10 +8,10 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Counter, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     map::{
-        CONFIG, COUNTERS, FLOWS_V4, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4,
-        ROUTES_V4, SNAT_EXEMPT_V4, VTEPS,
+        CONFIG, COUNTERS, FLOWS_V4, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS,
+        PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS,
     },
     path::Hook,
     reason,
@@ -226,6 +226,7 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
         PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>(), MAX_PODS),
         SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>(), MAX_EXEMPT),
         FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>(), MAX_FLOWS),
+        FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>(), MAX_PODS),
         CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
         HOLD => (MapType::Array, 4, size_of::<Hold>(), 1),
         COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),

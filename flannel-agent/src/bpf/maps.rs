@@ -8,8 +8,8 @@ use aya::maps::{
 };
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
-    layout::{Config, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, FLOWS_V4, HOLD, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    layout::{Config, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, FLOWS_V4, FORWARDERS, HOLD, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
 };
 
 use nix::errno::Errno;
@@ -50,6 +50,8 @@ pub struct Tables {
     pub exempt: Prefixes<Exempt, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV4, Permit, 16, 24>,
+    /// The pods that forward for others, by the index of their veth. The programs write it.
+    pub forwarders: Table<u32, Forwarder, 4, 8>,
     /// This node's settings.
     pub config: Setting<Config, 56>,
     /// Until when the programs act.
@@ -67,6 +69,7 @@ impl Tables {
             vteps: Table::open(pins, VTEPS, Map::HashMap)?,
             pods: Table::open(pins, PODS_V4, Map::HashMap)?,
             flows: Table::open(pins, FLOWS_V4, Map::LruHashMap)?,
+            forwarders: Table::open(pins, FORWARDERS, Map::LruHashMap)?,
             exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
             config: Setting::open(pins, CONFIG)?,
             hold: Setting::open(pins, HOLD)?,

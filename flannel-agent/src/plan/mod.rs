@@ -244,6 +244,7 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> BpfState {
     }
     if local.fast_path.finds_pods() {
         bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
+        bpf.hooks.extend(inputs.overlays.get(&Family::V4).map(|index| (*index, Hook::FromOverlay)));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     bpf
