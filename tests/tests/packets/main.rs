@@ -2,14 +2,20 @@
 //! is what arrives on the kernel's path, and the counters say which way it came.
 
 use anyhow::Result;
-use flannel_common::reason::{Direction, Reason};
+use flannel_common::{
+    map::PIN_DIRECTORY,
+    reason::{Direction, Reason},
+};
 use flannel_tests::{
     counters::Counters,
-    lab::{AgentOptions, Cluster, FastPath, Lab},
+    lab::{AgentOptions, Cluster, FastPath, Lab, Member},
 };
 
 mod aggregates;
+mod chaos;
+mod errors;
 mod forged;
+mod offloads;
 
 /// The fast paths on which pods' packets skip the stack.
 const FAST: [FastPath; 2] = [FastPath::Flow, FastPath::All];
@@ -31,12 +37,21 @@ fn ready(cluster: &Cluster, fast_path: FastPath) -> Result<()> {
     cluster.await_fast_path(1, 0, fast_path)
 }
 
+/// What the programs of `member` have counted: nothing where there are none.
+fn counters(member: &Member) -> Result<Counters> {
+    if member.agent.bpffs().join(PIN_DIRECTORY).try_exists()? {
+        member.counters()
+    } else {
+        Ok(Counters::default())
+    }
+}
+
 /// What both nodes count while `work` is done.
 fn counted(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    let before = [a.counters()?, b.counters()?];
+    let before = [counters(a)?, counters(b)?];
     work()?;
-    Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+    Ok([counters(a)?.since(&before[0]), counters(b)?.since(&before[1])])
 }
 
 /// Packets from other nodes counted for `reason`.
