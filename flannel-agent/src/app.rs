@@ -235,6 +235,7 @@ impl Agent<'_> {
             stacks,
             underlay_ifindex: external.index,
             backend: backend.planned(),
+            direct_routing: backend.direct_routing(),
             fast_path,
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),

@@ -189,6 +189,11 @@ impl Backend {
         }
     }
 
+    /// Whether peers on our link are reached without the tunnel there is.
+    pub fn direct_routing(&self) -> bool {
+        matches!(self, Self::Vxlan { options: VxlanOptions { direct_routing: true, .. }, .. })
+    }
+
     /// Whether anything is done about peers.
     pub fn follows_peers(&self) -> bool {
         *self != Self::Alloc
@@ -204,9 +209,7 @@ impl Backend {
                 Some("Backend.Learning: the kernel must see every packet to learn from it")
             }
             Self::Vxlan { .. } => None,
-            Self::HostGw => {
-                Some("the programs have no way without a tunnel yet: host-gw routes in the kernel")
-            }
+            Self::HostGw => None,
             Self::Alloc => Some("the alloc backend moves no packets"),
         }
     }
@@ -220,14 +223,20 @@ impl Backend {
     ) -> KernelDatapath {
         let pools = pools.into_iter();
         let datapath = KernelDatapath::new(netlink);
+        let stray = |pool, own| Stray { ifindex: external.index, pool, own };
         match self {
-            Self::Vxlan { options, .. } => pools.fold(datapath, |datapath, (pool, _)| {
+            Self::Vxlan { options, .. } => pools.fold(datapath, |datapath, (pool, own)| {
                 let network = pool.network();
-                datapath.with_device(device_name(options, Family::of_network(network)), network)
+                let datapath =
+                    datapath.with_device(device_name(options, Family::of_network(network)), network);
+                match network.is_ipv4() && options.direct_routing {
+                    true => datapath.with_direct_routes(stray(pool, own)),
+                    false => datapath,
+                }
             }),
-            Self::HostGw => pools.fold(datapath, |datapath, (pool, own)| {
-                datapath.with_direct_routes(Stray { ifindex: external.index, pool, own })
-            }),
+            Self::HostGw => {
+                pools.fold(datapath, |datapath, (pool, own)| datapath.with_direct_routes(stray(pool, own)))
+            }
             Self::Alloc => datapath,
         }
     }
@@ -422,6 +431,6 @@ mod tests {
         assert!(
             why(VxlanOptions { learning: true, ..VxlanOptions::default() }).unwrap().contains("Learning")
         );
-        assert!(Backend::HostGw.kernel_only().is_some() && Backend::Alloc.kernel_only().is_some());
+        assert!(Backend::HostGw.kernel_only().is_none() && Backend::Alloc.kernel_only().is_some());
     }
 }

@@ -137,6 +137,7 @@ mod tests {
             stacks: stacks(&backend, start, public, networks),
             underlay_ifindex: start.index,
             backend: backend.planned(),
+            direct_routing: backend.direct_routing(),
             fast_path: FastPath::Off,
             flow_refresh: std::time::Duration::from_secs(30),
             source_ports: 32768..60999,

@@ -9,7 +9,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::{Backend, Local, LocalStack};
+use super::{Backend, Local, LocalStack, NextHop, NextHops, NoHop};
 use crate::{
     family::{Family, overlap},
     gojson::shorten,
@@ -26,8 +26,20 @@ pub struct Peer {
     pub public_ip: IpAddr,
     /// How packets get there.
     pub way: Way,
+    /// MAC of its VXLAN device, if its lease names one, whichever way is taken: no two peers have the same.
+    pub mac: Option<Mac>,
     /// Whether this is the lease its public address is known by, should it hold several.
     pub foremost: bool,
+}
+
+impl Peer {
+    /// How the underlay reaches it, if that is known, which it is of IPv4 alone.
+    pub(super) fn next_hop<'a>(&self, next_hops: &'a NextHops) -> Option<&'a Result<NextHop, NoHop>> {
+        match self.public_ip {
+            IpAddr::V4(v4) => next_hops.get(&v4),
+            IpAddr::V6(_) => None,
+        }
+    }
 }
 
 /// How packets reach a peer.
@@ -141,11 +153,22 @@ type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 /// Of leases that exclude each other (one MAC at two addresses; one first address) the one that ends last is
 /// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
 /// then the lower. Each family is judged for itself.
-pub fn peers(local: &Local, leases: &Leases) -> Peers {
+///
+/// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
+/// tunnel, as upstream decides. Which leases are followed does not depend on that. Next hops are known of IPv4 alone:
+/// IPv6 keeps the tunnel.
+pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
     let (mut peers, mut skipped) = Peers::default();
     if local.backend != Backend::Alloc {
         for (family, stack) in &local.stacks {
             follow(*family, stack, local.backend, leases, &mut peers, &mut skipped);
+        }
+        if local.direct_routing {
+            for peer in peers.values_mut() {
+                let on_link =
+                    matches!(peer.next_hop(next_hops), Some(Ok(hop)) if hop.is_on_link(peer.public_ip));
+                peer.way = if on_link { Way::Direct } else { peer.way };
+            }
         }
     }
     (peers, skipped)
@@ -194,7 +217,7 @@ fn follow(
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
         let foremost = addresses.insert(public_ip);
-        peers.insert(subnet, Peer { lease: key.0, public_ip, way, foremost });
+        peers.insert(subnet, Peer { lease: key.0, public_ip, way, mac: way.vtep_mac(), foremost });
     }
 }
 

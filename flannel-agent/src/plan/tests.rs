@@ -50,6 +50,7 @@ fn local(fast_path: FastPath) -> Local {
         stacks: BTreeMap::from([(Family::V4, stack())]),
         underlay_ifindex: 2,
         backend: Backend::Vxlan,
+        direct_routing: false,
         fast_path,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
@@ -135,6 +136,16 @@ fn hop(n: u8) -> NextHop {
     NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n), mtu: 1500 }
 }
 
+/// How peer n is reached: on the link, behind a gateway, over another interface, or only by the kernel.
+fn hops_of(n: u8) -> Result<NextHop, NoHop> {
+    match n {
+        1..=4 => Ok(hop(n)),
+        5 | 6 => Ok(hop(254)),
+        7 => Ok(NextHop { ifindex: 3, ..hop(n) }),
+        _ => Err(NoHop::Multipath),
+    }
+}
+
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
@@ -147,11 +158,15 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
 }
 
 fn planned_for(local: &Local, leases: &Leases) -> Plan {
-    let next_hops = BTreeMap::from([(ip4("192.0.2.2"), hop(2)), (ip4("198.51.100.3"), hop(254))]);
+    let next_hops = BTreeMap::from([(ip4("192.0.2.2"), Ok(hop(2))), (ip4("198.51.100.3"), Ok(hop(254)))]);
+    plan_by(local, leases, &next_hops)
+}
+
+fn plan_by(local: &Local, leases: &Leases, next_hops: &NextHops) -> Plan {
     plan(&Inputs {
         local,
         leases,
-        next_hops: &next_hops,
+        next_hops,
         pods: &pods([11, 12]),
         overlays: &BTreeMap::from([(Family::V4, 5)]),
         exemptions: &Exemptions::default(),
@@ -544,6 +559,7 @@ prop_compose! {
     fn any_plan()(
         leases in any_leases(),
         fast_path in any_fast_path(),
+        direct_routing: bool,
         backend in prop_oneof![3 => Just(Backend::Vxlan), 2 => Just(Backend::HostGw), 1 => Just(Backend::Alloc)],
         hops in prop::collection::btree_set(1..9u8, 0..9),
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
@@ -552,9 +568,12 @@ prop_compose! {
         prefixes in prop::collection::btree_set(any_subnet(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
-        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
+        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect();
         plan(&Inputs {
-            local: &local_with(backend, fast_path, &families),
+            local: &Local {
+                direct_routing: direct_routing && backend == Backend::Vxlan,
+                ..local_with(backend, fast_path, &families)
+            },
             leases: &leases,
             next_hops: &next_hops,
             pods: &pods(pod_links),
@@ -680,17 +699,16 @@ proptest! {
             prop_assert!(!overlap(*subnet, ours(subnet)));
         }
         if state.bpf.config.is_some() {
-            let of_v4: BTreeSet<_> = plan
-                .peers
-                .values()
-                .filter_map(|peer| match peer.public_ip {
-                    IpAddr::V4(v4) => Some(v4.octets()),
-                    IpAddr::V6(_) => None,
-                })
-                .collect();
-            let v4 = plan.peers.keys().filter(|subnet| subnet.is_ipv4()).count();
-            prop_assert_eq!(state.bpf.peers.len(), v4);
-            prop_assert_eq!(state.bpf.vteps.keys().copied().collect::<BTreeSet<_>>(), of_v4);
+            let of_v4: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv4()).collect();
+            prop_assert_eq!(state.bpf.peers.len(), of_v4.len());
+            let kinds = |kind| state.bpf.peers.values().filter(|peer| peer.kind == kind).count();
+            prop_assert_eq!(kinds(PeerKind::Kernel), plan.on_kernel.len());
+            prop_assert!(kinds(PeerKind::Direct) <= state.direct_routes.len());
+            prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
+            let tunnelled = of_v4.values().filter(|_| state.devices.contains_key(&Family::V4));
+            let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
+            let vteps: BTreeSet<IpAddr> = state.bpf.vteps.keys().map(|vtep| Ipv4Addr::from(*vtep).into()).collect();
+            prop_assert_eq!(vteps, addresses);
         }
     }
 }

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::{
     family::Family,
     netlink::{Changed, Echoes, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Change, Local, NextHop, Pods},
+    plan::{Change, Local, NextHops, NoHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -49,12 +49,12 @@ pub trait Host: Send {
     /// Looks around, as the node that `local` says it is.
     fn survey(&mut self, local: &Local) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
 
-    /// How the underlay reaches `addresses` from ours; those it has no usable route to are left out.
+    /// How the underlay reaches `addresses` from ours, if anything depends on it.
     fn next_hops(
         &mut self,
         local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
-    ) -> impl Future<Output = Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError>> + Send;
+    ) -> impl Future<Output = Result<NextHops, NetlinkError>> + Send;
 }
 
 /// The node as netlink shows it.
@@ -129,7 +129,7 @@ impl Host for KernelHost {
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        let adrift = match v4.filter(|_| local.fast_path != FastPath::Off) {
+        let adrift = match v4.filter(|_| needs_next_hops(local)) {
             Some(stack) => {
                 let addresses = self.netlink.addresses(Family::V4, Some(external)).await?;
                 !addresses.iter().any(|held| held.network.ip() == stack.address)
@@ -143,14 +143,23 @@ impl Host for KernelHost {
         &mut self,
         local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+    ) -> Result<NextHops, NetlinkError> {
         let ours = local.stack(Family::V4).map(|stack| stack.address);
-        let (Some(IpAddr::V4(ours)), true) = (ours, local.fast_path != FastPath::Off) else {
-            return Ok(BTreeMap::new());
+        let (Some(IpAddr::V4(ours)), true) = (ours, needs_next_hops(local)) else {
+            return Ok(NextHops::new());
         };
         let mut hops = self.netlink.next_hops(ours, addresses).await?;
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
-        hops.retain(|_, hop| !self.overlays.contains(&hop.ifindex));
+        for hop in hops.values_mut() {
+            if hop.is_ok_and(|hop| self.overlays.contains(&hop.ifindex)) {
+                *hop = Err(NoHop::Tunnel);
+            }
+        }
         Ok(hops)
     }
+}
+
+/// Whether anything is decided by how the underlay reaches peers.
+fn needs_next_hops(local: &Local) -> bool {
+    local.fast_path != FastPath::Off || local.direct_routing
 }

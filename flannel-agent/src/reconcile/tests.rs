@@ -1,6 +1,7 @@
 //! The loop over doubles, on a clock that jumps.
 
 use std::{
+    collections::BTreeMap,
     future::pending,
     net::IpAddr,
     sync::Arc,
@@ -21,7 +22,7 @@ use crate::{
     family::Family,
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, BpfState, Hook, LocalStack, Pods, Slot, VxlanDevice},
+    plan::{Backend, BpfState, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
 };
 
 mod direct;
@@ -83,9 +84,14 @@ impl Host for Node {
         &mut self,
         _: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+    ) -> Result<NextHops, NetlinkError> {
         let world = self.0.0.lock().await;
-        Ok(world.next_hops.iter().filter(|(to, _)| addresses.contains(to)).map(|(a, b)| (*a, *b)).collect())
+        Ok(world
+            .next_hops
+            .iter()
+            .filter(|(to, _)| addresses.contains(to))
+            .map(|(to, hop)| (*to, Ok(*hop)))
+            .collect())
     }
 }
 
@@ -174,6 +180,7 @@ fn local() -> Local {
         stacks: BTreeMap::from([(Family::V4, stack())]),
         underlay_ifindex: 2,
         backend: Backend::Vxlan,
+        direct_routing: false,
         fast_path: FastPath::All,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
@@ -236,10 +243,11 @@ fn desired_as(
     next_hops: &BTreeMap<Ipv4Addr, NextHop>,
 ) -> State {
     let leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
+    let next_hops: NextHops = next_hops.iter().map(|(to, hop)| (*to, Ok(*hop))).collect();
     let inputs = Inputs {
         local,
         leases: &leases,
-        next_hops,
+        next_hops: &next_hops,
         pods: &Pods::default(),
         overlays: &BTreeMap::from([(Family::V4, OVERLAY)]),
         exemptions: &Exemptions::default(),

@@ -130,6 +130,7 @@ pub(crate) fn local() -> Local {
         stacks: BTreeMap::from([(Family::V4, stack())]),
         underlay_ifindex: ETH0,
         backend: Backend::Vxlan,
+        direct_routing: false,
         fast_path: FastPath::Off,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
