@@ -172,7 +172,7 @@ fn what_leaves_without_a_tunnel_is_learned_where_it_leaves() {
         let hooks = planned_for(&local, &Leases::new()).state.bpf.hooks;
         (hooks.contains(&(2, Hook::ToUnderlay)), hooks.contains(&(2, Hook::FromUnderlay)))
     };
-    let host_gw = |fast_path| Local { backend: Backend::HostGw, ..local(fast_path) };
+    let host_gw = |fast_path| local_by(Backend::HostGw, fast_path);
     assert_eq!(hooks(host_gw(FastPath::Flow)), (true, true));
     assert_eq!(hooks(direct_routing(FastPath::Flow)), (true, true));
     assert_eq!(hooks(local(FastPath::Flow)), (false, true));
