@@ -3,6 +3,8 @@ use std::{fs, time::Duration};
 use proptest::prelude::*;
 use tokio::time::timeout;
 
+use crate::family::Family;
+
 use super::{
     cluster::{mac_of_v4, mac_of_v6},
     *,
@@ -144,7 +146,7 @@ async fn peers_follow_the_file_and_garbage_changes_nothing() {
     let path = dir.path().join("nodes.yaml");
     let this = soon(store.this_node()).await.unwrap();
     assert_eq!(this.public_ip.unwrap().to_string(), "192.0.2.1");
-    assert!(this.settled && this.published.unwrap().vxlan().unwrap().vtep_mac.is_some());
+    assert!(this.settled && this.published.unwrap().vxlan(Family::V4).unwrap().vtep_mac.is_some());
     let config = soon(store.network_config()).await.unwrap();
     let attrs = LeaseAttrs::plain_v4("192.0.2.1".parse().unwrap(), "vxlan");
     let own = soon(store.acquire(&config, &attrs, None)).await.unwrap();
