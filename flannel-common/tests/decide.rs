@@ -9,7 +9,7 @@ use flannel_common::{
     layout::{FastPath, PeerV4, SubnetV4},
     map::FLOW_MARK,
     packet::Arrival,
-    path::{Hook, Note, Verdict, decide, note},
+    path::{Hook, Note, Verdict, decide, note, note_v6, v6::egress::is_handed_over},
     reason::Reason,
     testing::{
         Frame, HERE, MemoryTables, THERE, fixtures,
@@ -26,7 +26,10 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         Verdict::Kernel(reason)
         | Verdict::Exempt(reason)
         | Verdict::Encap(_, reason)
-        | Verdict::Deliver(_, reason) => *reason,
+        | Verdict::Deliver(_, reason)
+        | Verdict::EncapV6(_, reason)
+        | Verdict::DeliverV6(_, reason)
+        | Verdict::HandOver(_, reason) => *reason,
     })
 }
 
@@ -38,6 +41,8 @@ fn fixtures_are_decided_as_written() {
             assert_eq!(verdict, fixture.verdict, "{}: {}", hook.program(), fixture.about);
             let noted = note(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
             assert_eq!(noted, fixture.note, "{}: {}", hook.program(), fixture.about);
+            let noted = note_v6(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
+            assert_eq!(noted, fixture.note_v6, "{}: {}", hook.program(), fixture.about);
         }
     }
 }
@@ -97,7 +102,10 @@ proptest! {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
         prop_assert!(reason(&verdict).is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        prop_assert_eq!(reason(&verdict).is_none(), hook == Hook::ToPod);
+        let silent = hook == Hook::ToPod || (hook == Hook::ToOverlay && is_handed_over(&arrival));
+        prop_assert!(reason(&verdict).is_some() || silent);
+        prop_assert!(reason(&verdict).is_none() || hook != Hook::ToPod);
+        note_v6(hook, &frame[..], &tables, &arrival);
         note(hook, &frame[..], &tables, &arrival);
     }
 

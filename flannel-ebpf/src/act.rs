@@ -9,7 +9,7 @@ use flannel_common::{
     map::SNAT_EXEMPT_MARK,
     packet::{
         Packet,
-        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
+        headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
     path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, egress, flow},
     reason::{Direction, Reason},
@@ -23,14 +23,14 @@ use crate::{
 /// What has been done with a packet: the tc action, and why.
 #[derive(Clone, Copy)]
 pub(crate) struct Done {
-    action: i32,
-    reason: Reason,
+    pub(crate) action: i32,
+    pub(crate) reason: Reason,
 }
 
 impl Done {
     /// Left to the kernel, unchanged. Other people's programs behind ours still see it.
     #[inline(always)]
-    const fn kernel(reason: Reason) -> Self {
+    pub(crate) const fn kernel(reason: Reason) -> Self {
         Self { action: TC_ACT_UNSPEC, reason }
     }
 }
@@ -103,7 +103,7 @@ pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
 pub(crate) fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
     let Deliver { pod, forward } = deliver;
     // A redirect to a veth that is gone, or too small, would lose the packet.
-    if let Err(reason) = skb.fits_after_pop(pod.ifindex) {
+    if let Err(reason) = skb.fits(pod.ifindex, -(ENCAP_LEN as i32)) {
         return Done::kernel(reason);
     }
     if skb.pop_vxlan().is_none() {

@@ -2,14 +2,16 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
-    map::SNAT_EXEMPT_MARK,
+    layout::FlowV6,
+    map::{HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
+        ipv6::{self, IPV6_LEN, Ipv6},
     },
-    path::{Encap, Hook, Note, Verdict, left},
+    path::{Encap, Hook, Note, Verdict, left, v6},
     reason::Reason,
-    testing::{MemoryTables, popped, pushed},
+    testing::{MemoryTables, handed_over, popped, popped_v6, pushed, pushed_v6, transport_checksum},
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -20,6 +22,7 @@ const TC_ACT_REDIRECT: i32 = 7;
 
 const ID: usize = ETHERNET_LEN + 4;
 const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
+const SOURCE_PORT_V6: usize = ETHERNET_LEN + IPV6_LEN;
 
 /// Refuses an outcome that is not what `verdict` says of `frame`: action, mark, every byte, the flows known, and
 /// exactly one counter for the packet, and one for the note, raised by `segments` packets and the length that the frame came with.
@@ -28,7 +31,7 @@ pub(crate) fn check(
     frame: &[u8],
     arrival: &Arrival,
     segments: u32,
-    (tables, note): (&MemoryTables, Option<&Note>),
+    (tables, note, note_v6): (&MemoryTables, Option<&Note>, Option<&Note<FlowV6>>),
     verdict: &Verdict,
     outcome: &Outcome,
 ) -> Result<()> {
@@ -38,16 +41,30 @@ pub(crate) fn check(
         Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
+        Verdict::EncapV6(encap, reason) => {
+            (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
+        }
+        Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped_v6(frame, deliver)),
+        Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
-    let reasons = reason.into_iter().chain(note.map(Note::reason));
+    let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
+    let reasons = reason.into_iter().chain(noted);
     let counted: Counted = reasons.map(|reason| ((hook.direction(), reason), size)).collect();
     ensure!(outcome.counted == counted, "counted {:?}, not {counted:?}", outcome.counted);
     let mut flows = tables.clone();
     note.iter().for_each(|note| flows.write_down(note));
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
+    note_v6.iter().for_each(|note| flows.write_down_v6(note));
+    ensure!(outcome.flows_v6 == flows.v6.flows, "flows {:?}, not {:?}", outcome.flows_v6, flows.v6.flows);
     let mark = MARK | arrival.mark;
-    let mark = if matches!(verdict, Verdict::Exempt(_)) { mark | SNAT_EXEMPT_MARK } else { mark };
+    let mark = match verdict {
+        Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,
+        Verdict::HandOver(..) => mark | HANDED_OVER_MARK,
+        // At the device the mark has done its work.
+        Verdict::Pass if hook == Hook::ToOverlay => mark & !HANDED_OVER_MARK,
+        _ => mark,
+    };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
     ensure!(outcome.action == action, "action {}, not {action}", outcome.action);
     ensure!(
@@ -71,6 +88,38 @@ fn pushed_like(outcome: &Outcome, frame: &[u8], encap: &Encap) -> Option<Vec<u8>
     inside.then_some(expected)
 }
 
+/// As [`pushed_like`], over IPv6; and the outer checksum is held against the sum over every byte of the datagram,
+/// where the inner packet's is right.
+fn pushed_like_v6(outcome: &Outcome, frame: &[u8], encap: &v6::Encap) -> Option<Vec<u8>> {
+    let port = u16::from_be_bytes(outcome.frame.read(SOURCE_PORT_V6)?);
+    let (min, max) = encap.source_ports;
+    // The port of any hash is one the checksum can be made for anew: what the program wrote has both.
+    let mut expected = pushed_v6(frame, encap, 0)?;
+    let differs = i64::from(port) - i64::from(u16::from_be_bytes(expected.read(SOURCE_PORT_V6)?));
+    expected.write(SOURCE_PORT_V6, port.to_be_bytes())?;
+    let sum = i64::from(!u16::from_be_bytes(expected.read(SOURCE_PORT_V6 + 6)?)) + differs;
+    let sum = match !(sum.rem_euclid(0xffff) as u16) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    let written = u16::from_be_bytes(outcome.frame.read(SOURCE_PORT_V6 + 6)?);
+    // In one's complement 0 is written in two ways.
+    expected.write(
+        SOURCE_PORT_V6 + 6,
+        if written % 0xffff == sum % 0xffff { written } else { sum }.to_be_bytes(),
+    )?;
+    let valid = |at: usize, frame: &[u8]| {
+        let ip = Ipv6::parse(&frame.read(at)?);
+        let payload = frame.get(at + IPV6_LEN..)?;
+        // The sum over a right datagram is all ones.
+        Some(matches!(transport_checksum(&ip, payload), 0 | 0xffff))
+    };
+    let inner = valid(ipv6::ENCAP_LEN + ETHERNET_LEN, &outcome.frame)?;
+    let outer = valid(ETHERNET_LEN, &outcome.frame)?;
+    let inside = (min..max).contains(&u32::from(port)) || (min >= max && u32::from(port) == min);
+    (inside && (outer || !inner)).then_some(expected)
+}
+
 /// The UDP source port of what the program sent.
 pub(crate) fn source_port(outcome: &Outcome) -> Option<u16> {
     outcome.frame.read(SOURCE_PORT).map(u16::from_be_bytes)
@@ -87,6 +136,7 @@ pub(crate) fn in_kernel(
     mtu_of: impl Fn(u32) -> Option<u32>,
 ) -> Verdict {
     const POPPED: usize = 50;
+    const POPPED_V6: usize = 70;
     // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
     let refused = gso_size != 0;
     match verdict {
@@ -98,6 +148,17 @@ pub(crate) fn in_kernel(
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },
+        Verdict::DeliverV6(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            None => Verdict::Kernel(Reason::PodGone),
+            Some(mtu) if !refused && frame.len() - POPPED_V6 > ETHERNET_LEN + mtu as usize => {
+                Verdict::Kernel(Reason::TooBig)
+            }
+            Some(_) if refused => Verdict::Kernel(Reason::Refused),
+            Some(_) => verdict,
+        },
+        Verdict::HandOver(to, _) if mtu_of(to.ifindex).is_none() => {
+            left(hook, frame, tables, Reason::Ipv6Aggregate)
+        }
         Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,
     }
