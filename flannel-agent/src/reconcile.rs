@@ -31,6 +31,7 @@ use crate::{
 mod due;
 mod host;
 mod journal;
+mod patched;
 mod pending;
 mod pulse;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use pulse::Pulse;
 
 use due::{Due, Unplaced};
 use journal::Journal;
+use patched::Burst;
 use pending::{Pending, backoff};
 use pulse::Heart;
 
@@ -93,6 +95,7 @@ pub struct Reconciler<D, H, L> {
     journal: Journal,
     due: Due,
     unplaced: Unplaced,
+    burst: Burst,
     /// How long the last pass took.
     length: Duration,
     failed_reads: u32,
@@ -146,6 +149,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 rest: now,
             },
             unplaced: Unplaced::default(),
+            burst: Burst::new(now),
             length: Duration::ZERO,
             failed_reads: 0,
             summary,
@@ -179,7 +183,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
                 () = sleep_until(self.due.look), if self.settled.is_some() => self.look().await,
                 Ok(()) = self.locals.changed() => self.on_local(),
-                event = self.source.next() => self.on_lease(event),
+                event = self.source.next() => self.on_lease(event).await,
                 () = changed(&mut self.exemptions) => {
                     self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
@@ -194,10 +198,17 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
     }
 
-    fn on_lease(&mut self, event: lease::LeaseEvent) {
+    async fn on_lease(&mut self, event: lease::LeaseEvent) {
         match &mut self.leases {
             Some(leases) => {
-                lease::apply(leases, event);
+                let subnet = event.subnet();
+                let before = subnet.and_then(|subnet| leases.get(&subnet).cloned());
+                let changed = lease::apply(leases, event);
+                if let Some(subnet) = subnet.filter(|_| changed)
+                    && self.patch(subnet, before.as_ref()).await
+                {
+                    return;
+                }
             }
             None => {
                 if !matches!(event, lease::LeaseEvent::Snapshot(_)) {
@@ -346,6 +357,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         });
         let ready = self.pending.ready(changes, now);
         let results = self.datapath.apply(&ready).await;
+        self.host.made(&ready);
         let mut again = false;
         for (change, result) in ready.iter().zip(results) {
             again |= result.is_ok() && matches!(change, Change::PutDevice(_));
@@ -399,6 +411,16 @@ async fn resolve<H: Host>(
     wanted: BTreeSet<Ipv4Addr>,
 ) -> Result<(), NetlinkError> {
     next_hops.retain(|address, _| wanted.contains(address));
+    resolve_more(host, local, next_hops, wanted).await
+}
+
+/// Looks up those of `wanted` that are not known.
+async fn resolve_more<H: Host>(
+    host: &mut H,
+    local: &Local,
+    next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
+    wanted: BTreeSet<Ipv4Addr>,
+) -> Result<(), NetlinkError> {
     let unknown: BTreeSet<_> =
         wanted.into_iter().filter(|address| !next_hops.contains_key(address)).collect();
     if !unknown.is_empty() {

@@ -5,11 +5,13 @@
 //! - [`traffic`]: what is sent through them, with every byte checked and every lost packet counted.
 //! - [`counters`]: how many packets a node's programs took, by reason.
 //! - [`etcd`]: etcd servers outside a lab, for tests of the lease side alone.
+//! - [`budget`]: what the programs may cost.
 //! - [`demo`], [`bench`]: what `flannel-lab` runs.
 //!
 //! Everything needs root; [`requirements`] says what else, and what to do about it.
 
 pub mod bench;
+pub mod budget;
 pub mod command;
 pub mod counters;
 pub mod demo;

@@ -20,7 +20,7 @@ use flannel_common::{
 
 use nix::errno::Errno;
 
-use super::Pins;
+use super::{Pins, batch::Batches};
 
 /// A map that could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub struct Tables {
     /// A local pod's address to its place.
     pub pods: Table<[u8; 4], PodV4, 4, 16>,
     /// Prefix that pods reach with their own address, to why.
-    pub exempt: Prefixes<SubnetV4, Exempt, 4, 4>,
+    pub exempt: Prefixes<SubnetV4, Exempt, 4, 8, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV4, Permit, 16, 24>,
     /// This node's settings.
@@ -73,7 +73,7 @@ pub struct TablesV6 {
     /// A local pod's address to its place.
     pub pods: Table<AddressV6, PodV4, 16, 16>,
     /// Prefix that pods reach with their own address, to why.
-    pub exempt: Prefixes<SubnetV6, Exempt, 16, 4>,
+    pub exempt: Prefixes<SubnetV6, Exempt, 16, 20, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV6, Permit, 40, 24>,
     /// This node's settings.
@@ -110,6 +110,7 @@ impl Tables {
 pub struct Table<K, V, const KN: usize, const VN: usize> {
     name: &'static str,
     map: HashMap<MapData, [u8; KN], [u8; VN]>,
+    batches: Option<Batches<KN, VN>>,
     types: PhantomData<(K, V)>,
 }
 
@@ -122,7 +123,8 @@ where
         const { assert!(size_of::<K>() == KN && size_of::<V>() == VN) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
-        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, types: PhantomData })
+        let batches = Batches::of(&map).map_err(failed)?;
+        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, batches, types: PhantomData })
     }
 
     /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
@@ -131,17 +133,48 @@ where
     /// # Errors
     /// When the map cannot be read.
     pub fn entries(&self) -> Result<BTreeMap<K, V>, MapFault> {
+        if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
+            return Ok(raw.into_iter().filter_map(|(key, value)| valid(&key, &value)).collect());
+        }
+        // A kernel without batches.
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
-            if let (Ok(key), Ok(value)) = (
-                bytemuck::checked::try_pod_read_unaligned(&key),
-                bytemuck::checked::try_pod_read_unaligned(&value),
-            ) {
+            if let Some((key, value)) = valid(&key, &value) {
                 entries.insert(key, value);
             }
         }
         Ok(entries)
+    }
+
+    /// Adds or replaces many entries, each in one step for the programs; one result for each.
+    pub fn put_all(&mut self, entries: &[(K, V)]) -> Vec<Result<(), MapFault>> {
+        let raw: Vec<_> =
+            entries.iter().map(|(key, value)| (bytes::<K, KN>(key), bytes::<V, VN>(value))).collect();
+        let mut results = Vec::with_capacity(entries.len());
+        while results.len() < entries.len() {
+            let written = match self.batches.as_ref().map(|batches| batches.put(&raw[results.len()..])) {
+                Some(Ok(())) => entries.len() - results.len(),
+                Some(Err((written, _))) => written,
+                None => 0,
+            };
+            results.extend((0..written).map(|_| Ok(())));
+            if results.len() < entries.len() {
+                // Once more by itself, where an answer is one about this entry.
+                let (key, value) = entries[results.len()];
+                results.push(self.put(&key, &value));
+            }
+        }
+        results
+    }
+
+    /// The value of `key`, if there is a valid one.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
+        let value = present(self.name, self.map.get(&bytes::<K, KN>(key), 0))?;
+        Ok(value.and_then(|value| bytemuck::checked::try_pod_read_unaligned(&value).ok()))
     }
 
     /// Adds or replaces an entry, in one step for the programs.
@@ -171,12 +204,16 @@ where
     /// # Errors
     /// When the map cannot be read or written.
     pub fn remove_all(&mut self, is_old: impl Fn(&K) -> bool) -> Result<usize, MapFault> {
+        let is_old =
+            |key: &[u8; KN]| bytemuck::checked::try_pod_read_unaligned(key).is_ok_and(|key| is_old(&key));
         let mut old = Vec::new();
-        for key in self.map.keys() {
-            // The programs remove entries too: one that goes meanwhile ends the walk, or starts it anew.
-            let Some(key) = present(self.name, key)? else { break };
-            if bytemuck::checked::try_pod_read_unaligned(&key).is_ok_and(|key| is_old(&key)) {
-                old.push(key);
+        if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
+            old.extend(raw.into_iter().map(|(key, _)| key).filter(is_old));
+        } else {
+            for key in self.map.keys() {
+                // The programs remove entries too: one that goes meanwhile ends the walk, or starts it anew.
+                let Some(key) = present(self.name, key)? else { break };
+                old.extend(Some(key).filter(is_old));
             }
         }
         for key in &old {
@@ -215,22 +252,25 @@ impl Prefix<16> for SubnetV6 {
     }
 }
 
-/// A trie of prefixes `P` of addresses of `AN` bytes to `V` (of `VN` bytes), in which the programs find the longest
-/// that holds an address.
-pub struct Prefixes<P, V, const AN: usize, const VN: usize> {
+/// A trie of prefixes `P` of addresses of `AN` bytes, which makes keys of `KN`, to `V` (of `VN` bytes), in which the
+/// programs find the longest that holds an address.
+pub struct Prefixes<P, V, const AN: usize, const KN: usize, const VN: usize> {
     name: &'static str,
     map: LpmTrie<MapData, [u8; AN], [u8; VN]>,
+    batches: Option<Batches<KN, VN>>,
     types: PhantomData<(P, V)>,
 }
 
-impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const VN: usize>
-    Prefixes<P, V, AN, VN>
+impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const KN: usize, const VN: usize>
+    Prefixes<P, V, AN, KN, VN>
 {
     fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
-        const { assert!(size_of::<V>() == VN) };
+        const { assert!(size_of::<V>() == VN && KN == AN + 4) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
-        Ok(Self { name, map: LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?, types: PhantomData })
+        let batches = Batches::of(&map).map_err(failed)?;
+        let map = LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?;
+        Ok(Self { name, map, batches, types: PhantomData })
     }
 
     /// All entries, as [`Table::entries`].
@@ -238,6 +278,15 @@ impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const VN: 
     /// # Errors
     /// When the map cannot be read.
     pub fn entries(&self) -> Result<BTreeMap<P, V>, MapFault> {
+        if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
+            let entries = raw.into_iter().filter_map(|(key, value)| {
+                // A key is the length, native, and the address.
+                let (prefix_len, network) = key.split_first_chunk()?;
+                let prefix = P::of_key(u32::from_ne_bytes(*prefix_len), network.try_into().ok()?);
+                Some((prefix, bytemuck::checked::try_pod_read_unaligned(&value).ok()?))
+            });
+            return Ok(entries.collect());
+        }
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
@@ -265,6 +314,14 @@ impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const VN: 
     pub fn remove(&mut self, prefix: &P) -> Result<(), MapFault> {
         gone(self.name, self.map.remove(&prefix.to_key()))
     }
+}
+
+/// An entry of a map, unless it is none.
+fn valid<K: CheckedBitPattern, V: CheckedBitPattern>(key: &[u8], value: &[u8]) -> Option<(K, V)> {
+    Some((
+        bytemuck::checked::try_pod_read_unaligned(key).ok()?,
+        bytemuck::checked::try_pod_read_unaligned(value).ok()?,
+    ))
 }
 
 /// An entry, unless it was removed between its key and its value.

@@ -1,6 +1,7 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
 mod attach;
+mod batch;
 mod claim;
 mod counters;
 pub mod hold;

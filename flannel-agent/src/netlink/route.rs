@@ -33,6 +33,13 @@ pub(crate) struct Route {
     boot: bool,
 }
 
+impl Route {
+    /// Whether it has what all routes of flannel have: protocol boot, no metric, and `onlink` over a VXLAN device only.
+    pub(super) fn is_as_ours(&self, over_device: bool) -> bool {
+        self.boot && self.metric == 0 && self.onlink == over_device
+    }
+}
+
 impl Netlink {
     /// The routes over a VXLAN device that are as flannel makes them: `via GATEWAY onlink`, protocol boot,
     /// no metric. Others are nobody's business.
@@ -224,7 +231,7 @@ fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
     Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
 }
 
-fn read(message: &RouteMessage) -> Option<Route> {
+pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let mut destination = Ipv4Addr::UNSPECIFIED;
     let mut ifindex = None;

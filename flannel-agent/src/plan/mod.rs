@@ -22,6 +22,7 @@ use crate::{
 mod change;
 mod delta;
 mod exempt;
+mod patch;
 mod peers;
 mod state;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
+pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};
 

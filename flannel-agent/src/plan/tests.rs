@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod backends;
+mod patch;
 
 const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);
 

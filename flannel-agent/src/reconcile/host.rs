@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
-    netlink::{Changed, Link, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Local, NextHop, Pods},
+    netlink::{Changed, Echoes, Link, LinkKind, Monitor, Netlink, NetlinkError},
+    plan::{Change, Local, NextHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -39,6 +39,11 @@ pub trait Host: Send {
     /// logged and what follows reports that anything may have changed. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Changed> + Send;
 
+    /// Takes note that we have made `changes` just now, so that the kernel's notices of them are no news.
+    fn made(&mut self, changes: &[Change]) {
+        let _ = changes;
+    }
+
     /// Looks around, as the node that `local` says it is.
     fn survey(&mut self, local: &Local) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
 
@@ -55,18 +60,28 @@ pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
     overlay: Option<u32>,
+    /// Noticed, not told yet.
+    heard: Changed,
 }
 
 impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlay: None })
+        Ok(Self {
+            netlink: Netlink::open()?,
+            monitor: Monitor::open()?,
+            overlay: None,
+            heard: Changed::default(),
+        })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
+        if self.heard.any() {
+            return std::mem::take(&mut self.heard);
+        }
         match self.monitor.changed(self.overlay).await {
             Ok(changed) => changed,
             Err(error) => {
@@ -75,6 +90,10 @@ impl Host for KernelHost {
                 Changed::EVERYTHING
             }
         }
+    }
+
+    fn made(&mut self, changes: &[Change]) {
+        self.heard |= self.monitor.heard_but(self.overlay, &Echoes::of(changes));
     }
 
     async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {

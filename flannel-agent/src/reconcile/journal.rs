@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     lease::LeaseSubnet,
-    plan::{Change, Peer, Skip},
+    plan::{Change, Patch, Peer, Plan, Skip},
 };
 
 /// So many lines of one kind are written per pass; of more, only their number.
@@ -114,6 +114,37 @@ impl Journal {
             );
         }
         self.peers.clone_from(now);
+    }
+
+    /// What became of one lease.
+    pub(super) fn patched(&mut self, patch: &Patch) {
+        let Plan { peers, skipped, .. } = patch.after();
+        let mut lines = Lines::default();
+        for (subnet, peer) in peers {
+            match self.peers.insert(*subnet, *peer) {
+                None => lines.joined(subnet, peer),
+                Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
+                    lines.moved(subnet, &before, peer);
+                }
+                Some(_) => {}
+            }
+        }
+        for (subnet, peer) in patch.before().peers.iter().filter(|(subnet, _)| !peers.contains_key(*subnet)) {
+            self.peers.remove(subnet);
+            lines.left(subnet, peer);
+        }
+        for (subnet, skip) in skipped {
+            if self.skipped.insert(*subnet, skip.clone()).as_ref() == Some(skip) {
+                continue;
+            }
+            match skip.is_fault() {
+                true => warn!(%subnet, reason = %skip, "lease is not followed"),
+                false => info!(%subnet, reason = %skip, "lease is not followed"),
+            }
+        }
+        for subnet in patch.before().skipped.keys().filter(|subnet| !skipped.contains_key(*subnet)) {
+            self.skipped.remove(subnet);
+        }
     }
 
     /// The leases that are not followed now.

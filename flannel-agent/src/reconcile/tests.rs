@@ -24,6 +24,7 @@ use crate::{
 
 mod direct;
 mod moved;
+mod patched;
 
 const OVERLAY: u32 = 7;
 

@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flannel_common::reason::{Direction, Reason};
 
-use super::{Agent, AgentOptions, Etcd, FastPath, Lab, Node, Pod};
+use super::{Agent, AgentOptions, Etcd, FastPath, Lab, Node, PREFIX, Pod};
 use crate::{
     counters::Counters,
     traffic::{Endpoint, ping::ping, reachability, udp},
@@ -66,6 +66,19 @@ impl Cluster {
     pub fn pair(lab: &Lab, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
         let (a, b) = lab.pair()?;
         let etcd = lab.etcd_on(&a)?;
+        Self::on(vec![a, b], etcd, pods, &options.into())
+    }
+
+    /// As [`Cluster::pair`], with another network configuration.
+    pub fn pair_configured(
+        lab: &Lab,
+        pods: usize,
+        config: &str,
+        options: impl Into<AgentOptions>,
+    ) -> Result<Self> {
+        let (a, b) = lab.pair()?;
+        let etcd = lab.etcd_on(&a)?;
+        etcd.put(&format!("{PREFIX}/config"), config)?;
         Self::on(vec![a, b], etcd, pods, &options.into())
     }
 

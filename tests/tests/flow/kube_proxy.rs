@@ -9,14 +9,13 @@ use flannel_tests::{
     counters::Counters,
     eventually,
     lab::{
-        ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, PREFIX, Pod, in_kubernetes_lab,
-        in_lab,
+        ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod, in_kubernetes_lab, in_lab,
         kubernetes::{Backend, Service, TrafficPolicy},
     },
     traffic::{Dialogue, Endpoint, tcp::Stream},
 };
 
-use crate::{counted, fast, packets, serving::Serving, with_rules};
+use crate::{counted, fast, nftables_etcd, packets, serving::Serving, with_rules};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const NODE_PORT: u16 = 30_080;
@@ -50,10 +49,7 @@ impl Site {
     }
 
     fn nftables(lab: &Lab) -> Result<Self> {
-        let etcd = lab.etcd()?;
-        let config = r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
-        etcd.put(&format!("{PREFIX}/config"), config)?;
-        let cluster = with_rules(lab, etcd, 2, FastPath::Flow, REFRESH)?;
+        let cluster = with_rules(lab, nftables_etcd(lab)?, 2, FastPath::Flow, REFRESH)?;
         Self::ready(lab, Rules::Nftables, cluster, FastPath::Flow)
     }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member},
+    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, PREFIX},
 };
 
 mod endings;
@@ -31,7 +31,20 @@ fn start(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluste
     Ok(cluster)
 }
 
-/// The same, but returns when pods reach each other.
+/// The same with nft in the place of iptables.
+fn nftables_cluster(lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
+    start(lab, nftables_etcd(lab)?, pods, refresh)
+}
+
+/// An etcd whose configuration tells agents to write their rules with nft.
+fn nftables_etcd(lab: &Lab) -> Result<Etcd> {
+    let etcd = lab.etcd()?;
+    let config = r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+    etcd.put(&format!("{PREFIX}/config"), config)?;
+    Ok(etcd)
+}
+
+/// The same as [`cluster`], but returns when pods reach each other.
 fn learning(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
     with_rules(lab, etcd, pods, FastPath::Flow, refresh)
 }

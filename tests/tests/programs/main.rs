@@ -4,6 +4,7 @@
 //! Every test runs in network and mount namespaces of its own, with a bpffs of its own. They need root.
 
 mod attachment;
+mod budget;
 mod differential;
 mod judge;
 mod live;

@@ -53,6 +53,7 @@ const TOOLS: &[Tool] = &[
     tool("ping", &["-V"], &["iputils-ping"]),
     tool("iperf3", &["--version"], &["iperf3"]),
     tool("sockperf", &["--version"], &["sockperf"]),
+    tool("strace", &["-V"], &["strace"]),
     tool("openssl", &["version"], &["openssl"]),
     tool("curl", &["--version"], &["curl"]),
     tool("jq", &["--version"], &["jq"]),

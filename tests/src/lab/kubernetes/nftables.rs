@@ -3,12 +3,12 @@
 //! One table; maps lead from a packet's destination to the chain of a Service, and that to the chain of a backend,
 //! which translates.
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 
 use super::{Backend, Service, TrafficPolicy};
-use crate::{command::run_with, lab::Node};
+use crate::lab::Node;
 
 const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
 const PODS: &str = "10.244.0.0/16";
@@ -60,9 +60,7 @@ impl Node {
     /// Makes the rules those of `services` and no others.
     pub fn load_nftables_services(&self, services: &[Service]) -> Result<()> {
         let rules = rule_set(services, &self.name(), &self.address().to_string())?;
-        let mut nft = self.netns().command("nft");
-        run_with(nft.args(["-f", "-"]), &rules, Duration::from_secs(20)).with_context(|| rules.clone())?;
-        Ok(())
+        self.nft(&rules).with_context(|| rules.clone())
     }
 
     /// Ends the flows over UDP from `service` to a backend that it has no more, as kube-proxy does: nothing
