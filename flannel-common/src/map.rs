@@ -32,6 +32,9 @@ pub const SNAT_EXEMPT_V6: &str = "snat_exempt_v6";
 pub const FLOWS_V6: &str = "flows_v6";
 /// One-element array: see [`crate::layout::ConfigV6`].
 pub const CONFIG_V6: &str = "config_v6";
+/// Map of the pods that forward for others, by the index of their veth: see [`crate::layout::Forwarder`]. The
+/// programs write it.
+pub const FORWARDERS: &str = "forwarders";
 /// One-element array: see [`crate::layout::Config`].
 pub const CONFIG: &str = "config";
 /// One-element array: see [`crate::layout::Hold`].
@@ -40,12 +43,13 @@ pub const HOLD: &str = "hold";
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 14] = [
+pub const PINNED_MAPS: [&str; 15] = [
     ROUTES_V4,
     VTEPS,
     PODS_V4,
     SNAT_EXEMPT_V4,
     FLOWS_V4,
+    FORWARDERS,
     CONFIG,
     HOLD,
     COUNTERS,
@@ -91,6 +95,11 @@ pub const FLOW_MARK: u32 = 0x1000;
 /// stack, and `to_overlay` at that device clears: the packet is counted, and netfilter has not seen it. Nothing in
 /// between looks at marks.
 pub const HANDED_OVER_MARK: u32 = 0x0800;
+/// Bit of a packet's mark by which `from_underlay` tells `from_overlay` that it has checked an aggregate, its
+/// outer headers included, and leaves to the kernel's VXLAN device only to pop them. It is that of
+/// [`FLOW_MARK`], on a stretch of the way where netfilter has not set that yet. `from_overlay` takes it off; what
+/// it never sees, netfilter's rule does.
+pub const CHECKED_MARK: u32 = FLOW_MARK;
 
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
@@ -98,6 +107,8 @@ pub const FROM_POD: &str = "from_pod";
 pub const TO_OVERLAY: &str = "to_overlay";
 /// tc egress on the host side of a pod's veth: what the kernel's path brings a pod.
 pub const TO_POD: &str = "to_pod";
+/// tc ingress on flannel.<vni>: what the kernel has freed of its outer headers.
+pub const FROM_OVERLAY: &str = "from_overlay";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
 /// tc egress on the external interface: what the kernel routes to other nodes without a tunnel.

@@ -124,9 +124,12 @@ reasons! {
     RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
     HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
     NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
-    EncapDevice = 43, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
-    Ipv6Aggregate = 44, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
-    OuterChecksum = 45, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
+    DeliverOverlay = 43, Fast, "deliver_overlay", "an aggregate that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
+    PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it free of the tunnel's marks, which only the kernel's device removes";
+    ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
+    EncapDevice = 46, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
+    Ipv6Aggregate = 47, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
+    OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

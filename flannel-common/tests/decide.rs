@@ -7,7 +7,7 @@ use std::{
 
 use flannel_common::{
     layout::{FastPath, PeerKind, PeerV4, SubnetV4},
-    map::FLOW_MARK,
+    map::{CHECKED_MARK, FLOW_MARK},
     packet::Arrival,
     path::{Hook, Note, Verdict, decide, note, note_v6, v6::egress::is_handed_over},
     reason::Reason,
@@ -25,6 +25,7 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         Verdict::Pass => return None,
         Verdict::Kernel(reason)
         | Verdict::Exempt(reason)
+        | Verdict::Checked(reason)
         | Verdict::Encap(_, reason)
         | Verdict::Route(_, reason)
         | Verdict::Deliver(_, reason)
@@ -104,9 +105,11 @@ proptest! {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
         prop_assert!(reason(&verdict).is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        let silent = matches!(hook, Hook::ToPod | Hook::ToUnderlay) || (hook == Hook::ToOverlay && is_handed_over(&arrival));
-        prop_assert!(reason(&verdict).is_some() || silent);
-        prop_assert!(reason(&verdict).is_none() || !matches!(hook, Hook::ToPod | Hook::ToUnderlay));
+        let handed_over = hook == Hook::ToOverlay && is_handed_over(&arrival);
+        let ignored = hook == Hook::FromOverlay && arrival.mark & CHECKED_MARK == 0;
+        let only_noted = matches!(hook, Hook::ToPod | Hook::ToUnderlay);
+        prop_assert!(reason(&verdict).is_some() || only_noted || ignored || handed_over);
+        prop_assert!(reason(&verdict).is_none() || !(only_noted || ignored));
         note_v6(hook, &frame[..], &tables, &arrival);
         note(hook, &frame[..], &tables, &arrival);
     }
@@ -205,6 +208,12 @@ proptest! {
                 let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
                 let refresh = case.tables.config.unwrap().flow_refresh;
                 prop_assert!(again.is_none() || refresh == 0, "noted twice");
+            }
+            Note::Forwards { ifindex, seen } => {
+                prop_assert_eq!((case.hook, ifindex), (Hook::FromPod, case.arrival.ifindex));
+                prop_assert!(seen == case.tables.now && !case.arrival.from_socket);
+                let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
+                prop_assert!(again.is_none(), "noted twice");
             }
         }
     }

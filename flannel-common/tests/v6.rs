@@ -100,7 +100,11 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         | Verdict::EncapV6(_, reason)
         | Verdict::DeliverV6(_, reason)
         | Verdict::HandOver(_, reason) => Some(*reason),
-        Verdict::Encap(..) | Verdict::Route(..) | Verdict::Deliver(..) | Verdict::Hand(..) => {
+        Verdict::Checked(_)
+        | Verdict::Encap(..)
+        | Verdict::Route(..)
+        | Verdict::Deliver(..)
+        | Verdict::Hand(..) => {
             panic!("IPv4: {verdict:?}")
         }
     }
@@ -340,6 +344,7 @@ proptest! {
         let mut tables = case.tables.clone();
         tables.write_down_v6(&noted);
         match noted {
+            Note::Forwards { .. } => panic!("not of IPv6: {noted:?}"),
             Note::Forget(flow) => {
                 prop_assert!(case.tables.v6.flows.contains_key(&flow) && tables.v6.flows.is_empty());
             }

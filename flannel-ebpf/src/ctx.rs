@@ -32,7 +32,7 @@ use flannel_common::{
 
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u32 = 2;
-/// `AF_INET6`, include/linux/socket.h.
+/// As `AF_INET`.
 const AF_INET6: u32 = 10;
 /// include/uapi/linux/if_packet.h.
 const PACKET_OTHERHOST: u32 = 3;
@@ -113,6 +113,7 @@ impl Skb {
                 mark: (*self.skb).mark,
                 vlan_tagged: (*self.skb).vlan_present != 0,
                 for_other_station: (*self.skb).pkt_type == PACKET_OTHERHOST,
+                from_socket: self.is_of_socket(),
             }
         }
     }
@@ -122,6 +123,32 @@ impl Skb {
     pub(crate) fn is_ipv6(ctx: &TcContext) -> bool {
         // SAFETY: a field of the live context.
         unsafe { (*ctx.skb.skb).protocol == (ETHERTYPE_IPV6.to_be() as u32) }
+    }
+
+    /// Whether the packet belongs to a socket of IPv4 or IPv6. What arrives for forwarding is taken from its socket
+    /// (net/ipv4/ip_input.c, `ip_rcv_core`), while the way from a pod to its veth leaves it there (net/core/skbuff.c,
+    /// `skb_scrub_packet`); what a virtual machine or a raw packet socket sends is of no address family of ours.
+    #[inline(always)]
+    fn is_of_socket(&self) -> bool {
+        // SAFETY: a field of the live context; the verifier makes sure that it is not followed before the check.
+        unsafe {
+            let socket = (*self.skb).__bindgen_anon_2.sk;
+            !socket.is_null() && matches!((*socket).family, AF_INET | AF_INET6)
+        }
+    }
+
+    /// Whether `bits` are set in the mark of the packet of `ctx`.
+    #[inline(always)]
+    pub(crate) fn has_mark(ctx: &TcContext, bits: u32) -> bool {
+        // SAFETY: a field of the live context.
+        unsafe { (*ctx.skb.skb).mark & bits != 0 }
+    }
+
+    /// Clears `bits` in the packet's mark; the others stay.
+    #[inline(always)]
+    pub(crate) fn unmark(&self, bits: u32) {
+        // SAFETY: as in `mark`.
+        unsafe { (*self.skb).mark &= !bits }
     }
 
     /// How much the packet counts for.
@@ -151,13 +178,6 @@ impl Skb {
     pub(crate) fn mark(&self, bits: u32) {
         // SAFETY: a field of the live context that programs of this kind may write.
         unsafe { (*self.skb).mark |= bits }
-    }
-
-    /// Clears `bits` in the packet's mark; the others stay.
-    #[inline(always)]
-    pub(crate) fn unmark(&self, bits: u32) {
-        // SAFETY: as in `mark`.
-        unsafe { (*self.skb).mark &= !bits }
     }
 
     /// Makes room for the outer headers behind the first 14 bytes; `None`, and nothing changed, where
@@ -201,15 +221,17 @@ impl Skb {
         if result == 0 { Some(()) } else { None }
     }
 
-    /// Whether the packet, longer by `difference` bytes, fits interface `ifindex`, and that exists.
+    /// Whether an IP packet of `packet_len` bytes fits interface `ifindex`, and that exists.
     #[inline(always)]
-    pub(crate) fn fits(&self, ifindex: u32, difference: i32) -> Result<(), Reason> {
-        let mut mtu = 0;
+    pub(crate) fn fits(&self, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
+        // In: the length to check in place of the packet's. Out: the MTU, to which an aggregate is not held by the
+        // helper.
+        let mut mtu = packet_len;
         // SAFETY: `skb` is the live context, `mtu` outlives the call.
-        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, difference, 0) };
+        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, 0, 0) };
         match result {
-            0 => Ok(()),
-            1.. => Err(Reason::TooBig),
+            0 if packet_len <= mtu => Ok(()),
+            0.. => Err(Reason::TooBig),
             _ => Err(Reason::PodGone),
         }
     }

@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use flannel_common::{
     layout::{
-        AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4,
-        SubnetV4, SubnetV6, VtepV4, VtepV6,
+        AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
+        Permit, PodV4, SubnetV4, SubnetV6, VtepV4, VtepV6,
     },
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_FLOWS_V6, MAX_PEERS, MAX_PODS},
     path::{Note, Tables},
@@ -43,6 +43,9 @@ static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREA
 
 #[btf_map(name = "flows_v4")]
 static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "forwarders")]
+static FORWARDERS: LruHashMap<u32, Forwarder, { MAX_PODS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "routes_v6")]
 static ROUTES_V6: HashMap<SubnetV6, PeerV6, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
@@ -156,6 +159,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn forwarded(&self, ifindex: u32) -> u64 {
+        // SAFETY: as in `flow_v4`: a slot given to another veth costs, or gives, one look.
+        unsafe { FORWARDERS.get(ifindex) }.map_or(0, |forwarder| forwarder.seen)
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the helper takes nothing and cannot fail.
         unsafe { bpf_ktime_get_coarse_ns() }
@@ -180,16 +189,19 @@ pub(crate) fn write_down_v6(note: &Note<FlowV6>) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
         Note::Forget(flow) => FLOWS_V6.remove(flow),
+        // Not of a flow.
+        Note::Forwards { .. } => Ok(()),
     };
 }
 
-/// Writes down what is noted about a flow. As a whole, never through a reference: the slot might have become
+/// Writes down what is noted. As a whole, never through a reference: the slot might have become
 /// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel's path.
 #[inline(always)]
 pub(crate) fn write_down(note: &Note) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
         Note::Forget(flow) => FLOWS_V4.remove(flow),
+        Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
 }
 

@@ -2,8 +2,9 @@
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use flannel_common::{
+    map::CHECKED_MARK,
     path::{
-        egress, flow,
+        self, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
@@ -22,6 +23,7 @@ fn from_pod(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
+    act::take_note_of_pod(skb, size);
     let verdict = egress::from_pod(
         &skb,
         &Maps,
@@ -61,6 +63,21 @@ fn from_underlay(ctx: TcContext) -> i32 {
         |deliver, reason| act::pop(skb, &deliver, reason),
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
+    act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
+}
+
+/// tc ingress, flannel.<vni>: what the kernel has freed of its outer headers. Only aggregates that `from_underlay` has
+/// checked and cannot pop itself.
+#[classifier]
+fn from_overlay(ctx: TcContext) -> i32 {
+    if !Skb::has_mark(&ctx, CHECKED_MARK) {
+        return TC_ACT_UNSPEC;
+    }
+    let skb = Skb::of(&ctx, EGRESS_READS);
+    skb.unmark(CHECKED_MARK);
+    let size = skb.size();
+    let verdict =
+        path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     act::conclude(&ctx, size, Direction::Ingress, verdict)
 }
 

@@ -9,7 +9,7 @@ use flannel_common::{
     packet::{
         Packet as _,
         headers::{ETHERNET_LEN, Ethernet},
-        ipv6::{ENCAP_LEN, ETHERTYPE_IPV6},
+        ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
     path::{
         egress::exempt_reason,
@@ -115,7 +115,7 @@ fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
 fn hand_over(mut skb: Skb, to: &HandOver, reason: Reason) -> Done {
     let HandOver { ifindex, ethernet, forward } = to;
     // A redirect to a device that is gone would lose the packet.
-    if skb.fits(*ifindex, 0).is_err() {
+    if skb.fits(*ifindex, IPV6_LEN as u32).is_err() {
         return Done::kernel(Reason::Ipv6Aggregate);
     }
     let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
@@ -129,9 +129,9 @@ fn hand_over(mut skb: Skb, to: &HandOver, reason: Reason) -> Done {
 /// Pops VXLAN and hands the packet to the pod.
 #[inline(always)]
 fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
-    let Deliver { pod, forward } = deliver;
+    let Deliver { pod, forward, packet_len } = deliver;
     // A redirect to a veth that is gone, or too small, would lose the packet.
-    if let Err(reason) = skb.fits(pod.ifindex, -(ENCAP_LEN as i32)) {
+    if let Err(reason) = skb.fits(pod.ifindex, *packet_len) {
         return Done::kernel(reason);
     }
     if skb.pop_vxlan_v6().is_none() {

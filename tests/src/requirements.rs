@@ -26,14 +26,17 @@ const CNI_DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// Environment variable that turns a skipped test into a failed one.
 pub const REQUIRE: &str = "FLANNEL_TEST_REQUIRE";
 
-/// Where the CNI plugins `bridge` and `host-local` are.
+/// The plugins that are used.
+const CNI_PLUGINS: [&str; 3] = ["bridge", "host-local", "portmap"];
+
+/// Where the CNI plugins `bridge`, `host-local` and `portmap` are.
 pub fn cni_directory() -> Result<PathBuf> {
     for directory in CNI_DIRECTORIES.map(PathBuf::from) {
-        if directory.join("bridge").exists() && directory.join("host-local").exists() {
+        if CNI_PLUGINS.iter().all(|plugin| directory.join(plugin).exists()) {
             return Ok(directory);
         }
     }
-    bail!("the CNI plugins bridge and host-local are in none of {}", CNI_DIRECTORIES.join(", "))
+    bail!("the CNI plugins {} are in none of {}", CNI_PLUGINS.join(", "), CNI_DIRECTORIES.join(", "))
 }
 
 /// Fails with everything that is missing, and the remedy.

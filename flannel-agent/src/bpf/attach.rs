@@ -41,7 +41,7 @@ pub struct AttachError {
 
 const fn side(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::FromPod | Hook::FromUnderlay => TcAttachType::Ingress,
+        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => TcAttachType::Ingress,
         Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => TcAttachType::Egress,
     }
 }

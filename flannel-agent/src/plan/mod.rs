@@ -215,6 +215,7 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     }
     if local.fast_path.finds_pods() {
         bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
+        bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::FromOverlay)));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
     bpf

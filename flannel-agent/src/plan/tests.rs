@@ -153,6 +153,7 @@ fn hooks_are_those_of_the_fast_path() {
         hooks(FastPath::All),
         BTreeSet::from([
             (5, Hook::ToOverlay),
+            (5, Hook::FromOverlay),
             (2, Hook::FromUnderlay),
             (11, Hook::FromPod),
             (12, Hook::FromPod),

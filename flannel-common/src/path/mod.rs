@@ -12,12 +12,15 @@ pub mod ecn;
 pub mod egress;
 mod encap;
 pub mod flow;
+pub mod forwarding;
 pub mod ingress;
+mod overlay;
 pub mod v6;
 
 pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
+pub use overlay::from_overlay;
 
 use crate::{
     layout::{
@@ -56,6 +59,9 @@ pub trait Tables {
     fn is_exempt_v6(&self, address: AddressV6) -> bool;
     /// When netfilter accepted a flow.
     fn flow_v6(&self, flow: &FlowV6) -> Option<Permit>;
+    /// When the pod behind veth `ifindex` was last seen to forward for others, ns on the clock of [`Permit`]; 0 is
+    /// never.
+    fn forwarded(&self, ifindex: u32) -> u64;
     /// The time, on the clock of [`Permit`].
     fn now(&self) -> u64;
     /// When the maps are out of date, on the same clock.
@@ -71,6 +77,9 @@ pub enum Verdict {
     Kernel(Reason),
     /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
     Exempt(Reason),
+    /// The same, but with [`map::CHECKED_MARK`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
+    /// on with it.
+    Checked(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
     /// Send it to a peer as it is.
@@ -96,6 +105,8 @@ pub enum Hook {
     ToOverlay,
     /// tc ingress, external interface.
     FromUnderlay,
+    /// tc ingress, flannel.<vni>.
+    FromOverlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
     /// tc egress, external interface.
@@ -104,8 +115,14 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 5] =
-        [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod, Self::ToUnderlay];
+    pub const ALL: [Self; 6] = [
+        Self::FromPod,
+        Self::ToOverlay,
+        Self::FromUnderlay,
+        Self::FromOverlay,
+        Self::ToPod,
+        Self::ToUnderlay,
+    ];
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -113,6 +130,7 @@ impl Hook {
             Self::FromPod => map::FROM_POD,
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
+            Self::FromOverlay => map::FROM_OVERLAY,
             Self::ToPod => map::TO_POD,
             Self::ToUnderlay => map::TO_UNDERLAY,
         }
@@ -122,7 +140,7 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
-            Self::FromUnderlay | Self::ToPod => Direction::Ingress,
+            Self::FromUnderlay | Self::FromOverlay | Self::ToPod => Direction::Ingress,
         }
     }
 }
@@ -134,7 +152,8 @@ pub fn decide(
     tables: &impl Tables,
     arrival: &Arrival,
 ) -> Verdict {
-    if v6::is_ipv6(packet) {
+    // What comes from flannel.<vni> is IPv4; of IPv6 nothing is popped by the device and gone on with.
+    if v6::is_ipv6(packet) && hook != Hook::FromOverlay {
         return decide_v6(hook, packet, tables, arrival);
     }
     match hook {
@@ -143,6 +162,9 @@ pub fn decide(
         Hook::FromUnderlay => {
             ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
         }
+        // What `from_underlay` has not checked is the kernel's, and has been counted.
+        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
+        Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
         Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
@@ -159,7 +181,7 @@ fn decide_v6(
         Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
         Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
         Hook::FromUnderlay => v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6),
-        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
+        Hook::ToPod | Hook::ToUnderlay | Hook::FromOverlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -174,7 +196,8 @@ pub fn note(
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
         Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
-        Hook::FromPod | Hook::FromUnderlay => None,
+        Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
+        Hook::FromUnderlay | Hook::FromOverlay => None,
     }
 }
 
@@ -190,7 +213,7 @@ pub fn note_v6(
         Hook::ToOverlay | Hook::ToPod => {
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }
-        Hook::FromPod | Hook::FromUnderlay | Hook::ToUnderlay => None,
+        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay | Hook::ToUnderlay => None,
     }
 }
 
@@ -203,6 +226,7 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
     };
     match hook {
         Hook::FromPod if is_exempt() => Verdict::Exempt(egress::exempt_reason(reason)),
+        Hook::FromUnderlay if !v6::is_ipv6(packet) && ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),
     }
 }
@@ -214,6 +238,9 @@ pub struct Deliver {
     pub pod: PodV4,
     /// What routing does to the IP header that the pod gets.
     pub forward: Forward,
+    /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's
+    /// interface must take.
+    pub packet_len: u32,
 }
 
 /// Refuses to act on maps that no agent has kept up to date for long.

@@ -36,11 +36,11 @@ pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
     handed(frame.get(ENCAP_LEN..)?, deliver)
 }
 
-/// `frame`, which came without a tunnel, as the pod gets it; `None` for a frame too short to have been decided
+/// `frame`, which has no outer headers, as the pod gets it; `None` for a frame too short to have been decided
 /// about.
 pub fn handed(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
     let mut out = frame.to_vec();
-    let Deliver { pod, forward } = deliver;
+    let Deliver { pod, forward, packet_len: _ } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
@@ -61,7 +61,7 @@ pub fn pushed_v6(frame: &[u8], encap: &v6::Encap, flow_hash: u32) -> Option<Vec<
 /// `frame` with VXLAN over IPv6 popped, as the pod gets it; `None` as with [`popped`].
 pub fn popped_v6(frame: &[u8], deliver: &v6::Deliver) -> Option<Vec<u8>> {
     let mut out = frame.get(ipv6::ENCAP_LEN..)?.to_vec();
-    let v6::Deliver { pod, forward } = deliver;
+    let v6::Deliver { pod, forward, .. } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV6);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;

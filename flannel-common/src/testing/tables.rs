@@ -25,6 +25,8 @@ pub struct MemoryTables {
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// `flows_v4`.
     pub flows: BTreeMap<FlowV4, Permit>,
+    /// `forwarders`: when each veth's pod was last seen to forward.
+    pub forwarders: BTreeMap<u32, u64>,
     /// Those for IPv6.
     pub v6: MemoryTablesV6,
     /// The time.
@@ -99,6 +101,10 @@ impl Tables for MemoryTables {
         self.v6.flows.get(flow).copied()
     }
 
+    fn forwarded(&self, ifindex: u32) -> u64 {
+        self.forwarders.get(&ifindex).copied().unwrap_or_default()
+    }
+
     fn now(&self) -> u64 {
         self.now
     }
@@ -111,7 +117,12 @@ impl Tables for MemoryTables {
 impl MemoryTables {
     /// Writes down what a program notes.
     pub fn write_down(&mut self, note: &Note) {
-        write_down(&mut self.flows, note);
+        match note {
+            Note::Forwards { ifindex, seen } => {
+                self.forwarders.insert(*ifindex, *seen);
+            }
+            note => write_down(&mut self.flows, note),
+        }
     }
 
     /// Writes down what a program notes about an IPv6 flow.
@@ -128,5 +139,7 @@ fn write_down<Flow: Ord + Copy>(flows: &mut BTreeMap<Flow, Permit>, note: &Note<
         Note::Forget(flow) => {
             flows.remove(flow);
         }
+        // Not of a flow.
+        Note::Forwards { .. } => {}
     }
 }

@@ -28,12 +28,13 @@ use ipnetwork::Ipv4Network;
 pub use agent::{
     AGENT_BIN, Agent, AgentOptions, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, agent_binary,
 };
+pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member};
 pub use docker::{Container, Docker};
 pub use kubernetes::{ApiServer, KubeProxy};
 pub use netns::Netns;
 pub use node::Node;
-pub use pod::Pod;
+pub use pod::{Pod, PodOptions};
 pub use stock::{Peer, Stock};
 pub use store::{Etcd, PREFIX};
 pub use subnet_env::SubnetEnv;
@@ -45,6 +46,7 @@ use crate::{
 
 mod agent;
 mod cgroup;
+mod chain;
 mod cluster;
 mod docker;
 mod firewall;

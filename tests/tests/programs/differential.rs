@@ -66,7 +66,8 @@ fn mtu_of(ifindex: u32) -> Option<u32> {
 
 fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
-    let mut arrival = Arrival { vlan_tagged: false, for_other_station: false, ..case.arrival };
+    let mut arrival =
+        Arrival { vlan_tagged: false, for_other_station: false, from_socket: true, ..case.arrival };
     if *hook == Hook::FromUnderlay {
         // Whose frame it is depends on the MAC of the interface.
         arrival.ifindex = interface::UNDERLAY;
@@ -134,6 +135,11 @@ fn from_underlay() {
 #[test]
 fn from_underlay_ipv6() {
     compare(Hook::FromUnderlay, case_v6);
+}
+
+#[test]
+fn from_overlay() {
+    compare(Hook::FromOverlay);
 }
 
 #[test]

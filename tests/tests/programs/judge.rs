@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use flannel_common::{
     layout::FlowV6,
-    map::{HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
+    map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
@@ -40,7 +40,9 @@ pub(crate) fn check(
     let unchanged = || Some(frame.to_vec());
     let (action, reason, expected) = match verdict {
         Verdict::Pass => (TC_ACT_UNSPEC, None, unchanged()),
-        Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
+        Verdict::Kernel(reason) | Verdict::Exempt(reason) | Verdict::Checked(reason) => {
+            (TC_ACT_UNSPEC, Some(*reason), unchanged())
+        }
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
         Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
@@ -67,6 +69,9 @@ pub(crate) fn check(
         Verdict::HandOver(..) => mark | HANDED_OVER_MARK,
         // At the device the mark has done its work.
         Verdict::Pass if hook == Hook::ToOverlay => mark & !HANDED_OVER_MARK,
+        Verdict::Checked(_) => mark | CHECKED_MARK,
+        // Its way ends here, whatever becomes of the packet.
+        _ if hook == Hook::FromOverlay => mark & !CHECKED_MARK,
         _ => mark,
     };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
@@ -139,32 +144,24 @@ pub(crate) fn in_kernel(
     gso_size: u32,
     mtu_of: impl Fn(u32) -> Option<u32>,
 ) -> Verdict {
-    const POPPED: usize = 50;
-    const POPPED_V6: usize = 70;
     // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
     let refused = gso_size != 0;
     match verdict {
         Verdict::Deliver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if !refused && frame.len() - POPPED > ETHERNET_LEN + mtu as usize => {
-                Verdict::Kernel(Reason::TooBig)
-            }
+            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },
-        // No length is changed, so nothing is refused; of an aggregate the size is not looked at.
+        // No length is changed, so nothing is refused.
         Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if gso_size == 0 && frame.len() > ETHERNET_LEN + mtu as usize => {
-                Verdict::Kernel(Reason::TooBig)
-            }
+            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) => verdict,
         },
         Verdict::DeliverV6(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if !refused && frame.len() - POPPED_V6 > ETHERNET_LEN + mtu as usize => {
-                Verdict::Kernel(Reason::TooBig)
-            }
+            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },

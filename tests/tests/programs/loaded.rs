@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 use aya::{TestRun as _, TestRunOptions};
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Hold, Permit, SubnetV4, SubnetV6},
+    layout::{
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, SubnetV4, SubnetV6,
+    },
     packet::Arrival,
     path::Hook,
     reason::{Direction, Reason},
@@ -148,6 +150,10 @@ impl Loaded {
         for (key, value) in &tables.flows {
             let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
             now.flows.put(key, &Permit { egress, ingress, ..*value })?;
+        }
+        now.forwarders.remove_all(|veth| !tables.forwarders.contains_key(veth))?;
+        for (veth, seen) in &tables.forwarders {
+            now.forwarders.put(veth, &Forwarder { seen: ahead(*seen) })?;
         }
         let before = std::mem::replace(&mut self.filled, tables.clone());
         for key in before.routes.keys().filter(|key| !tables.routes.contains_key(*key)) {

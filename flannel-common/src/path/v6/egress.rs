@@ -148,7 +148,7 @@ fn check_peer(
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    if segment_len(packet, arrival, ip)? + ENCAP_LEN as u64 > u64::from(peer.mtu) {
+    if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > peer.mtu {
         return Err(Reason::TooBig);
     }
     Ok(())
@@ -194,20 +194,26 @@ fn check_transport(packet: &(impl Packet + ?Sized), ip: &Ipv6) -> Result<(), Rea
     }
 }
 
-/// Length of one segment as an IP packet, bytes: 64 bits, for any segment size an arrival may name.
+/// Length of one segment, whose header `ip` stands at `offset`, as an IP packet, bytes.
 #[inline(always)]
-fn segment_len(packet: &(impl Packet + ?Sized), arrival: &Arrival, ip: &Ipv6) -> Result<u64, Reason> {
+pub(super) fn segment_len(
+    packet: &(impl Packet + ?Sized),
+    offset: usize,
+    arrival: &Arrival,
+    ip: &Ipv6,
+) -> Result<u32, Reason> {
     if arrival.gso_size == 0 {
-        return Ok(IPV6_LEN as u64 + u64::from(ip.payload_len));
+        return Ok(IPV6_LEN as u32 + u32::from(ip.payload_len));
     }
     let transport_len = match ip.next_header {
-        PROTOCOL_UDP => UDP_LEN as u64,
+        PROTOCOL_UDP => UDP_LEN as u32,
         PROTOCOL_TCP => {
-            let [offset] = *packet.view(TRANSPORT + 12).ok_or(Reason::Truncated)?;
-            u64::from(offset >> 4) * 4
+            let [words] = *packet.view(offset + IPV6_LEN + 12).ok_or(Reason::Truncated)?;
+            u32::from(words >> 4) * 4
         }
         // Neither: an aggregate of a kind we do not know.
         _ => return Err(Reason::TooBig),
     };
-    Ok(IPV6_LEN as u64 + transport_len + u64::from(arrival.gso_size))
+    // Any segment size that an arrival may name.
+    Ok((IPV6_LEN as u32 + transport_len).saturating_add(arrival.gso_size))
 }

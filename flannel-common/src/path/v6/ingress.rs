@@ -1,6 +1,6 @@
 //! What other nodes send to our pods.
 
-use super::{Deliver, Forward, check_ipv6, first_ip, flow, frame_len};
+use super::{Deliver, Forward, check_ipv6, egress::segment_len, first_ip, flow, frame_len};
 use crate::{
     layout::FastPath,
     packet::{
@@ -8,7 +8,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
-    path::{Tables, check_hold, ecn},
+    path::{Tables, check_hold, ecn, forwarding},
     reason::{Direction, Reason},
 };
 
@@ -93,14 +93,20 @@ pub fn from_underlay<R>(
     if ip.hop_limit <= 1 {
         return Err(Reason::Ttl);
     }
-    // As with IPv4: only the kernel's device makes an aggregate of UDP fit for every socket.
-    if arrival.gso_size != 0 && ip.next_header != PROTOCOL_TCP {
-        return Err(Reason::UdpAggregate);
-    }
     let class = ecn::decapsulate(outer_ip.traffic_class(), ip.traffic_class()).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v6(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
         flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
     }
-    Ok(then(Deliver { pod, forward: Forward::hop_with_class(&ip, class) }, Reason::DeliverPod))
+    // As with IPv4: a socket takes TCP whole, what forwards it does not.
+    if arrival.gso_size != 0 {
+        if ip.next_header != PROTOCOL_TCP {
+            return Err(Reason::UdpAggregate);
+        }
+        if forwarding::forwards(tables, pod.ifindex) {
+            return Err(Reason::PodForwards);
+        }
+    }
+    let packet_len = segment_len(packet, INNER_IP, arrival, &ip)?;
+    Ok(then(Deliver { pod, forward: Forward::hop_with_class(&ip, class), packet_len }, Reason::DeliverPod))
 }

@@ -37,6 +37,8 @@ pub struct Deliver {
     pub pod: PodV4,
     /// What routing does to the inner IP header.
     pub forward: Forward,
+    /// Length of the inner packet, or of one segment of an aggregate, bytes: what the pod's interface must take.
+    pub packet_len: u32,
 }
 
 /// Refuses headers that need the kernel's care.
