@@ -101,6 +101,17 @@ pub const HANDED_OVER_MARK: u32 = 0x0800;
 /// it never sees, netfilter's rule does.
 pub const CHECKED_MARK: u32 = FLOW_MARK;
 
+/// Never attached: lets the agent try, before it relies on them, what the kernel makes of the flags that the other
+/// programs give `bpf_skb_adjust_room`. The first word of the packet's control block says which, the result is the
+/// helper's.
+pub const TRY_ROOM: &str = "try_room";
+/// For [`TRY_ROOM`]: room for VXLAN.
+pub const TRY_PUSH: u32 = 0;
+/// For [`TRY_ROOM`]: VXLAN removed.
+pub const TRY_POP: u32 = 1;
+/// For [`TRY_ROOM`]: the same with `BPF_F_ADJ_ROOM_DECAP_L4_UDP`, which frees an aggregate of its tunnel's marks.
+pub const TRY_POP_CLEAN: u32 = 2;
+
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.

@@ -22,6 +22,7 @@ use aya_ebpf::{
 };
 use flannel_common::{
     layout::AddressV6,
+    map::{TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
@@ -48,6 +49,25 @@ const PUSH_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 /// Flags of the pop. Without `FIXED_GSO` the kernel would add the popped bytes to the segment size,
 /// and aggregates of small segments would be dropped.
 const POP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+
+/// The pop that frees an aggregate of its tunnel's marks: `BPF_F_ADJ_ROOM_DECAP_L4_UDP` (include/uapi/linux/bpf.h),
+/// younger than these bindings.
+const POP_CLEAN_FLAGS: u64 = POP_FLAGS | 1 << 10;
+
+/// Tries the flags that the first word of the control block asks for; what the helper says.
+#[inline(always)]
+pub(crate) fn try_room(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: a field of the live context, and the live context.
+    unsafe {
+        let (difference, flags) = match (*skb).cb[0] {
+            TRY_PUSH => (ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64),
+            TRY_POP => (-(ENCAP_LEN as i32), POP_FLAGS),
+            _ => (-(ENCAP_LEN as i32), POP_CLEAN_FLAGS),
+        };
+        bpf_skb_adjust_room(skb, difference, BPF_ADJ_ROOM_MAC, flags) as i32
+    }
+}
 
 /// A packet at a tc hook. A copy is the same packet.
 #[derive(Clone, Copy)]
@@ -135,13 +155,6 @@ impl Skb {
             let socket = (*self.skb).__bindgen_anon_2.sk;
             !socket.is_null() && matches!((*socket).family, AF_INET | AF_INET6)
         }
-    }
-
-    /// Whether `bits` are set in the mark of the packet of `ctx`.
-    #[inline(always)]
-    pub(crate) fn has_mark(ctx: &TcContext, bits: u32) -> bool {
-        // SAFETY: a field of the live context.
-        unsafe { (*ctx.skb.skb).mark & bits != 0 }
     }
 
     /// Clears `bits` in the packet's mark; the others stay.

@@ -10,7 +10,12 @@ use flannel_common::{
     reason::Direction,
 };
 
-use crate::{act, ctx::Skb, maps::Maps, v6};
+use crate::{
+    act,
+    ctx::{self, Skb},
+    maps::Maps,
+    v6,
+};
 
 /// Bytes that an egress decision reads: Ethernet, IPv4 and the start of TCP.
 const EGRESS_READS: u32 = 14 + 20 + 20;
@@ -70,7 +75,7 @@ fn from_underlay(ctx: TcContext) -> i32 {
 /// checked and cannot pop itself.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
-    if !Skb::has_mark(&ctx, CHECKED_MARK) {
+    if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
         return TC_ACT_UNSPEC;
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
@@ -101,4 +106,10 @@ fn to_underlay(ctx: TcContext) -> i32 {
         act::take_note(skb, skb.size(), Direction::Egress);
     }
     TC_ACT_UNSPEC
+}
+
+/// Attached nowhere: tries what the kernel makes of the flags of the programs above.
+#[classifier]
+fn try_room(ctx: TcContext) -> i32 {
+    ctx::try_room(&ctx)
 }

@@ -279,7 +279,7 @@ fn the_next_lab_removes_one_whose_owner_was_killed() -> Result<()> {
     fs::write(dir.join("owner"), "99999999 1")?;
     std::mem::forget(lab);
     drop(Lab::new()?);
-    flannel_tests::eventually(Duration::from_secs(10), "the abandoned lab is gone", || {
+    eventually(Duration::from_secs(10), "the abandoned lab is gone", || {
         ensure!(!dir.exists() && namespaces_of(&id)?.is_empty());
         Ok(())
     })?;

@@ -22,7 +22,7 @@ use flannel_common::{
 };
 use tracing::{info, warn};
 
-use super::{OBJECT, PinError, Pins};
+use super::{Features, OBJECT, PinError, Pins};
 
 /// Programs that could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +90,7 @@ pub struct Programs {
     pub(super) pins: Pins,
     /// The kernel's id of each pinned map.
     maps: BTreeMap<&'static str, u32>,
+    features: Features,
 }
 
 /// What the kernel says of a loaded program.
@@ -124,16 +125,24 @@ impl Programs {
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(OBJECT)?;
-        for hook in Hook::ALL {
-            classifier(&mut ebpf, hook)?
-                .load()
-                .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
+        let features = Features::of(&mut ebpf);
+        for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
+            classifier(&mut ebpf, hook)?.load().or_else(|error| match error {
+                // Tried already.
+                ProgramError::AlreadyLoaded => Ok(()),
+                error => Err(LoadError::Program { program: hook.program(), error: error.into() }),
+            })?;
         }
         let mut maps = BTreeMap::new();
         for name in PINNED_MAPS {
             maps.insert(name, MapInfo::from_pin(pins.map(name))?.id());
         }
-        Ok(Self { ebpf, pins, maps })
+        Ok(Self { ebpf, pins, maps, features })
+    }
+
+    /// What this kernel does for the programs.
+    pub const fn features(&self) -> &Features {
+        &self.features
     }
 
     /// Pins again every map whose pin is gone, or stands for another map: the programs go on with theirs,
@@ -192,8 +201,10 @@ impl Programs {
     /// # Errors
     /// When it says nothing.
     pub fn summaries(&mut self) -> Result<Vec<ProgramSummary>, LoadError> {
+        let features = self.features.clone();
         Hook::ALL
             .into_iter()
+            .filter(|hook| features.can_run(*hook))
             .map(|hook| {
                 let info = classifier(&mut self.ebpf, hook)?
                     .info()

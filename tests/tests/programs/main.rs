@@ -6,6 +6,7 @@
 mod attachment;
 mod budget;
 mod differential;
+mod features;
 mod judge;
 mod live;
 mod loaded;
