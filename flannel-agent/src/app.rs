@@ -229,6 +229,7 @@ impl Agent<'_> {
             public_ip,
             underlay: Underlay { ifindex: external.index, address: external.address },
             backend: backend.over(&external),
+            direct_routing: backend.direct_routing(),
             fast_path,
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),

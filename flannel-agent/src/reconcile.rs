@@ -7,13 +7,7 @@
 //! leases, surroundings -> plan() -> delta(planned, observed) -> apply
 //! ```
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    net::Ipv4Addr,
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, pin::pin, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -25,7 +19,10 @@ use crate::{
     datapath::{Datapath, ObserveError},
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
-    plan::{Change, Exemptions, Inputs, Local, NextHop, Plan, State, delta, plan, public_addresses},
+    plan::{
+        Change, Exemptions, Inputs, Local, NextHop, NextHops, NoHop, Plan, State, delta, plan,
+        public_addresses,
+    },
 };
 
 mod due;
@@ -87,7 +84,7 @@ pub struct Reconciler<D, H, L> {
     leases: Option<Leases>,
     exemptions: watch::Receiver<Exemptions>,
     surroundings: Surroundings,
-    next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: NextHops,
     plan: Plan,
     /// The plan of the last pass after which nothing was left to do.
     settled: Option<State>,
@@ -132,7 +129,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             leases: None,
             exemptions: watch::channel(Exemptions::default()).1,
             surroundings: Surroundings::default(),
-            next_hops: BTreeMap::new(),
+            next_hops: NextHops::new(),
             plan: Plan::default(),
             settled: None,
             pending: Pending::default(),
@@ -301,9 +298,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             if moved || underlay {
                 // A DHCP client may bring our address back in a moment: until then the ways there were are good,
                 // as long as their interfaces are.
-                let leads = |hop: &NextHop| {
+                let leads = |hop: &Result<NextHop, NoHop>| {
                     let mut links = surroundings.underlay.iter();
-                    surroundings.adrift && links.any(|(index, _, up)| *up && *index == hop.ifindex)
+                    surroundings.adrift
+                        && hop.is_ok_and(|hop| links.any(|(index, _, up)| *up && *index == hop.ifindex))
                 };
                 self.next_hops.retain(|_, hop| leads(hop));
                 // Ours are among the routes that may be gone.
@@ -329,6 +327,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             overlay_ifindex: self.surroundings.overlay_ifindex,
         });
         self.journal.skipped(&plan.skipped);
+        self.journal.on_kernel(&plan.on_kernel);
         let retry = self.pending.next_due().is_some_and(|due| due <= now);
         if plan.state == self.plan.state
             && self.settled.is_some()
@@ -407,7 +406,7 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
 async fn resolve<H: Host>(
     host: &mut H,
     local: &Local,
-    next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: &mut NextHops,
     wanted: BTreeSet<Ipv4Addr>,
 ) -> Result<(), NetlinkError> {
     next_hops.retain(|address, _| wanted.contains(address));
@@ -418,7 +417,7 @@ async fn resolve<H: Host>(
 async fn resolve_more<H: Host>(
     host: &mut H,
     local: &Local,
-    next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: &mut NextHops,
     wanted: BTreeSet<Ipv4Addr>,
 ) -> Result<(), NetlinkError> {
     let unknown: BTreeSet<_> =

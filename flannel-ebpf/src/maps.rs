@@ -86,8 +86,8 @@ impl Tables for Maps {
     #[inline(always)]
     fn config(&self) -> Option<Config> {
         let config = CONFIG.get(0).copied()?;
-        // A port of 0 is none: the kernel creates array entries zeroed.
-        if config.port == 0 { None } else { Some(config) }
+        // The kernel creates array entries zeroed; a range of ports that ends at 0 nobody writes.
+        if config.source_port_max == 0 { None } else { Some(config) }
     }
 
     #[inline(always)]

@@ -49,9 +49,9 @@ impl Patch {
         }
         let ours: Vec<_> = before.iter().chain(after).collect();
         let bases: BTreeSet<_> = ours.iter().map(|(subnet, _)| subnet.network()).collect();
-        let macs: BTreeSet<_> = ours.iter().filter_map(|(_, peer)| peer.way.vtep_mac()).collect();
+        let macs: BTreeSet<_> = ours.iter().filter_map(|(_, peer)| peer.mac).collect();
         plan.peers.iter().filter(|(subnet, _)| !before.contains_key(*subnet)).all(|(subnet, peer)| {
-            !bases.contains(&subnet.network()) && peer.way.vtep_mac().is_none_or(|mac| !macs.contains(&mac))
+            !bases.contains(&subnet.network()) && peer.mac.is_none_or(|mac| !macs.contains(&mac))
         })
     }
 
@@ -84,6 +84,7 @@ impl Patch {
     pub fn apply(&self, plan: &mut Plan) {
         swap(&mut plan.peers, &self.before.peers, &self.after.peers);
         swap(&mut plan.skipped, &self.before.skipped, &self.after.skipped);
+        swap(&mut plan.on_kernel, &self.before.on_kernel, &self.after.on_kernel);
         self.apply_to_state(&mut plan.state);
     }
 

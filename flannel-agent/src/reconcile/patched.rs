@@ -89,6 +89,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             patch.apply_to_state(settled);
         }
         self.journal.patched(&patch);
+        self.journal.on_kernel(&self.plan.on_kernel);
         self.due.retry = self.pending.next_due();
         self.report(false);
         true

@@ -6,7 +6,7 @@ use crate::plan::Patch;
 fn inputs<'a>(
     local: &'a Local,
     leases: &'a Leases,
-    next_hops: &'a BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: &'a NextHops,
     exemptions: &'a Exemptions,
     pods: &'a Pods,
 ) -> Inputs<'a> {
@@ -33,9 +33,10 @@ proptest! {
         start in prop::collection::vec(any_lease(), 0..4),
         events in prop::collection::vec((any_lease(), prop::bool::weighted(0.4)), 1..12),
         nodes in any::<bool>(),
+        direct_routing in any::<bool>(),
     ) {
-        let local = local(FastPath::Flow);
-        let (hops, pods) = ((2..5).map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect(), pods([3]));
+        let local = Local { direct_routing, ..local(FastPath::Flow) };
+        let (hops, pods) = ((2..5).map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect(), pods([3]));
         let prefixes = [net("192.0.2.3/32"), net("203.0.113.0/24")].into();
         let exemptions = Exemptions { prefixes, nodes };
         let mut held = leases(start);
