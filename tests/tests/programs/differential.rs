@@ -139,7 +139,7 @@ fn from_underlay_ipv6() {
 
 #[test]
 fn from_overlay() {
-    compare(Hook::FromOverlay);
+    compare(Hook::FromOverlay, case);
 }
 
 #[test]
