@@ -17,6 +17,7 @@ pub mod config;
 pub mod conntrack;
 pub mod datapath;
 pub mod exempt;
+pub mod family;
 mod gojson;
 pub mod install;
 pub mod lease;

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddrV4},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -44,12 +44,12 @@ impl Host {
     }
 
     /// Who `from` is to the container, reached by its own address.
-    fn sees(&self, from: &Endpoint) -> Result<Ipv4Addr> {
+    fn sees(&self, from: &Endpoint) -> Result<IpAddr> {
         source_seen(from, &self.web(), PORT, SocketAddrV4::new(self.container.address(), PORT))
     }
 
     /// Who `from` is to the container, reached by the published port.
-    fn sees_published(&self, from: &Endpoint) -> Result<Ipv4Addr> {
+    fn sees_published(&self, from: &Endpoint) -> Result<IpAddr> {
         source_seen(from, &self.web(), PORT, SocketAddrV4::new(self.node.address(), PUBLISHED))
     }
 }
@@ -79,24 +79,24 @@ fn two_hosts(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<[Host; 2]
 fn everyone_sees_the_right_source([a, b]: &[Host; 2], outside: &Endpoint) -> Result<()> {
     every_kind_both_ways(&a.web(), &b.web())?;
     for (here, there) in [(a, b), (b, a)] {
-        let check = |what: &str, seen: Result<Ipv4Addr>, expected: Ipv4Addr| {
+        let check = |what: &str, seen: Result<IpAddr>, expected: IpAddr| {
             let seen = seen.context(what.to_owned())?;
             ensure!(seen == expected, "{what}: seen as {seen}, not {expected}");
             Ok(())
         };
         let own = here.container.address();
-        check("container to container", there.sees(&here.web()), own)?;
+        check("container to container", there.sees(&here.web()), own.into())?;
         let node = here.node.overlay_endpoint()?;
         check("node to a container elsewhere", there.sees(&node), node.address())?;
 
         let world = SocketAddrV4::new(UNDERLAY_ADDRESS, PUBLISHED);
         let seen = source_seen(&here.web(), outside, PUBLISHED, world);
-        check("container to the outside", seen, here.node.address())?;
+        check("container to the outside", seen, here.node.address().into())?;
 
         let node = here.node.underlay_endpoint();
         check("node to a published port", there.sees_published(&node), node.address())?;
         check("container to a published port", there.sees_published(&here.web()), node.address())?;
-        check("outside to a published port", there.sees_published(outside), UNDERLAY_ADDRESS)?;
+        check("outside to a published port", there.sees_published(outside), UNDERLAY_ADDRESS.into())?;
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ fn stock_flannel_leaves_containers_hidden_behind_their_node() -> Result<()> {
         let dockers = [nodes[0].docker(&["-c"], "DOCKER_OPTS")?, nodes[1].docker(&["-c"], "DOCKER_OPTS")?];
         let containers = [dockers[0].container("one", &[])?, dockers[1].container("two", &[])?];
         let [from, to] = [containers[0].endpoint(), containers[1].endpoint()];
-        let seen = source_seen(&from, &to, PORT, SocketAddrV4::new(to.address(), PORT))?;
+        let seen = source_seen(&from, &to, PORT, to.socket_address(PORT))?;
         let node = nodes[0].overlay_endpoint()?.address();
         ensure!(seen == node, "seen as {seen}, not as its node, {node}");
         Ok(())

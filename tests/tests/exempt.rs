@@ -120,7 +120,7 @@ impl Scene {
 
     fn is_masqueraded(&self, to: &Endpoint) -> Result<()> {
         let member = &self.cluster.members[0];
-        let own = [member.node.address(), member.node.overlay_endpoint()?.address()];
+        let own = [member.node.address(), member.node.overlay_endpoint()?.address_v4()];
         // A pod cannot exempt itself: what it marks with our bit loses the mark on the way out of it.
         for (size, mark) in [(10, 0), (10, SNAT_EXEMPT_MARK), (LARGE, 0)] {
             let source = self.seen(to, size, mark)?;
@@ -166,7 +166,7 @@ fn only_what_is_exempt(fast_path: FastPath) -> Result<()> {
 
         // Whoever asks for masquerading by kube-proxy's mark gets it.
         let from = a.pods[0].address();
-        for (to, rule) in [(&scene.partner, PARTNER), (&node, node.address())] {
+        for (to, rule) in [(&scene.partner, PARTNER), (&node, node.address_v4())] {
             let rule = format!("PREROUTING -s {from} -d {rule} -j MARK --or-mark 0x4000");
             scene.iptables(&format!("-t mangle -A {rule}"))?;
             scene.is_masqueraded(to)?;

@@ -91,7 +91,7 @@ fn kubernetes_serves_the_cluster() -> Result<()> {
             node_port: None,
             policy: TrafficPolicy::Cluster,
             affinity: false,
-            backends: vec![Backend { address: server.address(), node: nodes[1].name() }],
+            backends: vec![Backend { address: server.address_v4(), node: nodes[1].name() }],
         };
         api.add_service(&service)?;
         proxy.await_service(&service)?;

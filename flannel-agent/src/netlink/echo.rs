@@ -1,14 +1,14 @@
 //! Our own changes, as the kernel tells of them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::RouteMessage,
 };
 
-use super::route;
+use super::{neighbour, route};
 use crate::{
     mac::Mac,
     plan::{Change, DirectRoute, Slot},
@@ -25,28 +25,28 @@ impl<'a> Echoes<'a> {
         Self(changes.iter().map(|change| (change.slot(), change)).collect())
     }
 
-    /// Whether `notice` tells of one of them; `overlay` is the index of the VXLAN device.
-    pub(super) fn hold(&self, notice: &RouteNetlinkMessage, overlay: Option<u32>) -> bool {
-        told(notice, overlay).is_some_and(|change| self.0.get(&change.slot()) == Some(&&change))
+    /// Whether `notice` tells of one of them; `overlays` are the indices of the VXLAN devices.
+    pub(super) fn hold(&self, notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> bool {
+        told(notice, overlays).is_some_and(|change| self.0.get(&change.slot()) == Some(&&change))
     }
 }
 
 /// The change that `notice` would be the echo of.
-fn told(notice: &RouteNetlinkMessage, overlay: Option<u32>) -> Option<Change> {
+fn told(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Option<Change> {
     use RouteNetlinkMessage as Notice;
     match notice {
-        Notice::NewRoute(route) => told_route(route, overlay, true),
-        Notice::DelRoute(route) => told_route(route, overlay, false),
-        Notice::NewNeighbour(neighbour) => told_neighbour(neighbour, overlay, true),
-        Notice::DelNeighbour(neighbour) => told_neighbour(neighbour, overlay, false),
+        Notice::NewRoute(route) => told_route(route, overlays, true),
+        Notice::DelRoute(route) => told_route(route, overlays, false),
+        Notice::NewNeighbour(neighbour) => told_neighbour(neighbour, overlays, true),
+        Notice::DelNeighbour(neighbour) => told_neighbour(neighbour, overlays, false),
         _ => None,
     }
 }
 
-fn told_route(message: &RouteMessage, overlay: Option<u32>, new: bool) -> Option<Change> {
+fn told_route(message: &RouteMessage, overlays: &BTreeSet<u32>, new: bool) -> Option<Change> {
     let route = route::read(message)?;
     let (subnet, via) = (route.destination, route.gateway?);
-    let over_device = overlay == Some(route.ifindex);
+    let over_device = overlays.contains(&route.ifindex);
     if !route.is_as_ours(over_device) {
         return None;
     }
@@ -59,20 +59,16 @@ fn told_route(message: &RouteMessage, overlay: Option<u32>, new: bool) -> Option
     }
 }
 
-fn told_neighbour(message: &NeighbourMessage, overlay: Option<u32>, new: bool) -> Option<Change> {
+fn told_neighbour(message: &NeighbourMessage, overlays: &BTreeSet<u32>, new: bool) -> Option<Change> {
     let header = &message.header;
-    if Some(header.ifindex) != overlay {
+    if !overlays.contains(&header.ifindex) {
         return None;
     }
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(*found),
-            // Outside the families of addresses the bytes come as they are.
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                address = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
-            }
+            NeighbourAttribute::Destination(found) => address = neighbour::destination(found),
             NeighbourAttribute::LinkLayerAddress(bytes) => {
                 mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac)
             }
@@ -82,10 +78,10 @@ fn told_neighbour(message: &NeighbourMessage, overlay: Option<u32>, new: bool) -
     let permanent = u16::from(header.state) & u16::from(NeighbourState::Permanent) != 0;
     let own = header.flags.contains(NeighbourFlags::Own);
     match (header.family, new) {
-        (AddressFamily::Inet, true) if permanent => {
+        (AddressFamily::Inet | AddressFamily::Inet6, true) if permanent => {
             Some(Change::PutNeighbour { address: address?, mac: mac? })
         }
-        (AddressFamily::Inet, false) => Some(Change::DeleteNeighbour(address?)),
+        (AddressFamily::Inet | AddressFamily::Inet6, false) => Some(Change::DeleteNeighbour(address?)),
         (AddressFamily::Bridge, true) if permanent && own => {
             Some(Change::PutFdb { mac: mac?, public_ip: address? })
         }

@@ -6,15 +6,16 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     ops::Range,
     time::Duration,
 };
 
 use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::{
+    family::Family,
     lease::{LeaseSubnet, Leases},
     mac::Mac,
 };
@@ -39,14 +40,10 @@ pub use state::{BpfState, DirectRoute, State, VxlanDevice};
 /// The facts about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
-    /// The network all pod subnets are cut from.
-    pub network: Ipv4Network,
-    /// Our pod subnet, host bits zero.
-    pub subnet: Ipv4Network,
-    /// The address our lease publishes; peers send to it.
-    pub public_ip: Ipv4Addr,
-    /// The external interface.
-    pub underlay: Underlay,
+    /// The families of the cluster's network, and this node in each.
+    pub stacks: BTreeMap<Family, LocalStack>,
+    /// Index of the external interface, by which packets between nodes leave and arrive.
+    pub underlay_ifindex: u32,
     /// How packets reach other nodes.
     pub backend: Backend,
     /// Peers that the underlay reaches without a gateway are routed to without the tunnel.
@@ -60,20 +57,27 @@ pub struct Local {
     pub source_ports: Range<u16>,
 }
 
-/// Where packets between nodes leave and arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Underlay {
-    /// Index of the external interface.
-    pub ifindex: u32,
-    /// Our address on it.
-    pub address: Ipv4Addr,
+/// This node in one family. All addresses are of that family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalStack {
+    /// The network all pod subnets are cut from.
+    pub network: IpNetwork,
+    /// Our pod subnet, host bits zero.
+    pub subnet: IpNetwork,
+    /// The address our lease publishes; peers send to it.
+    pub public_ip: IpAddr,
+    /// Our address on the external interface.
+    pub address: IpAddr,
+    /// The VXLAN device that carries this family's packets, with that backend. It is bound to the external
+    /// interface, and its outer headers are of this family, too.
+    pub device: Option<VxlanDevice>,
 }
 
 /// How packets reach other nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Through a tunnel. The device is bound to the external interface.
-    Vxlan(VxlanDevice),
+    /// Through a tunnel: each family over a device of its own.
+    Vxlan,
     /// By routes to nodes on the same link, without a tunnel.
     HostGw,
     /// By whatever the administrator has set up: only the lease is ours.
@@ -82,9 +86,9 @@ pub enum Backend {
 
 impl Backend {
     /// `BackendType` of our lease and of those that are followed.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(self) -> &'static str {
         match self {
-            Self::Vxlan(_) => "vxlan",
+            Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
             // Upstream publishes none.
             Self::Alloc => "",
@@ -93,17 +97,19 @@ impl Backend {
 }
 
 impl Local {
+    /// This node in a family of the cluster's.
+    pub fn stack(&self, family: Family) -> Option<&LocalStack> {
+        self.stacks.get(&family)
+    }
+
+    /// The VXLAN devices there are to be.
+    pub fn devices(&self) -> impl Iterator<Item = (Family, &VxlanDevice)> {
+        self.stacks.iter().filter_map(|(family, stack)| Some((*family, stack.device.as_ref()?)))
+    }
+
     /// Whether peers may be reached without a tunnel.
     pub fn routes_direct(&self) -> bool {
         self.direct_routing || self.backend == Backend::HostGw
-    }
-
-    /// The VXLAN device, if there is to be one.
-    pub fn device(&self) -> Option<&VxlanDevice> {
-        match &self.backend {
-            Backend::Vxlan(device) => Some(device),
-            Backend::HostGw | Backend::Alloc => None,
-        }
     }
 }
 
@@ -147,8 +153,8 @@ pub type NextHops = BTreeMap<Ipv4Addr, Result<NextHop, NoHop>>;
 
 impl NextHop {
     /// Whether `destination`, which this leads to, is on the link itself.
-    pub(crate) fn is_on_link(&self, destination: Ipv4Addr) -> bool {
-        self.address == destination
+    pub(crate) fn is_on_link(&self, destination: IpAddr) -> bool {
+        destination == self.address
     }
 }
 
@@ -174,8 +180,8 @@ pub struct Inputs<'a> {
     pub pods: &'a Pods,
     /// What the operator exempts from masquerading.
     pub exemptions: &'a Exemptions,
-    /// Index of the VXLAN device, once it exists.
-    pub overlay_ifindex: Option<u32>,
+    /// Indices of the VXLAN devices that exist.
+    pub overlays: &'a BTreeMap<Family, u32>,
 }
 
 /// What [`plan`] concludes.
@@ -183,12 +189,25 @@ pub struct Inputs<'a> {
 pub struct Plan {
     /// What the kernel should hold.
     pub state: State,
-    /// The peers that are reached, by pod subnet.
-    pub peers: BTreeMap<Ipv4Network, Peer>,
-    /// The leases that are not followed, and why.
-    pub skipped: BTreeMap<LeaseSubnet, Skip>,
+    /// The peers that are reached, by pod subnet: of a node with both families, one for each.
+    pub peers: BTreeMap<IpNetwork, Peer>,
+    /// The leases that are not followed in a family, and why.
+    pub skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     /// The peers whose packets the programs leave to the kernel, and why, by pod subnet.
     pub on_kernel: BTreeMap<Ipv4Network, NoHop>,
+}
+
+impl Plan {
+    /// Leases that are followed in some family.
+    pub fn followed(&self) -> usize {
+        self.peers.values().map(|peer| peer.lease).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Leases that should be looked into, in whichever family.
+    pub fn faults(&self) -> usize {
+        let faults = self.skipped.iter().filter(|(_, skip)| skip.is_fault());
+        faults.map(|((lease, _), _)| lease).collect::<BTreeSet<_>>().len()
+    }
 }
 
 /// What the kernel should hold given `inputs`: exactly what a node of stock flannel programs, and, unless
@@ -198,22 +217,24 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let (peers, skipped) = peers(local, inputs.leases, inputs.next_hops);
     let (bpf, on_kernel) = bpf(inputs, &peers);
     let mut state = State { bpf, ..State::default() };
-    if let Some(device) = local.device() {
-        state.device = Some(device.clone());
-        state.addresses.insert(host(local.subnet.network()));
+    for (family, stack) in &local.stacks {
+        if let Some(device) = &stack.device {
+            state.devices.insert(*family, device.clone());
+            state.addresses.insert(stack.subnet.network().into());
+        }
     }
     for (subnet, peer) in &peers {
         match peer.way {
             Way::Vxlan(mac) => {
                 let base = subnet.network();
                 state.neighbours.insert(base, mac);
-                state.fdb.insert(mac, peer.public_ip);
+                state.fdb.insert((Family::of(base), mac), peer.public_ip);
                 state.routes.insert(*subnet, base);
             }
             Way::Direct => {
-                let ifindex = match inputs.next_hops.get(&peer.public_ip) {
+                let ifindex = match peer.next_hop(inputs.next_hops) {
                     Some(Ok(hop)) if local.direct_routing => hop.ifindex,
-                    _ => local.underlay.ifindex,
+                    _ => local.underlay_ifindex,
                 };
                 let route = DirectRoute { ifindex, via: peer.public_ip };
                 state.direct_routes.insert(*subnet, route);
@@ -223,55 +244,61 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     Plan { state, peers, skipped, on_kernel }
 }
 
-/// The maps and programs, and the peers that they leave to the kernel.
-fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> (BpfState, BTreeMap<Ipv4Network, NoHop>) {
+/// The maps and programs, and the peers that they leave to the kernel. They know IPv4; packets of IPv6 take the
+/// kernel's way.
+fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> (BpfState, BTreeMap<Ipv4Network, NoHop>) {
     let local = inputs.local;
     let (mut bpf, mut on_kernel) = (BpfState::default(), BTreeMap::new());
-    if local.fast_path == FastPath::Off || local.backend == Backend::Alloc {
+    let served = local.fast_path != FastPath::Off && local.backend != Backend::Alloc;
+    let Some(stack) = local.stack(Family::V4).filter(|_| served) else { return (bpf, on_kernel) };
+    let (IpNetwork::V4(network), IpNetwork::V4(subnet), IpAddr::V4(address)) =
+        (stack.network, stack.subnet, stack.address)
+    else {
         return (bpf, on_kernel);
-    }
-    let device = local.device();
+    };
+    let device = stack.device.as_ref();
     let mut lengths = BTreeSet::new();
     for (subnet, peer) in peers {
+        let (IpNetwork::V4(subnet), IpAddr::V4(public_ip)) = (subnet, peer.public_ip) else { continue };
         let key = subnet_key(*subnet);
         lengths.insert(Reverse(subnet.prefix()));
         let hop = next_hop(local, peer, inputs.next_hops);
         on_kernel.extend(hop.err().map(|why| (*subnet, why)));
-        bpf.peers.insert(key, peer_value(device, peer, hop.ok()));
+        bpf.peers.insert(key, peer_value(device, peer, public_ip, hop.ok()));
         // The source check of the tunnel has room for one lease of a public address. With both ways in use a peer
         // chooses for itself, and may come through the tunnel whichever way it is reached.
         if peer.foremost && device.is_some() {
-            bpf.vteps.insert(peer.public_ip.octets(), VtepV4 { subnet: key });
+            bpf.vteps.insert(public_ip.octets(), VtepV4 { subnet: key });
         }
     }
     bpf.config = Some(Config {
         fast_path: local.fast_path,
-        vtep: device.map_or(local.underlay.address, |device| device.local).octets(),
+        vtep: address.octets(),
         port: device.map_or(0, |device| device.port.into()),
         vni: device.map_or(0, |device| device.vni),
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
-        network: subnet_key(local.network),
-        subnet: subnet_key(local.subnet),
+        network: subnet_key(network),
+        subnet: subnet_key(subnet),
         flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
         // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
         reserved: [0; 2],
     });
-    bpf.exempt = exempt::prefixes(local, inputs.leases, inputs.exemptions);
-    let overlay = inputs.overlay_ifindex.filter(|_| device.is_some());
+    bpf.exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
+    let overlay = inputs.overlays.get(&Family::V4).copied().filter(|_| device.is_some());
     bpf.hooks.extend(overlay.map(|index| (index, Hook::ToOverlay)));
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::Flow {
         bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::ToPod)));
         if local.routes_direct() {
-            bpf.hooks.insert((local.underlay.ifindex, Hook::ToUnderlay));
+            bpf.hooks.insert((local.underlay_ifindex, Hook::ToUnderlay));
         }
     }
     if local.fast_path.finds_pods() {
-        bpf.hooks.insert((local.underlay.ifindex, Hook::FromUnderlay));
+        bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
         bpf.hooks.extend(overlay.map(|index| (index, Hook::FromOverlay)));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
@@ -280,16 +307,21 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> (BpfState, B
 
 /// Where the programs send what is for `peer`.
 fn next_hop(local: &Local, peer: &Peer, next_hops: &NextHops) -> Result<NextHop, NoHop> {
-    let hop = next_hops.get(&peer.public_ip).copied().unwrap_or(Err(NoHop::NoRoute))?;
+    let hop = peer.next_hop(next_hops).copied().unwrap_or(Err(NoHop::NoRoute))?;
     match peer.way {
         Way::Vxlan(_) => Ok(hop),
         Way::Direct if !hop.is_on_link(peer.public_ip) => Err(NoHop::NotOnLink),
-        Way::Direct if hop.ifindex != local.underlay.ifindex => Err(NoHop::OtherInterface),
+        Way::Direct if hop.ifindex != local.underlay_ifindex => Err(NoHop::OtherInterface),
         Way::Direct => Ok(hop),
     }
 }
 
-fn peer_value(device: Option<&VxlanDevice>, peer: &Peer, next_hop: Option<NextHop>) -> PeerV4 {
+fn peer_value(
+    device: Option<&VxlanDevice>,
+    peer: &Peer,
+    public_ip: Ipv4Addr,
+    next_hop: Option<NextHop>,
+) -> PeerV4 {
     let kind = match (peer.way, next_hop) {
         (_, None) => PeerKind::Kernel,
         (Way::Vxlan(_), Some(_)) => PeerKind::Vxlan,
@@ -298,7 +330,7 @@ fn peer_value(device: Option<&VxlanDevice>, peer: &Peer, next_hop: Option<NextHo
     let mac = peer.way.vtep_mac().unwrap_or(Mac([0; 6]));
     PeerV4 {
         kind,
-        vtep: peer.public_ip.octets(),
+        vtep: public_ip.octets(),
         // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
         vni: device.map_or(0, |device| device.vni),
         ifindex: next_hop.map_or(0, |hop| hop.ifindex),

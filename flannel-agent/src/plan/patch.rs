@@ -4,10 +4,18 @@
 //! objects of one. Where a lease has nothing in common with any other, the plan is what it was but for the part that is
 //! the plan of this lease alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnetwork::IpNetwork;
 
 use super::{BpfState, Change, Inputs, Plan, Skip, State, delta, plan};
-use crate::lease::{Lease, LeaseSubnet, Leases};
+use crate::{
+    family::Family,
+    lease::{Lease, LeaseSubnet, Leases},
+};
 
 /// The plan of one lease, before and after it changed.
 #[derive(Clone, Debug)]
@@ -21,13 +29,13 @@ impl Patch {
     /// another lease has a say in what becomes of this one, or it in another: then only a new plan tells.
     pub fn of(plan: &Plan, inputs: &Inputs<'_>, subnet: LeaseSubnet, before: Option<&Lease>) -> Option<Self> {
         // Whoever was passed over for another's sake may now take its place.
-        if plan.skipped.iter().any(|(key, skip)| *key != subnet && skip.is_for_anothers_sake()) {
+        if plan.skipped.iter().any(|((key, _), skip)| *key != subnet && skip.is_for_anothers_sake()) {
             return None;
         }
         let after = inputs.leases.get(&subnet);
-        let addresses = [before, after].map(|lease| lease.map(|lease| lease.attrs.public_ip));
+        let ours: BTreeSet<IpAddr> = before.into_iter().chain(after).flat_map(addresses).collect();
         let mut others = inputs.leases.iter().filter(|(key, _)| **key != subnet);
-        if others.any(|(_, lease)| addresses.contains(&Some(lease.attrs.public_ip))) {
+        if others.any(|(_, lease)| addresses(lease).any(|address| ours.contains(&address))) {
             return None;
         }
         let mut patch = Self { before: alone(inputs, before), after: alone(inputs, after) };
@@ -57,12 +65,13 @@ impl Patch {
 
     /// Whether the lengths of leased prefixes, which the programs try one after the other, stay what they are.
     fn keeps_lengths(&self, plan: &Plan) -> bool {
-        let lengths = |plan: &Plan| plan.peers.keys().map(|subnet| subnet.prefix()).collect::<BTreeSet<_>>();
+        let length = |subnet: &IpNetwork| (Family::of_network(*subnet), subnet.prefix());
+        let lengths = |plan: &Plan| plan.peers.keys().map(length).collect::<BTreeSet<_>>();
         let (before, after) = (lengths(&self.before), lengths(&self.after));
         let ours = |subnet| self.before.peers.contains_key(subnet) || self.after.peers.contains_key(subnet);
         before
             .symmetric_difference(&after)
-            .all(|length| plan.peers.keys().any(|subnet| subnet.prefix() == *length && !ours(subnet)))
+            .all(|one| plan.peers.keys().any(|subnet| length(subnet) == *one && !ours(subnet)))
     }
 
     /// What leads from the plan before to the one after, in the order of [`delta`].
@@ -92,7 +101,7 @@ impl Patch {
     pub fn apply_to_state(&self, state: &mut State) {
         let (before, after) = (&self.before.state, &self.after.state);
         // Named one by one, so that none is forgotten when there are more.
-        let State { device: _, addresses: _, neighbours, fdb, routes, direct_routes, bpf } = state;
+        let State { devices: _, addresses: _, neighbours, fdb, routes, direct_routes, bpf } = state;
         swap(neighbours, &before.neighbours, &after.neighbours);
         swap(fdb, &before.fdb, &after.fdb);
         swap(routes, &before.routes, &after.routes);
@@ -109,6 +118,12 @@ impl Skip {
     fn is_for_anothers_sake(&self) -> bool {
         matches!(self, Self::SameBase(_) | Self::SameMac { .. })
     }
+}
+
+/// The addresses a lease publishes. An IPv6-only node's has no IPv4 address, and says 0.0.0.0.
+fn addresses(lease: &Lease) -> impl Iterator<Item = IpAddr> {
+    let all = Family::BOTH.map(|family| lease.attrs.address(family));
+    all.into_iter().flatten().filter(|address| !address.is_unspecified())
 }
 
 /// The plan as if there were no other lease.

@@ -1,13 +1,20 @@
 //! What a plan depends on besides the leases: the node around the dataplane.
 
-use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use flannel_common::layout::FastPath;
+use ipnetwork::IpNetwork;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
-    netlink::{Changed, Echoes, Link, LinkKind, Monitor, Netlink, NetlinkError},
+    family::Family,
+    netlink::{Changed, Echoes, LinkKind, Monitor, Netlink, NetlinkError},
     plan::{Change, Local, NextHops, NoHop, Pods},
 };
 
@@ -19,12 +26,12 @@ const RECONNECT: Duration = Duration::from_secs(1);
 pub struct Surroundings {
     /// Our pods: with fast path `overlay` their links alone, with `off` not even those.
     pub pods: Pods,
-    /// Index of the VXLAN device, if it exists.
-    pub overlay_ifindex: Option<u32>,
+    /// Indices of the VXLAN devices that exist.
+    pub overlays: BTreeMap<Family, u32>,
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
     /// without notice, so a change here says that next hops may have changed.
     pub underlay: BTreeSet<(u32, u32, bool)>,
-    /// Our address is gone from the external interface. The kernel then names no next hop for packets from it.
+    /// Our IPv4 address is gone from the external interface. The kernel then names no next hop for packets from it.
     pub adrift: bool,
 }
 
@@ -54,7 +61,7 @@ pub trait Host: Send {
 pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
-    overlay: Option<u32>,
+    overlays: BTreeSet<u32>,
     /// Noticed, not told yet.
     heard: Changed,
 }
@@ -66,7 +73,7 @@ impl KernelHost {
         Ok(Self {
             netlink: Netlink::open()?,
             monitor: Monitor::open()?,
-            overlay: None,
+            overlays: BTreeSet::new(),
             heard: Changed::default(),
         })
     }
@@ -77,7 +84,7 @@ impl Host for KernelHost {
         if self.heard.any() {
             return std::mem::take(&mut self.heard);
         }
-        match self.monitor.changed(self.overlay).await {
+        match self.monitor.changed(&self.overlays).await {
             Ok(changed) => changed,
             Err(error) => {
                 warn!(%error, "cannot listen to the kernel; trying again");
@@ -88,36 +95,48 @@ impl Host for KernelHost {
     }
 
     fn made(&mut self, changes: &[Change]) {
-        self.heard |= self.monitor.heard_but(self.overlay, &Echoes::of(changes));
+        self.heard |= self.monitor.heard_but(&self.overlays, &Echoes::of(changes));
     }
 
     async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {
         let links = self.netlink.links().await?;
-        let named = |link: &&Link| local.device().is_some_and(|device| device.name == link.name);
-        let overlay = links.iter().find(named);
-        let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
-        self.overlay = overlay;
-        let pods = match local.fast_path {
-            FastPath::Flow | FastPath::All => self.netlink.pods(local.subnet, &links).await?,
-            FastPath::Overlay => {
-                let links = self.netlink.pod_links(local.subnet, &links).await?;
+        let overlays: BTreeMap<Family, u32> = local
+            .devices()
+            .filter_map(|(family, device)| {
+                let link = links.iter().find(|link| link.name == device.name)?;
+                link.as_vxlan_device().map(|_| (family, link.index))
+            })
+            .collect();
+        self.overlays = overlays.values().copied().collect();
+        let v4 = local.stack(Family::V4);
+        let subnet = v4.and_then(|stack| match stack.subnet {
+            IpNetwork::V4(subnet) => Some(subnet),
+            IpNetwork::V6(_) => None,
+        });
+        let pods = match (local.fast_path, subnet) {
+            (FastPath::Flow | FastPath::All, Some(subnet)) => self.netlink.pods(subnet, &links).await?,
+            (FastPath::Overlay, Some(subnet)) => {
+                let links = self.netlink.pod_links(subnet, &links).await?;
                 Pods { links, ..Pods::default() }
             }
-            FastPath::Off => Pods::default(),
+            (FastPath::Off, _) | (_, None) => Pods::default(),
         };
-        let external = local.underlay.ifindex;
+        let external = local.underlay_ifindex;
         let underlay = links
             .iter()
-            .filter(|link| Some(link.index) != overlay)
+            .filter(|link| !self.overlays.contains(&link.index))
             // Pods come and go, and no node is reached through one.
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        let adrift = needs_next_hops(local) && {
-            let addresses = self.netlink.addresses(Some(external)).await?;
-            !addresses.iter().any(|held| held.network.ip() == local.underlay.address)
+        let adrift = match v4.filter(|_| needs_next_hops(local)) {
+            Some(stack) => {
+                let addresses = self.netlink.addresses(Family::V4, Some(external)).await?;
+                !addresses.iter().any(|held| held.network.ip() == stack.address)
+            }
+            None => false,
         };
-        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay, adrift })
+        Ok(Surroundings { pods, overlays, underlay, adrift })
     }
 
     async fn next_hops(
@@ -125,13 +144,14 @@ impl Host for KernelHost {
         local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Result<NextHops, NetlinkError> {
-        if !needs_next_hops(local) {
+        let ours = local.stack(Family::V4).map(|stack| stack.address);
+        let (Some(IpAddr::V4(ours)), true) = (ours, needs_next_hops(local)) else {
             return Ok(NextHops::new());
-        }
-        let mut hops = self.netlink.next_hops(local.underlay.address, addresses).await?;
+        };
+        let mut hops = self.netlink.next_hops(ours, addresses).await?;
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
         for hop in hops.values_mut() {
-            if hop.is_ok_and(|hop| Some(hop.ifindex) == self.overlay) {
+            if hop.is_ok_and(|hop| self.overlays.contains(&hop.ifindex)) {
                 *hop = Err(NoHop::Tunnel);
             }
         }

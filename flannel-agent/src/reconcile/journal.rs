@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, mem::take};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use tracing::{debug, info, warn};
 
 use crate::{
+    family::Family,
     lease::LeaseSubnet,
     plan::{Change, NoHop, Patch, Peer, Plan, Skip, Way},
 };
@@ -16,8 +17,8 @@ const LINES: usize = 20;
 /// What has been told, so that nothing is told twice.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    peers: BTreeMap<Ipv4Network, Peer>,
-    skipped: BTreeMap<LeaseSubnet, Skip>,
+    peers: BTreeMap<IpNetwork, Peer>,
+    skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     on_kernel: BTreeMap<Ipv4Network, NoHop>,
     read_error: Option<String>,
     changes: usize,
@@ -89,7 +90,7 @@ impl Journal {
     }
 
     /// The peers that are reached now.
-    pub(super) fn peers(&mut self, now: &BTreeMap<Ipv4Network, Peer>) {
+    pub(super) fn peers(&mut self, now: &BTreeMap<IpNetwork, Peer>) {
         let mut lines = Lines::default();
         for (subnet, peer) in now {
             match self.peers.get(subnet) {
@@ -134,35 +135,35 @@ impl Journal {
             self.peers.remove(subnet);
             lines.left(subnet, peer);
         }
-        for (subnet, skip) in skipped {
-            if self.skipped.insert(*subnet, skip.clone()).as_ref() == Some(skip) {
+        for (key @ (subnet, family), skip) in skipped {
+            if self.skipped.insert(*key, skip.clone()).as_ref() == Some(skip) {
                 continue;
             }
             match skip.is_fault() {
-                true => warn!(%subnet, reason = %skip, "lease is not followed"),
-                false => info!(%subnet, reason = %skip, "lease is not followed"),
+                true => warn!(%subnet, %family, reason = %skip, "lease is not followed"),
+                false => info!(%subnet, %family, reason = %skip, "lease is not followed"),
             }
         }
-        for subnet in patch.before().skipped.keys().filter(|subnet| !skipped.contains_key(*subnet)) {
-            self.skipped.remove(subnet);
+        for key in patch.before().skipped.keys().filter(|key| !skipped.contains_key(*key)) {
+            self.skipped.remove(key);
         }
     }
 
     /// The leases that are not followed now.
-    pub(super) fn skipped(&mut self, now: &BTreeMap<LeaseSubnet, Skip>) {
+    pub(super) fn skipped(&mut self, now: &BTreeMap<(LeaseSubnet, Family), Skip>) {
         let mut others = 0;
-        for (subnet, skip) in now {
-            if self.skipped.get(subnet) == Some(skip) {
+        for (key @ (subnet, family), skip) in now {
+            if self.skipped.get(key) == Some(skip) {
                 continue;
             }
             if skip.is_fault() {
-                warn!(%subnet, reason = %skip, "lease is not followed");
+                warn!(%subnet, %family, reason = %skip, "lease is not followed");
                 continue;
             }
             others += 1;
             match others {
-                ..=LINES => info!(%subnet, reason = %skip, "lease is not followed"),
-                _ => debug!(%subnet, reason = %skip, "lease is not followed"),
+                ..=LINES => info!(%subnet, %family, reason = %skip, "lease is not followed"),
+                _ => debug!(%subnet, %family, reason = %skip, "lease is not followed"),
             }
         }
         if others > LINES {
@@ -213,7 +214,7 @@ impl Lines {
         self.written <= LINES
     }
 
-    fn joined(&mut self, subnet: &Ipv4Network, peer: &Peer) {
+    fn joined(&mut self, subnet: &IpNetwork, peer: &Peer) {
         self.joined += 1;
         if self.room() {
             info!(%subnet, node = %peer.public_ip, way = way(peer), mac = mac(peer), "peer joined");
@@ -222,7 +223,7 @@ impl Lines {
         }
     }
 
-    fn left(&mut self, subnet: &Ipv4Network, peer: &Peer) {
+    fn left(&mut self, subnet: &IpNetwork, peer: &Peer) {
         self.left += 1;
         if self.room() {
             info!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer left");
@@ -231,7 +232,7 @@ impl Lines {
         }
     }
 
-    fn moved(&mut self, subnet: &Ipv4Network, before: &Peer, now: &Peer) {
+    fn moved(&mut self, subnet: &IpNetwork, before: &Peer, now: &Peer) {
         self.moved += 1;
         if self.room() {
             info!(

@@ -1,6 +1,6 @@
 //! A lease that has nothing to do with the others, made usable without looking at these.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use super::{Reconciler, host::Host, resolve_more};
 use crate::{
     datapath::Datapath,
     lease::{Lease, LeaseSource, LeaseSubnet},
-    plan::{Inputs, Patch},
+    plan::{Inputs, Patch, public_addresses},
 };
 
 /// So many leases are taken one by one in [`WINDOW`]. When more come, one pass for all of them is cheaper.
@@ -52,9 +52,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             return false;
         }
         let Some(leases) = &self.leases else { return false };
-        let address =
-            leases.get(&subnet).filter(|lease| lease.attrs.backend_type == self.local.backend.kind());
-        let address: BTreeSet<_> = address.map(|lease| lease.attrs.public_ip).into_iter().collect();
+        let followed = leases.get(&subnet).map(|lease| (lease.subnet, lease.clone())).into_iter().collect();
+        let address = public_addresses(&self.local, &followed);
         if resolve_more(&mut self.host, &self.local, &mut self.next_hops, address).await.is_err() {
             return false;
         }
@@ -65,7 +64,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             exemptions: &exemptions,
             next_hops: &self.next_hops,
             pods: &self.surroundings.pods,
-            overlay_ifindex: self.surroundings.overlay_ifindex,
+            overlays: &self.surroundings.overlays,
         };
         let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };
         let changes = patch.changes();

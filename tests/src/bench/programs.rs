@@ -131,7 +131,7 @@ fn learn(here: &Endpoint, there: &Endpoint) -> Result<()> {
 
 fn shots(here: &Member, there: &Member) -> Result<Vec<Shot>> {
     let tables = Tables::open(&Pins::under(here.agent.bpffs())?)?;
-    let (near, far) = (here.pod()?.address(), there.pod()?.address());
+    let (near, far) = (here.pod()?.address_v4(), there.pod()?.address_v4());
     let subnet = there.node.subnet_env()?.subnet;
     let key = SubnetV4::of(subnet.network().octets(), subnet.prefix().into());
     let peer = tables.routes.get(&key)?.context("the peer is in no map")?;

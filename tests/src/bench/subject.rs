@@ -61,11 +61,11 @@ impl Subject {
         let Built { cluster, node, client, server } = built;
         ping(&client, &server, 56)?;
         tcp::bulk(&client, &server, 16 << 20)?;
-        let mut target = IpAddr::from(server.address());
+        let mut target = server.address();
         if scenario == Scenario::Service && !mode.is_of_nodes() {
             let node = cluster.as_ref().map(|cluster| &cluster.members[0].node).or(node.as_ref());
             let node = node.context("no node to keep a Service's rules")?;
-            service::load(node, server.address(), &Workload::PORTS)?;
+            service::load(node, server.address_v4(), &Workload::PORTS)?;
             target = service::ADDRESS.into();
         }
         Ok(Self { case, cluster, client, server, target, lab })

@@ -1,7 +1,5 @@
 //! What is sent, and the figures that come of it.
 
-use std::net::IpAddr;
-
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -258,6 +256,6 @@ impl Subject {
 
     /// `port` of the server as it binds it.
     pub(super) fn server_at(&self, port: u16) -> std::net::SocketAddr {
-        (IpAddr::from(self.server().address()), port).into()
+        (self.server().address(), port).into()
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{Netns, Node, agent::agent_binary};
+use super::{Netns, Node, SubnetEnv, SubnetEnvV6, agent::agent_binary, subnet_env};
 use crate::{command::run_with, manifest, requirements::cni_directory};
 
 /// How long one call of a CNI plugin may take.
@@ -49,19 +49,29 @@ impl Chain {
 
     /// `bridge` alone, told what flannel's plugin tells it.
     pub(super) fn bridge(node: &Node) -> Result<Self> {
-        let env = node.subnet_env()?;
+        let file = node.subnet_file();
+        let (mut ranges, mut routes) = (Vec::new(), Vec::new());
+        if subnet_env::has_v4(&file)? {
+            let env = SubnetEnv::read(&file)?;
+            ranges.push(json!([{ "subnet": env.subnet.to_string() }]));
+            routes.push(json!({ "dst": env.network.to_string() }));
+        }
+        if let Some(env) = SubnetEnvV6::read(&file)? {
+            ranges.push(json!([{ "subnet": env.subnet.to_string() }]));
+            routes.push(json!({ "dst": env.network.to_string() }));
+        }
         let bridge = json!({
             "type": "bridge",
             "hairpinMode": true,
             "ipMasq": false,
             "isDefaultGateway": true,
             "isGateway": true,
-            "mtu": env.mtu,
+            "mtu": subnet_env::mtu(&file)?,
             "ipam": {
                 "type": "host-local",
                 "dataDir": node.dir().join("cni"),
-                "ranges": [[{ "subnet": env.subnet.to_string() }]],
-                "routes": [{ "dst": env.network.to_string() }],
+                "ranges": ranges,
+                "routes": routes,
             },
         });
         let conflist = json!({ "name": "cbr0", "cniVersion": "0.3.1", "plugins": [bridge] });

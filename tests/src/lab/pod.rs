@@ -1,9 +1,12 @@
 //! Pods, made by the real CNI plugins.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
-use anyhow::{Context as _, Result};
-use ipnetwork::Ipv4Network;
+use anyhow::{Context as _, Result, ensure};
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::{Chain, Names, Netns, Node};
@@ -26,7 +29,8 @@ pub struct Pod {
     netns: Netns,
     node: Netns,
     names: Arc<Names>,
-    address: Ipv4Addr,
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
     chain: Chain,
     runtime: Value,
     result: Value,
@@ -40,15 +44,22 @@ impl Pod {
         let mappings: Vec<Value> = options.host_ports.iter().map(mapping).collect();
         let runtime = if mappings.is_empty() { json!({}) } else { json!({ "portMappings": mappings }) };
         let result = chain.call("ADD", node.netns(), &netns, &runtime, &Value::Null)?;
-        let address =
-            result["ips"][0]["address"].as_str().with_context(|| format!("no address in {result}"))?;
-        let address = address.parse::<Ipv4Network>().with_context(|| address.to_owned())?.ip();
+        let (mut v4, mut v6) = (None, None);
+        for ip in result["ips"].as_array().with_context(|| format!("no addresses in {result}"))? {
+            let address = ip["address"].as_str().with_context(|| format!("no address in {result}"))?;
+            match address.parse::<IpNetwork>().with_context(|| address.to_owned())?.ip() {
+                IpAddr::V4(address) => v4 = Some(address),
+                IpAddr::V6(address) => v6 = Some(address),
+            }
+        }
+        ensure!(v4.is_some() || v6.is_some(), "no address in {result}");
         Ok(Self {
             name: format!("{}/{name}", node.name()),
             netns,
             node: node.netns().clone(),
             names: Arc::clone(node.names()),
-            address,
+            v4,
+            v6,
             chain,
             runtime,
             result,
@@ -60,9 +71,14 @@ impl Pod {
         &self.name
     }
 
-    /// Its address, as host-local gave it.
+    /// Its IPv4 address, as host-local gave it; 0.0.0.0 in a cluster of IPv6 only.
     pub fn address(&self) -> Ipv4Addr {
-        self.address
+        self.v4.unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Its IPv6 address, in a cluster that has IPv6.
+    pub fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.v6
     }
 
     /// Its namespace.
@@ -70,9 +86,17 @@ impl Pod {
         &self.netns
     }
 
-    /// Where its traffic starts and ends.
+    /// Where its traffic starts and ends: by IPv4, if it has that.
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::new(self.name.clone(), self.netns.clone(), self.address)
+        let v6 = self.v6.map(IpAddr::V6).filter(|_| self.v4.is_none());
+        let address = v6.unwrap_or(self.address().into());
+        Endpoint::new(self.name.clone(), self.netns.clone(), address)
+    }
+
+    /// Where its IPv6 traffic starts and ends.
+    pub fn endpoint_v6(&self) -> Result<Endpoint> {
+        let address = self.v6.with_context(|| format!("{} has no IPv6 address", self.name))?;
+        Ok(Endpoint::new(format!("{} (IPv6)", self.name), self.netns.clone(), address))
     }
 
     /// Takes it away again, as kubelet does: CNI DEL, then the namespace.

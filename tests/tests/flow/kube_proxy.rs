@@ -65,7 +65,7 @@ impl Site {
 
     fn backend(&self, (member, pod): (usize, usize)) -> Result<Backend> {
         let node = self.cluster.members[member].node.name();
-        Ok(Backend { address: self.pod(member, pod)?.address(), node })
+        Ok(Backend { address: self.pod(member, pod)?.address_v4(), node })
     }
 
     /// A Service `name` over these pods (node and number), not yet published.

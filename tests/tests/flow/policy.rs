@@ -190,7 +190,7 @@ fn isolated(writer: Writer) -> Result<()> {
         let cluster = writer.cluster(lab)?;
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let node = &cluster.members[1].node;
-        writer.isolate(node, b.address(), &[])?;
+        writer.isolate(node, b.address_v4(), &[])?;
         let (tcp, udp) = (listen(&b, DENIED)?, hearing(&b, DENIED)?);
         let denied = counted(&cluster, || {
             let speaker = hearing(&a, 0)?;
@@ -229,7 +229,7 @@ fn isolated(writer: Writer) -> Result<()> {
             ensure!(fast(counters).into_iter().all(|packets| packets > 100), "{counters}");
         }
 
-        writer.isolate(node, b.address(), &[a.address()])?;
+        writer.isolate(node, b.address_v4(), &[a.address_v4()])?;
         let mut inwards = Dialogue::through(&a, 0, b.socket_address(DENIED), &[&tcp])?;
         let counted_in = counted(&cluster, || inwards.exchanges(100))?;
         for counters in &counted_in {
@@ -258,7 +258,7 @@ fn a_new_policy_bites(writer: Writer) -> Result<()> {
             let mut dialogue = Dialogue::open(&a.pod()?, &b.pod()?)?;
             let trickle = Paced::usual(&a.pod()?, &b.pod()?)?;
             dialogue.exchanges(100)?;
-            writer.cut(&member.node, a.pod()?.address(), b.pod()?.address())?;
+            writer.cut(&member.node, a.pod()?.address_v4(), b.pod()?.address_v4())?;
             // Until its time is over a flow goes on, whether or not it is used.
             std::thread::sleep(REFRESH + Duration::from_millis(500));
             ensure!(dialogue.exchange_within(Duration::from_secs(1)).is_err(), "the policy did not bite");

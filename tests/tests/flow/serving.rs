@@ -1,7 +1,7 @@
 //! Pods behind a Service, and clients that know the Service's address only.
 
 use std::{
-    net::{SocketAddrV4, TcpListener, UdpSocket},
+    net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -37,7 +37,7 @@ impl Serving {
         &self,
         client: &Endpoint,
         port: u16,
-        destination: SocketAddrV4,
+        destination: impl Into<SocketAddr>,
     ) -> Result<Dialogue> {
         Dialogue::through(client, port, destination, &self.tcp.iter().collect::<Vec<_>>())
     }
@@ -78,7 +78,7 @@ impl Serving {
         self.udp[backend].send_to(&question, from)?;
         let length = asker.recv(&mut heard).with_context(|| format!("no answer to {number}"))?;
         ensure!(heard[..length] == question, "the answer arrived changed");
-        let std::net::SocketAddr::V4(from) = from else { anyhow::bail!("{from} is not IPv4") };
+        let SocketAddr::V4(from) = from else { anyhow::bail!("{from} is not IPv4") };
         Ok((backend, from))
     }
 

@@ -1,5 +1,7 @@
 //! What the kernel tells of our own changes.
 
+use std::collections::BTreeSet;
+
 use flannel_agent::{
     datapath::Datapath,
     netlink::{Changed, Echoes, Monitor},
@@ -13,7 +15,7 @@ async fn make(monitor: &mut Monitor, changes: &[Change]) -> Changed {
     for result in datapath().apply(changes).await {
         result.unwrap();
     }
-    monitor.heard_but(Some(index_of("flannel.1")), &Echoes::of(changes))
+    monitor.heard_but(&BTreeSet::from([index_of("flannel.1")]), &Echoes::of(changes))
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod device;
 mod direct;
 mod echoes;
 mod external_interface;
+mod families;
 mod namespace;
 mod objects;
 mod reconciler;

@@ -141,7 +141,7 @@ fn traceroute(cluster: &Cluster, fast_path: FastPath) -> Result<()> {
     let (at_a, at_b) = opened(&from, &to)?;
     let ends = (at_a.local_addr()?, at_b.local_addr()?);
     let hops =
-        [a.node.subnet_env()?.subnet.nth(1).context("a gateway")?, b.node.overlay_endpoint()?.address()];
+        [a.node.subnet_env()?.subnet.nth(1).context("a gateway")?, b.node.overlay_endpoint()?.address_v4()];
     let both = counted(cluster, || {
         for (ttl, hop) in (1..).zip(hops) {
             at_a.set_ttl(ttl)?;
@@ -335,7 +335,7 @@ fn congestion(lab: &Lab, cluster: &Cluster, fast_path: FastPath) -> Result<()> {
         at_a.send(&vec![6; length])?;
         let found = underlay.find(PATIENCE, "the packet on the wire", |frame| {
             let inner = frame.get(14 + 50..)?;
-            let ours = inner.len() == HEADERS + length && inner[12..16] == from.address().octets();
+            let ours = inner.len() == HEADERS + length && inner[12..16] == from.address_v4().octets();
             ours.then(|| (frame[15], inner[1]))
         })?;
         ensure!(found == (outer, tos as u8), "a pod's {tos:#x}: outer and inner {found:x?}");

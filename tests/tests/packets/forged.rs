@@ -58,7 +58,7 @@ impl Forger {
             to: mac_of(b, "eth0")?,
             overlay: mac_of(b, "flannel.1")?,
             nodes: [a.node.address().octets(), b.node.address().octets()],
-            pods: [a.pod()?.address().octets(), b.pod()?.address().octets()],
+            pods: [a.pod()?.address_v4().octets(), b.pod()?.address_v4().octets()],
             ports,
         })
     }
@@ -225,13 +225,13 @@ fn a_pod_cannot_use_anothers_address() -> Result<()> {
                 (victim.address(), Reason::Spoofed),
                 (nobody, Reason::UnknownPod),
                 (cluster.members[1].node.address(), Reason::UnknownPod),
-                (there.address(), Reason::UnknownPod),
+                (there.address_v4(), Reason::UnknownPod),
             ];
             let wire = Wire::open(pod.netns(), "eth0")?;
             let gateway = mac_of(&cluster.members[0], "cni0")?;
             for (source, reason) in reasons {
                 let frame =
-                    Frame::udp(source.octets(), there.address().octets(), 64).macs(gateway, wire.mac()?);
+                    Frame::udp(source.octets(), there.address_v4().octets(), 64).macs(gateway, wire.mac()?);
                 let [at_a, _] = counted(&cluster, || {
                     let before = cluster.members[0].counters()?;
                     // Again and again, until the agent has found the victim, too.

@@ -4,12 +4,12 @@ use super::*;
 
 /// A lease of a node of the host-gw backend.
 fn direct_lease(subnet: &str, public_ip: &str) -> Lease {
-    Lease { attrs: LeaseAttrs::plain_v4(ip(public_ip), "host-gw"), ..lease(subnet, public_ip, mac(0)) }
+    Lease { attrs: LeaseAttrs::plain_v4(ip4(public_ip), "host-gw"), ..lease(subnet, public_ip, mac(0)) }
 }
 
 /// What a node of another backend plans, the fast path notwithstanding.
 fn planned_by(backend: Backend, leases: &Leases) -> Plan {
-    planned_for(&Local { backend, ..local(FastPath::All) }, leases)
+    planned_for(&local_by(backend, FastPath::All), leases)
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn host_gw_routes_straight_to_the_peers_of_its_kind() {
     let config = plan.state.bpf.config.unwrap();
     assert_eq!((config.vtep, config.port, config.local_mac), ([192, 0, 2, 1], 0, [0; 6]));
     for subnet in ["10.2.0.0/24", "10.3.0.0/24"] {
-        let peer = plan.state.bpf.peers[&subnet_key(net(subnet))];
+        let peer = plan.state.bpf.peers[&subnet_key(net4(subnet))];
         let expected = (PeerKind::Direct, 2, [192, 0, 2, 2], 1500);
         assert_eq!((peer.kind, peer.ifindex, peer.next_hop, peer.mtu), expected);
     }
@@ -54,7 +54,7 @@ fn a_subnet_may_change_between_tunnel_and_direct_route() {
     let sentences = |to, from| delta(to, from).iter().map(Change::to_string).collect::<Vec<_>>();
     assert_eq!(
         sentences(&direct, &tunnel),
-        ["route 10.2.0.0/24 via 192.0.2.2 on interface 2", "delete the VXLAN device"],
+        ["route 10.2.0.0/24 via 192.0.2.2 on interface 2", "delete the VXLAN device for IPv4"]
     );
     let back = sentences(&tunnel, &direct);
     // The kernel has the new route in place of the old before the old is asked to go.
@@ -100,11 +100,11 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
         lease("10.7.0.0/24", "192.0.2.7", mac(7)),
     ]);
     let next_hops = BTreeMap::from([
-        (ip("192.0.2.2"), Ok(hop(2))),
-        (ip("198.51.100.3"), Ok(hop(254))),
-        (ip("192.0.2.4"), Err(NoHop::Multipath)),
-        (ip("192.0.2.5"), Err(NoHop::NoRoute)),
-        (ip("192.0.2.7"), Ok(NextHop { ifindex: 3, ..hop(7) })),
+        (ip4("192.0.2.2"), Ok(hop(2))),
+        (ip4("198.51.100.3"), Ok(hop(254))),
+        (ip4("192.0.2.4"), Err(NoHop::Multipath)),
+        (ip4("192.0.2.5"), Err(NoHop::NoRoute)),
+        (ip4("192.0.2.7"), Ok(NextHop { ifindex: 3, ..hop(7) })),
     ]);
     let plan = plan_by(&direct_routing(FastPath::Flow), &all, &next_hops);
     let ways: Vec<_> = plan.peers.values().map(|peer| peer.way).collect();
@@ -119,9 +119,11 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
     );
     // No neighbour and no forwarding entry of a peer that is reached without the tunnel.
     assert_eq!(state.neighbours.len(), 3);
-    assert!(!state.neighbours.contains_key(&ip("10.2.0.0")) && !state.fdb.contains_key(&mac(2)));
-    assert_eq!(state.device, Some(device()), "the tunnel's MTU, whatever the way");
-    let kind = |subnet| state.bpf.peers[&subnet_key(net(subnet))].kind;
+    assert!(
+        !state.neighbours.contains_key(&ip("10.2.0.0")) && !state.fdb.contains_key(&(Family::V4, mac(2)))
+    );
+    assert_eq!(state.devices[&Family::V4], device(), "the tunnel's MTU, whatever the way");
+    let kind = |subnet| state.bpf.peers[&subnet_key(net4(subnet))].kind;
     assert_eq!(kind("10.2.0.0/24"), PeerKind::Direct);
     assert_eq!(kind("10.3.0.0/24"), PeerKind::Vxlan);
     for (subnet, why) in [
@@ -129,7 +131,7 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
         ("10.5.0.0/24", NoHop::NoRoute),
         ("10.7.0.0/24", NoHop::OtherInterface),
     ] {
-        assert_eq!((kind(subnet), plan.on_kernel[&net(subnet)]), (PeerKind::Kernel, why));
+        assert_eq!((kind(subnet), plan.on_kernel[&net4(subnet)]), (PeerKind::Kernel, why));
     }
     // Each node chooses for itself: a peer may come through the tunnel, whichever way it is reached.
     assert_eq!(state.bpf.vteps.len(), 5);
@@ -139,7 +141,7 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
 fn a_way_that_changes_loses_no_packet() {
     let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]);
     let by =
-        |hop| plan_by(&direct_routing(FastPath::All), &all, &BTreeMap::from([(ip("192.0.2.2"), Ok(hop))]));
+        |hop| plan_by(&direct_routing(FastPath::All), &all, &BTreeMap::from([(ip4("192.0.2.2"), Ok(hop))]));
     let (direct, tunnel) = (by(hop(2)).state, by(hop(254)).state);
     let sentences = |to, from| delta(to, from).iter().map(Change::to_string).collect::<Vec<_>>();
     assert_eq!(
@@ -170,7 +172,7 @@ fn what_leaves_without_a_tunnel_is_learned_where_it_leaves() {
         let hooks = planned_for(&local, &Leases::new()).state.bpf.hooks;
         (hooks.contains(&(2, Hook::ToUnderlay)), hooks.contains(&(2, Hook::FromUnderlay)))
     };
-    let host_gw = |fast_path| Local { backend: Backend::HostGw, ..local(fast_path) };
+    let host_gw = |fast_path| local_by(Backend::HostGw, fast_path);
     assert_eq!(hooks(host_gw(FastPath::Flow)), (true, true));
     assert_eq!(hooks(direct_routing(FastPath::Flow)), (true, true));
     assert_eq!(hooks(local(FastPath::Flow)), (false, true));

@@ -10,7 +10,8 @@ fn inputs<'a>(
     exemptions: &'a Exemptions,
     pods: &'a Pods,
 ) -> Inputs<'a> {
-    Inputs { local, leases, next_hops, pods, exemptions, overlay_ifindex: Some(7) }
+    const OVERLAYS: &BTreeMap<Family, u32> = &BTreeMap::new();
+    Inputs { local, leases, next_hops, pods, exemptions, overlays: OVERLAYS }
 }
 
 /// Few of everything, so that leases get in each other's way.
@@ -37,7 +38,7 @@ proptest! {
     ) {
         let local = Local { direct_routing, ..local(FastPath::Flow) };
         let (hops, pods) = ((2..5).map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect(), pods([3]));
-        let prefixes = [net("192.0.2.3/32"), net("203.0.113.0/24")].into();
+        let prefixes = [net4("192.0.2.3/32"), net4("203.0.113.0/24")].into();
         let exemptions = Exemptions { prefixes, nodes };
         let mut held = leases(start);
         let mut now = plan(&inputs(&local, &held, &hops, &exemptions, &pods));

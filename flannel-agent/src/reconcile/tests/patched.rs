@@ -28,7 +28,7 @@ async fn a_lease_of_its_own_is_usable_at_once_and_without_a_look_at_the_others()
     );
     agent.tell(LeaseEvent::Upsert(moved)).await;
     let state = agent.state().await;
-    assert_eq!(state.fdb.get(&Mac([0x0e, 0, 0, 0, 1, 77])), Some(&public_ip(77)));
+    assert_eq!(state.fdb.get(&(Family::V4, Mac([0x0e, 0, 0, 0, 1, 77]))), Some(&public_ip(77).into()));
     assert_eq!((state.fdb.len(), state.bpf.vteps.len()), (2, 2));
     assert_eq!(agent.observations().await, before);
     // What the pass that follows some time finds is what there should be.
@@ -48,7 +48,10 @@ async fn a_lease_that_another_stands_in_the_way_of_waits_for_a_pass() {
     assert_eq!(agent.state().await, desired([2, 3], &hops()));
     sleep(Duration::from_secs(1)).await;
     // Of two with one MAC the one that ends last is followed.
-    assert_eq!(agent.state().await.fdb.get(&Mac([0x0e, 0, 0, 0, 1, 3])), Some(&public_ip(4)));
+    assert_eq!(
+        agent.state().await.fdb.get(&(Family::V4, Mac([0x0e, 0, 0, 0, 1, 3]))),
+        Some(&public_ip(4).into())
+    );
     agent.lease(LeaseEvent::Remove(rival.subnet)).await;
     assert_eq!(agent.state().await, desired([2, 3], &hops()));
 }
