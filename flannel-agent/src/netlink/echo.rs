@@ -81,6 +81,10 @@ fn told_neighbour(message: &NeighbourMessage, overlays: &BTreeSet<u32>, new: boo
         (AddressFamily::Inet | AddressFamily::Inet6, true) if permanent => {
             Some(Change::PutNeighbour { address: address?, mac: mac? })
         }
+        // The kernel declares a neighbour failed before it deletes it.
+        (AddressFamily::Inet | AddressFamily::Inet6, true) if header.state == NeighbourState::Failed => {
+            Some(Change::DeleteNeighbour(address?))
+        }
         (AddressFamily::Inet | AddressFamily::Inet6, false) => Some(Change::DeleteNeighbour(address?)),
         (AddressFamily::Bridge, true) if permanent && own => {
             Some(Change::PutFdb { mac: mac?, public_ip: address? })
