@@ -19,6 +19,19 @@ pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
 /// Map of the flows that netfilter has accepted: see [`crate::layout::FlowV4`] and
 /// [`crate::layout::Permit`]. The programs write it; the agent only removes what belongs to nobody.
 pub const FLOWS_V4: &str = "flows_v4";
+/// Map of pod subnet to peer: see [`crate::layout::SubnetV6`] and [`crate::layout::PeerV6`].
+pub const ROUTES_V6: &str = "routes_v6";
+/// Map of a peer's public IPv6 address to its lease: see [`crate::layout::VtepV6`].
+pub const VTEPS_V6: &str = "vteps_v6";
+/// Map of a local pod's IPv6 address to where it is: see [`crate::layout::PodV4`].
+pub const PODS_V6: &str = "pods_v6";
+/// Trie of IPv6 prefixes pods reach with their own address: see [`crate::layout::Exempt`].
+pub const SNAT_EXEMPT_V6: &str = "snat_exempt_v6";
+/// Map of the IPv6 flows that netfilter has accepted: see [`crate::layout::FlowV6`] and
+/// [`crate::layout::Permit`].
+pub const FLOWS_V6: &str = "flows_v6";
+/// One-element array: see [`crate::layout::ConfigV6`].
+pub const CONFIG_V6: &str = "config_v6";
 /// Map of the pods that forward for others, by the index of their veth: see [`crate::layout::Forwarder`]. The
 /// programs write it.
 pub const FORWARDERS: &str = "forwarders";
@@ -30,19 +43,36 @@ pub const HOLD: &str = "hold";
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 9] =
-    [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, FORWARDERS, CONFIG, HOLD, COUNTERS];
+pub const PINNED_MAPS: [&str; 15] = [
+    ROUTES_V4,
+    VTEPS,
+    PODS_V4,
+    SNAT_EXEMPT_V4,
+    FLOWS_V4,
+    FORWARDERS,
+    CONFIG,
+    HOLD,
+    COUNTERS,
+    ROUTES_V6,
+    VTEPS_V6,
+    PODS_V6,
+    SNAT_EXEMPT_V6,
+    FLOWS_V6,
+    CONFIG_V6,
+];
 
-/// Entries that `routes_v4` and `vteps` hold: the number of peers of the largest cluster served.
+/// Entries that `routes_v4`, `vteps` and their IPv6 twins hold: the number of peers of the largest cluster served.
 pub const MAX_PEERS: u32 = 65_536;
-/// Entries that `pods_v4` holds: local pods of one node.
+/// Entries that `pods_v4` and `pods_v6` hold: local pods of one node.
 pub const MAX_PODS: u32 = 4_096;
-/// Entries that `snat_exempt_v4` holds: the cluster's network, nodes, and what the operator names.
+/// Entries that `snat_exempt_v4` and `snat_exempt_v6` hold: the cluster's network, nodes, and what the operator names.
 pub const MAX_EXEMPT: u32 = 65_536;
 /// Entries that `flows_v4` holds, some 14 MB of the kernel's memory: half of what conntrack tracks by default
 /// on a node of 1 GB and more. Beyond, the flows longest unused are forgotten, and take the kernel path until
 /// they are learned anew.
 pub const MAX_FLOWS: u32 = 131_072;
+/// Entries that `flows_v6` holds, some 9 MB of the kernel's memory.
+pub const MAX_FLOWS_V6: u32 = 65_536;
 
 /// Bit of a packet's mark (`skb->mark`) that `from_pod` sets on what pods send, through the host's stack,
 /// to a prefix of `snat_exempt_v4`. The first rule of nat POSTROUTING returns on `mark 0x2000/0x6000`: with
@@ -61,6 +91,10 @@ pub const SNAT_EXEMPT_MARK: u32 = 0x2000;
 /// As with [`SNAT_EXEMPT_MARK`], a pod cannot set it: its packets leave its namespace with a mark of 0.
 pub const FLOW_MARK: u32 = 0x1000;
 
+/// Bit of a packet's mark that `from_pod` sets on what it hands to the VXLAN device itself, past the host's
+/// stack, and `to_overlay` at that device clears: the packet is counted, and netfilter has not seen it. Nothing in
+/// between looks at marks.
+pub const HANDED_OVER_MARK: u32 = 0x0800;
 /// Bit of a packet's mark by which `from_underlay` tells `from_overlay` that it has checked an aggregate, its
 /// outer headers included, and leaves to the kernel's VXLAN device only to pop them. It is that of
 /// [`FLOW_MARK`], on a stretch of the way where netfilter has not set that yet. `from_overlay` takes it off; what

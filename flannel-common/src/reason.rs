@@ -85,12 +85,12 @@ reasons! {
     EncapOverlay = 1, Fast, "encap_overlay", "a packet the kernel routed into the overlay was given its VXLAN header in place of the VXLAN device";
     DeliverPod = 2, Fast, "deliver_pod", "a peer's packet was freed of its VXLAN header and handed to the pod, past the host's stack";
     NoConfig = 3, Kernel, "no_config", "the agent has not configured the programs";
-    NotIpv4 = 4, Kernel, "not_ipv4", "the frame does not carry IPv4 (ARP, IPv6, ...)";
+    NotIpv4 = 4, Kernel, "not_ipv4", "the frame carries neither IPv4 nor, where the cluster has an IPv6 network, IPv6 (ARP, ...)";
     Vlan = 5, Kernel, "vlan", "the frame carries a VLAN tag";
     NotUnicast = 6, Kernel, "not_unicast", "the destination MAC is a group address";
     Truncated = 7, Kernel, "truncated", "the frame is shorter than its headers say";
     Length = 8, Kernel, "length", "the frame's length differs from the one in its IP header";
-    IpOptions = 9, Kernel, "ip_options", "the IP header has options";
+    IpOptions = 9, Kernel, "ip_options", "the IP header has options, or extension headers";
     Fragment = 10, Kernel, "fragment", "the packet is a fragment";
     Ttl = 11, Kernel, "ttl", "the TTL ends here: the kernel answers with ICMP time exceeded";
     TooBig = 12, Kernel, "too_big", "one segment and its VXLAN header exceed the underlay's MTU: the kernel fragments it or answers with ICMP";
@@ -127,6 +127,9 @@ reasons! {
     DeliverOverlay = 43, Fast, "deliver_overlay", "an aggregate that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
     PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it free of the tunnel's marks, which only the kernel's device removes";
     ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
+    EncapDevice = 46, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
+    Ipv6Aggregate = 47, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
+    OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

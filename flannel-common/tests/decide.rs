@@ -9,7 +9,7 @@ use flannel_common::{
     layout::{FastPath, PeerKind, PeerV4, SubnetV4},
     map::{CHECKED_MARK, FLOW_MARK},
     packet::Arrival,
-    path::{Hook, Note, Verdict, decide, note},
+    path::{Hook, Note, Verdict, decide, note, note_v6, v6::egress::is_handed_over},
     reason::Reason,
     testing::{
         Frame, HERE, MemoryTables, THERE, fixtures,
@@ -29,7 +29,10 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         | Verdict::Encap(_, reason)
         | Verdict::Route(_, reason)
         | Verdict::Deliver(_, reason)
-        | Verdict::Hand(_, reason) => *reason,
+        | Verdict::Hand(_, reason)
+        | Verdict::EncapV6(_, reason)
+        | Verdict::DeliverV6(_, reason)
+        | Verdict::HandOver(_, reason) => *reason,
     })
 }
 
@@ -41,6 +44,8 @@ fn fixtures_are_decided_as_written() {
             assert_eq!(verdict, fixture.verdict, "{}: {}", hook.program(), fixture.about);
             let noted = note(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
             assert_eq!(noted, fixture.note, "{}: {}", hook.program(), fixture.about);
+            let noted = note_v6(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival);
+            assert_eq!(noted, fixture.note_v6, "{}: {}", hook.program(), fixture.about);
         }
     }
 }
@@ -100,9 +105,12 @@ proptest! {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
         prop_assert!(reason(&verdict).is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
+        let handed_over = hook == Hook::ToOverlay && is_handed_over(&arrival);
         let ignored = hook == Hook::FromOverlay && arrival.mark & CHECKED_MARK == 0;
         let only_noted = matches!(hook, Hook::ToPod | Hook::ToUnderlay);
-        prop_assert_eq!(reason(&verdict).is_none(), only_noted || ignored);
+        prop_assert!(reason(&verdict).is_some() || only_noted || ignored || handed_over);
+        prop_assert!(reason(&verdict).is_none() || !(only_noted || ignored));
+        note_v6(hook, &frame[..], &tables, &arrival);
         note(hook, &frame[..], &tables, &arrival);
     }
 

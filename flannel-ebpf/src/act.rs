@@ -23,14 +23,14 @@ use crate::{
 /// What has been done with a packet: the tc action, and why.
 #[derive(Clone, Copy)]
 pub(crate) struct Done {
-    action: i32,
-    reason: Reason,
+    pub(crate) action: i32,
+    pub(crate) reason: Reason,
 }
 
 impl Done {
     /// Left to the kernel, unchanged. Other people's programs behind ours still see it.
     #[inline(always)]
-    const fn kernel(reason: Reason) -> Self {
+    pub(crate) const fn kernel(reason: Reason) -> Self {
         Self { action: TC_ACT_UNSPEC, reason }
     }
 }

@@ -4,24 +4,29 @@
 //! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
 use flannel_common::{
+    layout::AddressV6,
     map::{TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
+        ipv6::{self, ETHERTYPE_IPV6},
     },
     reason::Reason,
 };
@@ -37,7 +42,6 @@ const PACKET_OTHERHOST: u32 = 3;
 /// `ENCAP_L2(14)`: the segmenter finds the inner Ethernet header 14 bytes before the inner IP header.
 const PUSH_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
-    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | bpf_f_adj_room_encap_l2(ETHERNET_LEN as u64);
@@ -57,7 +61,7 @@ pub(crate) fn try_room(ctx: &TcContext) -> i32 {
     // SAFETY: a field of the live context, and the live context.
     unsafe {
         let (difference, flags) = match (*skb).cb[0] {
-            TRY_PUSH => (ENCAP_LEN as i32, PUSH_FLAGS),
+            TRY_PUSH => (ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64),
             TRY_POP => (-(ENCAP_LEN as i32), POP_FLAGS),
             _ => (-(ENCAP_LEN as i32), POP_CLEAN_FLAGS),
         };
@@ -69,6 +73,21 @@ pub(crate) fn try_room(ctx: &TcContext) -> i32 {
 #[derive(Clone, Copy)]
 pub(crate) struct Skb {
     skb: *mut __sk_buff,
+}
+
+/// A next hop so placed on the stack that its address, which LLVM moves as two words, is aligned.
+#[repr(C, align(8))]
+struct Placed {
+    gap: u32,
+    next_hop: bpf_redir_neigh,
+}
+
+#[inline(always)]
+const fn redir_neigh(family: u32, address: [u32; 4]) -> bpf_redir_neigh {
+    bpf_redir_neigh {
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: address },
+    }
 }
 
 /// How much a packet counts for.
@@ -117,6 +136,13 @@ impl Skb {
                 from_socket: self.is_of_socket(),
             }
         }
+    }
+
+    /// Whether `ctx` is an IPv6 packet, by what the kernel says: no byte of it is read.
+    #[inline(always)]
+    pub(crate) fn is_ipv6(ctx: &TcContext) -> bool {
+        // SAFETY: a field of the live context.
+        unsafe { (*ctx.skb.skb).protocol == (ETHERTYPE_IPV6.to_be() as u32) }
     }
 
     /// Whether the packet belongs to a socket of IPv4 or IPv6. What arrives for forwarding is taken from its socket
@@ -171,13 +197,30 @@ impl Skb {
     /// the kernel refuses.
     #[inline(always)]
     pub(crate) fn push_vxlan(&mut self) -> Option<()> {
-        self.adjust_room(ENCAP_LEN as i32, PUSH_FLAGS)
+        self.adjust_room(ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64)
+    }
+
+    /// As `push_vxlan`, for outer headers over IPv6.
+    #[inline(always)]
+    pub(crate) fn push_vxlan_v6(&mut self) -> Option<()> {
+        self.adjust_room(ipv6::ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64)
     }
 
     /// Removes the outer headers; `None`, and nothing changed, where the kernel refuses.
     #[inline(always)]
     pub(crate) fn pop_vxlan(&mut self) -> Option<()> {
-        self.adjust_room(-(ENCAP_LEN as i32), POP_FLAGS)?;
+        self.pop(ENCAP_LEN)
+    }
+
+    /// As `pop_vxlan`, of outer headers over IPv6.
+    #[inline(always)]
+    pub(crate) fn pop_vxlan_v6(&mut self) -> Option<()> {
+        self.pop(ipv6::ENCAP_LEN)
+    }
+
+    #[inline(always)]
+    fn pop(&mut self, len: usize) -> Option<()> {
+        self.adjust_room(-(len as i32), POP_FLAGS)?;
         // A checksum the NIC has verified was the outer packet's: one level less is the inner one's.
         // SAFETY: `skb` is the live context; a packet without such a state is left as it is.
         unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
@@ -206,21 +249,38 @@ impl Skb {
         }
     }
 
+    /// Sends the packet out of `ifindex` as it is.
+    #[inline(always)]
+    pub(crate) fn redirect(&self, ifindex: u32) -> i32 {
+        // SAFETY: the helper takes two integers.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
     /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table
     /// gives the MACs, and queues the packet while it does not know them.
     #[inline(always)]
     pub(crate) fn redirect_neighbour(&self, ifindex: u32, next_hop: [u8; 4]) -> i32 {
         let [a, b, c, d] = next_hop;
-        let mut next_hop = bpf_redir_neigh {
-            nh_family: AF_INET,
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
-                ipv6_nh: [u32::from_ne_bytes([a, b, c, d]), 0, 0, 0],
-            },
-        };
+        let mut next_hop = redir_neigh(AF_INET, [u32::from_ne_bytes([a, b, c, d]), 0, 0, 0]);
         // SAFETY: `next_hop` is initialised in full and outlives the call.
         unsafe {
             bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
         }
+    }
+
+    /// As `redirect_neighbour`, to a neighbour known by its IPv6 address.
+    #[inline(always)]
+    pub(crate) fn redirect_neighbour_v6(&self, ifindex: u32, next_hop: AddressV6) -> i32 {
+        let words = |half: u64| {
+            let [a, b, c, d, e, f, g, h] = half.to_ne_bytes();
+            [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+        };
+        let [[a, b], [c, d]] = next_hop.halves().map(words);
+        let mut placed = Placed { gap: 0, next_hop: redir_neigh(AF_INET6, [a, b, c, d]) };
+        // Not looked through, or LLVM would drop the gap.
+        let next_hop = &raw mut black_box(&mut placed).next_hop;
+        // SAFETY: `next_hop` is initialised in full and outlives the call.
+        unsafe { bpf_redirect_neigh(ifindex, next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
     }
 
     /// Hands the packet to the other end of veth `ifindex`, in the pod, without a pass through the queue.

@@ -13,6 +13,8 @@ mod ctx;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod v6;
 
 /// A panic that survived optimisation is an endless loop, which the verifier refuses to load.
 #[cfg(target_arch = "bpf")]

@@ -7,14 +7,19 @@
     reason = "values in maps are reached through raw pointers; statics are exported by name"
 )]
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
-    map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
+    layout::{
+        AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
+        Permit, PodV4, SubnetV4, SubnetV6, VtepV4, VtepV6,
+    },
+    map::{MAX_EXEMPT, MAX_FLOWS, MAX_FLOWS_V6, MAX_PEERS, MAX_PODS},
     path::{Note, Tables},
     reason::{self, Direction, Reason},
 };
@@ -41,6 +46,24 @@ static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap
 
 #[btf_map(name = "forwarders")]
 static FORWARDERS: LruHashMap<u32, Forwarder, { MAX_PODS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "routes_v6")]
+static ROUTES_V6: HashMap<SubnetV6, PeerV6, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "vteps_v6")]
+static VTEPS_V6: HashMap<AddressV6, VtepV6, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "pods_v6")]
+static PODS_V6: HashMap<AddressV6, PodV4, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "snat_exempt_v6")]
+static SNAT_EXEMPT_V6: LpmTrie<[u8; 16], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
+
+#[btf_map(name = "flows_v6")]
+static FLOWS_V6: LruHashMap<FlowV6, Permit, { MAX_FLOWS_V6 as usize }> = LruHashMap::new();
+
+#[btf_map(name = "config_v6")]
+static CONFIG_V6: Array<ConfigV6, 1> = Array::new();
 
 #[btf_map(name = "hold")]
 static HOLD: Array<Hold, 1> = Array::new();
@@ -98,6 +121,44 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn config_v6(&self) -> Option<ConfigV6> {
+        let config = CONFIG_V6.get(0)?;
+        // As with `config`. Looked at before it is copied: on a node without IPv6 that is all.
+        if config.port == 0 { None } else { Some(*config) }
+    }
+
+    #[inline(always)]
+    fn route_v6(&self, subnet: SubnetV6) -> Option<PeerV6> {
+        // SAFETY: as in `route_v4`.
+        unsafe { ROUTES_V6.get(subnet).copied() }
+    }
+
+    #[inline(always)]
+    fn vtep_v6(&self, address: AddressV6) -> Option<VtepV6> {
+        // SAFETY: as in `route_v4`.
+        unsafe { VTEPS_V6.get(address).copied() }
+    }
+
+    #[inline(always)]
+    fn pod_v6(&self, address: AddressV6) -> Option<PodV4> {
+        // SAFETY: as in `route_v4`.
+        unsafe { PODS_V6.get(address).copied() }
+    }
+
+    #[inline(always)]
+    fn is_exempt_v6(&self, address: AddressV6) -> bool {
+        let key = InTrie { gap: 0, key: Key::new(128, address.octets) };
+        // Not looked through, or LLVM would drop the gap.
+        SNAT_EXEMPT_V6.get(&black_box(&key).key).is_some()
+    }
+
+    #[inline(always)]
+    fn flow_v6(&self, flow: &FlowV6) -> Option<Permit> {
+        // SAFETY: as in `flow_v4`.
+        unsafe { FLOWS_V6.get(flow).copied() }
+    }
+
+    #[inline(always)]
     fn forwarded(&self, ifindex: u32) -> u64 {
         // SAFETY: as in `flow_v4`: a slot given to another veth costs, or gives, one look.
         unsafe { FORWARDERS.get(ifindex) }.map_or(0, |forwarder| forwarder.seen)
@@ -113,6 +174,24 @@ impl Tables for Maps {
     fn held_until(&self) -> u64 {
         HOLD.get(0).map_or(0, |hold| hold.until)
     }
+}
+
+/// A trie's key so placed on the stack that its address, which LLVM moves as two words, is aligned.
+#[repr(C, align(8))]
+struct InTrie {
+    gap: u32,
+    key: Key<[u8; 16]>,
+}
+
+/// As [`write_down`], about an IPv6 flow.
+#[inline(always)]
+pub(crate) fn write_down_v6(note: &Note<FlowV6>) {
+    let _ = match note {
+        Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
+        Note::Forget(flow) => FLOWS_V6.remove(flow),
+        // Not of a flow.
+        Note::Forwards { .. } => Ok(()),
+    };
 }
 
 /// Writes down what is noted. As a whole, never through a reference: the slot might have become

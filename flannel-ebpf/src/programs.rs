@@ -14,6 +14,7 @@ use crate::{
     act,
     ctx::{self, Skb},
     maps::Maps,
+    v6,
 };
 
 /// Bytes that an egress decision reads: Ethernet, IPv4 and the start of TCP.
@@ -22,6 +23,9 @@ const EGRESS_READS: u32 = 14 + 20 + 20;
 /// tc ingress, host side of a pod's veth: what the pod sends.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
+    if Skb::is_ipv6(&ctx) {
+        return v6::from_pod(&ctx);
+    }
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note_of_pod(skb, size);
@@ -35,9 +39,12 @@ fn from_pod(ctx: TcContext) -> i32 {
     act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
-/// tc egress, flannel.<vni>: what the kernel routed into the overlay.
+/// tc egress, flannel.<vni> and flannel-v6.<vni>: what the kernel routed into the overlay.
 #[classifier]
 fn to_overlay(ctx: TcContext) -> i32 {
+    if Skb::is_ipv6(&ctx) {
+        return v6::to_overlay(&ctx);
+    }
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note(skb, size, Direction::Egress);
@@ -49,6 +56,9 @@ fn to_overlay(ctx: TcContext) -> i32 {
 /// tc ingress, external interface: what other nodes send.
 #[classifier]
 fn from_underlay(ctx: TcContext) -> i32 {
+    if Skb::is_ipv6(&ctx) {
+        return v6::from_underlay(&ctx);
+    }
     let skb = Skb::of(&ctx, FROM_UNDERLAY_READS as u32);
     let size = skb.size();
     let verdict = ingress::from_underlay(
@@ -79,6 +89,9 @@ fn from_overlay(ctx: TcContext) -> i32 {
 /// tc egress, host side of a pod's veth: what the kernel's path brings the pod.
 #[classifier]
 fn to_pod(ctx: TcContext) -> i32 {
+    if Skb::is_ipv6(&ctx) {
+        return v6::to_pod(&ctx);
+    }
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
     TC_ACT_UNSPEC

@@ -8,10 +8,14 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{
+        AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
+        Permit, PodV4, SubnetV4, SubnetV6, VtepV4, VtepV6,
+    },
     map::{
-        CONFIG, COUNTERS, FLOWS_V4, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS,
-        PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS,
+        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS,
+        MAX_FLOWS_V6, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
+        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
     },
     path::Hook,
     reason,
@@ -239,6 +243,13 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
         FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>(), MAX_FLOWS),
         FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>(), MAX_PODS),
         CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
+        ROUTES_V6 => (MapType::Hash, size_of::<SubnetV6>(), size_of::<PeerV6>(), MAX_PEERS),
+        VTEPS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<VtepV6>(), MAX_PEERS),
+        PODS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<PodV4>(), MAX_PODS),
+        // A trie's key has a length of four bytes.
+        SNAT_EXEMPT_V6 => (MapType::LpmTrie, 4 + size_of::<AddressV6>(), size_of::<Exempt>(), MAX_EXEMPT),
+        FLOWS_V6 => (MapType::LruHash, size_of::<FlowV6>(), size_of::<Permit>(), MAX_FLOWS_V6),
+        CONFIG_V6 => (MapType::Array, 4, size_of::<ConfigV6>(), 1),
         HOLD => (MapType::Array, 4, size_of::<Hold>(), 1),
         COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),
         _ => return Ok(()),

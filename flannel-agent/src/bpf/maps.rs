@@ -8,8 +8,14 @@ use aya::maps::{
 };
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
-    layout::{Config, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, FLOWS_V4, FORWARDERS, HOLD, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    layout::{
+        AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6, Permit, PodV4,
+        SubnetV4, SubnetV6, VtepV4, VtepV6,
+    },
+    map::{
+        CONFIG, CONFIG_V6, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
+        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
+    },
 };
 
 use nix::errno::Errno;
@@ -47,7 +53,7 @@ pub struct Tables {
     /// A local pod's address to its place.
     pub pods: Table<[u8; 4], PodV4, 4, 16>,
     /// Prefix that pods reach with their own address, to why.
-    pub exempt: Prefixes<Exempt, 4>,
+    pub exempt: Prefixes<SubnetV4, Exempt, 4, 8, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV4, Permit, 16, 24>,
     /// The pods that forward for others, by the index of their veth. The programs write it.
@@ -56,6 +62,24 @@ pub struct Tables {
     pub config: Setting<Config, 56>,
     /// Until when the programs act.
     pub hold: Setting<Hold, 8>,
+    /// Those for IPv6.
+    pub v6: TablesV6,
+}
+
+/// The maps with `_v6` in their names.
+pub struct TablesV6 {
+    /// Pod subnet to peer.
+    pub routes: Table<SubnetV6, PeerV6, 24, 64>,
+    /// A peer's public address to its lease.
+    pub vteps: Table<AddressV6, VtepV6, 16, 24>,
+    /// A local pod's address to its place.
+    pub pods: Table<AddressV6, PodV4, 16, 16>,
+    /// Prefix that pods reach with their own address, to why.
+    pub exempt: Prefixes<SubnetV6, Exempt, 16, 20, 4>,
+    /// Flow that netfilter has accepted, to when. The programs write it.
+    pub flows: Table<FlowV6, Permit, 40, 24>,
+    /// This node's settings.
+    pub config: Setting<ConfigV6, 104>,
 }
 
 impl Tables {
@@ -73,6 +97,14 @@ impl Tables {
             exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
             config: Setting::open(pins, CONFIG)?,
             hold: Setting::open(pins, HOLD)?,
+            v6: TablesV6 {
+                routes: Table::open(pins, ROUTES_V6, Map::HashMap)?,
+                vteps: Table::open(pins, VTEPS_V6, Map::HashMap)?,
+                pods: Table::open(pins, PODS_V6, Map::HashMap)?,
+                flows: Table::open(pins, FLOWS_V6, Map::LruHashMap)?,
+                exempt: Prefixes::open(pins, SNAT_EXEMPT_V6)?,
+                config: Setting::open(pins, CONFIG_V6)?,
+            },
         })
     }
 }
@@ -194,17 +226,49 @@ where
     }
 }
 
-/// A trie of prefixes to `V` (of `VN` bytes), in which the programs find the longest that holds an address.
-pub struct Prefixes<V, const VN: usize> {
-    name: &'static str,
-    map: LpmTrie<MapData, [u8; 4], [u8; VN]>,
-    batches: Option<Batches<8, VN>>,
-    types: PhantomData<V>,
+/// A prefix as tries have it.
+pub trait Prefix<const AN: usize>: Ord {
+    /// The prefix of `prefix_len` bits of `network`.
+    fn of_key(prefix_len: u32, network: [u8; AN]) -> Self;
+    /// Its length in bits, and the network.
+    fn to_key(&self) -> Key<[u8; AN]>;
 }
 
-impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
+impl Prefix<4> for SubnetV4 {
+    fn of_key(prefix_len: u32, network: [u8; 4]) -> Self {
+        Self { prefix_len, network }
+    }
+
+    fn to_key(&self) -> Key<[u8; 4]> {
+        Key::new(self.prefix_len, self.network)
+    }
+}
+
+impl Prefix<16> for SubnetV6 {
+    fn of_key(prefix_len: u32, network: [u8; 16]) -> Self {
+        Self { prefix_len: prefix_len.into(), network: AddressV6::new(network) }
+    }
+
+    fn to_key(&self) -> Key<[u8; 16]> {
+        // No prefix has more bits; one that says so is refused by the kernel.
+        Key::new(u32::try_from(self.prefix_len).unwrap_or(u32::MAX), self.network.octets)
+    }
+}
+
+/// A trie of prefixes `P` of addresses of `AN` bytes, which makes keys of `KN`, to `V` (of `VN` bytes), in which the
+/// programs find the longest that holds an address.
+pub struct Prefixes<P, V, const AN: usize, const KN: usize, const VN: usize> {
+    name: &'static str,
+    map: LpmTrie<MapData, [u8; AN], [u8; VN]>,
+    batches: Option<Batches<KN, VN>>,
+    types: PhantomData<(P, V)>,
+}
+
+impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const KN: usize, const VN: usize>
+    Prefixes<P, V, AN, KN, VN>
+{
     fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
-        const { assert!(size_of::<V>() == VN) };
+        const { assert!(size_of::<V>() == VN && KN == AN + 4) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
         let batches = Batches::of(&map).map_err(failed)?;
@@ -216,16 +280,21 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn entries(&self) -> Result<BTreeMap<SubnetV4, V>, MapFault> {
-        // A key is the length, native, and the address: as in `SubnetV4`.
+    pub fn entries(&self) -> Result<BTreeMap<P, V>, MapFault> {
         if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
-            return Ok(raw.into_iter().filter_map(|(key, value)| valid(&key, &value)).collect());
+            let entries = raw.into_iter().filter_map(|(key, value)| {
+                // A key is the length, native, and the address.
+                let (prefix_len, network) = key.split_first_chunk()?;
+                let prefix = P::of_key(u32::from_ne_bytes(*prefix_len), network.try_into().ok()?);
+                Some((prefix, bytemuck::checked::try_pod_read_unaligned(&value).ok()?))
+            });
+            return Ok(entries.collect());
         }
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
             if let Ok(value) = bytemuck::checked::try_pod_read_unaligned(&value) {
-                entries.insert(SubnetV4 { prefix_len: key.prefix_len(), network: key.data() }, value);
+                entries.insert(P::of_key(key.prefix_len(), key.data()), value);
             }
         }
         Ok(entries)
@@ -235,8 +304,8 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
     ///
     /// # Errors
     /// When the map is full, or cannot be written.
-    pub fn put(&mut self, prefix: &SubnetV4, value: &V) -> Result<(), MapFault> {
-        let put = self.map.insert(&Key::new(prefix.prefix_len, prefix.network), bytes::<V, VN>(value), 0);
+    pub fn put(&mut self, prefix: &P, value: &V) -> Result<(), MapFault> {
+        let put = self.map.insert(&prefix.to_key(), bytes::<V, VN>(value), 0);
         // A trie says so in another word than a hash map (kernel/bpf/lpm_trie.c, `trie_update_elem`).
         put.map_err(|error| refused(self.name, Errno::ENOSPC, error))
     }
@@ -245,8 +314,8 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn remove(&mut self, prefix: &SubnetV4) -> Result<(), MapFault> {
-        gone(self.name, self.map.remove(&Key::new(prefix.prefix_len, prefix.network)))
+    pub fn remove(&mut self, prefix: &P) -> Result<(), MapFault> {
+        gone(self.name, self.map.remove(&prefix.to_key()))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use bytemuck::{CheckedBitPattern, NoUninit};
 
-/// Value of `snat_exempt_v4`, whose key is a prefix as the kernel's tries have it, laid out like
-/// [`super::SubnetV4`]: why pods' packets to it are not masqueraded.
+/// Value of `snat_exempt_v4` and `snat_exempt_v6`, whose keys are prefixes as the kernel's tries have them, those of
+/// IPv4 laid out like [`super::SubnetV4`]: why pods' packets to it are not masqueraded.
 ///
 /// In order of precedence: of several reasons for one prefix the first is kept.
 #[repr(u32)]

@@ -31,7 +31,7 @@ pub struct FlowV4 {
     pub protocol: FlowProtocol,
 }
 
-/// Value of `flows_v4`: when netfilter last accepted a packet of the flow, by direction.
+/// Value of `flows_v4` and `flows_v6`: when netfilter last accepted a packet of the flow, by direction.
 ///
 /// Times are of the kernel's coarse monotonic clock (`ktime_get_coarse_ns`), ns; 0 is never.
 #[repr(C)]

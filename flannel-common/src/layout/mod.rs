@@ -13,6 +13,7 @@ mod forwarder;
 mod hold;
 mod pod;
 mod route;
+mod v6;
 
 pub use config::{Config, FastPath, PREFIX_LENGTHS};
 pub use counter::Counter;
@@ -22,6 +23,7 @@ pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodV4;
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
+pub use v6::{AddressV6, ConfigV6, FlowV6, PeerV6, SubnetV6, VtepV6};
 
 /// Refuses, at compile time, a layout whose size or alignment is not the one written here.
 macro_rules! assert_layout {

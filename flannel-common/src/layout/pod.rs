@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of `pods_v4`, whose key is the pod's address, network order.
+/// Value of `pods_v4` and `pods_v6`, whose key is the pod's address, network order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct PodV4 {

@@ -17,6 +17,8 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP (IANA).
 pub const PROTOCOL_UDP: u8 = 17;
+/// Offset of the checksum in a UDP header.
+pub const UDP_CHECKSUM: usize = 6;
 /// Bytes of a TCP header up to its flags, which are the last of them.
 pub const TCP_TO_FLAGS: usize = 14;
 /// TCP flag (RFC 9293, section 3.1): the sender has no more to say.
@@ -32,7 +34,7 @@ pub const VXLAN_FLAGS: u8 = 0x08;
 
 /// `N` bytes of a header from `at`: copied as one piece, which byte by byte they would not be.
 #[inline(always)]
-const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(super) const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut taken = [0; N];
     taken.copy_from_slice(bytes.split_at(at).1.split_at(N).0);
     taken
@@ -40,7 +42,7 @@ const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 
 /// Puts a field of a header at `at`.
 #[inline(always)]
-const fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) {
+pub(super) const fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) {
     bytes.split_at_mut(at).1.split_at_mut(N).0.copy_from_slice(&field);
 }
 
@@ -102,6 +104,12 @@ impl Ethernet {
     /// Source MAC.
     pub const fn source(&self) -> [u8; 6] {
         take(&self.bytes(), 6)
+    }
+
+    /// Both MACs, the bytes of each word in the order of memory.
+    #[inline(always)]
+    pub(super) const fn words(&self) -> [u32; 3] {
+        self.macs
     }
 
     /// Whether the destination is a single station.

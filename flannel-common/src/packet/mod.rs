@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod hash;
 pub mod headers;
+pub mod ipv6;
 
 /// A frame that begins with its Ethernet header.
 ///

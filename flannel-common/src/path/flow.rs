@@ -36,15 +36,15 @@ pub const REFUSALS: [Reason; 5] =
     [Reason::FlowUnknown, Reason::FlowHalf, Reason::FlowStale, Reason::FlowControl, Reason::FlowProtocol];
 
 /// The value of a flow that the map does not have. No interface has index 0.
-const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, reserved: 0 };
+pub(super) const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, reserved: 0 };
 
 /// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum Note<Flow = FlowV4> {
     /// Netfilter has accepted it: put this.
-    Permit(FlowV4, Permit),
+    Permit(Flow, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
-    Forget(FlowV4),
+    Forget(Flow),
     /// Not of a flow: the pod behind the veth forwards for others. Put that.
     Forwards {
         /// Host side of the pod's veth.
@@ -54,7 +54,7 @@ pub enum Note {
     },
 }
 
-impl Note {
+impl<Flow> Note<Flow> {
     /// What it is counted for.
     #[inline(always)]
     pub const fn reason(&self) -> Reason {
@@ -85,12 +85,26 @@ pub(super) fn admit(
     ip: &Ipv4,
     pod: &PodV4,
 ) -> Result<(), Reason> {
-    let transport = Transport::of(packet, offset, ip)?;
-    if transport.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
-        return Err(Reason::FlowControl);
-    }
+    let transport = Transport::at(packet, offset + IPV4_LEN, ip.protocol)?;
+    transport.check_control()?;
     let permit = tables.flow_v4(&transport.flow(way, ip)).ok_or(Reason::FlowUnknown)?;
-    if permit.ifindex != pod.ifindex {
+    check_permit(way, &permit, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())
+}
+
+/// Whether `permit` lets a packet that travels `way` skip the stack, of the pod behind interface `ifindex`.
+///
+/// # Errors
+/// Why it does not.
+#[inline(always)]
+pub(super) fn check_permit(
+    way: Direction,
+    permit: &Permit,
+    ifindex: u32,
+    flow_refresh: u32,
+    protocol: FlowProtocol,
+    now: u64,
+) -> Result<(), Reason> {
+    if permit.ifindex != ifindex {
         return Err(Reason::FlowUnknown);
     }
     if permit.egress == 0 || permit.ingress == 0 {
@@ -100,7 +114,7 @@ pub(super) fn admit(
         Direction::Egress => permit.egress,
         Direction::Ingress => permit.ingress,
     };
-    if age(tables.now(), stamp) >= lifetime(config, transport.protocol) {
+    if age(now, stamp) >= lifetime(flow_refresh, protocol) {
         return Err(Reason::FlowStale);
     }
     Ok(())
@@ -136,16 +150,31 @@ pub fn note<R>(
     if matches!(way, Direction::Ingress) && pod.ifindex != arrival.ifindex {
         return None;
     }
-    let transport = Transport::of(packet, ETHERNET_LEN, &ip).ok()?;
+    let transport = Transport::at(packet, ETHERNET_LEN + IPV4_LEN, ip.protocol).ok()?;
     let flow = transport.flow(way, &ip);
     let known = tables.flow_v4(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
     if arrival.mark & FLOW_MARK == 0 || transport.begins_or_ends() {
         return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
     }
+    let permit = renewed(way, &known, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())?;
+    Some(then(Note::Permit(flow, permit)))
+}
+
+/// `known` after netfilter has accepted a packet that travels `way` at the time `now`, of the pod behind interface
+/// `ifindex`; `None` while what is known is recent enough.
+#[inline(always)]
+pub(super) fn renewed(
+    way: Direction,
+    known: &Permit,
+    ifindex: u32,
+    flow_refresh: u32,
+    protocol: FlowProtocol,
+    now: u64,
+) -> Option<Permit> {
     // Another pod had this address: nothing is inherited.
-    let Permit { egress, ingress, .. } = if known.ifindex == pod.ifindex { known } else { NEVER };
-    let (now, half) = (tables.now(), lifetime(&config, transport.protocol) / 2);
+    let Permit { egress, ingress, .. } = if known.ifindex == ifindex { *known } else { NEVER };
+    let half = lifetime(flow_refresh, protocol) / 2;
     let (egress, ingress, before) = match way {
         Direction::Egress => (now, ingress, egress),
         Direction::Ingress => (egress, now, ingress),
@@ -153,7 +182,7 @@ pub fn note<R>(
     if age(now, before) < if half < RENEW { half } else { RENEW } {
         return None;
     }
-    Some(then(Note::Permit(flow, Permit { egress, ingress, ifindex: pod.ifindex, reserved: 0 })))
+    Some(Permit { egress, ingress, ifindex, reserved: 0 })
 }
 
 /// [`note`] at tc egress on the external interface, for packets that leave without a tunnel.
@@ -188,8 +217,8 @@ const fn ends(way: Direction, ip: &Ipv4) -> ([u8; 4], [u8; 4]) {
 
 /// What tells the flows between two addresses apart.
 #[derive(Clone, Copy)]
-struct Transport {
-    protocol: FlowProtocol,
+pub(super) struct Transport {
+    pub(super) protocol: FlowProtocol,
     /// Port of the sender, host order.
     source: u16,
     /// Port of the receiver, host order.
@@ -199,11 +228,10 @@ struct Transport {
 }
 
 impl Transport {
-    /// Of the packet with the header `ip`, which is without options and stands at `offset`.
+    /// Of the packet whose header of `protocol` stands at `at`.
     #[inline(always)]
-    fn of(packet: &(impl Packet + ?Sized), offset: usize, ip: &Ipv4) -> Result<Self, Reason> {
-        let at = offset + IPV4_LEN;
-        let (protocol, flags) = match ip.protocol {
+    pub(super) fn at(packet: &(impl Packet + ?Sized), at: usize, protocol: u8) -> Result<Self, Reason> {
+        let (protocol, flags) = match protocol {
             PROTOCOL_TCP => {
                 let header: &[u8; TCP_TO_FLAGS] = packet.view(at).ok_or(Reason::Truncated)?;
                 (FlowProtocol::Tcp, header[TCP_TO_FLAGS - 1])
@@ -216,12 +244,30 @@ impl Transport {
         Ok(Self { protocol, source, destination, flags })
     }
 
+    /// Refuses what connection tracking must see whatever is known.
+    #[inline(always)]
+    pub(super) const fn check_control(&self) -> Result<(), Reason> {
+        if self.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+            return Err(Reason::FlowControl);
+        }
+        Ok(())
+    }
+
     /// Whether a TCP connection begins or ends, be it on one side only. Connection tracking must see what
     /// answers that: having missed the last acknowledgement, it would take the first packet of a new
     /// connection between the same ports for one of the old.
     #[inline(always)]
-    const fn begins_or_ends(&self) -> bool {
+    pub(super) const fn begins_or_ends(&self) -> bool {
         self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// The pod's port and the other end's, of a packet that travels `way`.
+    #[inline(always)]
+    pub(super) const fn ports(&self, way: Direction) -> (u16, u16) {
+        match way {
+            Direction::Egress => (self.source, self.destination),
+            Direction::Ingress => (self.destination, self.source),
+        }
     }
 
     /// The flow of the packet, which travels `way`. Made of words where it is needed, and never moved: copies
@@ -229,10 +275,7 @@ impl Transport {
     #[inline(always)]
     const fn flow(&self, way: Direction, ip: &Ipv4) -> FlowV4 {
         let (local, remote) = ends(way, ip);
-        let (local_port, remote_port) = match way {
-            Direction::Egress => (self.source, self.destination),
-            Direction::Ingress => (self.destination, self.source),
-        };
+        let (local_port, remote_port) = self.ports(way);
         FlowV4 { local, remote, local_port, remote_port, protocol: self.protocol }
     }
 }
@@ -245,8 +288,8 @@ pub(super) const fn age(now: u64, stamp: u64) -> u64 {
 
 /// How long acceptance holds, ns.
 #[inline(always)]
-fn lifetime(config: &Config, protocol: FlowProtocol) -> u64 {
-    let configured = config.flow_refresh as u64 * SECOND;
+const fn lifetime(flow_refresh: u32, protocol: FlowProtocol) -> u64 {
+    let configured = flow_refresh as u64 * SECOND;
     match protocol {
         FlowProtocol::Udp if configured > LONGEST_UDP => LONGEST_UDP,
         _ => configured,

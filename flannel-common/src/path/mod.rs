@@ -15,6 +15,7 @@ pub mod flow;
 pub mod forwarding;
 pub mod ingress;
 mod overlay;
+pub mod v6;
 
 pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
@@ -22,7 +23,10 @@ pub use flow::Note;
 pub use overlay::from_overlay;
 
 use crate::{
-    layout::{Config, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{
+        AddressV6, Config, ConfigV6, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodV4, SubnetV4, SubnetV6,
+        VtepV4, VtepV6,
+    },
     map,
     packet::{Arrival, Packet},
     reason::{Direction, Reason},
@@ -42,6 +46,19 @@ pub trait Tables {
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
     /// When netfilter accepted a flow.
     fn flow_v4(&self, flow: &FlowV4) -> Option<Permit>;
+    /// The node's own settings in the cluster's IPv6 network; `None` where there is none, or until the agent has
+    /// written them.
+    fn config_v6(&self) -> Option<ConfigV6>;
+    /// The peer that holds a pod subnet.
+    fn route_v6(&self, subnet: SubnetV6) -> Option<PeerV6>;
+    /// The lease of a peer, by its public IPv6 address.
+    fn vtep_v6(&self, address: AddressV6) -> Option<VtepV6>;
+    /// Where a local pod is.
+    fn pod_v6(&self, address: AddressV6) -> Option<PodV4>;
+    /// Whether pods' packets to `address` keep the pod's address.
+    fn is_exempt_v6(&self, address: AddressV6) -> bool;
+    /// When netfilter accepted a flow.
+    fn flow_v6(&self, flow: &FlowV6) -> Option<Permit>;
     /// When the pod behind veth `ifindex` was last seen to forward for others, ns on the clock of [`Permit`]; 0 is
     /// never.
     fn forwarded(&self, ifindex: u32) -> u64;
@@ -69,6 +86,12 @@ pub enum Verdict {
     Route(Direct, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
+    /// Push VXLAN over IPv6 and send it to a peer.
+    EncapV6(v6::Encap, Reason),
+    /// Pop VXLAN over IPv6 and hand it to a local pod.
+    DeliverV6(v6::Deliver, Reason),
+    /// Hand it to the VXLAN device, which does the rest.
+    HandOver(v6::HandOver, Reason),
     /// Hand it to a local pod as it is.
     Hand(Deliver, Reason),
 }
@@ -78,7 +101,7 @@ pub enum Verdict {
 pub enum Hook {
     /// tc ingress, host side of a pod's veth.
     FromPod,
-    /// tc egress, flannel.<vni>.
+    /// tc egress, flannel.<vni> and flannel-v6.<vni>.
     ToOverlay,
     /// tc ingress, external interface.
     FromUnderlay,
@@ -129,6 +152,10 @@ pub fn decide(
     tables: &impl Tables,
     arrival: &Arrival,
 ) -> Verdict {
+    // What comes from flannel.<vni> is IPv4; of IPv6 nothing is popped by the device and gone on with.
+    if v6::is_ipv6(packet) && hook != Hook::FromOverlay {
+        return decide_v6(hook, packet, tables, arrival);
+    }
     match hook {
         Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap, Verdict::Route),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
@@ -139,6 +166,22 @@ pub fn decide(
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
         Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
+    }
+    .unwrap_or_else(|reason| left(hook, packet, tables, reason))
+}
+
+fn decide_v6(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+) -> Verdict {
+    match hook {
+        Hook::FromPod => v6::egress::from_pod(packet, tables, arrival, Verdict::EncapV6, Verdict::HandOver),
+        Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
+        Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
+        Hook::FromUnderlay => v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6),
+        Hook::ToPod | Hook::ToUnderlay | Hook::FromOverlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -158,14 +201,32 @@ pub fn note(
     }
 }
 
+/// What the program at `hook` notes about the IPv6 flow of `packet`.
+pub fn note_v6(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+) -> Option<Note<FlowV6>> {
+    match hook {
+        Hook::ToOverlay if v6::egress::is_handed_over(arrival) => None,
+        Hook::ToOverlay | Hook::ToPod => {
+            v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
+        }
+        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay | Hook::ToUnderlay => None,
+    }
+}
+
 /// What becomes of a packet at `hook` that stays with the kernel for `reason`, be that decided here or by
 /// the kernel's refusal to change the packet.
 pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> Verdict {
+    let is_exempt = || match v6::is_ipv6(packet) {
+        true => v6::egress::is_exempt(packet, tables, reason),
+        false => egress::is_exempt(packet, tables, reason),
+    };
     match hook {
-        Hook::FromPod if egress::is_exempt(packet, tables, reason) => {
-            Verdict::Exempt(egress::exempt_reason(reason))
-        }
-        Hook::FromUnderlay if ingress::is_checked(reason) => Verdict::Checked(reason),
+        Hook::FromPod if is_exempt() => Verdict::Exempt(egress::exempt_reason(reason)),
+        Hook::FromUnderlay if !v6::is_ipv6(packet) && ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),
     }
 }

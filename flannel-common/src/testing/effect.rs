@@ -6,8 +6,9 @@ use crate::{
     packet::{
         Packet as _,
         headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
+        ipv6::{self, ETHERTYPE_IPV6},
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, v6},
 };
 
 /// `frame` with VXLAN pushed; `None` for a frame too short to have been decided about.
@@ -43,5 +44,34 @@ pub fn handed(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
+    Some(out)
+}
+
+/// `frame` with VXLAN over IPv6 pushed; `None` as with [`pushed`].
+pub fn pushed_v6(frame: &[u8], encap: &v6::Encap, flow_hash: u32) -> Option<Vec<u8>> {
+    let mut out = frame.get(..v6::HEADERS_AT)?.to_vec();
+    out.extend(encap.headers(flow_hash));
+    out.extend(frame.get(ETHERNET_LEN..)?);
+    if let Some(forward) = encap.forward {
+        forward.write(out.as_mut_slice(), v6::HEADERS_AT + v6::HEADERS_LEN)?;
+    }
+    Some(out)
+}
+
+/// `frame` with VXLAN over IPv6 popped, as the pod gets it; `None` as with [`popped`].
+pub fn popped_v6(frame: &[u8], deliver: &v6::Deliver) -> Option<Vec<u8>> {
+    let mut out = frame.get(ipv6::ENCAP_LEN..)?.to_vec();
+    let v6::Deliver { pod, forward, .. } = deliver;
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV6);
+    out.write(0, ethernet.bytes())?;
+    forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
+    Some(out)
+}
+
+/// `frame` as the VXLAN device gets it; `None` as with [`pushed`].
+pub fn handed_over(frame: &[u8], to: &v6::HandOver) -> Option<Vec<u8>> {
+    let mut out = frame.to_vec();
+    out.write(0, to.ethernet.bytes())?;
+    to.forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
     Some(out)
 }

@@ -7,11 +7,15 @@
 mod effect;
 pub mod fixtures;
 mod frame;
+mod frame_v6;
 mod node;
+mod node_v6;
 pub mod random;
+pub mod random_v6;
 mod tables;
 
-pub use effect::{handed, popped, pushed, routed};
+pub use effect::{handed, handed_over, popped, popped_v6, pushed, pushed_v6, routed};
 pub use frame::Frame;
+pub use frame_v6::{FrameV6, transport_checksum};
 pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, interface, seen_at};
-pub use tables::MemoryTables;
+pub use tables::{MemoryTables, MemoryTablesV6};

@@ -58,7 +58,7 @@ pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
 }
 
 /// What may stand in the map about a flow: often a permission that holds.
-fn permit() -> impl Strategy<Value = Option<Permit>> {
+pub(super) fn permit() -> impl Strategy<Value = Option<Permit>> {
     const SECOND: u64 = 1_000_000_000;
     // Far from every limit, so that no test is so slow that it crosses one.
     let ages =
@@ -125,7 +125,7 @@ pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     )
 }
 
-fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
+pub(super) fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let natural = seen_at(hook);
     let ifindex = prop_oneof![12 => Just(natural.ifindex), 1 => select(&interface::ALL[..])];
     let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
@@ -145,7 +145,7 @@ fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
 
 /// Something done to a frame.
 #[derive(Clone, Debug)]
-enum Bend {
+pub(super) enum Bend {
     Byte(usize, u8),
     Bit(usize, u8),
     Truncate(usize),
@@ -153,17 +153,17 @@ enum Bend {
 }
 
 impl Bend {
-    fn any() -> impl Strategy<Value = Self> {
-        // The last offset is the end of the inner TCP header behind all outer headers.
+    /// Something done to the first `len` bytes.
+    pub(super) fn within(len: usize) -> impl Strategy<Value = Self> {
         prop_oneof![
-            4 => (0..104usize, any::<u8>()).prop_map(|(offset, value)| Self::Byte(offset, value)),
-            4 => (0..104usize, 0..8u8).prop_map(|(offset, bit)| Self::Bit(offset, bit)),
-            1 => (0..120usize).prop_map(Self::Truncate),
+            4 => (0..len, any::<u8>()).prop_map(|(offset, value)| Self::Byte(offset, value)),
+            4 => (0..len, 0..8u8).prop_map(|(offset, bit)| Self::Bit(offset, bit)),
+            1 => (0..len + 16).prop_map(Self::Truncate),
             1 => (1..20usize).prop_map(Self::Extend),
         ]
     }
 
-    fn apply(self, frame: &mut Vec<u8>) {
+    pub(super) fn apply(self, frame: &mut Vec<u8>) {
         match self {
             Self::Byte(offset, value) => {
                 frame.write(offset, [value]);
@@ -180,7 +180,8 @@ impl Bend {
 }
 
 fn almost_valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
-    let bends = prop_oneof![1 => Just(Vec::new()), 2 => vec(Bend::any(), 1..3)];
+    // The last offset is the end of the inner TCP header behind all outer headers.
+    let bends = prop_oneof![1 => Just(Vec::new()), 2 => vec(Bend::within(104), 1..3)];
     (valid(hook, direct), bends, any::<bool>()).prop_map(|(mut frame, bends, repair)| {
         for bend in bends {
             bend.apply(&mut frame);
@@ -305,6 +306,7 @@ impl Change {
             exempt,
             flows: _,
             forwarders: _,
+            v6: _,
             now: _,
             held_until: _,
         } = tables;

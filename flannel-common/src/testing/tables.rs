@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    layout::{Config, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{
+        AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4, SubnetV4,
+        SubnetV6, VtepV4, VtepV6,
+    },
     path::{Note, Tables},
 };
 
@@ -24,10 +27,29 @@ pub struct MemoryTables {
     pub flows: BTreeMap<FlowV4, Permit>,
     /// `forwarders`: when each veth's pod was last seen to forward.
     pub forwarders: BTreeMap<u32, u64>,
+    /// Those for IPv6.
+    pub v6: MemoryTablesV6,
     /// The time.
     pub now: u64,
     /// `hold`: no end unless given.
     pub held_until: Option<u64>,
+}
+
+/// The contents of the maps with `_v6` in their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryTablesV6 {
+    /// `config_v6`.
+    pub config: Option<ConfigV6>,
+    /// `routes_v6`.
+    pub routes: BTreeMap<SubnetV6, PeerV6>,
+    /// `vteps_v6`.
+    pub vteps: BTreeMap<AddressV6, VtepV6>,
+    /// `pods_v6`.
+    pub pods: BTreeMap<AddressV6, PodV4>,
+    /// `snat_exempt_v6`.
+    pub exempt: BTreeMap<SubnetV6, Exempt>,
+    /// `flows_v6`.
+    pub flows: BTreeMap<FlowV6, Permit>,
 }
 
 impl Tables for MemoryTables {
@@ -55,6 +77,30 @@ impl Tables for MemoryTables {
         self.flows.get(flow).copied()
     }
 
+    fn config_v6(&self) -> Option<ConfigV6> {
+        self.v6.config
+    }
+
+    fn route_v6(&self, subnet: SubnetV6) -> Option<PeerV6> {
+        self.v6.routes.get(&subnet).copied()
+    }
+
+    fn vtep_v6(&self, address: AddressV6) -> Option<VtepV6> {
+        self.v6.vteps.get(&address).copied()
+    }
+
+    fn pod_v6(&self, address: AddressV6) -> Option<PodV4> {
+        self.v6.pods.get(&address).copied()
+    }
+
+    fn is_exempt_v6(&self, address: AddressV6) -> bool {
+        self.v6.exempt.keys().any(|prefix| prefix.contains(address))
+    }
+
+    fn flow_v6(&self, flow: &FlowV6) -> Option<Permit> {
+        self.v6.flows.get(flow).copied()
+    }
+
     fn forwarded(&self, ifindex: u32) -> u64 {
         self.forwarders.get(&ifindex).copied().unwrap_or_default()
     }
@@ -72,15 +118,28 @@ impl MemoryTables {
     /// Writes down what a program notes.
     pub fn write_down(&mut self, note: &Note) {
         match note {
-            Note::Permit(flow, permit) => {
-                self.flows.insert(*flow, *permit);
-            }
-            Note::Forget(flow) => {
-                self.flows.remove(flow);
-            }
             Note::Forwards { ifindex, seen } => {
                 self.forwarders.insert(*ifindex, *seen);
             }
+            note => write_down(&mut self.flows, note),
         }
+    }
+
+    /// Writes down what a program notes about an IPv6 flow.
+    pub fn write_down_v6(&mut self, note: &Note<FlowV6>) {
+        write_down(&mut self.v6.flows, note);
+    }
+}
+
+fn write_down<Flow: Ord + Copy>(flows: &mut BTreeMap<Flow, Permit>, note: &Note<Flow>) {
+    match note {
+        Note::Permit(flow, permit) => {
+            flows.insert(*flow, *permit);
+        }
+        Note::Forget(flow) => {
+            flows.remove(flow);
+        }
+        // Not of a flow.
+        Note::Forwards { .. } => {}
     }
 }

@@ -6,14 +6,19 @@ use flannel_common::{
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN},
+        ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
-    path::{Hook, decide, note},
+    path::{Hook, decide, note, note_v6},
     testing::{
         interface,
         random::{Case, case},
+        random_v6::case_v6,
     },
 };
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::{
+    strategy::Strategy,
+    test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner},
+};
 
 use crate::{
     judge::{check, in_kernel},
@@ -25,9 +30,6 @@ use crate::{
 const CASES: u32 = 3_000;
 /// Another number for other packets.
 const SEED: &str = "FLANNEL_TEST_SEED";
-
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const IPV6_LEN: usize = 40;
 
 /// Whether BPF_PROG_TEST_RUN takes `frame`: with its Ethernet header, and with the IP header that it
 /// announces.
@@ -74,13 +76,13 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let verdict = decide(*hook, &frame[..], tables, &arrival);
     let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
-    let note = note(*hook, &frame[..], tables, &arrival);
+    let notes = (note(*hook, &frame[..], tables, &arrival), note_v6(*hook, &frame[..], tables, &arrival));
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, &arrival, segments)?;
-    check(*hook, frame, &arrival, segments, (tables, note.as_ref()), &verdict, &outcome)
+    check(*hook, frame, &arrival, segments, (tables, notes.0.as_ref(), notes.1.as_ref()), &verdict, &outcome)
 }
 
-fn compare(hook: Hook) {
+fn compare<Cases: Strategy<Value = Case>>(hook: Hook, cases: fn(Hook) -> Cases) {
     in_sandbox(|sandbox| {
         let loaded = RefCell::new(Loaded::new(sandbox)?);
         let seed = seed();
@@ -88,7 +90,7 @@ fn compare(hook: Hook) {
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
         let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-        let result = runner.run(&case(hook), |case| {
+        let result = runner.run(&cases(hook), |case| {
             if !can_run(&case.frame) {
                 return Err(TestCaseError::reject("shorter than the kernel takes"));
             }
@@ -107,30 +109,50 @@ fn compare(hook: Hook) {
 
 #[test]
 fn from_pod() {
-    compare(Hook::FromPod);
+    compare(Hook::FromPod, case);
+}
+
+#[test]
+fn from_pod_ipv6() {
+    compare(Hook::FromPod, case_v6);
 }
 
 #[test]
 fn to_overlay() {
-    compare(Hook::ToOverlay);
+    compare(Hook::ToOverlay, case);
+}
+
+#[test]
+fn to_overlay_ipv6() {
+    compare(Hook::ToOverlay, case_v6);
 }
 
 #[test]
 fn from_underlay() {
-    compare(Hook::FromUnderlay);
+    compare(Hook::FromUnderlay, case);
+}
+
+#[test]
+fn from_underlay_ipv6() {
+    compare(Hook::FromUnderlay, case_v6);
 }
 
 #[test]
 fn from_overlay() {
-    compare(Hook::FromOverlay);
+    compare(Hook::FromOverlay, case);
 }
 
 #[test]
 fn to_pod() {
-    compare(Hook::ToPod);
+    compare(Hook::ToPod, case);
+}
+
+#[test]
+fn to_pod_ipv6() {
+    compare(Hook::ToPod, case_v6);
 }
 
 #[test]
 fn to_underlay() {
-    compare(Hook::ToUnderlay);
+    compare(Hook::ToUnderlay, case);
 }

@@ -2,14 +2,18 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
-    map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
+    layout::FlowV6,
+    map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
+        ipv6::{self, IPV6_LEN, Ipv6},
     },
-    path::{Encap, Hook, Note, Verdict, left},
+    path::{Encap, Hook, Note, Verdict, left, v6},
     reason::Reason,
-    testing::{MemoryTables, handed, popped, pushed, routed},
+    testing::{
+        MemoryTables, handed, handed_over, popped, popped_v6, pushed, pushed_v6, routed, transport_checksum,
+    },
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -20,6 +24,7 @@ const TC_ACT_REDIRECT: i32 = 7;
 
 const ID: usize = ETHERNET_LEN + 4;
 const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
+const SOURCE_PORT_V6: usize = ETHERNET_LEN + IPV6_LEN;
 
 /// Refuses an outcome that is not what `verdict` says of `frame`: action, mark, every byte, the flows known, and
 /// exactly one counter for the packet, and one for the note, raised by `segments` packets and the length that the frame came with.
@@ -28,7 +33,7 @@ pub(crate) fn check(
     frame: &[u8],
     arrival: &Arrival,
     segments: u32,
-    (tables, note): (&MemoryTables, Option<&Note>),
+    (tables, note, note_v6): (&MemoryTables, Option<&Note>, Option<&Note<FlowV6>>),
     verdict: &Verdict,
     outcome: &Outcome,
 ) -> Result<()> {
@@ -42,17 +47,28 @@ pub(crate) fn check(
         Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
         Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
+        Verdict::EncapV6(encap, reason) => {
+            (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
+        }
+        Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped_v6(frame, deliver)),
+        Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
-    let reasons = reason.into_iter().chain(note.map(Note::reason));
+    let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
+    let reasons = reason.into_iter().chain(noted);
     let counted: Counted = reasons.map(|reason| ((hook.direction(), reason), size)).collect();
     ensure!(outcome.counted == counted, "counted {:?}, not {counted:?}", outcome.counted);
     let mut flows = tables.clone();
     note.iter().for_each(|note| flows.write_down(note));
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
+    note_v6.iter().for_each(|note| flows.write_down_v6(note));
+    ensure!(outcome.flows_v6 == flows.v6.flows, "flows {:?}, not {:?}", outcome.flows_v6, flows.v6.flows);
     let mark = MARK | arrival.mark;
     let mark = match verdict {
         Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,
+        Verdict::HandOver(..) => mark | HANDED_OVER_MARK,
+        // At the device the mark has done its work.
+        Verdict::Pass if hook == Hook::ToOverlay => mark & !HANDED_OVER_MARK,
         Verdict::Checked(_) => mark | CHECKED_MARK,
         // Its way ends here, whatever becomes of the packet.
         _ if hook == Hook::FromOverlay => mark & !CHECKED_MARK,
@@ -79,6 +95,38 @@ fn pushed_like(outcome: &Outcome, frame: &[u8], encap: &Encap) -> Option<Vec<u8>
     let mut expected = pushed(frame, encap, id, 0)?;
     expected.write(SOURCE_PORT, port.to_be_bytes())?;
     inside.then_some(expected)
+}
+
+/// As [`pushed_like`], over IPv6; and the outer checksum is held against the sum over every byte of the datagram,
+/// where the inner packet's is right.
+fn pushed_like_v6(outcome: &Outcome, frame: &[u8], encap: &v6::Encap) -> Option<Vec<u8>> {
+    let port = u16::from_be_bytes(outcome.frame.read(SOURCE_PORT_V6)?);
+    let (min, max) = encap.source_ports;
+    // The port of any hash is one the checksum can be made for anew: what the program wrote has both.
+    let mut expected = pushed_v6(frame, encap, 0)?;
+    let differs = i64::from(port) - i64::from(u16::from_be_bytes(expected.read(SOURCE_PORT_V6)?));
+    expected.write(SOURCE_PORT_V6, port.to_be_bytes())?;
+    let sum = i64::from(!u16::from_be_bytes(expected.read(SOURCE_PORT_V6 + 6)?)) + differs;
+    let sum = match !(sum.rem_euclid(0xffff) as u16) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    let written = u16::from_be_bytes(outcome.frame.read(SOURCE_PORT_V6 + 6)?);
+    // In one's complement 0 is written in two ways.
+    expected.write(
+        SOURCE_PORT_V6 + 6,
+        if written % 0xffff == sum % 0xffff { written } else { sum }.to_be_bytes(),
+    )?;
+    let valid = |at: usize, frame: &[u8]| {
+        let ip = Ipv6::parse(&frame.read(at)?);
+        let payload = frame.get(at + IPV6_LEN..)?;
+        // The sum over a right datagram is all ones.
+        Some(matches!(transport_checksum(&ip, payload), 0 | 0xffff))
+    };
+    let inner = valid(ipv6::ENCAP_LEN + ETHERNET_LEN, &outcome.frame)?;
+    let outer = valid(ETHERNET_LEN, &outcome.frame)?;
+    let inside = (min..max).contains(&u32::from(port)) || (min >= max && u32::from(port) == min);
+    (inside && (outer || !inner)).then_some(expected)
 }
 
 /// The UDP source port of what the program sent.
@@ -111,6 +159,15 @@ pub(crate) fn in_kernel(
             Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) => verdict,
         },
+        Verdict::DeliverV6(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            None => Verdict::Kernel(Reason::PodGone),
+            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
+            Some(_) if refused => Verdict::Kernel(Reason::Refused),
+            Some(_) => verdict,
+        },
+        Verdict::HandOver(to, _) if mtu_of(to.ifindex).is_none() => {
+            left(hook, frame, tables, Reason::Ipv6Aggregate)
+        }
         Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,
     }

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 use aya::{TestRun as _, TestRunOptions};
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Config, FastPath, FlowV4, Forwarder, Hold, Permit, SubnetV4},
+    layout::{
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, SubnetV4, SubnetV6,
+    },
     packet::Arrival,
     path::Hook,
     reason::{Direction, Reason},
@@ -32,8 +34,25 @@ const NO_CONFIG: Config = Config {
     reserved: [0; 2],
 };
 
+/// A `config_v6` as the kernel creates it.
+const NO_CONFIG_V6: ConfigV6 = ConfigV6 {
+    fast_path: FastPath::Off,
+    port: 0,
+    vtep: AddressV6::new([0; 16]),
+    network: SubnetV6 { prefix_len: 0, network: AddressV6::new([0; 16]) },
+    subnet: SubnetV6 { prefix_len: 0, network: AddressV6::new([0; 16]) },
+    vni: 0,
+    flow_refresh: 0,
+    source_port_min: 0,
+    source_port_max: 0,
+    overlay_ifindex: 0,
+    prefix_lengths: [0; 4],
+    local_mac: [0; 6],
+    reserved: [0; 2],
+};
+
 /// Room that a push needs behind the longest frame.
-const ROOM: usize = 64;
+const ROOM: usize = 80;
 
 /// What of `struct __sk_buff` the tests set, bytes; room for all that any kernel has; where its mark is.
 const CONTEXT: usize = 180;
@@ -73,6 +92,8 @@ pub(crate) struct Outcome {
     pub(crate) frame: Vec<u8>,
     /// The flows known afterwards, on the clock of the tables: what was noted now is noted at [`NOW`].
     pub(crate) flows: BTreeMap<FlowV4, Permit>,
+    /// The IPv6 flows known afterwards.
+    pub(crate) flows_v6: BTreeMap<FlowV6, Permit>,
     /// By how much counters were raised; those that were not are absent.
     pub(crate) counted: Counted,
 }
@@ -107,6 +128,24 @@ impl Loaded {
         let until = tables.held_until.map_or(Hold::FOREVER.until, |until| until.wrapping_add(self.ahead));
         now.hold.put(&Hold { until })?;
         let ahead = |stamp: u64| if stamp == 0 { 0 } else { stamp.wrapping_add(self.ahead) };
+        now.v6.config.put(&tables.v6.config.unwrap_or(NO_CONFIG_V6))?;
+        for (key, value) in &tables.v6.routes {
+            now.v6.routes.put(key, value)?;
+        }
+        for (key, value) in &tables.v6.vteps {
+            now.v6.vteps.put(key, value)?;
+        }
+        for (key, value) in &tables.v6.pods {
+            now.v6.pods.put(key, value)?;
+        }
+        for (key, value) in &tables.v6.exempt {
+            now.v6.exempt.put(key, value)?;
+        }
+        now.v6.flows.remove_all(|flow| !tables.v6.flows.contains_key(flow))?;
+        for (key, value) in &tables.v6.flows {
+            let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
+            now.v6.flows.put(key, &Permit { egress, ingress, ..*value })?;
+        }
         now.flows.remove_all(|flow| !tables.flows.contains_key(flow))?;
         for (key, value) in &tables.flows {
             let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
@@ -128,6 +167,18 @@ impl Loaded {
         }
         for key in before.exempt.keys().filter(|key| !tables.exempt.contains_key(*key)) {
             now.exempt.remove(key)?;
+        }
+        for key in before.v6.routes.keys().filter(|key| !tables.v6.routes.contains_key(*key)) {
+            now.v6.routes.remove(key)?;
+        }
+        for key in before.v6.vteps.keys().filter(|key| !tables.v6.vteps.contains_key(*key)) {
+            now.v6.vteps.remove(key)?;
+        }
+        for key in before.v6.pods.keys().filter(|key| !tables.v6.pods.contains_key(*key)) {
+            now.v6.pods.remove(key)?;
+        }
+        for key in before.v6.exempt.keys().filter(|key| !tables.v6.exempt.contains_key(*key)) {
+            now.v6.exempt.remove(key)?;
         }
         Ok(())
     }
@@ -170,21 +221,27 @@ impl Loaded {
         out.truncate(result.data_size_out as usize);
         let mark = u32::from_ne_bytes(context_out[MARK_AT..MARK_AT + 4].try_into()?);
         let action = result.return_value.cast_signed();
-        Ok(Outcome { action, mark, frame: out, flows: self.flows()?, counted: self.raised()? })
+        Ok(Outcome {
+            action,
+            mark,
+            frame: out,
+            flows: self.on_their_clock(self.tables.flows.entries()?),
+            flows_v6: self.on_their_clock(self.tables.v6.flows.entries()?),
+            counted: self.raised()?,
+        })
     }
 
-    /// The flows in the map, on the clock of the tables.
-    fn flows(&self) -> Result<BTreeMap<FlowV4, Permit>> {
+    /// The flows in a map, on the clock of the tables.
+    fn on_their_clock<Flow>(&self, mut flows: BTreeMap<Flow, Permit>) -> BTreeMap<Flow, Permit> {
         let behind = |stamp: u64| match stamp.wrapping_sub(self.ahead) {
             _ if stamp == 0 => 0,
             just_now if (NOW..NOW + PATIENCE.as_nanos() as u64).contains(&just_now) => NOW,
             earlier => earlier,
         };
-        let mut flows = self.tables.flows.entries()?;
         for permit in flows.values_mut() {
             (permit.egress, permit.ingress) = (behind(permit.egress), behind(permit.ingress));
         }
-        Ok(flows)
+        flows
     }
 
     /// By how much counters were raised since last asked.

@@ -4,10 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Exempt, FlowProtocol, FlowV4, Permit, SubnetV4, VtepV4},
+    layout::{Exempt, FlowProtocol, FlowV4, FlowV6, Permit, SubnetV4, VtepV4},
     map::{
-        CONFIG, COUNTERS, FLOWS_V4, MAX_EXEMPT, MAX_FLOWS, PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4,
-        VTEPS,
+        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, MAX_EXEMPT, MAX_FLOWS, PINNED_MAPS, PODS_V4,
+        PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
     },
     path::Hook,
     testing::{Frame, HERE, NOW, THERE, interface, seen_at},
@@ -103,7 +103,7 @@ fn map_ids(sandbox: &Sandbox) -> Result<Vec<u32>> {
 #[test]
 fn a_pinned_map_of_another_shape_is_replaced() {
     // Name, and a map that is not what the programs have there.
-    const FOREIGN: [(&str, &str); 7] = [
+    const FOREIGN: [(&str, &str); 9] = [
         (ROUTES_V4, "type hash key 8 value 32 entries 65536"),
         (ROUTES_V4, "type hash key 8 value 36 entries 100"),
         (PODS_V4, "type hash key 16 value 16 entries 4096"),
@@ -113,6 +113,8 @@ fn a_pinned_map_of_another_shape_is_replaced() {
         // The same sizes, but full it would take no new flow.
         (FLOWS_V4, "type hash key 16 value 24 entries 131072"),
         (COUNTERS, "type array key 4 value 16 entries 128"),
+        (ROUTES_V6, "type hash key 24 value 60 entries 65536"),
+        (SNAT_EXEMPT_V6, "type lpm_trie key 24 value 4 entries 65536 flags 1"),
     ];
     in_sandbox(|sandbox| {
         let pins = sandbox.pins()?;
@@ -227,6 +229,62 @@ fn bpftool_prints_maps_in_words() {
         let counters = dump(sandbox, COUNTERS)?;
         let of_cpu = &counters.first().context("counters")?["values"][0]["value"];
         ensure!(*of_cpu == json!({ "packets": 0, "bytes": 0 }), "{:#?}", counters.first());
+        Ok(())
+    });
+}
+
+#[test]
+fn bpftool_prints_ipv6_maps_in_words() {
+    in_sandbox(|sandbox| {
+        let mut loaded = Loaded::new(sandbox)?;
+        let mut tables = HERE.dual_tables(&[THERE]);
+        tables.v6.exempt.insert(HERE.config_v6().network, Exempt::Cluster);
+        let (local, remote) = (HERE.pod_v6(2), THERE.pod_v6(2));
+        let flow = FlowV6 { local, remote, local_port: 5000, remote_port: 5001, protocol: FlowProtocol::Tcp };
+        tables.v6.flows.insert(flow, Permit { ifindex: interface::POD, ..Permit::default() });
+        loaded.fill(&tables)?;
+        let address = |head: [u8; 8], last: u8| {
+            let mut octets = head.to_vec();
+            octets.extend([0, 0, 0, 0, 0, 0, 0, last]);
+            json!({ "octets": octets })
+        };
+        let vtep = |last| address([0xfd, 0, 0, 0x77, 0, 0, 0, 0], last);
+        let pod = |node, last| address([0xfd, 0, 0, 0x10, 0, node, 0, 0], last);
+        let subnet = json!({ "prefix_len": 64, "network": pod(2, 0) });
+
+        let routes = dump(sandbox, ROUTES_V6)?;
+        let peer = json!({
+            "kind": "Vxlan", "vni": 1, "vtep": vtep(2), "next_hop": vtep(2), "ifindex": 21, "mtu": 1500,
+            "vtep_mac": [10, 88, 0, 0, 6, 2], "local_mac": [10, 88, 0, 0, 6, 1], "reserved": [0, 0, 0, 0],
+        });
+        ensure!(routes == [json!({ "key": subnet, "value": peer })], "{routes:#?}");
+
+        let vteps = dump(sandbox, VTEPS_V6)?;
+        ensure!(vteps == [json!({ "key": vtep(2), "value": { "subnet": subnet } })], "{vteps:#?}");
+
+        let pods = dump(sandbox, PODS_V6)?;
+        let place = json!({ "ifindex": 41, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
+        ensure!(pods.contains(&json!({ "key": pod(1, 2), "value": place })), "{pods:#?}");
+
+        let exempt = dump(sandbox, SNAT_EXEMPT_V6)?;
+        let data = &pod(0, 0)["octets"];
+        let expected = json!({ "key": { "prefix_len": 32, "data": data }, "value": "Cluster" });
+        ensure!(exempt == [expected], "{exempt:#?}");
+
+        let flows = dump(sandbox, FLOWS_V6)?;
+        let flow = json!({
+            "local": pod(1, 2), "remote": pod(2, 2), "local_port": 5000, "remote_port": 5001, "protocol": "Tcp",
+        });
+        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "reserved": 0 });
+        ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
+
+        let config = dump(sandbox, CONFIG_V6)?;
+        let value = config.first().map(|entry| &entry["value"]).context("config_v6")?;
+        ensure!(value["fast_path"] == "All" && value["vtep"] == vtep(1), "{config:#?}");
+        // What was put is found again.
+        ensure!(loaded.tables.v6.routes.entries()? == tables.v6.routes);
+        ensure!(loaded.tables.v6.exempt.entries()? == tables.v6.exempt);
+        ensure!(loaded.tables.v6.config.get()? == tables.v6.config);
         Ok(())
     });
 }

@@ -51,11 +51,11 @@ fn run_all(hook: Hook) {
 }
 
 fn run(loaded: &mut Loaded, fixture: &Fixture, verdict: &Verdict) -> Result<()> {
-    let Fixture { hook, frame, arrival, tables, note, .. } = fixture;
+    let Fixture { hook, frame, arrival, tables, note, note_v6, .. } = fixture;
     let segments = if arrival.gso_size == 0 { 0 } else { SEGMENTS };
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, arrival, segments)?;
-    check(*hook, frame, arrival, segments, (tables, note.as_ref()), verdict, &outcome)
+    check(*hook, frame, arrival, segments, (tables, note.as_ref(), note_v6.as_ref()), verdict, &outcome)
 }
 
 #[test]
@@ -108,7 +108,10 @@ fn every_reason_of_every_program_is_run() {
                     | Verdict::Encap(_, reason)
                     | Verdict::Route(_, reason)
                     | Verdict::Deliver(_, reason)
-                    | Verdict::Hand(_, reason),
+                    | Verdict::Hand(_, reason)
+                    | Verdict::EncapV6(_, reason)
+                    | Verdict::DeliverV6(_, reason)
+                    | Verdict::HandOver(_, reason),
                 ) => {
                     found.insert(reason);
                 }

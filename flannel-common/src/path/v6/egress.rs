@@ -1,0 +1,219 @@
+//! What pods and the kernel send towards other nodes.
+
+use super::{Encap, Forward, HandOver, check_ipv6, first_ip, flow, frame_len, longest_match};
+use crate::{
+    layout::{ConfigV6, FastPath, PeerKind, PeerV6},
+    map::HANDED_OVER_MARK,
+    packet::{
+        Arrival, Packet,
+        headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN},
+        ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
+    },
+    path::{Tables, check_hold},
+    reason::{Direction, Reason},
+};
+
+/// Bytes that egress decisions read: the frame up to the TCP flags.
+pub const READS: usize = TRANSPORT + TCP_TO_FLAGS;
+
+const TRANSPORT: usize = ETHERNET_LEN + IPV6_LEN;
+
+/// tc ingress on the host side of a pod's veth: `then` says what to do with a packet for a peer, `hand_over` with
+/// an aggregate for one.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub fn from_pod<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Encap, Reason) -> R,
+    hand_over: impl FnOnce(HandOver, Reason) -> R,
+) -> Result<R, Reason> {
+    let config = tables.config_v6().ok_or(Reason::NotIpv4)?;
+    let (_, ip) = inner_headers(packet, arrival)?;
+    let gated = match config.fast_path {
+        FastPath::All => false,
+        FastPath::Flow => true,
+        FastPath::Off | FastPath::Overlay => return Err(Reason::PodOnKernel),
+    };
+    // Neighbour discovery and most of what leaves pods for elsewhere is told apart here, before any lookup.
+    if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
+        return Err(Reason::NoRoute);
+    }
+    check_hold(tables)?;
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters.
+    let pod = tables.pod_v6(ip.source).ok_or(Reason::UnknownPod)?;
+    if pod.ifindex != arrival.ifindex {
+        return Err(Reason::Spoofed);
+    }
+    if ip.hop_limit <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
+    if gated {
+        flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
+    }
+    check_peer(packet, arrival, &ip, &peer)?;
+    let forward = Forward::hop(&ip);
+    if arrival.gso_size == 0 {
+        return Ok(then(encap(packet, &config, &ip, peer, Some(forward))?, Reason::EncapPod));
+    }
+    if config.overlay_ifindex == 0 {
+        return Err(Reason::Ipv6Aggregate);
+    }
+    let ethernet = Ethernet::new(peer.vtep_mac, peer.local_mac, ETHERTYPE_IPV6);
+    Ok(hand_over(HandOver { ifindex: config.overlay_ifindex, ethernet, forward }, Reason::EncapDevice))
+}
+
+/// Whether a packet of a pod that stays with the kernel for `reason` is to be marked
+/// [`crate::map::SNAT_EXEMPT_MARK`], as with IPv4.
+#[inline(always)]
+pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> bool {
+    // Frames in which there is no IPv6 packet for routing to see.
+    if matches!(
+        reason,
+        Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIpv4 | Reason::NotUnicast
+    ) {
+        return false;
+    }
+    let Ok(ip) = first_ip(packet) else { return false };
+    let Some(config) = tables.config_v6() else { return false };
+    config.subnet.contains(ip.source) && tables.is_exempt_v6(ip.destination)
+}
+
+/// Whether `arrival` is what [`from_pod`] has handed to the VXLAN device, where all is done about it.
+#[inline(always)]
+pub const fn is_handed_over(arrival: &Arrival) -> bool {
+    arrival.mark & HANDED_OVER_MARK != 0 && arrival.gso_size != 0
+}
+
+/// tc egress on flannel-v6.<vni>, where netfilter, routing, neighbour and hop limit are done: `then` says what to
+/// do with a packet for a peer.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub fn to_overlay<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Encap, Reason) -> R,
+) -> Result<R, Reason> {
+    let config = tables.config_v6().ok_or(Reason::NotIpv4)?;
+    let (ethernet, ip) = inner_headers(packet, arrival)?;
+    check_hold(tables)?;
+    let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
+    // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
+    if !ethernet.same_stations(&Ethernet::new(peer.vtep_mac, peer.local_mac, ETHERTYPE_IPV6)) {
+        return Err(Reason::NeighbourDiffers);
+    }
+    check_peer(packet, arrival, &ip, &peer)?;
+    if arrival.gso_size != 0 {
+        return Err(Reason::Ipv6Aggregate);
+    }
+    Ok(then(encap(packet, &config, &ip, peer, None)?, Reason::EncapOverlay))
+}
+
+/// The Ethernet and IPv6 headers of a packet simple enough for the fast path.
+#[inline(always)]
+fn inner_headers(packet: &(impl Packet + ?Sized), arrival: &Arrival) -> Result<(Ethernet, Ipv6), Reason> {
+    let ethernet = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
+    if arrival.vlan_tagged {
+        return Err(Reason::Vlan);
+    }
+    if ethernet.ethertype != ETHERTYPE_IPV6 {
+        return Err(Reason::NotIpv4);
+    }
+    if !ethernet.is_unicast() {
+        return Err(Reason::NotUnicast);
+    }
+    let ip = first_ip(packet)?;
+    check_ipv6(&ip)?;
+    if packet.len() != frame_len(ETHERNET_LEN, &ip) {
+        return Err(Reason::Length);
+    }
+    Ok((ethernet, ip))
+}
+
+/// Refuses what does not fit the way to `peer`, or has none.
+#[inline(always)]
+fn check_peer(
+    packet: &(impl Packet + ?Sized),
+    arrival: &Arrival,
+    ip: &Ipv6,
+    peer: &PeerV6,
+) -> Result<(), Reason> {
+    if peer.kind != PeerKind::Vxlan {
+        return Err(Reason::PeerOnKernel);
+    }
+    if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > peer.mtu {
+        return Err(Reason::TooBig);
+    }
+    Ok(())
+}
+
+/// The encapsulation of a packet that is no aggregate.
+#[inline(always)]
+fn encap(
+    packet: &(impl Packet + ?Sized),
+    config: &ConfigV6,
+    ip: &Ipv6,
+    peer: PeerV6,
+    forward: Option<Forward>,
+) -> Result<Encap, Reason> {
+    check_transport(packet, ip)?;
+    // A packet whose outer length overflows 16 bits fits no underlay that says so in 16 bits.
+    let frame_len = packet.len();
+    if frame_len + (ENCAP_LEN - ETHERNET_LEN - IPV6_LEN) as u32 > u32::from(u16::MAX) {
+        return Err(Reason::TooBig);
+    }
+    Ok(Encap {
+        peer,
+        source: config.vtep,
+        port: config.port as u16,
+        source_ports: (config.source_port_min, config.source_port_max),
+        inner: *ip,
+        frame_len: frame_len as u16,
+        forward,
+    })
+}
+
+/// Refuses packets without a checksum from which the outer one could be made.
+#[inline(always)]
+fn check_transport(packet: &(impl Packet + ?Sized), ip: &Ipv6) -> Result<(), Reason> {
+    match ip.next_header {
+        PROTOCOL_TCP | PROTOCOL_ICMPV6 => Ok(()),
+        PROTOCOL_UDP => {
+            let sum: [u8; 2] = packet.read(TRANSPORT + UDP_CHECKSUM).ok_or(Reason::Truncated)?;
+            // None at all (RFC 6935). One that is left to the NIC holds the sum of the pseudo header, never 0.
+            if sum == [0; 2] { Err(Reason::OuterChecksum) } else { Ok(()) }
+        }
+        _ => Err(Reason::OuterChecksum),
+    }
+}
+
+/// Length of one segment, whose header `ip` stands at `offset`, as an IP packet, bytes.
+#[inline(always)]
+pub(super) fn segment_len(
+    packet: &(impl Packet + ?Sized),
+    offset: usize,
+    arrival: &Arrival,
+    ip: &Ipv6,
+) -> Result<u32, Reason> {
+    if arrival.gso_size == 0 {
+        return Ok(IPV6_LEN as u32 + u32::from(ip.payload_len));
+    }
+    let transport_len = match ip.next_header {
+        PROTOCOL_UDP => UDP_LEN as u32,
+        PROTOCOL_TCP => {
+            let [words] = *packet.view(offset + IPV6_LEN + 12).ok_or(Reason::Truncated)?;
+            u32::from(words >> 4) * 4
+        }
+        // Neither: an aggregate of a kind we do not know.
+        _ => return Err(Reason::TooBig),
+    };
+    // Any segment size that an arrival may name.
+    Ok((IPV6_LEN as u32 + transport_len).saturating_add(arrival.gso_size))
+}

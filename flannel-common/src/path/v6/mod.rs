@@ -1,0 +1,80 @@
+//! The same decisions about IPv6 in VXLAN over IPv6, over the maps with `_v6` in their names.
+//!
+//! What differs from IPv4: there is no header checksum; fragments and options are extension headers; and the outer
+//! UDP checksum, which over IPv6 is not optional. That of a single packet is made from the inner one
+//! ([`checksum::of_vxlan_over_ipv6`](crate::packet::checksum::of_vxlan_over_ipv6)). Those of an aggregate's segments
+//! only the VXLAN device can ask for, so a pod's aggregates are handed to it: past bridge, routing and netfilter all
+//! the same.
+
+pub mod egress;
+mod encap;
+pub mod flow;
+pub mod ingress;
+
+pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
+
+use super::Tables;
+use crate::{
+    layout::{AddressV6, ConfigV6, PeerV6, PodV4, SubnetV6},
+    packet::{
+        Packet,
+        headers::{ETHERNET_LEN, Ethernet},
+        ipv6::{ETHERTYPE_IPV6, Ipv6, NEXT_HEADER_FRAGMENT},
+    },
+    reason::Reason,
+};
+
+/// Whether `packet` is one for these decisions.
+#[inline(always)]
+pub fn is_ipv6(packet: &(impl Packet + ?Sized)) -> bool {
+    packet.view(0).is_some_and(|bytes| Ethernet::parse(bytes).ethertype == ETHERTYPE_IPV6)
+}
+
+/// How to hand a packet to a pod after its outer headers are popped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deliver {
+    /// Where the pod is.
+    pub pod: PodV4,
+    /// What routing does to the inner IP header.
+    pub forward: Forward,
+    /// Length of the inner packet, or of one segment of an aggregate, bytes: what the pod's interface must take.
+    pub packet_len: u32,
+}
+
+/// Refuses headers that need the kernel's care.
+#[inline(always)]
+const fn check_ipv6(ip: &Ipv6) -> Result<(), Reason> {
+    if !ip.is_version_6() {
+        return Err(Reason::NotIpv4);
+    }
+    if ip.next_header == NEXT_HEADER_FRAGMENT {
+        return Err(Reason::Fragment);
+    }
+    if ip.has_extension() {
+        return Err(Reason::IpOptions);
+    }
+    Ok(())
+}
+
+/// Length of a frame whose header `ip` stands at `offset`, by what that says.
+#[inline(always)]
+const fn frame_len(offset: usize, ip: &Ipv6) -> u32 {
+    (offset + crate::packet::ipv6::IPV6_LEN) as u32 + ip.payload_len as u32
+}
+
+/// The header at [`ETHERNET_LEN`].
+#[inline(always)]
+fn first_ip(packet: &(impl Packet + ?Sized)) -> Result<Ipv6, Reason> {
+    packet.view(ETHERNET_LEN).map(Ipv6::parse).ok_or(Reason::Truncated)
+}
+
+/// The peer of the longest leased prefix that holds `address`.
+#[inline(always)]
+fn longest_match(tables: &impl Tables, config: &ConfigV6, address: AddressV6) -> Option<PeerV6> {
+    let [a, b, c, d] = config.prefix_lengths;
+    let at = |length: u8| match length {
+        0 => None,
+        length => tables.route_v6(SubnetV6::of(address, u32::from(length))),
+    };
+    at(a).or_else(|| at(b)).or_else(|| at(c)).or_else(|| at(d))
+}

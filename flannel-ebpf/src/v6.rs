@@ -1,0 +1,146 @@
+//! The entry points' other half: what they do with IPv6 packets.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use flannel_common::{
+    map::{HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
+    packet::{
+        Packet as _,
+        headers::{ETHERNET_LEN, Ethernet},
+        ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
+    },
+    path::{
+        egress::exempt_reason,
+        v6::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, ingress},
+    },
+    reason::{Direction, Reason},
+};
+
+use crate::{
+    act::{Done, conclude},
+    ctx::{Size, Skb},
+    maps::{self, Maps},
+};
+
+/// What a pod sends.
+#[inline(always)]
+pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx, egress::READS as u32);
+    let size = skb.size();
+    let verdict = egress::from_pod(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |encap, reason| push(skb, &encap, reason),
+        |to, reason| hand_over(skb, &to, reason),
+    );
+    let verdict = match verdict {
+        Ok(Done { action: TC_ACT_UNSPEC, reason }) | Err(reason)
+            if egress::is_exempt(&skb, &Maps, reason) =>
+        {
+            skb.mark(SNAT_EXEMPT_MARK);
+            Err(exempt_reason(reason))
+        }
+        other => other,
+    };
+    conclude(ctx, size, Direction::Egress, verdict)
+}
+
+/// What the kernel routed into the overlay, and what [`from_pod`] handed to it.
+#[inline(always)]
+pub(crate) fn to_overlay(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx, egress::READS as u32);
+    let size = skb.size();
+    let arrival = skb.arrival();
+    if egress::is_handed_over(&arrival) {
+        // The device takes the mark over to the outer packet, where routing rules would see it.
+        skb.unmark(HANDED_OVER_MARK);
+        return TC_ACT_UNSPEC;
+    }
+    take_note(skb, size, Direction::Egress);
+    let verdict = egress::to_overlay(&skb, &Maps, &arrival, |encap, reason| push(skb, &encap, reason));
+    conclude(ctx, size, Direction::Egress, verdict)
+}
+
+/// What other nodes send.
+#[inline(always)]
+pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx, ingress::READS as u32);
+    let size = skb.size();
+    let verdict =
+        ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| pop(skb, &deliver, reason));
+    conclude(ctx, size, Direction::Ingress, verdict)
+}
+
+/// What the kernel's path brings a pod.
+#[inline(always)]
+pub(crate) fn to_pod(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx, egress::READS as u32);
+    take_note(skb, skb.size(), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn take_note(skb: Skb, size: Size, direction: Direction) {
+    flow::note(direction, &skb, &Maps, &skb.arrival(), |note| {
+        maps::write_down_v6(&note);
+        maps::count(direction, note.reason(), size);
+    });
+}
+
+/// Pushes VXLAN and sends the packet to the peer.
+#[inline(always)]
+fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
+    // Taken first: the hash covers the inner flow only while the inner headers are the outermost.
+    let hash = skb.flow_hash();
+    if skb.push_vxlan_v6().is_none() {
+        return Done::kernel(Reason::Refused);
+    }
+    let headers = encap.headers(hash);
+    let written = skb.write(HEADERS_AT, headers).and_then(|()| match encap.forward {
+        Some(forward) => forward.write(&mut skb, HEADERS_AT + HEADERS_LEN),
+        None => Some(()),
+    });
+    // As with IPv4: the verifier needs the check, no packet meets it.
+    if written.is_none() {
+        return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
+    }
+    Done { action: skb.redirect_neighbour_v6(encap.peer.ifindex, encap.peer.next_hop), reason }
+}
+
+/// Gives an aggregate to the VXLAN device, addressed to the peer.
+#[inline(always)]
+fn hand_over(mut skb: Skb, to: &HandOver, reason: Reason) -> Done {
+    let HandOver { ifindex, ethernet, forward } = to;
+    // A redirect to a device that is gone would lose the packet.
+    if skb.fits(*ifindex, IPV6_LEN as u32).is_err() {
+        return Done::kernel(Reason::Ipv6Aggregate);
+    }
+    let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
+    if written.is_none() {
+        return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
+    }
+    skb.mark(HANDED_OVER_MARK);
+    Done { action: skb.redirect(*ifindex), reason }
+}
+
+/// Pops VXLAN and hands the packet to the pod.
+#[inline(always)]
+fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
+    let Deliver { pod, forward, packet_len } = deliver;
+    // A redirect to a veth that is gone, or too small, would lose the packet.
+    if let Err(reason) = skb.fits(pod.ifindex, *packet_len) {
+        return Done::kernel(reason);
+    }
+    if skb.pop_vxlan_v6().is_none() {
+        return Done::kernel(Reason::Refused);
+    }
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV6);
+    let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
+    if written.is_none() {
+        return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
+    }
+    Done { action: skb.redirect_peer(pod.ifindex), reason }
+}
