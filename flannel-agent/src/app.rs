@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
 use tokio::{
@@ -28,6 +28,7 @@ use crate::{
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseTiming},
+        file::FileStore,
         kubernetes::{KubeOptions, KubeStore},
         wire::NodeAddress,
     },
@@ -159,6 +160,13 @@ enum End {
 
 impl Agent<'_> {
     async fn run(&mut self, claim: &PinsClaim) -> anyhow::Result<()> {
+        if let Some(path) = self.options.lease_file.clone() {
+            ensure!(
+                !self.options.kube.kube_subnet_mgr,
+                "--lease-file and --kube-subnet-mgr: leases are kept in one place; leave one of them out"
+            );
+            return self.run_from(FileStore::open(path, env::var("NODE_NAME").ok()), claim).await;
+        }
         if self.options.kube.kube_subnet_mgr {
             let options = KubeOptions::read(&self.options.kube, |name| env::var(name).ok())?;
             return self.run_from(KubeStore::connect(&options).await?, claim).await;
@@ -202,8 +210,7 @@ impl Agent<'_> {
         let external = netlink.external_interface(&choice).await?;
         let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
         let public = published(fixed, &external);
-        let backend =
-            Backend::adopt(configured, &external, this_node.published.as_ref(), &mut netlink).await?;
+        let backend = Backend::adopt(configured, &external, &this_node, &mut netlink).await?;
         backend.check(&external, public)?;
         warn_without_bridge_filter(&config);
 
@@ -269,6 +276,10 @@ impl Agent<'_> {
             never = self.announce(store, summary, &rules, file, mtu) => match never {},
             end = keep(keeper, published) => match end {
                 LeaseEnd::Lost(lost) => Err(anyhow!(lost)),
+                LeaseEnd::Replaced { old, new } if old == new => {
+                    info!("{} says something else of this node: starting over with it", S::SERVER);
+                    Ok(End::Again)
+                }
                 LeaseEnd::Replaced { old, new } => {
                     warn!(
                         %old, %new,

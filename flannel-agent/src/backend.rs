@@ -11,7 +11,7 @@ use crate::{
     datapath::kernel::KernelDatapath,
     family::Family,
     lease::{
-        LeaseAttrs,
+        LeaseAttrs, ThisNode,
         wire::{NodeAddress, VxlanData},
     },
     mac::Mac,
@@ -80,14 +80,15 @@ pub enum Unusable {
 
 impl Backend {
     /// The configured backend. A VXLAN device that is there already, ours or stock flannel's, keeps its
-    /// MAC, so that peers need not learn a new one; a new device gets the one our lease `published`.
+    /// MAC, so that peers need not learn a new one; a new device gets the one our lease said when it was last
+    /// written, as does any device where other nodes go by that.
     ///
     /// # Errors
     /// When the device cannot be looked up.
     pub async fn adopt(
         configured: BuiltBackend<'_>,
         external: &ExternalInterface,
-        published: Option<&LeaseAttrs>,
+        this_node: &ThisNode,
         netlink: &mut Netlink,
     ) -> Result<Self, NetlinkError> {
         let options = match configured {
@@ -105,10 +106,11 @@ impl Backend {
         }
         let mut macs = BTreeMap::new();
         for (family, local) in external.addresses() {
-            let before = published.and_then(|attrs| attrs.vxlan(family).ok()?.vtep_mac);
-            let mac = before.filter(Mac::is_of_one_device).unwrap_or_else(Mac::random);
-            let wanted = vxlan_device(&options, family, local, mac, external);
-            macs.insert(family, adopted_mac(&wanted, netlink).await?);
+            let before = this_node.published.as_ref().and_then(|attrs| attrs.vxlan(family).ok()?.vtep_mac);
+            let before = before.filter(Mac::is_of_one_device);
+            let wanted = vxlan_device(&options, family, local, before.unwrap_or_else(Mac::random), external);
+            let found = adopted_mac(&wanted, netlink).await?;
+            macs.insert(family, before.filter(|_| this_node.settled).unwrap_or(found));
         }
         Ok(Self::Vxlan { options, macs })
     }

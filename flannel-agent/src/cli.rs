@@ -72,6 +72,9 @@ pub struct RunOptions {
     /// Leases in the Kubernetes API.
     #[command(flatten)]
     pub kube: KubeFlags,
+    /// File that lists the nodes and their subnets, in place of etcd; read again when it changes.
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub lease_file: Option<PathBuf>,
     /// Interface for traffic between nodes: an address or a name; repeatable, the first that fits is
     /// taken. Default: that of the default route.
     #[arg(long, value_name = "IP|NAME", help_heading = "Network")]

@@ -36,13 +36,15 @@ impl Given {
         let given = |names: &[&str]| -> Vec<String> {
             names.iter().filter(|name| self.has(name)).map(|name| format!("--{name}")).collect()
         };
-        let of_the_other_store: (&[&str], _) = match options.kube.kube_subnet_mgr {
-            true => (&ETCD, "they belong to leases in etcd, and --kube-subnet-mgr is on"),
-            false => (&KUBERNETES, "they belong to --kube-subnet-mgr, which is off"),
+        const IN_FILE: &str = "they belong to leases in a store, and --lease-file is given";
+        let of_other_stores: &[(&[&str], _)] = match (&options.lease_file, options.kube.kube_subnet_mgr) {
+            (Some(_), _) => &[(&ETCD, IN_FILE), (&KUBERNETES, IN_FILE)],
+            (None, true) => &[(&ETCD, "they belong to leases in etcd, and --kube-subnet-mgr is on")],
+            (None, false) => &[(&KUBERNETES, "they belong to --kube-subnet-mgr, which is off")],
         };
-        [of_the_other_store, (&KLOG, "the log is narrowed by -v, or by module with RUST_LOG")]
-            .into_iter()
-            .map(|(names, because)| (given(names).join(" "), because))
+        let klog: (&[&str], _) = (&KLOG, "the log is narrowed by -v, or by module with RUST_LOG");
+        let all = of_other_stores.iter().chain([&klog]);
+        all.map(|(names, because)| (given(names).join(" "), *because))
             .filter(|(names, _)| !names.is_empty())
             .collect()
     }

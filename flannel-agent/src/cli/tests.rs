@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 34] = [
+const UPSTREAM: [Flag; 35] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
@@ -80,6 +80,7 @@ const UPSTREAM: [Flag; 34] = [
     ("vmodule", |run| text(&run.vmodule), "", "lease=4,route=2"),
     ("log_backtrace_at", |run| text(&run.log_backtrace_at), "", "main.go:7"),
     // Ours follow the same rules.
+    ("lease-file", |run| path(&run.lease_file), "", "/etc/flannel/nodes.yaml"),
     ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
     ("fast-path", |run| run.fast_path.0.label().to_owned(), "overlay", "all"),
     ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),
@@ -298,7 +299,7 @@ fn help_is_grouped_and_compact() {
             assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{help}");
         }
         assert!(help.contains("Usage: flanneld ") && help.contains("FLANNELD_"), "{help}");
-        assert!(help.lines().count() < 105, "{help}");
+        assert!(help.lines().count() < 107, "{help}");
     }
     let help = read(&["bpf", "counters", "--help"], &[]).unwrap_err();
     assert_eq!(help.kind(), ErrorKind::DisplayHelp);

@@ -11,6 +11,7 @@ pub use wire::LeaseAttrs;
 pub mod alloc;
 mod config_report;
 pub mod etcd;
+pub mod file;
 pub mod kubernetes;
 mod store;
 pub mod wire;

@@ -112,6 +112,8 @@ pub struct ThisNode {
     pub public_ipv6: Option<Ipv6Addr>,
     /// What our lease said when we last wrote it.
     pub published: Option<LeaseAttrs>,
+    /// Other nodes go by `published` whatever we do: a device that is there gets the MAC in it.
+    pub settled: bool,
 }
 
 /// Something an operator should look into.

@@ -75,14 +75,15 @@ fn told_neighbour(message: &NeighbourMessage, overlays: &BTreeSet<u32>, new: boo
             _ => {}
         }
     }
-    let permanent = u16::from(header.state) & u16::from(NeighbourState::Permanent) != 0;
+    let is = |state: NeighbourState| u16::from(header.state) & u16::from(state) != 0;
+    let permanent = is(NeighbourState::Permanent);
     let own = header.flags.contains(NeighbourFlags::Own);
     match (header.family, new) {
         (AddressFamily::Inet | AddressFamily::Inet6, true) if permanent => {
             Some(Change::PutNeighbour { address: address?, mac: mac? })
         }
-        // The kernel declares a neighbour failed before it deletes it.
-        (AddressFamily::Inet | AddressFamily::Inet6, true) if header.state == NeighbourState::Failed => {
+        // One that is deleted fails first (net/core/neighbour.c, `neigh_delete`).
+        (AddressFamily::Inet | AddressFamily::Inet6, true) if is(NeighbourState::Failed) => {
             Some(Change::DeleteNeighbour(address?))
         }
         (AddressFamily::Inet | AddressFamily::Inet6, false) => Some(Change::DeleteNeighbour(address?)),

@@ -76,6 +76,8 @@ pub enum LeasesIn<'a> {
     Etcd(&'a str),
     /// On the nodes of Kubernetes.
     Kubernetes(&'a KubernetesAccess),
+    /// In this file.
+    File(&'a Path),
 }
 
 /// How an agent reaches the Kubernetes API.
@@ -109,6 +111,7 @@ impl Agent {
     pub(super) fn prepare(node: &Node, leases: LeasesIn<'_>, options: AgentOptions) -> Self {
         let (mut arguments, environment) = match leases {
             LeasesIn::Etcd(endpoint) => (vec![format!("--etcd-endpoints={endpoint}")], Vec::new()),
+            LeasesIn::File(path) => (vec![format!("--lease-file={}", path.display())], Vec::new()),
             LeasesIn::Kubernetes(access) => (
                 vec![
                     "--kube-subnet-mgr".to_owned(),

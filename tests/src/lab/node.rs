@@ -131,7 +131,12 @@ impl Node {
         Agent::start(self, LeasesIn::Kubernetes(access), options)
     }
 
-    /// The same, not yet started: for starts that are to fail or to wait.
+    /// Starts the agent here, with its leases in the file at `path`.
+    pub fn agent_from_file(&self, path: &Path, options: AgentOptions) -> Result<Agent> {
+        Agent::start(self, LeasesIn::File(path), options)
+    }
+
+    /// The same on the nodes of Kubernetes, not yet started: for starts that are to fail or to wait.
     pub fn prepared_in_kubernetes(&self, access: &KubernetesAccess, options: AgentOptions) -> Agent {
         Agent::prepare(self, LeasesIn::Kubernetes(access), options)
     }

@@ -196,7 +196,7 @@ fn isolated(writer: Writer) -> Result<()> {
             let speaker = hearing(&a, 0)?;
             let stubborn = a.netns().inside(|| {
                 let stream = std::net::TcpStream::connect_timeout(
-                    &b.socket_address(DENIED).into(),
+                    &b.socket_address(DENIED),
                     Duration::from_millis(2500),
                 );
                 Ok(stream.is_ok())

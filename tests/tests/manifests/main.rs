@@ -14,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 mod chart;
+mod image;
 
 /// Paths of flannel's images, and of the image of its CNI plugin: what manifests of others start.
 const UPSTREAMS_PATHS: [&str; 4] =

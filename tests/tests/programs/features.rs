@@ -3,7 +3,6 @@
 use anyhow::{Context as _, ensure};
 use flannel_agent::bpf::{Feature, Features};
 use flannel_common::layout::FastPath;
-use nix::net::if_::if_nametoindex;
 
 use crate::{
     loaded::Loaded,
@@ -23,8 +22,7 @@ fn every_feature_is_tried() {
         // The same with the programs loaded, and nothing is left where it was tried.
         let loaded = Loaded::new(sandbox)?;
         ensure!(*loaded.programs.features() == features, "{:?}", loaded.programs.features());
-        let index = if_nametoindex("lo")?.to_string();
-        let shown = bpftool(&["net", "show", "dev", &index])?;
+        let shown = bpftool(&["net", "show", "dev", "lo"])?;
         let hooks = shown[0]["tc"].as_array().context("what is attached")?;
         ensure!(hooks.is_empty(), "{shown}");
         Ok(())

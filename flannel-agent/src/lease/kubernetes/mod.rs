@@ -198,6 +198,7 @@ impl KubeStore {
             public_ip: node.address(&self.prefix, NODE_PUBLIC_IP).map_err(KubeError::Annotation)?,
             public_ipv6: node.address(&self.prefix, NODE_PUBLIC_IPV6).map_err(KubeError::Annotation)?,
             published: published(&node, &self.prefix),
+            settled: false,
         })
     }
 

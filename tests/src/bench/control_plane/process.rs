@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     command::Daemon,
@@ -152,6 +155,17 @@ impl Process {
     /// Ends it.
     pub(super) fn stop(mut self) -> Result<()> {
         self.daemon.signal(Signal::SIGTERM, STOP).map(drop)
+    }
+
+    /// Ends an agent that runs under `strace`, which keeps signals from itself while it traces: it ends with the agent.
+    pub(super) fn stop_traced(mut self) -> Result<()> {
+        let children = fs::read_to_string(self.proc(&format!("task/{}/children", self.id())))?;
+        let agent = children.split_whitespace().next().context("strace has started nothing")?.parse()?;
+        kill(Pid::from_raw(agent), Signal::SIGTERM).context("SIGTERM to the agent")?;
+        self.daemon
+            .wait(STOP)?
+            .with_context(|| format!("the agent under strace did not end within {STOP:?}"))?;
+        Ok(())
     }
 
     fn proc(&self, name: &str) -> PathBuf {

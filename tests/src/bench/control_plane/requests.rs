@@ -32,7 +32,7 @@ pub(super) fn count(
     let probe = Probe::await_maps(node, PATIENCE, || traced.check_running())?;
     probe.await_all(peers, PATIENCE, || traced.check_running())?;
     sleep(SETTLE);
-    traced.stop()?;
+    traced.stop_traced()?;
     let start = read(&summary)?;
 
     let mut agent = Process::start(node, etcd)?;
