@@ -1,12 +1,14 @@
 //! Clusters of IPv6, alone and beside IPv4: forwarding, files, repair, restart and stock peers.
 
-use std::{thread::sleep, time::Duration};
+use std::{net::IpAddr, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_tests::{
     eventually,
-    lab::{Cluster, Etcd, FastPath, Lab, Member, in_lab},
-    traffic::{Endpoint, Paced, every_kind_both_ways, ping::ping},
+    lab::{
+        AgentOptions, Cluster, Etcd, FastPath, Lab, Member, NETWORK_V6, Node, PREFIX, SubnetEnvV6, in_lab,
+    },
+    traffic::{Endpoint, Paced, every_kind_both_ways, ping::ping, source_seen},
 };
 
 fn vxlan(etcd: &Etcd) -> Result<()> {
@@ -186,5 +188,137 @@ fn another_ipv6_address_is_followed() -> Result<()> {
         })?;
         cluster.await_reachable_v6(&[])?;
         cluster.await_reachable(&[])
+    })
+}
+
+/// What ip6tables holds of `table`, as `ip6tables-save` writes it.
+fn saved(node: &Node, table: &str) -> Result<Vec<String>> {
+    let text = node.netns().run("ip6tables-save", &["-t", table])?;
+    Ok(text.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
+}
+
+fn ip6tables_golden(env: &SubnetEnvV6) -> [(&'static str, Vec<String>); 2] {
+    let (p, c) = (env.subnet, env.network);
+    let range = format!("{}-{}", p.network(), p.broadcast());
+    let masq = "-m comment --comment \"flanneld masq\" -j";
+    let forward = "-m comment --comment \"flanneld forward\" -j";
+    let nat = [
+        format!(
+            "POSTROUTING -s {p} -d {c} -m iprange ! --dst-range {range} -m mark ! --mark 0x4000/0x4000 \
+             -m comment --comment \"flanneld exempt\" -j RETURN"
+        ),
+        format!("POSTROUTING {masq} FLANNEL-POSTRTG"),
+        format!("FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {masq} RETURN"),
+        format!("FLANNEL-POSTRTG -s {p} -d {c} {masq} RETURN"),
+        format!("FLANNEL-POSTRTG -s {c} -d {p} {masq} RETURN"),
+        format!("FLANNEL-POSTRTG ! -s {c} -d {p} {masq} RETURN"),
+        format!("FLANNEL-POSTRTG -s {c} ! -d ff00::/8 {masq} MASQUERADE --random-fully"),
+        format!("FLANNEL-POSTRTG ! -s {c} -d {c} {masq} MASQUERADE --random-fully"),
+    ];
+    let filter = [
+        format!("FORWARD {forward} FLANNEL-FWD"),
+        format!("FLANNEL-FWD -s {c} {forward} ACCEPT"),
+        format!("FLANNEL-FWD -d {c} {forward} ACCEPT"),
+    ];
+    let lines = |rules: &[String]| rules.iter().map(|rule| format!("-A {rule}")).collect();
+    [("nat", lines(&nat)), ("filter", lines(&filter))]
+}
+
+fn nft_golden(env: &SubnetEnvV6) -> Vec<String> {
+    let (p, c) = (env.subnet, env.network);
+    let text = format!(
+        "meta mark & 0x4000 != 0x4000 ip6 saddr {p} ip6 daddr {c} ip6 daddr != {p} snat to ip6 saddr
+        meta mark & 0x4000 == 0x4000 return
+        ip6 saddr {p} ip6 daddr {c} return
+        ip6 saddr {c} ip6 daddr {p} return
+        ip6 saddr != {c} ip6 daddr {p} return
+        ip6 saddr {c} ip6 daddr != ff00::/8 masquerade fully-random
+        ip6 saddr != {c} ip6 daddr {c} masquerade fully-random
+        ip6 saddr {c} accept
+        ip6 daddr {c} accept"
+    );
+    text.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+fn check_rules(node: &Node, nftables: bool) -> Result<()> {
+    let env = node.subnet_env_v6()?;
+    if nftables {
+        let text = node.netns().run("nft", &["-s", "list", "table", "ip6", "flannel-ipv6"])?;
+        let rules =
+            text.lines().map(str::trim).filter(|line| line.starts_with("ip6 ") || line.starts_with("meta "));
+        let rules: Vec<String> = rules.map(|line| line.replace("0x0000", "0x")).collect();
+        ensure!(rules == nft_golden(&env), "nft has\n{}", rules.join("\n"));
+        return Ok(());
+    }
+    for (table, golden) in ip6tables_golden(&env) {
+        let rules = saved(node, table)?;
+        ensure!(rules == golden, "there is\n{}\nwanted\n{}", rules.join("\n"), golden.join("\n"));
+    }
+    Ok(())
+}
+
+/// The rules are upstream's, they come back, and everybody sees the right source.
+fn masquerades(lab: &Lab, nftables: bool) -> Result<()> {
+    let options = AgentOptions { fast_path: FastPath::Off, flags: vec!["--ip-masq".to_owned()] };
+    let cluster = Cluster::start_v6(lab, 2, options, |etcd| {
+        let config = format!(
+            r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","EnableNFTables":{nftables},"Backend":{{"Type":"vxlan"}}}}"#
+        );
+        etcd.put(&format!("{PREFIX}/config"), &config)
+    })?;
+    let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    check_rules(&a.node, nftables)?;
+    let damage: &[&str] = match nftables {
+        true => &["nft", "flush", "table", "ip6", "flannel-ipv6"],
+        false => &["ip6tables", "-t", "nat", "-F", "FLANNEL-POSTRTG"],
+    };
+    a.node.netns().run(damage[0], &damage[1..])?;
+    eventually(Duration::from_secs(20), "the rules are back", || check_rules(&a.node, nftables))?;
+    let outside = lab.dual_node()?;
+    let outside = Endpoint::new("outside".to_owned(), outside.netns().clone(), outside.address_v6());
+    let (pod_a, pod_b) = (v6(a)?, v6(b)?);
+    for (to, expected) in [(&pod_b, pod_a.address()), (&outside, IpAddr::V6(a.node.address_v6()))] {
+        let seen = source_seen(&pod_a, to, 4711, to.socket_address(4711))?;
+        ensure!(seen == expected, "{} sees {seen}, not {expected}", to.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn ip6tables_has_upstreams_rules_and_everybody_sees_the_right_source() -> Result<()> {
+    in_lab(|lab| masquerades(lab, false))
+}
+
+#[test]
+fn nftables_of_ipv6_has_upstreams_rules_and_everybody_sees_the_right_source() -> Result<()> {
+    in_lab(|lab| masquerades(lab, true))
+}
+
+#[test]
+fn a_stock_node_of_both_families_becomes_ours_without_loss() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::start_v6(lab, 1, FastPath::Off, vxlan)?;
+        let node = lab.dual_node()?;
+        let (mut v4, v6_part) = (node.stock()?, node.stock_v6()?);
+        v6_part.publish(&v4, &cluster.etcd)?;
+        v4.sync(&cluster.etcd)?;
+        v6_part.sync(&cluster.etcd)?;
+        let pod = node.pod("pod1")?;
+        cluster.await_reachable(&[pod.endpoint()])?;
+        cluster.await_reachable_v6(&[pod.endpoint_v6()?])?;
+        let devices = || node.netns().ip("-br link show type vxlan");
+        let before = (devices()?, node.subnet_env()?.subnet, node.subnet_env_v6()?.subnet);
+        let other = &cluster.members[0];
+        let traffic =
+            [Paced::usual(&pod.endpoint(), &other.pod()?)?, Paced::usual(&pod.endpoint_v6()?, &v6(other)?)?];
+        let agent = node.agent(&cluster.etcd, FastPath::Off.into())?;
+        sleep(Duration::from_millis(500));
+        for paced in traffic {
+            paced.stop()?.check_lossless()?;
+        }
+        let after = (devices()?, node.subnet_env()?.subnet, node.subnet_env_v6()?.subnet);
+        ensure!(after == before, "{before:?} has become {after:?}");
+        drop(agent);
+        Ok(())
     })
 }
