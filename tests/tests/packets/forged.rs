@@ -188,7 +188,9 @@ fn forged(lab: &Lab, fast_path: FastPath) -> Result<()> {
                 Ok(())
             })
         })?;
-        ensure!(arrived(&at_b, reason) == COPIES, "{about}: not counted for {reason:?}: {at_b}");
+        // ARP between the nodes counts for that one, too.
+        let others = reason == Reason::NotIpv4 && arrived(&at_b, reason) > COPIES;
+        ensure!(arrived(&at_b, reason) == COPIES || others, "{about}: not counted for {reason:?}: {at_b}");
         ensure!(delivered(&at_b) == 0, "{about}: delivered fast: {at_b}");
     }
 
