@@ -198,8 +198,7 @@ fn the_service_manager_hears_how_things_stand() -> Result<()> {
             .set("NOTIFY_SOCKET", manager.path.display().to_string())
             .set("WATCHDOG_USEC", "2000000")
             .daemon()?;
-        manager
-            .hear("what is waited for", |text| text == "STATUS=waiting for the network config\n")?;
+        manager.hear("what is waited for", |text| text == "STATUS=waiting for the network config\n")?;
         manager.hear("a sign of life", |text| text == "WATCHDOG=1\n")?;
         ensure!(manager.heard("READY=1") == 0, "{:?}", manager.heard);
         etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
