@@ -1,10 +1,13 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use flannel_common::layout::FastPath;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -17,19 +20,21 @@ use crate::{
     backend::Backend,
     bpf::{PinsClaim, hold},
     cli::RunOptions,
-    config::NetworkConfig,
+    config::{NetworkConfig, Pool},
     conntrack,
     datapath::ebpf::EbpfDatapath,
     exempt,
+    family::Family,
     lease::{
-        KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, Notice, OwnedLease as _, Peers, Unwatched,
+        KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseTiming},
+        wire::NodeAddress,
     },
     lock::SubnetFileLock,
     masq::{MasqOptions, RuleOptions, Rules},
     netlink::{InterfaceChoice, Netlink, Stack},
-    node::Node,
-    plan::{Exemptions, Local, Underlay},
+    node::{Node, published, stacks},
+    plan::{Exemptions, Local, LocalStack},
     privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
@@ -171,11 +176,10 @@ impl Agent<'_> {
             self.unless_stopped("waiting for the network config", store, store.network_config()).await;
         let Some(config) = config else { return Ok(End::Stopped) };
         let config = config.with_context(|| format!("the network config in {}", S::SERVER))?;
-        let built = config.over_ipv4().inspect_err(|problem| {
+        let built = config.built().inspect_err(|problem| {
             store.tell(Notice { reason: "NetworkConfigRefused", text: problem.to_string() });
         });
-        let (&pool, configured) = built.with_context(|| format!("the network config in {}", S::SERVER))?;
-        let network = pool.network;
+        let configured = built.with_context(|| format!("the network config in {}", S::SERVER))?;
         let this_node = self.unless_stopped("looking this node up", store, store.this_node()).await;
         let Some(this_node) = this_node else { return Ok(End::Stopped) };
         let this_node = this_node.with_context(|| format!("this node in {}", S::SERVER))?;
@@ -185,13 +189,14 @@ impl Agent<'_> {
         let mut netlink = Netlink::open()?;
         let choice = interface_choice(&options, &config);
         let external = netlink.external_interface(&choice).await?;
-        let public_ip = options.public_ip.unwrap_or(external.address);
+        let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
+        let public = published(fixed, &external);
         let backend =
             Backend::adopt(configured, &external, this_node.published.as_ref(), &mut netlink).await?;
-        backend.check(&external, public_ip)?;
+        backend.check(&external, public)?;
         warn_without_bridge_filter(&config);
 
-        let attrs = backend.attrs(public_ip);
+        let attrs = backend.attrs(public);
         let previous = Previous::read(&options.subnet_file);
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
@@ -201,11 +206,14 @@ impl Agent<'_> {
         let Some(own) = acquired else { return Ok(End::Stopped) };
         let own = own.context("no subnet for this node")?;
         let leased = own.subnet();
-        let subnet = leased.v4.ok_or_else(|| anyhow!("our lease {leased} has no IPv4 subnet"))?;
+        let shares = shares(&config, &leased)?;
+        let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
+        let stacks = stacks(&backend, &external, public, networks);
 
-        let (fast_path, loaded) = load(&options, claim, backend.kernel_only(), |notice| store.tell(notice));
+        let kernel_only = kernel_only(&backend, &config);
+        let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
-        let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, fast_path)).await?;
+        let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let tolerate_gaps = async {
             match fast_path {
                 FastPath::Flow => conntrack::tolerate_gaps(options.flow_refresh()).await,
@@ -213,28 +221,26 @@ impl Agent<'_> {
             }
         };
         let local = Local {
-            network,
-            subnet,
-            public_ip,
-            underlay: Underlay { ifindex: external.index, address: external.address },
-            backend: backend.over(&external),
+            stacks,
+            underlay_ifindex: external.index,
+            backend: backend.planned(),
             fast_path,
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
-        let kernel = backend.kernel_datapath(netlink, &external, pool, subnet);
+        let kernel = backend.kernel_datapath(netlink, &external, shares);
         let datapath = match loaded {
             Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
         };
         let file = SubnetFile {
-            v4: Some((network, subnet)),
-            v6: None,
+            v4: config.network_v4().zip(leased.v4),
+            v6: config.network_v6().zip(leased.v6),
             mtu: backend.pod_mtu(&external),
             ip_masq: options.ip_masq,
         };
         let (follower, externals) = Follower::open(choice, external)?;
-        let (node, locals, published, mtu) = Node::new(backend, options.public_ip, local, attrs, file.mtu);
+        let (node, locals, published, mtu) = Node::new(backend, fixed, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
             true => Peers::Watched(store.watch(leased)),
@@ -301,8 +307,8 @@ impl Agent<'_> {
         write(&file, path).await;
         self.readiness.set();
         self.service.ready();
-        let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
-        info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
+        let subnet = LeaseSubnet { v4: file.v4.map(|(_, own)| own), v6: file.v6.map(|(_, own)| own) };
+        info!(%subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
         store.ready();
         loop {
             select! {
@@ -367,14 +373,40 @@ fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> InterfaceCh
 /// Bridged packets that netfilter does not see escape Services and policies. Upstream refuses to start
 /// without; where no bridge is used there is nothing to refuse.
 fn warn_without_bridge_filter(config: &NetworkConfig) {
-    const SWITCH: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-    if !config.enable_nftables && !Path::new(SWITCH).exists() {
-        warn!(
-            missing = SWITCH,
-            "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
-             node has Services or policies"
-        );
+    const DIRECTORY: &str = "/proc/sys/net/bridge";
+    if config.enable_nftables {
+        return;
     }
+    let switches = [
+        ("bridge-nf-call-iptables", config.ipv4.is_some()),
+        ("bridge-nf-call-ip6tables", config.ipv6.is_some()),
+    ];
+    for (switch, _) in switches.into_iter().filter(|(_, needed)| *needed) {
+        let missing = Path::new(DIRECTORY).join(switch);
+        if !missing.exists() {
+            warn!(
+                missing = %missing.display(),
+                "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
+                 node has Services or policies"
+            );
+        }
+    }
+}
+
+/// Our subnet of each pool.
+fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Result<Vec<(Pool, IpNetwork)>> {
+    let share = |(family, pool)| {
+        let subnet = own.of(family);
+        let subnet = subnet.with_context(|| format!("our lease {own} has no {family} subnet"))?;
+        Ok((pool, subnet))
+    };
+    config.pools().into_iter().map(share).collect()
+}
+
+/// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
+fn kernel_only(backend: &Backend, config: &NetworkConfig) -> Option<&'static str> {
+    let only_v6 = config.ipv4.is_none().then_some("the programs do not know IPv6 yet");
+    backend.kernel_only().or(only_v6)
 }
 
 /// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
@@ -416,27 +448,34 @@ fn source_ports() -> Range<u16> {
 fn masq(
     options: &RunOptions,
     config: &NetworkConfig,
-    (network, subnet): (Ipv4Network, Ipv4Network),
+    stacks: &BTreeMap<Family, LocalStack>,
     previous: &Previous,
     fast_path: FastPath,
 ) -> MasqOptions {
+    // What the programs do not serve they neither mark nor learn.
+    let served = |family| family == Family::V4 && fast_path != FastPath::Off;
+    let rules = |family, stack: &LocalStack| RuleOptions {
+        network: stack.network,
+        subnet: stack.subnet,
+        ip_masq: options.ip_masq,
+        forward: options.iptables_forward_rules,
+        random_fully: !options.ip_masq_fully_random_disable,
+        exempt_mark: served(family),
+        flow_mark: served(family) && fast_path == FastPath::Flow,
+    };
     MasqOptions {
-        rules: RuleOptions {
-            network: network.into(),
-            subnet: subnet.into(),
-            ip_masq: options.ip_masq,
-            forward: options.iptables_forward_rules,
-            random_fully: !options.ip_masq_fully_random_disable,
-            exempt_mark: fast_path != FastPath::Off,
-            flow_mark: fast_path == FastPath::Flow,
-        },
+        rules: stacks.iter().map(|(family, stack)| rules(*family, stack)).collect(),
         nftables: config.enable_nftables,
         earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
             .into_iter()
             .flatten()
             .collect(),
         resync: Duration::from_secs(options.iptables_resync.into()),
-        blackhole: options.ip_blackhole_route.then_some(subnet),
+        blackholes: stacks
+            .values()
+            .map(|stack| stack.subnet)
+            .filter(|_| options.ip_blackhole_route)
+            .collect(),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod config;
 pub mod conntrack;
 pub mod datapath;
 pub mod exempt;
+pub mod family;
 mod gojson;
 pub mod lease;
 pub mod lock;

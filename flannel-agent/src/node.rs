@@ -1,23 +1,25 @@
 //! This node as its external interface makes it: what is planned for, published, and told to pods.
 
-use std::{convert::Infallible, future::pending, net::Ipv4Addr};
+use std::{collections::BTreeMap, convert::Infallible, future::pending};
 
+use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::{
     backend::Backend,
-    lease::LeaseAttrs,
+    family::Family,
+    lease::{LeaseAttrs, wire::NodeAddress},
     netlink::ExternalInterface,
-    plan::{Local, Underlay},
+    plan::{Local, LocalStack},
 };
 
 /// Turns changes of the external interface into changes of what depends on it.
 pub struct Node {
     /// How this node reaches others.
     pub backend: Backend,
-    /// `--public-ip`: what is published whatever the interface's address is.
-    public_ip: Option<Ipv4Addr>,
+    /// `--public-ip`, `--public-ipv6`: what is published whatever the interface's addresses are.
+    fixed: NodeAddress,
     locals: watch::Sender<Local>,
     published: watch::Sender<LeaseAttrs>,
     mtu: watch::Sender<u32>,
@@ -28,7 +30,7 @@ impl Node {
     /// bytes).
     pub fn new(
         backend: Backend,
-        public_ip: Option<Ipv4Addr>,
+        fixed: NodeAddress,
         local: Local,
         attrs: LeaseAttrs,
         pod_mtu: u32,
@@ -36,7 +38,7 @@ impl Node {
         let (locals, local) = watch::channel(local);
         let (published, attrs) = watch::channel(attrs);
         let (mtu, pod_mtu) = watch::channel(pod_mtu);
-        (Self { backend, public_ip, locals, published, mtu }, local, attrs, pod_mtu)
+        (Self { backend, fixed, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
     /// Brings everything into line with the external interface, whenever that changes. Runs as long as it is
@@ -50,23 +52,52 @@ impl Node {
     }
 
     fn become_of(&self, external: &ExternalInterface) {
-        let public_ip = self.public_ip.unwrap_or(external.address);
-        if let Err(reason) = self.backend.check(external, public_ip) {
+        let public = published(self.fixed, external);
+        if let Err(reason) = self.backend.check(external, public) {
             error!(%reason, "the external interface cannot be followed: everything stays as it is");
             return;
         }
-        let underlay = Underlay { ifindex: external.index, address: external.address };
-        set(&self.locals, |local| Local {
-            public_ip,
-            underlay,
-            backend: self.backend.over(external),
-            ..local.clone()
+        set(&self.locals, |local| {
+            let networks = local.stacks.values().map(|stack| (stack.network, stack.subnet));
+            let stacks = stacks(&self.backend, external, public, networks);
+            Local { stacks, underlay_ifindex: external.index, ..local.clone() }
         });
-        if set(&self.published, |_| self.backend.attrs(public_ip)) {
-            info!(%public_ip, "publishing another address in our lease; pods keep theirs");
+        if set(&self.published, |_| self.backend.attrs(public)) {
+            let [v4, v6] = Family::BOTH.map(|family| public.of(family).map(|address| address.to_string()));
+            info!(
+                public_ip = v4,
+                public_ipv6 = v6,
+                "publishing another address in our lease; pods keep theirs"
+            );
         }
         set(&self.mtu, |_| self.backend.pod_mtu(external));
     }
+}
+
+/// The addresses a node publishes: `fixed`, and in a family where that names none, the one of its interface.
+pub fn published(fixed: NodeAddress, external: &ExternalInterface) -> NodeAddress {
+    let own = NodeAddress::from_iter(external.addresses().map(|(_, address)| address));
+    NodeAddress {
+        v4: own.v4.map(|own| fixed.v4.unwrap_or(own)),
+        v6: own.v6.map(|own| fixed.v6.unwrap_or(own)),
+    }
+}
+
+/// This node in each family of the cluster, for whose `networks` and our subnets of them the interface has an
+/// address.
+pub fn stacks(
+    backend: &Backend,
+    external: &ExternalInterface,
+    public: NodeAddress,
+    networks: impl IntoIterator<Item = (IpNetwork, IpNetwork)>,
+) -> BTreeMap<Family, LocalStack> {
+    let stack = |(network, subnet)| {
+        let family = Family::of_network(network);
+        let (address, public_ip) = (external.address_of(family)?, public.of(family)?);
+        let device = backend.device(family, external);
+        Some((family, LocalStack { network, subnet, public_ip, address, device }))
+    };
+    networks.into_iter().filter_map(stack).collect()
 }
 
 /// Tells only what is new; whether it was.
@@ -81,77 +112,115 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, to: impl FnOnce(&T) -> T) -> boo
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use flannel_common::layout::FastPath;
 
     use super::*;
-    use crate::{config::VxlanOptions, mac::Mac, plan};
+    use crate::{config::VxlanOptions, mac::Mac};
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
+    const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);
 
     type Views = (watch::Receiver<Local>, watch::Receiver<LeaseAttrs>, watch::Receiver<u32>);
 
-    fn node(backend: Backend, public_ip: Option<Ipv4Addr>) -> (Node, Views) {
+    fn node(backend: Backend, fixed: NodeAddress) -> (Node, Views) {
         let start = ExternalInterface::eth0(2, 1500, 1);
-        let published = public_ip.unwrap_or(start.address);
+        node_on(&start, backend, fixed)
+    }
+
+    fn node_on(start: &ExternalInterface, backend: Backend, fixed: NodeAddress) -> (Node, Views) {
+        let public = published(fixed, start);
+        let networks = [("10.0.0.0/8", "10.1.0.0/24"), ("fd00:10::/32", "fd00:10:0:1::/64")];
+        let networks = networks.map(|(network, subnet)| (network.parse().unwrap(), subnet.parse().unwrap()));
         let local = Local {
-            network: "10.0.0.0/8".parse().unwrap(),
-            subnet: "10.1.0.0/24".parse().unwrap(),
-            public_ip: published,
-            underlay: Underlay { ifindex: start.index, address: start.address },
-            backend: backend.over(&start),
+            stacks: stacks(&backend, start, public, networks),
+            underlay_ifindex: start.index,
+            backend: backend.planned(),
             fast_path: FastPath::Off,
             flow_refresh: std::time::Duration::from_secs(30),
             source_ports: 32768..60999,
         };
-        let (attrs, mtu) = (backend.attrs(published), backend.pod_mtu(&start));
-        let (node, locals, attrs, mtu) = Node::new(backend, public_ip, local, attrs, mtu);
+        let (attrs, mtu) = (backend.attrs(public), backend.pod_mtu(start));
+        let (node, locals, attrs, mtu) = Node::new(backend, fixed, local, attrs, mtu);
         (node, (locals, attrs, mtu))
     }
 
     fn vxlan() -> Backend {
-        Backend::Vxlan { options: VxlanOptions::default(), mac: MAC }
+        let macs = BTreeMap::from([(Family::V4, MAC), (Family::V6, MAC_V6)]);
+        Backend::Vxlan { options: VxlanOptions::default(), macs }
+    }
+
+    fn v4(local: &Local) -> LocalStack {
+        local.stack(Family::V4).unwrap().clone()
     }
 
     #[test]
     fn another_address_moves_the_device_and_the_lease_but_not_the_mac() {
-        let (node, (mut locals, mut attrs, mtu)) = node(vxlan(), None);
+        let (node, (mut locals, mut attrs, mtu)) = node(vxlan(), NodeAddress::default());
         node.become_of(&ExternalInterface::eth0(3, 1500, 7));
         let local = locals.borrow_and_update().clone();
-        let plan::Backend::Vxlan(device) = &local.backend else { panic!("no device") };
-        assert_eq!((device.local, device.underlay_ifindex, device.mac), (local.underlay.address, 3, MAC));
-        assert_eq!(local.public_ip.to_string(), "192.0.2.7");
-        assert_eq!(attrs.borrow_and_update().public_ip, local.public_ip);
+        let stack = v4(&local);
+        let device = stack.device.unwrap();
+        assert_eq!((device.local, device.underlay_ifindex, device.mac), (stack.address, 3, MAC));
+        assert_eq!((stack.public_ip.to_string().as_str(), local.underlay_ifindex), ("192.0.2.7", 3));
+        assert_eq!(attrs.borrow_and_update().address(Family::V4), Some(stack.public_ip));
         assert!(!mtu.has_changed().unwrap());
         node.become_of(&ExternalInterface::eth0(3, 1500, 7));
         assert!(!locals.has_changed().unwrap() && !attrs.has_changed().unwrap());
     }
 
     #[test]
+    fn each_family_moves_by_itself() {
+        let with = |host, v6: &str| ExternalInterface {
+            address_v6: Some(v6.parse().unwrap()),
+            ..ExternalInterface::eth0(2, 1500, host)
+        };
+        let (node, (mut locals, mut attrs, mtu)) =
+            node_on(&with(1, "2001:db8::1"), vxlan(), NodeAddress::default());
+        let before = locals.borrow_and_update().clone();
+        let device = before.stacks[&Family::V6].device.clone().unwrap();
+        assert_eq!((device.name.as_str(), device.mac, device.mtu), ("flannel-v6.1", MAC_V6, 1430));
+        assert_eq!(*mtu.borrow(), 1450, "that of IPv4");
+        node.become_of(&with(1, "2001:db8::7"));
+        let now = locals.borrow_and_update().clone();
+        assert_eq!(now.stacks[&Family::V4], before.stacks[&Family::V4]);
+        let stack = &now.stacks[&Family::V6];
+        assert_eq!(stack.public_ip.to_string(), "2001:db8::7");
+        assert_eq!(stack.device.as_ref().unwrap().local, stack.address);
+        assert_eq!(attrs.borrow_and_update().public_ipv6.unwrap().to_string(), "2001:db8::7");
+        // Too narrow for IPv6: the node stays what it is.
+        node.become_of(&ExternalInterface { mtu: 1349, ..with(1, "2001:db8::7") });
+        assert!(!locals.has_changed().unwrap());
+    }
+
+    #[test]
     fn another_mtu_is_no_news_for_the_lease() {
-        let (node, (locals, attrs, mtu)) = node(vxlan(), None);
+        let (node, (locals, attrs, mtu)) = node(vxlan(), NodeAddress::default());
         node.become_of(&ExternalInterface::eth0(2, 1400, 1));
         assert_eq!(*mtu.borrow(), 1350);
-        assert_eq!(locals.borrow().device().unwrap().mtu, 1350);
+        assert_eq!(v4(&locals.borrow()).device.unwrap().mtu, 1350);
         assert!(!attrs.has_changed().unwrap());
     }
 
     #[test]
     fn a_fixed_public_address_stays() {
         let fixed = Ipv4Addr::new(203, 0, 113, 9);
-        let (node, (locals, attrs, _)) = node(vxlan(), Some(fixed));
+        let (node, (locals, attrs, _)) = node(vxlan(), NodeAddress { v4: Some(fixed), v6: None });
         node.become_of(&ExternalInterface::eth0(2, 1500, 7));
-        assert_eq!(locals.borrow().public_ip, fixed);
-        assert_eq!(locals.borrow().underlay.address.to_string(), "192.0.2.7");
+        let stack = v4(&locals.borrow());
+        assert_eq!((stack.public_ip, stack.address.to_string().as_str()), (fixed.into(), "192.0.2.7"));
         assert!(!attrs.has_changed().unwrap());
     }
 
     #[test]
     fn host_gw_does_not_follow_where_its_public_address_is_not() {
         let start = ExternalInterface::eth0(2, 1500, 1);
-        let (node, (locals, attrs, _)) = node(Backend::HostGw, Some(start.address));
+        let fixed = NodeAddress { v4: Some(start.address), v6: None };
+        let (node, (locals, attrs, _)) = node(Backend::HostGw, fixed);
         node.become_of(&ExternalInterface::eth0(2, 1500, 7));
         assert!(!locals.has_changed().unwrap() && !attrs.has_changed().unwrap());
         node.become_of(&ExternalInterface::eth0(9, 9000, 1));
-        assert_eq!(locals.borrow().underlay.ifindex, 9);
+        assert_eq!(locals.borrow().underlay_ifindex, 9);
     }
 }

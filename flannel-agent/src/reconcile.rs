@@ -298,7 +298,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 // Ours are among the routes that may be gone.
                 changed.overlay |= !self.plan.state.direct_routes.is_empty();
             }
-            changed.overlay |= surroundings.overlay_ifindex != self.surroundings.overlay_ifindex;
+            changed.overlay |= surroundings.overlays != self.surroundings.overlays;
             // Only pods that are reached past the host's stack have to be found.
             self.due.pods = if self.local.fast_path.finds_pods() {
                 self.unplaced.look_again(&surroundings.pods, now)
@@ -315,7 +315,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             exemptions: &self.exemptions.borrow_and_update(),
             next_hops: &self.next_hops,
             pods: &self.surroundings.pods,
-            overlay_ifindex: self.surroundings.overlay_ifindex,
+            overlays: &self.surroundings.overlays,
         });
         self.journal.skipped(&plan.skipped);
         let retry = self.pending.next_due().is_some_and(|due| due <= now);
@@ -364,7 +364,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         self.journal.flush();
         if self.pending.is_empty() {
             if self.settled.is_none() {
-                self.journal.in_place(plan.peers.len(), ready.len());
+                self.journal.in_place(plan.followed(), ready.len());
             }
             self.settled = Some(plan.state.clone());
         }
@@ -374,8 +374,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     fn report(&self, read: bool) {
         let summary = Summary {
             synced: true,
-            peers: self.plan.peers.len(),
-            skipped: self.plan.skipped.values().filter(|skip| skip.is_fault()).count(),
+            peers: self.plan.followed(),
+            skipped: self.plan.faults(),
             pending: self.pending.len(),
             last_error: self.pending.last_error(),
             passes: self.summary.borrow().passes + u64::from(read),

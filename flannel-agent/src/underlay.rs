@@ -53,6 +53,7 @@ impl Follower {
     pub async fn run(mut self) -> std::convert::Infallible {
         // What changed between the choice and now raised no notice here.
         let mut due = Some(Instant::now());
+        let no_overlays = BTreeSet::new();
         loop {
             let timer = async move {
                 match due {
@@ -62,7 +63,7 @@ impl Follower {
             };
             let looked = tokio::select! {
                 () = timer => self.look().await,
-                heard = self.monitor.changed(None) => match heard {
+                heard = self.monitor.changed(&no_overlays) => match heard {
                     Ok(changed) if !self.standing.is_about(changed) => continue,
                     Ok(_) => {
                         sleep(SETTLE).await;
@@ -101,16 +102,18 @@ impl Follower {
         Ok(None)
     }
 
-    /// The interface in use as it is now, if it still holds our address: by its name, which it keeps when it
-    /// is made anew, or by its index, which it keeps when it is renamed.
+    /// The interface in use as it is now, if it still holds our address of each family: by its name, which it keeps
+    /// when it is made anew, or by its index, which it keeps when it is renamed.
     async fn held(&mut self) -> Result<Option<ExternalInterface>, NetlinkError> {
         let current = &self.standing.current;
-        let addresses = self.netlink.addresses(None).await?;
-        let holders: BTreeSet<u32> = addresses
-            .iter()
-            .filter(|held| held.network.ip() == current.address)
-            .map(|held| held.ifindex)
-            .collect();
+        let mut holders: Option<BTreeSet<u32>> = None;
+        for (family, address) in current.addresses() {
+            let all = self.netlink.addresses(family, None).await?;
+            let holding = all.iter().filter(|held| held.network.ip() == address);
+            let holding: BTreeSet<u32> = holding.map(|held| held.ifindex).collect();
+            holders = Some(holders.map_or(holding.clone(), |holders| &holders & &holding));
+        }
+        let holders = holders.unwrap_or_default();
         if holders.is_empty() {
             return Ok(None);
         }
@@ -164,7 +167,7 @@ impl Standing {
         let Some(held) = held else {
             let since = *lost.get_or_insert_with(|| {
                 warn!(
-                    interface = current.name, address = %current.address,
+                    interface = current.name, address = %shown(current),
                     "our address is gone from the external interface; another is taken if it is not back in {GRACE:?}"
                 );
                 now
@@ -175,12 +178,12 @@ impl Standing {
         let back = lost.take().is_some();
         if held == *current {
             if back {
-                info!(interface = held.name, address = %held.address, "our address is back; nothing has changed");
+                info!(interface = held.name, address = %shown(&held), "our address is back; nothing has changed");
             }
             return Step::Nothing;
         }
         info!(
-            interface = held.name, index = held.index, mtu = held.mtu, address = %held.address,
+            interface = held.name, index = held.index, mtu = held.mtu, address = %shown(&held),
             old_index = current.index, old_mtu = current.mtu,
             "the external interface has changed; the dataplane follows"
         );
@@ -193,8 +196,8 @@ impl Standing {
             Ok(external) => {
                 let old = &self.current;
                 info!(
-                    interface = external.name, address = %external.address, mtu = external.mtu,
-                    old_interface = old.name, old_address = %old.address,
+                    interface = external.name, address = %shown(&external), mtu = external.mtu,
+                    old_interface = old.name, old_address = %shown(old),
                     "another address is in use between nodes; the dataplane and our lease follow"
                 );
                 *self = Self::of(external.clone());
@@ -211,6 +214,12 @@ impl Standing {
             }
         }
     }
+}
+
+/// Our addresses on an interface, for the log.
+fn shown(external: &ExternalInterface) -> String {
+    let all: Vec<String> = external.addresses().map(|(_, address)| address.to_string()).collect();
+    all.join(" and ")
 }
 
 #[cfg(test)]

@@ -13,8 +13,12 @@ const KNOWN: [&str; 9] =
 const MAX_VNI: u64 = (1 << 24) - 1;
 /// The largest whose device name `flannel.<VNI>` still has the 15 characters a name may have.
 const MAX_NAMED_VNI: u64 = 9_999_999;
+/// The same for `flannel-v6.<VNI>`.
+const MAX_NAMED_VNI_V6: u32 = 9999;
 /// What VXLAN over IPv4 adds to a packet, and the smallest MTU of IPv4 (RFC 791).
 const MIN_MTU: u64 = 50 + 68;
+/// What VXLAN over IPv6 adds, and the smallest MTU of IPv6 (RFC 8200, 5).
+const MIN_MTU_V6: u32 = 70 + 1280;
 
 /// The backend and its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +147,25 @@ impl Backend {
 }
 
 impl VxlanOptions {
+    /// What IPv6 asks of the options, besides what IPv4 does.
+    pub(super) fn check_over_ipv6(&self) -> Result<(), ConfigError> {
+        let refuse =
+            |field, value: u32, problem| Err(ConfigError::Value { field, value: value.to_string(), problem });
+        if self.vni > MAX_NAMED_VNI_V6 {
+            let problem = "makes the device name flannel-v6.<VNI> longer than 15 characters: use 1 to 9999, or set \
+                           EnableIPv6 to false";
+            return refuse("Backend.VNI", self.vni, problem);
+        }
+        match self.mtu {
+            Some(mtu) if mtu < MIN_MTU_V6 => {
+                let problem = "leaves IPv6 less than 1280 bytes, which it needs: use 1350 to 65535, or 0 for that of \
+                               the external interface";
+                refuse("Backend.MTU", mtu, problem)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn parse(object: &Object<'_>) -> Result<Self, ConfigError> {
         let number = |name| object.get::<u64>(name, "a whole number, not negative");
         let flag = |name| Ok::<_, ConfigError>(object.get(name, "true or false")?.unwrap_or(false));

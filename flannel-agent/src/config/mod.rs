@@ -1,13 +1,13 @@
 //! The network configuration: the JSON under `<prefix>/config`.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use crate::gojson::FieldError;
-use crate::gojson::Object;
+use crate::{family::Family, gojson::Object};
 pub use backend::{Backend, BuiltBackend, UnbuiltBackend, VxlanOptions};
-pub use pool::{PoolError, PoolV4, PoolV6};
+pub use pool::{Pool, PoolError, PoolV4, PoolV6};
 pub(crate) use pool::{cidr_v4, cidr_v6};
 
 mod backend;
@@ -66,22 +66,6 @@ impl ConfigError {
     }
 }
 
-/// Something valid that this version cannot do yet.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotBuilt {
-    /// The configuration asks for IPv6.
-    #[error(
-        "EnableIPv6: true is not built yet: set it to false, or run stock flanneld for dual-stack clusters"
-    )]
-    Ipv6,
-    /// The configuration turns IPv4 off.
-    #[error("EnableIPv4: false is not built yet: set it to true, or run stock flanneld for IPv6 clusters")]
-    WithoutIpv4,
-    /// A backend, or an option of one.
-    #[error(transparent)]
-    Backend(#[from] UnbuiltBackend),
-}
-
 impl NetworkConfig {
     /// Reads and validates the value of `<prefix>/config` by upstream's rules.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
@@ -118,17 +102,23 @@ impl NetworkConfig {
             true => Some(PoolV6::new(network6, limits6)?),
             false => None,
         };
+        if let (Some(_), Backend::Vxlan(options)) = (&ipv6, &backend) {
+            options.check_over_ipv6()?;
+        }
         Ok(Self { ipv4, ipv6, enable_nftables, backend })
     }
 
-    /// The parts this version builds: IPv4, and the backends that are built. Whatever else the configuration asks for is an error that
-    /// names the field, its value and what to do.
-    pub fn over_ipv4(&self) -> Result<(&PoolV4, BuiltBackend<'_>), NotBuilt> {
-        let pool = self.ipv4.as_ref().ok_or(NotBuilt::WithoutIpv4)?;
-        if self.ipv6.is_some() {
-            return Err(NotBuilt::Ipv6);
-        }
-        Ok((pool, self.backend.built()?))
+    /// The backend. One that this version does not build, or an option of one, is an error that names the field,
+    /// its value and what to do.
+    pub fn built(&self) -> Result<BuiltBackend<'_>, UnbuiltBackend> {
+        self.backend.built()
+    }
+
+    /// The pools of the families that are on.
+    pub fn pools(&self) -> BTreeMap<Family, Pool> {
+        let v4 = self.ipv4.map(|pool| (Family::V4, Pool::V4(pool)));
+        let v6 = self.ipv6.map(|pool| (Family::V6, Pool::V6(pool)));
+        v4.into_iter().chain(v6).collect()
     }
 }
 

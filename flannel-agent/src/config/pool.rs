@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 /// Where IPv4 pod subnets come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,34 @@ pub struct PoolV6 {
     pub subnet_min: Ipv6Addr,
     /// `IPv6SubnetMax`: base of the last subnet, on a subnet boundary.
     pub subnet_max: Ipv6Addr,
+}
+
+/// A pool of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// Of IPv4.
+    V4(PoolV4),
+    /// Of IPv6.
+    V6(PoolV6),
+}
+
+impl Pool {
+    /// `Network` or `IPv6Network`.
+    pub fn network(&self) -> IpNetwork {
+        match self {
+            Self::V4(pool) => pool.network.into(),
+            Self::V6(pool) => pool.network.into(),
+        }
+    }
+
+    /// Whether a node may hold `subnet`: of this family, of the right length, and between the limits.
+    pub fn allows(&self, subnet: IpNetwork) -> bool {
+        match (self, subnet) {
+            (Self::V4(pool), IpNetwork::V4(subnet)) => pool.allows(subnet),
+            (Self::V6(pool), IpNetwork::V6(subnet)) => pool.allows(subnet),
+            _ => false,
+        }
+    }
 }
 
 /// A network and its subnets that do not go together. The messages are upstream's, but for the last.

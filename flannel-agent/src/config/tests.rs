@@ -177,7 +177,7 @@ fn backend(json: &str) -> NetworkConfig {
 }
 
 fn options_of(config: &NetworkConfig) -> &VxlanOptions {
-    match config.over_ipv4().unwrap().1 {
+    match config.built().unwrap() {
         BuiltBackend::Vxlan(options) => options,
         other => panic!("{other:?}"),
     }
@@ -185,7 +185,7 @@ fn options_of(config: &NetworkConfig) -> &VxlanOptions {
 
 #[test]
 fn backends_are_known_by_name_in_any_case() {
-    let built = |json: &str| format!("{:?}", backend(json).over_ipv4().unwrap().1);
+    let built = |json: &str| format!("{:?}", backend(json).built().unwrap());
     assert_eq!(built(r#"{"Type":"Host-GW","VNI":"of no use here"}"#), "HostGw");
     assert_eq!(built(r#"{"type":"ALLOC"}"#), "Alloc");
     assert!(built(r#"{"Type":"Vxlan","GBP":true,"Learning":true}"#).starts_with("Vxlan"));
@@ -219,7 +219,7 @@ fn vxlan_options_out_of_range() {
 
 #[test]
 fn what_is_not_built_yet_says_so() {
-    let refused = |config: NetworkConfig| config.over_ipv4().unwrap_err().to_string();
+    let refused = |config: NetworkConfig| config.built().unwrap_err().to_string();
     assert!(refused(parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap()).starts_with("Backend: absent"));
     for (json, start) in [
         (r#"{"Type":"UDP"}"#, "Backend.Type: \"udp\" is not built yet: use \"vxlan\""),
@@ -239,12 +239,45 @@ fn what_is_not_built_yet_says_so() {
         let error = refused(backend(json));
         assert!(error.starts_with(start), "{error}");
     }
-    let dual =
-        r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
-    assert!(refused(parse(dual).unwrap()).starts_with("EnableIPv6: true is not built yet"));
-    let six =
-        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
-    assert!(refused(parse(six).unwrap()).starts_with("EnableIPv4: false is not built yet"));
+}
+
+#[test]
+fn ipv6_takes_a_shorter_name_and_a_larger_mtu() {
+    let with = |more: &str| {
+        let json = format!(
+            r#"{{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{{"Type":"vxlan",{more}}}}}"#
+        );
+        parse(&json).map_err(|error| error.to_string())
+    };
+    assert!(with(r#""VNI":9999,"MTU":1350"#).is_ok());
+    assert!(
+        with(r#""VNI":10000"#)
+            .unwrap_err()
+            .starts_with("Backend.VNI: 10000 makes the device name flannel-v6.")
+    );
+    assert!(
+        with(r#""MTU":1349"#).unwrap_err().starts_with("Backend.MTU: 1349 leaves IPv6 less than 1280 bytes")
+    );
+    assert!(backend(r#"{"Type":"vxlan","VNI":10000,"MTU":1349}"#).built().is_ok(), "IPv4 has room");
+}
+
+#[test]
+fn pools_are_those_of_the_families_that_are_on() {
+    let pools = |json: &str| -> Vec<String> {
+        let pools = parse(json).unwrap().pools();
+        pools.iter().map(|(family, pool)| format!("{family} {}", pool.network())).collect()
+    };
+    let dual = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
+    assert_eq!(pools(dual), ["IPv4 10.3.0.0/16", "IPv6 fc00::/48"]);
+    assert_eq!(
+        pools(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#),
+        ["IPv6 fc00::/48"]
+    );
+    assert_eq!(pools(r#"{"Network":"10.3.0.0/16","IPv6Network":"fc00::/48"}"#), ["IPv4 10.3.0.0/16"]);
+    let pool = parse(dual).unwrap().pools()[&Family::V6];
+    for (subnet, allowed) in [("fc00:0:0:1::/64", true), ("fc00:0:0:1::/65", false), ("10.3.1.0/24", false)] {
+        assert_eq!(pool.allows(subnet.parse().unwrap()), allowed, "{subnet}");
+    }
 }
 
 proptest! {

@@ -2,59 +2,70 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::{ChangeError, Datapath, ObserveError};
 use crate::{
+    family::{Family, overlap},
     netlink::{
         FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, Stray, address, link, neighbour, route,
     },
     plan::{Change, DirectRoute, State, VxlanDevice},
 };
 
-/// The VXLAN device and what is on it.
+/// The VXLAN devices and what is on them.
 ///
-/// A later process recognises all of it: the device by its name and attributes, and on the device the
-/// addresses within the network, the permanent neighbours and forwarding entries, and the routes that are
+/// A later process recognises all of it: a device by its name and attributes, and on the device the
+/// addresses within the network of its family, the permanent neighbours and forwarding entries, and the routes that are
 /// `via GATEWAY onlink` with protocol boot. Routes past the device are recognised as [`Stray`] says, and those
 /// this process has made, whatever they look like.
 pub struct KernelDatapath {
     netlink: Netlink,
-    /// Name of the device, and the network its addresses are ours of.
-    overlay: Option<(String, Ipv4Network)>,
-    stray: Option<Stray>,
+    overlays: BTreeMap<Family, Overlay>,
+    strays: Vec<Stray>,
     /// Subnets this process has put a direct route to and not taken it away.
-    direct: BTreeSet<Ipv4Network>,
+    direct: BTreeSet<IpNetwork>,
+}
+
+/// The VXLAN device of one family.
+#[derive(Clone, Debug)]
+struct Overlay {
+    name: String,
+    /// Addresses of the device outside of it are left alone.
+    network: IpNetwork,
 }
 
 impl KernelDatapath {
-    /// The device `name` of the network namespace `netlink` is in. Addresses of the device outside
+    /// No device, of the network namespace `netlink` is in: one there is, whoever made it, is left alone.
+    pub fn new(netlink: Netlink) -> Self {
+        Self { netlink, overlays: BTreeMap::new(), strays: Vec::new(), direct: BTreeSet::new() }
+    }
+
+    /// Also the device `name`, which carries packets of `network` and its family. Addresses of the device outside
     /// `network` are left alone.
-    pub fn new(netlink: Netlink, name: String, network: Ipv4Network) -> Self {
-        Self { overlay: Some((name, network)), ..Self::without_device(netlink) }
+    #[must_use]
+    pub fn with_device(mut self, name: String, network: IpNetwork) -> Self {
+        self.overlays.insert(Family::of_network(network), Overlay { name, network });
+        self
     }
 
-    /// No device: one there is, whoever made it, is left alone.
-    pub fn without_device(netlink: Netlink) -> Self {
-        Self { netlink, overlay: None, stray: None, direct: BTreeSet::new() }
+    /// Also direct routes of one family; `stray` tells those of an earlier process.
+    #[must_use]
+    pub fn with_direct_routes(mut self, stray: Stray) -> Self {
+        self.strays.push(stray);
+        self
     }
 
-    /// Direct routes, too; `stray` tells those of an earlier process.
-    pub fn with_direct_routes(self, stray: Stray) -> Self {
-        Self { stray: Some(stray), ..self }
+    /// The device of a family, if it is one we would make; down, it is as good as absent, since nothing on it works.
+    async fn device(&mut self, overlay: &Overlay) -> Result<Option<(u32, VxlanDevice)>, NetlinkError> {
+        let link = self.netlink.link(&overlay.name).await?.filter(|link| link.up);
+        Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?))))
     }
 
-    /// The device, if it is one we would make; down, it is as good as absent, since nothing on it works.
-    async fn device(&mut self) -> Result<Option<(u32, VxlanDevice, Ipv4Network)>, NetlinkError> {
-        let Some((name, network)) = &self.overlay else { return Ok(None) };
-        let link = self.netlink.link(name).await?.filter(|link| link.up);
-        Ok(link.and_then(|link| Some((link.index, link.as_vxlan_device()?, *network))))
-    }
-
-    async fn device_index(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let Some((name, _)) = &self.overlay else { return Ok(None) };
+    async fn device_index(&mut self, family: Family) -> Result<Option<u32>, NetlinkError> {
+        let Some(Overlay { name, .. }) = self.overlays.get(&family) else { return Ok(None) };
         let link = self.netlink.link(name).await?;
         Ok(link.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index))
     }
@@ -134,86 +145,109 @@ impl KernelDatapath {
         })
     }
 
-    /// Makes changes that are one request each, all in flight at once.
-    async fn apply_on_device(&mut self, index: u32, changes: &[&Change]) -> Vec<Result<(), ChangeError>> {
-        let requests: Vec<Request> = changes.iter().filter_map(|change| request(index, change)).collect();
+    /// Makes changes that are one request each, all in flight at once; the result of each by its number.
+    async fn apply_on_devices(
+        &mut self,
+        indices: &BTreeMap<Family, u32>,
+        changes: &[(usize, &Change)],
+    ) -> Vec<(usize, Result<(), ChangeError>)> {
+        let requests: Vec<Request> = changes
+            .iter()
+            .filter_map(|(_, change)| request(*indices.get(&change.device()?)?, change))
+            .collect();
         let results = self.netlink.transact(&requests).await;
-        let settled = changes.iter().zip(results).map(|(change, result)| match result {
-            Err(error) if change.is_removal() && is_gone(&error) => Ok(()),
-            result => result.map_err(ChangeError::from),
+        let settled = changes.iter().zip(results).map(|((n, change), result)| match result {
+            Err(error) if change.is_removal() && is_gone(&error) => (*n, Ok(())),
+            result => (*n, result.map_err(ChangeError::from)),
         });
         settled.collect()
+    }
+
+    /// What is on the device of a family, if that is there.
+    async fn observe_device(&mut self, overlay: &Overlay, state: &mut State) -> Result<(), NetlinkError> {
+        let Some((index, device)) = self.device(overlay).await? else { return Ok(()) };
+        let family = Family::of_network(overlay.network);
+        let within = |network: &IpNetwork| overlap(overlay.network, network.ip().into());
+        let addresses = self.netlink.addresses(family, Some(index)).await?;
+        state.addresses.extend(addresses.into_iter().map(|address| address.network).filter(within));
+        state.neighbours.extend(self.netlink.permanent_neighbours(family, index).await?);
+        let fdb = self.netlink.permanent_fdb(index).await?;
+        // Those of the other family would lead nowhere, and only somebody else can have made them.
+        let fdb = fdb.into_iter().filter(|entry| Family::of(entry.public_ip) == family);
+        state.fdb.extend(fdb.map(|entry| ((family, entry.mac), entry.public_ip)));
+        state.routes.extend(self.netlink.onlink_routes(family, index).await?);
+        state.devices.insert(family, device);
+        Ok(())
     }
 }
 
 impl Datapath for KernelDatapath {
-    /// The device, what is on it, and the routes past it; the eBPF half is empty.
+    /// The devices, what is on them, and the routes past them; the eBPF half is empty.
     async fn observe(&mut self) -> Result<State, ObserveError> {
-        let direct_routes = match &self.stray {
-            Some(stray) => self.netlink.gateway_routes(&self.direct, stray).await?,
-            None => BTreeMap::new(),
-        };
-        let Some((index, device, network)) = self.device().await? else {
-            return Ok(State { direct_routes, ..State::default() });
-        };
-        let addresses = self.netlink.addresses(Some(index)).await?;
-        let fdb = self.netlink.permanent_fdb(index).await?;
-        Ok(State {
-            device: Some(device),
-            addresses: addresses
-                .into_iter()
-                .map(|address| address.network)
-                .filter(|address| network.contains(address.ip()))
-                .collect(),
-            neighbours: self.netlink.permanent_neighbours(index).await?,
-            fdb: fdb.into_iter().map(|entry| (entry.mac, entry.public_ip)).collect(),
-            routes: self.netlink.onlink_routes(index).await?,
-            direct_routes,
-            ..State::default()
-        })
+        let mut state = State::default();
+        for stray in &self.strays {
+            state.direct_routes.extend(self.netlink.gateway_routes(&self.direct, stray).await?);
+        }
+        for overlay in self.overlays.clone().values() {
+            self.observe_device(overlay, &mut state).await?;
+        }
+        Ok(state)
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
         let mut results = BTreeMap::new();
-        let mut index = None;
-        let mut rest = Vec::new();
+        let mut indices = BTreeMap::new();
+        let mut on_devices = Vec::new();
         let mut direct = Vec::new();
         for (n, change) in changes.iter().enumerate() {
             match change {
                 Change::PutDevice(device) => {
                     let result = self.put_device(device).await;
-                    index = result.as_ref().ok().copied();
+                    if let Ok(index) = result {
+                        indices.insert(device.family(), index);
+                    }
                     results.insert(n, result.map(drop).map_err(ChangeError::from));
                 }
-                Change::DeleteDevice => {
-                    results.insert(n, self.delete_device().await.map_err(ChangeError::from));
+                Change::DeleteDevice(family) => {
+                    results.insert(n, self.delete_device(*family).await.map_err(ChangeError::from));
                 }
                 change if change.is_bpf() => {
                     results.insert(n, Err(ChangeError::Unsupported));
                 }
                 Change::PutDirectRoute { .. } | Change::DeleteDirectRoute { .. } => direct.push((n, change)),
-                change => rest.push((n, change)),
+                change => on_devices.push((n, change)),
             }
         }
         results.extend(self.apply_direct(&direct).await);
-        let index = match index {
-            Some(index) => Ok(Some(index)),
+        for family in Family::BOTH {
+            if indices.contains_key(&family)
+                || !on_devices.iter().any(|(_, change)| change.device() == Some(family))
+            {
+                continue;
+            }
             // Even if an attribute of the device could not be changed, its peers can be.
-            None => self.device_index().await,
-        };
-        match index {
-            Ok(Some(index)) => {
-                let on_device: Vec<&Change> = rest.iter().map(|(_, change)| *change).collect();
-                let settled = self.apply_on_device(index, &on_device).await;
-                results.extend(rest.iter().map(|(n, _)| *n).zip(settled));
-            }
-            Ok(None) => results.extend(rest.iter().map(|(n, change)| {
-                (*n, if change.is_removal() { Ok(()) } else { Err(ChangeError::Blocked) })
-            })),
-            Err(error) => {
-                results.extend(rest.iter().map(|(n, _)| (*n, Err(ChangeError::from(error.clone())))));
-            }
+            let missing = match self.device_index(family).await {
+                Ok(Some(index)) => {
+                    indices.insert(family, index);
+                    continue;
+                }
+                Ok(None) => None,
+                Err(error) => Some(error),
+            };
+            on_devices.retain(|(n, change)| {
+                let here = change.device() == Some(family);
+                if here {
+                    let result = match &missing {
+                        Some(error) => Err(ChangeError::from(error.clone())),
+                        None if change.is_removal() => Ok(()),
+                        None => Err(ChangeError::Blocked),
+                    };
+                    results.insert(*n, result);
+                }
+                !here
+            });
         }
+        results.extend(self.apply_on_devices(&indices, &on_devices).await);
         results.into_values().collect()
     }
 }
@@ -252,8 +286,8 @@ impl KernelDatapath {
         changes.iter().zip(results).map(settle).collect()
     }
 
-    async fn delete_device(&mut self) -> Result<(), NetlinkError> {
-        let Some((name, _)) = &self.overlay else { return Ok(()) };
+    async fn delete_device(&mut self, family: Family) -> Result<(), NetlinkError> {
+        let Some(Overlay { name, .. }) = self.overlays.get(&family) else { return Ok(()) };
         match self.netlink.link(name).await? {
             Some(link) => self.netlink.change(link::delete(link.index)).await,
             None => Ok(()),

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChangeError, Datapath, ObserveError};
-use crate::plan::{BpfState, Change, Slot, State};
+use crate::{
+    family::Family,
+    plan::{BpfState, Change, Slot, State},
+};
 
 /// Holds a [`State`] as the kernel would: what is on a device goes with it, and its neighbours go when its
 /// MAC changes.
@@ -37,23 +40,23 @@ impl MemoryDatapath {
         }
         let state = &mut self.state;
         let on_device =
-            matches!(change.slot(), Slot::Address(_) | Slot::Neighbour(_) | Slot::Fdb(_) | Slot::Route(_));
-        if on_device && state.device.is_none() {
+            matches!(change.slot(), Slot::Address(_) | Slot::Neighbour(_) | Slot::Fdb(..) | Slot::Route(_));
+        if on_device && change.device().is_none_or(|family| !state.devices.contains_key(&family)) {
             return if change.is_removal() { Ok(()) } else { Err(ChangeError::Blocked) };
         }
         match change.clone() {
             Change::PutDevice(device) => {
-                let before = state.device.replace(device.clone());
-                state.adapt(before.as_ref(), Some(&device));
+                let before = state.devices.insert(device.family(), device.clone());
+                state.adapt(device.family(), before.as_ref(), Some(&device));
             }
-            Change::DeleteDevice => {
-                let before = state.device.take();
-                state.adapt(before.as_ref(), None);
+            Change::DeleteDevice(family) => {
+                let before = state.devices.remove(&family);
+                state.adapt(family, before.as_ref(), None);
             }
             Change::PutAddress(address) => insert(&mut state.addresses, address),
             Change::DeleteAddress(address) => remove(&mut state.addresses, &address),
-            Change::PutFdb { mac, public_ip } => put(&mut state.fdb, mac, public_ip),
-            Change::DeleteFdb { mac, .. } => delete(&mut state.fdb, &mac),
+            Change::PutFdb { mac, public_ip } => put(&mut state.fdb, (Family::of(public_ip), mac), public_ip),
+            Change::DeleteFdb { mac, public_ip } => delete(&mut state.fdb, &(Family::of(public_ip), mac)),
             Change::PutNeighbour { address, mac } => put(&mut state.neighbours, address, mac),
             Change::DeleteNeighbour(address) => delete(&mut state.neighbours, &address),
             Change::PutRoute { subnet, via } => {

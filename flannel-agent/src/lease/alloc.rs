@@ -7,7 +7,7 @@ use rand::{Rng, seq::IndexedRandom};
 
 use self::free::{Range, Stretches};
 use super::{LeaseAttrs, LeaseSubnet};
-use crate::{config::NetworkConfig, mac::Mac};
+use crate::{config::NetworkConfig, family::Family, mac::Mac};
 
 mod free;
 
@@ -29,14 +29,15 @@ pub struct Held {
 pub struct Holder {
     /// Its address on the underlay; `None` for a lease that names none.
     pub address: Option<IpAddr>,
-    /// MAC of its VXLAN device, with that backend.
+    /// MAC of its VXLAN device, with that backend: the one for IPv4, if it has that.
     pub vtep_mac: Option<Mac>,
 }
 
 impl Holder {
     /// Who publishes these attributes.
     pub fn of(attrs: &LeaseAttrs) -> Self {
-        Self { address: attrs.node_address(), vtep_mac: attrs.vxlan().ok().and_then(|data| data.vtep_mac) }
+        let mac = |family| attrs.vxlan(family).ok().and_then(|data| data.vtep_mac);
+        Self { address: attrs.node_address(), vtep_mac: mac(Family::V4).or_else(|| mac(Family::V6)) }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, fmt, future::Future, time::SystemTime};
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
+use crate::family::Family;
 pub use store::{KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
 pub use wire::LeaseAttrs;
 
@@ -19,6 +20,16 @@ pub struct LeaseSubnet {
     pub v4: Option<Ipv4Network>,
     /// IPv6 pod subnet, host bits zero.
     pub v6: Option<Ipv6Network>,
+}
+
+impl LeaseSubnet {
+    /// The subnet of one family.
+    pub fn of(&self, family: Family) -> Option<IpNetwork> {
+        match family {
+            Family::V4 => self.v4.map(IpNetwork::V4),
+            Family::V6 => self.v6.map(IpNetwork::V6),
+        }
+    }
 }
 
 impl fmt::Display for LeaseSubnet {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Adds the route, and again every `resync` in case somebody removes it. Never returns.
-pub(super) async fn keep(subnet: Ipv4Network, resync: Duration) {
+pub(super) async fn keep(subnet: IpNetwork, resync: Duration) {
     let mut netlink = None;
     let mut said = Said::default();
     loop {
@@ -33,7 +33,7 @@ pub(super) async fn keep(subnet: Ipv4Network, resync: Duration) {
     }
 }
 
-async fn add(netlink: &mut Option<Netlink>, subnet: Ipv4Network) -> Result<bool, NetlinkError> {
+async fn add(netlink: &mut Option<Netlink>, subnet: IpNetwork) -> Result<bool, NetlinkError> {
     let netlink = match netlink {
         Some(netlink) => netlink,
         none => none.insert(Netlink::open()?),

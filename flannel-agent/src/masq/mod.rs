@@ -11,17 +11,18 @@
 
 use std::time::Duration;
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{debug, warn};
 
 use exec::{ExecError, Machine};
-use iptables::Iptables;
+use iptables::{Families, Iptables};
 use keep::{Firewall, Keeper};
 use nft::Nft;
 use notices::Notices;
-use rules::{Family, RuleSet};
+use rules::RuleSet;
 
+use crate::family::Family;
 pub use rules::RuleOptions;
 
 mod blackhole;
@@ -35,16 +36,16 @@ mod rules;
 /// What the rules of this node follow from.
 #[derive(Clone, Debug)]
 pub struct MasqOptions {
-    /// The rules; `random_fully` is a wish, which an old iptables cannot fulfil.
-    pub rules: RuleOptions,
+    /// The rules of each family of the cluster; `random_fully` is a wish, which an old iptables cannot fulfil.
+    pub rules: Vec<RuleOptions>,
     /// `EnableNFTables`: nft keeps the rules, and not iptables.
     pub nftables: bool,
     /// Networks and subnets of an earlier run, as its subnet file tells.
     pub earlier: Vec<IpNetwork>,
     /// `--iptables-resync`.
     pub resync: Duration,
-    /// The subnet to route into a blackhole, with `--ip-blackhole-route`.
-    pub blackhole: Option<Ipv4Network>,
+    /// The subnets to route into a blackhole, with `--ip-blackhole-route`.
+    pub blackholes: Vec<IpNetwork>,
 }
 
 /// The rules cannot be had on this machine.
@@ -58,7 +59,8 @@ pub struct MasqError {
 /// The tasks that keep the rules; they end when this is dropped. The rules stay.
 #[derive(Debug)]
 pub struct Rules {
-    applied: watch::Receiver<bool>,
+    /// Of each keeper, whether its rules are in place.
+    applied: Vec<watch::Receiver<bool>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -68,76 +70,101 @@ impl Rules {
     /// # Errors
     /// The program that keeps them is missing, and the cluster's traffic needs it: `--ip-masq`.
     pub async fn start(options: MasqOptions) -> Result<Self, MasqError> {
-        let (sender, applied) = watch::channel(false);
-        let mut tasks = Vec::new();
-        if let Some(subnet) = options.blackhole {
-            tasks.push(tokio::spawn(blackhole::keep(subnet, options.resync)));
+        let mut rules = Self { applied: Vec::new(), tasks: Vec::new() };
+        for subnet in &options.blackholes {
+            rules.tasks.push(tokio::spawn(blackhole::keep(*subnet, options.resync)));
         }
-        let kept = if options.nftables {
-            Self::by_nft(&options, sender.clone()).await
+        if options.nftables {
+            let kept = rules.by_nft(&options).await;
+            options.judge(kept, "pods")?;
         } else {
-            Self::by_iptables(&options, sender.clone()).await
-        };
-        match kept {
-            Ok(task) => tasks.push(task),
-            Err(source) if options.rules.ip_masq => {
-                return Err(MasqError { needs: "--ip-masq cannot masquerade", source });
-            }
-            Err(source) => {
-                warn!(
-                    error = %source,
-                    "no masquerade or forward rules on this node: what the host's own rules drop is dropped"
-                );
-                if options.rules.flow_mark {
-                    warn!(
-                        "no flow will skip the host's stack: the rule is missing that they are learned from"
-                    );
-                }
-                let _ = sender.send(true);
+            for family in &options.rules {
+                let kept = rules.by_iptables(&options, family).await;
+                options.judge(kept, &Family::of_network(family.network).to_string())?;
             }
         }
-        Ok(Self { applied, tasks })
+        Ok(rules)
     }
 
     /// Returns when the rules are in place, or cannot be had and are not needed.
     pub async fn applied(&self) {
-        // An error means that the task has panicked: what it would have said will never come.
-        if self.applied.clone().wait_for(|applied| *applied).await.is_err() {
-            std::future::pending::<()>().await;
+        for applied in &self.applied {
+            // An error means that the task has panicked: what it would have said will never come.
+            if applied.clone().wait_for(|applied| *applied).await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
-    async fn by_nft(
-        options: &MasqOptions,
-        applied: watch::Sender<bool>,
-    ) -> Result<JoinHandle<()>, ExecError> {
-        let rules = RuleSet::new(&options.rules);
+    async fn by_nft(&mut self, options: &MasqOptions) -> Result<(), ExecError> {
+        let rules: Vec<RuleSet> = options.rules.iter().map(RuleSet::new).collect();
         let nft = Nft::detect(Machine, &rules, options.earlier()).await?;
-        Ok(spawn(nft, true, options.resync, applied))
+        self.spawn(nft, true, options.resync);
+        Ok(())
     }
 
-    async fn by_iptables(
-        options: &MasqOptions,
-        applied: watch::Sender<bool>,
-    ) -> Result<JoinHandle<()>, ExecError> {
+    async fn by_iptables(&mut self, options: &MasqOptions, family: &RuleOptions) -> Result<(), ExecError> {
         let rules = |capable| {
-            let random_fully = options.rules.random_fully && capable;
-            RuleSet::new(&RuleOptions { random_fully, ..options.rules })
+            let random_fully = family.random_fully && capable;
+            RuleSet::new(&RuleOptions { random_fully, ..*family })
         };
-        let family = Family::of(options.rules.network);
-        let iptables = Iptables::detect(Machine, family, options.earlier(), rules).await?;
+        let iptables = Iptables::detect(Machine, options.families(family), options.earlier(), rules).await?;
         let told = iptables.is_nft();
-        Ok(spawn(iptables, told, options.resync, applied))
+        self.spawn(iptables, told, options.resync);
+        Ok(())
+    }
+
+    /// `told`: the kernel tells of changes to what `firewall` keeps.
+    fn spawn(&mut self, firewall: impl Firewall + Send + 'static, told: bool, resync: Duration) {
+        let notices = told.then(Notices::open).and_then(|opened| {
+            opened
+                .inspect_err(|error| debug!(%error, "no notices of changed rules: looking every second"))
+                .ok()
+        });
+        let (sender, applied) = watch::channel(false);
+        self.applied.push(applied);
+        self.tasks.push(tokio::spawn(Keeper::new(firewall, resync, notices).run(sender)));
     }
 }
 
 impl MasqOptions {
+    /// Whether there can be no rules, and the cluster goes without.
+    fn judge(&self, kept: Result<(), ExecError>, packets: &str) -> Result<(), MasqError> {
+        let Err(source) = kept else { return Ok(()) };
+        if self.rules.iter().any(|rules| rules.ip_masq) {
+            return Err(MasqError { needs: "--ip-masq cannot masquerade", source });
+        }
+        warn!(
+            error = %source,
+            packets,
+            "no masquerade or forward rules on this node: what the host's own rules drop is dropped"
+        );
+        if self.rules.iter().any(|rules| rules.flow_mark) {
+            warn!(
+                packets,
+                "no flow will skip the host's stack: the rule is missing that they are learned from"
+            );
+        }
+        Ok(())
+    }
+
     fn earlier(&self) -> Vec<IpNetwork> {
         let mut all = self.earlier.clone();
-        all.push(self.rules.network);
+        all.extend(self.rules.iter().map(|rules| rules.network));
         all.sort();
         all.dedup();
         all
+    }
+
+    /// The families that whoever keeps `rules` looks after: first its own, then those that the cluster has not, whose
+    /// rules of an earlier run are to go. The first of several does that.
+    fn families(&self, rules: &RuleOptions) -> Families {
+        let own = Family::of_network(rules.network);
+        let first = self.rules.first().is_some_and(|first| first.network == rules.network);
+        let kept =
+            |family: &Family| self.rules.iter().any(|rules| Family::of_network(rules.network) == *family);
+        let without = Family::BOTH.into_iter().filter(|family| first && !kept(family)).collect();
+        Families { own, without }
     }
 }
 
@@ -147,17 +174,4 @@ impl Drop for Rules {
             task.abort();
         }
     }
-}
-
-/// `told`: the kernel tells of changes to what `firewall` keeps.
-fn spawn(
-    firewall: impl Firewall + Send + 'static,
-    told: bool,
-    resync: Duration,
-    applied: watch::Sender<bool>,
-) -> JoinHandle<()> {
-    let notices = told.then(Notices::open).and_then(|opened| {
-        opened.inspect_err(|error| debug!(%error, "no notices of changed rules: looking every second")).ok()
-    });
-    tokio::spawn(Keeper::new(firewall, resync, notices).run(applied))
 }

@@ -4,6 +4,8 @@
 use flannel_common::map::{FLOW_MARK, SNAT_EXEMPT_MARK};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
+use crate::family::Family;
+
 /// Mark of kube-proxy and kubelet: masquerade this.
 const KUBE_MASQUERADE: u32 = 0x4000;
 
@@ -48,12 +50,6 @@ pub(super) struct RuleSet {
     pub(super) forward: Option<Vec<Rule>>,
     /// None where no program learns flows.
     pub(super) flow: Option<Vec<Rule>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
-    V4,
-    V6,
 }
 
 /// One rule: a packet that fits all that is named meets the verdict.
@@ -108,26 +104,21 @@ pub(super) enum Verdict {
     Unmark(u32),
 }
 
-impl Family {
-    pub(super) fn of(network: IpNetwork) -> Self {
-        if network.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    fn multicast(self) -> IpNetwork {
-        const V4: Ipv4Network = Ipv4Network::new_checked(std::net::Ipv4Addr::new(224, 0, 0, 0), 4).unwrap();
-        const V6: Ipv6Network =
-            Ipv6Network::new_checked(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8).unwrap();
-        match self {
-            Self::V4 => V4.into(),
-            Self::V6 => V6.into(),
-        }
+/// All multicast addresses of a family.
+fn multicast(family: Family) -> IpNetwork {
+    const V4: Ipv4Network = Ipv4Network::new_checked(std::net::Ipv4Addr::new(224, 0, 0, 0), 4).unwrap();
+    const V6: Ipv6Network =
+        Ipv6Network::new_checked(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8).unwrap();
+    match family {
+        Family::V4 => V4.into(),
+        Family::V6 => V6.into(),
     }
 }
 
 impl RuleSet {
     /// The rules that `options` ask for.
     pub(super) fn new(options: &RuleOptions) -> Self {
-        let family = Family::of(options.network);
+        let family = Family::of_network(options.network);
         Self {
             family,
             exempt: exempt(options),
@@ -181,7 +172,7 @@ fn masq(options: &RuleOptions, family: Family) -> Vec<Rule> {
         rule(within(pods), within(cluster), Verdict::Return),
         rule(within(cluster), within(pods), Verdict::Return),
         rule(outside(cluster), within(pods), Verdict::Return),
-        rule(within(cluster), outside(family.multicast()), masquerade),
+        rule(within(cluster), outside(multicast(family)), masquerade),
         rule(outside(cluster), within(cluster), masquerade),
     ]
 }

@@ -1,23 +1,22 @@
 //! Addresses of interfaces.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
 };
 
-use super::{Netlink, NetlinkError, Request};
+use super::{Netlink, NetlinkError, Request, address_family};
+use crate::family::Family;
 
-/// An IPv4 address on an interface.
+/// An address on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The interface.
     pub ifindex: u32,
     /// The address, host bits and all, and the length of its network.
-    pub network: Ipv4Network,
+    pub network: IpNetwork,
     /// No longer to be used for new connections.
     pub deprecated: bool,
     /// Set up by someone, and not by DHCP or the like for a while.
@@ -27,10 +26,14 @@ pub struct Address {
 }
 
 impl Netlink {
-    /// The IPv4 addresses of one interface, or of all.
-    pub async fn addresses(&mut self, ifindex: Option<u32>) -> Result<Vec<Address>, NetlinkError> {
+    /// The addresses of one family on one interface, or on all.
+    pub async fn addresses(
+        &mut self,
+        family: Family,
+        ifindex: Option<u32>,
+    ) -> Result<Vec<Address>, NetlinkError> {
         let mut query = AddressMessage::default();
-        query.header.family = AddressFamily::Inet;
+        query.header.family = address_family(family);
         query.header.index = ifindex.unwrap_or(0);
         let table = self.dump(RouteNetlinkMessage::GetAddress(query)).await?;
         Ok(table
@@ -39,13 +42,16 @@ impl Netlink {
                 RouteNetlinkMessage::NewAddress(message) => read(&message),
                 _ => None,
             })
+            // A kernel without IPv6 answers with IPv4 once more.
+            .filter(|address| Family::of_network(address.network) == family)
             .filter(|address| ifindex.is_none_or(|wanted| wanted == address.ifindex))
             .collect())
     }
 }
 
-/// Puts an address, or says again that it is there. Scope global, no broadcast.
-pub(crate) fn put(ifindex: u32, address: Ipv4Network) -> Request {
+/// Puts an address, or says again that it is there. Scope global, no broadcast; IPv6 is not asked whether another
+/// node has it, which a lease says, so that it can be used at once.
+pub(crate) fn put(ifindex: u32, address: IpNetwork) -> Request {
     Request {
         message: RouteNetlinkMessage::NewAddress(message(ifindex, address)),
         flags: NLM_F_CREATE | NLM_F_REPLACE,
@@ -53,20 +59,21 @@ pub(crate) fn put(ifindex: u32, address: Ipv4Network) -> Request {
 }
 
 /// Takes an address away.
-pub(crate) fn delete(ifindex: u32, address: Ipv4Network) -> Request {
+pub(crate) fn delete(ifindex: u32, address: IpNetwork) -> Request {
     Request { message: RouteNetlinkMessage::DelAddress(message(ifindex, address)), flags: 0 }
 }
 
-fn message(ifindex: u32, address: Ipv4Network) -> AddressMessage {
+fn message(ifindex: u32, address: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    let family = Family::of_network(address);
+    message.header.family = address_family(family);
     message.header.prefix_len = address.prefix();
     message.header.scope = AddressScope::Universe;
     message.header.index = ifindex;
-    message.attributes = vec![
-        AddressAttribute::Local(IpAddr::V4(address.ip())),
-        AddressAttribute::Address(IpAddr::V4(address.ip())),
-    ];
+    if family == Family::V6 {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![AddressAttribute::Local(address.ip()), AddressAttribute::Address(address.ip())];
     message
 }
 
@@ -76,16 +83,16 @@ pub(super) fn read(message: &AddressMessage) -> Option<Address> {
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
     for attribute in &message.attributes {
         match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
-            AddressAttribute::Address(IpAddr::V4(address)) => peer = Some(*address),
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => peer = Some(*address),
             AddressAttribute::Flags(all) => flags = *all,
             _ => {}
         }
     }
-    let address: Ipv4Addr = local.or(peer)?;
+    let address = local.or(peer)?;
     Some(Address {
         ifindex: message.header.index,
-        network: Ipv4Network::new(address, message.header.prefix_len).ok()?,
+        network: IpNetwork::new(address, message.header.prefix_len).ok()?,
         deprecated: flags.contains(AddressFlags::Deprecated),
         permanent: flags.contains(AddressFlags::Permanent),
         global: message.header.scope == AddressScope::Universe,

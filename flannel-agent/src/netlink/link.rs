@@ -1,6 +1,6 @@
 //! Interfaces.
 
-use std::{fs, net::Ipv4Addr, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -65,7 +65,7 @@ pub struct Vxlan {
     /// Interface it is bound to.
     pub underlay_ifindex: Option<u32>,
     /// Local address of the outer header.
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     /// It learns from packets which MAC is behind which address.
     pub learning: bool,
     /// It has the group based policy extension.
@@ -137,7 +137,10 @@ pub(crate) fn create_vxlan(device: &VxlanDevice) -> Request {
     let mut data = vec![
         InfoVxlan::Id(device.vni),
         InfoVxlan::Link(device.underlay_ifindex),
-        InfoVxlan::Local(device.local),
+        match device.local {
+            IpAddr::V4(local) => InfoVxlan::Local(local),
+            IpAddr::V6(local) => InfoVxlan::Local6(local),
+        },
         InfoVxlan::Learning(device.learning),
         InfoVxlan::Port(device.port),
     ];
@@ -256,12 +259,14 @@ fn vxlan(data: &[InfoVxlan]) -> Vxlan {
             InfoVxlan::Id(vni) => vxlan.vni = *vni,
             InfoVxlan::Port(port) => vxlan.port = *port,
             InfoVxlan::Link(index) => vxlan.underlay_ifindex = Some(*index),
-            InfoVxlan::Local(address) => vxlan.local = Some(*address),
+            InfoVxlan::Local(address) => vxlan.local = Some((*address).into()),
+            InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
             InfoVxlan::Group(address) => vxlan.foreign |= !address.is_unspecified(),
+            InfoVxlan::Group6(address) => vxlan.foreign |= !address.is_unspecified(),
             InfoVxlan::L2Miss(true) | InfoVxlan::CollectMetadata(true) => vxlan.foreign = true,
             InfoVxlan::Learning(learning) => vxlan.learning = *learning,
             InfoVxlan::Gbp => vxlan.gbp = true,
-            InfoVxlan::Group6(_) | InfoVxlan::Local6(_) | InfoVxlan::Gpe => vxlan.foreign = true,
+            InfoVxlan::Gpe => vxlan.foreign = true,
             _ => {}
         }
     }

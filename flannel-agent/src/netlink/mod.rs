@@ -1,7 +1,11 @@
 //! Links, addresses, neighbours and routes, as the kernel has them: one file per kind of object.
 //!
 //! Names here are the kernel's. Everything is about the network namespace of the thread that opened the
-//! connection, and IPv4 but for the choice of the external interface.
+//! connection.
+
+use netlink_packet_route::AddressFamily;
+
+use crate::family::Family;
 
 pub(crate) mod address;
 mod connection;
@@ -27,3 +31,11 @@ pub use neighbour::FdbEntry;
 pub use route::Stray;
 
 pub(crate) use connection::Request;
+
+/// The kernel's number of a family.
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}

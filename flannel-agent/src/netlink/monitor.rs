@@ -1,9 +1,13 @@
 //! What changes in the kernel, by kind and no finer: whoever hears of it reads again.
 
-use std::ops::BitOrAssign;
+use std::{collections::BTreeSet, ops::BitOrAssign};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{RouteNetlinkMessage, route::RouteAttribute};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressScope,
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::errno::Errno;
 
@@ -16,13 +20,13 @@ use super::{
 /// Receive buffer, bytes: room for the notices of some ten thousand objects that change at once.
 const RECEIVE_BUFFER: usize = 16 << 20;
 const DATAGRAM: usize = 64 << 10;
-/// RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE.
-const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40;
+/// RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE.
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
 
 /// What changed since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
-    /// The VXLAN device, or an address, neighbour, forwarding entry or route on it.
+    /// A VXLAN device of ours, or an address, neighbour, forwarding entry or route on one.
     pub overlay: bool,
     /// Another interface: created, deleted, set up or down, made a port, renamed.
     pub links: bool,
@@ -68,11 +72,11 @@ impl Monitor {
     }
 
     /// Waits until something changed that can matter to us, and tells all that has been noticed by then.
-    /// `overlay` is the index of our VXLAN device: neighbours matter only there. Cancel safe.
+    /// `overlays` are the indices of our VXLAN devices: neighbours matter only there. Cancel safe.
     ///
     /// # Errors
     /// The socket failed. The next call opens another and reports an overrun, since notices were missed.
-    pub async fn changed(&mut self, overlay: Option<u32>) -> Result<Changed, NetlinkError> {
+    pub async fn changed(&mut self, overlays: &BTreeSet<u32>) -> Result<Changed, NetlinkError> {
         let mut changed = Changed::default();
         let socket = match &mut self.socket {
             Some(socket) => socket,
@@ -89,13 +93,13 @@ impl Monitor {
                 changed |= lost(&mut self.socket, errno(&error))?;
                 return Ok(changed);
             }
-            changed |= classify(&self.datagram, overlay);
+            changed |= classify(&self.datagram, overlays);
         }
         loop {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlay),
+                Ok(_) => changed |= classify(&self.datagram, overlays),
                 Err(error) if errno(&error) == Errno::EAGAIN => return Ok(changed),
                 Err(error) => {
                     changed |= lost(&mut self.socket, errno(&error))?;
@@ -115,7 +119,7 @@ fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, Netli
     Err(NetlinkError::Socket(errno))
 }
 
-fn classify(datagram: &[u8], overlay: Option<u32>) -> Changed {
+fn classify(datagram: &[u8], overlays: &BTreeSet<u32>) -> Changed {
     let mut changed = Changed::default();
     for frame in frames(datagram) {
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[frame]) else {
@@ -123,15 +127,15 @@ fn classify(datagram: &[u8], overlay: Option<u32>) -> Changed {
             return Changed::EVERYTHING;
         };
         if let NetlinkPayload::InnerMessage(notice) = message.payload {
-            changed |= kind(&notice, overlay);
+            changed |= kind(&notice, overlays);
         }
     }
     changed
 }
 
-fn kind(notice: &RouteNetlinkMessage, overlay: Option<u32>) -> Changed {
+fn kind(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Changed {
     use RouteNetlinkMessage as Notice;
-    let on_overlay = |index: u32| overlay == Some(index);
+    let on_overlay = |index: u32| overlays.contains(&index);
     let none = Changed::default();
     match notice {
         Notice::NewLink(link) | Notice::DelLink(link) if on_overlay(link.header.index) => {
@@ -140,6 +144,10 @@ fn kind(notice: &RouteNetlinkMessage, overlay: Option<u32>) -> Changed {
         }
         Notice::NewLink(_) | Notice::DelLink(_) => Changed { links: true, ..none },
         Notice::NewAddress(address) | Notice::DelAddress(address) => {
+            if address.header.family == AddressFamily::Inet6 && address.header.scope == AddressScope::Link {
+                // Every interface has one, a pod's that comes or goes as well.
+                return none;
+            }
             let overlay = on_overlay(address.header.index);
             Changed { overlay, addresses: !overlay, ..none }
         }
@@ -147,6 +155,9 @@ fn kind(notice: &RouteNetlinkMessage, overlay: Option<u32>) -> Changed {
             Changed { overlay: on_overlay(neighbour.header.ifindex), ..none }
         }
         Notice::NewRoute(route) | Notice::DelRoute(route) => {
+            if is_automatic(route) {
+                return none;
+            }
             let oif = route.attributes.iter().find_map(|attribute| match attribute {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
@@ -156,4 +167,18 @@ fn kind(notice: &RouteNetlinkMessage, overlay: Option<u32>) -> Changed {
         }
         _ => none,
     }
+}
+
+/// Whether a route comes with an interface and leads no packet to another node: those to IPv6 multicast and
+/// link-local addresses (RFC 4291), and to an address of this node.
+fn is_automatic(route: &RouteMessage) -> bool {
+    let destination = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(destination)) => Some(destination),
+        _ => None,
+    });
+    destination.is_some_and(|destination| {
+        destination.is_multicast()
+            || destination.is_unicast_link_local()
+            || matches!(route.header.kind, RouteType::Local | RouteType::Anycast)
+    })
 }

@@ -1,6 +1,9 @@
-//! Neighbours (ARP) and forwarding entries (FDB): the kernel keeps both in tables of one kind of message.
+//! Neighbours (ARP, NDP) and forwarding entries (FDB): the kernel keeps both in tables of one kind of message.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -8,8 +11,8 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
 };
 
-use super::{Netlink, NetlinkError, Request};
-use crate::mac::Mac;
+use super::{Netlink, NetlinkError, Request, address_family};
+use crate::{family::Family, mac::Mac};
 
 /// A permanent forwarding entry of a VXLAN device itself (`self permanent` in the words of `bridge fdb`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,28 +20,31 @@ pub struct FdbEntry {
     /// Destination of inner frames.
     pub mac: Mac,
     /// Where they are sent to.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
 }
 
 impl Netlink {
-    /// The permanent IPv4 neighbours on an interface.
+    /// The permanent neighbours of one family on an interface.
     pub async fn permanent_neighbours(
         &mut self,
+        family: Family,
         ifindex: u32,
-    ) -> Result<BTreeMap<Ipv4Addr, Mac>, NetlinkError> {
+    ) -> Result<BTreeMap<IpAddr, Mac>, NetlinkError> {
         let mut query = NeighbourMessage::default();
-        query.header.family = AddressFamily::Inet;
+        query.header.family = address_family(family);
         query.attributes = vec![NeighbourAttribute::IfIndex(ifindex)];
         let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
         Ok(permanent(table, ifindex)
             .filter_map(|(destination, mac, _)| match destination? {
-                NeighbourAddress::Inet(address) => Some((address, mac)),
+                NeighbourAddress::Inet(address) => Some((address.into(), mac)),
+                NeighbourAddress::Inet6(address) => Some((address.into(), mac)),
                 _ => None,
             })
+            .filter(|(address, _)| Family::of(*address) == family)
             .collect())
     }
 
-    /// The permanent IPv4 forwarding entries of a VXLAN device itself.
+    /// The permanent forwarding entries of a VXLAN device itself.
     pub async fn permanent_fdb(&mut self, ifindex: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
         let mut query = NeighbourMessage::default();
         query.header.family = AddressFamily::Bridge;
@@ -46,16 +52,25 @@ impl Netlink {
         let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
         Ok(permanent(table, ifindex)
             .filter(|(_, mac, flags)| flags.contains(NeighbourFlags::Own) && *mac != Mac([0; 6]))
-            .filter_map(|(destination, mac, _)| {
-                let public_ip = match destination? {
-                    NeighbourAddress::Inet(address) => address,
-                    // Outside the families of addresses the bytes come as they are.
-                    NeighbourAddress::Other(bytes) => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?),
-                    _ => return None,
-                };
-                Some(FdbEntry { mac, public_ip })
-            })
+            .filter_map(|(destination, mac, _)| Some(FdbEntry { mac, public_ip: remote(&destination?)? }))
             .collect())
+    }
+}
+
+/// Where a forwarding entry leads.
+fn remote(destination: &NeighbourAddress) -> Option<IpAddr> {
+    match destination {
+        NeighbourAddress::Inet(address) => Some((*address).into()),
+        NeighbourAddress::Inet6(address) => Some((*address).into()),
+        // Outside the families of addresses the bytes come as they are.
+        NeighbourAddress::Other(bytes) => {
+            let v4 =
+                || <[u8; 4]>::try_from(bytes.as_slice()).ok().map(|octets| Ipv4Addr::from(octets).into());
+            let v6 =
+                || <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|octets| Ipv6Addr::from(octets).into());
+            v4().or_else(v6)
+        }
+        _ => None,
     }
 }
 
@@ -85,7 +100,7 @@ fn permanent(
 }
 
 /// Puts a permanent neighbour in place of any there is.
-pub(crate) fn put(ifindex: u32, address: Ipv4Addr, mac: Mac) -> Request {
+pub(crate) fn put(ifindex: u32, address: IpAddr, mac: Mac) -> Request {
     let mut message = neighbour(ifindex, address);
     message.header.state = NeighbourState::Permanent;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
@@ -93,7 +108,7 @@ pub(crate) fn put(ifindex: u32, address: Ipv4Addr, mac: Mac) -> Request {
 }
 
 /// Deletes a neighbour.
-pub(crate) fn delete(ifindex: u32, address: Ipv4Addr) -> Request {
+pub(crate) fn delete(ifindex: u32, address: IpAddr) -> Request {
     Request { message: RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address)), flags: 0 }
 }
 
@@ -110,9 +125,9 @@ pub(crate) fn delete_fdb(ifindex: u32, entry: FdbEntry) -> Request {
     Request { message: RouteNetlinkMessage::DelNeighbour(fdb(ifindex, entry)), flags: 0 }
 }
 
-fn neighbour(ifindex: u32, address: Ipv4Addr) -> NeighbourMessage {
+fn neighbour(ifindex: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of(address));
     message.header.ifindex = ifindex;
     message.attributes = vec![NeighbourAttribute::Destination(address.into())];
     message

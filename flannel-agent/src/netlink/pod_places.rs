@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use flannel_common::layout::PodV4;
@@ -88,7 +88,10 @@ impl Netlink {
                 _ => None,
             })
             .filter(|address| address.ifindex == peer.index)
-            .map(|address| address.network.ip())
+            .filter_map(|address| match address.network.ip() {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
             .collect())
     }
 }

@@ -1,10 +1,11 @@
 //! Which interfaces lead to pods of ours: found by what they are, never by name.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::Ipv4Network;
 
 use super::{Link, LinkKind, Netlink, NetlinkError};
+use crate::family::Family;
 
 impl Netlink {
     /// The host sides of the veths of pods in `subnet`, up or not. A pod's veth has its other end in
@@ -22,10 +23,10 @@ impl Netlink {
             return Ok(BTreeSet::new());
         }
         let holders: BTreeSet<u32> = self
-            .addresses(None)
+            .addresses(Family::V4, None)
             .await?
             .into_iter()
-            .filter(|address| subnet.contains(address.network.ip()))
+            .filter(|address| matches!(address.network.ip(), IpAddr::V4(held) if subnet.contains(held)))
             .map(|address| address.ifindex)
             .collect();
         let bridges: BTreeSet<u32> = links
@@ -41,11 +42,11 @@ impl Netlink {
         }
         if !unexplained.is_empty() {
             found.extend(
-                self.main_routes(None)
+                self.main_routes(Family::V4, None)
                     .await?
                     .into_iter()
                     .filter(|route| route.destination.prefix() == 32)
-                    .filter(|route| subnet.contains(route.destination.ip()))
+                    .filter(|route| matches!(route.destination.ip(), IpAddr::V4(pod) if subnet.contains(pod)))
                     .map(|route| route.ifindex)
                     .filter(|index| unexplained.contains(index)),
             );

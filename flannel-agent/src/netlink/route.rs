@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -16,34 +16,50 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, Request};
+use super::{Netlink, NetlinkError, Request, address_family};
 use crate::{
-    config::PoolV4,
+    config::Pool,
+    family::{Family, overlap},
     plan::{DirectRoute, NextHop},
 };
 
-/// An IPv4 unicast route of the main table.
+/// The metric of an IPv6 route that is given none (include/uapi/linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
+const IPV6_METRIC: u32 = 1024;
+
+/// A unicast route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) destination: Ipv4Network,
+    pub(crate) destination: IpNetwork,
     pub(crate) ifindex: u32,
-    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) gateway: Option<IpAddr>,
     pub(crate) metric: u32,
     onlink: bool,
     boot: bool,
 }
 
+impl Route {
+    /// Whether it is as flannel makes its routes: protocol boot, and no metric given.
+    fn is_plain(&self) -> bool {
+        let unasked = match Family::of_network(self.destination) {
+            Family::V4 => 0,
+            Family::V6 => IPV6_METRIC,
+        };
+        self.boot && self.metric == unasked
+    }
+}
+
 impl Netlink {
-    /// The routes over a VXLAN device that are as flannel makes them: `via GATEWAY onlink`, protocol boot,
-    /// no metric. Others are nobody's business.
+    /// The routes of one family over a VXLAN device that are as flannel makes them: `via GATEWAY onlink`, protocol
+    /// boot, no metric. Others are nobody's business.
     pub async fn onlink_routes(
         &mut self,
+        family: Family,
         ifindex: u32,
-    ) -> Result<BTreeMap<Ipv4Network, Ipv4Addr>, NetlinkError> {
-        let routes = self.main_routes(Some(ifindex)).await?;
+    ) -> Result<BTreeMap<IpNetwork, IpAddr>, NetlinkError> {
+        let routes = self.main_routes(family, Some(ifindex)).await?;
         Ok(routes
             .into_iter()
-            .filter(|route| route.onlink && route.boot && route.metric == 0)
+            .filter(|route| route.onlink && route.is_plain())
             .filter_map(|route| Some((route.destination, route.gateway?)))
             .collect())
     }
@@ -52,31 +68,35 @@ impl Netlink {
     /// of those over interface `ifindex` the ones that [`Stray`] takes to be flannel's.
     pub(crate) async fn gateway_routes(
         &mut self,
-        recognised: &BTreeSet<Ipv4Network>,
+        recognised: &BTreeSet<IpNetwork>,
         stray: &Stray,
-    ) -> Result<BTreeMap<Ipv4Network, DirectRoute>, NetlinkError> {
-        let routes = self.main_routes(None).await?;
-        let routers: BTreeSet<Ipv4Addr> = routes
+    ) -> Result<BTreeMap<IpNetwork, DirectRoute>, NetlinkError> {
+        let routes = self.main_routes(Family::of_network(stray.own), None).await?;
+        let routers: BTreeSet<IpAddr> = routes
             .iter()
             .filter(|route| !stray.pool.allows(route.destination))
             .filter_map(|route| route.gateway)
             .collect();
-        let is_ours = |route: &Route, via: &Ipv4Addr| {
+        let is_ours = |route: &Route, via: &IpAddr| {
             recognised.contains(&route.destination) || stray.is_flannels(route, via, &routers)
         };
         Ok(routes
             .iter()
-            .filter(|route| !route.onlink && route.boot && route.metric == 0)
+            .filter(|route| !route.onlink && route.is_plain())
             .filter_map(|route| Some((route, route.gateway?)))
             .filter(|(route, via)| is_ours(route, via))
             .map(|(route, via)| (route.destination, DirectRoute { ifindex: route.ifindex, via }))
             .collect())
     }
 
-    /// The unicast routes of the main table, of one interface or of all.
-    pub(crate) async fn main_routes(&mut self, ifindex: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
+    /// The unicast routes of one family in the main table, of one interface or of all.
+    pub(crate) async fn main_routes(
+        &mut self,
+        family: Family,
+        ifindex: Option<u32>,
+    ) -> Result<Vec<Route>, NetlinkError> {
         let mut query = RouteMessage::default();
-        query.header.address_family = AddressFamily::Inet;
+        query.header.address_family = address_family(family);
         query.header.table = RouteHeader::RT_TABLE_MAIN;
         query.header.kind = RouteType::Unicast;
         query.attributes = ifindex.map(RouteAttribute::Oif).into_iter().collect();
@@ -87,13 +107,15 @@ impl Netlink {
                 RouteNetlinkMessage::NewRoute(message) => read(message),
                 _ => None,
             })
+            // A kernel without IPv6 may answer with IPv4.
+            .filter(|route| Family::of_network(route.destination) == family)
             .filter(|route| ifindex.is_none_or(|wanted| wanted == route.ifindex))
             .collect())
     }
 
     /// Adds `blackhole SUBNET` to the main table, protocol boot. Whether it was added: a route to `subnet`,
     /// of whatever kind, that is there already stays.
-    pub async fn add_blackhole(&mut self, subnet: Ipv4Network) -> Result<bool, NetlinkError> {
+    pub async fn add_blackhole(&mut self, subnet: IpNetwork) -> Result<bool, NetlinkError> {
         let message = RouteNetlinkMessage::NewRoute(blackhole(subnet));
         let request = Request { message, flags: NLM_F_CREATE | NLM_F_EXCL };
         match self.transact(&[request]).await.pop() {
@@ -140,23 +162,23 @@ pub struct Stray {
     /// Index of the external interface at the start.
     pub ifindex: u32,
     /// The subnets that can be leased.
-    pub pool: PoolV4,
+    pub pool: Pool,
     /// Our own.
-    pub own: Ipv4Network,
+    pub own: IpNetwork,
 }
 
 impl Stray {
-    fn is_flannels(&self, route: &Route, via: &Ipv4Addr, routers: &BTreeSet<Ipv4Addr>) -> bool {
+    fn is_flannels(&self, route: &Route, via: &IpAddr, routers: &BTreeSet<IpAddr>) -> bool {
         route.ifindex == self.ifindex
             && self.pool.allows(route.destination)
-            && !route.destination.overlaps(self.own)
+            && !overlap(route.destination, self.own)
             && !routers.contains(via)
     }
 }
 
 /// Puts `subnet via gateway dev IFINDEX` (main table, protocol boot, scope global) in place of any route to
 /// `subnet` that has no metric either.
-pub(crate) fn put_direct(subnet: Ipv4Network, route: DirectRoute) -> Request {
+pub(crate) fn put_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
     Request {
         message: RouteNetlinkMessage::NewRoute(via(subnet, route.ifindex, route.via, RouteFlags::empty())),
         flags: NLM_F_CREATE | NLM_F_REPLACE,
@@ -164,14 +186,14 @@ pub(crate) fn put_direct(subnet: Ipv4Network, route: DirectRoute) -> Request {
 }
 
 /// Deletes that route, and no other.
-pub(crate) fn delete_direct(subnet: Ipv4Network, route: DirectRoute) -> Request {
+pub(crate) fn delete_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
     let message = via(subnet, route.ifindex, route.via, RouteFlags::empty());
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
 }
 
 /// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol boot, scope global) in place of any
 /// route to `subnet` that has no metric either.
-pub(crate) fn put_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> Request {
+pub(crate) fn put_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
     Request {
         message: RouteNetlinkMessage::NewRoute(onlink(ifindex, subnet, gateway)),
         flags: NLM_F_CREATE | NLM_F_REPLACE,
@@ -179,36 +201,36 @@ pub(crate) fn put_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -
 }
 
 /// Deletes that route, and no other.
-pub(crate) fn delete_onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> Request {
+pub(crate) fn delete_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway)), flags: 0 }
 }
 
-fn blackhole(subnet: Ipv4Network) -> RouteMessage {
+fn blackhole(subnet: IpNetwork) -> RouteMessage {
     route(subnet, RouteType::BlackHole)
 }
 
-fn onlink(ifindex: u32, subnet: Ipv4Network, gateway: Ipv4Addr) -> RouteMessage {
+fn onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> RouteMessage {
     via(subnet, ifindex, gateway, RouteFlags::Onlink)
 }
 
-fn via(subnet: Ipv4Network, ifindex: u32, gateway: Ipv4Addr, flags: RouteFlags) -> RouteMessage {
+fn via(subnet: IpNetwork, ifindex: u32, gateway: IpAddr, flags: RouteFlags) -> RouteMessage {
     let mut message = route(subnet, RouteType::Unicast);
     message.header.flags = flags;
-    let way = [RouteAttribute::Gateway(RouteAddress::Inet(gateway)), RouteAttribute::Oif(ifindex)];
+    let way = [RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(ifindex)];
     message.attributes.extend(way);
     message
 }
 
 /// A route to `subnet` as flannel makes its routes: main table, protocol boot, scope global.
-fn route(subnet: Ipv4Network, kind: RouteType) -> RouteMessage {
+fn route(subnet: IpNetwork, kind: RouteType) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = address_family(Family::of_network(subnet));
     message.header.destination_prefix_length = subnet.prefix();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
     message.header.kind = kind;
-    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(subnet.network()))];
+    message.attributes = vec![RouteAttribute::Destination(subnet.network().into())];
     message
 }
 
@@ -226,18 +248,18 @@ fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
 
 fn read(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut destination = None;
     let mut ifindex = None;
     let mut gateway = None;
     let mut metric = 0;
     let mut table = u32::from(header.table);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Destination(address) => destination = ip(address),
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             // Several next hops: what asks for the interface of such a route wants one of them.
             RouteAttribute::MultiPath(hops) => ifindex = hops.first().map(|hop| hop.interface_index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::Table(number) => table = *number,
             _ => {}
@@ -247,14 +269,29 @@ fn read(message: &RouteMessage) -> Option<Route> {
     {
         return None;
     }
+    // That of a default route is left out.
+    let anywhere = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let destination = destination.unwrap_or(anywhere);
     Some(Route {
-        destination: Ipv4Network::new(destination, header.destination_prefix_length).ok()?,
+        destination: IpNetwork::new(destination, header.destination_prefix_length).ok()?,
         ifindex: ifindex?,
         gateway,
         metric,
         onlink: header.flags.contains(RouteFlags::Onlink),
         boot: header.protocol == RouteProtocol::Boot,
     })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
 }
 
 fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Option<NextHop> {

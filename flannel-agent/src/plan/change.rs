@@ -1,15 +1,18 @@
 //! One step from what is observed to what is desired.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use flannel_common::{
     layout::{Config, Exempt, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
     path::Hook,
 };
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::{DirectRoute, VxlanDevice};
-use crate::mac::Mac;
+use crate::{family::Family, mac::Mac};
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
 /// what is gone, is not an error.
@@ -19,32 +22,32 @@ pub enum Change {
     /// place, anything else takes a new device.
     PutDevice(VxlanDevice),
     /// Give the device an address.
-    PutAddress(Ipv4Network),
+    PutAddress(IpNetwork),
     /// Say which public address a VtepMAC is behind.
     PutFdb {
         /// MAC of the peer's VXLAN device.
         mac: Mac,
         /// Public address of the peer.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
-    /// Say which VtepMAC a peer's `.0` address has.
+    /// Say which VtepMAC the first address of a peer's subnet has.
     PutNeighbour {
         /// First address of the peer's subnet.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// MAC of the peer's VXLAN device.
         mac: Mac,
     },
     /// Route a pod subnet over the device.
     PutRoute {
         /// The peer's subnet.
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         /// First address of that subnet.
-        via: Ipv4Addr,
+        via: IpAddr,
     },
     /// Route a pod subnet straight to the node that holds it, in place of any other route to it.
     PutDirectRoute {
         /// The peer's subnet.
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         /// Where to.
         route: DirectRoute,
     },
@@ -105,47 +108,47 @@ pub enum Change {
     /// Delete the route of a pod subnet.
     DeleteRoute {
         /// The subnet.
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         /// The gateway it was observed with.
-        via: Ipv4Addr,
+        via: IpAddr,
     },
     /// Delete a route past the device.
     DeleteDirectRoute {
         /// The subnet.
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         /// As it was observed.
         route: DirectRoute,
     },
     /// Delete a permanent neighbour of the device.
-    DeleteNeighbour(Ipv4Addr),
+    DeleteNeighbour(IpAddr),
     /// Delete a forwarding entry of the device.
     DeleteFdb {
         /// The MAC.
         mac: Mac,
         /// The public address it was observed with.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
     /// Take an address from the device.
-    DeleteAddress(Ipv4Network),
-    /// Delete the device, and with it all that is on it.
-    DeleteDevice,
+    DeleteAddress(IpNetwork),
+    /// Delete the device of a family, and with it all that is on it.
+    DeleteDevice(Family),
 }
 
 /// The object a [`Change`] is about, whatever becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Slot {
-    /// The VXLAN device.
-    Device,
+    /// The VXLAN device of a family.
+    Device(Family),
     /// An address of it.
-    Address(Ipv4Network),
+    Address(IpNetwork),
     /// A forwarding entry of it.
-    Fdb(Mac),
+    Fdb(Family, Mac),
     /// A neighbour on it.
-    Neighbour(Ipv4Addr),
+    Neighbour(IpAddr),
     /// A route over it.
-    Route(Ipv4Network),
+    Route(IpNetwork),
     /// A route past it.
-    DirectRoute(Ipv4Network),
+    DirectRoute(IpNetwork),
     /// Map `config`.
     BpfConfig,
     /// An entry of map `routes_v4`.
@@ -164,9 +167,12 @@ impl Change {
     /// The object this is about.
     pub fn slot(&self) -> Slot {
         match *self {
-            Self::PutDevice(_) | Self::DeleteDevice => Slot::Device,
+            Self::PutDevice(ref device) => Slot::Device(device.family()),
+            Self::DeleteDevice(family) => Slot::Device(family),
             Self::PutAddress(address) | Self::DeleteAddress(address) => Slot::Address(address),
-            Self::PutFdb { mac, .. } | Self::DeleteFdb { mac, .. } => Slot::Fdb(mac),
+            Self::PutFdb { mac, public_ip } | Self::DeleteFdb { mac, public_ip } => {
+                Slot::Fdb(Family::of(public_ip), mac)
+            }
             Self::PutNeighbour { address, .. } | Self::DeleteNeighbour(address) => Slot::Neighbour(address),
             Self::PutRoute { subnet, .. } | Self::DeleteRoute { subnet, .. } => Slot::Route(subnet),
             Self::PutDirectRoute { subnet, .. } | Self::DeleteDirectRoute { subnet, .. } => {
@@ -178,6 +184,16 @@ impl Change {
             Self::PutPod { address, .. } | Self::DeletePod(address) => Slot::Pod(address),
             Self::PutExempt { prefix, .. } | Self::DeleteExempt(prefix) => Slot::Exempt(prefix),
             Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => Slot::Hook(ifindex, hook),
+        }
+    }
+
+    /// The family of the device this is about, or about something on.
+    pub fn device(&self) -> Option<Family> {
+        match self.slot() {
+            Slot::Device(family) | Slot::Fdb(family, _) => Some(family),
+            Slot::Address(network) | Slot::Route(network) => Some(Family::of_network(network)),
+            Slot::Neighbour(address) => Some(Family::of(address)),
+            _ => None,
         }
     }
 
@@ -204,7 +220,7 @@ impl Change {
                 | Self::DeleteNeighbour(_)
                 | Self::DeleteFdb { .. }
                 | Self::DeleteAddress(_)
-                | Self::DeleteDevice
+                | Self::DeleteDevice(_)
         )
     }
 }
@@ -266,7 +282,7 @@ impl fmt::Display for Change {
                 write!(f, "stop forwarding frames for {mac} to {public_ip}")
             }
             Self::DeleteAddress(address) => write!(f, "take address {address} from the VXLAN device"),
-            Self::DeleteDevice => f.write_str("delete the VXLAN device"),
+            Self::DeleteDevice(family) => write!(f, "delete the VXLAN device for {family}"),
         }
     }
 }

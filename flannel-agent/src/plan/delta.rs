@@ -1,8 +1,9 @@
 //! The steps from an observed state to the desired one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{BpfState, Change, State, VxlanDevice};
+use crate::family::Family;
 
 /// The changes that lead from `observed` to `desired`, in an order in which no packet is lost that
 /// either state would deliver:
@@ -13,14 +14,14 @@ use super::{BpfState, Change, State, VxlanDevice};
 ///
 /// Empty exactly when the states are equal.
 pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
-    let on_device = left_on_device(desired.device.as_ref(), observed);
+    let on_device = left_on_devices(desired, observed);
     let mut changes = Vec::new();
-    if desired.device != observed.device {
-        changes.extend(desired.device.clone().map(Change::PutDevice));
-    }
+    changes.extend(
+        news(&desired.devices, &observed.devices).map(|(_, device)| Change::PutDevice(device.clone())),
+    );
     changes.extend(desired.addresses.difference(&on_device.addresses).copied().map(Change::PutAddress));
     changes.extend(
-        news(&desired.fdb, &on_device.fdb).map(|(&mac, &public_ip)| Change::PutFdb { mac, public_ip }),
+        news(&desired.fdb, &on_device.fdb).map(|(&(_, mac), &public_ip)| Change::PutFdb { mac, public_ip }),
     );
     changes.extend(
         news(&desired.neighbours, &on_device.neighbours)
@@ -40,10 +41,8 @@ pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
         gone(&desired.direct_routes, &observed.direct_routes)
             .map(|(&subnet, &route)| Change::DeleteDirectRoute { subnet, route }),
     );
-    if desired.device.is_none() && observed.device.is_some() {
-        changes.push(Change::DeleteDevice);
-        return changes;
-    }
+    changes
+        .extend(gone(&desired.devices, &observed.devices).map(|(&family, _)| Change::DeleteDevice(family)));
     changes.extend(
         gone(&desired.routes, &on_device.routes).map(|(&subnet, &via)| Change::DeleteRoute { subnet, via }),
     );
@@ -52,7 +51,8 @@ pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
             .map(|(&address, _)| Change::DeleteNeighbour(address)),
     );
     changes.extend(
-        gone(&desired.fdb, &on_device.fdb).map(|(&mac, &public_ip)| Change::DeleteFdb { mac, public_ip }),
+        gone(&desired.fdb, &on_device.fdb)
+            .map(|(&(_, mac), &public_ip)| Change::DeleteFdb { mac, public_ip }),
     );
     changes.extend(on_device.addresses.difference(&desired.addresses).copied().map(Change::DeleteAddress));
     changes
@@ -107,8 +107,8 @@ fn gone<'a, K: Ord, V>(
     observed.iter().filter(|(key, _)| !desired.contains_key(key))
 }
 
-/// What is still on the device when it has become as desired.
-fn left_on_device(desired: Option<&VxlanDevice>, observed: &State) -> State {
+/// What is still on the devices when they have become as desired.
+fn left_on_devices(desired: &State, observed: &State) -> State {
     let mut left = State {
         addresses: observed.addresses.clone(),
         neighbours: observed.neighbours.clone(),
@@ -116,7 +116,9 @@ fn left_on_device(desired: Option<&VxlanDevice>, observed: &State) -> State {
         routes: observed.routes.clone(),
         ..State::default()
     };
-    left.adapt(observed.device.as_ref(), desired);
+    for family in Family::BOTH {
+        left.adapt(family, observed.devices.get(&family), desired.devices.get(&family));
+    }
     left
 }
 
@@ -130,21 +132,28 @@ impl VxlanDevice {
 }
 
 impl State {
-    /// Takes away what the kernel drops when the device `before` becomes `after`: everything with a device
-    /// that goes, the neighbours with its MAC.
-    pub(crate) fn adapt(&mut self, before: Option<&VxlanDevice>, after: Option<&VxlanDevice>) {
-        match (before, after) {
+    /// Takes away what the kernel drops when the device `before` of `family` becomes `after`: everything with a
+    /// device that goes, the neighbours with its MAC.
+    pub(crate) fn adapt(
+        &mut self,
+        family: Family,
+        before: Option<&VxlanDevice>,
+        after: Option<&VxlanDevice>,
+    ) {
+        let stays = match (before, after) {
             (Some(before), Some(after)) if after.is_compatible(before) => {
-                if before.mac != after.mac {
-                    self.neighbours = BTreeMap::new();
+                if before.mac == after.mac {
+                    return;
                 }
+                true
             }
-            _ => {
-                self.addresses = BTreeSet::new();
-                self.neighbours = BTreeMap::new();
-                self.fdb = BTreeMap::new();
-                self.routes = BTreeMap::new();
-            }
+            _ => false,
+        };
+        self.neighbours.retain(|address, _| Family::of(*address) != family);
+        if !stays {
+            self.addresses.retain(|address| Family::of_network(*address) != family);
+            self.fdb.retain(|(of, _), _| *of != family);
+            self.routes.retain(|subnet, _| Family::of_network(*subnet) != family);
         }
     }
 }

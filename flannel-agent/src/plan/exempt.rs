@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_common::layout::{Exempt, SubnetV4};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::{Local, host, subnet_key};
+use super::{LocalStack, host, subnet_key};
 use crate::lease::Leases;
 
 /// What the operator exempts from masquerading, besides the cluster's network.
@@ -17,9 +17,9 @@ pub struct Exemptions {
     pub nodes: bool,
 }
 
-/// All prefixes that are exempt, and why; of several reasons the first of [`Exempt`].
+/// All IPv4 prefixes that are exempt, and why; of several reasons the first of [`Exempt`].
 pub(super) fn prefixes(
-    local: &Local,
+    stack: &LocalStack,
     leases: &Leases,
     exemptions: &Exemptions,
 ) -> BTreeMap<SubnetV4, Exempt> {
@@ -30,9 +30,13 @@ pub(super) fn prefixes(
         // masquerades what ends here, and a container that asks for its own published port by our address
         // gets an answer only if docker masquerades it.
         let nodes = leases.values().map(|lease| lease.attrs.public_ip);
-        let nodes = nodes.filter(|address| ![local.public_ip, local.underlay.address].contains(address));
+        // An IPv6-only node's.
+        let nodes = nodes.filter(|address| !address.is_unspecified());
+        let nodes = nodes.filter(|address| ![stack.public_ip, stack.address].contains(&(*address).into()));
         all.extend(nodes.map(|address| (subnet_key(host(address)), Exempt::Node)));
     }
-    all.insert(subnet_key(local.network), Exempt::Cluster);
+    if let IpNetwork::V4(network) = stack.network {
+        all.insert(subnet_key(network), Exempt::Cluster);
+    }
     all
 }

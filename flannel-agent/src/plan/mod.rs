@@ -6,15 +6,16 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     ops::Range,
     time::Duration,
 };
 
 use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::{
+    family::Family,
     lease::{LeaseSubnet, Leases},
     mac::Mac,
 };
@@ -37,14 +38,10 @@ pub use state::{BpfState, DirectRoute, State, VxlanDevice};
 /// The facts about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
-    /// The network all pod subnets are cut from.
-    pub network: Ipv4Network,
-    /// Our pod subnet, host bits zero.
-    pub subnet: Ipv4Network,
-    /// The address our lease publishes; peers send to it.
-    pub public_ip: Ipv4Addr,
-    /// The external interface.
-    pub underlay: Underlay,
+    /// The families of the cluster's network, and this node in each.
+    pub stacks: BTreeMap<Family, LocalStack>,
+    /// Index of the external interface, by which packets between nodes leave and arrive.
+    pub underlay_ifindex: u32,
     /// How packets reach other nodes.
     pub backend: Backend,
     /// How far packets may skip the host's stack.
@@ -56,20 +53,27 @@ pub struct Local {
     pub source_ports: Range<u16>,
 }
 
-/// Where packets between nodes leave and arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Underlay {
-    /// Index of the external interface.
-    pub ifindex: u32,
-    /// Our address on it.
-    pub address: Ipv4Addr,
+/// This node in one family. All addresses are of that family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalStack {
+    /// The network all pod subnets are cut from.
+    pub network: IpNetwork,
+    /// Our pod subnet, host bits zero.
+    pub subnet: IpNetwork,
+    /// The address our lease publishes; peers send to it.
+    pub public_ip: IpAddr,
+    /// Our address on the external interface.
+    pub address: IpAddr,
+    /// The VXLAN device that carries this family's packets, with that backend. It is bound to the external
+    /// interface, and its outer headers are of this family, too.
+    pub device: Option<VxlanDevice>,
 }
 
 /// How packets reach other nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Through a tunnel. The device is bound to the external interface.
-    Vxlan(VxlanDevice),
+    /// Through a tunnel: each family over a device of its own.
+    Vxlan,
     /// By routes to nodes on the same link, without a tunnel.
     HostGw,
     /// By whatever the administrator has set up: only the lease is ours.
@@ -78,9 +82,9 @@ pub enum Backend {
 
 impl Backend {
     /// `BackendType` of our lease and of those that are followed.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(self) -> &'static str {
         match self {
-            Self::Vxlan(_) => "vxlan",
+            Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
             // Upstream publishes none.
             Self::Alloc => "",
@@ -89,12 +93,14 @@ impl Backend {
 }
 
 impl Local {
-    /// The VXLAN device, if there is to be one.
-    pub fn device(&self) -> Option<&VxlanDevice> {
-        match &self.backend {
-            Backend::Vxlan(device) => Some(device),
-            Backend::HostGw | Backend::Alloc => None,
-        }
+    /// This node in a family of the cluster's.
+    pub fn stack(&self, family: Family) -> Option<&LocalStack> {
+        self.stacks.get(&family)
+    }
+
+    /// The VXLAN devices there are to be.
+    pub fn devices(&self) -> impl Iterator<Item = (Family, &VxlanDevice)> {
+        self.stacks.iter().filter_map(|(family, stack)| Some((*family, stack.device.as_ref()?)))
     }
 }
 
@@ -131,8 +137,8 @@ pub struct Inputs<'a> {
     pub pods: &'a Pods,
     /// What the operator exempts from masquerading.
     pub exemptions: &'a Exemptions,
-    /// Index of the VXLAN device, once it exists.
-    pub overlay_ifindex: Option<u32>,
+    /// Indices of the VXLAN devices that exist.
+    pub overlays: &'a BTreeMap<Family, u32>,
 }
 
 /// What [`plan`] concludes.
@@ -140,10 +146,23 @@ pub struct Inputs<'a> {
 pub struct Plan {
     /// What the kernel should hold.
     pub state: State,
-    /// The peers that are reached, by pod subnet.
-    pub peers: BTreeMap<Ipv4Network, Peer>,
-    /// The leases that are not followed, and why.
-    pub skipped: BTreeMap<LeaseSubnet, Skip>,
+    /// The peers that are reached, by pod subnet: of a node with both families, one for each.
+    pub peers: BTreeMap<IpNetwork, Peer>,
+    /// The leases that are not followed in a family, and why.
+    pub skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
+}
+
+impl Plan {
+    /// Leases that are followed in some family.
+    pub fn followed(&self) -> usize {
+        self.peers.values().map(|peer| peer.lease).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Leases that should be looked into, in whichever family.
+    pub fn faults(&self) -> usize {
+        let faults = self.skipped.iter().filter(|(_, skip)| skip.is_fault());
+        faults.map(|((lease, _), _)| lease).collect::<BTreeSet<_>>().len()
+    }
 }
 
 /// What the kernel should hold given `inputs`: exactly what a node of stock flannel programs, and, unless
@@ -152,20 +171,22 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let local = inputs.local;
     let (peers, skipped) = peers(local, inputs.leases);
     let mut state = State { bpf: bpf(inputs, &peers), ..State::default() };
-    if let Some(device) = local.device() {
-        state.device = Some(device.clone());
-        state.addresses.insert(host(local.subnet.network()));
+    for (family, stack) in &local.stacks {
+        if let Some(device) = &stack.device {
+            state.devices.insert(*family, device.clone());
+            state.addresses.insert(stack.subnet.network().into());
+        }
     }
     for (subnet, peer) in &peers {
         match peer.way {
             Way::Vxlan(mac) => {
                 let base = subnet.network();
                 state.neighbours.insert(base, mac);
-                state.fdb.insert(mac, peer.public_ip);
+                state.fdb.insert((Family::of(base), mac), peer.public_ip);
                 state.routes.insert(*subnet, base);
             }
             Way::Direct => {
-                let route = DirectRoute { ifindex: local.underlay.ifindex, via: peer.public_ip };
+                let route = DirectRoute { ifindex: local.underlay_ifindex, via: peer.public_ip };
                 state.direct_routes.insert(*subnet, route);
             }
         }
@@ -173,39 +194,47 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     Plan { state, peers, skipped }
 }
 
-fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
+/// The programs know IPv4; packets of IPv6 take the kernel's way.
+fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> BpfState {
     let local = inputs.local;
-    let Some(device) = local.device().filter(|_| local.fast_path != FastPath::Off) else {
+    let stack = local.stack(Family::V4).filter(|_| local.fast_path != FastPath::Off);
+    let Some((stack, device)) = stack.and_then(|stack| Some((stack, stack.device.as_ref()?))) else {
+        return BpfState::default();
+    };
+    let (IpNetwork::V4(network), IpNetwork::V4(subnet), IpAddr::V4(vtep)) =
+        (stack.network, stack.subnet, device.local)
+    else {
         return BpfState::default();
     };
     let mut bpf = BpfState::default();
     let mut lengths = BTreeSet::new();
     for (subnet, peer) in peers {
+        let (IpNetwork::V4(subnet), IpAddr::V4(public_ip)) = (subnet, peer.public_ip) else { continue };
         let key = subnet_key(*subnet);
         lengths.insert(Reverse(subnet.prefix()));
-        bpf.peers.insert(key, peer_value(device, peer, inputs.next_hops.get(&peer.public_ip)));
+        bpf.peers.insert(key, peer_value(device, peer.way, public_ip, inputs.next_hops.get(&public_ip)));
         // The source check has room for one lease of a public address.
         if peer.foremost {
-            bpf.vteps.insert(peer.public_ip.octets(), VtepV4 { subnet: key });
+            bpf.vteps.insert(public_ip.octets(), VtepV4 { subnet: key });
         }
     }
     bpf.config = Some(Config {
         fast_path: local.fast_path,
-        vtep: device.local.octets(),
+        vtep: vtep.octets(),
         port: device.port.into(),
         vni: device.vni,
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
-        network: subnet_key(local.network),
-        subnet: subnet_key(local.subnet),
+        network: subnet_key(network),
+        subnet: subnet_key(subnet),
         flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
         // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: device.mac.0,
         reserved: [0; 2],
     });
-    bpf.exempt = exempt::prefixes(local, inputs.leases, inputs.exemptions);
-    bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
+    bpf.exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
+    bpf.hooks.extend(inputs.overlays.get(&Family::V4).map(|index| (*index, Hook::ToOverlay)));
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::Flow {
@@ -218,8 +247,8 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
     bpf
 }
 
-fn peer_value(device: &VxlanDevice, peer: &Peer, next_hop: Option<&NextHop>) -> PeerV4 {
-    let (kind, mac) = match (peer.way, next_hop) {
+fn peer_value(device: &VxlanDevice, way: Way, public_ip: Ipv4Addr, next_hop: Option<&NextHop>) -> PeerV4 {
+    let (kind, mac) = match (way, next_hop) {
         (Way::Vxlan(mac), Some(_)) => (PeerKind::Vxlan, mac),
         (Way::Vxlan(mac), None) => (PeerKind::Kernel, mac),
         // The programs have no way without a tunnel.
@@ -227,7 +256,7 @@ fn peer_value(device: &VxlanDevice, peer: &Peer, next_hop: Option<&NextHop>) -> 
     };
     PeerV4 {
         kind,
-        vtep: peer.public_ip.octets(),
+        vtep: public_ip.octets(),
         // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
         vni: device.vni,
         ifindex: next_hop.map_or(0, |hop| hop.ifindex),

@@ -3,24 +3,27 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::SystemTime,
 };
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
-use super::{Backend, Local};
+use super::{Backend, Local, LocalStack};
 use crate::{
+    family::{Family, overlap},
     gojson::shorten,
     lease::{Lease, LeaseSubnet, Leases},
     mac::Mac,
 };
 
-/// Another node.
+/// Another node, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
+    /// Its lease, which may be that of a peer in the other family, too.
+    pub lease: LeaseSubnet,
     /// Its address on the underlay.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// How packets get there.
     pub way: Way,
     /// Whether this is the lease its public address is known by, should it hold several.
@@ -49,9 +52,9 @@ impl Way {
 /// Why a lease is not followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Skip {
-    /// It says nothing about IPv4.
-    #[error("it has no IPv4 subnet")]
-    NoIpv4,
+    /// It says nothing about this family.
+    #[error("it has no {0} subnet")]
+    NoSubnet(Family),
     /// Another kind of network.
     #[error("its backend is \"{}\", ours is \"{ours}\"", shorten(theirs, 40))]
     OtherBackend {
@@ -60,50 +63,75 @@ pub enum Skip {
         /// That of ours.
         ours: &'static str,
     },
-    /// Its `BackendData` cannot be read.
+    /// Its `BackendData`, or for IPv6 `BackendV6Data`, cannot be read.
     #[error("{0}")]
     Unreadable(String),
-    /// Its `BackendData` names no MAC that one device could have.
-    #[error("BackendData.VtepMAC: {} instead of the MAC of a device", .0.map_or("absent".to_owned(), |mac| mac.to_string()))]
-    NoMac(Option<Mac>),
-    /// Its `PublicIP` can be no node's.
-    #[error("PublicIP: expected the address of a node, found {0}")]
-    NoNode(Ipv4Addr),
+    /// That names no MAC that one device could have.
+    #[error("{}.VtepMAC: {} instead of the MAC of a device", data_field(*.0), .1.map_or("absent".to_owned(), |mac| mac.to_string()))]
+    NoMac(Family, Option<Mac>),
+    /// It has a subnet of this family, and no address.
+    #[error("{}: absent; the subnet needs one", address_field(*.0))]
+    NoAddress(Family),
+    /// Its `PublicIP` or `PublicIPv6` can be no node's.
+    #[error("{field}: expected the address of a node, found {0}", field = address_field(Family::of(*.0)))]
+    NoNode(IpAddr),
     /// It publishes our address.
-    #[error("its PublicIP {0} is our own")]
-    OurAddress(Ipv4Addr),
+    #[error("its {field} {0} is our own", field = address_field(Family::of(*.0)))]
+    OurAddress(IpAddr),
     /// Its subnet takes in ours, part of it, or the addresses the tunnel itself needs.
     #[error("its subnet covers {0}, which is ours")]
-    CoversUs(Ipv4Network),
-    /// Its subnet begins where that of another does, which is the smaller one, or the same with another IPv6
-    /// subnet: the tunnel has one neighbour of that address.
+    CoversUs(IpNetwork),
+    /// Its subnet begins where that of another does, which is the smaller one, or the same with another subnet
+    /// of the other family: the tunnel has one neighbour of that address.
     #[error("its subnet begins with the same address as {0}, which is followed")]
-    SameBase(Ipv4Network),
+    SameBase(IpNetwork),
     /// Another node publishes the same MAC.
     #[error("its VtepMAC {mac} is also that of {other}, which is followed")]
     SameMac {
         /// The MAC.
         mac: Mac,
         /// The lease that is followed.
-        other: Ipv4Network,
+        other: IpNetwork,
     },
+}
+
+/// The lease's field with a node's address.
+fn address_field(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "PublicIP",
+        Family::V6 => "PublicIPv6",
+    }
+}
+
+/// The lease's field with the backend's data.
+fn data_field(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "BackendData",
+        Family::V6 => "BackendV6Data",
+    }
 }
 
 impl Skip {
     /// Whether someone should look into it. Nodes of other kinds are nobody's fault.
     pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::NoIpv4 | Self::OtherBackend { .. })
+        !matches!(self, Self::NoSubnet(_) | Self::OtherBackend { .. })
     }
 }
 
-/// The public addresses of all peers that may be followed: what the underlay must reach.
+/// The IPv4 public addresses of all peers that may be followed: what the underlay must reach.
 pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
+    if local.stack(Family::V4).is_none() {
+        return BTreeSet::new();
+    }
     leases
         .values()
-        .filter(|lease| lease.attrs.backend_type == local.backend.kind())
+        .filter(|lease| lease.attrs.backend_type == local.backend.kind() && lease.subnet.v4.is_some())
         .map(|lease| lease.attrs.public_ip)
         .collect()
 }
+
+/// What [`peers`] concludes.
+type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 
 /// The peers to reach, by pod subnet, and the leases that are not followed.
 ///
@@ -112,29 +140,41 @@ pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
 ///
 /// Of leases that exclude each other (one MAC at two addresses; one first address) the one that ends last is
 /// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
-/// then the lower.
-pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
-    if local.backend == Backend::Alloc {
-        return (BTreeMap::new(), BTreeMap::new());
+/// then the lower. Each family is judged for itself.
+pub fn peers(local: &Local, leases: &Leases) -> Peers {
+    let (mut peers, mut skipped) = Peers::default();
+    if local.backend != Backend::Alloc {
+        for (family, stack) in &local.stacks {
+            follow(*family, stack, local.backend, leases, &mut peers, &mut skipped);
+        }
     }
-    let mut skipped = BTreeMap::new();
+    (peers, skipped)
+}
+
+/// Adds the peers of one family.
+fn follow(
+    family: Family,
+    stack: &LocalStack,
+    backend: Backend,
+    leases: &Leases,
+    peers: &mut BTreeMap<IpNetwork, Peer>,
+    skipped: &mut BTreeMap<(LeaseSubnet, Family), Skip>,
+) {
     let mut candidates = Vec::new();
     for (key, lease) in leases {
-        match candidate(local, lease) {
-            Ok((subnet, way)) => candidates.push((Reverse(end(lease)), subnet, way, *key, lease)),
+        match candidate(family, stack, backend, lease) {
+            Ok((subnet, peer)) => candidates.push((Reverse(end(lease)), subnet, peer, (*key, family))),
             Err(skip) => {
-                skipped.insert(*key, skip);
+                skipped.insert((*key, family), skip);
             }
         }
     }
     candidates.sort_by_key(|(end, subnet, ..)| (*end, Reverse(subnet.prefix()), *subnet));
 
-    let mut peers = BTreeMap::<Ipv4Network, Peer>::new();
-    let mut macs = BTreeMap::<Mac, (Ipv4Addr, Ipv4Network)>::new();
-    let mut bases = BTreeMap::<Ipv4Addr, (Ipv4Addr, Mac, Ipv4Network)>::new();
+    let mut macs = BTreeMap::<Mac, (IpAddr, IpNetwork)>::new();
+    let mut bases = BTreeMap::<IpAddr, (IpAddr, Mac, IpNetwork)>::new();
     let mut addresses = BTreeSet::new();
-    for (_, subnet, way, key, lease) in candidates {
-        let public_ip = lease.attrs.public_ip;
+    for (_, subnet, Candidate { public_ip, way }, key) in candidates {
         if peers.contains_key(&subnet) {
             skipped.insert(key, Skip::SameBase(subnet));
             continue;
@@ -153,9 +193,9 @@ pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BT
             }
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
-        peers.insert(subnet, Peer { public_ip, way, foremost: addresses.insert(public_ip) });
+        let foremost = addresses.insert(public_ip);
+        peers.insert(subnet, Peer { lease: key.0, public_ip, way, foremost });
     }
-    (peers, skipped)
 }
 
 /// The end of a lease, for comparison: a reservation outlasts all.
@@ -163,34 +203,53 @@ fn end(lease: &Lease) -> (bool, Option<SystemTime>) {
     (lease.expiration.is_none(), lease.expiration)
 }
 
-fn candidate(local: &Local, lease: &Lease) -> Result<(Ipv4Network, Way), Skip> {
-    let subnet = lease.subnet.v4.ok_or(Skip::NoIpv4)?;
+/// A peer that can be reached, unless another excludes it.
+struct Candidate {
+    public_ip: IpAddr,
+    way: Way,
+}
+
+fn candidate(
+    family: Family,
+    stack: &LocalStack,
+    backend: Backend,
+    lease: &Lease,
+) -> Result<(IpNetwork, Candidate), Skip> {
+    let subnet = lease.subnet.of(family).ok_or(Skip::NoSubnet(family))?;
     let attrs = &lease.attrs;
-    let ours = local.backend.kind();
+    let ours = backend.kind();
     if attrs.backend_type != ours {
         return Err(Skip::OtherBackend { theirs: attrs.backend_type.clone(), ours });
     }
-    if !may_be_a_node(attrs.public_ip) {
-        return Err(Skip::NoNode(attrs.public_ip));
+    let public_ip = attrs.address(family).ok_or(Skip::NoAddress(family))?;
+    if !may_be_a_node(public_ip) {
+        return Err(Skip::NoNode(public_ip));
     }
-    let address = local.underlay.address;
-    if attrs.public_ip == local.public_ip || attrs.public_ip == address {
-        return Err(Skip::OurAddress(attrs.public_ip));
+    if public_ip == stack.public_ip || public_ip == stack.address {
+        return Err(Skip::OurAddress(public_ip));
     }
-    let ours = [local.subnet, local.public_ip.into(), address.into()];
-    if let Some(covered) = ours.into_iter().find(|own| own.overlaps(subnet)) {
+    let ours = [stack.subnet, stack.public_ip.into(), stack.address.into()];
+    if let Some(covered) = ours.into_iter().find(|own| overlap(*own, subnet)) {
         return Err(Skip::CoversUs(covered));
     }
-    if local.backend == Backend::HostGw {
-        return Ok((subnet, Way::Direct));
+    if backend == Backend::HostGw {
+        return Ok((subnet, Candidate { public_ip, way: Way::Direct }));
     }
-    let data = attrs.vxlan().map_err(|error| Skip::Unreadable(error.to_string()))?;
-    let mac = data.vtep_mac.filter(|mac| mac.0 != [0; 6] && mac.0[0] & 1 == 0);
-    Ok((subnet, Way::Vxlan(mac.ok_or(Skip::NoMac(data.vtep_mac))?)))
+    let data = attrs.vxlan(family).map_err(|error| Skip::Unreadable(error.to_string()))?;
+    let mac = data.vtep_mac.filter(Mac::is_of_one_device);
+    let mac = mac.ok_or(Skip::NoMac(family, data.vtep_mac))?;
+    Ok((subnet, Candidate { public_ip, way: Way::Vxlan(mac) }))
 }
 
 /// Whether packets can be sent to one node at `address`.
-fn may_be_a_node(address: Ipv4Addr) -> bool {
-    // 0.0.0.0/8 is this host's, 240.0.0.0/4 nobody's (RFC 6890).
-    !(address.is_loopback() || address.is_multicast() || matches!(address.octets()[0], 0 | 240..))
+fn may_be_a_node(address: IpAddr) -> bool {
+    match address {
+        // 0.0.0.0/8 is this host's, 240.0.0.0/4 nobody's (RFC 6890).
+        IpAddr::V4(v4) => !(v4.is_loopback() || v4.is_multicast() || matches!(v4.octets()[0], 0 | 240..)),
+        // An IPv4 address in IPv6 text is on no wire (RFC 4291, 2.5.5.2).
+        IpAddr::V6(v6) => {
+            let strange = v6.is_loopback() || v6.is_multicast() || v6.is_unspecified();
+            !strange && v6.to_ipv4_mapped().is_none()
+        }
+    }
 }

@@ -2,21 +2,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use flannel_common::{
     layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
     path::Hook,
 };
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
-use crate::mac::Mac;
+use crate::{family::Family, mac::Mac};
 
-/// The VXLAN device `flannel.<vni>`, with the attributes that upstream compares.
+/// A VXLAN device, `flannel.<vni>` or `flannel-v6.<vni>`, with the attributes that upstream compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanDevice {
-    /// `flannel.<vni>`.
+    /// `flannel.<vni>`, for IPv6 `flannel-v6.<vni>`.
     pub name: String,
     /// VXLAN network identifier.
     pub vni: u32,
@@ -24,11 +24,11 @@ pub struct VxlanDevice {
     pub port: u16,
     /// Index of the external interface it is bound to.
     pub underlay_ifindex: u32,
-    /// Local address of the outer header.
-    pub local: Ipv4Addr,
+    /// Local address of the outer header, whose family is also that of the packets it carries.
+    pub local: IpAddr,
     /// Its MAC, as our lease publishes it.
     pub mac: Mac,
-    /// Its MTU: that of the underlay less 50.
+    /// Its MTU: that of the underlay less the outer headers.
     pub mtu: u32,
     /// It learns from packets which MAC is behind which address.
     pub learning: bool,
@@ -42,25 +42,32 @@ pub struct DirectRoute {
     /// Interface packets leave by.
     pub ifindex: u32,
     /// The gateway: the public address of the node that holds the subnet.
-    pub via: Ipv4Addr,
+    pub via: IpAddr,
 }
 
-/// What the kernel holds on our behalf.
+impl VxlanDevice {
+    /// The family it carries, and is carried by.
+    pub fn family(&self) -> Family {
+        Family::of(self.local)
+    }
+}
+
+/// What the kernel holds on our behalf. What is on a device is of the family that the device carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// flannel.<vni>.
-    pub device: Option<VxlanDevice>,
-    /// Addresses of the device.
-    pub addresses: BTreeSet<Ipv4Network>,
-    /// Permanent neighbours on the device: a peer's `.0` address to its VtepMAC.
-    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
-    /// Permanent self FDB entries of the device: VtepMAC to public address.
-    pub fdb: BTreeMap<Mac, Ipv4Addr>,
-    /// Routes over the device, `onlink`: pod subnet to the peer's `.0` address.
-    pub routes: BTreeMap<Ipv4Network, Ipv4Addr>,
-    /// Routes past the device, straight to a peer on the same link. The kernel has one route to a subnet:
+    /// The VXLAN devices.
+    pub devices: BTreeMap<Family, VxlanDevice>,
+    /// Addresses of the devices.
+    pub addresses: BTreeSet<IpNetwork>,
+    /// Permanent neighbours on the devices: the first address of a peer's subnet to its VtepMAC.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
+    /// Permanent self FDB entries of the devices: VtepMAC to public address. A node may have one MAC in both families.
+    pub fdb: BTreeMap<(Family, Mac), IpAddr>,
+    /// Routes over the devices, `onlink`: pod subnet to the first address of it.
+    pub routes: BTreeMap<IpNetwork, IpAddr>,
+    /// Routes past the devices, straight to a peer on the same link. The kernel has one route to a subnet:
     /// no subnet is in both `routes` and here.
-    pub direct_routes: BTreeMap<Ipv4Network, DirectRoute>,
+    pub direct_routes: BTreeMap<IpNetwork, DirectRoute>,
     /// Maps and programs. Empty when the fast path is off.
     pub bpf: BpfState,
 }

@@ -1,11 +1,16 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    net::Ipv6Addr,
+    time::{Duration, SystemTime},
+};
 
 use flannel_common::layout::Exempt;
+use ipnetwork::Ipv6Network;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
+    family::overlap,
     lease::{
         self, Lease, LeaseAttrs, LeaseEvent,
         wire::{RawJson, VxlanData},
@@ -14,14 +19,24 @@ use crate::{
 };
 
 mod backends;
+mod families;
 
 const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);
+const OUR_MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 0xf6]);
 
-fn net(text: &str) -> Ipv4Network {
+fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn ip(text: &str) -> Ipv4Addr {
+fn net4(text: &str) -> Ipv4Network {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn ip4(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
@@ -31,15 +46,61 @@ fn mac(n: u8) -> Mac {
 
 fn local(fast_path: FastPath) -> Local {
     Local {
-        network: net("10.0.0.0/8"),
-        subnet: net("10.1.0.0/24"),
-        public_ip: ip("192.0.2.1"),
-        underlay: Underlay { ifindex: 2, address: ip("192.0.2.1") },
-        backend: Backend::Vxlan(device()),
+        stacks: BTreeMap::from([(Family::V4, stack())]),
+        underlay_ifindex: 2,
+        backend: Backend::Vxlan,
         fast_path,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
     }
+}
+
+fn stack() -> LocalStack {
+    LocalStack {
+        network: net("10.0.0.0/8"),
+        subnet: net("10.1.0.0/24"),
+        public_ip: ip("192.0.2.1"),
+        address: ip("192.0.2.1"),
+        device: Some(device()),
+    }
+}
+
+fn stack_v6() -> LocalStack {
+    let device = VxlanDevice {
+        name: "flannel-v6.1".into(),
+        local: ip("2001:db8::1"),
+        mac: OUR_MAC_V6,
+        mtu: 1430,
+        ..device()
+    };
+    LocalStack {
+        network: net("fd00:10::/32"),
+        subnet: net("fd00:10:0:1::/64"),
+        public_ip: ip("2001:db8::1"),
+        address: ip("2001:db8::1"),
+        device: Some(device),
+    }
+}
+
+fn stack_of(family: Family) -> LocalStack {
+    match family {
+        Family::V4 => stack(),
+        Family::V6 => stack_v6(),
+    }
+}
+
+/// The node of some backend in a cluster of `families`.
+fn local_with(backend: Backend, fast_path: FastPath, families: &[Family]) -> Local {
+    let stack = |family| {
+        let stack = stack_of(family);
+        LocalStack { device: stack.device.clone().filter(|_| backend == Backend::Vxlan), ..stack }
+    };
+    let stacks = families.iter().map(|family| (*family, stack(*family))).collect();
+    Local { stacks, backend, ..local(fast_path) }
+}
+
+fn local_by(backend: Backend, fast_path: FastPath) -> Local {
+    local_with(backend, fast_path, &[Family::V4])
 }
 
 fn device() -> VxlanDevice {
@@ -59,8 +120,8 @@ fn device() -> VxlanDevice {
 fn lease(subnet: &str, public_ip: &str, vtep_mac: Mac) -> Lease {
     let data = VxlanData { vni: 7, vtep_mac: Some(vtep_mac) };
     Lease {
-        subnet: LeaseSubnet { v4: Some(net(subnet)), v6: None },
-        attrs: LeaseAttrs::vxlan_v4(ip(public_ip), data),
+        subnet: LeaseSubnet { v4: Some(net4(subnet)), v6: None },
+        attrs: LeaseAttrs::vxlan_v4(ip4(public_ip), data),
         expiration: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
     }
 }
@@ -85,30 +146,30 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
 }
 
 fn planned_for(local: &Local, leases: &Leases) -> Plan {
-    let next_hops = BTreeMap::from([(ip("192.0.2.2"), hop(2)), (ip("198.51.100.3"), hop(254))]);
+    let next_hops = BTreeMap::from([(ip4("192.0.2.2"), hop(2)), (ip4("198.51.100.3"), hop(254))]);
     plan(&Inputs {
         local,
         leases,
         next_hops: &next_hops,
         pods: &pods([11, 12]),
-        overlay_ifindex: Some(5),
+        overlays: &BTreeMap::from([(Family::V4, 5)]),
         exemptions: &Exemptions::default(),
     })
 }
 
 /// The reason each lease is skipped for, by subnet.
 fn skips(plan: &Plan) -> BTreeMap<String, String> {
-    plan.skipped.iter().map(|(subnet, skip)| (subnet.to_string(), skip.to_string())).collect()
+    plan.skipped.iter().map(|((subnet, _), skip)| (subnet.to_string(), skip.to_string())).collect()
 }
 
 #[test]
 fn a_peer_becomes_what_stock_flannel_programs_for_it() {
     let plan = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]));
     let state = plan.state;
-    assert_eq!(state.device, Some(device()));
+    assert_eq!(state.devices, BTreeMap::from([(Family::V4, device())]));
     assert_eq!(state.addresses, BTreeSet::from([net("10.1.0.0/32")]));
     assert_eq!(state.neighbours, BTreeMap::from([(ip("10.2.0.0"), mac(2))]));
-    assert_eq!(state.fdb, BTreeMap::from([(mac(2), ip("192.0.2.2"))]));
+    assert_eq!(state.fdb, BTreeMap::from([((Family::V4, mac(2)), ip("192.0.2.2"))]));
     assert_eq!(state.routes, BTreeMap::from([(net("10.2.0.0/24"), ip("10.2.0.0"))]));
     assert_eq!(state.bpf, BpfState::default());
 }
@@ -123,21 +184,21 @@ fn the_fast_path_has_the_next_hop_or_leaves_the_peer_to_the_kernel() {
     let bpf = planned(FastPath::All, &all).state.bpf;
     let config = bpf.config.unwrap();
     assert_eq!(config.prefix_lengths[..4], [25, 24, 16, 0]);
-    assert_eq!(config.network, subnet_key(net("10.0.0.0/8")));
+    assert_eq!(config.network, subnet_key(net4("10.0.0.0/8")));
     assert_eq!((config.vni, config.port), (1, 8472));
     assert_eq!((config.source_port_min, config.source_port_max), (32768, 60999));
-    assert_eq!(config.subnet, subnet_key(net("10.1.0.0/24")));
+    assert_eq!(config.subnet, subnet_key(net4("10.1.0.0/24")));
 
-    let direct = bpf.peers[&subnet_key(net("10.2.0.0/24"))];
+    let direct = bpf.peers[&subnet_key(net4("10.2.0.0/24"))];
     assert_eq!((direct.kind, direct.next_hop, direct.vni), (PeerKind::Vxlan, [192, 0, 2, 2], 1));
     assert_eq!((direct.vtep_mac, direct.local_mac), (mac(2).0, OUR_MAC.0));
-    let routed = bpf.peers[&subnet_key(net("10.3.0.0/25"))];
+    let routed = bpf.peers[&subnet_key(net4("10.3.0.0/25"))];
     assert_eq!((routed.kind, routed.next_hop, routed.mtu), (PeerKind::Vxlan, [192, 0, 2, 254], 1500));
-    let lost = bpf.peers[&subnet_key(net("10.4.0.0/16"))];
+    let lost = bpf.peers[&subnet_key(net4("10.4.0.0/16"))];
     assert_eq!((lost.kind, lost.ifindex), (PeerKind::Kernel, 0));
 
     assert_eq!(bpf.vteps.len(), 3);
-    assert_eq!(bpf.vteps[&[203, 0, 113, 4]].subnet, subnet_key(net("10.4.0.0/16")));
+    assert_eq!(bpf.vteps[&[203, 0, 113, 4]].subnet, subnet_key(net4("10.4.0.0/16")));
 }
 
 #[test]
@@ -180,13 +241,13 @@ fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {
     let ours = lease("10.4.0.0/24", "192.0.2.1", mac(4));
     let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2)), skipped, ours]);
     let exempt = |fast_path, prefixes: &[&str], nodes| -> Vec<(String, Exempt)> {
-        let exemptions = Exemptions { prefixes: prefixes.iter().map(|prefix| net(prefix)).collect(), nodes };
+        let exemptions = Exemptions { prefixes: prefixes.iter().map(|prefix| net4(prefix)).collect(), nodes };
         let plan = plan(&Inputs {
             local: &local(fast_path),
             leases: &all,
             next_hops: &BTreeMap::new(),
             pods: &Pods::default(),
-            overlay_ifindex: None,
+            overlays: &BTreeMap::new(),
             exemptions: &exemptions,
         });
         let exempt = plan.state.bpf.exempt.into_iter();
@@ -274,11 +335,11 @@ fn of_leases_that_exclude_each_other_the_more_recent_is_followed() {
     let first = lease("10.8.0.0/24", "192.0.2.8", mac(8));
     let second = later(lease("10.9.0.0/24", "192.0.2.8", mac(8)));
     let plan = planned(FastPath::All, &leases([stale, moved, first, second]));
-    let followed: Vec<_> = plan.peers.keys().map(Ipv4Network::to_string).collect();
+    let followed: Vec<_> = plan.peers.keys().map(IpNetwork::to_string).collect();
     assert_eq!(followed, ["10.3.0.0/24", "10.8.0.0/24", "10.9.0.0/24"]);
-    assert_eq!(plan.state.fdb[&mac(2)], ip("198.51.100.3"));
+    assert_eq!(plan.state.fdb[&(Family::V4, mac(2))], ip("198.51.100.3"));
     // One node with two leases: both are reached, the source check knows the later.
-    assert_eq!(plan.state.bpf.vteps[&[192, 0, 2, 8]].subnet, subnet_key(net("10.9.0.0/24")));
+    assert_eq!(plan.state.bpf.vteps[&[192, 0, 2, 8]].subnet, subnet_key(net4("10.9.0.0/24")));
     let skips = skips(&plan);
     assert!(skips["10.2.0.0/24"].contains("10.3.0.0/24"), "{skips:?}");
 
@@ -286,9 +347,9 @@ fn of_leases_that_exclude_each_other_the_more_recent_is_followed() {
     let reserved = Lease { expiration: None, ..lease("10.2.0.0/24", "192.0.2.2", mac(2)) };
     let moved = later(lease("10.3.0.0/24", "198.51.100.3", mac(2)));
     let plan = planned(FastPath::All, &leases([reserved, moved]));
-    assert_eq!(plan.state.fdb[&mac(2)], ip("192.0.2.2"));
+    assert_eq!(plan.state.fdb[&(Family::V4, mac(2))], ip("192.0.2.2"));
     let equals = [lease("10.3.0.0/24", "192.0.2.3", mac(2)), lease("10.2.0.0/24", "192.0.2.2", mac(2))];
-    assert_eq!(planned(FastPath::All, &leases(equals)).state.fdb[&mac(2)], ip("192.0.2.2"));
+    assert_eq!(planned(FastPath::All, &leases(equals)).state.fdb[&(Family::V4, mac(2))], ip("192.0.2.2"));
 }
 
 #[test]
@@ -301,7 +362,7 @@ fn a_wide_lease_takes_nothing_from_those_within_it() {
         [(of("10.4.0.0/21", 9), true), (of("10.5.0.0/20", 9), false), (of("10.5.0.0/20", 6), true)]
     {
         let plan = planned(FastPath::All, &leases(narrow.iter().cloned().chain([wide.clone()])));
-        let subnet = wide.subnet.v4.unwrap();
+        let subnet = wide.subnet.of(Family::V4).unwrap();
         assert_eq!(plan.peers.contains_key(&subnet), followed, "{subnet}");
         assert_eq!(plan.state.routes.contains_key(&subnet), followed, "{subnet}");
         assert_eq!(skips(&plan).contains_key(&subnet.to_string()), !followed, "{subnet}");
@@ -350,27 +411,27 @@ fn changes_come_in_an_order_that_loses_nothing_and_read_as_sentences() {
     );
     assert_eq!(from_nothing.last().unwrap(), "attach from_pod to interface 12");
     let to_nothing: Vec<_> = delta(&State::default(), &new).iter().map(Change::to_string).collect();
-    assert_eq!(to_nothing.last().unwrap(), "delete the VXLAN device");
+    assert_eq!(to_nothing.last().unwrap(), "delete the VXLAN device for IPv4");
 }
 
 #[test]
 fn a_new_device_or_mac_gets_back_what_was_on_the_old_one() {
     let state = planned(FastPath::Off, &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))])).state;
     let mut other_mac = state.clone();
-    other_mac.device.as_mut().unwrap().mac = mac(9);
+    other_mac.devices.get_mut(&Family::V4).unwrap().mac = mac(9);
     let changes = delta(&state, &other_mac);
     assert!(matches!(changes[..], [Change::PutDevice(_), Change::PutNeighbour { .. }]), "{changes:?}");
     let mut other_port = state.clone();
-    other_port.device.as_mut().unwrap().port = 4789;
+    other_port.devices.get_mut(&Family::V4).unwrap().port = 4789;
     assert_eq!(delta(&state, &other_port).len(), 5);
     let mut other_gbp = state.clone();
-    other_gbp.device.as_mut().unwrap().gbp = true;
+    other_gbp.devices.get_mut(&Family::V4).unwrap().gbp = true;
     assert_eq!(delta(&state, &other_gbp).len(), 5);
     let changed_in_place: [fn(&mut VxlanDevice); 2] =
         [|device| device.mtu = 1400, |device| device.learning = true];
     for change in changed_in_place {
         let mut other = state.clone();
-        change(other.device.as_mut().unwrap());
+        change(other.devices.get_mut(&Family::V4).unwrap());
         assert_eq!(delta(&state, &other).len(), 1);
     }
 }
@@ -379,8 +440,24 @@ fn any_mac() -> impl Strategy<Value = Mac> {
     (0..8u8).prop_map(mac)
 }
 
-fn any_public_ip() -> impl Strategy<Value = Ipv4Addr> {
-    (1..9u8).prop_map(|n| Ipv4Addr::new(192, 0, 2, n))
+fn any_node() -> impl Strategy<Value = u8> {
+    1..9u8
+}
+
+/// The address of a node in a family.
+fn node(family: Family, n: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, n).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()).into(),
+    }
+}
+
+fn any_public_ip() -> impl Strategy<Value = IpAddr> {
+    (any_family(), any_node()).prop_map(|(family, n)| node(family, n))
+}
+
+fn any_family() -> impl Strategy<Value = Family> {
+    prop_oneof![2 => Just(Family::V4), 1 => Just(Family::V6)]
 }
 
 /// Few enough subnets that they overlap, repeat and touch ours.
@@ -391,24 +468,52 @@ fn any_subnet() -> impl Strategy<Value = Ipv4Network> {
     })
 }
 
+fn any_subnet_v6() -> impl Strategy<Value = Ipv6Network> {
+    (0..4u16, 0..4u16, 46..66u8).prop_map(|(a, b, prefix)| {
+        let network = Ipv6Network::new(Ipv6Addr::new(0xfd00, 0x10, a, b, 0, 0, 0, 0), prefix).unwrap();
+        Ipv6Network::new(network.network(), prefix).unwrap()
+    })
+}
+
+fn any_network() -> impl Strategy<Value = IpNetwork> {
+    prop_oneof![2 => any_subnet().prop_map(IpNetwork::V4), 1 => any_subnet_v6().prop_map(IpNetwork::V6)]
+}
+
 fn any_lease() -> impl Strategy<Value = Lease> {
-    let data = prop_oneof![
-        8 => any_mac().prop_map(|mac| format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}")),
-        1 => Just("{}".to_owned()),
-        1 => Just("[]".to_owned()),
+    let data = || {
+        prop_oneof![
+            8 => any_mac().prop_map(|mac| format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}")),
+            1 => Just("{}".to_owned()),
+            1 => Just("[]".to_owned()),
+        ]
+        .prop_map(|json| RawJson::parse(&json).unwrap())
+    };
+    let v6 =
+        || (any_subnet_v6(), prop::option::weighted(0.9, any_node()), prop::option::weighted(0.9, data()));
+    let subnets = prop_oneof![
+        (any_subnet(), prop::option::of(v6())).prop_map(|(v4, v6)| (Some(v4), v6)),
+        v6().prop_map(|v6| (None, Some(v6))),
     ];
     let end = proptest::option::of(0..4u64);
-    (any_subnet(), any_public_ip(), data, end, prop::bool::weighted(0.9)).prop_map(
-        |(subnet, public_ip, data, end, vxlan)| Lease {
-            subnet: LeaseSubnet { v4: Some(subnet), v6: None },
-            attrs: LeaseAttrs {
-                public_ip,
-                public_ipv6: None,
-                backend_type: if vxlan { "vxlan".into() } else { "host-gw".into() },
-                backend_data: Some(RawJson::parse(&data).unwrap()),
-                backend_v6_data: None,
-            },
-            expiration: end.map(|end| SystemTime::UNIX_EPOCH + Duration::from_secs(end)),
+    (subnets, any_node(), data(), end, prop::bool::weighted(0.9)).prop_map(
+        |((v4, v6), n, data, end, vxlan)| {
+            let IpAddr::V4(public_ip) = node(Family::V4, n) else { unreachable!() };
+            let address_v6 = v6.as_ref().and_then(|(_, n, _)| *n).map(|n| node(Family::V6, n));
+            let public_ipv6 = address_v6.map(|address| match address {
+                IpAddr::V6(v6) => v6,
+                IpAddr::V4(_) => unreachable!(),
+            });
+            Lease {
+                subnet: LeaseSubnet { v4, v6: v6.as_ref().map(|(subnet, ..)| *subnet) },
+                attrs: LeaseAttrs {
+                    public_ip: if v4.is_some() { public_ip } else { Ipv4Addr::UNSPECIFIED },
+                    public_ipv6,
+                    backend_type: if vxlan { "vxlan".into() } else { "host-gw".into() },
+                    backend_data: Some(data),
+                    backend_v6_data: v6.and_then(|(.., data)| data),
+                },
+                expiration: end.map(|end| SystemTime::UNIX_EPOCH + Duration::from_secs(end)),
+            }
         },
     )
 }
@@ -421,6 +526,14 @@ fn any_leases() -> impl Strategy<Value = Leases> {
     prop::collection::vec(any_lease(), 0..12).prop_map(leases)
 }
 
+fn any_families() -> impl Strategy<Value = Vec<Family>> {
+    prop_oneof![
+        1 => Just(vec![Family::V4]),
+        2 => Just(Family::BOTH.to_vec()),
+        1 => Just(vec![Family::V6]),
+    ]
+}
+
 fn any_fast_path() -> impl Strategy<Value = FastPath> {
     prop_oneof![Just(FastPath::Off), Just(FastPath::Overlay), Just(FastPath::Flow), Just(FastPath::All)]
 }
@@ -429,40 +542,59 @@ prop_compose! {
     fn any_plan()(
         leases in any_leases(),
         fast_path in any_fast_path(),
-        backend in prop_oneof![3 => Just(Backend::Vxlan(device())), 2 => Just(Backend::HostGw), 1 => Just(Backend::Alloc)],
+        backend in prop_oneof![3 => Just(Backend::Vxlan), 2 => Just(Backend::HostGw), 1 => Just(Backend::Alloc)],
         hops in prop::collection::btree_set(1..9u8, 0..9),
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
-        overlay_ifindex in prop::option::of(5..7u32),
+        overlays in prop::collection::btree_map(any_family(), 5..7u32, 0..=2),
+        families in any_families(),
         prefixes in prop::collection::btree_set(any_subnet(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
         let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
         plan(&Inputs {
-            local: &Local { backend, ..local(fast_path) }, leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
+            local: &local_with(backend, fast_path, &families),
+            leases: &leases,
+            next_hops: &next_hops,
+            pods: &pods(pod_links),
+            overlays: &overlays,
             exemptions: &Exemptions { prefixes, nodes },
         })
     }
 }
 
 prop_compose! {
+    /// Any device a family may have; none once in a while.
+    fn any_device(family: Family)(
+        attributes in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32, any::<bool>(), any::<bool>())),
+    ) -> Option<VxlanDevice> {
+        let device = stack_of(family).device.unwrap();
+        attributes.map(|(vni, port, mac, mtu, learning, gbp)| VxlanDevice { vni, port, mac, mtu, learning, gbp, ..device })
+    }
+}
+
+prop_compose! {
     /// Any state, also ones no plan leads to: someone else may have been there.
     fn any_state()(
-        device in prop::option::weighted(0.8, (1..3u32, prop_oneof![Just(8472u16), Just(4789)], any_mac(), 1400..1402u32, any::<bool>(), any::<bool>())),
-        addresses in prop::collection::btree_set(any_subnet(), 0..3),
-        neighbours in prop::collection::btree_map(any_subnet().prop_map(|subnet| subnet.network()), any_mac(), 0..5),
+        v4 in any_device(Family::V4),
+        v6 in any_device(Family::V6),
+        mut addresses in prop::collection::btree_set(any_network(), 0..3),
+        mut neighbours in prop::collection::btree_map(any_network().prop_map(|subnet| subnet.network()), any_mac(), 0..5),
         fdb in prop::collection::btree_map(any_mac(), any_public_ip(), 0..5),
-        routes in prop::collection::btree_map(any_subnet(), any_subnet().prop_map(|subnet| subnet.network()), 0..5),
-        mut direct_routes in prop::collection::btree_map(any_subnet(), any_direct_route(), 0..5),
+        mut routes in prop::collection::btree_map(any_network(), any_network().prop_map(|subnet| subnet.network()), 0..5),
+        mut direct_routes in prop::collection::btree_map(any_network(), any_direct_route(), 0..5),
         bpf in any_plan(),
     ) -> State {
         let bpf = bpf.state.bpf;
-        let Some((vni, port, mac, mtu, learning, gbp)) = device else {
-            return State { direct_routes, bpf, ..State::default() };
-        };
+        let devices: BTreeMap<Family, VxlanDevice> =
+            v4.into_iter().chain(v6).map(|device| (device.family(), device)).collect();
+        let mut fdb: BTreeMap<_, _> = fdb.into_iter().map(|(mac, to)| ((Family::of(to), mac), to)).collect();
+        addresses.retain(|address| devices.contains_key(&Family::of_network(*address)));
+        neighbours.retain(|address, _| devices.contains_key(&Family::of(*address)));
+        fdb.retain(|(family, _), _| devices.contains_key(family));
+        routes.retain(|subnet, _| devices.contains_key(&Family::of_network(*subnet)));
         // The kernel has one route to a subnet.
         direct_routes.retain(|subnet, _| !routes.contains_key(subnet));
-        let device = VxlanDevice { vni, port, mac, mtu, learning, gbp, ..self::device() };
-        State { device: Some(device), addresses, neighbours, fdb, routes, direct_routes, bpf }
+        State { devices, addresses, neighbours, fdb, routes, direct_routes, bpf }
     }
 }
 
@@ -533,20 +665,30 @@ proptest! {
     #[test]
     fn a_plan_is_consistent(plan in any_plan()) {
         let state = &plan.state;
+        let ours = |subnet: &IpNetwork| stack_of(Family::of_network(*subnet)).subnet;
         prop_assert_eq!(state.routes.len() + state.direct_routes.len(), plan.peers.len());
         for (subnet, route) in &state.direct_routes {
             prop_assert_eq!(route.via, plan.peers[subnet].public_ip);
-            prop_assert!(!subnet.overlaps(local(FastPath::Off).subnet));
+            prop_assert!(!overlap(*subnet, ours(subnet)));
         }
         for (subnet, via) in &state.routes {
             let mac = state.neighbours[via];
-            prop_assert_eq!(state.fdb[&mac], plan.peers[subnet].public_ip);
-            prop_assert!(!subnet.overlaps(local(FastPath::Off).subnet));
+            prop_assert_eq!(state.fdb[&(Family::of(*via), mac)], plan.peers[subnet].public_ip);
+            prop_assert!(state.devices.contains_key(&Family::of(*via)));
+            prop_assert!(!overlap(*subnet, ours(subnet)));
         }
         if state.bpf.config.is_some() {
-            prop_assert_eq!(state.bpf.peers.len(), plan.peers.len());
-            let addresses: BTreeSet<_> = plan.peers.values().map(|peer| peer.public_ip.octets()).collect();
-            prop_assert_eq!(state.bpf.vteps.keys().copied().collect::<BTreeSet<_>>(), addresses);
+            let of_v4: BTreeSet<_> = plan
+                .peers
+                .values()
+                .filter_map(|peer| match peer.public_ip {
+                    IpAddr::V4(v4) => Some(v4.octets()),
+                    IpAddr::V6(_) => None,
+                })
+                .collect();
+            let v4 = plan.peers.keys().filter(|subnet| subnet.is_ipv4()).count();
+            prop_assert_eq!(state.bpf.peers.len(), v4);
+            prop_assert_eq!(state.bpf.vteps.keys().copied().collect::<BTreeSet<_>>(), of_v4);
         }
     }
 }

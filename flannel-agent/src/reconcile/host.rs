@@ -3,16 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
 use flannel_common::layout::FastPath;
+use ipnetwork::IpNetwork;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
-    netlink::{Changed, Link, LinkKind, Monitor, Netlink, NetlinkError},
+    family::Family,
+    netlink::{Changed, LinkKind, Monitor, Netlink, NetlinkError},
     plan::{Local, NextHop, Pods},
 };
 
@@ -24,12 +26,12 @@ const RECONNECT: Duration = Duration::from_secs(1);
 pub struct Surroundings {
     /// Our pods: with fast path `overlay` their links alone, with `off` not even those.
     pub pods: Pods,
-    /// Index of the VXLAN device, if it exists.
-    pub overlay_ifindex: Option<u32>,
+    /// Indices of the VXLAN devices that exist.
+    pub overlays: BTreeMap<Family, u32>,
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
     /// without notice, so a change here says that next hops may have changed.
     pub underlay: BTreeSet<(u32, u32, bool)>,
-    /// Our address is gone from the external interface. The kernel then names no next hop for packets from it.
+    /// Our IPv4 address is gone from the external interface. The kernel then names no next hop for packets from it.
     pub adrift: bool,
 }
 
@@ -54,20 +56,20 @@ pub trait Host: Send {
 pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
-    overlay: Option<u32>,
+    overlays: BTreeSet<u32>,
 }
 
 impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlay: None })
+        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlays: BTreeSet::new() })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
-        match self.monitor.changed(self.overlay).await {
+        match self.monitor.changed(&self.overlays).await {
             Ok(changed) => changed,
             Err(error) => {
                 warn!(%error, "cannot listen to the kernel; trying again");
@@ -79,31 +81,43 @@ impl Host for KernelHost {
 
     async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {
         let links = self.netlink.links().await?;
-        let named = |link: &&Link| local.device().is_some_and(|device| device.name == link.name);
-        let overlay = links.iter().find(named);
-        let overlay = overlay.filter(|link| link.as_vxlan_device().is_some()).map(|link| link.index);
-        self.overlay = overlay;
-        let pods = match local.fast_path {
-            FastPath::Flow | FastPath::All => self.netlink.pods(local.subnet, &links).await?,
-            FastPath::Overlay => {
-                let links = self.netlink.pod_links(local.subnet, &links).await?;
+        let overlays: BTreeMap<Family, u32> = local
+            .devices()
+            .filter_map(|(family, device)| {
+                let link = links.iter().find(|link| link.name == device.name)?;
+                link.as_vxlan_device().map(|_| (family, link.index))
+            })
+            .collect();
+        self.overlays = overlays.values().copied().collect();
+        let v4 = local.stack(Family::V4);
+        let subnet = v4.and_then(|stack| match stack.subnet {
+            IpNetwork::V4(subnet) => Some(subnet),
+            IpNetwork::V6(_) => None,
+        });
+        let pods = match (local.fast_path, subnet) {
+            (FastPath::Flow | FastPath::All, Some(subnet)) => self.netlink.pods(subnet, &links).await?,
+            (FastPath::Overlay, Some(subnet)) => {
+                let links = self.netlink.pod_links(subnet, &links).await?;
                 Pods { links, ..Pods::default() }
             }
-            FastPath::Off => Pods::default(),
+            (FastPath::Off, _) | (_, None) => Pods::default(),
         };
-        let external = local.underlay.ifindex;
+        let external = local.underlay_ifindex;
         let underlay = links
             .iter()
-            .filter(|link| Some(link.index) != overlay)
+            .filter(|link| !self.overlays.contains(&link.index))
             // Pods come and go, and no node is reached through one.
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        let adrift = local.fast_path != FastPath::Off && {
-            let addresses = self.netlink.addresses(Some(external)).await?;
-            !addresses.iter().any(|held| held.network.ip() == local.underlay.address)
+        let adrift = match v4.filter(|_| local.fast_path != FastPath::Off) {
+            Some(stack) => {
+                let addresses = self.netlink.addresses(Family::V4, Some(external)).await?;
+                !addresses.iter().any(|held| held.network.ip() == stack.address)
+            }
+            None => false,
         };
-        Ok(Surroundings { pods, overlay_ifindex: overlay, underlay, adrift })
+        Ok(Surroundings { pods, overlays, underlay, adrift })
     }
 
     async fn next_hops(
@@ -111,12 +125,13 @@ impl Host for KernelHost {
         local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
-        if local.fast_path == FastPath::Off {
+        let ours = local.stack(Family::V4).map(|stack| stack.address);
+        let (Some(IpAddr::V4(ours)), true) = (ours, local.fast_path != FastPath::Off) else {
             return Ok(BTreeMap::new());
-        }
-        let mut hops = self.netlink.next_hops(local.underlay.address, addresses).await?;
+        };
+        let mut hops = self.netlink.next_hops(ours, addresses).await?;
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
-        hops.retain(|_, hop| Some(hop.ifindex) != self.overlay);
+        hops.retain(|_, hop| !self.overlays.contains(&hop.ifindex));
         Ok(hops)
     }
 }

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, mem::take};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
 use crate::{
+    family::Family,
     lease::LeaseSubnet,
     plan::{Change, Peer, Skip},
 };
@@ -16,8 +17,8 @@ const LINES: usize = 20;
 /// What has been told, so that nothing is told twice.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    peers: BTreeMap<Ipv4Network, Peer>,
-    skipped: BTreeMap<LeaseSubnet, Skip>,
+    peers: BTreeMap<IpNetwork, Peer>,
+    skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     read_error: Option<String>,
     changes: usize,
     repairs: Vec<String>,
@@ -88,7 +89,7 @@ impl Journal {
     }
 
     /// The peers that are reached now.
-    pub(super) fn peers(&mut self, now: &BTreeMap<Ipv4Network, Peer>) {
+    pub(super) fn peers(&mut self, now: &BTreeMap<IpNetwork, Peer>) {
         let mut lines = Lines::default();
         for (subnet, peer) in now {
             match self.peers.get(subnet) {
@@ -117,20 +118,20 @@ impl Journal {
     }
 
     /// The leases that are not followed now.
-    pub(super) fn skipped(&mut self, now: &BTreeMap<LeaseSubnet, Skip>) {
+    pub(super) fn skipped(&mut self, now: &BTreeMap<(LeaseSubnet, Family), Skip>) {
         let mut others = 0;
-        for (subnet, skip) in now {
-            if self.skipped.get(subnet) == Some(skip) {
+        for (key @ (subnet, family), skip) in now {
+            if self.skipped.get(key) == Some(skip) {
                 continue;
             }
             if skip.is_fault() {
-                warn!(%subnet, reason = %skip, "lease is not followed");
+                warn!(%subnet, %family, reason = %skip, "lease is not followed");
                 continue;
             }
             others += 1;
             match others {
-                ..=LINES => info!(%subnet, reason = %skip, "lease is not followed"),
-                _ => debug!(%subnet, reason = %skip, "lease is not followed"),
+                ..=LINES => info!(%subnet, %family, reason = %skip, "lease is not followed"),
+                _ => debug!(%subnet, %family, reason = %skip, "lease is not followed"),
             }
         }
         if others > LINES {
@@ -155,7 +156,7 @@ impl Lines {
         self.written <= LINES
     }
 
-    fn joined(&mut self, subnet: &Ipv4Network, peer: &Peer) {
+    fn joined(&mut self, subnet: &IpNetwork, peer: &Peer) {
         self.joined += 1;
         if self.room() {
             info!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer joined");
@@ -164,7 +165,7 @@ impl Lines {
         }
     }
 
-    fn left(&mut self, subnet: &Ipv4Network, peer: &Peer) {
+    fn left(&mut self, subnet: &IpNetwork, peer: &Peer) {
         self.left += 1;
         if self.room() {
             info!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer left");
@@ -173,7 +174,7 @@ impl Lines {
         }
     }
 
-    fn moved(&mut self, subnet: &Ipv4Network, before: &Peer, now: &Peer) {
+    fn moved(&mut self, subnet: &IpNetwork, before: &Peer, now: &Peer) {
         self.moved += 1;
         if self.room() {
             info!(

@@ -1,6 +1,9 @@
 //! Changes that failed: when each is tried again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rand::Rng;
 use tokio::time::Instant;
@@ -41,13 +44,19 @@ impl Pending {
     /// what is wanted otherwise than when it failed is tried at once.
     pub(super) fn ready(&mut self, changes: Vec<Change>, now: Instant) -> Vec<Change> {
         let mut kept = BTreeMap::new();
-        let device_is_fine = !changes.iter().any(|change| matches!(change, Change::PutDevice(_)));
+        let lacking: BTreeSet<_> = changes
+            .iter()
+            .filter(|change| matches!(change, Change::PutDevice(_)))
+            .filter_map(Change::device)
+            .collect();
         let ready = changes
             .into_iter()
             .filter(|change| {
                 let Some((slot, entry)) = self.entries.remove_entry(&change.slot()) else { return true };
                 let same = entry.change == *change;
-                let ready = !same || entry.due <= now || (entry.blocked && device_is_fine);
+                let ready = !same
+                    || entry.due <= now
+                    || (entry.blocked && !change.device().is_some_and(|device| lacking.contains(&device)));
                 if same {
                     kept.insert(slot, entry);
                 }

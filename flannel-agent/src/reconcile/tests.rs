@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -17,9 +18,10 @@ use tokio::{
 use super::*;
 use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
+    family::Family,
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, BpfState, Hook, Pods, Slot, Underlay, VxlanDevice},
+    plan::{Backend, BpfState, Hook, LocalStack, Pods, Slot, VxlanDevice},
 };
 
 mod direct;
@@ -70,7 +72,7 @@ impl Host for Node {
         world.surveys += 1;
         Ok(Surroundings {
             pods: world.pods.clone(),
-            overlay_ifindex: world.datapath.state.device.as_ref().map(|_| OVERLAY),
+            overlays: world.datapath.state.devices.keys().map(|family| (*family, OVERLAY)).collect(),
             underlay: world.underlay.clone(),
             adrift: world.adrift,
         })
@@ -168,24 +170,37 @@ impl Agent {
 
 fn local() -> Local {
     Local {
-        network: "10.0.0.0/8".parse().unwrap(),
-        subnet: "10.1.0.0/24".parse().unwrap(),
-        public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        underlay: Underlay { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, 1) },
-        backend: Backend::Vxlan(VxlanDevice {
-            name: "flannel.1".into(),
-            vni: 1,
-            port: 8472,
-            underlay_ifindex: 2,
-            local: Ipv4Addr::new(192, 0, 2, 1),
-            mac: Mac([0x0e, 0, 0, 0, 0, 0xff]),
-            mtu: 1450,
-            learning: false,
-            gbp: false,
-        }),
+        stacks: BTreeMap::from([(Family::V4, stack())]),
+        underlay_ifindex: 2,
+        backend: Backend::Vxlan,
         fast_path: FastPath::All,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
+    }
+}
+
+fn stack() -> LocalStack {
+    let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    LocalStack {
+        network: "10.0.0.0/8".parse().unwrap(),
+        subnet: "10.1.0.0/24".parse().unwrap(),
+        public_ip: address,
+        address,
+        device: Some(device()),
+    }
+}
+
+fn device() -> VxlanDevice {
+    VxlanDevice {
+        name: "flannel.1".into(),
+        vni: 1,
+        port: 8472,
+        underlay_ifindex: 2,
+        local: Ipv4Addr::new(192, 0, 2, 1).into(),
+        mac: Mac([0x0e, 0, 0, 0, 0, 0xff]),
+        mtu: 1450,
+        learning: false,
+        gbp: false,
     }
 }
 
@@ -225,7 +240,7 @@ fn desired_as(
         leases: &leases,
         next_hops,
         pods: &Pods::default(),
-        overlay_ifindex: Some(OVERLAY),
+        overlays: &BTreeMap::from([(Family::V4, OVERLAY)]),
         exemptions: &Exemptions::default(),
     };
     plan(&inputs).state
@@ -435,12 +450,12 @@ async fn a_failed_change_is_retried_with_growing_pauses_while_the_rest_go_on() {
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_the_device_is_made_as_soon_as_it_is_there() {
     let agent = Agent::start(World::default());
-    agent.world.0.lock().await.datapath.failures.insert(Slot::Device, 8);
+    agent.world.0.lock().await.datapath.failures.insert(Slot::Device(Family::V4), 8);
     agent.lease(LeaseEvent::Snapshot(vec![lease(2), lease(3)])).await;
-    assert_eq!(agent.state().await.device, None);
+    assert_eq!(agent.state().await.devices, BTreeMap::new());
     let error = agent.view.borrow().last_error.clone().unwrap();
     assert!(error.starts_with("cannot set up device flannel.1"), "{error}");
-    while agent.state().await.device.is_none() {
+    while agent.state().await.devices.is_empty() {
         sleep(Duration::from_millis(100)).await;
     }
     sleep(Duration::from_millis(100)).await;
@@ -502,11 +517,11 @@ fn any_event() -> impl Strategy<Value = LeaseEvent> {
 fn any_slot() -> impl Strategy<Value = Slot> {
     let subnet = |n| format!("10.2.{n}.0/24").parse().unwrap();
     prop_oneof![
-        Just(Slot::Device),
+        Just(Slot::Device(Family::V4)),
         Just(Slot::BpfConfig),
         (2..9u8).prop_map(move |n| Slot::Route(subnet(n))),
-        (2..9u8).prop_map(|n| Slot::Neighbour(Ipv4Addr::new(10, 2, n, 0))),
-        (2..9u8).prop_map(|n| Slot::Fdb(Mac([0x0e, 0, 0, 0, 1, n]))),
+        (2..9u8).prop_map(|n| Slot::Neighbour(Ipv4Addr::new(10, 2, n, 0).into())),
+        (2..9u8).prop_map(|n| Slot::Fdb(Family::V4, Mac([0x0e, 0, 0, 0, 1, n]))),
         (2..9u8).prop_map(|n| Slot::Vtep(public_ip(n).octets())),
     ]
 }

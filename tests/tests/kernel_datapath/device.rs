@@ -1,12 +1,19 @@
 //! The VXLAN device.
 
+use std::collections::BTreeMap;
+
 use flannel_agent::{
     datapath::Datapath,
+    family::Family,
     netlink::Netlink,
     plan::{Change, VxlanDevice},
 };
 
 use crate::namespace::*;
+
+fn only(device: VxlanDevice) -> BTreeMap<Family, VxlanDevice> {
+    BTreeMap::from([(device.family(), device)])
+}
 
 async fn put(device: VxlanDevice) -> Result<(), String> {
     let mut datapath = datapath();
@@ -49,7 +56,7 @@ fn has_the_attributes_of_stock_flannel() {
         if let Ok(value) = std::fs::read_to_string(accept_ra) {
             assert_eq!(value.trim(), "0");
         }
-        assert_eq!(datapath().observe().await.unwrap().device, Some(device()));
+        assert_eq!(datapath().observe().await.unwrap().devices, only(device()));
     });
 }
 
@@ -63,11 +70,11 @@ fn is_adopted_with_its_mac_if_it_fits() {
         let found = found.as_vxlan_device().unwrap();
         assert!(device().is_compatible(&found));
         // Down it forwards nothing, so it does not count.
-        assert_eq!(datapath().observe().await.unwrap().device, None);
+        assert_eq!(datapath().observe().await.unwrap().devices, BTreeMap::new());
         let wanted = VxlanDevice { mac: found.mac, ..device() };
         put(wanted.clone()).await.unwrap();
         assert_eq!(index_of("flannel.1"), before);
-        assert_eq!(datapath().observe().await.unwrap().device, Some(wanted));
+        assert_eq!(datapath().observe().await.unwrap().devices, only(wanted));
     });
 }
 
@@ -78,7 +85,7 @@ fn mtu_and_mac_are_changed_in_place() {
         let before = index_of("flannel.1");
         put(device()).await.unwrap();
         assert_eq!(index_of("flannel.1"), before);
-        assert_eq!(datapath().observe().await.unwrap().device, Some(device()));
+        assert_eq!(datapath().observe().await.unwrap().devices, only(device()));
     });
 }
 
@@ -92,7 +99,7 @@ fn learning_is_changed_in_place_and_gbp_takes_a_new_device() {
         put(learning.clone()).await.unwrap();
         assert_eq!(index_of("flannel.1"), before);
         assert_eq!(shown()["learning"], true);
-        assert_eq!(datapath().observe().await.unwrap().device, Some(learning));
+        assert_eq!(datapath().observe().await.unwrap().devices, only(learning));
         put(device()).await.unwrap();
         assert_eq!((index_of("flannel.1"), &shown()["learning"]), (before, &false.into()));
 
@@ -101,7 +108,7 @@ fn learning_is_changed_in_place_and_gbp_takes_a_new_device() {
         assert_ne!(index_of("flannel.1"), before);
         assert_eq!(shown()["gbp"], true);
         let with_gbp = index_of("flannel.1");
-        assert_eq!(datapath().observe().await.unwrap().device, Some(gbp.clone()));
+        assert_eq!(datapath().observe().await.unwrap().devices, only(gbp.clone()));
         put(gbp).await.unwrap();
         assert_eq!(index_of("flannel.1"), with_gbp);
     });
@@ -124,7 +131,7 @@ fn is_replaced_if_it_cannot_become_what_is_wanted() {
             let before = index_of("flannel.1");
             put(device()).await.unwrap();
             assert_ne!(index_of("flannel.1"), before, "{other}");
-            assert_eq!(datapath().observe().await.unwrap().device, Some(device()), "{other}");
+            assert_eq!(datapath().observe().await.unwrap().devices, only(device()), "{other}");
             ip("link delete flannel.1");
         }
     });

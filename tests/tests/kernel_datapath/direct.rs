@@ -3,35 +3,35 @@
 use std::collections::BTreeMap;
 
 use flannel_agent::{
-    config::PoolV4,
+    config::{Pool, PoolV4},
     datapath::{Datapath, kernel::KernelDatapath},
     netlink::{Netlink, Stray},
     plan::{Change, DirectRoute, State, delta},
 };
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use crate::namespace::*;
 
 fn direct_datapath() -> KernelDatapath {
-    let pool = PoolV4 {
+    let pool = Pool::V4(PoolV4 {
         network: "10.244.0.0/16".parse().unwrap(),
         subnet_len: 24,
         subnet_min: "10.244.1.0".parse().unwrap(),
         subnet_max: "10.244.200.0".parse().unwrap(),
-    };
+    });
     let stray = Stray { ifindex: ETH0, pool, own: net("10.244.1.0/24") };
-    KernelDatapath::without_device(Netlink::open().unwrap()).with_direct_routes(stray)
+    KernelDatapath::new(Netlink::open().unwrap()).with_direct_routes(stray)
 }
 
-fn net(text: &str) -> Ipv4Network {
+fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn to(subnet: &str, via: &str) -> (Ipv4Network, DirectRoute) {
+fn to(subnet: &str, via: &str) -> (IpNetwork, DirectRoute) {
     (net(subnet), DirectRoute { ifindex: ETH0, via: via.parse().unwrap() })
 }
 
-fn state(routes: impl IntoIterator<Item = (Ipv4Network, DirectRoute)>) -> State {
+fn state(routes: impl IntoIterator<Item = (IpNetwork, DirectRoute)>) -> State {
     State { direct_routes: routes.into_iter().collect(), ..State::default() }
 }
 

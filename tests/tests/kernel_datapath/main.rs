@@ -5,6 +5,7 @@
 mod device;
 mod direct;
 mod external_interface;
+mod families;
 mod namespace;
 mod objects;
 mod reconciler;

@@ -12,10 +12,11 @@ use std::{
 
 use flannel_agent::{
     datapath::kernel::KernelDatapath,
+    family::Family,
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     mac::Mac,
     netlink::Netlink,
-    plan::{Backend, Exemptions, Inputs, Local, Plan, Pods, Underlay, VxlanDevice, plan},
+    plan::{Backend, Exemptions, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan},
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -116,7 +117,7 @@ pub(crate) fn device() -> VxlanDevice {
         vni: 1,
         port: 8472,
         underlay_ifindex: ETH0,
-        local: Ipv4Addr::new(192, 0, 2, 1),
+        local: Ipv4Addr::new(192, 0, 2, 1).into(),
         mac: mac(0xffff),
         mtu: 1450,
         learning: false,
@@ -126,14 +127,23 @@ pub(crate) fn device() -> VxlanDevice {
 
 pub(crate) fn local() -> Local {
     Local {
-        network: "10.0.0.0/8".parse().unwrap(),
-        subnet: "10.1.0.0/24".parse().unwrap(),
-        public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        underlay: Underlay { ifindex: ETH0, address: Ipv4Addr::new(192, 0, 2, 1) },
-        backend: Backend::Vxlan(device()),
+        stacks: BTreeMap::from([(Family::V4, stack())]),
+        underlay_ifindex: ETH0,
+        backend: Backend::Vxlan,
         fast_path: FastPath::Off,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
+    }
+}
+
+pub(crate) fn stack() -> LocalStack {
+    let address = Ipv4Addr::new(192, 0, 2, 1).into();
+    LocalStack {
+        network: "10.0.0.0/8".parse().unwrap(),
+        subnet: "10.1.0.0/24".parse().unwrap(),
+        public_ip: address,
+        address,
+        device: Some(device()),
     }
 }
 
@@ -151,16 +161,20 @@ pub(crate) fn lease(n: u16) -> Lease {
 
 pub(crate) fn planned(nodes: impl IntoIterator<Item = u16>) -> Plan {
     let leases: Leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
+    planned_as(&local(), &leases)
+}
+
+pub(crate) fn planned_as(local: &Local, leases: &Leases) -> Plan {
     plan(&Inputs {
-        local: &local(),
-        leases: &leases,
+        local,
+        leases,
         next_hops: &BTreeMap::new(),
         pods: &Pods::default(),
-        overlay_ifindex: None,
+        overlays: &BTreeMap::new(),
         exemptions: &Exemptions::default(),
     })
 }
 
 pub(crate) fn datapath() -> KernelDatapath {
-    KernelDatapath::new(Netlink::open().unwrap(), "flannel.1".into(), local().network)
+    KernelDatapath::new(Netlink::open().unwrap()).with_device("flannel.1".into(), stack().network)
 }

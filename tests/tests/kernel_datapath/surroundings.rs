@@ -115,16 +115,16 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
         ] {
             ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:09 nud permanent dev eth0");
             ip(command);
-            let changed = monitor.changed(Some(overlay)).await.unwrap();
+            let changed = monitor.changed(&BTreeSet::from([overlay])).await.unwrap();
             assert_eq!(changed, expected, "{command}");
         }
         run("bridge", "fdb add 0e:00:00:00:00:03 dev flannel.1 dst 198.18.0.3 self permanent");
-        assert_eq!(monitor.changed(Some(overlay)).await.unwrap(), on_overlay);
+        assert_eq!(monitor.changed(&BTreeSet::from([overlay])).await.unwrap(), on_overlay);
         ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:0a nud permanent dev eth0");
-        let quiet = timeout(Duration::from_millis(200), monitor.changed(Some(overlay))).await;
+        let quiet = timeout(Duration::from_millis(200), monitor.changed(&BTreeSet::from([overlay]))).await;
         assert!(quiet.is_err(), "{quiet:?}");
         ip("link delete flannel.1");
-        let changed = monitor.changed(Some(overlay)).await.unwrap();
+        let changed = monitor.changed(&BTreeSet::from([overlay])).await.unwrap();
         assert!(changed.overlay && changed.links, "{changed:?}");
     });
 }
@@ -143,10 +143,10 @@ fn lost_notices_are_reported_and_then_listening_goes_on() {
             }
             before = desired;
         }
-        assert_eq!(monitor.changed(None).await.unwrap(), Changed::EVERYTHING);
+        assert_eq!(monitor.changed(&BTreeSet::new()).await.unwrap(), Changed::EVERYTHING);
         // What was in the buffer when notices were lost is still to come.
-        while timeout(Duration::from_millis(200), monitor.changed(None)).await.is_ok() {}
+        while timeout(Duration::from_millis(200), monitor.changed(&BTreeSet::new())).await.is_ok() {}
         ip("route add 172.16.0.0/24 via 192.0.2.254");
-        assert_eq!(monitor.changed(None).await.unwrap(), Changed { routes: true, ..Changed::default() });
+        assert_eq!(monitor.changed(&BTreeSet::new()).await.unwrap(), Changed { routes: true, ..Changed::default() });
     });
 }

@@ -146,7 +146,9 @@ impl Keep {
                 () = due => self.write().await,
                 Ok(()) = self.changes.changed() => {
                     let attrs = self.changes.borrow_and_update().clone();
-                    if attrs.public_ip != self.own.attrs.public_ip {
+                    if (attrs.public_ip, attrs.public_ipv6)
+                        != (self.own.attrs.public_ip, self.own.attrs.public_ipv6)
+                    {
                         self.store.members.moved().await;
                     }
                     self.own.attrs = attrs;

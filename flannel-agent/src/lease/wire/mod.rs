@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
+    family::Family,
     gojson::{FieldError, Object},
     mac::Mac,
 };
@@ -44,6 +45,39 @@ pub struct LeaseAttrs {
     pub backend_v6_data: Option<RawJson>,
 }
 
+/// Where a node is on the underlay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// In IPv4; `None` in an IPv6-only cluster.
+    pub v4: Option<Ipv4Addr>,
+    /// In IPv6; `None` in an IPv4-only cluster.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl NodeAddress {
+    /// The address of one family.
+    pub fn of(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4.map(IpAddr::V4),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// Of several addresses of one family the last.
+impl FromIterator<IpAddr> for NodeAddress {
+    fn from_iter<T: IntoIterator<Item = IpAddr>>(addresses: T) -> Self {
+        let mut of = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(v4) => of.v4 = Some(v4),
+                IpAddr::V6(v6) => of.v6 = Some(v6),
+            }
+        }
+        of
+    }
+}
+
 /// A lease's value that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AttrsError {
@@ -64,9 +98,14 @@ pub enum AttrsError {
         /// What was asked.
         wanted: &'static str,
     },
-    /// There is no `BackendData`, and the backend needs some.
-    #[error("BackendData: absent; the {0} backend needs it")]
-    NoBackendData(&'static str),
+    /// There is no `BackendData`, or `BackendV6Data`, and the backend needs some.
+    #[error("{field}: absent; the {backend} backend needs it")]
+    NoBackendData {
+        /// The field.
+        field: &'static str,
+        /// The backend.
+        backend: &'static str,
+    },
 }
 
 /// The value's fields in the order and under the rules of Go's encoder.
@@ -85,14 +124,39 @@ struct Wire<'a> {
 }
 
 impl LeaseAttrs {
+    /// Attributes of a node at `address`, of a backend with no more to know of it.
+    pub fn plain(address: NodeAddress, backend_type: &str) -> Self {
+        Self {
+            public_ip: address.v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6: address.v6,
+            backend_type: backend_type.to_owned(),
+            backend_data: None,
+            backend_v6_data: None,
+        }
+    }
+
+    /// Attributes of a node of the vxlan backend at `address`. `data` and `v6_data` are of its devices of IPv4
+    /// and IPv6.
+    pub fn vxlan_node(address: NodeAddress, data: Option<VxlanData>, v6_data: Option<VxlanData>) -> Self {
+        let json = |data: Option<VxlanData>| data.map(|data| RawJson(data.to_json()));
+        Self { backend_data: json(data), backend_v6_data: json(v6_data), ..Self::plain(address, VXLAN) }
+    }
+
     /// Attributes of a node of the vxlan backend over IPv4.
     pub fn vxlan_v4(public_ip: Ipv4Addr, data: VxlanData) -> Self {
-        Self {
-            public_ip,
-            public_ipv6: None,
-            backend_type: VXLAN.to_owned(),
-            backend_data: Some(RawJson(data.to_json())),
-            backend_v6_data: None,
+        Self::vxlan_node(NodeAddress { v4: Some(public_ip), v6: None }, Some(data), None)
+    }
+
+    /// Attributes of a node that is reached over IPv4 at its address, with no more to know of it.
+    pub fn plain_v4(public_ip: Ipv4Addr, backend_type: &str) -> Self {
+        Self::plain(NodeAddress { v4: Some(public_ip), v6: None }, backend_type)
+    }
+
+    /// The node's address of one family: what other nodes send packets of that family to.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(self.public_ip.into()),
+            Family::V6 => self.public_ipv6.map(IpAddr::V6),
         }
     }
 
@@ -108,17 +172,6 @@ impl LeaseAttrs {
     /// Whether two leases are of one node.
     pub fn same_node(&self, other: &Self) -> bool {
         self.node_address().is_some() && self.node_address() == other.node_address()
-    }
-
-    /// Attributes of a node that is reached over IPv4 at its address, with no more to know of it.
-    pub fn plain_v4(public_ip: Ipv4Addr, backend_type: &str) -> Self {
-        Self {
-            public_ip,
-            public_ipv6: None,
-            backend_type: backend_type.to_owned(),
-            backend_data: None,
-            backend_v6_data: None,
-        }
     }
 
     /// Reads a lease's value. Unknown fields are ignored, `PublicIP` must be there.
@@ -158,13 +211,17 @@ impl LeaseAttrs {
         serde_json::to_string(&wire).unwrap_or_default()
     }
 
-    /// `BackendData` of a lease of the vxlan backend.
-    pub fn vxlan(&self) -> Result<VxlanData, AttrsError> {
+    /// `BackendData` of a lease of the vxlan backend, or for IPv6 its `BackendV6Data`.
+    pub fn vxlan(&self, family: Family) -> Result<VxlanData, AttrsError> {
         if self.backend_type != VXLAN {
             return Err(AttrsError::OtherBackend { found: self.backend_type.clone(), wanted: VXLAN });
         }
-        let RawJson(text) = self.backend_data.as_ref().ok_or(AttrsError::NoBackendData(VXLAN))?;
-        VxlanData::from_json(text)
+        let (field, data) = match family {
+            Family::V4 => ("BackendData", &self.backend_data),
+            Family::V6 => ("BackendV6Data", &self.backend_v6_data),
+        };
+        let RawJson(text) = data.as_ref().ok_or(AttrsError::NoBackendData { field, backend: VXLAN })?;
+        VxlanData::from_json(field, text)
     }
 }
 
@@ -180,9 +237,10 @@ pub struct VxlanData {
 }
 
 impl VxlanData {
-    fn from_json(text: &str) -> Result<Self, AttrsError> {
-        let wrong = || Object::default().refuse("BackendData", "an object", text);
-        let object = Object::parse("BackendData.", text).map_err(|_| wrong())?;
+    fn from_json(field: &'static str, text: &str) -> Result<Self, AttrsError> {
+        let wrong = || Object::default().refuse(field, "an object", text);
+        let path = if field == "BackendData" { "BackendData." } else { "BackendV6Data." };
+        let object = Object::parse(path, text).map_err(|_| wrong())?;
         Ok(Self {
             vni: object.get("VNI", "a number of at most 32 bit")?.unwrap_or(0),
             vtep_mac: object

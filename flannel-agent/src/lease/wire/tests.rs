@@ -38,7 +38,7 @@ fn vxlan_attrs_are_written_as_upstream_writes_them() {
     let data = VxlanData { vni: 1, vtep_mac: Some("92:20:CE:6c:29:8b".parse().unwrap()) };
     let attrs = LeaseAttrs::vxlan_v4(Ipv4Addr::new(192, 168, 77, 1), data);
     assert_eq!(attrs.to_json(), SAMPLES[0]);
-    assert_eq!(attrs.vxlan().unwrap(), data);
+    assert_eq!(attrs.vxlan(Family::V4).unwrap(), data);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn unknown_fields_any_case_and_null_data() {
     );
     assert_eq!(lease.public_ipv6, None);
     assert_eq!(lease.backend_v6_data, None);
-    let data = lease.vxlan().unwrap();
+    let data = lease.vxlan(Family::V4).unwrap();
     assert_eq!((data.vni, data.vtep_mac.unwrap().to_string().as_str()), (70000, "0e:00:00:00:00:01"));
 }
 
@@ -57,7 +57,7 @@ fn unknown_fields_any_case_and_null_data() {
 fn data_of_unknown_backends_is_kept_as_it_is() {
     let lease = attrs(r#"{"PublicIP":"1.2.3.4","BackendType":"new","BackendData":{ "b" : [1, 2.50] }}"#);
     assert_eq!(lease.backend_data.as_ref().unwrap().as_str(), r#"{ "b" : [1, 2.50] }"#);
-    assert!(lease.vxlan().unwrap_err().to_string().starts_with("BackendType: \"new\""));
+    assert!(lease.vxlan(Family::V4).unwrap_err().to_string().starts_with("BackendType: \"new\""));
 }
 
 #[test]
@@ -65,9 +65,9 @@ fn old_nodes_publish_no_vni() {
     let lease = attrs(
         r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"0e:00:00:00:00:01"}}"#,
     );
-    assert_eq!(lease.vxlan().unwrap().vni, 0);
+    assert_eq!(lease.vxlan(Family::V4).unwrap().vni, 0);
     let lease = attrs(r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1}}"#);
-    assert_eq!(lease.vxlan().unwrap(), VxlanData { vni: 1, vtep_mac: None });
+    assert_eq!(lease.vxlan(Family::V4).unwrap(), VxlanData { vni: 1, vtep_mac: None });
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn undecodable_attrs_name_the_field() {
         (r#"{"VNI":1,"VtepMAC":null}"#, "BackendData.VtepMAC: expected a MAC address"),
     ] {
         let json = format!(r#"{{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{data}}}"#);
-        let error = attrs(&json).vxlan().unwrap_err().to_string();
+        let error = attrs(&json).vxlan(Family::V4).unwrap_err().to_string();
         assert!(error.starts_with(start), "{json}: {error}");
     }
 }
@@ -199,7 +199,7 @@ proptest! {
         let mut attrs = LeaseAttrs::vxlan_v4(ip.into(), data);
         attrs.public_ipv6 = v6.map(Ipv6Addr::from);
         attrs.backend_v6_data = if v6_data { attrs.backend_data.clone() } else { None };
-        prop_assert_eq!(attrs.vxlan().unwrap(), data);
+        prop_assert_eq!(attrs.vxlan(Family::V4).unwrap(), data);
         attrs.backend_type = kind;
         prop_assert_eq!(LeaseAttrs::from_json(attrs.to_json().as_bytes()).unwrap(), attrs);
     }
@@ -207,7 +207,7 @@ proptest! {
     #[test]
     fn attrs_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         if let Ok(attrs) = LeaseAttrs::from_json(&bytes) {
-            let _ = attrs.vxlan();
+            let _ = attrs.vxlan(Family::V4);
         }
     }
 
@@ -217,7 +217,7 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] = byte;
         if let Ok(attrs) = LeaseAttrs::from_json(&bytes) {
-            let _ = attrs.vxlan();
+            let _ = attrs.vxlan(Family::V4);
             prop_assert!(LeaseAttrs::from_json(attrs.to_json().as_bytes()).is_ok());
         }
     }

@@ -1,9 +1,9 @@
 //! Which of the machine's iptables to use: rules of the legacy back end and rules of the nft back end do
 //! not see each other, so ours must be where the host's are.
 
-use crate::masq::{
-    exec::{Exec, ExecError},
-    rules::Family,
+use crate::{
+    family::Family,
+    masq::exec::{Exec, ExecError},
 };
 
 use super::saved::{Saved, SavedRule};

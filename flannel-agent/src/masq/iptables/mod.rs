@@ -6,8 +6,9 @@ use tracing::{info, warn};
 use super::{
     exec::{Exec, ExecError},
     keep::{Firewall, Look},
-    rules::{Family, RuleSet},
+    rules::RuleSet,
 };
+use crate::family::Family;
 use backend::{Backend, Kind};
 use saved::Saved;
 use table::Table;
@@ -19,12 +20,23 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+/// What one keeper looks after.
+#[derive(Clone, Debug)]
+pub(super) struct Families {
+    /// The family whose rules it keeps.
+    pub(super) own: Family,
+    /// Families that are to have none.
+    pub(super) without: Vec<Family>,
+}
+
 /// One family's rules, kept by iptables or ip6tables.
 pub(super) struct Iptables<E> {
     exec: E,
     backend: Backend,
     rules: RuleSet,
-    /// Networks that past runs may have left rules for.
+    /// Families that are to have no rules.
+    without: Vec<Family>,
+    /// Networks that past runs may have left rules for, of either family.
     earlier: Vec<IpNetwork>,
 }
 
@@ -33,10 +45,11 @@ impl<E: Exec> Iptables<E> {
     /// draw ports at random.
     pub(super) async fn detect(
         mut exec: E,
-        family: Family,
+        families: Families,
         earlier: Vec<IpNetwork>,
         rules: impl FnOnce(bool) -> RuleSet,
     ) -> Result<Self, ExecError> {
+        let Families { own: family, without } = families;
         let backend = Backend::detect(&mut exec, family).await?;
         info!(
             program = backend.program(family, ""),
@@ -45,7 +58,7 @@ impl<E: Exec> Iptables<E> {
             "masquerade and forward rules by iptables"
         );
         let rules = rules(backend.has_random_fully());
-        Ok(Self { exec, backend, rules, earlier })
+        Ok(Self { exec, backend, rules, without, earlier })
     }
 
     /// Whether the kernel tells of changes to these rules.
@@ -54,7 +67,7 @@ impl<E: Exec> Iptables<E> {
     }
 
     fn tables(&self) -> [Table; 3] {
-        Table::of(&self.rules, &self.earlier)
+        Table::of(&self.rules, &of_family(&self.earlier, self.rules.family))
     }
 
     /// Whether to look at `table`. Asking for it makes it, and packets then take the way through it: what
@@ -128,7 +141,13 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
     }
 
     async fn remove_others(&mut self) {
-        super::nft::remove(&mut self.exec).await;
+        let own = [self.rules.family];
+        super::nft::remove(&mut self.exec, &[&own, self.without.as_slice()].concat()).await;
+        for family in &self.without {
+            for kind in Kind::all(&self.exec, *family) {
+                remove_from(&mut self.exec, kind, *family, &self.earlier).await;
+            }
+        }
         let [.., mangle] = self.tables();
         if !Self::is_kept(&mangle) {
             remove_table(&mut self.exec, self.backend.kind(), self.rules.family, &mangle).await;
@@ -148,7 +167,7 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
 /// Removes all rules of flannel's from iptables, of both families and in both back ends, as far as there are
 /// programs for it.
 pub(super) async fn remove<E: Exec>(exec: &mut E, earlier: &[IpNetwork]) {
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for kind in Kind::all(exec, family) {
             remove_from(exec, kind, family, earlier).await;
         }
@@ -159,10 +178,13 @@ async fn remove_from<E: Exec>(exec: &mut E, kind: Kind, family: Family, earlier:
     // All tables there are: asking for one by name would make it.
     let Ok(text) = exec.run(&kind.program(family, "-save"), &[], "").await else { return };
     let saved = Saved::parse(&text);
-    let earlier: Vec<_> = earlier.iter().filter(|network| Family::of(**network) == family).copied().collect();
-    for table in Table::without_ours(family, &earlier) {
+    for table in Table::without_ours(family, &of_family(earlier, family)) {
         remove_found(exec, kind, family, &table, &saved).await;
     }
+}
+
+fn of_family(networks: &[IpNetwork], family: Family) -> Vec<IpNetwork> {
+    networks.iter().filter(|network| Family::of_network(**network) == family).copied().collect()
 }
 
 /// Removes what is flannel's from a table that is to hold nothing of it.

@@ -6,9 +6,12 @@ use super::{
     saved::{SavedRule, SavedTable},
     spec::{jump, spec, uncommented},
 };
-use crate::masq::{
-    keep::Look,
-    rules::{EXEMPT, FLOW, FORWARD, Family, MASQ, RuleSet},
+use crate::{
+    family::Family,
+    masq::{
+        keep::Look,
+        rules::{EXEMPT, FLOW, FORWARD, MASQ, RuleSet},
+    },
 };
 
 /// What one table should hold of ours.

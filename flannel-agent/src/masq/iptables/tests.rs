@@ -15,8 +15,8 @@ fn options_v6() -> RuleOptions {
 async fn iptables(memory: Memory, options: RuleOptions) -> Iptables<Memory> {
     let rules =
         |capable| RuleSet::new(&RuleOptions { random_fully: options.random_fully && capable, ..options });
-    let family = Family::of(options.network);
-    Iptables::detect(memory, family, vec![options.network], rules).await.unwrap()
+    let families = Families { own: Family::of_network(options.network), without: Vec::new() };
+    Iptables::detect(memory, families, vec![options.network], rules).await.unwrap()
 }
 
 impl Iptables<Memory> {

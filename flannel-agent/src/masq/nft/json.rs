@@ -7,9 +7,12 @@ use super::{
     Chain, Table,
     text::{address_bits, word},
 };
-use crate::masq::{
-    keep::Look,
-    rules::{Family, In, Rule, State, Verdict},
+use crate::{
+    family::Family,
+    masq::{
+        keep::Look,
+        rules::{In, Rule, State, Verdict},
+    },
 };
 
 /// What is wrong with `table`, given what `nft -j -s list table` writes of it.

@@ -5,8 +5,9 @@ use tracing::{debug, info, warn};
 use super::{
     exec::{Exec, ExecError},
     keep::{Firewall, Look},
-    rules::{Family, Rule, RuleSet},
+    rules::{Rule, RuleSet},
 };
+use crate::family::Family;
 
 mod json;
 #[cfg(test)]
@@ -35,7 +36,7 @@ struct Chain {
     rules: Vec<Rule>,
 }
 
-/// One family's rules, kept by nft. The table of the other family is there, too, and empty, as upstream's is.
+/// The rules, kept by nft. The table of a family that the cluster has not is there, too, and empty, as upstream's is.
 pub(super) struct Nft<E> {
     exec: E,
     tables: [Table; 2],
@@ -90,7 +91,7 @@ impl<E: Exec> Nft<E> {
     /// Finds nft. `earlier` are networks that past runs may have left rules of iptables for.
     pub(super) async fn detect(
         mut exec: E,
-        rules: &RuleSet,
+        rules: &[RuleSet],
         earlier: Vec<ipnetwork::IpNetwork>,
     ) -> Result<Self, ExecError> {
         let version = exec.run(NFT, &["--version"], "").await?;
@@ -100,11 +101,11 @@ impl<E: Exec> Nft<E> {
             because = "EnableNFTables is set",
             "masquerade and forward rules by nftables"
         );
-        let other = match rules.family {
-            Family::V4 => Family::V6,
-            Family::V6 => Family::V4,
+        let table = |family| {
+            let rules = rules.iter().find(|rules| rules.family == family);
+            rules.map_or_else(|| Table::empty(family), Table::of)
         };
-        Ok(Self { exec, tables: [Table::of(rules), Table::empty(other)], comments: true, earlier })
+        Ok(Self { exec, tables: Family::BOTH.map(table), comments: true, earlier })
     }
 
     async fn faults_of(&mut self, table: &Table, look: Look) -> Result<Vec<String>, ExecError> {
@@ -156,14 +157,14 @@ impl<E: Exec + Send> Firewall for Nft<E> {
     }
 }
 
-/// Removes flannel's tables, where there are any.
-pub(super) async fn remove<E: Exec>(exec: &mut E) {
+/// Removes flannel's tables of `families`, where there are any.
+pub(super) async fn remove<E: Exec>(exec: &mut E, families: &[Family]) {
     if !exec.has(NFT) {
         return;
     }
     let Ok(tables) = exec.run(NFT, &["list", "tables"], "").await else { return };
-    for family in [Family::V4, Family::V6] {
-        let table = format!("table {} {}", text::word(family), text::table_name(family));
+    for family in families {
+        let table = format!("table {} {}", text::word(*family), text::table_name(*family));
         if !tables.lines().any(|line| line.trim() == table) {
             continue;
         }

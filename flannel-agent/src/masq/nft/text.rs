@@ -3,7 +3,10 @@
 use ipnetwork::IpNetwork;
 
 use super::{Chain, Table};
-use crate::masq::rules::{Family, In, Rule, State, Verdict};
+use crate::{
+    family::Family,
+    masq::rules::{In, Rule, State, Verdict},
+};
 
 /// Input of `nft -f -` that puts `table` in place of what it was, in one step.
 pub(super) fn replace(table: &Table, comments: bool) -> String {

@@ -10,7 +10,7 @@ use regex::Regex;
 use tracing::{info, warn};
 
 use super::{Link, Netlink, NetlinkError};
-use crate::config::NetworkConfig;
+use crate::{config::NetworkConfig, family::Family};
 pub use address::InterfaceAddress;
 pub use error::{InterfaceError, Known};
 pub use route::Reach;
@@ -35,6 +35,21 @@ pub struct ExternalInterface {
     pub address: Ipv4Addr,
     /// Our IPv6 address on it, in a cluster that has IPv6.
     pub address_v6: Option<Ipv6Addr>,
+}
+
+impl ExternalInterface {
+    /// Our address of one family, in a cluster that has it.
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => (!self.address.is_unspecified()).then_some(self.address.into()),
+            Family::V6 => self.address_v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Our address of each family that the cluster has.
+    pub fn addresses(&self) -> impl Iterator<Item = (Family, IpAddr)> {
+        Family::BOTH.into_iter().filter_map(|family| Some((family, self.address_of(family)?)))
+    }
 }
 
 #[cfg(test)]
@@ -144,7 +159,7 @@ impl Netlink {
             ..HostInterfaces::default()
         };
         host.links.sort_by_key(|link| link.index);
-        let routes = self.main_routes(None).await?;
+        let routes = self.main_routes(Family::V4, None).await?;
         host.default_v4 =
             routes.iter().find(|route| route.destination.prefix() == 0).map(|route| route.ifindex);
         if choice.stack.has_v6() {

@@ -4,12 +4,12 @@ use super::*;
 
 /// A lease of a node of the host-gw backend.
 fn direct_lease(subnet: &str, public_ip: &str) -> Lease {
-    Lease { attrs: LeaseAttrs::plain_v4(ip(public_ip), "host-gw"), ..lease(subnet, public_ip, mac(0)) }
+    Lease { attrs: LeaseAttrs::plain_v4(ip4(public_ip), "host-gw"), ..lease(subnet, public_ip, mac(0)) }
 }
 
 /// What a node of another backend plans, the fast path notwithstanding.
 fn planned_by(backend: Backend, leases: &Leases) -> Plan {
-    planned_for(&Local { backend, ..local(FastPath::All) }, leases)
+    planned_for(&local_by(backend, FastPath::All), leases)
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_subnet_may_change_between_tunnel_and_direct_route() {
     let sentences = |to, from| delta(to, from).iter().map(Change::to_string).collect::<Vec<_>>();
     assert_eq!(
         sentences(&direct, &tunnel),
-        ["route 10.2.0.0/24 via 192.0.2.2 on interface 2", "delete the VXLAN device"]
+        ["route 10.2.0.0/24 via 192.0.2.2 on interface 2", "delete the VXLAN device for IPv4"]
     );
     let back = sentences(&tunnel, &direct);
     // The kernel has the new route in place of the old before the old is asked to go.

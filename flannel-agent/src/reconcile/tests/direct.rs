@@ -1,20 +1,22 @@
 //! Routes without a tunnel.
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::*;
 use crate::plan::DirectRoute;
 
 fn host_gw() -> Local {
-    Local { backend: Backend::HostGw, fast_path: FastPath::Off, ..local() }
+    let stack = LocalStack { device: None, ..stack() };
+    let stacks = BTreeMap::from([(Family::V4, stack)]);
+    Local { stacks, backend: Backend::HostGw, fast_path: FastPath::Off, ..local() }
 }
 
 fn direct_lease(n: u8) -> Lease {
     Lease { attrs: LeaseAttrs::plain_v4(public_ip(n), "host-gw"), ..lease(n) }
 }
 
-fn direct(n: u8) -> (Ipv4Network, DirectRoute) {
-    (lease(n).subnet.v4.unwrap(), DirectRoute { ifindex: 2, via: public_ip(n) })
+fn direct(n: u8) -> (IpNetwork, DirectRoute) {
+    (lease(n).subnet.of(Family::V4).unwrap(), DirectRoute { ifindex: 2, via: public_ip(n).into() })
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,30 +4,27 @@ use super::*;
 
 /// This node with another address of its external interface, or that made anew.
 fn moved(ifindex: u32, address: Ipv4Addr) -> Local {
-    let Backend::Vxlan(device) = local().backend else { unreachable!() };
-    Local {
-        public_ip: address,
-        underlay: Underlay { ifindex, address },
-        backend: Backend::Vxlan(VxlanDevice { underlay_ifindex: ifindex, local: address, ..device }),
-        ..local()
-    }
+    let address = IpAddr::V4(address);
+    let device = VxlanDevice { underlay_ifindex: ifindex, local: address, ..device() };
+    let stack = LocalStack { public_ip: address, address, device: Some(device), ..stack() };
+    Local { stacks: BTreeMap::from([(Family::V4, stack)]), underlay_ifindex: ifindex, ..local() }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_device_moves_with_the_node_and_takes_its_peers_along() {
     let agent = Agent::settled([2, 3]).await;
-    let mac = agent.state().await.device.unwrap().mac;
+    let mac = agent.state().await.devices[&Family::V4].mac;
     agent.changes().await;
     for now in [moved(2, Ipv4Addr::new(192, 0, 2, 77)), moved(9, Ipv4Addr::new(192, 0, 2, 77)), local()] {
         agent.locals.send(now.clone()).unwrap();
         sleep(Duration::from_secs(1)).await;
         assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
-        assert_eq!(agent.state().await.device.unwrap().mac, mac);
+        assert_eq!(agent.state().await.devices[&Family::V4].mac, mac);
         let changes = agent.changes().await;
         let devices = changes.iter().filter(|change| matches!(change, Change::PutDevice(_))).count();
         assert_eq!(devices, 1, "{changes:#?}");
         let hooks = agent.state().await.bpf.hooks;
-        assert!(hooks.contains(&(now.underlay.ifindex, Hook::FromUnderlay)), "{hooks:?}");
+        assert!(hooks.contains(&(now.underlay_ifindex, Hook::FromUnderlay)), "{hooks:?}");
     }
 }
 
@@ -35,8 +32,8 @@ async fn the_device_moves_with_the_node_and_takes_its_peers_along() {
 async fn another_mtu_takes_no_new_device() {
     let agent = Agent::settled([2, 3]).await;
     agent.changes().await;
-    let Backend::Vxlan(device) = local().backend else { unreachable!() };
-    let now = Local { backend: Backend::Vxlan(VxlanDevice { mtu: 1350, ..device }), ..local() };
+    let stack = LocalStack { device: Some(VxlanDevice { mtu: 1350, ..device() }), ..stack() };
+    let now = Local { stacks: BTreeMap::from([(Family::V4, stack)]), ..local() };
     agent.locals.send(now.clone()).unwrap();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(agent.state().await, desired_as(&now, [2, 3], &hops()));
@@ -47,14 +44,14 @@ async fn another_mtu_takes_no_new_device() {
 #[tokio::test(start_paused = true)]
 async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
     let agent = Agent::settled([]).await;
-    agent.world.0.lock().await.datapath.failures.insert(Slot::Device, u32::MAX);
+    agent.world.0.lock().await.datapath.failures.insert(Slot::Device(Family::V4), u32::MAX);
     agent.world.0.lock().await.datapath.state = State::default();
     agent.notice(OVERLAY_CHANGED).await;
     sleep(Duration::from_secs(300)).await;
     agent.world.0.lock().await.datapath.failures.clear();
     agent.locals.send(moved(9, Ipv4Addr::new(192, 0, 2, 1))).unwrap();
     sleep(Duration::from_millis(100)).await;
-    assert_eq!(agent.state().await.device.unwrap().underlay_ifindex, 9);
+    assert_eq!(agent.state().await.devices[&Family::V4].underlay_ifindex, 9);
 }
 
 #[tokio::test(start_paused = true)]
