@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    net::Ipv4Addr,
+    net::IpAddr,
     pin::pin,
     time::Duration,
 };
@@ -85,7 +85,7 @@ pub struct Reconciler<D, H, L> {
     leases: Option<Leases>,
     exemptions: watch::Receiver<Exemptions>,
     surroundings: Surroundings,
-    next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: BTreeMap<IpAddr, NextHop>,
     plan: Plan,
     /// The plan of the last pass after which nothing was left to do.
     settled: Option<State>,
@@ -301,7 +301,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             changed.overlay |= surroundings.overlays != self.surroundings.overlays;
             // Only pods that are reached past the host's stack have to be found.
             self.due.pods = if self.local.fast_path.finds_pods() {
-                self.unplaced.look_again(&surroundings.pods, now)
+                self.unplaced.look_again(&surroundings.pods, self.local.stacks.len(), now)
             } else {
                 None
             };
@@ -395,8 +395,8 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
 async fn resolve<H: Host>(
     host: &mut H,
     local: &Local,
-    next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
-    wanted: BTreeSet<Ipv4Addr>,
+    next_hops: &mut BTreeMap<IpAddr, NextHop>,
+    wanted: BTreeSet<IpAddr>,
 ) -> Result<(), NetlinkError> {
     next_hops.retain(|address, _| wanted.contains(address));
     let unknown: BTreeSet<_> =

@@ -126,12 +126,13 @@ impl Netlink {
     }
 
     /// How packets from `source` reach each of `destinations`. Those that have no route, or one that is not
-    /// a plain next hop on an Ethernet link (local, blackhole, encapsulated, over IPv6), are left out.
+    /// a plain next hop on an Ethernet link (local, blackhole, encapsulated, over the other family), are left out. All
+    /// are of one family.
     pub async fn next_hops(
         &mut self,
-        source: Ipv4Addr,
-        destinations: &BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+        source: IpAddr,
+        destinations: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, NextHop>, NetlinkError> {
         if destinations.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -234,15 +235,13 @@ fn route(subnet: IpNetwork, kind: RouteType) -> RouteMessage {
     message
 }
 
-fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
+fn get(source: IpAddr, destination: IpAddr) -> Request {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = 32;
-    message.header.source_prefix_length = 32;
-    message.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(destination)),
-        RouteAttribute::Source(RouteAddress::Inet(source)),
-    ];
+    message.header.address_family = address_family(Family::of(destination));
+    message.header.destination_prefix_length = IpNetwork::from(destination).prefix();
+    message.header.source_prefix_length = IpNetwork::from(source).prefix();
+    message.attributes =
+        vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Source(source.into())];
     Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
 }
 
@@ -294,7 +293,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Option<NextHop> {
+fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Option<NextHop> {
     if route.header.kind != RouteType::Unicast {
         return None;
     }
@@ -304,7 +303,7 @@ fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u3
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
             RouteAttribute::Metrics(metrics) => {
                 limit = metrics.iter().find_map(|metric| match metric {

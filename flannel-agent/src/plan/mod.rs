@@ -25,6 +25,7 @@ mod delta;
 mod exempt;
 mod peers;
 mod state;
+mod v6;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
+pub use v6::{BpfStateV6, EntryV6, KeyV6};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};
 
 /// The facts about this node.
@@ -110,7 +112,7 @@ pub struct NextHop {
     /// Interface packets leave by.
     pub ifindex: u32,
     /// Whose MAC the frame goes to: a gateway, or the address itself when it is on the link.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Largest IP packet the route carries, bytes.
     pub mtu: u32,
 }
@@ -121,7 +123,7 @@ pub struct Pods {
     /// Host sides of their veths.
     pub links: BTreeSet<u32>,
     /// Where each address is. An address that two pods claim is absent: the kernel decides.
-    pub places: BTreeMap<Ipv4Addr, PodV4>,
+    pub places: BTreeMap<IpAddr, PodV4>,
 }
 
 /// All that [`plan`] depends on.
@@ -132,7 +134,7 @@ pub struct Inputs<'a> {
     /// The leases of the peers.
     pub leases: &'a Leases,
     /// How the underlay reaches the peers' public addresses; those without a usable route are absent.
-    pub next_hops: &'a BTreeMap<Ipv4Addr, NextHop>,
+    pub next_hops: &'a BTreeMap<IpAddr, NextHop>,
     /// Our pods.
     pub pods: &'a Pods,
     /// What the operator exempts from masquerading.
@@ -194,8 +196,28 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     Plan { state, peers, skipped }
 }
 
-/// The programs know IPv4; packets of IPv6 take the kernel's way.
+/// The maps and programs, which need a VXLAN device.
 fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> BpfState {
+    let local = inputs.local;
+    let Some((_, device)) = local.devices().next().filter(|_| local.fast_path != FastPath::Off) else {
+        return BpfState::default();
+    };
+    let mut bpf = BpfState { v6: v6::bpf(inputs, peers), ..bpf_v4(inputs, peers) };
+    let overlays = local.devices().filter_map(|(family, _)| inputs.overlays.get(&family));
+    bpf.hooks.extend(overlays.map(|index| (*index, Hook::ToOverlay)));
+    // Where pods' packets all go through the host's stack, the program only marks them.
+    bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
+    if local.fast_path == FastPath::Flow {
+        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::ToPod)));
+    }
+    if local.fast_path.finds_pods() {
+        bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
+    }
+    bpf
+}
+
+/// The maps for IPv4: nothing on a node of a cluster without it.
+fn bpf_v4(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> BpfState {
     let local = inputs.local;
     let stack = local.stack(Family::V4).filter(|_| local.fast_path != FastPath::Off);
     let Some((stack, device)) = stack.and_then(|stack| Some((stack, stack.device.as_ref()?))) else {
@@ -212,7 +234,7 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> BpfState {
         let (IpNetwork::V4(subnet), IpAddr::V4(public_ip)) = (subnet, peer.public_ip) else { continue };
         let key = subnet_key(*subnet);
         lengths.insert(Reverse(subnet.prefix()));
-        bpf.peers.insert(key, peer_value(device, peer.way, public_ip, inputs.next_hops.get(&public_ip)));
+        bpf.peers.insert(key, peer_value(device, peer.way, public_ip, inputs.next_hops.get(&peer.public_ip)));
         // The source check has room for one lease of a public address.
         if peer.foremost {
             bpf.vteps.insert(public_ip.octets(), VtepV4 { subnet: key });
@@ -234,20 +256,20 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> BpfState {
         reserved: [0; 2],
     });
     bpf.exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
-    bpf.hooks.extend(inputs.overlays.get(&Family::V4).map(|index| (*index, Hook::ToOverlay)));
-    // Where pods' packets all go through the host's stack, the program only marks them.
-    bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
-    if local.fast_path == FastPath::Flow {
-        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::ToPod)));
-    }
     if local.fast_path.finds_pods() {
-        bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
-        bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
+        bpf.pods.extend(inputs.pods.places.iter().filter_map(|(address, place)| match address {
+            IpAddr::V4(address) => Some((address.octets(), *place)),
+            IpAddr::V6(_) => None,
+        }));
     }
     bpf
 }
 
 fn peer_value(device: &VxlanDevice, way: Way, public_ip: Ipv4Addr, next_hop: Option<&NextHop>) -> PeerV4 {
+    let next_hop = next_hop.and_then(|hop| match hop.address {
+        IpAddr::V4(address) => Some((hop, address)),
+        IpAddr::V6(_) => None,
+    });
     let (kind, mac) = match (way, next_hop) {
         (Way::Vxlan(mac), Some(_)) => (PeerKind::Vxlan, mac),
         (Way::Vxlan(mac), None) => (PeerKind::Kernel, mac),
@@ -259,9 +281,9 @@ fn peer_value(device: &VxlanDevice, way: Way, public_ip: Ipv4Addr, next_hop: Opt
         vtep: public_ip.octets(),
         // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
         vni: device.vni,
-        ifindex: next_hop.map_or(0, |hop| hop.ifindex),
-        next_hop: next_hop.map_or([0; 4], |hop| hop.address.octets()),
-        mtu: next_hop.map_or(0, |hop| hop.mtu),
+        ifindex: next_hop.map_or(0, |(hop, _)| hop.ifindex),
+        next_hop: next_hop.map_or([0; 4], |(_, address)| address.octets()),
+        mtu: next_hop.map_or(0, |(hop, _)| hop.mtu),
         vtep_mac: mac.0,
         local_mac: device.mac.0,
     }

@@ -3,7 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::SystemTime,
 };
 
@@ -118,16 +118,19 @@ impl Skip {
     }
 }
 
-/// The IPv4 public addresses of all peers that may be followed: what the underlay must reach.
-pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
-    if local.stack(Family::V4).is_none() {
-        return BTreeSet::new();
+/// The public addresses of all peers that may be followed: what the underlay must reach.
+pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<IpAddr> {
+    let leases = || leases.values().filter(|lease| lease.attrs.backend_type == local.backend.kind());
+    let mut addresses = BTreeSet::new();
+    if local.stack(Family::V4).is_some() {
+        let with_v4 = leases().filter(|lease| lease.subnet.v4.is_some());
+        addresses.extend(with_v4.map(|lease| IpAddr::V4(lease.attrs.public_ip)));
     }
-    leases
-        .values()
-        .filter(|lease| lease.attrs.backend_type == local.backend.kind() && lease.subnet.v4.is_some())
-        .map(|lease| lease.attrs.public_ip)
-        .collect()
+    if local.stack(Family::V6).is_some() {
+        let with_v6 = leases().filter(|lease| lease.subnet.v6.is_some());
+        addresses.extend(with_v6.filter_map(|lease| lease.attrs.public_ipv6).map(IpAddr::V6));
+    }
+    addresses
 }
 
 /// What [`peers`] concludes.

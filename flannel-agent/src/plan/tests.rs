@@ -131,13 +131,13 @@ fn leases(all: impl IntoIterator<Item = Lease>) -> Leases {
 }
 
 fn hop(n: u8) -> NextHop {
-    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n), mtu: 1500 }
+    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n).into(), mtu: 1500 }
 }
 
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
-    let places: BTreeMap<_, _> = links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n), place(n))).collect();
+    let places: BTreeMap<_, _> = links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
     Pods { links: places.values().map(|place| place.ifindex).collect(), places }
 }
 
@@ -146,7 +146,7 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
 }
 
 fn planned_for(local: &Local, leases: &Leases) -> Plan {
-    let next_hops = BTreeMap::from([(ip4("192.0.2.2"), hop(2)), (ip4("198.51.100.3"), hop(254))]);
+    let next_hops = BTreeMap::from([(ip("192.0.2.2"), hop(2)), (ip("198.51.100.3"), hop(254))]);
     plan(&Inputs {
         local,
         leases,
@@ -550,7 +550,7 @@ prop_compose! {
         prefixes in prop::collection::btree_set(any_subnet(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
-        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
+        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n).into(), hop(n))).collect();
         plan(&Inputs {
             local: &local_with(backend, fast_path, &families),
             leases: &leases,
