@@ -1,7 +1,7 @@
 //! The composition root: builds every part in order, and ends them in order.
 
 use std::{
-    collections::BTreeMap, convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc,
+    collections::BTreeMap, convert::Infallible, env, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc,
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use crate::{
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
         etcd::{EtcdOptions, EtcdStore, LeaseTiming},
+        kubernetes::{KubeOptions, KubeStore},
         wire::NodeAddress,
     },
     lock::SubnetFileLock,
@@ -60,7 +61,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
-    options.check_built()?;
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -159,13 +159,24 @@ enum End {
 
 impl Agent<'_> {
     async fn run(&mut self, claim: &PinsClaim) -> anyhow::Result<()> {
+        if self.options.kube.kube_subnet_mgr {
+            let options = KubeOptions::read(&self.options.kube, |name| env::var(name).ok())?;
+            return self.run_from(KubeStore::connect(&options).await?, claim).await;
+        }
         let store = EtcdStore::connect(&etcd_options(&self.options)?)?;
         self.run_from(store, claim).await
     }
 
     async fn run_from(&mut self, store: impl LeaseStore, claim: &PinsClaim) -> anyhow::Result<()> {
-        while let End::Again = self.run_once(&store, claim).await? {}
-        Ok(())
+        let end = loop {
+            match self.run_once(&store, claim).await {
+                Ok(End::Again) => {}
+                Ok(End::Stopped) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        store.told().await;
+        end
     }
 
     /// From the network config to a signal, or to another subnet: then everything but lock, health server and

@@ -100,3 +100,5 @@ pub const TO_OVERLAY: &str = "to_overlay";
 pub const TO_POD: &str = "to_pod";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
+/// tc egress on the external interface: what the kernel routes to other nodes without a tunnel.
+pub const TO_UNDERLAY: &str = "to_underlay";

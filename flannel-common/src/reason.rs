@@ -121,9 +121,12 @@ reasons! {
     FlowLearned = 37, Note, "flow_learned", "netfilter has let a packet of an established flow pass unchanged: this direction of it may skip the stack";
     FlowForgotten = 38, Note, "flow_forgotten", "a packet of a known flow begins it anew or ends it, or netfilter no longer takes it for established: the flow must be learned again";
     Lapsed = 39, Kernel, "lapsed", "no agent has run for as long as --fast-path-hold says: the maps may be out of date";
-    EncapDevice = 40, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
-    Ipv6Aggregate = 41, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
-    OuterChecksum = 42, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
+    RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
+    HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
+    NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
+    EncapDevice = 43, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
+    Ipv6Aggregate = 44, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
+    OuterChecksum = 45, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

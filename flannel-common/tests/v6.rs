@@ -100,7 +100,9 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         | Verdict::EncapV6(_, reason)
         | Verdict::DeliverV6(_, reason)
         | Verdict::HandOver(_, reason) => Some(*reason),
-        Verdict::Encap(..) | Verdict::Deliver(..) => panic!("IPv4: {verdict:?}"),
+        Verdict::Encap(..) | Verdict::Route(..) | Verdict::Deliver(..) | Verdict::Hand(..) => {
+            panic!("IPv4: {verdict:?}")
+        }
     }
 }
 

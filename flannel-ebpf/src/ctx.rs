@@ -95,6 +95,13 @@ impl Skb {
         skb
     }
 
+    /// The mark of the packet of `ctx`.
+    #[inline(always)]
+    pub(crate) fn mark_of(ctx: &TcContext) -> u32 {
+        // SAFETY: a field of the live context.
+        unsafe { (*ctx.skb.skb).mark }
+    }
+
     /// What the kernel knows of the packet beside its bytes.
     #[inline(always)]
     pub(crate) fn arrival(&self) -> Arrival {

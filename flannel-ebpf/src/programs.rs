@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use flannel_common::{
     path::{
-        egress,
+        egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
@@ -22,8 +22,13 @@ fn from_pod(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
-    let verdict =
-        egress::from_pod(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
+    let verdict = egress::from_pod(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |encap, reason| act::push(skb, &encap, reason),
+        |direct, reason| act::route(skb, &direct, reason),
+    );
     act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
@@ -49,9 +54,13 @@ fn from_underlay(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, FROM_UNDERLAY_READS as u32);
     let size = skb.size();
-    let verdict = ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| {
-        act::pop(skb, &deliver, reason)
-    });
+    let verdict = ingress::from_underlay(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |deliver, reason| act::pop(skb, &deliver, reason),
+        |deliver, reason| act::hand(skb, &deliver, reason),
+    );
     act::conclude(&ctx, size, Direction::Ingress, verdict)
 }
 
@@ -63,5 +72,16 @@ fn to_pod(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+/// tc egress, external interface: what the kernel's path sends to other nodes without a tunnel.
+#[classifier]
+fn to_underlay(ctx: TcContext) -> i32 {
+    // Most packets are none of ours: told before any of their bytes is looked at.
+    if flow::has_our_mark(Skb::mark_of(&ctx)) {
+        let skb = Skb::of(&ctx, EGRESS_READS);
+        act::take_note(skb, skb.size(), Direction::Egress);
+    }
     TC_ACT_UNSPEC
 }

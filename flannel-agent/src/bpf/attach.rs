@@ -42,7 +42,7 @@ pub struct AttachError {
 const fn side(hook: Hook) -> TcAttachType {
     match hook {
         Hook::FromPod | Hook::FromUnderlay => TcAttachType::Ingress,
-        Hook::ToOverlay | Hook::ToPod => TcAttachType::Egress,
+        Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => TcAttachType::Egress,
     }
 }
 

@@ -9,7 +9,9 @@ pub use store::{KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, U
 pub use wire::LeaseAttrs;
 
 pub mod alloc;
+mod config_report;
 pub mod etcd;
+pub mod kubernetes;
 mod store;
 pub mod wire;
 

@@ -67,6 +67,11 @@ pub trait LeaseStore {
     /// Tells those who look at the store, not at this node's log, of something they should look into. Does not
     /// wait for an answer.
     fn tell(&self, _notice: Notice) {}
+
+    /// Waits, a few seconds at most, until those have heard of all that was told.
+    fn told(&self) -> impl Future<Output = ()> {
+        async {}
+    }
 }
 
 /// A lease of ours.

@@ -7,6 +7,7 @@
 //! [`Reason`] and nothing else; [`decide`] is the same with a [`Verdict`] as the value, for everyone who
 //! wants to look at one.
 
+mod direct;
 pub mod ecn;
 pub mod egress;
 mod encap;
@@ -14,6 +15,7 @@ pub mod flow;
 pub mod ingress;
 pub mod v6;
 
+pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
 
@@ -71,6 +73,8 @@ pub enum Verdict {
     Exempt(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
+    /// Send it to a peer as it is.
+    Route(Direct, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
     /// Push VXLAN over IPv6 and send it to a peer.
@@ -79,6 +83,8 @@ pub enum Verdict {
     DeliverV6(v6::Deliver, Reason),
     /// Hand it to the VXLAN device, which does the rest.
     HandOver(v6::HandOver, Reason),
+    /// Hand it to a local pod as it is.
+    Hand(Deliver, Reason),
 }
 
 /// The hooks a decision is made at.
@@ -92,11 +98,14 @@ pub enum Hook {
     FromUnderlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
+    /// tc egress, external interface.
+    ToUnderlay,
 }
 
 impl Hook {
-    /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod];
+    /// All hooks.
+    pub const ALL: [Self; 5] =
+        [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod, Self::ToUnderlay];
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -105,13 +114,14 @@ impl Hook {
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
             Self::ToPod => map::TO_POD,
+            Self::ToUnderlay => map::TO_UNDERLAY,
         }
     }
 
     /// Which way the packets travel that it sees, from a pod's point of view.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromPod | Self::ToOverlay => Direction::Egress,
+            Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
             Self::FromUnderlay | Self::ToPod => Direction::Ingress,
         }
     }
@@ -128,10 +138,12 @@ pub fn decide(
         return decide_v6(hook, packet, tables, arrival);
     }
     match hook {
-        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
+        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap, Verdict::Route),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
-        Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
-        Hook::ToPod => Ok(Verdict::Pass),
+        Hook::FromUnderlay => {
+            ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
+        }
+        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -147,7 +159,7 @@ fn decide_v6(
         Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
         Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
         Hook::FromUnderlay => v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6),
-        Hook::ToPod => Ok(Verdict::Pass),
+        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -161,6 +173,7 @@ pub fn note(
 ) -> Option<Note> {
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
+        Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod | Hook::FromUnderlay => None,
     }
 }
@@ -177,7 +190,7 @@ pub fn note_v6(
         Hook::ToOverlay | Hook::ToPod => {
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }
-        Hook::FromPod | Hook::FromUnderlay => None,
+        Hook::FromPod | Hook::FromUnderlay | Hook::ToUnderlay => None,
     }
 }
 
@@ -194,12 +207,12 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
     }
 }
 
-/// How to hand a packet to a pod after its outer headers are popped.
+/// How to hand a packet to a pod, after its outer headers are popped if it has any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deliver {
     /// Where the pod is.
     pub pod: PodV4,
-    /// What routing does to the inner IP header.
+    /// What routing does to the IP header that the pod gets.
     pub forward: Forward,
 }
 

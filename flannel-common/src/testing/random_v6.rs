@@ -82,7 +82,7 @@ fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
         });
         match hook {
             Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
-            Hook::ToOverlay => frame.macs(THERE.mac_v6(), HERE.mac_v6()).bytes(),
+            Hook::ToOverlay | Hook::ToUnderlay => frame.macs(THERE.mac_v6(), HERE.mac_v6()).bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
             Hook::FromUnderlay => {
                 let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();

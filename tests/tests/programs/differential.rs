@@ -145,3 +145,8 @@ fn to_pod() {
 fn to_pod_ipv6() {
     compare(Hook::ToPod, case_v6);
 }
+
+#[test]
+fn to_underlay() {
+    compare(Hook::ToUnderlay);
+}

@@ -11,7 +11,9 @@ use flannel_common::{
     },
     path::{Encap, Hook, Note, Verdict, left, v6},
     reason::Reason,
-    testing::{MemoryTables, handed_over, popped, popped_v6, pushed, pushed_v6, transport_checksum},
+    testing::{
+        MemoryTables, handed, handed_over, popped, popped_v6, pushed, pushed_v6, routed, transport_checksum,
+    },
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -40,7 +42,9 @@ pub(crate) fn check(
         Verdict::Pass => (TC_ACT_UNSPEC, None, unchanged()),
         Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
+        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
+        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
         Verdict::EncapV6(encap, reason) => {
             (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
         }
@@ -146,6 +150,14 @@ pub(crate) fn in_kernel(
                 Verdict::Kernel(Reason::TooBig)
             }
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
+            Some(_) => verdict,
+        },
+        // No length is changed, so nothing is refused; of an aggregate the size is not looked at.
+        Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            None => Verdict::Kernel(Reason::PodGone),
+            Some(mtu) if gso_size == 0 && frame.len() > ETHERNET_LEN + mtu as usize => {
+                Verdict::Kernel(Reason::TooBig)
+            }
             Some(_) => verdict,
         },
         Verdict::DeliverV6(deliver, _) => match mtu_of(deliver.pod.ifindex) {

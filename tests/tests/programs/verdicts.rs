@@ -72,11 +72,17 @@ fn to_pod() {
 }
 
 #[test]
+fn to_underlay() {
+    run_all(Hook::ToUnderlay);
+}
+
+#[test]
 fn every_reason_of_every_program_is_run() {
     let mut given = BTreeSet::new();
     for hook in Hook::ALL {
         let elsewhere = ELSEWHERE.iter().map(|(reason, _)| *reason);
-        let mut found: BTreeSet<Reason> = elsewhere.filter(|_| hook != Hook::ToPod).collect();
+        let mut found: BTreeSet<Reason> =
+            elsewhere.filter(|_| !matches!(hook, Hook::ToPod | Hook::ToUnderlay)).collect();
         for fixture in fixtures::of(hook) {
             if fixture.in_kernel == InKernel::Agrees {
                 found.extend(fixture.note.map(|note| note.reason()));
@@ -88,7 +94,9 @@ fn every_reason_of_every_program_is_run() {
                     Verdict::Kernel(reason)
                     | Verdict::Exempt(reason)
                     | Verdict::Encap(_, reason)
+                    | Verdict::Route(_, reason)
                     | Verdict::Deliver(_, reason)
+                    | Verdict::Hand(_, reason)
                     | Verdict::EncapV6(_, reason)
                     | Verdict::DeliverV6(_, reason)
                     | Verdict::HandOver(_, reason),
