@@ -62,6 +62,32 @@ impl Cluster {
         Self::on(nodes, etcd, pods, &options.into())
     }
 
+    /// `nodes` nodes of a cluster that `configure` makes one of IPv6, alone or beside IPv4; returns when all pods reach
+    /// each other by every family they have.
+    pub fn start_v6(
+        lab: &Lab,
+        nodes: usize,
+        options: impl Into<AgentOptions>,
+        configure: impl FnOnce(&Etcd) -> Result<()>,
+    ) -> Result<Self> {
+        let etcd = lab.etcd()?;
+        configure(&etcd)?;
+        let nodes = (0..nodes).map(|_| lab.dual_node()).collect::<Result<Vec<_>>>()?;
+        let cluster = Self::on(nodes, etcd, 1, &options.into())?;
+        cluster.await_reachable_v6(&[])?;
+        Ok(cluster)
+    }
+
+    /// Waits until all pods, and `others`, reach each other by IPv6.
+    pub fn await_reachable_v6(&self, others: &[Endpoint]) -> Result<()> {
+        let pods = self.members.iter().flat_map(|member| &member.pods);
+        let pods = pods.map(Pod::endpoint_v6).collect::<Result<Vec<_>>>()?;
+        let everyone = [pods, others.to_vec()].concat();
+        eventually(CONVERGENCE, "everyone reaches everyone by IPv6", || {
+            reachability(&everyone).check_complete()
+        })
+    }
+
     /// Two nodes joined by one veth, with etcd on the first.
     pub fn pair(lab: &Lab, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
         let (a, b) = lab.pair()?;

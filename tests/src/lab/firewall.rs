@@ -1,7 +1,7 @@
 //! flannel's own iptables rules, which every packet of the kernel path crosses on a real node.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ impl Node {
         &self,
         vip: Ipv4Addr,
         port: u16,
-        backends: &[SocketAddrV4],
+        backends: &[SocketAddr],
         masquerade: bool,
     ) -> Result<()> {
         let mut rules = vec![

@@ -14,7 +14,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -34,8 +34,9 @@ pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
 pub use stock::{Peer, Stock};
-pub use store::{Etcd, PREFIX};
-pub use subnet_env::SubnetEnv;
+pub use stock_v6::StockV6;
+pub use store::{Etcd, NETWORK_V6, PREFIX};
+pub use subnet_env::{SubnetEnv, SubnetEnvV6};
 
 use crate::{
     command::{run, tool},
@@ -52,6 +53,7 @@ mod node;
 mod owner;
 mod pod;
 pub mod stock;
+mod stock_v6;
 mod store;
 mod subnet_env;
 pub mod teardown;
@@ -65,6 +67,14 @@ pub const UNDERLAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
 /// Address of the `number`th node on the underlay, and the length of its prefix.
 pub fn node_address(number: u8) -> Ipv4Network {
     Ipv4Network::new_checked(Ipv4Addr::new(192, 168, 77, number), 24).unwrap_or(LOCAL)
+}
+
+/// The same in IPv6: a router for nodes that have it.
+pub const UNDERLAY_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0xfe);
+
+/// IPv6 address of the `number`th node on the underlay, whose prefix has 64 bits.
+pub fn node_address_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number as u16)
 }
 
 const LOCAL: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::LOCALHOST, 32).unwrap();
@@ -180,6 +190,7 @@ impl Lab {
         netns.ip_batch(&format!(
             "link add br0 address 0e:00:00:00:77:fe type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
              addr add {UNDERLAY_ADDRESS}/24 dev br0\n\
+             addr add {UNDERLAY_ADDRESS_V6}/64 dev br0 nodad\n\
              link set br0 up\n"
         ))?;
         Ok(underlay.insert(netns).clone())
@@ -197,6 +208,13 @@ impl Lab {
             node.netns().name()
         ))?;
         node.connect(Some(UNDERLAY_ADDRESS))?;
+        Ok(node)
+    }
+
+    /// Another node on the underlay's bridge, with IPv6 there, too.
+    pub fn dual_node(&self) -> Result<Node> {
+        let node = self.node()?;
+        node.connect_v6(UNDERLAY_ADDRESS_V6)?;
         Ok(node)
     }
 

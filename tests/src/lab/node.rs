@@ -1,7 +1,7 @@
 //! A machine of the cluster.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Pod, Stock, SubnetEnv,
-    make_dir, node_address,
+    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Pod, Stock, StockV6, SubnetEnv,
+    SubnetEnvV6, make_dir, node_address, node_address_v6,
 };
 use crate::traffic::Endpoint;
 
@@ -49,6 +49,15 @@ impl Node {
         ))
     }
 
+    /// Gives `eth0` an IPv6 address, too, and the default route through `gateway`.
+    pub(super) fn connect_v6(&self, gateway: Ipv6Addr) -> Result<()> {
+        self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        self.netns.ip_batch(&format!(
+            "addr add {}/64 dev eth0 nodad\nroute add default via {gateway} dev eth0\n",
+            self.address_v6()
+        ))
+    }
+
     pub(super) fn lab_dir(&self) -> &Path {
         &self.lab_dir
     }
@@ -72,6 +81,11 @@ impl Node {
         node_address(self.number).ip()
     }
 
+    /// Its IPv6 address on the underlay, if it was given one.
+    pub fn address_v6(&self) -> Ipv6Addr {
+        node_address_v6(self.number)
+    }
+
     /// Its namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns
@@ -90,6 +104,11 @@ impl Node {
     /// What the subnet file says now.
     pub fn subnet_env(&self) -> Result<SubnetEnv> {
         SubnetEnv::read(&self.subnet_file())
+    }
+
+    /// What the subnet file says of IPv6 now.
+    pub fn subnet_env_v6(&self) -> Result<SubnetEnvV6> {
+        SubnetEnvV6::read(&self.subnet_file())?.context("the subnet file has no IPv6")
     }
 
     /// Directory of its own, for what persists over restarts of its daemons.
@@ -128,6 +147,11 @@ impl Node {
         Stock::adopt(self, etcd)
     }
 
+    /// Adds IPv6 to a [`Stock`] node, holding fd00:10:244:(0xf000 + number)::/64.
+    pub fn stock_v6(&self) -> Result<StockV6> {
+        StockV6::create(self)
+    }
+
     /// Adds a pod by the CNI plugins, as kubelet and flannel's plugin would; `name` is unique on this node.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         let netns = self.names.netns(&format!("{}-{name}", self.name()))?;
@@ -143,5 +167,11 @@ impl Node {
     pub fn overlay_endpoint(&self) -> Result<Endpoint> {
         let address = self.subnet_env()?.subnet.network();
         Ok(Endpoint::new(format!("{} (host)", self.name()), self.netns.clone(), address))
+    }
+
+    /// The same in IPv6.
+    pub fn overlay_endpoint_v6(&self) -> Result<Endpoint> {
+        let address = self.subnet_env_v6()?.subnet.network();
+        Ok(Endpoint::new(format!("{} (host, IPv6)", self.name()), self.netns.clone(), address))
     }
 }

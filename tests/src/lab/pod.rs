@@ -1,12 +1,17 @@
 //! Pods, made by the real CNI plugins.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Names, Netns, Node};
+use super::{Names, Netns, Node, SubnetEnv, SubnetEnvV6, subnet_env};
 use crate::{command::run_with, requirements::cni_directory, traffic::Endpoint};
 
 /// How long one call of a CNI plugin may take.
@@ -19,7 +24,8 @@ pub struct Pod {
     netns: Netns,
     node: Netns,
     names: Arc<Names>,
-    address: Ipv4Addr,
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
     plugins: PathBuf,
     netconf: String,
 }
@@ -31,14 +37,20 @@ impl Pod {
             netns,
             node: node.netns().clone(),
             names: Arc::clone(node.names()),
-            address: Ipv4Addr::UNSPECIFIED,
+            v4: None,
+            v6: None,
             plugins: cni_directory()?,
             netconf: netconf(node)?.to_string(),
         };
         let result: Value = serde_json::from_str(&pod.call("ADD")?).context("result of CNI ADD")?;
-        let address =
-            result["ips"][0]["address"].as_str().with_context(|| format!("no address in {result}"))?;
-        pod.address = address.parse::<Ipv4Network>().with_context(|| address.to_owned())?.ip();
+        for ip in result["ips"].as_array().with_context(|| format!("no addresses in {result}"))? {
+            let address = ip["address"].as_str().with_context(|| format!("no address in {result}"))?;
+            match address.parse::<IpNetwork>().with_context(|| address.to_owned())?.ip() {
+                IpAddr::V4(v4) => pod.v4 = Some(v4),
+                IpAddr::V6(v6) => pod.v6 = Some(v6),
+            }
+        }
+        pod.addresses().next().with_context(|| format!("no address in {result}"))?;
         Ok(pod)
     }
 
@@ -47,9 +59,19 @@ impl Pod {
         &self.name
     }
 
-    /// Its address, as host-local gave it.
+    /// Its IPv4 address, as host-local gave it; 0.0.0.0 in a cluster of IPv6 only.
     pub fn address(&self) -> Ipv4Addr {
-        self.address
+        self.v4.unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Its IPv6 address, in a cluster that has IPv6.
+    pub fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.v6
+    }
+
+    /// All its addresses, IPv4 first.
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
 
     /// Its namespace.
@@ -57,9 +79,16 @@ impl Pod {
         &self.netns
     }
 
-    /// Where its traffic starts and ends.
+    /// Where its traffic starts and ends: by IPv4, if it has that.
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::new(self.name.clone(), self.netns.clone(), self.address)
+        let address = self.addresses().next().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        Endpoint::new(self.name.clone(), self.netns.clone(), address)
+    }
+
+    /// Where its IPv6 traffic starts and ends.
+    pub fn endpoint_v6(&self) -> Result<Endpoint> {
+        let address = self.v6.with_context(|| format!("{} has no IPv6 address", self.name))?;
+        Ok(Endpoint::new(format!("{} (IPv6)", self.name), self.netns.clone(), address))
     }
 
     /// Takes it away again, as kubelet does: CNI DEL, then the namespace.
@@ -84,7 +113,17 @@ impl Pod {
 
 /// What flannel's CNI plugin hands to `bridge`, from its usual configuration and the subnet file.
 fn netconf(node: &Node) -> Result<Value> {
-    let env = node.subnet_env()?;
+    let file = node.subnet_file();
+    let (mut ranges, mut routes) = (Vec::new(), Vec::new());
+    if subnet_env::has_v4(&file)? {
+        let env = SubnetEnv::read(&file)?;
+        ranges.push(json!([{ "subnet": env.subnet.to_string() }]));
+        routes.push(json!({ "dst": env.network.to_string() }));
+    }
+    if let Some(env) = SubnetEnvV6::read(&file)? {
+        ranges.push(json!([{ "subnet": env.subnet.to_string() }]));
+        routes.push(json!({ "dst": env.network.to_string() }));
+    }
     Ok(json!({
         "cniVersion": "0.3.1",
         "name": "cbr0",
@@ -93,12 +132,12 @@ fn netconf(node: &Node) -> Result<Value> {
         "ipMasq": false,
         "isDefaultGateway": true,
         "isGateway": true,
-        "mtu": env.mtu,
+        "mtu": subnet_env::mtu(&file)?,
         "ipam": {
             "type": "host-local",
             "dataDir": node.dir().join("cni"),
-            "ranges": [[{ "subnet": env.subnet.to_string() }]],
-            "routes": [{ "dst": env.network.to_string() }],
+            "ranges": ranges,
+            "routes": routes,
         },
     }))
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Command,
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::mac::Mac;
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde_json::Value;
 
 use super::{Lab, Netns, teardown};
@@ -18,6 +18,9 @@ pub const PREFIX: &str = "/coreos.com/network";
 
 /// Configuration of the lab's cluster.
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// IPv6 network of the lab's clusters that have one.
+pub const NETWORK_V6: &str = "fd00:10:244::/48";
 
 /// Life of a lease, seconds, as flannel grants it.
 const LEASE_SECONDS: u32 = 86_400;
@@ -99,6 +102,26 @@ impl Etcd {
         std::fs::remove_dir_all(&self.data).with_context(|| format!("remove {}", self.data.display()))
     }
 
+    /// Makes it a cluster of both families, over `backend` ("vxlan", "host-gw"), before any agent starts.
+    pub fn configure_dual(&self, backend: &str) -> Result<()> {
+        self.put(
+            &format!("{PREFIX}/config"),
+            &format!(
+                r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{{"Type":"{backend}"}}}}"#
+            ),
+        )
+    }
+
+    /// Makes it a cluster of IPv6 alone.
+    pub fn configure_v6_only(&self, backend: &str) -> Result<()> {
+        self.put(
+            &format!("{PREFIX}/config"),
+            &format!(
+                r#"{{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{{"Type":"{backend}"}}}}"#
+            ),
+        )
+    }
+
     /// Runs `etcdctl` against it; its standard output.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         run_with(&mut client(&self.netns, &self.endpoint, args), "", Duration::from_secs(15))
@@ -116,9 +139,14 @@ impl Etcd {
 
     /// Writes the lease of `subnet` as flannel does: under a new etcd lease of one day.
     pub fn put_lease(&self, subnet: Ipv4Network, attrs: &str) -> Result<()> {
+        self.put_lease_at(&lease_key(subnet), attrs)
+    }
+
+    /// The same of a lease whose key is `key`.
+    pub(super) fn put_lease_at(&self, key: &str, attrs: &str) -> Result<()> {
         let granted = self.ctl(&["lease", "grant", &LEASE_SECONDS.to_string()])?;
         let id = granted.split(' ').nth(1).with_context(|| format!("lease grant answered {granted:?}"))?;
-        self.ctl(&["put", &lease_key(subnet), attrs, "--lease", id]).map(drop)
+        self.ctl(&["put", key, attrs, "--lease", id]).map(drop)
     }
 
     /// Deletes the lease of `subnet`.
@@ -126,16 +154,38 @@ impl Etcd {
         self.delete(&lease_key(subnet))
     }
 
-    /// All leases: subnet and JSON.
+    /// All leases with IPv4: subnet and JSON.
     pub fn leases(&self) -> Result<BTreeMap<Ipv4Network, Value>> {
+        let mut leases = BTreeMap::new();
+        for (key, value) in self.lease_keys()? {
+            let v4 = key.split('&').next().unwrap_or_default().replacen('-', "/", 1);
+            if v4 != "0.0.0.0/0" {
+                leases.insert(v4.parse().with_context(|| format!("key {key}"))?, value);
+            }
+        }
+        Ok(leases)
+    }
+
+    /// All leases with IPv6: subnet and JSON.
+    pub fn leases_v6(&self) -> Result<BTreeMap<Ipv6Network, Value>> {
+        let mut leases = BTreeMap::new();
+        for (key, value) in self.lease_keys()? {
+            if let Some((_, v6)) = key.split_once('&') {
+                leases.insert(v6.replacen('-', "/", 1).parse().with_context(|| format!("key {key}"))?, value);
+            }
+        }
+        Ok(leases)
+    }
+
+    /// All leases: what the key has behind the prefix, and JSON.
+    pub fn lease_keys(&self) -> Result<BTreeMap<String, Value>> {
         let prefix = format!("{PREFIX}/subnets/");
         let answer = self.ctl(&["get", "--prefix", &prefix])?;
         let lines: Vec<&str> = answer.lines().collect();
         let mut leases = BTreeMap::new();
         for pair in lines.chunks(2) {
             let [key, value] = pair else { bail!("odd number of lines: {answer}") };
-            let subnet = key.strip_prefix(&prefix).unwrap_or(key).replacen('-', "/", 1);
-            let subnet = subnet.parse().with_context(|| format!("key {key}"))?;
+            let subnet = key.strip_prefix(&prefix).unwrap_or(key).to_owned();
             leases.insert(subnet, serde_json::from_str(value).with_context(|| format!("{key}: {value}"))?);
         }
         Ok(leases)

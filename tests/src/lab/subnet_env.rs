@@ -3,7 +3,7 @@
 use std::{fs, path::Path, str::FromStr};
 
 use anyhow::{Context as _, Result};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 
 /// What flannel tells the CNI plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,39 @@ impl SubnetEnv {
         );
         fs::write(path, text).with_context(|| format!("write {}", path.display()))
     }
+}
+
+/// The IPv6 part of what flannel tells the CNI plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubnetEnvV6 {
+    /// IPv6 network of all pods.
+    pub network: Ipv6Network,
+    /// This node's part of it.
+    pub subnet: Ipv6Network,
+}
+
+impl SubnetEnvV6 {
+    /// Reads the file at `path`; none where it says nothing about IPv6.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        if !text.contains("FLANNEL_IPV6_NETWORK=") {
+            return Ok(None);
+        }
+        let subnet: Ipv6Network = value(&text, "FLANNEL_IPV6_SUBNET")?;
+        let network = value(&text, "FLANNEL_IPV6_NETWORK")?;
+        Ok(Some(Self { network, subnet: Ipv6Network::new(subnet.network(), subnet.prefix())? }))
+    }
+}
+
+/// MTU of pods, bytes, as the file at `path` says.
+pub(super) fn mtu(path: &Path) -> Result<u32> {
+    value(&fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?, "FLANNEL_MTU")
+}
+
+/// Whether the file at `path` says anything about IPv4.
+pub(super) fn has_v4(path: &Path) -> Result<bool> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    Ok(text.contains("FLANNEL_NETWORK="))
 }
 
 fn value<T: FromStr>(text: &str, key: &str) -> Result<T>

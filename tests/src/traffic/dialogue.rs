@@ -2,14 +2,14 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
     sockopt::{Linger, ReuseAddr},
 };
 
@@ -49,18 +49,20 @@ impl Dialogue {
     pub fn through(
         from: &Endpoint,
         port: u16,
-        destination: SocketAddrV4,
+        destination: impl Into<SocketAddr>,
         listeners: &[&TcpListener],
     ) -> Result<Self> {
+        let destination = destination.into();
+        let family = if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let client = from.netns().inside(|| {
-            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             setsockopt(&socket, ReuseAddr, &true)?;
-            bind(socket.as_raw_fd(), &SockaddrIn::from(from.socket_address(port)))
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(from.socket_address(port)))
                 .with_context(|| format!("bind to port {port}"))?;
             let stream = TcpStream::from(socket);
             // For a blocking connect, the time that a send may take is the time it may take.
             stream.set_write_timeout(Some(PATIENCE))?;
-            connect(stream.as_raw_fd(), &SockaddrIn::from(destination))
+            connect(stream.as_raw_fd(), &SockaddrStorage::from(destination))
                 .with_context(|| format!("connect to {destination} from {}", from.name()))?;
             Ok(stream)
         })?;

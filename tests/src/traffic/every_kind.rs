@@ -1,19 +1,29 @@
 //! One of each kind of traffic a cluster carries.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::{
     Endpoint,
     ping::ping,
     tcp, udp,
-    udp::{HEADERS, Receiver},
+    udp::{HEADERS, HEADERS_V6, Receiver},
 };
+use crate::wait::eventually;
 
 /// MTU of pods over an underlay of 1500 bytes.
 pub const POD_MTU: usize = 1450;
 
+/// What VXLAN over IPv6 carries of the same underlay. Pods of a cluster with both families have the larger MTU, and
+/// are told of this one as by a router.
+pub const POD_MTU_V6: usize = 1430;
+
 /// Bytes of one TCP transfer: enough for the window to open and the largest packets to form.
 const BULK: u64 = 48 << 20;
+
+/// How long a pod may take to learn an MTU.
+const LEARNING: Duration = Duration::from_secs(10);
 
 /// Datagrams of each UDP size.
 const DATAGRAMS: u64 = 100;
@@ -21,7 +31,12 @@ const DATAGRAMS: u64 = 100;
 /// Sends each kind from `from` to `to`, with answers where there are any: ICMP small, filling the MTU and
 /// in fragments; UDP likewise; UDP GSO to both kinds of receiver; TCP with large GSO.
 pub fn every_kind(from: &Endpoint, to: &Endpoint) -> Result<()> {
-    let full = POD_MTU - HEADERS;
+    let full = if from.address().is_ipv4() { POD_MTU - HEADERS } else { POD_MTU_V6 - HEADERS_V6 };
+    if from.address().is_ipv6() {
+        // The first that is too large is what tells the pod.
+        eventually(LEARNING, "the pod knows the path's MTU", || ping(from, to, 5000))?;
+        eventually(LEARNING, "the other pod does", || ping(to, from, 5000))?;
+    }
     for size in [0, 56, full, full + 1, 5000] {
         ping(from, to, size)?;
     }

@@ -1,7 +1,7 @@
 //! What is sent through the lab: every byte is checked, every lost packet counted.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -37,13 +37,13 @@ const TICK: Duration = Duration::from_millis(50);
 pub struct Endpoint {
     name: String,
     netns: Netns,
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 impl Endpoint {
     /// `address` in `netns`, called `name` in messages.
-    pub fn new(name: String, netns: Netns, address: Ipv4Addr) -> Self {
-        Self { name, netns, address }
+    pub fn new(name: String, netns: Netns, address: impl Into<IpAddr>) -> Self {
+        Self { name, netns, address: address.into() }
     }
 
     /// What it is called.
@@ -57,26 +57,35 @@ impl Endpoint {
     }
 
     /// Its address.
-    pub fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> IpAddr {
         self.address
     }
 
+    /// Its address where that is of IPv4; else 0.0.0.0.
+    pub fn address_v4(&self) -> Ipv4Addr {
+        match self.address {
+            IpAddr::V4(v4) => v4,
+            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+        }
+    }
+
     /// `port` there.
-    pub fn socket_address(&self, port: u16) -> SocketAddrV4 {
-        SocketAddrV4::new(self.address, port)
+    pub fn socket_address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address, port)
     }
 
     /// The source address the kernel chooses here for packets to `destination`.
-    pub fn source_towards(&self, destination: &Self) -> Result<Ipv4Addr> {
+    pub fn source_towards(&self, destination: &Self) -> Result<IpAddr> {
+        let any = match destination.address {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
         self.netns.inside(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind((any, 0))?;
             socket
                 .connect((destination.address, 9))
                 .with_context(|| format!("no route to {}", destination.address))?;
-            match socket.local_addr()?.ip() {
-                IpAddr::V4(source) => Ok(source),
-                IpAddr::V6(source) => anyhow::bail!("IPv6 source {source}"),
-            }
+            Ok(socket.local_addr()?.ip())
         })
     }
 

@@ -2,12 +2,12 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::{Endpoint, tcp::accept};
 use crate::wait::eventually;
@@ -22,13 +22,15 @@ pub fn source_seen(
     from: &Endpoint,
     server: &Endpoint,
     port: u16,
-    destination: SocketAddrV4,
-) -> Result<Ipv4Addr> {
-    let exchange = || -> Result<Ipv4Addr> {
+    destination: impl Into<SocketAddr>,
+) -> Result<IpAddr> {
+    let destination = destination.into();
+    let any = if destination.is_ipv4() { "0.0.0.0" } else { "::" };
+    let exchange = || -> Result<IpAddr> {
         // A program that another thread is about to start holds a copy of the last exchange's listener until
         // it runs.
         let listener = eventually(PATIENCE, "the port is free", || {
-            server.netns().inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listen"))
+            server.netns().inside(|| TcpListener::bind((any, port)).context("listen"))
         })?;
         let answering = thread::spawn(move || answer(&listener));
         let told = from.netns().inside(|| ask(destination));
@@ -40,8 +42,8 @@ pub fn source_seen(
     exchange().with_context(|| format!("{} to {} at {destination}", from.name(), server.name()))
 }
 
-fn ask(destination: SocketAddrV4) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(destination), PATIENCE).context("connect")?;
+fn ask(destination: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&destination, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut told = String::new();
     stream.read_to_string(&mut told).context("read the answer")?;
@@ -50,6 +52,5 @@ fn ask(destination: SocketAddrV4) -> Result<String> {
 
 fn answer(listener: &TcpListener) -> Result<()> {
     let (mut stream, source) = accept(listener, PATIENCE)?;
-    let SocketAddr::V4(source) = source else { bail!("IPv6 source {source}") };
     stream.write_all(source.ip().to_string().as_bytes()).context("answer")
 }

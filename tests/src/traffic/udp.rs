@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt::UdpGroSegment};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt::UdpGroSegment,
+};
 
 use super::{Endpoint, content::Content, is_quiet, udp_pair};
 
@@ -18,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Bytes of IPv4 and UDP headers, without options.
 pub const HEADERS: usize = 28;
+
+/// Bytes of IPv6 and UDP headers, without extensions.
+pub const HEADERS_V6: usize = 48;
 
 /// Most segments the kernel takes in one GSO send (UDP_MAX_SEGMENTS of older kernels).
 const MOST_SEGMENTS: usize = 64;
@@ -103,7 +108,7 @@ fn send_batch(socket: &UdpSocket, bytes: &[u8], segment: usize) -> Result<()> {
     let segment = u16::try_from(segment).context("segment size")?;
     let control = [ControlMessage::UdpGsoSegments(&segment)];
     let parts = [IoSlice::new(bytes)];
-    let sent = sendmsg::<SockaddrIn>(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), None)?;
+    let sent = sendmsg::<SockaddrStorage>(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), None)?;
     ensure!(sent == bytes.len(), "{sent} of {} bytes sent", bytes.len());
     Ok(())
 }

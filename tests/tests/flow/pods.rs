@@ -1,9 +1,6 @@
 //! Flows of pods that go, and of those that get their addresses.
 
-use std::{
-    net::{SocketAddrV4, UdpSocket},
-    time::Duration,
-};
+use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
@@ -25,7 +22,7 @@ fn tables(member: &Member) -> Result<Tables> {
 /// A socket at `from` on [`PORT`] that talks to [`PORT`] of `to`.
 fn socket(from: &Endpoint, to: &Endpoint) -> Result<UdpSocket> {
     let socket = from.netns().inside(|| Ok(UdpSocket::bind(from.socket_address(PORT))?))?;
-    socket.connect(SocketAddrV4::new(to.address(), PORT))?;
+    socket.connect(to.socket_address(PORT))?;
     socket.set_read_timeout(Some(Duration::from_secs(3)))?;
     Ok(socket)
 }
@@ -53,10 +50,10 @@ fn a_pod_inherits_nothing_with_its_address() -> Result<()> {
         let member = &cluster.members[0];
         let of_pod = |tables: &Tables| -> Result<Vec<u32>> {
             let flows = tables.flows.entries()?.into_iter();
-            let own = flows.filter(|(flow, _)| flow.local == a.address().octets());
+            let own = flows.filter(|(flow, _)| flow.local == a.address_v4().octets());
             Ok(own.map(|(_, permit)| permit.ifindex).collect())
         };
-        let place = tables(member)?.pods.entries()?[&a.address().octets()];
+        let place = tables(member)?.pods.entries()?[&a.address_v4().octets()];
         let known = of_pod(&tables(member)?)?;
         ensure!(!known.is_empty() && known.iter().all(|index| *index == place.ifindex), "{known:?}");
 
@@ -85,7 +82,7 @@ fn a_pod_inherits_nothing_with_its_address() -> Result<()> {
             subnet.nth(1).context("gateway")?
         ))?;
         eventually(CONVERGENCE, "the agent finds the new pod", || {
-            let now = tables(member)?.pods.entries()?.get(&a.address().octets()).copied();
+            let now = tables(member)?.pods.entries()?.get(&a.address_v4().octets()).copied();
             ensure!(now.is_some_and(|now| now.ifindex != place.ifindex), "{now:?}");
             Ok(())
         })?;

@@ -147,6 +147,9 @@ fn lost_notices_are_reported_and_then_listening_goes_on() {
         // What was in the buffer when notices were lost is still to come.
         while timeout(Duration::from_millis(200), monitor.changed(&BTreeSet::new())).await.is_ok() {}
         ip("route add 172.16.0.0/24 via 192.0.2.254");
-        assert_eq!(monitor.changed(&BTreeSet::new()).await.unwrap(), Changed { routes: true, ..Changed::default() });
+        assert_eq!(
+            monitor.changed(&BTreeSet::new()).await.unwrap(),
+            Changed { routes: true, ..Changed::default() }
+        );
     });
 }

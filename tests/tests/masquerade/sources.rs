@@ -86,8 +86,8 @@ fn expect_source(from: &Endpoint, to: &Endpoint, expected: Ipv4Addr) -> Result<(
 fn check_sources(a: &Member, b: &Member, outside: &Node) -> Result<()> {
     let (pod_a, pod_b) = (a.pod()?, b.pod()?);
     let (host_a, outside_end) = (a.node.underlay_endpoint(), outside.underlay_endpoint());
-    expect_source(&pod_a, &pod_b, pod_a.address())?;
-    expect_source(&pod_b, &pod_a, pod_b.address())?;
+    expect_source(&pod_a, &pod_b, pod_a.address_v4())?;
+    expect_source(&pod_b, &pod_a, pod_b.address_v4())?;
     expect_source(&pod_a, &outside_end, a.node.address())?;
     // Another node's own address is outside of the cluster's network.
     expect_source(&pod_a, &b.node.underlay_endpoint(), a.node.address())?;

@@ -9,7 +9,10 @@ use super::{
     },
     record::{NodeRecord, PodCidrError},
 };
-use crate::lease::{Lease, LeaseAttrs, LeaseSubnet, wire::RawJson};
+use crate::{
+    family::Family,
+    lease::{Lease, LeaseAttrs, LeaseSubnet, wire::RawJson},
+};
 
 /// The families of the cluster's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +88,7 @@ pub(super) fn lease_of(
         backend_v6_data: data(BACKEND_V6_DATA, subnet.v6.is_some())?,
     };
     if attrs.backend_type == "vxlan" && subnet.v4.is_some() {
-        let mac = attrs.vxlan().map_err(|error| NoLease::Unusable(error.to_string()))?.vtep_mac;
+        let mac = attrs.vxlan(Family::V4).map_err(|error| NoLease::Unusable(error.to_string()))?.vtep_mac;
         if mac.is_none_or(|mac| !mac.is_of_one_device()) {
             return Err(NoLease::Unusable(format!(
                 "annotation {}: {:?} names no MAC of a device",

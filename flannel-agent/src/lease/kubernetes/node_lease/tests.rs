@@ -153,7 +153,7 @@ fn an_operators_address_is_published_instead_of_ours() {
 #[test]
 fn the_mac_before_is_read_back() {
     let before = published(&node(&[], &STOCK), &prefix()).unwrap();
-    assert_eq!(before.vxlan().unwrap().vtep_mac, ours().vxlan().unwrap().vtep_mac);
+    assert_eq!(before.vxlan(Family::V4).unwrap().vtep_mac, ours().vxlan(Family::V4).unwrap().vtep_mac);
     assert_eq!(published(&node(&[], &[]), &prefix()), None);
 }
 
