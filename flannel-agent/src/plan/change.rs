@@ -11,7 +11,7 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::{DirectRoute, VxlanDevice, EntryV6, KeyV6};
+use super::{DirectRoute, EntryV6, KeyV6, VxlanDevice};
 use crate::{family::Family, mac::Mac};
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away

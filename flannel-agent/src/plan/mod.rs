@@ -25,17 +25,17 @@ mod delta;
 mod exempt;
 mod peers;
 mod state;
-mod v6;
 #[cfg(test)]
 mod tests;
+mod v6;
 
 pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
-pub use v6::{BpfStateV6, EntryV6, KeyV6};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};
+pub use v6::{BpfStateV6, EntryV6, KeyV6};
 
 /// The facts about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]

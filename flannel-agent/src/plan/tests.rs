@@ -137,7 +137,8 @@ fn hop(n: u8) -> NextHop {
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
-    let places: BTreeMap<_, _> = links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
+    let places: BTreeMap<_, _> =
+        links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
     Pods { links: places.values().map(|place| place.ifindex).collect(), places }
 }
 

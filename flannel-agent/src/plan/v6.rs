@@ -261,7 +261,9 @@ impl fmt::Display for KeyV6 {
             Self::Peer(subnet) => write!(f, "forget where {} is", Cidr(subnet)),
             Self::Vtep(address) => write!(f, "accept no packets from {}", text(address)),
             Self::Pod(address) => write!(f, "forget pod {}", text(address)),
-            Self::Exempt(prefix) => write!(f, "no longer let pods keep their address towards {}", Cidr(prefix)),
+            Self::Exempt(prefix) => {
+                write!(f, "no longer let pods keep their address towards {}", Cidr(prefix))
+            }
         }
     }
 }

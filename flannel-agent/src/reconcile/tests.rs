@@ -2,7 +2,7 @@
 
 use std::{
     future::pending,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
