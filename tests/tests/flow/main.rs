@@ -11,10 +11,12 @@ use flannel_tests::{
 
 mod endings;
 mod gaps;
+mod kube_proxy;
 mod learning;
 mod pods;
 mod policy;
 mod services;
+mod serving;
 
 /// Two nodes with `pods` pods each and all of flannel's rules; what netfilter accepts holds for `refresh`.
 /// Returns when flows become fast both ways.
@@ -31,11 +33,16 @@ fn start(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluste
 
 /// The same, but returns when pods reach each other.
 fn learning(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
+    with_rules(lab, etcd, pods, FastPath::Flow, refresh)
+}
+
+/// Two nodes with all of flannel's rules, whose pods reach each other.
+fn with_rules(lab: &Lab, etcd: Etcd, pods: usize, fast_path: FastPath, refresh: Duration) -> Result<Cluster> {
     let mut members = Vec::new();
     for _ in 0..2 {
         let node = lab.node()?;
         let flags = vec!["--ip-masq".to_owned(), format!("--flow-refresh={}", refresh.as_secs())];
-        let agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Flow, flags })?;
+        let agent = node.agent(&etcd, AgentOptions { fast_path, flags })?;
         let pods = (1..=pods).map(|number| node.pod(&format!("pod{number}"))).collect::<Result<_>>()?;
         members.push(Member { pods, agent, node });
     }

@@ -148,5 +148,5 @@ fn to_pod_ipv6() {
 
 #[test]
 fn to_underlay() {
-    compare(Hook::ToUnderlay);
+    compare(Hook::ToUnderlay, case);
 }
