@@ -228,7 +228,7 @@ impl Agent<'_> {
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
         let stacks = stacks(&backend, &external, public, networks);
 
-        let kernel_only = kernel_only(&backend, &config);
+        let kernel_only = backend.kernel_only();
         let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
@@ -426,12 +426,6 @@ fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Result<Vec<(Pool
     config.pools().into_iter().map(share).collect()
 }
 
-/// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
-fn kernel_only(backend: &Backend, config: &NetworkConfig) -> Option<&'static str> {
-    let only_v6 = config.ipv4.is_none().then_some("the programs do not know IPv6 yet");
-    backend.kernel_only().or(only_v6)
-}
-
 /// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
 async fn exemptions(options: &RunOptions, fast_path: FastPath) -> watch::Receiver<Exemptions> {
     let flags = exempt::Flags {
@@ -476,18 +470,18 @@ fn masq(
     fast_path: FastPath,
 ) -> MasqOptions {
     // What the programs do not serve they neither mark nor learn.
-    let served = |family| family == Family::V4 && fast_path != FastPath::Off;
-    let rules = |family, stack: &LocalStack| RuleOptions {
+    let served = fast_path != FastPath::Off;
+    let rules = |stack: &LocalStack| RuleOptions {
         network: stack.network,
         subnet: stack.subnet,
         ip_masq: options.ip_masq,
         forward: options.iptables_forward_rules,
         random_fully: !options.ip_masq_fully_random_disable,
-        exempt_mark: served(family),
-        flow_mark: served(family) && fast_path == FastPath::Flow,
+        exempt_mark: served,
+        flow_mark: served && fast_path == FastPath::Flow,
     };
     MasqOptions {
-        rules: stacks.iter().map(|(family, stack)| rules(*family, stack)).collect(),
+        rules: stacks.values().map(rules).collect(),
         nftables: config.enable_nftables,
         earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
             .into_iter()

@@ -133,7 +133,7 @@ fn leases(all: impl IntoIterator<Item = Lease>) -> Leases {
 }
 
 fn hop(n: u8) -> NextHop {
-    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n), mtu: 1500 }
+    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n).into(), mtu: 1500 }
 }
 
 /// How peer n is reached: on the link, behind a gateway, over another interface, or only by the kernel.
@@ -149,7 +149,8 @@ fn hops_of(n: u8) -> Result<NextHop, NoHop> {
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
-    let places: BTreeMap<_, _> = links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n), place(n))).collect();
+    let places: BTreeMap<_, _> =
+        links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
     Pods { links: places.values().map(|place| place.ifindex).collect(), places }
 }
 
@@ -158,7 +159,7 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
 }
 
 fn planned_for(local: &Local, leases: &Leases) -> Plan {
-    let next_hops = BTreeMap::from([(ip4("192.0.2.2"), Ok(hop(2))), (ip4("198.51.100.3"), Ok(hop(254)))]);
+    let next_hops = BTreeMap::from([(ip("192.0.2.2"), Ok(hop(2))), (ip("198.51.100.3"), Ok(hop(254)))]);
     plan_by(local, leases, &next_hops)
 }
 
@@ -568,7 +569,7 @@ prop_compose! {
         prefixes in prop::collection::btree_set(any_subnet(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
-        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect();
+        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n).into(), hops_of(n))).collect();
         plan(&Inputs {
             local: &Local {
                 direct_routing: direct_routing && backend == Backend::Vxlan,
