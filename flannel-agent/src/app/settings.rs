@@ -83,10 +83,7 @@ pub(super) fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Resul
 }
 
 /// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
-pub(super) fn kernel_only(
-    backend: &Backend,
-    stacks: &BTreeMap<Family, LocalStack>,
-) -> Option<&'static str> {
+pub(super) fn kernel_only(backend: &Backend, stacks: &BTreeMap<Family, LocalStack>) -> Option<&'static str> {
     let none = !stacks.values().any(is_served);
     backend.kernel_only().or(none.then_some("the programs carry IPv6 in a tunnel only"))
 }
@@ -140,7 +137,7 @@ pub(super) fn masq(
     fast_path: FastPath,
 ) -> MasqOptions {
     // What the programs do not serve they neither mark nor learn.
-    let served = |stack| is_served(stack) && fast_path != FastPath::Off;
+    let served = |stack: &LocalStack| is_served(stack) && fast_path != FastPath::Off;
     let rules = |stack: &LocalStack| RuleOptions {
         network: stack.network,
         subnet: stack.subnet,

@@ -312,11 +312,7 @@ fn is_multipath(entry: &RouteMessage) -> bool {
         .any(|attribute| matches!(attribute, RouteAttribute::MultiPath(hops) if hops.len() > 1))
 }
 
-fn next_hop(
-    destination: IpAddr,
-    route: &RouteMessage,
-    mtus: &BTreeMap<u32, u32>,
-) -> Result<NextHop, NoHop> {
+fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Result<NextHop, NoHop> {
     if route.header.kind != RouteType::Unicast {
         return Err(NoHop::Special);
     }

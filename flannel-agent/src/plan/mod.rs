@@ -16,7 +16,6 @@ use ipnetwork::IpNetwork;
 use crate::{
     family::Family,
     lease::{LeaseSubnet, Leases},
-    mac::Mac,
 };
 
 mod change;

@@ -6,9 +6,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use flannel_common::layout::{
-    AddressV6, ConfigV6, Exempt, PeerKind, PeerV6, PodV4, SubnetV6, VtepV6,
-};
+use flannel_common::layout::{AddressV6, ConfigV6, Exempt, PeerKind, PeerV6, PodV4, SubnetV6, VtepV6};
 use ipnetwork::{IpNetwork, Ipv6Network};
 
 use super::{

@@ -80,11 +80,7 @@ impl Host for Node {
         })
     }
 
-    async fn next_hops(
-        &mut self,
-        _: &Local,
-        addresses: &BTreeSet<IpAddr>,
-    ) -> Result<NextHops, NetlinkError> {
+    async fn next_hops(&mut self, _: &Local, addresses: &BTreeSet<IpAddr>) -> Result<NextHops, NetlinkError> {
         let world = self.0.0.lock().await;
         Ok(world
             .next_hops
@@ -418,7 +414,7 @@ async fn the_address_of_a_new_pod_is_found_without_notice() {
     agent.world.0.lock().await.pods.links.insert(40);
     agent.notice(Changed { links: true, ..Changed::default() }).await;
     let place = PodV4 { ifindex: 40, mac: [2; 6], gateway_mac: [4; 6] };
-    agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5), place);
+    agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5).into(), place);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(agent.state().await.bpf.pods, BTreeMap::from([([10, 1, 0, 5], place)]));
 
