@@ -42,7 +42,7 @@ mod settings;
 
 use load::{Loaded, load};
 use settings::{
-    etcd_options, exemptions, interface_choice, kernel_only, masq, shares, source_ports,
+    etcd_options, exemptions, interface_choice, masq, shares, source_ports,
     warn_without_bridge_filter,
 };
 
@@ -226,7 +226,7 @@ impl Agent<'_> {
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
         let stacks = stacks(&backend, &external, public, networks);
 
-        let kernel_only = kernel_only(&backend, &stacks);
+        let kernel_only = backend.kernel_only();
         let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;

@@ -231,7 +231,7 @@ impl Backend {
                 let network = pool.network();
                 let datapath =
                     datapath.with_device(device_name(options, Family::of_network(network)), network);
-                match network.is_ipv4() && options.direct_routing {
+                match options.direct_routing {
                     true => datapath.with_direct_routes(stray(pool, own)),
                     false => datapath,
                 }

@@ -32,7 +32,9 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         | Verdict::Hand(_, reason)
         | Verdict::EncapV6(_, reason)
         | Verdict::DeliverV6(_, reason)
-        | Verdict::HandOver(_, reason) => *reason,
+        | Verdict::HandOver(_, reason)
+        | Verdict::RouteV6(_, reason)
+        | Verdict::HandV6(_, reason) => *reason,
     })
 }
 

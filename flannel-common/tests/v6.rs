@@ -99,12 +99,11 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         | Verdict::Exempt(reason)
         | Verdict::EncapV6(_, reason)
         | Verdict::DeliverV6(_, reason)
-        | Verdict::HandOver(_, reason) => Some(*reason),
-        Verdict::Checked(_)
-        | Verdict::Encap(..)
-        | Verdict::Route(..)
-        | Verdict::Deliver(..)
-        | Verdict::Hand(..) => {
+        | Verdict::HandOver(_, reason)
+        | Verdict::RouteV6(_, reason)
+        | Verdict::HandV6(_, reason)
+        | Verdict::Checked(reason) => Some(*reason),
+        Verdict::Encap(..) | Verdict::Route(..) | Verdict::Deliver(..) | Verdict::Hand(..) => {
             panic!("IPv4: {verdict:?}")
         }
     }
@@ -312,7 +311,10 @@ proptest! {
         let flowing = case.tables.v6.config.is_some_and(|config| config.fast_path == FastPath::Flow);
         prop_assume!(flowing && case.frame.get(12..14) == Some(&[0x86, 0xdd]));
         let inner = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
-            Verdict::EncapV6(_, Reason::EncapPod) | Verdict::HandOver(..) => &case.frame[..],
+            Verdict::EncapV6(_, Reason::EncapPod)
+            | Verdict::HandOver(..)
+            | Verdict::RouteV6(..)
+            | Verdict::HandV6(..) => &case.frame[..],
             Verdict::DeliverV6(..) => &case.frame[70..],
             _ => return Ok(()),
         };
@@ -344,7 +346,10 @@ proptest! {
         let mut tables = case.tables.clone();
         tables.write_down_v6(&noted);
         match noted {
-            Note::Forwards { .. } => panic!("not of IPv6: {noted:?}"),
+            Note::Forwards { ifindex, seen } => {
+                prop_assert!(!case.arrival.from_socket);
+                prop_assert_eq!((ifindex, seen), (case.arrival.ifindex, case.tables.now));
+            }
             Note::Forget(flow) => {
                 prop_assert!(case.tables.v6.flows.contains_key(&flow) && tables.v6.flows.is_empty());
             }
@@ -352,7 +357,7 @@ proptest! {
                 prop_assert!(case.arrival.mark & FLOW_MARK != 0);
                 prop_assert_eq!(permit.ifindex, case.tables.v6.pods[&flow.local].ifindex);
                 let now = case.tables.now;
-                let own = if case.hook == Hook::ToOverlay { permit.egress } else { permit.ingress };
+                let own = if case.hook == Hook::ToPod { permit.ingress } else { permit.egress };
                 prop_assert_eq!(own, now);
             }
         }

@@ -9,14 +9,14 @@ use flannel_common::{
     map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Packet,
-        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
+        headers::{ETHERNET_LEN, Ethernet},
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, egress, flow, forwarding, ingress},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, egress, flow, forwarding, ingress},
     reason::{Direction, Reason},
 };
 
 use crate::{
-    ctx::{Size, Skb},
+    ctx::{NextHop, Size, Skb},
     maps,
 };
 
@@ -120,11 +120,11 @@ pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
 
 /// Sends the packet to the peer as it is.
 #[inline(always)]
-pub(crate) fn route(mut skb: Skb, direct: &Direct, reason: Reason) -> Done {
+pub(crate) fn route<A: NextHop, F: Routing>(mut skb: Skb, direct: &Direct<A, F>, reason: Reason) -> Done {
     if direct.forward.write(&mut skb, ETHERNET_LEN).is_none() {
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
     }
-    Done { action: skb.redirect_neighbour(direct.ifindex, direct.next_hop), reason }
+    Done { action: direct.next_hop.redirect(skb, direct.ifindex), reason }
 }
 
 /// Pops VXLAN and hands the packet to the pod.
@@ -142,17 +142,18 @@ pub(crate) fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
 
 /// Hands the packet to the pod as it is.
 #[inline(always)]
-pub(crate) fn hand(skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
+pub(crate) fn hand<F: Routing>(skb: Skb, deliver: &Deliver<F>, reason: Reason) -> Done {
     match skb.fits(deliver.pod.ifindex, deliver.packet_len) {
         Ok(()) => give(skb, deliver, reason),
         Err(reason) => Done::kernel(reason),
     }
 }
 
+/// Hands the packet, which fits, to the pod.
 #[inline(always)]
-fn give(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
+pub(crate) fn give<F: Routing>(mut skb: Skb, deliver: &Deliver<F>, reason: Reason) -> Done {
     let Deliver { pod, forward, packet_len: _ } = deliver;
-    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, F::ETHERTYPE);
     let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
     if written.is_none() {
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };

@@ -69,6 +69,26 @@ pub(crate) fn try_room(ctx: &TcContext) -> i32 {
     }
 }
 
+/// Where a packet is sent on the link of an interface.
+pub(crate) trait NextHop {
+    /// Sends it there.
+    fn redirect(self, skb: Skb, ifindex: u32) -> i32;
+}
+
+impl NextHop for [u8; 4] {
+    #[inline(always)]
+    fn redirect(self, skb: Skb, ifindex: u32) -> i32 {
+        skb.redirect_neighbour(ifindex, self)
+    }
+}
+
+impl NextHop for AddressV6 {
+    #[inline(always)]
+    fn redirect(self, skb: Skb, ifindex: u32) -> i32 {
+        skb.redirect_neighbour_v6(ifindex, self)
+    }
+}
+
 /// A packet at a tc hook. A copy is the same packet.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb {

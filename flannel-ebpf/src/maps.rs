@@ -124,7 +124,7 @@ impl Tables for Maps {
     fn config_v6(&self) -> Option<ConfigV6> {
         let config = CONFIG_V6.get(0)?;
         // As with `config`. Looked at before it is copied: on a node without IPv6 that is all.
-        if config.port == 0 { None } else { Some(*config) }
+        if config.source_port_max == 0 { None } else { Some(*config) }
     }
 
     #[inline(always)]
@@ -183,14 +183,13 @@ struct InTrie {
     key: Key<[u8; 16]>,
 }
 
-/// As [`write_down`], about an IPv6 flow.
+/// As [`write_down`], about an IPv6 packet.
 #[inline(always)]
 pub(crate) fn write_down_v6(note: &Note<FlowV6>) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
         Note::Forget(flow) => FLOWS_V6.remove(flow),
-        // Not of a flow.
-        Note::Forwards { .. } => Ok(()),
+        Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
 }
 

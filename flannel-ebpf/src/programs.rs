@@ -71,12 +71,15 @@ fn from_underlay(ctx: TcContext) -> i32 {
     act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 
-/// tc ingress, flannel.<vni>: what the kernel has freed of its outer headers. Only aggregates that `from_underlay` has
+/// tc ingress, flannel.<vni> and flannel-v6.<vni>: what the kernel has freed of its outer headers. Only aggregates that `from_underlay` has
 /// checked and cannot pop itself.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
     if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
         return TC_ACT_UNSPEC;
+    }
+    if Skb::is_ipv6(&ctx) {
+        return v6::from_overlay(&ctx);
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
     skb.unmark(CHECKED_MARK);
@@ -102,6 +105,9 @@ fn to_pod(ctx: TcContext) -> i32 {
 fn to_underlay(ctx: TcContext) -> i32 {
     // Most packets are none of ours: told before any of their bytes is looked at.
     if flow::has_our_mark(Skb::mark_of(&ctx)) {
+        if Skb::is_ipv6(&ctx) {
+            return v6::to_underlay(&ctx);
+        }
         let skb = Skb::of(&ctx, EGRESS_READS);
         act::take_note(skb, skb.size(), Direction::Egress);
     }

@@ -5,21 +5,21 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
-    map::{HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
-    packet::{
-        Packet as _,
-        headers::{ETHERNET_LEN, Ethernet},
-        ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
-    },
+    map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
+    packet::{Packet as _, headers::ETHERNET_LEN, ipv6::IPV6_LEN},
     path::{
+        Routing as _,
         egress::exempt_reason,
-        v6::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, ingress},
+        v6::{
+            self as path, Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, forwarding,
+            ingress,
+        },
     },
     reason::{Direction, Reason},
 };
 
 use crate::{
-    act::{Done, conclude},
+    act::{self, Done, conclude},
     ctx::{Size, Skb},
     maps::{self, Maps},
 };
@@ -29,12 +29,17 @@ use crate::{
 pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     let size = skb.size();
+    forwarding::note(&skb, &Maps, &skb.arrival(), |note| {
+        maps::write_down_v6(&note);
+        maps::count(Direction::Egress, note.reason(), size);
+    });
     let verdict = egress::from_pod(
         &skb,
         &Maps,
         &skb.arrival(),
         |encap, reason| push(skb, &encap, reason),
         |to, reason| hand_over(skb, &to, reason),
+        |direct, reason| act::route(skb, &direct, reason),
     );
     let verdict = match verdict {
         Ok(Done { action: TC_ACT_UNSPEC, reason }) | Err(reason)
@@ -69,8 +74,24 @@ pub(crate) fn to_overlay(ctx: &TcContext) -> i32 {
 pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, ingress::READS as u32);
     let size = skb.size();
+    let verdict = ingress::from_underlay(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |deliver, reason| pop(skb, &deliver, reason),
+        |deliver, reason| act::hand(skb, &deliver, reason),
+    );
+    conclude(ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
+}
+
+/// What the kernel has freed of its outer headers, and [`from_underlay`] has checked.
+#[inline(always)]
+pub(crate) fn from_overlay(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx, egress::READS as u32);
+    skb.unmark(CHECKED_MARK);
+    let size = skb.size();
     let verdict =
-        ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| pop(skb, &deliver, reason));
+        path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     conclude(ctx, size, Direction::Ingress, verdict)
 }
 
@@ -79,6 +100,14 @@ pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
 pub(crate) fn to_pod(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     take_note(skb, skb.size(), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+/// What the kernel's path sends to other nodes without a tunnel.
+#[inline(always)]
+pub(crate) fn to_underlay(ctx: &TcContext) -> i32 {
+    let skb = Skb::of(ctx, egress::READS as u32);
+    take_note(skb, skb.size(), Direction::Egress);
     TC_ACT_UNSPEC
 }
 
@@ -129,18 +158,12 @@ fn hand_over(mut skb: Skb, to: &HandOver, reason: Reason) -> Done {
 /// Pops VXLAN and hands the packet to the pod.
 #[inline(always)]
 fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
-    let Deliver { pod, forward, packet_len } = deliver;
     // A redirect to a veth that is gone, or too small, would lose the packet.
-    if let Err(reason) = skb.fits(pod.ifindex, *packet_len) {
+    if let Err(reason) = skb.fits(deliver.pod.ifindex, deliver.packet_len) {
         return Done::kernel(reason);
     }
     if skb.pop_vxlan_v6().is_none() {
         return Done::kernel(Reason::Refused);
     }
-    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV6);
-    let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
-    if written.is_none() {
-        return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
-    }
-    Done { action: skb.redirect_peer(pod.ifindex), reason }
+    act::give(skb, deliver, reason)
 }

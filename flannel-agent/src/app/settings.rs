@@ -9,7 +9,6 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::{
-    backend::Backend,
     cli::RunOptions,
     config::{NetworkConfig, Pool},
     exempt,
@@ -82,17 +81,6 @@ pub(super) fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Resul
     config.pools().into_iter().map(share).collect()
 }
 
-/// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
-pub(super) fn kernel_only(backend: &Backend, stacks: &BTreeMap<Family, LocalStack>) -> Option<&'static str> {
-    let none = !stacks.values().any(is_served);
-    backend.kernel_only().or(none.then_some("the programs carry IPv6 in a tunnel only"))
-}
-
-/// Whether the programs carry packets of this family: those of IPv6 in a tunnel only.
-fn is_served(stack: &LocalStack) -> bool {
-    stack.network.is_ipv4() || stack.device.is_some()
-}
-
 /// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
 pub(super) async fn exemptions(options: &RunOptions, fast_path: FastPath) -> watch::Receiver<Exemptions> {
     let flags = exempt::Flags {
@@ -137,15 +125,15 @@ pub(super) fn masq(
     fast_path: FastPath,
 ) -> MasqOptions {
     // What the programs do not serve they neither mark nor learn.
-    let served = |stack: &LocalStack| is_served(stack) && fast_path != FastPath::Off;
+    let served = fast_path != FastPath::Off;
     let rules = |stack: &LocalStack| RuleOptions {
         network: stack.network,
         subnet: stack.subnet,
         ip_masq: options.ip_masq,
         forward: options.iptables_forward_rules,
         random_fully: !options.ip_masq_fully_random_disable,
-        exempt_mark: served(stack),
-        flow_mark: served(stack) && fast_path == FastPath::Flow,
+        exempt_mark: served,
+        flow_mark: served && fast_path == FastPath::Flow,
     };
     MasqOptions {
         rules: stacks.values().map(rules).collect(),

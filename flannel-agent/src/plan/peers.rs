@@ -148,7 +148,7 @@ type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 /// then the lower. Each family is judged for itself.
 ///
 /// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
-/// tunnel, as upstream decides. Which leases are followed does not depend on that. IPv6 keeps the tunnel.
+/// tunnel, as upstream decides. Which leases are followed does not depend on that.
 pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
     let (mut peers, mut skipped) = Peers::default();
     if local.backend != Backend::Alloc {
@@ -156,7 +156,7 @@ pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
             follow(*family, stack, local.backend, leases, &mut peers, &mut skipped);
         }
         if local.direct_routing {
-            for peer in peers.values_mut().filter(|peer| peer.public_ip.is_ipv4()) {
+            for peer in peers.values_mut() {
                 let hop = next_hops.get(&peer.public_ip);
                 let on_link = matches!(hop, Some(Ok(hop)) if hop.is_on_link(peer.public_ip));
                 peer.way = if on_link { Way::Direct } else { peer.way };

@@ -13,7 +13,7 @@ use flannel_common::{
 use ipnetwork::IpNetwork;
 
 use super::{
-    Backend, BpfState, BpfStateV6, Inputs, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6,
+    Backend, BpfState, Inputs, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6,
 };
 use crate::{family::Family, mac::Mac};
 
@@ -47,18 +47,14 @@ pub(super) fn plan(
         let peers = reaches(inputs, Family::V4, stack, peers, &mut on_kernel);
         v4::fill(&mut bpf, inputs, stack, &peers);
     }
-    // Without a tunnel the kernel moves the packets of IPv6.
-    if let Some(stack) = local.stack(Family::V6).filter(|stack| stack.device.is_some()) {
+    if let Some(stack) = local.stack(Family::V6) {
         let peers = reaches(inputs, Family::V6, stack, peers, &mut on_kernel);
         bpf.v6 = v6::maps(inputs, stack, &peers);
-    }
-    if bpf.config.is_none() && bpf.v6 == BpfStateV6::default() {
-        return (bpf, on_kernel);
     }
     for (family, _) in local.devices() {
         let Some(overlay) = inputs.overlays.get(&family) else { continue };
         bpf.hooks.insert((*overlay, Hook::ToOverlay));
-        if local.fast_path.finds_pods() && family == Family::V4 {
+        if local.fast_path.finds_pods() {
             bpf.hooks.insert((*overlay, Hook::FromOverlay));
         }
     }

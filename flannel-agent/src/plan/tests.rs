@@ -729,8 +729,10 @@ proptest! {
             let kinds = |kind| state.bpf.v6.peers.values().filter(|peer| peer.kind == kind).count();
             let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv6());
             prop_assert_eq!(kinds(PeerKind::Kernel), on_kernel.count());
+            prop_assert!(kinds(PeerKind::Direct) <= state.direct_routes.len());
             prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
-            let addresses: BTreeSet<IpAddr> = of_v6.values().map(|peer| peer.public_ip).collect();
+            let tunnelled = of_v6.values().filter(|_| state.devices.contains_key(&Family::V6));
+            let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
             prop_assert_eq!(state.bpf.v6.vteps.len(), addresses.len());
         }
     }

@@ -121,15 +121,16 @@ pub(super) fn deletes(desired: &BpfStateV6, observed: &BpfStateV6) -> Vec<Change
     keys.into_iter().map(Change::DeleteV6).collect()
 }
 
-/// What the maps should hold on the node that is `stack` in IPv6: nothing without a VXLAN device.
+/// What the maps should hold on the node that is `stack` in IPv6.
 pub(super) fn maps(inputs: &Inputs<'_>, stack: &LocalStack, peers: &[Reach]) -> BpfStateV6 {
     let local = inputs.local;
     let mut bpf = BpfStateV6::default();
-    let (IpNetwork::V6(network), IpNetwork::V6(subnet), IpAddr::V6(address), Some(device)) =
-        (stack.network, stack.subnet, stack.address, &stack.device)
+    let (IpNetwork::V6(network), IpNetwork::V6(subnet), IpAddr::V6(address)) =
+        (stack.network, stack.subnet, stack.address)
     else {
         return bpf;
     };
+    let device = stack.device.as_ref();
     for peer in peers {
         let (IpNetwork::V6(subnet), IpAddr::V6(public_ip)) = (peer.subnet, peer.public_ip) else { continue };
         let key = subnet_key(subnet);
@@ -140,17 +141,17 @@ pub(super) fn maps(inputs: &Inputs<'_>, stack: &LocalStack, peers: &[Reach]) -> 
     }
     bpf.config = Some(ConfigV6 {
         fast_path: local.fast_path,
-        port: device.port.into(),
+        port: device.map_or(0, |device| device.port.into()),
         vtep: address_key(address),
         network: subnet_key(network),
         subnet: subnet_key(subnet),
-        vni: device.vni,
+        vni: device.map_or(0, |device| device.vni),
         flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
-        overlay_ifindex: inputs.overlays.get(&Family::V6).copied().unwrap_or(0),
+        overlay_ifindex: device.and(inputs.overlays.get(&Family::V6).copied()).unwrap_or(0),
         prefix_lengths: prefix_lengths(peers),
-        local_mac: device.mac.0,
+        local_mac: device.map_or([0; 6], |device| device.mac.0),
         reserved: [0; 2],
     });
     let exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
@@ -167,7 +168,7 @@ pub(super) fn maps(inputs: &Inputs<'_>, stack: &LocalStack, peers: &[Reach]) -> 
     bpf
 }
 
-fn peer_value(device: &VxlanDevice, peer: &Reach, public_ip: Ipv6Addr) -> PeerV6 {
+fn peer_value(device: Option<&VxlanDevice>, peer: &Reach, public_ip: Ipv6Addr) -> PeerV6 {
     let next_hop = match peer.hop.map(|hop| hop.address) {
         Some(IpAddr::V6(address)) => address_key(address),
         Some(IpAddr::V4(_)) | None => AddressV6::new([0; 16]),
@@ -175,13 +176,13 @@ fn peer_value(device: &VxlanDevice, peer: &Reach, public_ip: Ipv6Addr) -> PeerV6
     PeerV6 {
         kind: peer.kind,
         // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
-        vni: device.vni,
+        vni: device.map_or(0, |device| device.vni),
         vtep: address_key(public_ip),
         next_hop,
         ifindex: peer.hop.map_or(0, |hop| hop.ifindex),
         mtu: peer.hop.map_or(0, |hop| hop.mtu),
         vtep_mac: peer.vtep_mac.0,
-        local_mac: device.mac.0,
+        local_mac: device.map_or([0; 6], |device| device.mac.0),
         reserved: [0; 4],
     }
 }

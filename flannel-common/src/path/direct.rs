@@ -20,13 +20,13 @@ const SHORTEST_FRAME: u32 = 60;
 
 /// How to send a packet to a peer as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Direct {
+pub struct Direct<Address = [u8; 4], F = Forward> {
     /// Interface the peer is reached by.
     pub ifindex: u32,
     /// Address on that interface's link whose MAC the frame goes to.
-    pub next_hop: [u8; 4],
+    pub next_hop: Address,
     /// What routing does to the IP header.
-    pub forward: Forward,
+    pub forward: F,
 }
 
 /// A packet without a tunnel, for an address in our pod subnet: `hand` says what to do with one for a local
@@ -48,19 +48,9 @@ pub(super) fn from_underlay<R>(
     ip: &Ipv4,
     hand: impl FnOnce(Deliver, Reason) -> R,
 ) -> Result<R, Reason> {
-    if !ethernet.is_unicast() {
-        return Err(Reason::NotUnicast);
-    }
-    // The kernel drops it in ip_rcv, which a packet that is handed over never meets.
-    if arrival.for_other_station {
-        return Err(Reason::NotDirect);
-    }
+    check_stations(ethernet, arrival)?;
     check_ipv4(ip)?;
-    // Padding stays: the pod's own ip_rcv cuts it off.
-    let (len, whole) = (packet.len(), ETHERNET_LEN as u32 + u32::from(ip.total_len));
-    if len != whole && (len < whole || len > SHORTEST_FRAME) {
-        return Err(Reason::Length);
-    }
+    check_padding(packet.len(), ETHERNET_LEN as u32 + u32::from(ip.total_len))?;
     if checksum::sum(ip) != 0xffff {
         return Err(Reason::HeaderChecksum);
     }
@@ -78,4 +68,27 @@ pub(super) fn from_underlay<R>(
     }
     let packet_len = segment_len(packet, ETHERNET_LEN, arrival, ip)?;
     Ok(hand(Deliver { pod, forward: Forward::hop(ip), packet_len }, Reason::HandPod))
+}
+
+/// Refuses frames that are not for this node alone.
+#[inline(always)]
+pub(super) fn check_stations(ethernet: &Ethernet, arrival: &Arrival) -> Result<(), Reason> {
+    if !ethernet.is_unicast() {
+        return Err(Reason::NotUnicast);
+    }
+    // The kernel drops it in ip_rcv or ip6_rcv_core, which a packet that is handed over never meets.
+    if arrival.for_other_station {
+        return Err(Reason::NotDirect);
+    }
+    Ok(())
+}
+
+/// Refuses a frame of `len` bytes with more behind its packet than a link pads, or less; by its IP header it has
+/// `whole` bytes. Padding stays: the pod's own stack cuts it off.
+#[inline(always)]
+pub(super) const fn check_padding(len: u32, whole: u32) -> Result<(), Reason> {
+    if len != whole && (len < whole || len > SHORTEST_FRAME) {
+        return Err(Reason::Length);
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The bytes that encapsulation writes.
 
-use super::ecn;
+use super::{Routing, ecn};
 use crate::{
     layout::PeerV4,
     packet::{
@@ -53,10 +53,13 @@ impl Forward {
         }
         hop
     }
+}
 
-    /// Writes the fields into the IPv4 header at `offset` of `packet`; `None` when the packet ends before.
+impl Routing for Forward {
+    const ETHERTYPE: u16 = ETHERTYPE_IPV4;
+
     #[inline(always)]
-    pub fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()> {
+    fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()> {
         let [high, low] = self.checksum.to_be_bytes();
         packet.write(offset + TTL, [self.ttl, self.protocol, high, low])?;
         match self.tos {

@@ -7,6 +7,7 @@
 
 use super::Tables;
 use crate::{
+    layout::PodV4,
     packet::{
         Arrival, Packet,
         headers::{
@@ -51,15 +52,25 @@ pub fn note<R>(
     if ip.version_ihl != 0x45 || ip.is_fragment() || ip.protocol != PROTOCOL_TCP {
         return None;
     }
-    let header: &[u8; TCP_TO_FLAGS] = packet.view(ETHERNET_LEN + IPV4_LEN)?;
-    if header[TCP_TO_FLAGS - 1] & TCP_RST != 0 {
+    if is_reset(packet, ETHERNET_LEN + IPV4_LEN)? {
         return None;
     }
-    // Only what comes to an address of the pod's own may skip the stack, and so only its answers matter.
-    let pod = tables.pod_v4(ip.source)?;
+    let seen = news(tables, arrival, &tables.pod_v4(ip.source)?)?;
+    Some(then(Note::Forwards { ifindex: arrival.ifindex, seen }))
+}
+
+/// Whether the TCP header at `at` is that of a reset; `None` when the packet ends before it says.
+#[inline(always)]
+pub(super) fn is_reset(packet: &(impl Packet + ?Sized), at: usize) -> Option<bool> {
+    let header: &[u8; TCP_TO_FLAGS] = packet.view(at)?;
+    Some(header[TCP_TO_FLAGS - 1] & TCP_RST != 0)
+}
+
+/// When `pod`, whose address a packet without a socket comes from, was seen to forward, if that is not known. Only what
+/// comes to an address of the pod's own may skip the stack, and so only its answers matter.
+#[inline(always)]
+pub(super) fn news(tables: &impl Tables, arrival: &Arrival, pod: &PodV4) -> Option<u64> {
     let now = tables.now();
-    if pod.ifindex != arrival.ifindex || age(now, tables.forwarded(pod.ifindex)) < RENEW {
-        return None;
-    }
-    Some(then(Note::Forwards { ifindex: pod.ifindex, seen: now }))
+    let known = pod.ifindex != arrival.ifindex || age(now, tables.forwarded(pod.ifindex)) < RENEW;
+    if known { None } else { Some(now) }
 }

@@ -94,6 +94,10 @@ pub enum Verdict {
     HandOver(v6::HandOver, Reason),
     /// Hand it to a local pod as it is.
     Hand(Deliver, Reason),
+    /// Send an IPv6 packet to a peer as it is.
+    RouteV6(v6::Direct, Reason),
+    /// Hand an IPv6 packet to a local pod as it is.
+    HandV6(v6::Deliver, Reason),
 }
 
 /// The hooks a decision is made at.
@@ -152,8 +156,7 @@ pub fn decide(
     tables: &impl Tables,
     arrival: &Arrival,
 ) -> Verdict {
-    // What comes from flannel.<vni> is IPv4; of IPv6 nothing is popped by the device and gone on with.
-    if v6::is_ipv6(packet) && hook != Hook::FromOverlay {
+    if v6::is_ipv6(packet) {
         return decide_v6(hook, packet, tables, arrival);
     }
     match hook {
@@ -177,11 +180,23 @@ fn decide_v6(
     arrival: &Arrival,
 ) -> Verdict {
     match hook {
-        Hook::FromPod => v6::egress::from_pod(packet, tables, arrival, Verdict::EncapV6, Verdict::HandOver),
+        Hook::FromPod => v6::egress::from_pod(
+            packet,
+            tables,
+            arrival,
+            Verdict::EncapV6,
+            Verdict::HandOver,
+            Verdict::RouteV6,
+        ),
         Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
         Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
-        Hook::FromUnderlay => v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6),
-        Hook::ToPod | Hook::ToUnderlay | Hook::FromOverlay => Ok(Verdict::Pass),
+        Hook::FromUnderlay => {
+            v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6, Verdict::HandV6)
+        }
+        // As with IPv4.
+        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
+        Hook::FromOverlay => v6::from_overlay(packet, tables, arrival, Verdict::HandV6),
+        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -213,7 +228,9 @@ pub fn note_v6(
         Hook::ToOverlay | Hook::ToPod => {
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }
-        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay | Hook::ToUnderlay => None,
+        Hook::ToUnderlay => v6::flow::note_direct(packet, tables, arrival, |note| note),
+        Hook::FromPod => v6::forwarding::note(packet, tables, arrival, |note| note),
+        Hook::FromUnderlay | Hook::FromOverlay => None,
     }
 }
 
@@ -226,9 +243,18 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
     };
     match hook {
         Hook::FromPod if is_exempt() => Verdict::Exempt(egress::exempt_reason(reason)),
-        Hook::FromUnderlay if !v6::is_ipv6(packet) && ingress::is_checked(reason) => Verdict::Checked(reason),
+        Hook::FromUnderlay if ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),
     }
+}
+
+/// What routing does to an IP header.
+pub trait Routing {
+    /// EtherType of frames with such a header.
+    const ETHERTYPE: u16;
+
+    /// Writes the fields that change into the header at `offset` of `packet`; `None` when the packet ends before.
+    fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()>;
 }
 
 /// How to hand a packet to a pod, after its outer headers are popped if it has any.

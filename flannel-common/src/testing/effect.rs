@@ -5,10 +5,10 @@ use std::vec::Vec;
 use crate::{
     packet::{
         Packet as _,
-        headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
-        ipv6::{self, ETHERTYPE_IPV6},
+        headers::{ENCAP_LEN, ETHERNET_LEN, Ethernet},
+        ipv6,
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, v6},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, v6},
 };
 
 /// `frame` with VXLAN pushed; `None` for a frame too short to have been decided about.
@@ -25,7 +25,7 @@ pub fn pushed(frame: &[u8], encap: &Encap, id: u16, flow_hash: u32) -> Option<Ve
 
 /// `frame` as it leaves for a peer without a tunnel, but for its MACs, which the neighbour table gives; `None`
 /// for a frame too short to have been decided about.
-pub fn routed(frame: &[u8], direct: &Direct) -> Option<Vec<u8>> {
+pub fn routed<A, F: Routing>(frame: &[u8], direct: &Direct<A, F>) -> Option<Vec<u8>> {
     let mut out = frame.to_vec();
     direct.forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
     Some(out)
@@ -38,10 +38,10 @@ pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
 
 /// `frame`, which has no outer headers, as the pod gets it; `None` for a frame too short to have been decided
 /// about.
-pub fn handed(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
+pub fn handed<F: Routing>(frame: &[u8], deliver: &Deliver<F>) -> Option<Vec<u8>> {
     let mut out = frame.to_vec();
     let Deliver { pod, forward, packet_len: _ } = deliver;
-    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, F::ETHERTYPE);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
     Some(out)
@@ -60,12 +60,7 @@ pub fn pushed_v6(frame: &[u8], encap: &v6::Encap, flow_hash: u32) -> Option<Vec<
 
 /// `frame` with VXLAN over IPv6 popped, as the pod gets it; `None` as with [`popped`].
 pub fn popped_v6(frame: &[u8], deliver: &v6::Deliver) -> Option<Vec<u8>> {
-    let mut out = frame.get(ipv6::ENCAP_LEN..)?.to_vec();
-    let v6::Deliver { pod, forward, .. } = deliver;
-    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV6);
-    out.write(0, ethernet.bytes())?;
-    forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
-    Some(out)
+    handed(frame.get(ipv6::ENCAP_LEN..)?, deliver)
 }
 
 /// `frame` as the VXLAN device gets it; `None` as with [`pushed`].

@@ -27,8 +27,13 @@ const MAX_PAYLOAD: usize = 1_900;
 pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
     let mode = prop_oneof![1 => Just(None), 2 => permit().prop_map(Some)];
     let handed_over = prop::bool::weighted(0.1);
-    (almost_valid(hook), arrival(hook), tables(), mode, handed_over).prop_map(
-        move |(frame, mut arrival, mut tables, mode, handed_over)| {
+    let frame = any::<bool>().prop_flat_map(move |direct| (almost_valid(hook, direct), Just(direct)));
+    (frame, arrival(hook), tables(), mode, handed_over).prop_map(
+        move |((frame, direct), mut arrival, mut tables, mode, handed_over)| {
+            if direct {
+                let tunnels = tables.v6.routes.values_mut().filter(|peer| peer.kind == PeerKind::Vxlan);
+                tunnels.for_each(|peer| peer.kind = PeerKind::Direct);
+            }
             if let Some(permit) = mode {
                 let config = tables.v6.config.iter_mut();
                 config.filter(|config| config.fast_path == FastPath::All).for_each(|config| {
@@ -48,7 +53,9 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
 
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
 fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV6> {
-    let at = if hook == Hook::FromUnderlay { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
+    let outer = Ipv6::parse(&frame.read(ETHERNET_LEN)?);
+    let tunnelled = hook == Hook::FromUnderlay && outer.destination == HERE.vtep_v6();
+    let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
     let ip = Ipv6::parse(&frame.read(at)?);
     let protocol = match ip.next_header {
         PROTOCOL_TCP => FlowProtocol::Tcp,
@@ -64,16 +71,16 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV6> {
     Some(FlowV6 { local, remote, local_port, remote_port, protocol })
 }
 
-fn almost_valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
+fn almost_valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     // The last offset is the end of the inner TCP header behind all outer headers.
     let bends = prop_oneof![1 => Just(Vec::new()), 2 => vec(Bend::within(144), 1..3)];
-    (valid(hook), bends).prop_map(|(mut frame, bends)| {
+    (valid(hook, direct), bends).prop_map(|(mut frame, bends)| {
         bends.into_iter().for_each(|bend| bend.apply(&mut frame));
         frame
     })
 }
 
-fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
+fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     let hops = prop_oneof![4 => Just(64u8), 1 => 0..4u8];
     (packet(hook), any::<u8>(), hops, 0..1u32 << 20).prop_map(move |(frame, class, hop_limit, label)| {
         let frame = frame.class(class).ip(|ip| {
@@ -82,9 +89,10 @@ fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
         });
         match hook {
             Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
-            Hook::ToOverlay | Hook::ToUnderlay | Hook::FromOverlay => {
-                frame.macs(THERE.mac_v6(), HERE.mac_v6()).bytes()
-            }
+            Hook::ToOverlay => frame.macs(THERE.mac_v6(), HERE.mac_v6()).bytes(),
+            Hook::FromOverlay => frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes(),
+            Hook::ToUnderlay => frame.macs(THERE.mac_v6(), interface::UNDERLAY_MAC).bytes(),
+            Hook::FromUnderlay if direct => frame.bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
             Hook::FromUnderlay => {
                 let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();

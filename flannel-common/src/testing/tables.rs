@@ -125,9 +125,14 @@ impl MemoryTables {
         }
     }
 
-    /// Writes down what a program notes about an IPv6 flow.
+    /// Writes down what a program notes about an IPv6 packet.
     pub fn write_down_v6(&mut self, note: &Note<FlowV6>) {
-        write_down(&mut self.v6.flows, note);
+        match note {
+            Note::Forwards { ifindex, seen } => {
+                self.forwarders.insert(*ifindex, *seen);
+            }
+            note => write_down(&mut self.v6.flows, note),
+        }
     }
 }
 

@@ -143,6 +143,11 @@ fn from_overlay() {
 }
 
 #[test]
+fn from_overlay_ipv6() {
+    compare(Hook::FromOverlay, case_v6);
+}
+
+#[test]
 fn to_pod() {
     compare(Hook::ToPod, case);
 }
@@ -155,4 +160,9 @@ fn to_pod_ipv6() {
 #[test]
 fn to_underlay() {
     compare(Hook::ToUnderlay, case);
+}
+
+#[test]
+fn to_underlay_ipv6() {
+    compare(Hook::ToUnderlay, case_v6);
 }

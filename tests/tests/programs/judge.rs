@@ -9,7 +9,7 @@ use flannel_common::{
         headers::{ETHERNET_LEN, IPV4_LEN},
         ipv6::{self, IPV6_LEN, Ipv6},
     },
-    path::{Encap, Hook, Note, Verdict, left, v6},
+    path::{Deliver, Encap, Hook, Note, Verdict, left, v6},
     reason::Reason,
     testing::{
         MemoryTables, handed, handed_over, popped, popped_v6, pushed, pushed_v6, routed, transport_checksum,
@@ -45,8 +45,10 @@ pub(crate) fn check(
         }
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
         Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
+        Verdict::RouteV6(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
         Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
+        Verdict::HandV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
         Verdict::EncapV6(encap, reason) => {
             (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
         }
@@ -154,9 +156,10 @@ pub(crate) fn in_kernel(
             Some(_) => verdict,
         },
         // No length is changed, so nothing is refused.
-        Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+        Verdict::Hand(Deliver { pod, packet_len, .. }, _)
+        | Verdict::HandV6(Deliver { pod, packet_len, .. }, _) => match mtu_of(pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
+            Some(mtu) if packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) => verdict,
         },
         Verdict::DeliverV6(deliver, _) => match mtu_of(deliver.pod.ifindex) {

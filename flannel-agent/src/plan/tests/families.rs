@@ -67,7 +67,7 @@ fn each_family_has_its_device_and_what_is_on_it() {
         ])
     );
     assert_eq!((plan.peers.len(), plan.followed()), (2, 1), "one node");
-    assert_eq!(state.bpf.peers.len(), 1, "the programs know IPv4");
+    assert_eq!((state.bpf.peers.len(), state.bpf.v6.peers.len()), (1, 1));
 }
 
 #[test]
@@ -210,11 +210,43 @@ fn the_fast_path_of_ipv6_has_maps_of_its_own() {
     assert_eq!(bpf.v6.vteps.len(), 2);
     assert_eq!(bpf.v6.pods.keys().copied().collect::<Vec<_>>(), [address("fd00:10:0:1::b")]);
     assert_eq!(bpf.pods.keys().copied().collect::<Vec<_>>(), [[10, 1, 0, 11]]);
-    assert!(bpf.hooks.contains(&(5, Hook::ToOverlay)) && bpf.hooks.contains(&(6, Hook::ToOverlay)));
+    for overlay in [5, 6] {
+        assert!(bpf.hooks.contains(&(overlay, Hook::ToOverlay)));
+        assert!(bpf.hooks.contains(&(overlay, Hook::FromOverlay)));
+    }
     // Each family without the other.
     let v6 = planned(FastPath::Flow, &[Family::V6]);
     assert!(v6.config.is_none() && v6.peers.is_empty() && v6.v6.config.is_some());
     assert!(v6.hooks.contains(&(11, Hook::FromPod)) && v6.hooks.contains(&(2, Hook::FromUnderlay)));
     assert_eq!(planned(FastPath::All, &[Family::V4]).v6, BpfStateV6::default());
     assert_eq!(planned(FastPath::Off, &Family::BOTH), BpfState::default());
+}
+
+/// Each family by itself: what is on the link in one may be behind a gateway in the other.
+#[test]
+fn ipv6_has_a_way_without_a_tunnel_of_its_own() {
+    let by = |local: &Local, lease| {
+        let on_link = NextHop { ifindex: 2, address: ip("2001:db8::2"), mtu: 1500 };
+        let next_hops = BTreeMap::from([(ip("192.0.2.2"), Ok(hop(254))), (ip("2001:db8::2"), Ok(on_link))]);
+        plan_by(local, &leases([lease]), &next_hops)
+    };
+    let local = local_with(Backend::Vxlan, FastPath::Flow, &Family::BOTH);
+    let mixed = by(&Local { direct_routing: true, ..local }, dual_lease(2));
+    let subnet = net("fd00:10:0:200::/64");
+    assert_eq!(mixed.peers[&net("10.2.0.0/24")].way, Way::Vxlan(mac(2)));
+    assert_eq!(mixed.peers[&subnet].way, Way::Direct);
+    let route = DirectRoute { ifindex: 2, via: ip("2001:db8::2") };
+    assert_eq!(mixed.state.direct_routes, BTreeMap::from([(subnet, route)]));
+    let kind = |plan: &Plan| plan.state.bpf.v6.peers.values().next().unwrap().kind;
+    assert_eq!(kind(&mixed), PeerKind::Direct);
+    assert_eq!(mixed.state.bpf.v6.vteps.len(), 1, "it may come through the tunnel all the same");
+
+    let mut lease = dual_lease(2);
+    lease.attrs.backend_type = "host-gw".into();
+    let without = by(&local_with(Backend::HostGw, FastPath::Flow, &[Family::V6]), lease);
+    let bpf = &without.state.bpf;
+    assert_eq!((kind(&without), bpf.v6.vteps.len()), (PeerKind::Direct, 0));
+    let config = bpf.v6.config.unwrap();
+    assert_eq!((config.port, config.overlay_ifindex, config.local_mac), (0, 0, [0; 6]));
+    assert!(bpf.hooks.contains(&(2, Hook::ToUnderlay)) && bpf.hooks.contains(&(2, Hook::FromUnderlay)));
 }

@@ -1,6 +1,6 @@
 //! What pods and the kernel send towards other nodes.
 
-use super::{Encap, Forward, HandOver, check_ipv6, first_ip, flow, frame_len, longest_match};
+use super::{Direct, Encap, Forward, HandOver, check_ipv6, first_ip, flow, frame_len, longest_match};
 use crate::{
     layout::{ConfigV6, FastPath, PeerKind, PeerV6},
     map::HANDED_OVER_MARK,
@@ -18,8 +18,8 @@ pub const READS: usize = TRANSPORT + TCP_TO_FLAGS;
 
 const TRANSPORT: usize = ETHERNET_LEN + IPV6_LEN;
 
-/// tc ingress on the host side of a pod's veth: `then` says what to do with a packet for a peer, `hand_over` with
-/// an aggregate for one.
+/// tc ingress on the host side of a pod's veth: `then` says what to do with a packet for a peer behind a
+/// tunnel, `hand_over` with an aggregate for one, `route` with either for a peer that is reached without.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -30,6 +30,7 @@ pub fn from_pod<R>(
     arrival: &Arrival,
     then: impl FnOnce(Encap, Reason) -> R,
     hand_over: impl FnOnce(HandOver, Reason) -> R,
+    route: impl FnOnce(Direct, Reason) -> R,
 ) -> Result<R, Reason> {
     let config = tables.config_v6().ok_or(Reason::NotIpv4)?;
     let (_, ip) = inner_headers(packet, arrival)?;
@@ -55,8 +56,15 @@ pub fn from_pod<R>(
     if gated {
         flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
     }
-    check_peer(packet, arrival, &ip, &peer)?;
     let forward = Forward::hop(&ip);
+    if peer.kind == PeerKind::Direct {
+        if segment_len(packet, ETHERNET_LEN, arrival, &ip)? > peer.mtu {
+            return Err(Reason::TooBig);
+        }
+        let direct = Direct { ifindex: peer.ifindex, next_hop: peer.next_hop, forward };
+        return Ok(route(direct, Reason::RoutePod));
+    }
+    check_peer(packet, arrival, &ip, &peer)?;
     if arrival.gso_size == 0 {
         return Ok(then(encap(packet, &config, &ip, peer, Some(forward))?, Reason::EncapPod));
     }

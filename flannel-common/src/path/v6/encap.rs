@@ -1,6 +1,5 @@
 //! The bytes that encapsulation writes.
 
-use super::super::ecn;
 use crate::{
     layout::{AddressV6, PeerV6},
     packet::{
@@ -8,6 +7,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_UDP, UDP_LEN, Udp, VXLAN_LEN, Vxlan},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
+    path::{Routing, ecn},
 };
 
 /// Hop limit of outer headers: the default of `net.ipv6.conf.*.hop_limit`, which the kernel's device uses.
@@ -41,10 +41,13 @@ impl Forward {
         }
         hop
     }
+}
 
-    /// Writes the fields into the IPv6 header at `offset` of `packet`; `None` when the packet ends before.
+impl Routing for Forward {
+    const ETHERTYPE: u16 = ETHERTYPE_IPV6;
+
     #[inline(always)]
-    pub fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()> {
+    fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()> {
         packet.write(offset + HOP_LIMIT, [self.hop_limit])?;
         match self.class {
             Some(class) => packet.write(offset, class.to_be_bytes()),

@@ -11,7 +11,7 @@ use crate::{
     },
     path::{
         Tables,
-        flow::{NEVER, Note, Transport, check_permit, renewed},
+        flow::{NEVER, Note, Transport, check_permit, has_our_mark, renewed},
     },
     reason::{Direction, Reason},
 };
@@ -38,7 +38,7 @@ pub(super) fn admit(
 }
 
 /// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:
-/// tc egress on flannel-v6.<vni>, or on the host side of a pod's veth. `then` gets it; `None` when there is nothing.
+/// tc egress on flannel-v6.<vni> or the external interface, or on the host side of a pod's veth. `then` gets it; `None` when there is nothing.
 #[inline(always)]
 pub fn note<R>(
     way: Direction,
@@ -74,6 +74,18 @@ pub fn note<R>(
     }
     let permit = renewed(way, &known, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())?;
     Some(then(Note::Permit(flow, permit)))
+}
+
+/// [`note`] at tc egress on the external interface, for packets that leave without a tunnel: those with our mark, as
+/// with IPv4.
+#[inline(always)]
+pub fn note_direct<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Note<FlowV6>) -> R,
+) -> Option<R> {
+    if has_our_mark(arrival.mark) { note(Direction::Egress, packet, tables, arrival, then) } else { None }
 }
 
 /// The pod's address and the other end's.

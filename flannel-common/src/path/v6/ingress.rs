@@ -1,6 +1,6 @@
 //! What other nodes send to our pods.
 
-use super::{Deliver, Forward, check_ipv6, egress::segment_len, first_ip, flow, frame_len};
+use super::{Deliver, Forward, check_ipv6, direct, egress::segment_len, first_ip, flow, frame_len};
 use crate::{
     layout::FastPath,
     packet::{
@@ -20,7 +20,8 @@ const VXLAN: usize = UDP + UDP_LEN;
 const INNER: usize = ENCAP_LEN;
 const INNER_IP: usize = INNER + ETHERNET_LEN;
 
-/// tc ingress on the external interface: `then` says what to do with a packet for a local pod.
+/// tc ingress on the external interface: `pop` says what to do with a packet in VXLAN for a local pod, `hand`
+/// with one without.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -29,7 +30,8 @@ pub fn from_underlay<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Deliver, Reason) -> R,
+    pop: impl FnOnce(Deliver, Reason) -> R,
+    hand: impl FnOnce(Deliver, Reason) -> R,
 ) -> Result<R, Reason> {
     // Everything of the node that is not ours comes by here too: first what tells most of it apart.
     let config = tables.config_v6().ok_or(Reason::NotIpv4)?;
@@ -41,6 +43,9 @@ pub fn from_underlay<R>(
         return Err(Reason::NotIpv4);
     }
     let outer_ip = first_ip(packet)?;
+    if config.subnet.contains(outer_ip.destination) {
+        return direct::from_underlay(packet, tables, arrival, &config, &outer, &outer_ip, hand);
+    }
     if outer_ip.next_header != PROTOCOL_UDP || outer_ip.destination != config.vtep {
         return Err(Reason::NotVxlan);
     }
@@ -98,7 +103,7 @@ pub fn from_underlay<R>(
     if config.fast_path == FastPath::Flow {
         flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
     }
-    // As with IPv4: a socket takes TCP whole, what forwards it does not.
+    // Last, as with IPv4: a socket takes TCP whole, what forwards it does not.
     if arrival.gso_size != 0 {
         if ip.next_header != PROTOCOL_TCP {
             return Err(Reason::UdpAggregate);
@@ -108,5 +113,5 @@ pub fn from_underlay<R>(
         }
     }
     let packet_len = segment_len(packet, INNER_IP, arrival, &ip)?;
-    Ok(then(Deliver { pod, forward: Forward::hop_with_class(&ip, class), packet_len }, Reason::DeliverPod))
+    Ok(pop(Deliver { pod, forward: Forward::hop_with_class(&ip, class), packet_len }, Reason::DeliverPod))
 }

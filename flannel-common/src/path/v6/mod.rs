@@ -1,4 +1,4 @@
-//! The same decisions about IPv6 in VXLAN over IPv6, over the maps with `_v6` in their names.
+//! The same decisions about IPv6, alone or in VXLAN over IPv6, over the maps with `_v6` in their names.
 //!
 //! What differs from IPv4: there is no header checksum; fragments and options are extension headers; and the outer
 //! UDP checksum, which over IPv6 is not optional. That of a single packet is made from the inner one
@@ -6,22 +6,26 @@
 //! only the VXLAN device can ask for, so a pod's aggregates are handed to it: past bridge, routing and netfilter all
 //! the same.
 
+mod direct;
 pub mod egress;
 mod encap;
 pub mod flow;
+pub mod forwarding;
 pub mod ingress;
+mod overlay;
 
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
+pub use overlay::from_overlay;
 
 use super::Tables;
 use crate::{
-    layout::{AddressV6, ConfigV6, PeerV6, SubnetV6},
+    layout::{AddressV6, ConfigV6, FastPath, PeerV6, SubnetV6},
     packet::{
-        Packet,
+        Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet},
         ipv6::{ETHERTYPE_IPV6, Ipv6, NEXT_HEADER_FRAGMENT},
     },
-    reason::Reason,
+    reason::{Direction, Reason},
 };
 
 /// Whether `packet` is one for these decisions.
@@ -32,6 +36,33 @@ pub fn is_ipv6(packet: &(impl Packet + ?Sized)) -> bool {
 
 /// How to hand a packet to a pod after its outer headers are popped.
 pub type Deliver = super::Deliver<Forward>;
+
+/// How to send a packet to a peer as it is.
+pub type Direct = super::Direct<AddressV6, Forward>;
+
+/// How to hand a packet to a pod that has no outer headers, or none any more. Its IPv6 header `ip` is one for an
+/// address in our pod subnet, without extension headers.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+fn hand(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    config: &ConfigV6,
+    ip: &Ipv6,
+) -> Result<Deliver, Reason> {
+    if ip.hop_limit <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let pod = tables.pod_v6(ip.destination).ok_or(Reason::UnknownPod)?;
+    if config.fast_path == FastPath::Flow {
+        flow::admit(Direction::Ingress, packet, ETHERNET_LEN, tables, config, ip, &pod)?;
+    }
+    let packet_len = egress::segment_len(packet, ETHERNET_LEN, arrival, ip)?;
+    Ok(Deliver { pod, forward: Forward::hop(ip), packet_len })
+}
 
 /// Refuses headers that need the kernel's care.
 #[inline(always)]
