@@ -70,7 +70,7 @@ pub(crate) fn try_room(ctx: &TcContext) -> i32 {
 }
 
 /// Where a packet is sent on the link of an interface.
-pub(crate) trait NextHop {
+pub(crate) trait NextHop: Copy {
     /// Sends it there.
     fn redirect(self, skb: Skb, ifindex: u32) -> i32;
 }
