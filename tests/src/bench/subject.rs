@@ -19,7 +19,7 @@ use crate::{
     wait::eventually,
 };
 
-/// How long packets may take to find the fast path.
+/// How long packets may take to find their way, and the fast path.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Two nodes with one dataplane.
@@ -56,7 +56,8 @@ impl Subject {
             (None, _) => overlay(&lab, scenario, mode)?,
         };
         let Built { cluster, node, client, server } = built;
-        ping(&client, &server, 56)?;
+        // An address of IPv6 is used when nobody else has claimed it for a while.
+        eventually(PATIENCE, "client and server reach each other", || ping(&client, &server, 56))?;
         tcp::bulk(&client, &server, 16 << 20)?;
         let mut target = server.address();
         if scenario == Scenario::Service && !mode.is_of_nodes() {

@@ -54,7 +54,7 @@ impl Node {
         let via = gateway.map_or(String::new(), |gateway| format!("via {gateway} "));
         self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         self.netns.ip_batch(&format!(
-            "addr add {}/64 dev eth0 nodad\n-6 route add default {via}dev eth0\n",
+            "addr add {}/64 dev eth0 nodad\nroute add ::/0 {via}dev eth0\n",
             self.address_v6()
         ))
     }
