@@ -42,8 +42,7 @@ mod settings;
 
 use load::{Loaded, load};
 use settings::{
-    etcd_options, exemptions, interface_choice, masq, shares, source_ports,
-    warn_without_bridge_filter,
+    etcd_options, exemptions, interface_choice, masq, shares, source_ports, warn_without_bridge_filter,
 };
 
 /// Between attempts to write the subnet file.

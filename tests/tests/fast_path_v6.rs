@@ -7,10 +7,10 @@ use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
     eventually,
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, in_lab},
+    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX, in_lab},
     traffic::{
         Dialogue, Paced, dialogue::listen, every_kind_both_ways, overlay_frame, ping::ping, tcp, udp,
-        wire::Wire,
+        udp::Receiver, wire::Wire,
     },
 };
 
@@ -24,6 +24,17 @@ fn dual(etcd: &Etcd) -> Result<()> {
 
 fn v6_only(etcd: &Etcd) -> Result<()> {
     etcd.configure_v6_only("vxlan")
+}
+
+fn host_gw(etcd: &Etcd) -> Result<()> {
+    etcd.configure_dual("host-gw")
+}
+
+fn direct_routing(etcd: &Etcd) -> Result<()> {
+    let config = format!(
+        r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{{"Type":"vxlan","DirectRouting":true}}}}"#
+    );
+    etcd.put(&format!("{PREFIX}/config"), &config)
 }
 
 fn egress(counters: &Counters, reason: Reason) -> u64 {
@@ -60,6 +71,15 @@ fn bulk_is_fast(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Batches of UDP, which the device alone can pop, reach the pod past the rest of the stack.
+fn batches_are_fast(cluster: &Cluster) -> Result<()> {
+    let [a, b] = [cluster.members[0].pod_v6()?, cluster.members[1].pod_v6()?];
+    let [sent, received] = cluster.counted(|| udp::gso(&a, &b, 1382, 40, 5, Receiver::Plain))?;
+    ensure!(egress(&sent, Reason::EncapDevice) > 100, "{sent}");
+    ensure!(ingress(&received, Reason::DeliverOverlay) > 100, "{received}");
+    Ok(())
+}
+
 #[test]
 fn all_takes_every_packet_past_the_stack() -> Result<()> {
     in_lab(|lab| {
@@ -70,6 +90,7 @@ fn all_takes_every_packet_past_the_stack() -> Result<()> {
             ensure!(both.0 >= 1 && both.1 >= 1, "{counters}");
         }
         bulk_is_fast(&cluster)?;
+        batches_are_fast(&cluster)?;
         every_kind_both_ways(&a, &b)
     })
 }
@@ -80,6 +101,7 @@ fn flow_takes_accepted_flows_past_the_stack() -> Result<()> {
         let cluster = start(lab, FastPath::Flow, dual)?;
         let [a, b] = [cluster.members[0].pod_v6()?, cluster.members[1].pod_v6()?];
         bulk_is_fast(&cluster)?;
+        batches_are_fast(&cluster)?;
         // ICMPv6 is the kernel's; its packets get their headers at the device all the same.
         let [sent, _] = cluster.counted(|| ping(&a, &b, 56).map(drop))?;
         ensure!(egress(&sent, Reason::FlowProtocol) >= 1, "{sent}");
@@ -88,6 +110,32 @@ fn flow_takes_accepted_flows_past_the_stack() -> Result<()> {
         // IPv4 beside it is what it was.
         cluster.await_fast_path(0, 1, FastPath::Flow)
     })
+}
+
+/// Every segment goes out and comes in as it is, past the stack.
+fn goes_direct(lab: &Lab, fast_path: FastPath, configure: fn(&Etcd) -> Result<()>) -> Result<()> {
+    let cluster = start(lab, fast_path, configure)?;
+    let [a, b] = [cluster.members[0].pod_v6()?, cluster.members[1].pod_v6()?];
+    let [sent, received] = cluster.counted(|| tcp::bulk(&a, &b, BULK).map(drop))?;
+    let ([out, _, tunnelled, _], [answered, handed, _, popped]) =
+        (sent.past_the_stack(), received.past_the_stack());
+    ensure!(out > BULK / 1440 * 9 / 10 && handed > BULK / 1440 * 9 / 10, "{sent}\n{received}");
+    ensure!(answered > 10 && tunnelled == 0 && popped == 0, "{sent}\n{received}");
+    let subnet = cluster.members[1].node.subnet_env_v6()?.subnet;
+    let route = cluster.members[0].node.netns().ip(&format!("-6 route show {subnet}"))?;
+    let via = format!("{subnet} via {} dev eth0 ", cluster.members[1].node.address_v6());
+    ensure!(route.starts_with(&via), "{route} instead of {via}");
+    every_kind_both_ways(&a, &b)
+}
+
+#[test]
+fn host_gw_takes_accepted_flows_past_the_stack() -> Result<()> {
+    in_lab(|lab| goes_direct(lab, FastPath::Flow, host_gw))
+}
+
+#[test]
+fn direct_routing_takes_every_packet_past_the_stack() -> Result<()> {
+    in_lab(|lab| goes_direct(lab, FastPath::All, direct_routing))
 }
 
 /// What is denied before is never fast, and what is denied later is no longer.

@@ -12,9 +12,7 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::{
-    Backend, BpfState, Inputs, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6,
-};
+use super::{Backend, BpfState, Inputs, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6};
 use crate::{family::Family, mac::Mac};
 
 /// How the programs reach a peer.
