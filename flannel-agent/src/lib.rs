@@ -30,6 +30,7 @@ pub mod plan;
 pub mod privileges;
 pub mod reconcile;
 pub mod subnet_file;
+mod sysctl;
 pub mod telemetry;
 pub mod underlay;
 mod utc;
