@@ -49,7 +49,7 @@ impl Counters {
 
     /// Share of the packets between pods of two nodes, those of one direction, that skipped the host's stack; `None`
     /// where there were none.
-    pub fn past_the_stack(&self, direction: Direction) -> Option<f64> {
+    pub fn share_past_the_stack(&self, direction: Direction) -> Option<f64> {
         let skipped = match direction {
             Direction::Egress => [Reason::EncapPod, Reason::RoutePod, Reason::EncapDevice],
             Direction::Ingress => [Reason::DeliverPod, Reason::HandPod, Reason::DeliverOverlay],
@@ -59,6 +59,18 @@ impl Counters {
         };
         let (skipped, left) = (packets(&skipped), packets(&flow::REFUSALS));
         (skipped + left > 0).then(|| skipped as f64 / (skipped + left) as f64)
+    }
+
+    /// Pods' packets that went out past the host's stack, and that came in so: as they are, then in VXLAN.
+    pub fn past_the_stack(&self) -> [u64; 4] {
+        use Direction::{Egress, Ingress};
+        [
+            (Egress, Reason::RoutePod),
+            (Ingress, Reason::HandPod),
+            (Egress, Reason::EncapPod),
+            (Ingress, Reason::DeliverPod),
+        ]
+        .map(|(direction, reason)| self.get(direction, reason).packets)
     }
 
     /// What was counted since `earlier`.

@@ -145,8 +145,8 @@ impl Findings {
             .map(|(node, counters)| {
                 json!({
                     "node": node,
-                    "egress": counters.past_the_stack(Direction::Egress),
-                    "ingress": counters.past_the_stack(Direction::Ingress),
+                    "egress": counters.share_past_the_stack(Direction::Egress),
+                    "ingress": counters.share_past_the_stack(Direction::Ingress),
                 })
             })
             .collect();
