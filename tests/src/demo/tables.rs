@@ -74,7 +74,7 @@ fn counters(nodes: &[(String, Counters)]) -> Table {
             .collect();
         let share = |direction| {
             counters
-                .past_the_stack(direction)
+                .share_past_the_stack(direction)
                 .map_or("-".to_owned(), |share| format!("{:.2} %", share * 100.0))
         };
         table.add_row([
