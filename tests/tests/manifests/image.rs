@@ -54,6 +54,7 @@ fn inside(node: &Node, root: &Path, mounts: &[(&Path, &str)], capabilities: &str
     let mut script = format!(
         "set -e\nmount --bind /usr {root}/usr\nmount --bind /etc/alternatives {root}/etc/alternatives\n\
          mount --rbind /dev {root}/dev\nmount -t proc proc {root}/proc\n\
+         mount --bind {root}/proc/sys {root}/proc/sys\nmount -o remount,bind,ro {root}/proc/sys\n\
          mount -t sysfs -o ro sysfs {root}/sys\n"
     );
     for (what, at) in mounts {
@@ -70,7 +71,7 @@ fn inside(node: &Node, root: &Path, mounts: &[(&Path, &str)], capabilities: &str
 fn the_images_root_runs_the_manifest() -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
-        let other = Member::start(lab.node()?, &etcd, FastPath::Overlay, 1)?;
+        let other = Member::start(lab.node()?, &etcd, FastPath::Flow, 1)?;
         let node = lab.node()?;
         let root = node.dir().join("root");
         build(&root)?;
@@ -93,6 +94,7 @@ fn the_images_root_runs_the_manifest() -> Result<()> {
             "/run/flannel" => Some(host_run.as_path()),
             "/run/xtables.lock" => Some(lock.as_path()),
             "/sys/fs/bpf" => Some(bpffs.as_path()),
+            "/host/proc/sys/net" => Some(Path::new("/proc/sys/net")),
             _ => None,
         };
 
@@ -156,8 +158,25 @@ fn the_images_root_runs_the_manifest() -> Result<()> {
         let started: Vec<&str> = started.iter().map(String::as_str).collect();
         let mounts = mounts(&container)?;
         let mounts: Vec<(&Path, &str)> = mounts.iter().map(|(what, at)| (*what, at.as_str())).collect();
-        let mut agent =
-            Daemon::spawn(&mut inside(&node, &root, &mounts, &capabilities, &started), &node.log("agent"))?;
+        let start = |mounts: &[(&Path, &str)], log: &str| {
+            Daemon::spawn(&mut inside(&node, &root, mounts, &capabilities, &started), &node.log(log))
+        };
+        // As in a DaemonSet of flannel's, without the host's settings: what depends on them is left out.
+        let (lacking, _): (Vec<_>, Vec<_>) = mounts.iter().partition(|(_, at)| !at.starts_with("/host/"));
+        let mut agent = start(&lacking, "without")?;
+        eventually(PATIENCE, "the agent says what it lacks", || {
+            agent.check_running()?;
+            let log = agent.log();
+            let said =
+                log.lines().filter(|line| line.contains("WARN") && line.contains("fast_path=\"overlay\""));
+            ensure!(said.count() == 1, "{log}");
+            ensure!(host_run.join("subnet.env").exists(), "{log}");
+            Ok(())
+        })?;
+        agent.kill()?;
+        fs::remove_file(host_run.join("subnet.env"))?;
+
+        let mut agent = start(&mounts, "agent")?;
         eventually(PATIENCE, "the agent writes its subnet file", || {
             agent.check_running()?;
             fs::copy(host_run.join("subnet.env"), node.subnet_file()).map(drop).context("subnet.env")
