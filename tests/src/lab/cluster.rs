@@ -45,6 +45,14 @@ impl Member {
     }
 }
 
+/// What these nodes count while `work` is done.
+pub fn counted(members: &[Member], work: impl FnOnce() -> Result<()>) -> Result<Vec<Counters>> {
+    let read = || members.iter().map(Member::counters).collect::<Result<Vec<_>>>();
+    let before = read()?;
+    work()?;
+    Ok(read()?.iter().zip(&before).map(|(now, before)| now.since(before)).collect())
+}
+
 /// etcd, and nodes that all run the agent.
 #[derive(Debug)]
 pub struct Cluster {

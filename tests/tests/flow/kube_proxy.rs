@@ -12,10 +12,10 @@ use flannel_tests::{
         ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod, in_kubernetes_lab, in_lab,
         kubernetes::{Backend, Service, TrafficPolicy},
     },
-    traffic::{Dialogue, Endpoint, tcp::Stream},
+    traffic::{Dialogue, Endpoint, Serving, tcp::Stream},
 };
 
-use crate::{counted, fast, nftables_etcd, packets, serving::Serving, with_rules};
+use crate::{counted, fast, nftables_etcd, packets, with_rules};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const NODE_PORT: u16 = 30_080;

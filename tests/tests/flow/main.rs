@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, PREFIX},
+    lab::{self, AgentOptions, Cluster, Etcd, FastPath, Lab, Member, PREFIX},
 };
 
 mod endings;
@@ -16,7 +16,6 @@ mod learning;
 mod pods;
 mod policy;
 mod services;
-mod serving;
 
 /// Two nodes with `pods` pods each and all of flannel's rules; what netfilter accepts holds for `refresh`.
 /// Returns when flows become fast both ways.
@@ -71,10 +70,8 @@ fn ready(cluster: &Cluster) -> Result<()> {
 
 /// What both nodes count while `work` is done.
 fn counted(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-    let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    let before = [a.counters()?, b.counters()?];
-    work()?;
-    Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+    let counted = lab::counted(&cluster.members[..2], work)?;
+    counted.try_into().map_err(|_| anyhow!("two nodes"))
 }
 
 /// Packets of pods that skipped the stack on their way out, and in.
