@@ -1,7 +1,7 @@
 //! Pods behind a Service, and clients that know the Service's address only.
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -53,15 +53,15 @@ impl Serving {
     }
 
     /// A socket of `client` that asks `destination` over and over, from a port of its own.
-    pub fn asker(client: &Endpoint, destination: SocketAddrV4) -> Result<UdpSocket> {
+    pub fn asker(client: &Endpoint, destination: impl Into<SocketAddr>) -> Result<UdpSocket> {
         let socket = client.netns().inside(|| Ok(UdpSocket::bind(client.socket_address(0))?))?;
-        socket.connect(destination)?;
+        socket.connect(destination.into())?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
 
     /// One question and its answer; the number of the backend that gave it, and whom it took for the client.
-    pub fn ask(&self, asker: &UdpSocket, number: u64) -> Result<(usize, SocketAddrV4)> {
+    pub fn ask(&self, asker: &UdpSocket, number: u64) -> Result<(usize, SocketAddr)> {
         let mut question = [0; 100];
         Content::new(number).fill(&mut question);
         asker.send(&question)?;
@@ -81,13 +81,13 @@ impl Serving {
         self.udp[backend].send_to(&question, from)?;
         let length = asker.recv(&mut heard).with_context(|| format!("no answer to {number}"))?;
         ensure!(heard[..length] == question, "the answer arrived changed");
-        let SocketAddr::V4(from) = from else { anyhow::bail!("{from} is not IPv4") };
         Ok((backend, from))
     }
 
     /// Long and short connections and questions of `client` to two backends behind `destination`, for longer
     /// than acceptance holds in these tests.
-    pub fn be_used(&self, client: &Endpoint, destination: SocketAddrV4) -> Result<()> {
+    pub fn be_used(&self, client: &Endpoint, destination: impl Into<SocketAddr>) -> Result<()> {
+        let destination = destination.into();
         let mut long = Vec::new();
         let mut served = [0; 2];
         while served.contains(&0) || long.len() < 6 {

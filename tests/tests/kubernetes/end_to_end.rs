@@ -1,6 +1,10 @@
 //! kube-flannel's manifest, end to end.
 
-use std::{net::SocketAddrV4, thread::sleep, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread::sleep,
+    time::Duration,
+};
 
 use flannel_common::reason::{Class, Direction};
 use flannel_tests::{
@@ -26,14 +30,45 @@ fn subnets(members: &[Member]) -> Result<Vec<String>> {
     members.iter().map(subnet).collect()
 }
 
+/// One of the families.
+#[derive(Clone, Copy, Debug)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn pod(self, pod: &Pod) -> Result<Endpoint> {
+        match self {
+            Self::V4 => Ok(pod.endpoint()),
+            Self::V6 => pod.endpoint_v6(),
+        }
+    }
+
+    fn node(self, node: &Node) -> Endpoint {
+        match self {
+            Self::V4 => node.underlay_endpoint(),
+            Self::V6 => Endpoint::new(node.name(), node.netns().clone(), node.address_v6()),
+        }
+    }
+
+    fn cluster_ip(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 96, 1, 1).into(),
+            Self::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x1001).into(),
+        }
+    }
+}
+
 /// Every node's first pod behind one address, and behind a port of every node: each is met from a pod of another
 /// node, from a node and from outside.
-fn services(lab: &Lab, site: &Installed) -> Result<()> {
+fn services(lab: &Lab, site: &Installed, family: Family) -> Result<()> {
     let members = &site.kube.members;
-    let backends: Vec<Endpoint> = members.iter().map(Member::pod).collect::<Result<_>>()?;
+    let backends: Vec<Endpoint> =
+        members.iter().map(|member| family.pod(&member.pods[0])).collect::<Result<_>>()?;
     let service = Service {
         name: "web".to_owned(),
-        address: [10, 96, 1, 1].into(),
+        address: family.cluster_ip(),
         port: 80,
         target: BACKEND_PORT,
         node_port: Some(NODE_PORT),
@@ -42,30 +77,30 @@ fn services(lab: &Lab, site: &Installed) -> Result<()> {
         backends: members
             .iter()
             .zip(&backends)
-            .map(|(member, backend)| Backend { address: backend.address_v4(), node: member.node.name() })
+            .map(|(member, backend)| Backend { address: backend.address(), node: member.node.name() })
             .collect(),
     };
     site.kube.api.add_service(&service)?;
     site.proxies.iter().try_for_each(|proxy| proxy.await_service(&service))?;
     let serving = Serving::new(&backends, BACKEND_PORT)?;
-    let cluster_ip = SocketAddrV4::new(service.address, service.port);
-    let node_port = SocketAddrV4::new(members[1].node.address(), NODE_PORT);
-    let outside = lab.node()?.underlay_endpoint();
+    let cluster_ip = service.socket_address();
+    let node_port = family.node(&members[1].node).socket_address(NODE_PORT);
+    let (pod, outside) = (family.pod(&members[0].pods[1])?, family.node(&lab.dual_node()?));
     for (client, to) in [
-        (site.pod(0, 1)?, cluster_ip),
-        (members[0].node.underlay_endpoint(), cluster_ip),
-        (outside, node_port),
-        (site.pod(0, 1)?, node_port),
+        (&pod, cluster_ip),
+        (&family.node(&members[0].node), cluster_ip),
+        (&outside, node_port),
+        (&pod, node_port),
     ] {
         let mut served = vec![0; backends.len()];
         let mut long = Vec::new();
         while served.contains(&0) {
             ensure!(long.len() < 100, "{} at {to}: {served:?} connections", client.name());
-            let mut dialogue = serving.connect(&client, 0, to)?;
+            let mut dialogue = serving.connect(client, 0, to)?;
             dialogue.exchanges(10)?;
             served[serving.backend(&dialogue)?] += 1;
             long.push(dialogue);
-            serving.ask(&Serving::asker(&client, to)?, long.len() as u64)?;
+            serving.ask(&Serving::asker(client, to)?, long.len() as u64)?;
         }
         long.iter_mut().try_for_each(|dialogue| dialogue.exchanges(10))?;
     }
@@ -87,11 +122,12 @@ fn end_to_end(families: Families) -> Result<()> {
         let mut site = Installed::start(lab, families, |_| ())?.with_nodes(lab, 3)?;
         let [a, b] = [site.pod(0, 0)?, site.pod(1, 0)?];
         every_kind_both_ways(&a, &b)?;
+        services(lab, &site, Family::V4)?;
         if families == Families::Both {
             let six = |member: usize| site.kube.members[member].pods[0].endpoint_v6();
             every_kind_both_ways(&six(0)?, &six(1)?).context("IPv6")?;
+            services(lab, &site, Family::V6).context("IPv6")?;
         }
-        services(lab, &site)?;
         for Member { node, agent, .. } in &site.kube.members {
             ensure!(agent.log().contains("programs loaded"), "{}", agent.log());
             for trouble in ["WARN", "ERROR", "forbidden"] {
@@ -134,7 +170,7 @@ fn end_to_end(families: Families) -> Result<()> {
             );
             ensure!(share.into_iter().all(|share| share > 0.9), "{}: {counters}", member.node.name());
         }
-        services(lab, &site).context("with --fast-path=flow")
+        services(lab, &site, Family::V4).context("with --fast-path=flow")
     })
 }
 
@@ -168,6 +204,9 @@ fn other_backends() -> Result<()> {
         let mut map = manifest::object("ConfigMap")?;
         map["data"]["net-conf.json"] = json!(alloc.to_string());
         site.kube.api.apply(&[map])?;
+        let running = &site.kube.members[0];
+        site.flannel().renew_volumes(&running.node)?;
+        await_log(&running.agent, "the network config has changed; this node goes on")?;
         let node = site.machine(lab)?;
         let mut agent = site.flannel().start_pod(&node)?;
         // As upstream's, which names no backend there.

@@ -138,6 +138,11 @@ impl KubeFlannel<'_> {
         self.write_credentials(node, &self.api.create(PODS, &pod)?)
     }
 
+    /// Brings what the pod on `node` has mounted of the API server's up to date, as kubelet does within a minute.
+    pub fn renew_volumes(&self, node: &Node) -> Result<()> {
+        self.with_volumes(node, &self.pod(node)?).map(drop)
+    }
+
     /// The DaemonSet's pod on `node`.
     pub fn pod(&self, node: &Node) -> Result<Value> {
         let pods = self.api.get(&format!("{PODS}?fieldSelector=spec.nodeName={}", node.name()))?;

@@ -109,7 +109,9 @@ impl KubeProxy {
     /// Waits until its rules send `service` to exactly the backends that it has.
     pub fn await_service(&self, service: &Service) -> Result<()> {
         eventually(SYNC, &format!("{} has the rules of {}", self.node, service.name), || {
-            let (nat, filter) = (self.rules("nat")?, self.rules("filter")?);
+            let save = if service.address.is_ipv4() { "iptables-save" } else { "ip6tables-save" };
+            let rules = |table: &str| self.netns.run(save, &["-t", table]);
+            let (nat, filter) = (rules("nat")?, rules("filter")?);
             service.check_rules(&nat, &filter)
         })
     }
