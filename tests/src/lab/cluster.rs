@@ -57,6 +57,14 @@ impl Member {
     }
 }
 
+/// What these nodes count while `work` is done.
+pub fn counted(members: &[Member], work: impl FnOnce() -> Result<()>) -> Result<Vec<Counters>> {
+    let read = || members.iter().map(Member::counters).collect::<Result<Vec<_>>>();
+    let before = read()?;
+    work()?;
+    Ok(read()?.iter().zip(&before).map(|(now, before)| now.since(before)).collect())
+}
+
 /// etcd, and nodes that all run the agent.
 #[derive(Debug)]
 pub struct Cluster {
@@ -151,10 +159,8 @@ impl Cluster {
 
     /// What the first two nodes count while `work` is done.
     pub fn counted(&self, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-        let [a, b] = [&self.members[0], &self.members[1]];
-        let before = [a.counters()?, b.counters()?];
-        work()?;
-        Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+        let two = self.members.get(..2).context("two nodes")?;
+        counted(two, work)?.try_into().map_err(|_| anyhow!("two nodes"))
     }
 
     /// Every pod.
