@@ -35,6 +35,7 @@ use crate::{
     subnet_file::{Previous, SubnetFile},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
+    xdp::Xdp,
 };
 
 mod load;
@@ -187,6 +188,7 @@ impl Agent<'_> {
             underlay: Underlay { ifindex: external.index, address: external.address },
             backend: backend.over(&external),
             fast_path,
+            xdp: if fast_path == FastPath::Off { Xdp::OFF } else { options.xdp().on(&external.name) },
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
@@ -202,7 +204,8 @@ impl Agent<'_> {
             ip_masq: options.ip_masq,
         };
         let (follower, externals) = Follower::open(choice, external)?;
-        let (node, locals, published, mtu) = Node::new(backend, options.public_ip, local, attrs, file.mtu);
+        let (node, locals, published, mtu) =
+            Node::new(backend, options.public_ip, options.xdp(), local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
             true => Peers::Watched(store.watch(own.subnet)),

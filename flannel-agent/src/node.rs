@@ -10,6 +10,7 @@ use crate::{
     lease::LeaseAttrs,
     netlink::ExternalInterface,
     plan::{Local, Underlay},
+    xdp::XdpChoice,
 };
 
 /// Turns changes of the external interface into changes of what depends on it.
@@ -18,6 +19,8 @@ pub struct Node {
     pub backend: Backend,
     /// `--public-ip`: what is published whatever the interface's address is.
     public_ip: Option<Ipv4Addr>,
+    /// What is asked of XDP, whichever interface it is.
+    xdp: XdpChoice,
     locals: watch::Sender<Local>,
     published: watch::Sender<LeaseAttrs>,
     mtu: watch::Sender<u32>,
@@ -29,6 +32,7 @@ impl Node {
     pub fn new(
         backend: Backend,
         public_ip: Option<Ipv4Addr>,
+        xdp: XdpChoice,
         local: Local,
         attrs: LeaseAttrs,
         pod_mtu: u32,
@@ -36,7 +40,7 @@ impl Node {
         let (locals, local) = watch::channel(local);
         let (published, attrs) = watch::channel(attrs);
         let (mtu, pod_mtu) = watch::channel(pod_mtu);
-        (Self { backend, public_ip, locals, published, mtu }, local, attrs, pod_mtu)
+        (Self { backend, public_ip, xdp, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
     /// Brings everything into line with the external interface, whenever that changes. Runs as long as it is
@@ -59,6 +63,10 @@ impl Node {
         set(&self.locals, |local| Local {
             public_ip,
             underlay,
+            xdp: match local.underlay.ifindex == underlay.ifindex {
+                true => local.xdp,
+                false => self.xdp.on(&external.name),
+            },
             backend: self.backend.over(external),
             ..local.clone()
         });
@@ -84,7 +92,7 @@ mod tests {
     use flannel_common::layout::FastPath;
 
     use super::*;
-    use crate::{config::VxlanOptions, mac::Mac, plan};
+    use crate::{config::VxlanOptions, mac::Mac, plan, xdp::Xdp};
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
 
@@ -100,11 +108,12 @@ mod tests {
             underlay: Underlay { ifindex: start.index, address: start.address },
             backend: backend.over(&start),
             fast_path: FastPath::Off,
+            xdp: Xdp::OFF,
             flow_refresh: std::time::Duration::from_secs(30),
             source_ports: 32768..60999,
         };
         let (attrs, mtu) = (backend.attrs(published), backend.pod_mtu(&start));
-        let (node, locals, attrs, mtu) = Node::new(backend, public_ip, local, attrs, mtu);
+        let (node, locals, attrs, mtu) = Node::new(backend, public_ip, XdpChoice::OFF, local, attrs, mtu);
         (node, (locals, attrs, mtu))
     }
 

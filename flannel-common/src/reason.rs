@@ -33,17 +33,20 @@ pub enum Class {
     Fast,
     /// It was left to the kernel, every byte as it was.
     Kernel,
+    /// A program dropped it, because the operator asked for that.
+    Drop,
     /// Not a path: what was noted about a flow while a packet of it went by, which is counted for its path
     /// as well.
     Note,
 }
 
 impl Class {
-    /// `fast`, `kernel` or `note`.
+    /// `fast`, `kernel`, `drop` or `note`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Fast => "fast",
             Self::Kernel => "kernel",
+            Self::Drop => "drop",
             Self::Note => "note",
         }
     }
@@ -121,6 +124,9 @@ reasons! {
     FlowLearned = 37, Note, "flow_learned", "netfilter has let a packet of an established flow pass unchanged: this direction of it may skip the stack";
     FlowForgotten = 38, Note, "flow_forgotten", "a packet of a known flow begins it anew or ends it, or netfilter no longer takes it for established: the flow must be learned again";
     Lapsed = 39, Kernel, "lapsed", "no agent has run for as long as --fast-path-hold says: the maps may be out of date";
+    VtepDropped = 40, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
+    VtepSeen = 41, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
+    PoppedEarly = 42, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

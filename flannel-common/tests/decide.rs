@@ -19,17 +19,6 @@ use flannel_common::{
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
-/// What a verdict is counted for: nothing, for one that is not counted.
-fn reason(verdict: &Verdict) -> Option<Reason> {
-    Some(match verdict {
-        Verdict::Pass => return None,
-        Verdict::Kernel(reason)
-        | Verdict::Exempt(reason)
-        | Verdict::Encap(_, reason)
-        | Verdict::Deliver(_, reason) => *reason,
-    })
-}
-
 #[test]
 fn fixtures_are_decided_as_written() {
     for hook in Hook::ALL {
@@ -46,7 +35,7 @@ fn fixtures_are_decided_as_written() {
 fn every_reason_of_every_hook_has_a_fixture() {
     for hook in Hook::ALL {
         let found: BTreeSet<_> =
-            fixtures::of(hook).iter().filter_map(|fixture| reason(&fixture.verdict)).collect();
+            fixtures::of(hook).iter().filter_map(|fixture| fixture.verdict.reason()).collect();
         let all: BTreeSet<_> = fixtures::decided(hook).iter().copied().collect();
         assert_eq!(found, all, "{}", hook.program());
         let found: BTreeSet<_> =
@@ -96,8 +85,8 @@ proptest! {
     ) {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
-        prop_assert!(reason(&verdict).is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        prop_assert_eq!(reason(&verdict).is_none(), hook == Hook::ToPod);
+        prop_assert!(verdict.reason().is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
+        prop_assert!(verdict.reason().is_some() || hook == Hook::ToPod || hook.is_xdp());
         note(hook, &frame[..], &tables, &arrival);
     }
 
@@ -108,7 +97,7 @@ proptest! {
         let arrival = arrival.unwrap_or(case.arrival);
         let verdict = decide(case.hook, &case.frame[..], &case.tables, &arrival);
         prop_assert!(
-            reason(&verdict).is_none_or(|reason| fixtures::decided(case.hook).contains(&reason))
+            verdict.reason().is_none_or(|reason| fixtures::decided(case.hook).contains(&reason))
         );
         // A decision depends on nothing else, and changes nothing.
         prop_assert_eq!(decide(case.hook, &case.frame[..], &case.tables, &arrival), verdict);
@@ -144,7 +133,7 @@ proptest! {
         let flowing = case.tables.config.is_some_and(|config| config.fast_path == FastPath::Flow);
         let (pod, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
             Verdict::Encap(_, Reason::EncapPod) => (case.tables.pods[&case.frame[26..30]], &case.frame[..]),
-            Verdict::Deliver(deliver, _) => (deliver.pod, &case.frame[50..]),
+            Verdict::Deliver(deliver, _) | Verdict::HandOver(deliver, _) => (deliver.pod, &case.frame[50..]),
             _ => return Ok(()),
         };
         prop_assume!(flowing);

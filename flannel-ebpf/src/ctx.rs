@@ -4,6 +4,12 @@
 //! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
+mod xdp;
+
+pub(crate) use xdp::XdpFrame;
+
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
@@ -18,6 +24,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
+    layout::{HAND_OVER_LEN, HandOver, PodV4},
     packet::{
         Arrival, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
@@ -145,14 +152,25 @@ impl Skb {
     /// Whether the packet without its outer headers fits interface `ifindex`, and that exists.
     #[inline(always)]
     pub(crate) fn fits_after_pop(&self, ifindex: u32) -> Result<(), Reason> {
-        let mut mtu = 0;
-        // SAFETY: `skb` is the live context, `mtu` outlives the call.
-        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, -(ENCAP_LEN as i32), 0) };
-        match result {
-            0 => Ok(()),
-            1.. => Err(Reason::TooBig),
-            _ => Err(Reason::PodGone),
+        fits(self.skb.cast(), ifindex, -(ENCAP_LEN as i32))
+    }
+
+    /// Whether the packet fits interface `ifindex`, and that exists.
+    #[inline(always)]
+    pub(crate) fn fits(&self, ifindex: u32) -> Result<(), Reason> {
+        fits(self.skb.cast(), ifindex, 0)
+    }
+
+    /// The pod for which XDP has popped the packet; `None` if it has not.
+    #[inline(always)]
+    pub(crate) fn handed_over(&self) -> Option<PodV4> {
+        // SAFETY: a field of the live context.
+        let start = unsafe { (*self.skb).data_meta as usize };
+        if start + HAND_OVER_LEN > self.data() {
+            return None;
         }
+        // SAFETY: the bounds are checked; an array of bytes needs no alignment.
+        HandOver::read(unsafe { &*(start as *const [u8; HAND_OVER_LEN]) })
     }
 
     /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table
@@ -196,6 +214,18 @@ impl Skb {
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let start = self.data() + offset;
         if start + N > self.data_end() { None } else { Some(start as *mut [u8; N]) }
+    }
+}
+
+/// Whether the packet of `ctx`, longer by `difference` bytes, fits interface `ifindex`, and that exists.
+#[inline(always)]
+fn fits(ctx: *mut c_void, ifindex: u32, difference: i32) -> Result<(), Reason> {
+    let mut mtu = 0;
+    // SAFETY: `ctx` is the live context of a program that may call this, `mtu` outlives the call.
+    match unsafe { bpf_check_mtu(ctx, ifindex, &raw mut mtu, difference, 0) } {
+        0 => Ok(()),
+        1.. => Err(Reason::TooBig),
+        _ => Err(Reason::PodGone),
     }
 }
 

@@ -1,15 +1,23 @@
 //! The entry points, one per hook, in the order a packet meets them.
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_UNSPEC, xdp_action::XDP_PASS},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use flannel_common::{
     path::{
-        egress,
+        early, egress,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
 };
 
-use crate::{act, ctx::Skb, maps::Maps};
+use crate::{
+    act,
+    ctx::{Skb, XdpFrame},
+    maps::Maps,
+};
 
 /// Bytes that an egress decision reads: Ethernet, IPv4 and the start of TCP.
 const EGRESS_READS: u32 = 14 + 20 + 20;
@@ -40,6 +48,9 @@ fn to_overlay(ctx: TcContext) -> i32 {
 fn from_underlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, FROM_UNDERLAY_READS as u32);
     let size = skb.size();
+    if let Some(pod) = skb.handed_over() {
+        return act::conclude(&ctx, size, Direction::Ingress, act::hand_on(skb, &pod));
+    }
     let verdict = ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| {
         act::pop(skb, &deliver, reason)
     });
@@ -52,4 +63,25 @@ fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
     TC_ACT_UNSPEC
+}
+
+/// XDP in the driver of the external interface: strangers, and what can be popped before packets are merged.
+#[xdp(frags)]
+fn xdp_underlay(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::of(&ctx);
+    if let Some(reason) = early::stranger(&frame, &Maps) {
+        return act::judge(frame, reason);
+    }
+    let size = frame.size();
+    let popped = early::pop(&frame, &Maps, &frame.arrival(), |deliver, reason| {
+        act::hand_over(frame, &deliver, reason, size)
+    });
+    popped.unwrap_or(XDP_PASS)
+}
+
+/// Generic XDP on the external interface: strangers.
+#[xdp(frags)]
+fn xdp_generic(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::of(&ctx);
+    early::stranger(&frame, &Maps).map_or(XDP_PASS, |reason| act::judge(frame, reason))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{MapData, MapError, MapInfo, MapType},
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError},
 };
 use flannel_common::{
     layout::{Config, Counter, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
@@ -121,9 +121,12 @@ impl Programs {
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(OBJECT)?;
         for hook in Hook::ALL {
-            classifier(&mut ebpf, hook)?
-                .load()
-                .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
+            match program(&mut ebpf, hook)? {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            }
+            .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
         }
         let mut maps = BTreeMap::new();
         for name in PINNED_MAPS {
@@ -179,8 +182,8 @@ impl Programs {
     ///
     /// # Errors
     /// When the object has no such program.
-    pub fn program(&mut self, hook: Hook) -> Result<&SchedClassifier, LoadError> {
-        classifier(&mut self.ebpf, hook).map(|program| &*program)
+    pub fn program(&mut self, hook: Hook) -> Result<&Program, LoadError> {
+        program(&mut self.ebpf, hook).map(|program| &*program)
     }
 
     /// What the kernel says of each program.
@@ -191,7 +194,7 @@ impl Programs {
         Hook::ALL
             .into_iter()
             .map(|hook| {
-                let info = classifier(&mut self.ebpf, hook)?
+                let info = program(&mut self.ebpf, hook)?
                     .info()
                     .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
                 Ok(ProgramSummary {
@@ -205,12 +208,9 @@ impl Programs {
     }
 }
 
-pub(super) fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoadError> {
+pub(super) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Program, LoadError> {
     let name = hook.program();
-    ebpf.program_mut(name)
-        .ok_or(LoadError::Missing(name))?
-        .try_into()
-        .map_err(|error: ProgramError| LoadError::Program { program: name, error: error.into() })
+    ebpf.program_mut(name).ok_or(LoadError::Missing(name))
 }
 
 /// Removes the pin of a map whose shape is not the one the programs have: entries of another layout

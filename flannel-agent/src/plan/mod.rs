@@ -17,6 +17,7 @@ use ipnetwork::Ipv4Network;
 use crate::{
     lease::{LeaseSubnet, Leases},
     mac::Mac,
+    xdp::Xdp,
 };
 
 mod change;
@@ -49,6 +50,8 @@ pub struct Local {
     pub backend: Backend,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
+    /// XDP on the external interface.
+    pub xdp: Xdp,
     /// How long netfilter's acceptance of a flow holds, whole seconds: with fast path `flow`.
     pub flow_refresh: Duration,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
@@ -202,9 +205,11 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: device.mac.0,
+        unknown_vtep: local.xdp.unknown_vtep,
         reserved: [0; 2],
     });
     bpf.exempt = exempt::prefixes(local, inputs.leases, inputs.exemptions);
+    bpf.hooks.extend(local.xdp.hook.map(|hook| (device.underlay_ifindex, hook)));
     bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));

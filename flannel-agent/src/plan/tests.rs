@@ -37,6 +37,7 @@ fn local(fast_path: FastPath) -> Local {
         underlay: Underlay { ifindex: 2, address: ip("192.0.2.1") },
         backend: Backend::Vxlan(device()),
         fast_path,
+        xdp: Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
     }

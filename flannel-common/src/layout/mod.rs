@@ -9,14 +9,16 @@ mod config;
 mod counter;
 mod exempt;
 mod flow;
+mod handover;
 mod hold;
 mod pod;
 mod route;
 
-pub use config::{Config, FastPath, PREFIX_LENGTHS};
+pub use config::{Config, FastPath, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
 pub use exempt::Exempt;
 pub use flow::{FlowProtocol, FlowV4, Permit};
+pub use handover::{HAND_OVER_LEN, HandOver};
 pub use hold::Hold;
 pub use pod::PodV4;
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};

@@ -7,6 +7,7 @@
 //! [`Reason`] and nothing else; [`decide`] is the same with a [`Verdict`] as the value, for everyone who
 //! wants to look at one.
 
+pub mod early;
 pub mod ecn;
 pub mod egress;
 mod encap;
@@ -56,6 +57,28 @@ pub enum Verdict {
     Encap(Encap, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
+    /// Pop VXLAN, and say in front of the packet which pod it is for.
+    HandOver(Deliver, Reason),
+    /// Leave it to the kernel, untouched, but count it.
+    Seen(Reason),
+    /// Drop it.
+    Drop(Reason),
+}
+
+impl Verdict {
+    /// What it is counted for; `None` for one that is not counted.
+    pub const fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Pass => None,
+            Self::Kernel(reason)
+            | Self::Exempt(reason)
+            | Self::Encap(_, reason)
+            | Self::Deliver(_, reason)
+            | Self::HandOver(_, reason)
+            | Self::Seen(reason)
+            | Self::Drop(reason) => Some(*reason),
+        }
+    }
 }
 
 /// The hooks a decision is made at.
@@ -69,11 +92,28 @@ pub enum Hook {
     FromUnderlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
+    /// XDP in the driver of the external interface.
+    XdpUnderlay,
+    /// Generic XDP on the external interface: behind the making and merging of packets, where a pop gains
+    /// nothing, so that only strangers are looked for.
+    XdpGeneric,
 }
 
 impl Hook {
     /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToOverlay, Self::FromUnderlay, Self::ToPod];
+    pub const ALL: [Self; 6] = [
+        Self::FromPod,
+        Self::ToOverlay,
+        Self::FromUnderlay,
+        Self::ToPod,
+        Self::XdpUnderlay,
+        Self::XdpGeneric,
+    ];
+
+    /// Whether it is one of XDP; the others are of tc.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpUnderlay | Self::XdpGeneric)
+    }
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -82,6 +122,8 @@ impl Hook {
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
             Self::ToPod => map::TO_POD,
+            Self::XdpUnderlay => map::XDP_UNDERLAY,
+            Self::XdpGeneric => map::XDP_GENERIC,
         }
     }
 
@@ -89,7 +131,7 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay => Direction::Egress,
-            Self::FromUnderlay | Self::ToPod => Direction::Ingress,
+            Self::FromUnderlay | Self::ToPod | Self::XdpUnderlay | Self::XdpGeneric => Direction::Ingress,
         }
     }
 }
@@ -101,11 +143,19 @@ pub fn decide(
     tables: &impl Tables,
     arrival: &Arrival,
 ) -> Verdict {
+    if hook.is_xdp()
+        && let Some(reason) = early::stranger(packet, tables)
+    {
+        return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
+    }
     match hook {
         Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
         Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
-        Hook::ToPod => Ok(Verdict::Pass),
+        Hook::XdpUnderlay => {
+            Ok(early::pop(packet, tables, arrival, Verdict::HandOver).unwrap_or(Verdict::Pass))
+        }
+        Hook::ToPod | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -119,7 +169,7 @@ pub fn note(
 ) -> Option<Note> {
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
-        Hook::FromPod | Hook::FromUnderlay => None,
+        Hook::FromPod | Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::vec::Vec;
 
 use crate::{
+    layout::HandOver,
     packet::{
         Packet as _,
         headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
@@ -29,5 +30,16 @@ pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
+    Some(out)
+}
+
+/// `frame` with VXLAN popped by XDP, behind what that says about it; `None` for a frame too short to have been
+/// decided about.
+pub fn handed_over(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
+    let mut inner = popped(frame, deliver)?;
+    // The stations are those of the underlay still.
+    inner.write(0, frame.read::<ETHERNET_LEN>(0)?)?;
+    let mut out = HandOver::to(&deliver.pod).bytes().to_vec();
+    out.extend(inner);
     Some(out)
 }

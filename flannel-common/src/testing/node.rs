@@ -2,7 +2,7 @@
 
 use super::MemoryTables;
 use crate::{
-    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, UnknownVtep, VtepV4},
     packet::Arrival,
     path::Hook,
 };
@@ -101,6 +101,7 @@ impl Node {
             flow_refresh: 30,
             prefix_lengths: [24, 0, 0, 0],
             local_mac: self.mac,
+            unknown_vtep: UnknownVtep::Off,
             reserved: [0; 2],
         }
     }
@@ -126,7 +127,7 @@ pub fn seen_at(hook: Hook) -> Arrival {
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => interface::POD,
         Hook::ToOverlay => interface::OVERLAY,
-        Hook::FromUnderlay => interface::UNDERLAY,
+        Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
     };
     Arrival { ifindex, ..Arrival::default() }
 }

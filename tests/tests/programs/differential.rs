@@ -65,6 +65,10 @@ fn mtu_of(ifindex: u32) -> Option<u32> {
 fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
     let mut arrival = Arrival { vlan_tagged: false, for_other_station: false, ..case.arrival };
+    if hook.is_xdp() {
+        // It knows no more than where a frame came in.
+        arrival = Arrival { ifindex: interface::UNDERLAY, ..Arrival::default() };
+    }
     if *hook == Hook::FromUnderlay {
         // Whose frame it is depends on the MAC of the interface.
         arrival.ifindex = interface::UNDERLAY;
@@ -122,4 +126,14 @@ fn from_underlay() {
 #[test]
 fn to_pod() {
     compare(Hook::ToPod);
+}
+
+#[test]
+fn xdp_underlay() {
+    compare(Hook::XdpUnderlay);
+}
+
+#[test]
+fn xdp_generic() {
+    compare(Hook::XdpGeneric);
 }

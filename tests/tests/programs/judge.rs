@@ -9,7 +9,7 @@ use flannel_common::{
     },
     path::{Encap, Hook, Note, Verdict, left},
     reason::Reason,
-    testing::{MemoryTables, popped, pushed},
+    testing::{MemoryTables, handed_over, popped, pushed},
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -17,6 +17,9 @@ use crate::loaded::{Counted, MARK, Outcome};
 /// include/uapi/linux/pkt_cls.h
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_REDIRECT: i32 = 7;
+/// include/uapi/linux/bpf.h
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
 
 const ID: usize = ETHERNET_LEN + 4;
 const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
@@ -33,11 +36,15 @@ pub(crate) fn check(
     outcome: &Outcome,
 ) -> Result<()> {
     let unchanged = || Some(frame.to_vec());
+    let pass = if hook.is_xdp() { XDP_PASS } else { TC_ACT_UNSPEC };
     let (action, reason, expected) = match verdict {
-        Verdict::Pass => (TC_ACT_UNSPEC, None, unchanged()),
+        Verdict::Pass => (pass, None, unchanged()),
         Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
+        Verdict::HandOver(deliver, reason) => (XDP_PASS, Some(*reason), handed_over(frame, deliver)),
+        Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
+        Verdict::Drop(reason) => (XDP_DROP, Some(*reason), unchanged()),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let reasons = reason.into_iter().chain(note.map(Note::reason));
@@ -97,6 +104,10 @@ pub(crate) fn in_kernel(
             }
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
+        },
+        Verdict::HandOver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            Some(mtu) if frame.len() - POPPED <= ETHERNET_LEN + mtu as usize => verdict,
+            _ => Verdict::Pass,
         },
         Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,
