@@ -51,7 +51,7 @@ pub struct Tables {
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV4, Permit, 16, 24>,
     /// This node's settings.
-    pub config: Setting<Config, 56>,
+    pub config: Setting<Config, 60>,
     /// Until when the programs act.
     pub hold: Setting<Hold, 8>,
 }
