@@ -1,6 +1,6 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{convert::Infallible, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, env, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flannel_common::layout::FastPath;
@@ -22,8 +22,9 @@ use crate::{
     datapath::ebpf::EbpfDatapath,
     exempt,
     lease::{
-        LeaseAttrs, Peers, Unwatched,
-        etcd::{EtcdOptions, EtcdStore, LeaseKeeper, LeaseTiming, OwnLeaseReport},
+        KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, Notice, OwnedLease as _, Peers, Unwatched,
+        etcd::{EtcdOptions, EtcdStore, LeaseTiming},
+        kubernetes::{KubeOptions, KubeStore},
     },
     lock::SubnetFileLock,
     masq::{MasqOptions, RuleOptions, Rules},
@@ -56,7 +57,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
-    options.check_built()?;
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -145,22 +145,61 @@ struct Agent<'a> {
     readiness: Readiness,
 }
 
+/// How the agent ended without an error.
+enum End {
+    /// By a signal.
+    Stopped,
+    /// This node has another subnet now.
+    Again,
+}
+
 impl Agent<'_> {
     async fn run(&mut self, claim: &PinsClaim) -> anyhow::Result<()> {
-        let options = self.options.clone();
-        let store = EtcdStore::connect(&etcd_options(&options)?)?;
-        let doing = "waiting for the network config in etcd";
-        let config = self.unless_stopped(doing, &store, store.network_config()).await;
-        let Some(config) = config else { return Ok(()) };
-        let config = config.context("the network config in etcd")?;
-        let (&pool, configured) = config.over_ipv4().context("the network config in etcd")?;
+        if self.options.kube.kube_subnet_mgr {
+            let options = KubeOptions::read(&self.options.kube, |name| env::var(name).ok())?;
+            return self.run_from(KubeStore::connect(&options).await?, claim).await;
+        }
+        let store = EtcdStore::connect(&etcd_options(&self.options)?)?;
+        self.run_from(store, claim).await
+    }
+
+    async fn run_from(&mut self, store: impl LeaseStore, claim: &PinsClaim) -> anyhow::Result<()> {
+        let end = loop {
+            match self.run_once(&store, claim).await {
+                Ok(End::Again) => {}
+                Ok(End::Stopped) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        store.told().await;
+        end
+    }
+
+    /// From the network config to a signal, or to another subnet: then everything but lock, health server and
+    /// connections is made anew, as after a restart.
+    async fn run_once<S: LeaseStore>(&mut self, store: &S, claim: &PinsClaim) -> anyhow::Result<End> {
+        let mut options = self.options.clone();
+        let config =
+            self.unless_stopped("waiting for the network config", store, store.network_config()).await;
+        let Some(config) = config else { return Ok(End::Stopped) };
+        let config = config.with_context(|| format!("the network config in {}", S::SERVER))?;
+        let built = config.over_ipv4().inspect_err(|problem| {
+            store.tell(Notice { reason: "NetworkConfigRefused", text: problem.to_string() });
+        });
+        let (&pool, configured) = built.with_context(|| format!("the network config in {}", S::SERVER))?;
         let network = pool.network;
+        let this_node = self.unless_stopped("looking this node up", store, store.this_node()).await;
+        let Some(this_node) = this_node else { return Ok(End::Stopped) };
+        let this_node = this_node.with_context(|| format!("this node in {}", S::SERVER))?;
+        options.public_ip = this_node.public_ip.or(options.public_ip);
+        options.public_ipv6 = this_node.public_ipv6.or(options.public_ipv6);
 
         let mut netlink = Netlink::open()?;
         let choice = interface_choice(&options, &config);
         let external = netlink.external_interface(&choice).await?;
         let public_ip = options.public_ip.unwrap_or(external.address);
-        let backend = Backend::adopt(configured, &external, &mut netlink).await?;
+        let backend =
+            Backend::adopt(configured, &external, this_node.published.as_ref(), &mut netlink).await?;
         backend.check(&external, public_ip)?;
         warn_without_bridge_filter(&config);
 
@@ -170,17 +209,21 @@ impl Agent<'_> {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
         let acquired = store.acquire(&config, &attrs, previous.lease());
-        let acquired = self.unless_stopped("acquiring a subnet", &store, acquired).await;
-        let Some(own) = acquired else { return Ok(()) };
+        let acquired = self.unless_stopped("acquiring a subnet", store, acquired).await;
+        let Some(own) = acquired else { return Ok(End::Stopped) };
         let own = own.context("no subnet for this node")?;
-        let subnet = own.subnet.v4.ok_or_else(|| anyhow!("our lease {} has no IPv4 subnet", own.subnet))?;
+        let leased = own.subnet();
+        let subnet = leased.v4.ok_or_else(|| anyhow!("our lease {leased} has no IPv4 subnet"))?;
 
-        let (fast_path, loaded) = load(&options, claim, backend.kernel_only());
+        let (fast_path, loaded) = load(&options, claim, backend.kernel_only(), |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, (network, subnet), &previous, fast_path)).await?;
-        if fast_path == FastPath::Flow {
-            tokio::spawn(conntrack::tolerate_gaps(options.flow_refresh()));
-        }
+        let tolerate_gaps = async {
+            match fast_path {
+                FastPath::Flow => conntrack::tolerate_gaps(options.flow_refresh()).await,
+                _ => std::future::pending().await,
+            }
+        };
         let local = Local {
             network,
             subnet,
@@ -208,7 +251,7 @@ impl Agent<'_> {
             Node::new(backend, options.public_ip, options.xdp(), local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
-            true => Peers::Watched(store.watch(own.subnet)),
+            true => Peers::Watched(store.watch(leased)),
             false => Peers::Unwatched(Unwatched::default()),
         };
         let keeper = store.keep(own);
@@ -216,15 +259,26 @@ impl Agent<'_> {
         let reconciler = reconciler.exempting(exemptions);
 
         let mut stopped = self.stopped.clone();
-        let following = self.service.follow(reconciler.pulse(), summary.clone(), store.trouble());
+        let following = self.service.follow(reconciler.pulse(), summary.clone(), S::SERVER, store.trouble());
         select! {
-            _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(()),
-            never = self.announce(summary, &rules, file, mtu) => match never {},
-            error = keep(keeper, published) => Err(error),
+            _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(End::Stopped),
+            never = self.announce(store, summary, &rules, file, mtu) => match never {},
+            end = keep(keeper, published) => match end {
+                LeaseEnd::Lost(lost) => Err(anyhow!(lost)),
+                LeaseEnd::Replaced { old, new } => {
+                    warn!(
+                        %old, %new,
+                        "this node has another subnet now: starting over with it. Pods that run keep addresses of the \
+                         old one, which no other node sends to us any more: restart them"
+                    );
+                    Ok(End::Again)
+                }
+            },
             never = follower.run() => match never {},
             never = node.follow(externals) => match never {},
-            () = following => Ok(()),
+            () = following => Ok(End::Stopped),
             never = store.report_config_changes(config) => match never {},
+            () = tolerate_gaps => Ok(End::Stopped),
         }
     }
 
@@ -232,7 +286,7 @@ impl Agent<'_> {
     async fn unless_stopped<T>(
         &mut self,
         doing: &str,
-        store: &EtcdStore,
+        store: &impl LeaseStore,
         work: impl Future<Output = T>,
     ) -> Option<T> {
         select! {
@@ -245,6 +299,7 @@ impl Agent<'_> {
     /// Writes the subnet file once pods can be reached and the rules are in place.
     async fn announce(
         &self,
+        store: &impl LeaseStore,
         mut summary: watch::Receiver<Summary>,
         rules: &Rules,
         mut file: SubnetFile,
@@ -262,6 +317,7 @@ impl Agent<'_> {
         self.service.ready();
         let subnet = file.v4.map(|(_, subnet)| tracing::field::display(subnet));
         info!(subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");
+        store.ready();
         loop {
             select! {
                 Ok(()) = mtu.changed() => {}
@@ -398,14 +454,11 @@ fn masq(
     }
 }
 
-/// Publishes what our lease is to say, and follows what becomes of it; returns when it is another node's.
-async fn keep(mut keeper: LeaseKeeper, mut published: watch::Receiver<LeaseAttrs>) -> anyhow::Error {
+/// Publishes what our lease is to say, until it ends.
+async fn keep(mut keeper: impl KeptLease, mut published: watch::Receiver<LeaseAttrs>) -> LeaseEnd {
     loop {
         select! {
-            report = keeper.report() => match report {
-                OwnLeaseReport::Renewed { .. } | OwnLeaseReport::Retaken { .. } => {}
-                OwnLeaseReport::Lost(lost) => return lost.into(),
-            },
+            end = keeper.ended() => return end,
             Ok(()) = published.changed() => keeper.update(published.borrow_and_update().clone()),
         }
     }

@@ -54,13 +54,14 @@ pub struct BehindNat {
 
 impl Backend {
     /// The configured backend. A VXLAN device that is there already and fits, ours or stock flannel's, keeps its
-    /// MAC, so that peers need not learn a new one.
+    /// MAC, so that peers need not learn a new one; a new device gets the one our lease `published`.
     ///
     /// # Errors
     /// When the device cannot be looked up.
     pub async fn adopt(
         configured: BuiltBackend<'_>,
         external: &ExternalInterface,
+        published: Option<&LeaseAttrs>,
         netlink: &mut Netlink,
     ) -> Result<Self, NetlinkError> {
         let options = match configured {
@@ -76,7 +77,8 @@ impl Backend {
                 "Backend.MTU is more than the external interface carries: using the MTU of the interface"
             );
         }
-        let wanted = vxlan_device(&options, Mac::random(), external);
+        let before = published.and_then(|attrs| attrs.vxlan().ok()?.vtep_mac).filter(Mac::is_of_one_device);
+        let wanted = vxlan_device(&options, before.unwrap_or_else(Mac::random), external);
         let found = netlink.link(&wanted.name).await?.and_then(|link| link.as_vxlan_device());
         let mac = match found {
             Some(found) if wanted.is_compatible(&found) => {

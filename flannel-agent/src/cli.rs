@@ -19,8 +19,9 @@ use crate::{
 };
 
 mod given;
+mod idle;
 mod syntax;
-mod unbuilt;
+
 mod value;
 
 pub use given::Given;
@@ -203,14 +204,14 @@ pub struct EtcdFlags {
 /// Flags about leases in the Kubernetes API, as upstream has them.
 #[derive(Clone, Debug, Args)]
 pub struct KubeFlags {
-    /// Keep leases in the Kubernetes API instead of etcd; not built yet.
+    /// Keep leases in the Kubernetes API instead of etcd.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Kubernetes")]
     pub kube_subnet_mgr: bool,
-    /// Address of the API server; has no effect yet, nor have the following.
+    /// Address of the API server. Default: as a pod finds it.
     #[arg(long, value_name = "URL", help_heading = "Kubernetes")]
     pub kube_api_url: Option<String>,
-    /// kubeconfig file to reach it by.
+    /// kubeconfig file to reach it by; --kube-api-url wins over its address.
     #[arg(long, value_name = "FILE", help_heading = "Kubernetes")]
     pub kubeconfig_file: Option<PathBuf>,
     /// Prefix of flannel's annotations of nodes.

@@ -16,6 +16,11 @@ impl Mac {
         octets[0] = (octets[0] & 0xfe) | 0x02;
         Self(octets)
     }
+
+    /// Whether a device can have it: neither a group's nor zero (the kernel's `is_valid_ether_addr`).
+    pub fn is_of_one_device(&self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
 }
 
 /// Text that is not six hexadecimal octets joined by colons.
@@ -73,5 +78,7 @@ mod tests {
             assert_eq!(first & 0b11, 0b10, "locally administered, and no group");
         }
         assert_ne!(Mac::random(), Mac::random());
+        assert!(Mac::random().is_of_one_device());
+        assert!(!Mac([0; 6]).is_of_one_device() && !Mac([0xff; 6]).is_of_one_device());
     }
 }

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Some(Command::Bpf(command)) => cmd::bpf::run(command),
         None => {
             cli.given.log();
-            cli.given.log_without_effect();
+            cli.given.log_without_effect(&cli.run);
             app::run(cli.run)
         }
     };

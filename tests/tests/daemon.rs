@@ -386,7 +386,7 @@ fn it_answers_to_the_name_it_is_linked_under() -> Result<()> {
         let mut start = Start::new(&node, &etcd)?;
         start.binary = link;
         let (code, log) = start.flag("--kube-subnet-mgr").refused()?;
-        ensure!(code == Some(1) && log.contains("flanneld: --kube-subnet-mgr"), "{code:?}: {log}");
+        ensure!(code == Some(1) && log.contains("flanneld: env variables POD_NAME"), "{code:?}: {log}");
         let mut start = Start::new(&node, &etcd)?;
         start.binary = lab.dir().join("flanneld");
         let (code, log) = start.flag("-ipmasq").refused()?;

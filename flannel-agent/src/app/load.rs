@@ -6,6 +6,7 @@ use tracing::{info, warn};
 use crate::{
     bpf::{Pins, PinsClaim, Programs, hold},
     cli::RunOptions,
+    lease::Notice,
     privileges::Privileges,
 };
 
@@ -18,11 +19,12 @@ pub(super) enum Loaded {
 }
 
 /// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
-/// takes them; says which it is, and why, once.
+/// takes them; says which it is, and why, once, and does `tell` where the operator wanted otherwise.
 pub(super) fn load(
     options: &RunOptions,
     claim: &PinsClaim,
     kernel_only: Option<&'static str>,
+    tell: impl Fn(Notice),
 ) -> (FastPath, Loaded) {
     let wanted = options.fast_path.0;
     let pins = Pins::under(&options.bpffs);
@@ -54,11 +56,15 @@ pub(super) fn load(
             (wanted, Loaded::Programs(pins, programs))
         }
         Err(error) => {
+            let because = refused(&error, Privileges::read());
             warn!(
                 fast_path = "off",
-                because = refused(&error, Privileges::read()),
-                "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
+                because, "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
             );
+            tell(Notice {
+                reason: "KernelPath",
+                text: format!("eBPF cannot be used on this node, the kernel moves every packet: {because}"),
+            });
             (FastPath::Off, Loaded::Nothing(left))
         }
     }

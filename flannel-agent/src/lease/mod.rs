@@ -4,10 +4,14 @@ use std::{collections::BTreeMap, fmt, future::Future, time::SystemTime};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
+pub use store::{KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
 pub use wire::LeaseAttrs;
 
 pub mod alloc;
+mod config_report;
 pub mod etcd;
+pub mod kubernetes;
+mod store;
 pub mod wire;
 
 /// The subnets one lease covers; at least one family is present. Ordered as keys in etcd are: by IPv4, then IPv6.

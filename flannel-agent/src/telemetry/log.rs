@@ -22,8 +22,9 @@ pub enum LogFormat {
 /// Of changes of state that repeat without end, most are left out.
 pub fn init(verbosity: i32, format: LogFormat) {
     let default = match verbosity {
-        ..=1 => "info",
-        2..=4 => "info,flannel_agent=debug",
+        // What fails at the API server is told by whoever asked.
+        ..=1 => "info,kube_client=off",
+        2..=4 => "info,flannel_agent=debug,kube_client=off",
         _ => "debug,flannel_agent=trace,h2=info,hyper=info,tower=info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

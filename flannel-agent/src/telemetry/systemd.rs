@@ -92,8 +92,8 @@ impl ServiceManager {
         let _ = is_done.recv_timeout(FLUSH);
     }
 
-    /// While something is waited for at start: tells what, and what is wrong with etcd, and that we are alive,
-    /// for as long as the task this runs in does. Never returns.
+    /// While something is waited for at start: tells what, and what is wrong with the store of leases, and that we
+    /// are alive, for as long as the task this runs in does. Never returns.
     pub async fn accompany(&self, doing: &str, mut trouble: watch::Receiver<Option<String>>) {
         let follow = async {
             loop {
@@ -113,17 +113,20 @@ impl ServiceManager {
         }
     }
 
-    /// While the reconciler runs: tells how it fares, and that it is alive. Never returns.
+    /// While the reconciler runs: tells how it fares, what is wrong with the `server` of the leases, and that we
+    /// are alive. Never returns.
     pub async fn follow(
         &self,
         pulse: Pulse,
         mut summary: watch::Receiver<Summary>,
+        server: &str,
         mut trouble: watch::Receiver<Option<String>>,
     ) {
         let follow = async {
             let mut last = String::new();
             loop {
-                let text = describe(&summary.borrow_and_update(), trouble.borrow_and_update().as_deref());
+                let text =
+                    describe(&summary.borrow_and_update(), server, trouble.borrow_and_update().as_deref());
                 if text != last && !self.stopping.load(Ordering::Relaxed) {
                     self.status(&text);
                     last = text;
@@ -178,7 +181,7 @@ fn send(messages: &Receiver<Message>) {
 }
 
 /// In one line, the worst first.
-fn describe(summary: &Summary, trouble: Option<&str>) -> String {
+fn describe(summary: &Summary, server: &str, trouble: Option<&str>) -> String {
     let mut parts = Vec::new();
     if !summary.synced {
         parts.push("reading the leases".to_owned());
@@ -195,7 +198,7 @@ fn describe(summary: &Summary, trouble: Option<&str>) -> String {
         parts.push(format!("leases that cannot be followed, see the log: {}", summary.skipped));
     }
     if let Some(trouble) = trouble {
-        parts.push(format!("forwarding goes on without etcd: {trouble}"));
+        parts.push(format!("forwarding goes on without {server}: {trouble}"));
     }
     parts.join("; ")
 }
@@ -206,12 +209,12 @@ mod tests {
 
     #[test]
     fn status_lines() {
-        assert_eq!(describe(&Summary::default(), None), "reading the leases");
+        assert_eq!(describe(&Summary::default(), "etcd", None), "reading the leases");
         let good = Summary { synced: true, peers: 3, passes: 1, ..Summary::default() };
-        assert_eq!(describe(&good, None), "peers reached: 3");
+        assert_eq!(describe(&good, "etcd", None), "peers reached: 3");
         let bad = Summary { pending: 2, skipped: 1, last_error: Some("no route".to_owned()), ..good };
         assert_eq!(
-            describe(&bad, Some("refused")),
+            describe(&bad, "etcd", Some("refused")),
             "peers reached: 3; changes that failed and will be tried again: 2; no route; leases that cannot be followed, \
              see the log: 1; forwarding goes on without etcd: refused"
         );

@@ -69,11 +69,30 @@ impl From<FastPath> for AgentOptions {
     }
 }
 
+/// Where an agent's leases are.
+#[derive(Clone, Copy, Debug)]
+pub enum LeasesIn<'a> {
+    /// In etcd, at this endpoint.
+    Etcd(&'a str),
+    /// On the nodes of Kubernetes.
+    Kubernetes(&'a KubernetesAccess),
+}
+
+/// How an agent reaches the Kubernetes API.
+#[derive(Clone, Debug)]
+pub struct KubernetesAccess {
+    /// kubeconfig file of its account.
+    pub kubeconfig: PathBuf,
+    /// The network configuration: net-conf.json.
+    pub net_config: PathBuf,
+}
+
 /// An agent's process, and how to start it again.
 #[derive(Debug)]
 pub struct Agent {
     netns: Netns,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     subnet_file: PathBuf,
     log: PathBuf,
     bpffs: PathBuf,
@@ -81,37 +100,66 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(super) fn start(node: &Node, etcd: &str, options: AgentOptions) -> Result<Self> {
-        let mut arguments = vec![
-            format!("--etcd-endpoints={etcd}"),
+    pub(super) fn start(node: &Node, leases: LeasesIn<'_>, options: AgentOptions) -> Result<Self> {
+        let mut agent = Self::prepare(node, leases, options);
+        agent.start_again()?;
+        Ok(agent)
+    }
+
+    pub(super) fn prepare(node: &Node, leases: LeasesIn<'_>, options: AgentOptions) -> Self {
+        let (mut arguments, environment) = match leases {
+            LeasesIn::Etcd(endpoint) => (vec![format!("--etcd-endpoints={endpoint}")], Vec::new()),
+            LeasesIn::Kubernetes(access) => (
+                vec![
+                    "--kube-subnet-mgr".to_owned(),
+                    format!("--kubeconfig-file={}", access.kubeconfig.display()),
+                    format!("--net-config-path={}", access.net_config.display()),
+                ],
+                vec![("NODE_NAME", node.name())],
+            ),
+        };
+        arguments.extend([
             "--iface=eth0".to_owned(),
             format!("--subnet-file={}", node.subnet_file().display()),
             format!("--fast-path={}", options.fast_path.name()),
             format!("--bpffs={}", node.bpffs().display()),
             "-v=1".to_owned(),
-        ];
+        ]);
         arguments.extend(options.flags);
-        let mut agent = Self {
+        Self {
             netns: node.netns().clone(),
             arguments,
+            environment,
             subnet_file: node.subnet_file(),
             log: node.log("agent"),
             bpffs: node.bpffs(),
             daemon: None,
-        };
-        agent.start_again()?;
-        Ok(agent)
+        }
     }
 
     /// Starts it, after [`Agent::kill`] or [`Agent::terminate`], and waits until it has written subnet.env.
     pub fn start_again(&mut self) -> Result<()> {
-        let before = stamp(&self.subnet_file);
+        let before = self.subnet_file_now();
         self.launch()?;
+        self.await_subnet_file(before)
+    }
+
+    /// Which subnet file there is: another one after each time it is written.
+    pub fn subnet_file_now(&self) -> SubnetFileState {
+        SubnetFileState(stamp(&self.subnet_file))
+    }
+
+    /// Waits until it has written a subnet file other than `before`.
+    pub fn await_subnet_file(&mut self, before: SubnetFileState) -> Result<()> {
         let Some(daemon) = &mut self.daemon else { bail!("no agent was started") };
         eventually(START, "the agent writes its subnet file", || {
             daemon.check_running()?;
-            let written = stamp(&self.subnet_file);
-            ensure!(written.is_some() && written != before, "log so far:\n{}", last_lines(&daemon.log(), 15));
+            let written = SubnetFileState(stamp(&self.subnet_file));
+            ensure!(
+                written.0.is_some() && written != before,
+                "log so far:\n{}",
+                last_lines(&daemon.log(), 15)
+            );
             Ok(())
         })
     }
@@ -121,7 +169,7 @@ impl Agent {
         ensure!(self.daemon.is_none(), "the agent is already running");
         let binary = agent_binary()?;
         let mut command = self.netns.command(&binary.to_string_lossy());
-        command.args(&self.arguments);
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.daemon = Some(Daemon::spawn(&mut command, &self.log)?);
         Ok(())
     }
@@ -152,6 +200,11 @@ impl Agent {
     /// Fails if it has ended.
     pub fn check_running(&mut self) -> Result<()> {
         self.daemon.as_mut().context("no agent is running")?.check_running()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("no agent is running")?.id())
     }
 
     /// Everything it has written to stderr, over all its starts.
@@ -189,6 +242,10 @@ pub fn agent_binary() -> Result<PathBuf> {
         format!("no flannel-agent near {}: build it (cargo build), or name it in {AGENT_BIN}", own.display())
     })
 }
+
+/// One writing of a subnet file, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubnetFileState(Option<(u64, i64, i64)>);
 
 /// Changes whenever the file is written anew.
 fn stamp(path: &Path) -> Option<(u64, i64, i64)> {

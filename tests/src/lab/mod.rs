@@ -25,7 +25,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::Ipv4Network;
 
-pub use agent::{AGENT_BIN, Agent, AgentOptions, FastPath, agent_binary};
+pub use agent::{
+    AGENT_BIN, Agent, AgentOptions, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, agent_binary,
+};
 pub use cluster::{CONVERGENCE, Cluster, Member};
 pub use docker::{Container, Docker};
 pub use netns::Netns;

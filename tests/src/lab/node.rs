@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
-use super::{Agent, AgentOptions, Etcd, Lab, Names, Netns, Pod, Stock, SubnetEnv, make_dir, node_address};
+use super::{
+    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Pod, Stock, SubnetEnv,
+    make_dir, node_address,
+};
 use crate::traffic::Endpoint;
 
 /// A machine of the cluster: a namespace with `eth0`, its own bpffs and its own files. What makes its
@@ -101,7 +104,17 @@ impl Node {
 
     /// Starts the agent here.
     pub fn agent(&self, etcd: &Etcd, options: AgentOptions) -> Result<Agent> {
-        Agent::start(self, etcd.endpoint(), options)
+        Agent::start(self, LeasesIn::Etcd(etcd.endpoint()), options)
+    }
+
+    /// Starts the agent here, with its leases on the nodes of Kubernetes. Our Node object must be there.
+    pub fn agent_in_kubernetes(&self, access: &KubernetesAccess, options: AgentOptions) -> Result<Agent> {
+        Agent::start(self, LeasesIn::Kubernetes(access), options)
+    }
+
+    /// The same, not yet started: for starts that are to fail or to wait.
+    pub fn prepared_in_kubernetes(&self, access: &KubernetesAccess, options: AgentOptions) -> Agent {
+        Agent::prepare(self, LeasesIn::Kubernetes(access), options)
     }
 
     /// Makes this a node as stock flannel makes one, holding 10.244.(200 + `number`).0/24, unpublished and

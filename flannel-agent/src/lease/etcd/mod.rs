@@ -47,6 +47,7 @@ mod follow;
 mod keep;
 mod members;
 mod options;
+mod store;
 mod tls;
 mod watch;
 

@@ -1,0 +1,70 @@
+//! etcd as one store of leases among others.
+
+use std::convert::Infallible;
+
+use tokio::sync::watch::Receiver;
+
+use super::{AcquireError, EtcdStore, EtcdWatch, LeaseKeeper, OwnLease, OwnLeaseReport};
+use crate::{
+    config::NetworkConfig,
+    lease::{KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease},
+};
+
+impl LeaseStore for EtcdStore {
+    type Own = OwnLease;
+    type Watch = EtcdWatch;
+    type Keeper = LeaseKeeper;
+    type Error = AcquireError;
+
+    const SERVER: &'static str = "etcd";
+
+    async fn network_config(&self) -> Result<NetworkConfig, AcquireError> {
+        Ok(self.network_config().await?)
+    }
+
+    async fn acquire(
+        &self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        previous: Option<LeaseSubnet>,
+    ) -> Result<OwnLease, AcquireError> {
+        self.acquire(config, attrs, previous).await
+    }
+
+    fn watch(&self, own: LeaseSubnet) -> EtcdWatch {
+        self.watch(own)
+    }
+
+    fn keep(&self, own: OwnLease) -> LeaseKeeper {
+        self.keep(own)
+    }
+
+    fn trouble(&self) -> Receiver<Option<String>> {
+        self.trouble()
+    }
+
+    async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {
+        self.report_config_changes(in_force).await
+    }
+}
+
+impl OwnedLease for OwnLease {
+    fn subnet(&self) -> LeaseSubnet {
+        self.subnet
+    }
+}
+
+impl KeptLease for LeaseKeeper {
+    fn update(&self, attrs: LeaseAttrs) {
+        self.update(attrs);
+    }
+
+    async fn ended(&mut self) -> LeaseEnd {
+        loop {
+            match self.report().await {
+                OwnLeaseReport::Renewed { .. } | OwnLeaseReport::Retaken { .. } => {}
+                OwnLeaseReport::Lost(lost) => return LeaseEnd::Lost(lost.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Nodes as they are and as they change: a list, then watches from where it ended, each from where the last one
+//! ended. What cannot be resumed is listed again.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, pin_mut};
+use kube::core::WatchEvent;
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    api::{ApiError, ApiServer, Freshness},
+    backoff::Backoff,
+    record::NodeRecord,
+};
+use crate::telemetry::Said;
+
+/// What waits for the consumer. When it is this much, the server waits.
+const QUEUE: usize = 64;
+/// How long a watch lasts, in seconds; the server ends it. As upstream: they are not to end all at once.
+const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
+/// A server that sends bookmarks does so every minute: after so long a silence it is another host, or none.
+const SILENCE: Duration = Duration::from_secs(150);
+/// After its end a watch should be over; so long after it, it is.
+const LATE: Duration = Duration::from_secs(10);
+/// A watch that ends sooner, with nothing said, is as good as none.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// What became of the nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Followed {
+    /// All there are: what is absent is gone.
+    All(Vec<NodeRecord>),
+    /// One that is new or changed.
+    Put(NodeRecord),
+    /// One that is gone.
+    Deleted(NodeRecord),
+}
+
+/// A task that follows nodes, until this is dropped.
+pub(super) struct Nodes {
+    followed: mpsc::Receiver<Followed>,
+    task: JoinHandle<()>,
+}
+
+impl Nodes {
+    /// Follows `what`, which is the nodes that `fields` selects, or all.
+    pub(super) fn follow(api: ApiServer, what: &'static str, fields: Option<String>) -> Self {
+        let (sender, followed) = mpsc::channel(QUEUE);
+        let follower = Follower {
+            api,
+            what,
+            fields,
+            sender,
+            version: None,
+            freshness: Freshness::Cached,
+            bookmarks: false,
+            backoff: Backoff::default(),
+            said: Said::default(),
+        };
+        Self { followed, task: tokio::spawn(follower.run()) }
+    }
+
+    /// What happened next; the first is always [`Followed::All`]. Cancel safe.
+    pub(super) async fn next(&mut self) -> Followed {
+        match self.followed.recv().await {
+            Some(followed) => followed,
+            // The task only ends with us.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Follower {
+    api: ApiServer,
+    what: &'static str,
+    fields: Option<String>,
+    sender: mpsc::Sender<Followed>,
+    /// Where the next watch begins; `None` to list first.
+    version: Option<String>,
+    freshness: Freshness,
+    /// The server sends bookmarks: its silence means something.
+    bookmarks: bool,
+    backoff: Backoff,
+    said: Said,
+}
+
+/// Why a round ended.
+enum Interrupted {
+    /// Nobody listens.
+    Unheard,
+    /// The watch came to its end.
+    Over,
+    Failed(ApiError),
+}
+
+impl From<ApiError> for Interrupted {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Follower {
+    async fn run(mut self) {
+        loop {
+            match self.round().await {
+                Interrupted::Unheard => return,
+                Interrupted::Over => {}
+                Interrupted::Failed(error) => {
+                    if error.is_gone() {
+                        // What the server remembered may have been older than what it has forgotten.
+                        self.version = None;
+                        self.freshness = Freshness::Latest;
+                        info!(
+                            what = self.what,
+                            "the API server has forgotten where we were: reading all again"
+                        );
+                    } else {
+                        self.api.trouble().has(self.what, &error);
+                        if self.said.is_news(&error) {
+                            warn!(
+                                what = self.what, %error,
+                                "cannot follow; trying again. Forwarding goes on by what is known"
+                            );
+                        }
+                    }
+                    sleep(self.backoff.failed()).await;
+                }
+            }
+        }
+    }
+
+    /// A list, if one is due, and a watch.
+    async fn round(&mut self) -> Interrupted {
+        match self.try_round().await {
+            Ok(never) => match never {},
+            Err(interrupted) => interrupted,
+        }
+    }
+
+    async fn try_round(&mut self) -> Result<std::convert::Infallible, Interrupted> {
+        let version = match self.version.clone() {
+            Some(version) => version,
+            None => {
+                let listed = self.api.list(self.what, self.fields.as_deref(), self.freshness).await?;
+                debug!(what = self.what, nodes = listed.nodes.len(), version = listed.version, "listed");
+                self.send(Followed::All(listed.nodes)).await?;
+                self.version.insert(listed.version).clone()
+            }
+        };
+        let seconds = rand::random_range(WATCH_SECONDS);
+        let opened = Instant::now();
+        let stream = self.api.watch(self.what, self.fields.as_deref(), &version, seconds).await?;
+        self.answered();
+        pin_mut!(stream);
+        let end = opened + Duration::from_secs(seconds) + LATE;
+        let mut heard = false;
+        loop {
+            let silence = if self.bookmarks { end.min(Instant::now() + SILENCE) } else { end };
+            let event = match timeout_at(silence, stream.next()).await {
+                Ok(Some(event)) => event,
+                Ok(None) if !heard && opened.elapsed() < SHORT => {
+                    return Err(self.failed("the watch ended as soon as it began").into());
+                }
+                Ok(None) => return Err(Interrupted::Over),
+                Err(_) => return Err(self.failed("the watch has fallen silent").into()),
+            };
+            match event {
+                Ok(WatchEvent::Added(node) | WatchEvent::Modified(node) | WatchEvent::Deleted(node))
+                    if node.name().is_empty() =>
+                {
+                    self.version = None;
+                    return Err(self.failed("it sends a node without a name").into());
+                }
+                Ok(WatchEvent::Added(node) | WatchEvent::Modified(node)) => {
+                    self.at(node.version());
+                    self.send(Followed::Put(node)).await?;
+                }
+                Ok(WatchEvent::Deleted(node)) => {
+                    self.at(node.version());
+                    self.send(Followed::Deleted(node)).await?;
+                }
+                Ok(WatchEvent::Bookmark(mark)) => {
+                    self.bookmarks = true;
+                    self.at(&mark.metadata.resource_version);
+                }
+                Ok(WatchEvent::Error(status)) => return Err(ApiError::refused(self.what, &status).into()),
+                Err(kube::Error::SerdeError(error)) => {
+                    // What it said is lost.
+                    self.version = None;
+                    return Err(self.failed(&format!("it sends what cannot be read: {error}")).into());
+                }
+                Err(error) => return Err(ApiError::new(self.what, error).into()),
+            }
+            heard = true;
+            self.backoff.succeeded();
+        }
+    }
+
+    fn at(&mut self, version: &str) {
+        if !version.is_empty() {
+            self.version = Some(version.to_owned());
+        }
+    }
+
+    fn failed(&self, reason: &str) -> ApiError {
+        ApiError::unreachable(self.what, reason)
+    }
+
+    /// The server answers.
+    fn answered(&mut self) {
+        self.freshness = Freshness::Cached;
+        self.api.trouble().is_over(self.what);
+        if self.said.is_over() {
+            info!(what = self.what, "the API server answers again");
+        }
+    }
+
+    async fn send(&mut self, followed: Followed) -> Result<(), Interrupted> {
+        self.sender.send(followed).await.map_err(|_| Interrupted::Unheard)
+    }
+}
+
+#[cfg(test)]
+mod tests;

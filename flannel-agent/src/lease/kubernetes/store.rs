@@ -1,0 +1,80 @@
+//! The Kubernetes API as one store of leases among others.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::sync::watch::Receiver;
+
+use super::{KubeError, KubeStore, NodeKeeper, NodeWatch, OwnNode, net_config};
+use crate::{
+    config::NetworkConfig,
+    lease::{LeaseAttrs, LeaseStore, LeaseSubnet, Notice, ThisNode},
+};
+
+/// For notices that are on their way when the agent ends.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+impl LeaseStore for KubeStore {
+    type Own = OwnNode;
+    type Watch = NodeWatch;
+    type Keeper = NodeKeeper;
+    type Error = KubeError;
+
+    const SERVER: &'static str = "the Kubernetes API";
+
+    async fn network_config(&self) -> Result<NetworkConfig, KubeError> {
+        let read = net_config::read(&self.net_config);
+        if let Err(error) = &read {
+            self.tell(Notice { reason: "NetworkConfigRefused", text: error.to_string() });
+        }
+        read
+    }
+
+    async fn this_node(&self) -> Result<ThisNode, KubeError> {
+        let looked_up = self.look_up().await;
+        if let Err(error @ KubeError::Annotation(_)) = &looked_up {
+            self.tell(Notice { reason: "AnnotationRefused", text: error.to_string() });
+        }
+        looked_up
+    }
+
+    async fn acquire(
+        &self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        _previous: Option<LeaseSubnet>,
+    ) -> Result<OwnNode, KubeError> {
+        let taken = self.take(config, attrs).await;
+        if let Err(error @ (KubeError::PodCidr(_) | KubeError::OutsideNetwork { .. })) = &taken {
+            self.tell(Notice { reason: "PodCIDRRefused", text: error.to_string() });
+        }
+        taken
+    }
+
+    fn watch(&self, own: LeaseSubnet) -> NodeWatch {
+        self.start_watch(own)
+    }
+
+    fn keep(&self, own: OwnNode) -> NodeKeeper {
+        self.start_keeper(own)
+    }
+
+    fn trouble(&self) -> Receiver<Option<String>> {
+        self.api.trouble().shown()
+    }
+
+    async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {
+        net_config::report_changes(&self.net_config, in_force).await
+    }
+
+    fn ready(&self) {
+        self.ready.send_replace(true);
+    }
+
+    fn tell(&self, notice: Notice) {
+        self.notices.tell(notice);
+    }
+
+    async fn told(&self) {
+        self.notices.flush(LAST_WORDS).await;
+    }
+}

@@ -1,0 +1,136 @@
+//! What the agent asks of a store of leases, whichever it is.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::{Future, pending},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use tokio::sync::watch;
+
+use super::{LeaseAttrs, LeaseSource, LeaseSubnet};
+use crate::config::NetworkConfig;
+
+/// A store of leases: etcd, and others like it. Each waits for its server as long as it takes, logs each distinct
+/// reason to wait once, and shows the last in [`trouble`](Self::trouble).
+///
+/// ```text
+/// network_config() ─▶ this_node() ─▶ acquire() ─▶ watch(own) ─▶ keep(own) ─▶ ready()
+/// ```
+pub trait LeaseStore {
+    /// Our lease, as this store holds it.
+    type Own: OwnedLease;
+    /// The leases of all others.
+    type Watch: LeaseSource;
+    /// What keeps ours.
+    type Keeper: KeptLease;
+    /// Why the store cannot be used.
+    type Error: Error + Send + Sync + 'static;
+
+    /// What answers, for messages: "etcd".
+    const SERVER: &'static str;
+
+    /// The network configuration, validated.
+    fn network_config(&self) -> impl Future<Output = Result<NetworkConfig, Self::Error>>;
+
+    /// What the store knows of this node before it has a lease.
+    fn this_node(&self) -> impl Future<Output = Result<ThisNode, Self::Error>> {
+        async { Ok(ThisNode::default()) }
+    }
+
+    /// Takes a subnet for this node: the one it holds, else `previous` where the store leaves us a choice, else
+    /// another.
+    fn acquire(
+        &self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        previous: Option<LeaseSubnet>,
+    ) -> impl Future<Output = Result<Self::Own, Self::Error>>;
+
+    /// Watches the leases of all nodes but this, which holds `own`, until the returned source is dropped.
+    fn watch(&self, own: LeaseSubnet) -> Self::Watch;
+
+    /// Keeps `own` until the returned keeper is dropped. The lease itself stays.
+    fn keep(&self, own: Self::Own) -> Self::Keeper;
+
+    /// Why the last request failed; `None` while the store answers.
+    fn trouble(&self) -> watch::Receiver<Option<String>>;
+
+    /// Says each change of the network configuration, once, compared with the one `in_force`, which is applied at
+    /// start only. Goes on until dropped.
+    fn report_config_changes(&self, in_force: NetworkConfig) -> impl Future<Output = Infallible>;
+
+    /// Pods can be started on this node. Does not wait for an answer.
+    fn ready(&self) {}
+
+    /// Tells those who look at the store, not at this node's log, of something they should look into. Does not
+    /// wait for an answer.
+    fn tell(&self, _notice: Notice) {}
+
+    /// Waits, a few seconds at most, until those have heard of all that was told.
+    fn told(&self) -> impl Future<Output = ()> {
+        async {}
+    }
+}
+
+/// A lease of ours.
+pub trait OwnedLease {
+    /// What is leased to us.
+    fn subnet(&self) -> LeaseSubnet;
+}
+
+/// Keeps our lease as long as it lives.
+pub trait KeptLease {
+    /// Publishes new attributes of this node; in the background, as often as it takes.
+    fn update(&self, attrs: LeaseAttrs);
+
+    /// Waits for the end of our lease as it is. Cancel safe.
+    fn ended(&mut self) -> impl Future<Output = LeaseEnd>;
+}
+
+/// Why our lease is not what it was.
+#[derive(Debug)]
+pub enum LeaseEnd {
+    /// It is another node's: nothing can be done here.
+    Lost(Box<dyn Error + Send + Sync>),
+    /// The store gave this node another subnet; the agent starts over with it.
+    Replaced {
+        /// What was leased to us.
+        old: LeaseSubnet,
+        /// What is now.
+        new: LeaseSubnet,
+    },
+}
+
+/// What a store knows of this node before it has a lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ThisNode {
+    /// As `--public-ip`, over which it wins.
+    pub public_ip: Option<Ipv4Addr>,
+    /// As `--public-ipv6`, over which it wins.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// What our lease said when we last wrote it.
+    pub published: Option<LeaseAttrs>,
+}
+
+/// Something an operator should look into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// What kind of thing, in one word of a program's: `KernelPath`.
+    pub reason: &'static str,
+    /// What happened and what to do, in a sentence.
+    pub text: String,
+}
+
+/// A keeper of what needs no keeping.
+#[derive(Debug, Default)]
+pub struct Unkept;
+
+impl KeptLease for Unkept {
+    fn update(&self, _: LeaseAttrs) {}
+
+    async fn ended(&mut self) -> LeaseEnd {
+        pending().await
+    }
+}
