@@ -80,7 +80,11 @@ fn xdp_underlay(ctx: XdpContext) -> u32 {
 }
 
 /// Generic XDP on the external interface: strangers.
-#[xdp(frags)]
+///
+/// Not for frames of several buffers: of those the kernel makes a copy that does not know the length of its
+/// Ethernet header (net/core/skbuff.c, `skb_pp_cow_data`; seen with 6.18), so that programs of tc behind it see the
+/// frame without one. For others it makes the frame one piece, and nothing is lost.
+#[xdp]
 fn xdp_generic(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::of(&ctx);
     early::stranger(&frame, &Maps).map_or(XDP_PASS, |reason| act::judge(frame, reason))
