@@ -66,6 +66,8 @@ pub const TO_OVERLAY: &str = "to_overlay";
 pub const TO_POD: &str = "to_pod";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
+/// tc egress on the external interface: what the kernel routes to other nodes without a tunnel.
+pub const TO_UNDERLAY: &str = "to_underlay";
 /// XDP in the driver of the external interface: what arrives from other nodes, before the kernel has made a
 /// packet of it.
 pub const XDP_UNDERLAY: &str = "xdp_underlay";

@@ -124,9 +124,12 @@ reasons! {
     FlowLearned = 37, Note, "flow_learned", "netfilter has let a packet of an established flow pass unchanged: this direction of it may skip the stack";
     FlowForgotten = 38, Note, "flow_forgotten", "a packet of a known flow begins it anew or ends it, or netfilter no longer takes it for established: the flow must be learned again";
     Lapsed = 39, Kernel, "lapsed", "no agent has run for as long as --fast-path-hold says: the maps may be out of date";
-    VtepDropped = 40, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
-    VtepSeen = 41, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
-    PoppedEarly = 42, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
+    RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
+    HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
+    NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
+    VtepDropped = 43, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
+    VtepSeen = 44, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
+    PoppedEarly = 45, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{FastPath, PeerV4, SubnetV4},
+    layout::{FastPath, PeerKind, PeerV4, SubnetV4},
     map::FLOW_MARK,
     packet::Arrival,
     path::{Hook, Note, Verdict, decide, note},
@@ -86,7 +86,8 @@ proptest! {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
         prop_assert!(verdict.reason().is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        prop_assert!(verdict.reason().is_some() || hook == Hook::ToPod || hook.is_xdp());
+        let silent = matches!(hook, Hook::ToPod | Hook::ToUnderlay) || hook.is_xdp();
+        prop_assert!(verdict.reason().is_some() || silent);
         note(hook, &frame[..], &tables, &arrival);
     }
 
@@ -132,8 +133,11 @@ proptest! {
     fn the_gate_opens_for_accepted_flows_only(case in any_hook().prop_flat_map(case)) {
         let flowing = case.tables.config.is_some_and(|config| config.fast_path == FastPath::Flow);
         let (pod, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
-            Verdict::Encap(_, Reason::EncapPod) => (case.tables.pods[&case.frame[26..30]], &case.frame[..]),
+            Verdict::Encap(_, Reason::EncapPod) | Verdict::Route(..) => {
+                (case.tables.pods[&case.frame[26..30]], &case.frame[..])
+            }
             Verdict::Deliver(deliver, _) | Verdict::HandOver(deliver, _) => (deliver.pod, &case.frame[50..]),
+            Verdict::Hand(deliver, _) => (deliver.pod, &case.frame[..]),
             _ => return Ok(()),
         };
         prop_assume!(flowing);
@@ -174,7 +178,7 @@ proptest! {
                 let before = case.tables.flows.get(&flow).filter(|before| before.ifindex == permit.ifindex);
                 let before = before.copied().unwrap_or_default();
                 let expected = match case.hook {
-                    Hook::ToOverlay => (case.tables.now, before.ingress),
+                    Hook::ToOverlay | Hook::ToUnderlay => (case.tables.now, before.ingress),
                     _ => (before.egress, case.tables.now),
                 };
                 prop_assert_eq!((permit.egress, permit.ingress), expected);
@@ -251,5 +255,40 @@ proptest! {
                 prop_assert_eq!(fits, over <= 0, "{:?} at {}", hook, gso_size);
             }
         }
+    }
+
+    /// Without a tunnel nothing is added: a segment is the packet it becomes.
+    #[test]
+    fn segments_fit_the_link_to_the_byte(
+        mtu in 200u32..9_000, over in -2i64..=2, options in 0usize..=10, tcp: bool, segments in 2usize..4,
+    ) {
+        let (header, make): (u32, &dyn Fn(usize) -> Frame) = if tcp {
+            (20 + options as u32 * 4, &|len| Frame::tcp(HERE.pod(2), THERE.pod(2), options * 4, len))
+        } else {
+            (8, &|len| Frame::udp(HERE.pod(2), THERE.pod(2), len))
+        };
+        let size = u32::try_from(i64::from(mtu - 20 - header) + over).unwrap();
+        let mut tables = HERE.tables(&[THERE]);
+        tables.routes.values_mut().for_each(|peer| (peer.kind, peer.mtu) = (PeerKind::Direct, mtu));
+        for (gso_size, len) in [(size, size as usize * segments), (0, size as usize)] {
+            let arrival = Arrival { gso_size, ..seen_at(Hook::FromPod) };
+            let verdict = decide(Hook::FromPod, &make(len).bytes()[..], &tables, &arrival);
+            let fits = matches!(verdict, Verdict::Route(..));
+            prop_assert!(fits || verdict == Verdict::Kernel(Reason::TooBig), "{verdict:?}");
+            prop_assert_eq!(fits, over <= 0, "{:?} at {}", verdict, gso_size);
+        }
+    }
+
+    /// What comes without a tunnel is handed to a pod only where its source may be sent to in the same way, by
+    /// the same interface.
+    #[test]
+    fn without_a_tunnel_only_direct_peers_are_heard(case in case(Hook::FromUnderlay)) {
+        let verdict = decide(case.hook, &case.frame[..], &case.tables, &case.arrival);
+        let Verdict::Hand(..) = verdict else { return Ok(()) };
+        let source: [u8; 4] = case.frame[26..30].try_into().unwrap();
+        let peer = longest(&case.tables, source).unwrap();
+        prop_assert_eq!((peer.kind, peer.ifindex), (PeerKind::Direct, case.arrival.ifindex));
+        let destination: [u8; 4] = case.frame[30..34].try_into().unwrap();
+        prop_assert!(case.tables.config.unwrap().subnet.contains(destination));
     }
 }

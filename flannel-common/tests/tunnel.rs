@@ -1,12 +1,12 @@
-//! Encapsulated on one node and decapsulated on another, a packet is what it was, two hops later.
+//! From one node to another, in the tunnel or without, a packet is what it was, two hops later.
 #![expect(clippy::unwrap_used, reason = "a failure in a function of a test is the test's failure")]
 
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader};
 use flannel_common::{
-    layout::PodV4,
+    layout::{PeerKind, PodV4},
     path::{Hook, Verdict, decide},
     reason::Reason,
-    testing::{HERE, Node, THERE, popped, pushed, seen_at},
+    testing::{HERE, MemoryTables, Node, THERE, handed, popped, pushed, routed, seen_at},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -89,6 +89,13 @@ fn decapsulated(at: &Node, from: &Node, frame: &[u8]) -> (Vec<u8>, PodV4) {
     }
 }
 
+/// The tables of `at` in a cluster with `peer`, without a tunnel between them.
+fn direct(at: &Node, peer: &Node) -> MemoryTables {
+    let mut tables = at.tables(&[*peer]);
+    tables.routes.values_mut().for_each(|peer| peer.kind = PeerKind::Direct);
+    tables
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -107,6 +114,27 @@ proptest! {
         let (received, pod) = decapsulated(&THERE, &HERE, &outer);
         checksums_are_right(&received)?;
         prop_assert_eq!(pod.mac, THERE.pod_mac(3));
+        let mut expected = marked(frame(HERE.pod(2), THERE.pod(3), ttl - 2, &kind, &data), tos);
+        expected[..6].copy_from_slice(&THERE.pod_mac(3));
+        expected[6..12].copy_from_slice(&THERE.gateway_mac());
+        prop_assert_eq!(received, expected);
+    }
+
+    #[test]
+    fn from_pod_to_pod_without_a_tunnel(
+        kind in kind(), data in vec(any::<u8>(), 0..1_300), tos: u8, ttl in 3u8..,
+    ) {
+        let sent = marked(frame(HERE.pod(2), THERE.pod(3), ttl, &kind, &data), tos);
+        let verdict = decide(Hook::FromPod, &sent[..], &direct(&HERE, &THERE), &seen_at(Hook::FromPod));
+        let Verdict::Route(route, Reason::RoutePod) = verdict else { panic!("{verdict:?}") };
+        let wire = routed(&sent, &route).unwrap();
+        checksums_are_right(&wire)?;
+
+        let seen = seen_at(Hook::FromUnderlay);
+        let verdict = decide(Hook::FromUnderlay, &wire[..], &direct(&THERE, &HERE), &seen);
+        let Verdict::Hand(deliver, Reason::HandPod) = verdict else { panic!("{verdict:?}") };
+        let received = handed(&wire, &deliver).unwrap();
+        checksums_are_right(&received)?;
         let mut expected = marked(frame(HERE.pod(2), THERE.pod(3), ttl - 2, &kind, &data), tos);
         expected[..6].copy_from_slice(&THERE.pod_mac(3));
         expected[6..12].copy_from_slice(&THERE.gateway_mac());

@@ -15,7 +15,7 @@ use flannel_common::{
         Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN, egress, flow},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, egress, flow},
     reason::{Direction, Reason},
 };
 
@@ -102,17 +102,39 @@ pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
     Done { action: skb.redirect_neighbour(encap.peer.ifindex, encap.peer.next_hop), reason }
 }
 
+/// Sends the packet to the peer as it is.
+#[inline(always)]
+pub(crate) fn route(mut skb: Skb, direct: &Direct, reason: Reason) -> Done {
+    if direct.forward.write(&mut skb, ETHERNET_LEN).is_none() {
+        return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
+    }
+    Done { action: skb.redirect_neighbour(direct.ifindex, direct.next_hop), reason }
+}
+
 /// Pops VXLAN and hands the packet to the pod.
 #[inline(always)]
 pub(crate) fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
-    let Deliver { pod, forward } = deliver;
     // A redirect to a veth that is gone, or too small, would lose the packet.
-    if let Err(reason) = skb.fits_after_pop(pod.ifindex) {
+    if let Err(reason) = skb.fits_after_pop(deliver.pod.ifindex) {
         return Done::kernel(reason);
     }
     if skb.pop_vxlan().is_none() {
         return Done::kernel(Reason::Refused);
     }
+    give(skb, deliver, reason)
+}
+
+/// Hands the packet to the pod as it is.
+#[inline(always)]
+pub(crate) fn hand(skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
+    match skb.fits(deliver.pod.ifindex) {
+        Ok(()) => give(skb, deliver, reason),
+        Err(reason) => Done::kernel(reason),
+    }
+}
+
+#[inline(always)]
+fn give(mut skb: Skb, Deliver { pod, forward }: &Deliver, reason: Reason) -> Done {
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
     if written.is_none() {

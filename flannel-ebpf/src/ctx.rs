@@ -81,6 +81,13 @@ impl Skb {
         skb
     }
 
+    /// The mark of the packet of `ctx`.
+    #[inline(always)]
+    pub(crate) fn mark_of(ctx: &TcContext) -> u32 {
+        // SAFETY: a field of the live context.
+        unsafe { (*ctx.skb.skb).mark }
+    }
+
     /// What the kernel knows of the packet beside its bytes.
     #[inline(always)]
     pub(crate) fn arrival(&self) -> Arrival {
@@ -155,7 +162,7 @@ impl Skb {
         fits(self.skb.cast(), ifindex, -(ENCAP_LEN as i32))
     }
 
-    /// Whether the packet fits interface `ifindex`, and that exists.
+    /// Whether the packet as it is fits interface `ifindex`, and that exists.
     #[inline(always)]
     pub(crate) fn fits(&self, ifindex: u32) -> Result<(), Reason> {
         fits(self.skb.cast(), ifindex, 0)

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use flannel_common::{
     path::{
-        early, egress,
+        early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
@@ -27,8 +27,13 @@ const EGRESS_READS: u32 = 14 + 20 + 20;
 fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
-    let verdict =
-        egress::from_pod(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
+    let verdict = egress::from_pod(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |encap, reason| act::push(skb, &encap, reason),
+        |direct, reason| act::route(skb, &direct, reason),
+    );
     act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
@@ -51,9 +56,13 @@ fn from_underlay(ctx: TcContext) -> i32 {
     if let Some(pod) = skb.handed_over() {
         return act::conclude(&ctx, size, Direction::Ingress, act::hand_on(skb, &pod));
     }
-    let verdict = ingress::from_underlay(&skb, &Maps, &skb.arrival(), |deliver, reason| {
-        act::pop(skb, &deliver, reason)
-    });
+    let verdict = ingress::from_underlay(
+        &skb,
+        &Maps,
+        &skb.arrival(),
+        |deliver, reason| act::pop(skb, &deliver, reason),
+        |deliver, reason| act::hand(skb, &deliver, reason),
+    );
     act::conclude(&ctx, size, Direction::Ingress, verdict)
 }
 
@@ -62,6 +71,17 @@ fn from_underlay(ctx: TcContext) -> i32 {
 fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+/// tc egress, external interface: what the kernel's path sends to other nodes without a tunnel.
+#[classifier]
+fn to_underlay(ctx: TcContext) -> i32 {
+    // Most packets are none of ours: told before any of their bytes is looked at.
+    if flow::has_our_mark(Skb::mark_of(&ctx)) {
+        let skb = Skb::of(&ctx, EGRESS_READS);
+        act::take_note(skb, skb.size(), Direction::Egress);
+    }
     TC_ACT_UNSPEC
 }
 

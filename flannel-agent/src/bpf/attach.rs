@@ -51,7 +51,7 @@ enum Side {
 const fn side(hook: Hook) -> Side {
     match hook {
         Hook::FromPod | Hook::FromUnderlay => Side::Tc(TcAttachType::Ingress),
-        Hook::ToOverlay | Hook::ToPod => Side::Tc(TcAttachType::Egress),
+        Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => Side::Tc(TcAttachType::Egress),
         Hook::XdpUnderlay => Side::Xdp(XdpMode::Driver),
         Hook::XdpGeneric => Side::Xdp(XdpMode::Skb),
     }
@@ -62,7 +62,7 @@ const fn rival(hook: Hook) -> Option<Hook> {
     match hook {
         Hook::XdpUnderlay => Some(Hook::XdpGeneric),
         Hook::XdpGeneric => Some(Hook::XdpUnderlay),
-        Hook::FromPod | Hook::FromUnderlay | Hook::ToOverlay | Hook::ToPod => None,
+        _ => None,
     }
 }
 

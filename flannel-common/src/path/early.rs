@@ -70,5 +70,7 @@ pub fn pop<R>(
     arrival: &Arrival,
     then: impl FnOnce(Deliver, Reason) -> R,
 ) -> Result<R, Reason> {
-    ingress::from_underlay(packet, tables, arrival, |deliver, _| then(deliver, Reason::PoppedEarly))
+    // What comes without a tunnel has nothing to be popped.
+    let pop = |deliver, _| Some(then(deliver, Reason::PoppedEarly));
+    ingress::from_underlay(packet, tables, arrival, pop, |_, _| None)?.ok_or(Reason::NotVxlan)
 }

@@ -1,6 +1,6 @@
 //! What pods and the kernel send towards other nodes.
 
-use super::{Encap, Forward, Tables, check_hold, flow, longest_match};
+use super::{Direct, Encap, Forward, Tables, check_hold, flow, longest_match};
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4},
     packet::{
@@ -13,7 +13,8 @@ use crate::{
     reason::{Direction, Reason},
 };
 
-/// tc ingress on the host side of a pod's veth: `then` says what to do with a packet for a peer.
+/// tc ingress on the host side of a pod's veth: `tunnel` says what to do with a packet for a peer behind a
+/// tunnel, `route` with one for a peer that is reached without.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -22,7 +23,8 @@ pub fn from_pod<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Encap, Reason) -> R,
+    tunnel: impl FnOnce(Encap, Reason) -> R,
+    route: impl FnOnce(Direct, Reason) -> R,
 ) -> Result<R, Reason> {
     let (_, ip) = inner_headers(packet, arrival)?;
     let config = tables.config().ok_or(Reason::NoConfig)?;
@@ -48,8 +50,15 @@ pub fn from_pod<R>(
     if gated {
         flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
     }
+    if peer.kind == PeerKind::Direct {
+        if segment_len(packet, arrival, &ip)? > u64::from(peer.mtu) {
+            return Err(Reason::TooBig);
+        }
+        let direct = Direct { ifindex: peer.ifindex, next_hop: peer.next_hop, forward: Forward::hop(&ip) };
+        return Ok(route(direct, Reason::RoutePod));
+    }
     let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip)))?;
-    Ok(then(encap, Reason::EncapPod))
+    Ok(tunnel(encap, Reason::EncapPod))
 }
 
 /// Whether a packet of a pod that stays with the kernel for `reason` is to be marked

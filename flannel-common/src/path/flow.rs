@@ -10,7 +10,7 @@
 use super::{Tables, egress::check_ipv4};
 use crate::{
     layout::{Config, FastPath, FlowProtocol, FlowV4, Permit, PodV4},
-    map::FLOW_MARK,
+    map::{FLOW_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet,
         headers::{
@@ -99,7 +99,8 @@ pub(super) fn admit(
 }
 
 /// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:
-/// tc egress on flannel.<vni>, or on the host side of a pod's veth. `then` gets it; `None` when there is nothing.
+/// tc egress on flannel.<vni> or the external interface, or on the host side of a pod's veth. `then` gets it;
+/// `None` when there is nothing.
 #[inline(always)]
 pub fn note<R>(
     way: Direction,
@@ -145,6 +146,27 @@ pub fn note<R>(
         return None;
     }
     Some(then(Note::Permit(flow, Permit { egress, ingress, ifindex: pod.ifindex, reserved: 0 })))
+}
+
+/// [`note`] at tc egress on the external interface, for packets that leave without a tunnel.
+///
+/// Everything the node sends comes by here. What a pod sends to a pod of another node by the kernel's path has
+/// one of our marks: `from_pod` has exempted it from masquerading, for the cluster's network always is. What
+/// `from_pod` itself sent out of this interface has none, nor has the node's own traffic.
+#[inline(always)]
+pub fn note_direct<R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    then: impl FnOnce(Note) -> R,
+) -> Option<R> {
+    if has_our_mark(arrival.mark) { note(Direction::Egress, packet, tables, arrival, then) } else { None }
+}
+
+/// Whether a packet's mark lets [`note_direct`] look at the packet.
+#[inline(always)]
+pub const fn has_our_mark(mark: u32) -> bool {
+    mark & (FLOW_MARK | SNAT_EXEMPT_MARK) != 0
 }
 
 /// The pod's address and the other end's.

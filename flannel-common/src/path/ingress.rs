@@ -1,6 +1,6 @@
 //! What other nodes send to our pods.
 
-use super::{Deliver, Forward, Tables, check_hold, ecn, egress::check_ipv4, flow};
+use super::{Deliver, Forward, Tables, check_hold, direct, ecn, egress::check_ipv4, flow};
 use crate::{
     layout::FastPath,
     packet::{
@@ -21,7 +21,8 @@ const VXLAN: usize = UDP + UDP_LEN;
 const INNER: usize = ENCAP_LEN;
 const INNER_IP: usize = INNER + ETHERNET_LEN;
 
-/// tc ingress on the external interface: `then` says what to do with a packet for a local pod.
+/// tc ingress on the external interface: `pop` says what to do with a packet in VXLAN for a local pod, `hand`
+/// with one without.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -30,7 +31,8 @@ pub fn from_underlay<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Deliver, Reason) -> R,
+    pop: impl FnOnce(Deliver, Reason) -> R,
+    hand: impl FnOnce(Deliver, Reason) -> R,
 ) -> Result<R, Reason> {
     // Everything of the node that is not ours comes by here too: first what tells most of it apart.
     let outer = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
@@ -41,11 +43,11 @@ pub fn from_underlay<R>(
         return Err(Reason::NotIpv4);
     }
     let outer_ip = Ipv4::parse(packet.view(ETHERNET_LEN).ok_or(Reason::Truncated)?);
-    if outer_ip.protocol != PROTOCOL_UDP {
-        return Err(Reason::NotVxlan);
-    }
     let config = tables.config().ok_or(Reason::NoConfig)?;
-    if outer_ip.destination != config.vtep {
+    if config.subnet.contains(outer_ip.destination) {
+        return direct::from_underlay(packet, tables, arrival, &config, &outer, &outer_ip, hand);
+    }
+    if outer_ip.protocol != PROTOCOL_UDP || outer_ip.destination != config.vtep {
         return Err(Reason::NotVxlan);
     }
     if !outer.is_unicast() {
@@ -108,5 +110,5 @@ pub fn from_underlay<R>(
     if config.fast_path == FastPath::Flow {
         flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
     }
-    Ok(then(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos) }, Reason::DeliverPod))
+    Ok(pop(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos) }, Reason::DeliverPod))
 }

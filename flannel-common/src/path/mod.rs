@@ -7,6 +7,7 @@
 //! [`Reason`] and nothing else; [`decide`] is the same with a [`Verdict`] as the value, for everyone who
 //! wants to look at one.
 
+mod direct;
 pub mod early;
 pub mod ecn;
 pub mod egress;
@@ -14,6 +15,7 @@ mod encap;
 pub mod flow;
 pub mod ingress;
 
+pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
 
@@ -55,8 +57,12 @@ pub enum Verdict {
     Exempt(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
+    /// Send it to a peer as it is.
+    Route(Direct, Reason),
     /// Pop VXLAN and hand it to a local pod.
     Deliver(Deliver, Reason),
+    /// Hand it to a local pod as it is.
+    Hand(Deliver, Reason),
     /// Pop VXLAN, and say in front of the packet which pod it is for.
     HandOver(Deliver, Reason),
     /// Leave it to the kernel, untouched, but count it.
@@ -73,7 +79,9 @@ impl Verdict {
             Self::Kernel(reason)
             | Self::Exempt(reason)
             | Self::Encap(_, reason)
+            | Self::Route(_, reason)
             | Self::Deliver(_, reason)
+            | Self::Hand(_, reason)
             | Self::HandOver(_, reason)
             | Self::Seen(reason)
             | Self::Drop(reason) => Some(*reason),
@@ -92,6 +100,8 @@ pub enum Hook {
     FromUnderlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
+    /// tc egress, external interface.
+    ToUnderlay,
     /// XDP in the driver of the external interface.
     XdpUnderlay,
     /// Generic XDP on the external interface: behind the making and merging of packets, where a pop gains
@@ -100,12 +110,13 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All hooks, in the order a packet meets them.
-    pub const ALL: [Self; 6] = [
+    /// All hooks.
+    pub const ALL: [Self; 7] = [
         Self::FromPod,
         Self::ToOverlay,
         Self::FromUnderlay,
         Self::ToPod,
+        Self::ToUnderlay,
         Self::XdpUnderlay,
         Self::XdpGeneric,
     ];
@@ -122,6 +133,7 @@ impl Hook {
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
             Self::ToPod => map::TO_POD,
+            Self::ToUnderlay => map::TO_UNDERLAY,
             Self::XdpUnderlay => map::XDP_UNDERLAY,
             Self::XdpGeneric => map::XDP_GENERIC,
         }
@@ -130,7 +142,7 @@ impl Hook {
     /// Which way the packets travel that it sees, from a pod's point of view.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromPod | Self::ToOverlay => Direction::Egress,
+            Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
             Self::FromUnderlay | Self::ToPod | Self::XdpUnderlay | Self::XdpGeneric => Direction::Ingress,
         }
     }
@@ -149,13 +161,15 @@ pub fn decide(
         return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
     }
     match hook {
-        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap),
+        Hook::FromPod => egress::from_pod(packet, tables, arrival, Verdict::Encap, Verdict::Route),
         Hook::ToOverlay => egress::to_overlay(packet, tables, arrival, Verdict::Encap),
-        Hook::FromUnderlay => ingress::from_underlay(packet, tables, arrival, Verdict::Deliver),
+        Hook::FromUnderlay => {
+            ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
+        }
         Hook::XdpUnderlay => {
             Ok(early::pop(packet, tables, arrival, Verdict::HandOver).unwrap_or(Verdict::Pass))
         }
-        Hook::ToPod | Hook::XdpGeneric => Ok(Verdict::Pass),
+        Hook::ToPod | Hook::ToUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -169,6 +183,7 @@ pub fn note(
 ) -> Option<Note> {
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
+        Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod | Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
@@ -184,12 +199,12 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
     }
 }
 
-/// How to hand a packet to a pod after its outer headers are popped.
+/// How to hand a packet to a pod, after its outer headers are popped if it has any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deliver {
     /// Where the pod is.
     pub pod: PodV4,
-    /// What routing does to the inner IP header.
+    /// What routing does to the IP header that the pod gets.
     pub forward: Forward,
 }
 

@@ -8,7 +8,7 @@ use crate::{
         Packet as _,
         headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Encap, HEADERS_AT, HEADERS_LEN},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN},
 };
 
 /// `frame` with VXLAN pushed; `None` for a frame too short to have been decided about.
@@ -23,9 +23,23 @@ pub fn pushed(frame: &[u8], encap: &Encap, id: u16, flow_hash: u32) -> Option<Ve
     Some(out)
 }
 
+/// `frame` as it leaves for a peer without a tunnel, but for its MACs, which the neighbour table gives; `None`
+/// for a frame too short to have been decided about.
+pub fn routed(frame: &[u8], direct: &Direct) -> Option<Vec<u8>> {
+    let mut out = frame.to_vec();
+    direct.forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
+    Some(out)
+}
+
 /// `frame` with VXLAN popped, as the pod gets it; `None` for a frame too short to have been decided about.
 pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
-    let mut out = frame.get(ENCAP_LEN..)?.to_vec();
+    handed(frame.get(ENCAP_LEN..)?, deliver)
+}
+
+/// `frame`, which came without a tunnel, as the pod gets it; `None` for a frame too short to have been decided
+/// about.
+pub fn handed(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
+    let mut out = frame.to_vec();
     let Deliver { pod, forward } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     out.write(0, ethernet.bytes())?;

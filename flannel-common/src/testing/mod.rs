@@ -11,7 +11,7 @@ mod node;
 pub mod random;
 mod tables;
 
-pub use effect::{handed_over, popped, pushed};
+pub use effect::{handed, handed_over, popped, pushed, routed};
 pub use frame::Frame;
 pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, interface, seen_at};
 pub use tables::MemoryTables;

@@ -87,6 +87,11 @@ impl Node {
         }
     }
 
+    /// How this node sees `peer` where no tunnel is between them.
+    pub const fn direct_peer(&self, peer: &Self) -> PeerV4 {
+        PeerV4 { kind: PeerKind::Direct, ..self.peer(peer) }
+    }
+
     /// What its programs know of themselves.
     pub const fn config(&self) -> Config {
         Config {
@@ -127,7 +132,7 @@ pub fn seen_at(hook: Hook) -> Arrival {
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => interface::POD,
         Hook::ToOverlay => interface::OVERLAY,
-        Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
+        Hook::FromUnderlay | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
     };
     Arrival { ifindex, ..Arrival::default() }
 }

@@ -39,9 +39,16 @@ pub struct Case {
 
 /// Cases of `hook`.
 pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
-    let frame = prop_oneof![20 => almost_valid(hook), 1 => arbitrary_bytes()];
     let mode = prop_oneof![1 => Just(None), 2 => permit().prop_map(Some)];
-    (frame, arrival(hook), tables(), mode).prop_map(move |(frame, arrival, mut tables, mode)| {
+    let frame = any::<bool>().prop_flat_map(move |direct| {
+        let frame = prop_oneof![20 => almost_valid(hook, direct), 1 => arbitrary_bytes()];
+        (frame, Just(direct))
+    });
+    (frame, arrival(hook), tables(), mode).prop_map(move |((frame, direct), arrival, mut tables, mode)| {
+        if direct {
+            let tunnels = tables.routes.values_mut().filter(|peer| peer.kind == PeerKind::Vxlan);
+            tunnels.for_each(|peer| peer.kind = PeerKind::Direct);
+        }
         if let Some(permit) = mode {
             tables.config.iter_mut().filter(|config| config.fast_path == FastPath::All).for_each(|config| {
                 config.fast_path = FastPath::Flow;
@@ -72,8 +79,9 @@ fn permit() -> impl Strategy<Value = Option<Permit>> {
 
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
 fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV4> {
-    let at =
-        if hook == Hook::FromUnderlay || hook.is_xdp() { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
+    let outer = Ipv4::parse(&frame.read(ETHERNET_LEN)?);
+    let tunnelled = (hook == Hook::FromUnderlay || hook.is_xdp()) && outer.destination == HERE.vtep;
+    let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
     let ip = Ipv4::parse(&frame.read(at)?);
     let protocol = match ip.protocol {
         PROTOCOL_TCP => FlowProtocol::Tcp,
@@ -172,9 +180,9 @@ impl Bend {
     }
 }
 
-fn almost_valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
+fn almost_valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     let bends = prop_oneof![1 => Just(Vec::new()), 2 => vec(Bend::any(), 1..3)];
-    (valid(hook), bends, any::<bool>()).prop_map(|(mut frame, bends, repair)| {
+    (valid(hook, direct), bends, any::<bool>()).prop_map(|(mut frame, bends, repair)| {
         for bend in bends {
             bend.apply(&mut frame);
         }
@@ -187,7 +195,7 @@ fn almost_valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
+fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     let packets = (packet(hook), any::<u8>(), prop_oneof![4 => Just(64u8), 1 => 0..4u8], any::<u16>());
     packets.prop_map(move |(frame, tos, ttl, id)| {
         let frame = frame.ip(|ip| {
@@ -199,6 +207,8 @@ fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
             Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
             Hook::ToOverlay => frame.macs(THERE.mac, HERE.mac).bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
+            Hook::ToUnderlay => frame.macs(THERE.mac, interface::UNDERLAY_MAC).bytes(),
+            Hook::FromUnderlay if direct => frame.bytes(),
             Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
                 let inner = frame.macs(HERE.mac, THERE.mac).bytes();
                 // Any mark, which most inner marks combine with.

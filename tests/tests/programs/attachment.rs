@@ -35,6 +35,7 @@ fn each_program_at_its_side() {
             (POD, Hook::FromPod, TcAttachType::Ingress),
             ("overlay", Hook::ToOverlay, TcAttachType::Egress),
             ("underlay", Hook::FromUnderlay, TcAttachType::Ingress),
+            ("underlay", Hook::ToUnderlay, TcAttachType::Egress),
         ];
         for (interface, hook, side) in hooks {
             programs.attach(interface, hook)?;

@@ -129,6 +129,11 @@ fn to_pod() {
 }
 
 #[test]
+fn to_underlay() {
+    compare(Hook::ToUnderlay);
+}
+
+#[test]
 fn xdp_underlay() {
     compare(Hook::XdpUnderlay);
 }

@@ -9,7 +9,7 @@ use flannel_common::{
     },
     path::{Encap, Hook, Note, Verdict, left},
     reason::Reason,
-    testing::{MemoryTables, handed_over, popped, pushed},
+    testing::{MemoryTables, handed, handed_over, popped, pushed, routed},
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -41,7 +41,9 @@ pub(crate) fn check(
         Verdict::Pass => (pass, None, unchanged()),
         Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
+        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
+        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
         Verdict::HandOver(deliver, reason) => (XDP_PASS, Some(*reason), handed_over(frame, deliver)),
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
         Verdict::Drop(reason) => (XDP_DROP, Some(*reason), unchanged()),
@@ -108,6 +110,14 @@ pub(crate) fn in_kernel(
         Verdict::HandOver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             Some(mtu) if frame.len() - POPPED <= ETHERNET_LEN + mtu as usize => verdict,
             _ => Verdict::Pass,
+        },
+        // No length is changed, so nothing is refused; of an aggregate the size is not looked at.
+        Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            None => Verdict::Kernel(Reason::PodGone),
+            Some(mtu) if gso_size == 0 && frame.len() > ETHERNET_LEN + mtu as usize => {
+                Verdict::Kernel(Reason::TooBig)
+            }
+            Some(_) => verdict,
         },
         Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,

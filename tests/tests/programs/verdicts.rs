@@ -73,6 +73,11 @@ fn to_pod() {
 }
 
 #[test]
+fn to_underlay() {
+    run_all(Hook::ToUnderlay);
+}
+
+#[test]
 fn xdp_underlay() {
     run_all(Hook::XdpUnderlay);
 }
@@ -88,7 +93,7 @@ fn every_reason_of_every_program_is_run() {
     for hook in Hook::ALL {
         let elsewhere = ELSEWHERE.iter().map(|(reason, _)| *reason);
         let mut found: BTreeSet<Reason> =
-            elsewhere.filter(|_| hook != Hook::ToPod && !hook.is_xdp()).collect();
+            elsewhere.filter(|_| !matches!(hook, Hook::ToPod | Hook::ToUnderlay) && !hook.is_xdp()).collect();
         for fixture in fixtures::of(hook) {
             if fixture.in_kernel == InKernel::Agrees {
                 found.extend(fixture.note.map(|note| note.reason()));
