@@ -132,6 +132,7 @@ pub(crate) fn local() -> Local {
         underlay: Underlay { ifindex: ETH0, address: Ipv4Addr::new(192, 0, 2, 1) },
         backend: Backend::Vxlan(device()),
         fast_path: FastPath::Off,
+        xdp: flannel_agent::xdp::Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
     }
