@@ -230,6 +230,7 @@ impl Agent<'_> {
             public_ip,
             underlay: Underlay { ifindex: external.index, address: external.address },
             backend: backend.over(&external),
+            direct_routing: backend.direct_routing(),
             fast_path,
             xdp: if fast_path == FastPath::Off { Xdp::OFF } else { options.xdp().on(&external.name) },
             flow_refresh: options.flow_refresh(),

@@ -139,6 +139,11 @@ impl Backend {
         }
     }
 
+    /// Whether peers on our link are reached without the tunnel there is.
+    pub fn direct_routing(&self) -> bool {
+        matches!(self, Self::Vxlan { options: VxlanOptions { direct_routing: true, .. }, .. })
+    }
+
     /// Whether anything is done about peers.
     pub fn follows_peers(&self) -> bool {
         *self != Self::Alloc
@@ -154,9 +159,7 @@ impl Backend {
                 Some("Backend.Learning: the kernel must see every packet to learn from it")
             }
             Self::Vxlan { .. } => None,
-            Self::HostGw => {
-                Some("the programs have no way without a tunnel yet: host-gw routes in the kernel")
-            }
+            Self::HostGw => None,
             Self::Alloc => Some("the alloc backend moves no packets"),
         }
     }
@@ -169,13 +172,13 @@ impl Backend {
         pool: PoolV4,
         own: Ipv4Network,
     ) -> KernelDatapath {
+        let stray = Stray { ifindex: external.index, pool, own };
         match self {
-            Self::Vxlan { options, .. } => KernelDatapath::new(netlink, device_name(options), pool.network),
-            Self::HostGw => KernelDatapath::without_device(netlink).with_direct_routes(Stray {
-                ifindex: external.index,
-                pool,
-                own,
-            }),
+            Self::Vxlan { options, .. } => {
+                let kernel = KernelDatapath::new(netlink, device_name(options), pool.network);
+                if options.direct_routing { kernel.with_direct_routes(stray) } else { kernel }
+            }
+            Self::HostGw => KernelDatapath::without_device(netlink).with_direct_routes(stray),
             Self::Alloc => KernelDatapath::without_device(netlink),
         }
     }
@@ -280,6 +283,6 @@ mod tests {
         assert!(
             why(VxlanOptions { learning: true, ..VxlanOptions::default() }).unwrap().contains("Learning")
         );
-        assert!(Backend::HostGw.kernel_only().is_some() && Backend::Alloc.kernel_only().is_some());
+        assert!(Backend::HostGw.kernel_only().is_none() && Backend::Alloc.kernel_only().is_some());
     }
 }

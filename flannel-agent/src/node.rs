@@ -107,6 +107,7 @@ mod tests {
             public_ip: published,
             underlay: Underlay { ifindex: start.index, address: start.address },
             backend: backend.over(&start),
+            direct_routing: backend.direct_routing(),
             fast_path: FastPath::Off,
             xdp: Xdp::OFF,
             flow_refresh: std::time::Duration::from_secs(30),

@@ -7,13 +7,7 @@
 //! leases, surroundings -> plan() -> delta(planned, observed) -> apply
 //! ```
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    net::Ipv4Addr,
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, pin::pin, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -25,12 +19,16 @@ use crate::{
     datapath::{Datapath, ObserveError},
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
-    plan::{Change, Exemptions, Inputs, Local, NextHop, Plan, State, delta, plan, public_addresses},
+    plan::{
+        Change, Exemptions, Inputs, Local, NextHop, NextHops, NoHop, Plan, State, delta, plan,
+        public_addresses,
+    },
 };
 
 mod due;
 mod host;
 mod journal;
+mod patched;
 mod pending;
 mod pulse;
 #[cfg(test)]
@@ -41,6 +39,7 @@ pub use pulse::Pulse;
 
 use due::{Due, Unplaced};
 use journal::Journal;
+use patched::Burst;
 use pending::{Pending, backoff};
 use pulse::Heart;
 
@@ -85,7 +84,7 @@ pub struct Reconciler<D, H, L> {
     leases: Option<Leases>,
     exemptions: watch::Receiver<Exemptions>,
     surroundings: Surroundings,
-    next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: NextHops,
     plan: Plan,
     /// The plan of the last pass after which nothing was left to do.
     settled: Option<State>,
@@ -93,6 +92,7 @@ pub struct Reconciler<D, H, L> {
     journal: Journal,
     due: Due,
     unplaced: Unplaced,
+    burst: Burst,
     /// How long the last pass took.
     length: Duration,
     failed_reads: u32,
@@ -129,7 +129,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             leases: None,
             exemptions: watch::channel(Exemptions::default()).1,
             surroundings: Surroundings::default(),
-            next_hops: BTreeMap::new(),
+            next_hops: NextHops::new(),
             plan: Plan::default(),
             settled: None,
             pending: Pending::default(),
@@ -146,6 +146,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 rest: now,
             },
             unplaced: Unplaced::default(),
+            burst: Burst::new(now),
             length: Duration::ZERO,
             failed_reads: 0,
             summary,
@@ -179,7 +180,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
                 () = sleep_until(self.due.look), if self.settled.is_some() => self.look().await,
                 Ok(()) = self.locals.changed() => self.on_local(),
-                event = self.source.next() => self.on_lease(event),
+                event = self.source.next() => self.on_lease(event).await,
                 () = changed(&mut self.exemptions) => {
                     self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
@@ -194,10 +195,17 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
     }
 
-    fn on_lease(&mut self, event: lease::LeaseEvent) {
+    async fn on_lease(&mut self, event: lease::LeaseEvent) {
         match &mut self.leases {
             Some(leases) => {
-                lease::apply(leases, event);
+                let subnet = event.subnet();
+                let before = subnet.and_then(|subnet| leases.get(&subnet).cloned());
+                let changed = lease::apply(leases, event);
+                if let Some(subnet) = subnet.filter(|_| changed)
+                    && self.patch(subnet, before.as_ref()).await
+                {
+                    return;
+                }
             }
             None => {
                 if !matches!(event, lease::LeaseEvent::Snapshot(_)) {
@@ -290,9 +298,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             if moved || underlay {
                 // A DHCP client may bring our address back in a moment: until then the ways there were are good,
                 // as long as their interfaces are.
-                let leads = |hop: &NextHop| {
+                let leads = |hop: &Result<NextHop, NoHop>| {
                     let mut links = surroundings.underlay.iter();
-                    surroundings.adrift && links.any(|(index, _, up)| *up && *index == hop.ifindex)
+                    surroundings.adrift
+                        && hop.is_ok_and(|hop| links.any(|(index, _, up)| *up && *index == hop.ifindex))
                 };
                 self.next_hops.retain(|_, hop| leads(hop));
                 // Ours are among the routes that may be gone.
@@ -318,6 +327,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             overlay_ifindex: self.surroundings.overlay_ifindex,
         });
         self.journal.skipped(&plan.skipped);
+        self.journal.on_kernel(&plan.on_kernel);
         let retry = self.pending.next_due().is_some_and(|due| due <= now);
         if plan.state == self.plan.state
             && self.settled.is_some()
@@ -346,6 +356,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         });
         let ready = self.pending.ready(changes, now);
         let results = self.datapath.apply(&ready).await;
+        self.host.made(&ready);
         let mut again = false;
         for (change, result) in ready.iter().zip(results) {
             again |= result.is_ok() && matches!(change, Change::PutDevice(_));
@@ -395,10 +406,20 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
 async fn resolve<H: Host>(
     host: &mut H,
     local: &Local,
-    next_hops: &mut BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: &mut NextHops,
     wanted: BTreeSet<Ipv4Addr>,
 ) -> Result<(), NetlinkError> {
     next_hops.retain(|address, _| wanted.contains(address));
+    resolve_more(host, local, next_hops, wanted).await
+}
+
+/// Looks up those of `wanted` that are not known.
+async fn resolve_more<H: Host>(
+    host: &mut H,
+    local: &Local,
+    next_hops: &mut NextHops,
+    wanted: BTreeSet<Ipv4Addr>,
+) -> Result<(), NetlinkError> {
     let unknown: BTreeSet<_> =
         wanted.into_iter().filter(|address| !next_hops.contains_key(address)).collect();
     if !unknown.is_empty() {

@@ -151,7 +151,7 @@ fn network<T>(text: &str, name: &str, parse: fn(&str) -> Option<T>, ignored: &mu
 }
 
 /// `NAME=value` or `NAME: value`, perhaps exported, quoted, or with a comment after it.
-fn assignment(line: &str) -> Option<(&str, &str)> {
+pub(crate) fn assignment(line: &str) -> Option<(&str, &str)> {
     let line = line.trim();
     let line = line.strip_prefix("export ").unwrap_or(line);
     if line.starts_with('#') {

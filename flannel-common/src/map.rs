@@ -19,6 +19,9 @@ pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
 /// Map of the flows that netfilter has accepted: see [`crate::layout::FlowV4`] and
 /// [`crate::layout::Permit`]. The programs write it; the agent only removes what belongs to nobody.
 pub const FLOWS_V4: &str = "flows_v4";
+/// Map of the pods that forward for others, by the index of their veth: see [`crate::layout::Forwarder`]. The
+/// programs write it.
+pub const FORWARDERS: &str = "forwarders";
 /// One-element array: see [`crate::layout::Config`].
 pub const CONFIG: &str = "config";
 /// One-element array: see [`crate::layout::Hold`].
@@ -27,8 +30,8 @@ pub const HOLD: &str = "hold";
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 8] =
-    [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, CONFIG, HOLD, COUNTERS];
+pub const PINNED_MAPS: [&str; 9] =
+    [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, FORWARDERS, CONFIG, HOLD, COUNTERS];
 
 /// Entries that `routes_v4` and `vteps` hold: the number of peers of the largest cluster served.
 pub const MAX_PEERS: u32 = 65_536;
@@ -58,12 +61,31 @@ pub const SNAT_EXEMPT_MARK: u32 = 0x2000;
 /// As with [`SNAT_EXEMPT_MARK`], a pod cannot set it: its packets leave its namespace with a mark of 0.
 pub const FLOW_MARK: u32 = 0x1000;
 
+/// Bit of a packet's mark by which `from_underlay` tells `from_overlay` that it has checked an aggregate, its
+/// outer headers included, and leaves to the kernel's VXLAN device only to pop them. It is that of
+/// [`FLOW_MARK`], on a stretch of the way where netfilter has not set that yet. `from_overlay` takes it off; what
+/// it never sees, netfilter's rule does.
+pub const CHECKED_MARK: u32 = FLOW_MARK;
+
+/// Never attached: lets the agent try, before it relies on them, what the kernel makes of the flags that the other
+/// programs give `bpf_skb_adjust_room`. The first word of the packet's control block says which, the result is the
+/// helper's.
+pub const TRY_ROOM: &str = "try_room";
+/// For [`TRY_ROOM`]: room for VXLAN.
+pub const TRY_PUSH: u32 = 0;
+/// For [`TRY_ROOM`]: VXLAN removed.
+pub const TRY_POP: u32 = 1;
+/// For [`TRY_ROOM`]: the same with `BPF_F_ADJ_ROOM_DECAP_L4_UDP`, which frees an aggregate of its tunnel's marks.
+pub const TRY_POP_CLEAN: u32 = 2;
+
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.
 pub const TO_OVERLAY: &str = "to_overlay";
 /// tc egress on the host side of a pod's veth: what the kernel's path brings a pod.
 pub const TO_POD: &str = "to_pod";
+/// tc ingress on flannel.<vni>: what the kernel has freed of its outer headers.
+pub const FROM_OVERLAY: &str = "from_overlay";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";
 /// tc egress on the external interface: what the kernel routes to other nodes without a tunnel.

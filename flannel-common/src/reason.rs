@@ -127,9 +127,12 @@ reasons! {
     RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
     HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
     NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
-    VtepDropped = 43, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
-    VtepSeen = 44, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
-    PoppedEarly = 45, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
+    DeliverOverlay = 43, Fast, "deliver_overlay", "an aggregate that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
+    PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it free of the tunnel's marks, which only the kernel's device removes";
+    ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
+    VtepDropped = 46, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
+    VtepSeen = 47, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
+    PoppedEarly = 48, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -7,7 +7,7 @@ use std::{
 
 use flannel_common::{
     layout::{FastPath, PeerKind, PeerV4, SubnetV4},
-    map::FLOW_MARK,
+    map::{CHECKED_MARK, FLOW_MARK},
     packet::Arrival,
     path::{Hook, Note, Verdict, decide, note},
     reason::Reason,
@@ -86,8 +86,9 @@ proptest! {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
         prop_assert!(verdict.reason().is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        let silent = matches!(hook, Hook::ToPod | Hook::ToUnderlay) || hook.is_xdp();
-        prop_assert!(verdict.reason().is_some() || silent);
+        let ignored = hook == Hook::FromOverlay && arrival.mark & CHECKED_MARK == 0;
+        let only_noted = matches!(hook, Hook::ToPod | Hook::ToUnderlay);
+        prop_assert!(hook.is_xdp() || verdict.reason().is_none() == (only_noted || ignored));
         note(hook, &frame[..], &tables, &arrival);
     }
 
@@ -185,6 +186,12 @@ proptest! {
                 let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
                 let refresh = case.tables.config.unwrap().flow_refresh;
                 prop_assert!(again.is_none() || refresh == 0, "noted twice");
+            }
+            Note::Forwards { ifindex, seen } => {
+                prop_assert_eq!((case.hook, ifindex), (Hook::FromPod, case.arrival.ifindex));
+                prop_assert!(seen == case.tables.now && !case.arrival.from_socket);
+                let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
+                prop_assert!(again.is_none(), "noted twice");
             }
         }
     }

@@ -10,12 +10,12 @@ use aya_ebpf::{
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
     layout::{HandOver, PodV4},
-    map::SNAT_EXEMPT_MARK,
+    map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, egress, flow},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, egress, flow, forwarding, ingress},
     reason::{Direction, Reason},
 };
 
@@ -51,6 +51,26 @@ pub(crate) fn mark_exempt(skb: Skb, verdict: Result<Done, Reason>) -> Result<Don
     }
     skb.mark(SNAT_EXEMPT_MARK);
     Err(egress::exempt_reason(reason))
+}
+
+/// Sets the mark on what other nodes send, and only the kernel's device can pop, if nothing else keeps it from a pod.
+#[inline(always)]
+pub(crate) fn mark_checked(skb: Skb, verdict: Result<Done, Reason>) -> Result<Done, Reason> {
+    if let Err(reason) = verdict
+        && ingress::is_checked(reason)
+    {
+        skb.mark(CHECKED_MARK);
+    }
+    verdict
+}
+
+/// Writes down what a packet of a pod says about the pod.
+#[inline(always)]
+pub(crate) fn take_note_of_pod(skb: Skb, size: Size) {
+    forwarding::note(&skb, &maps::Maps, &skb.arrival(), |note| {
+        maps::write_down(&note);
+        maps::count(Direction::Egress, note.reason(), size);
+    });
 }
 
 /// Writes down what the packet, at the end of the kernel's path, says about its flow.
@@ -115,7 +135,7 @@ pub(crate) fn route(mut skb: Skb, direct: &Direct, reason: Reason) -> Done {
 #[inline(always)]
 pub(crate) fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
     // A redirect to a veth that is gone, or too small, would lose the packet.
-    if let Err(reason) = skb.fits_after_pop(deliver.pod.ifindex) {
+    if let Err(reason) = skb.fits(deliver.pod.ifindex, deliver.packet_len) {
         return Done::kernel(reason);
     }
     if skb.pop_vxlan().is_none() {
@@ -127,14 +147,15 @@ pub(crate) fn pop(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
 /// Hands the packet to the pod as it is.
 #[inline(always)]
 pub(crate) fn hand(skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
-    match skb.fits(deliver.pod.ifindex) {
+    match skb.fits(deliver.pod.ifindex, deliver.packet_len) {
         Ok(()) => give(skb, deliver, reason),
         Err(reason) => Done::kernel(reason),
     }
 }
 
 #[inline(always)]
-fn give(mut skb: Skb, Deliver { pod, forward }: &Deliver, reason: Reason) -> Done {
+fn give(mut skb: Skb, deliver: &Deliver, reason: Reason) -> Done {
+    let Deliver { pod, forward, packet_len: _ } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
     if written.is_none() {
@@ -154,7 +175,8 @@ pub(crate) fn hand_on(mut skb: Skb, pod: &PodV4) -> Result<Done, Reason> {
     if arrival.for_other_station {
         return Err(Reason::NotVxlan);
     }
-    skb.fits(pod.ifindex)?;
+    // Each frame was held to the pod's MTU when it was popped.
+    skb.fits(pod.ifindex, 0)?;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     if skb.write(0, ethernet.bytes()).is_none() {
         return Err(Reason::Truncated);
@@ -173,9 +195,9 @@ pub(crate) fn judge(frame: XdpFrame, reason: Reason) -> u32 {
 /// the kernel sees whose it is, and could route it if nobody else did.
 #[inline(always)]
 pub(crate) fn hand_over(mut frame: XdpFrame, deliver: &Deliver, reason: Reason, size: Size) -> u32 {
-    let Deliver { pod, forward } = deliver;
+    let Deliver { pod, forward, packet_len } = deliver;
     let Some(ethernet) = frame.view(0).map(Ethernet::parse) else { return XDP_PASS };
-    if frame.fits_after_pop(pod.ifindex).is_err() || frame.prepend(HandOver::to(pod)).is_none() {
+    if frame.fits(pod.ifindex, *packet_len).is_err() || frame.prepend(HandOver::to(pod)).is_none() {
         return XDP_PASS;
     }
     if frame.pop_vxlan().is_none() {

@@ -25,6 +25,7 @@ use aya_ebpf::{
 };
 use flannel_common::{
     layout::{HAND_OVER_LEN, HandOver, PodV4},
+    map::{TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
@@ -34,6 +35,8 @@ use flannel_common::{
 
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u32 = 2;
+/// As `AF_INET`.
+const AF_INET6: u32 = 10;
 /// include/uapi/linux/if_packet.h.
 const PACKET_OTHERHOST: u32 = 3;
 
@@ -49,6 +52,25 @@ const PUSH_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 /// Flags of the pop. Without `FIXED_GSO` the kernel would add the popped bytes to the segment size,
 /// and aggregates of small segments would be dropped.
 const POP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+
+/// The pop that frees an aggregate of its tunnel's marks: `BPF_F_ADJ_ROOM_DECAP_L4_UDP` (include/uapi/linux/bpf.h),
+/// younger than these bindings.
+const POP_CLEAN_FLAGS: u64 = POP_FLAGS | 1 << 10;
+
+/// Tries the flags that the first word of the control block asks for; what the helper says.
+#[inline(always)]
+pub(crate) fn try_room(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: a field of the live context, and the live context.
+    unsafe {
+        let (difference, flags) = match (*skb).cb[0] {
+            TRY_PUSH => (ENCAP_LEN as i32, PUSH_FLAGS),
+            TRY_POP => (-(ENCAP_LEN as i32), POP_FLAGS),
+            _ => (-(ENCAP_LEN as i32), POP_CLEAN_FLAGS),
+        };
+        bpf_skb_adjust_room(skb, difference, BPF_ADJ_ROOM_MAC, flags) as i32
+    }
+}
 
 /// A packet at a tc hook. A copy is the same packet.
 #[derive(Clone, Copy)]
@@ -99,8 +121,28 @@ impl Skb {
                 mark: (*self.skb).mark,
                 vlan_tagged: (*self.skb).vlan_present != 0,
                 for_other_station: (*self.skb).pkt_type == PACKET_OTHERHOST,
+                from_socket: self.is_of_socket(),
             }
         }
+    }
+
+    /// Whether the packet belongs to a socket of IPv4 or IPv6. What arrives for forwarding is taken from its socket
+    /// (net/ipv4/ip_input.c, `ip_rcv_core`), while the way from a pod to its veth leaves it there (net/core/skbuff.c,
+    /// `skb_scrub_packet`); what a virtual machine or a raw packet socket sends is of no address family of ours.
+    #[inline(always)]
+    fn is_of_socket(&self) -> bool {
+        // SAFETY: a field of the live context; the verifier makes sure that it is not followed before the check.
+        unsafe {
+            let socket = (*self.skb).__bindgen_anon_2.sk;
+            !socket.is_null() && matches!((*socket).family, AF_INET | AF_INET6)
+        }
+    }
+
+    /// Clears `bits` in the packet's mark; the others stay.
+    #[inline(always)]
+    pub(crate) fn unmark(&self, bits: u32) {
+        // SAFETY: as in `mark`.
+        unsafe { (*self.skb).mark &= !bits }
     }
 
     /// How much the packet counts for.
@@ -156,16 +198,10 @@ impl Skb {
         if result == 0 { Some(()) } else { None }
     }
 
-    /// Whether the packet without its outer headers fits interface `ifindex`, and that exists.
+    /// Whether an IP packet of `packet_len` bytes fits interface `ifindex`, and that exists.
     #[inline(always)]
-    pub(crate) fn fits_after_pop(&self, ifindex: u32) -> Result<(), Reason> {
-        fits(self.skb.cast(), ifindex, -(ENCAP_LEN as i32))
-    }
-
-    /// Whether the packet as it is fits interface `ifindex`, and that exists.
-    #[inline(always)]
-    pub(crate) fn fits(&self, ifindex: u32) -> Result<(), Reason> {
-        fits(self.skb.cast(), ifindex, 0)
+    pub(crate) fn fits(&self, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
+        fits(self.skb.cast(), ifindex, packet_len)
     }
 
     /// The pod for which XDP has popped the packet; `None` if it has not.
@@ -224,14 +260,17 @@ impl Skb {
     }
 }
 
-/// Whether the packet of `ctx`, longer by `difference` bytes, fits interface `ifindex`, and that exists.
+/// Whether an IP packet of `packet_len` bytes, or with 0 that of `ctx` itself, fits interface `ifindex`, and that
+/// exists.
 #[inline(always)]
-fn fits(ctx: *mut c_void, ifindex: u32, difference: i32) -> Result<(), Reason> {
-    let mut mtu = 0;
+fn fits(ctx: *mut c_void, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
+    // In: the length to check in place of the packet's. Out: the MTU, to which an aggregate is not held by the
+    // helper.
+    let mut mtu = packet_len;
     // SAFETY: `ctx` is the live context of a program that may call this, `mtu` outlives the call.
-    match unsafe { bpf_check_mtu(ctx, ifindex, &raw mut mtu, difference, 0) } {
-        0 => Ok(()),
-        1.. => Err(Reason::TooBig),
+    match unsafe { bpf_check_mtu(ctx, ifindex, &raw mut mtu, 0, 0) } {
+        0 if packet_len <= mtu => Ok(()),
+        0.. => Err(Reason::TooBig),
         _ => Err(Reason::PodGone),
     }
 }

@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Counter, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
     path::{Note, Tables},
     reason::{self, Direction, Reason},
@@ -39,6 +39,9 @@ static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREA
 #[btf_map(name = "flows_v4")]
 static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
+#[btf_map(name = "forwarders")]
+static FORWARDERS: LruHashMap<u32, Forwarder, { MAX_PODS as usize }> = LruHashMap::new();
+
 #[btf_map(name = "hold")]
 static HOLD: Array<Hold, 1> = Array::new();
 
@@ -60,8 +63,8 @@ impl Tables for Maps {
     #[inline(always)]
     fn config(&self) -> Option<Config> {
         let config = CONFIG.get(0).copied()?;
-        // A port of 0 is none: the kernel creates array entries zeroed.
-        if config.port == 0 { None } else { Some(config) }
+        // The kernel creates array entries zeroed; a range of ports that ends at 0 nobody writes.
+        if config.source_port_max == 0 { None } else { Some(config) }
     }
 
     #[inline(always)]
@@ -95,6 +98,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn forwarded(&self, ifindex: u32) -> u64 {
+        // SAFETY: as in `flow_v4`: a slot given to another veth costs, or gives, one look.
+        unsafe { FORWARDERS.get(ifindex) }.map_or(0, |forwarder| forwarder.seen)
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the helper takes nothing and cannot fail.
         unsafe { bpf_ktime_get_coarse_ns() }
@@ -106,13 +115,14 @@ impl Tables for Maps {
     }
 }
 
-/// Writes down what is noted about a flow. As a whole, never through a reference: the slot might have become
+/// Writes down what is noted. As a whole, never through a reference: the slot might have become
 /// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel's path.
 #[inline(always)]
 pub(crate) fn write_down(note: &Note) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
         Note::Forget(flow) => FLOWS_V4.remove(flow),
+        Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
 }
 

@@ -6,8 +6,9 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use flannel_common::{
+    map::CHECKED_MARK,
     path::{
-        early, egress, flow,
+        self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
@@ -15,7 +16,7 @@ use flannel_common::{
 
 use crate::{
     act,
-    ctx::{Skb, XdpFrame},
+    ctx::{self, Skb, XdpFrame},
     maps::Maps,
 };
 
@@ -27,6 +28,7 @@ const EGRESS_READS: u32 = 14 + 20 + 20;
 fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
+    act::take_note_of_pod(skb, size);
     let verdict = egress::from_pod(
         &skb,
         &Maps,
@@ -63,6 +65,21 @@ fn from_underlay(ctx: TcContext) -> i32 {
         |deliver, reason| act::pop(skb, &deliver, reason),
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
+    act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
+}
+
+/// tc ingress, flannel.<vni>: what the kernel has freed of its outer headers. Only aggregates that `from_underlay` has
+/// checked and cannot pop itself.
+#[classifier]
+fn from_overlay(ctx: TcContext) -> i32 {
+    if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    let skb = Skb::of(&ctx, EGRESS_READS);
+    skb.unmark(CHECKED_MARK);
+    let size = skb.size();
+    let verdict =
+        path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     act::conclude(&ctx, size, Direction::Ingress, verdict)
 }
 
@@ -108,4 +125,10 @@ fn xdp_underlay(ctx: XdpContext) -> u32 {
 fn xdp_generic(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::of(&ctx);
     early::stranger(&frame, &Maps).map_or(XDP_PASS, |reason| act::judge(frame, reason))
+}
+
+/// Attached nowhere: tries what the kernel makes of the flags of the programs above.
+#[classifier]
+fn try_room(ctx: TcContext) -> i32 {
+    ctx::try_room(&ctx)
 }

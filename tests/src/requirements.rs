@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use flannel_ebpf_toolchain::kubernetes_dir;
 
 use crate::command::SYSTEM_DIRECTORIES;
 
@@ -25,14 +26,17 @@ const CNI_DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// Environment variable that turns a skipped test into a failed one.
 pub const REQUIRE: &str = "FLANNEL_TEST_REQUIRE";
 
-/// Where the CNI plugins `bridge` and `host-local` are.
+/// The plugins that are used.
+const CNI_PLUGINS: [&str; 3] = ["bridge", "host-local", "portmap"];
+
+/// Where the CNI plugins `bridge`, `host-local` and `portmap` are.
 pub fn cni_directory() -> Result<PathBuf> {
     for directory in CNI_DIRECTORIES.map(PathBuf::from) {
-        if directory.join("bridge").exists() && directory.join("host-local").exists() {
+        if CNI_PLUGINS.iter().all(|plugin| directory.join(plugin).exists()) {
             return Ok(directory);
         }
     }
-    bail!("the CNI plugins bridge and host-local are in none of {}", CNI_DIRECTORIES.join(", "))
+    bail!("the CNI plugins {} are in none of {}", CNI_PLUGINS.join(", "), CNI_DIRECTORIES.join(", "))
 }
 
 /// Fails with everything that is missing, and the remedy.
@@ -58,7 +62,26 @@ pub fn check(further: &[(&str, &str)]) -> Result<()> {
 /// Whether a test can use the lab. If not, says so on stderr past the test harness's capture, so that
 /// a skipped test is seen; with `FLANNEL_TEST_REQUIRE` set it is an error instead.
 pub fn lab_available() -> Result<bool> {
-    let Err(reason) = check(&[]) else { return Ok(true) };
+    available(check(&[]))
+}
+
+/// The same for a test that runs Kubernetes in the lab.
+pub fn kubernetes_available() -> Result<bool> {
+    let programs = || ["kube-apiserver", "kube-proxy"].map(kubernetes_program).into_iter().collect();
+    available(
+        check(&[("curl", "curl"), ("conntrack", "conntrack")]).and_then(|()| programs()).map(|_: Vec<_>| ()),
+    )
+}
+
+/// Where `cargo xtask setup --kubernetes` put a program of Kubernetes.
+pub fn kubernetes_program(name: &str) -> Result<PathBuf> {
+    let path = kubernetes_dir().join(name);
+    let found = Some(path.clone()).filter(|path| path.is_file());
+    found.with_context(|| format!("no {}; `cargo xtask setup --kubernetes` builds it", path.display()))
+}
+
+fn available(found: Result<()>) -> Result<bool> {
+    let Err(reason) = found else { return Ok(true) };
     if std::env::var_os(REQUIRE).is_some_and(|value| value != "0" && !value.is_empty()) {
         return Err(reason.context(format!("{REQUIRE} is set and the lab cannot run")));
     }

@@ -144,7 +144,6 @@ fn what_is_not_built_refuses_to_start_and_says_what_to_use() -> Result<()> {
             ),
             (r#","Backend":{"Type":"wireguard"}"#, "use \"vxlan\" if packets need not be encrypted"),
             (r#","Backend":{"Type":"gce"}"#, "unknown backend type: gce; set Backend.Type to \"vxlan\""),
-            (r#","Backend":{"Type":"vxlan","DirectRouting":true}"#, "set it to false, or use \"host-gw\""),
         ] {
             configure(&etcd, backend)?;
             agent.launch()?;

@@ -134,6 +134,16 @@ fn containers_keep_their_addresses_though_docker_masquerades_without_ebpf() -> R
 }
 
 #[test]
+fn containers_keep_their_addresses_though_docker_masquerades_beside_fast_flows() -> Result<()> {
+    sources(FastPath::Flow, &[], true)
+}
+
+#[test]
+fn flannel_masquerades_in_dockers_place_beside_fast_flows() -> Result<()> {
+    sources(FastPath::Flow, &["--ip-masq"], false)
+}
+
+#[test]
 fn flannel_masquerades_in_dockers_place() -> Result<()> {
     sources(FastPath::All, &["--ip-masq"], false)
 }

@@ -1,12 +1,19 @@
-//! The host-gw backend on the kernel's path: agents among each other, and beside a node built by plain `ip`.
+//! The host-gw backend: agents among each other, and beside a node built by plain `ip`.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
+    counters::Counters,
     eventually,
     lab::{CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, Pod, SubnetEnv, in_lab},
-    traffic::{Paced, every_kind_both_ways},
+    traffic::{
+        Dialogue, Endpoint, Paced, every_kind_both_ways,
+        ping::ping,
+        source_seen, tcp,
+        udp::{self, HEADERS, Receiver},
+    },
 };
 use ipnetwork::Ipv4Network;
 
@@ -18,15 +25,51 @@ fn etcd(lab: &Lab) -> Result<Etcd> {
     Ok(etcd)
 }
 
-/// A cluster of agents. They ask for programs, and must do without.
+/// A cluster of agents whose packets go past the host's stack.
 fn cluster(lab: &Lab, nodes: usize) -> Result<Cluster> {
+    cluster_by(lab, nodes, FastPath::All)
+}
+
+fn cluster_by(lab: &Lab, nodes: usize, fast_path: FastPath) -> Result<Cluster> {
     let etcd = etcd(lab)?;
-    let members = (0..nodes)
-        .map(|_| Member::start(lab.node()?, &etcd, FastPath::All, 1))
-        .collect::<Result<Vec<_>>>()?;
+    let members =
+        (0..nodes).map(|_| Member::start(lab.node()?, &etcd, fast_path, 1)).collect::<Result<Vec<_>>>()?;
     let cluster = Cluster { members, etcd };
     cluster.await_reachable(&[])?;
     Ok(cluster)
+}
+
+/// Packets that went out past the host's stack, and that came in so: as they are, then in VXLAN.
+fn fast(counters: &Counters) -> [u64; 4] {
+    use Direction::{Egress, Ingress};
+    [
+        (Egress, Reason::RoutePod),
+        (Ingress, Reason::HandPod),
+        (Egress, Reason::EncapPod),
+        (Ingress, Reason::DeliverPod),
+    ]
+    .map(|(direction, reason)| counters.get(direction, reason).packets)
+}
+
+/// What `member` counts while `work` is done.
+fn counted(member: &Member, work: impl FnOnce() -> Result<()>) -> Result<Counters> {
+    let before = member.counters()?;
+    work()?;
+    Ok(member.counters()?.since(&before))
+}
+
+/// Packets as large as an MTU of 1500 lets them be, singly and in aggregates of both kinds.
+fn full_size(a: &Endpoint, b: &Endpoint) -> Result<()> {
+    let full = 1500 - HEADERS;
+    for (from, to) in [(a, b), (b, a)] {
+        ping(from, to, full)?;
+        udp::echo(from, to, full, 20)?;
+        for receiver in [Receiver::Plain, Receiver::Gro] {
+            udp::gso(from, to, full, 40, 5, receiver)?;
+        }
+        tcp::bulk(from, to, 64 << 20)?;
+    }
+    Ok(())
 }
 
 fn subnet(member: &Member) -> Result<Ipv4Network> {
@@ -86,19 +129,16 @@ fn agents_and_a_plain_node_make_one_cluster() -> Result<()> {
                 "{published}"
             );
             ensure!(!from.node.netns().ip("link show")?.contains("flannel"), "a device was made");
-            let log = from.agent.log();
-            ensure!(
-                log.contains("host-gw routes in the kernel"),
-                "the log does not say why no programs:\n{log}"
-            );
-            let links = from.agent.bpffs().join("flannel/v1/links");
-            ensure!(fs::read_dir(&links).map_or(0, Iterator::count) == 0, "programs are attached");
         }
+        cluster.await_fast_path(0, 1, FastPath::All)?;
+        cluster.await_fast_path(1, 0, FastPath::All)?;
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
 
         let plain = Plain::join(lab, &cluster)?;
         cluster.await_reachable(&[plain.pod.endpoint()])?;
-        every_kind_both_ways(&a.pod()?, &plain.pod.endpoint())?;
+        let counters = counted(a, || every_kind_both_ways(&a.pod()?, &plain.pod.endpoint()))?;
+        let [out, back, pushed, popped] = fast(&counters);
+        ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{counters}");
         every_kind_both_ways(&a.node.underlay_endpoint(), &plain.pod.endpoint()).context("our host")?;
         every_kind_both_ways(&plain.node.underlay_endpoint(), &b.pod()?).context("its host")?;
 
@@ -119,6 +159,112 @@ fn agents_and_a_plain_node_make_one_cluster() -> Result<()> {
             member.agent.check_running()?;
         }
         bystanders.stop()?.check_lossless()
+    })
+}
+
+/// Both kinds of aggregates go past the stack as they are: no tunnel's marks are on them.
+#[test]
+fn every_packet_and_aggregate_skips_the_stack() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2)?;
+        let [a, b] = [&cluster.members[0], &cluster.members[1]];
+        cluster.await_fast_path(0, 1, FastPath::All)?;
+        cluster.await_fast_path(1, 0, FastPath::All)?;
+        let before = b.counters()?;
+        let at_a = counted(a, || full_size(&a.pod()?, &b.pod()?))?;
+        let at_b = b.counters()?.since(&before);
+        for counters in [&at_a, &at_b] {
+            let [out, back, pushed, popped] = fast(counters);
+            ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{counters}");
+            for reason in [Reason::UdpAggregate, Reason::TooBig, Reason::Refused, Reason::Length] {
+                for direction in Direction::ALL {
+                    ensure!(counters.get(direction, reason).packets == 0, "{counters}");
+                }
+            }
+        }
+        // A packet more than the link takes, and what is no packet of its own, is the kernel's.
+        let large = counted(a, || ping(&a.pod()?, &b.pod()?, 5000).map(drop))?;
+        ensure!(fast(&large) == [0; 4], "{large}");
+        Ok(())
+    })
+}
+
+/// What netfilter has accepted both ways skips the stack, learned where it leaves without a tunnel.
+#[test]
+fn flows_are_learned_on_the_external_interface() -> Result<()> {
+    const DATAGRAMS: u64 = 500;
+    in_lab(|lab| {
+        let cluster = cluster_by(lab, 2, FastPath::Flow)?;
+        let [a, b] = [&cluster.members[0], &cluster.members[1]];
+        cluster.await_fast_path(0, 1, FastPath::Flow)?;
+        cluster.await_fast_path(1, 0, FastPath::Flow)?;
+        let (from, to) = (a.pod()?, b.pod()?);
+        let before = b.counters()?;
+        let at_a = counted(a, || udp::echo(&from, &to, 200, DATAGRAMS))?;
+        for counters in [at_a, b.counters()?.since(&before)] {
+            let [out, back, pushed, popped] = fast(&counters);
+            ensure!(out >= DATAGRAMS - 5 && back >= DATAGRAMS - 5, "{counters}");
+            ensure!([pushed, popped] == [0, 0], "{counters}");
+        }
+        let counters = counted(a, || {
+            every_kind_both_ways(&from, &to)?;
+            full_size(&from, &to)
+        })?;
+        let [out, back, ..] = fast(&counters);
+        ensure!(out > 10_000 && back > 10_000, "{counters}");
+        let control = counters.get(Direction::Egress, Reason::FlowControl).packets;
+        ensure!(control >= 4, "handshakes do not stay with the kernel: {counters}");
+        // What skips the stack is not taken for a sign that it does so unasked.
+        let mut dialogue = Dialogue::open(&from, &to)?;
+        dialogue.exchanges(20)?;
+        let counters = counted(a, || dialogue.exchanges(500))?;
+        let [out, back, ..] = fast(&counters);
+        ensure!(out >= 500 && back >= 500, "{counters}");
+        ensure!(counters.get(Direction::Egress, Reason::FlowForgotten).packets == 0, "{counters}");
+
+        // A policy that comes later bites when the flow asks again, at the latest.
+        let plain = Plain::join(lab, &cluster)?;
+        cluster.await_reachable(&[plain.pod.endpoint()])?;
+        let far = plain.pod.endpoint();
+        let counters = counted(a, || udp::echo(&from, &far, 200, DATAGRAMS))?;
+        let [out, back, ..] = fast(&counters);
+        ensure!(out >= DATAGRAMS - 5 && back >= DATAGRAMS - 5, "{counters}");
+        Ok(())
+    })
+}
+
+/// Where every packet goes through the host's stack, pods still keep their address.
+#[test]
+fn on_the_kernels_path_pods_keep_their_address() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster_by(lab, 2, FastPath::Overlay)?;
+        let [a, b] = [&cluster.members[0], &cluster.members[1]];
+        a.node.iptables("-t nat -A POSTROUTING -o eth0 -j MASQUERADE")?;
+        let (from, to) = (a.pod()?, b.pod()?);
+        let seen = source_seen(&from, &to, 8080, to.socket_address(8080))?;
+        ensure!(seen == from.address(), "{seen}");
+        let counters = counted(a, || every_kind_both_ways(&from, &to))?;
+        ensure!(fast(&counters) == [0; 4], "{counters}");
+        ensure!(counters.get(Direction::Egress, Reason::SnatExempt).packets > 0, "{counters}");
+        Ok(())
+    })
+}
+
+/// Traffic goes on while the agent is away, dies, and is replaced.
+#[test]
+fn agents_come_and_go_without_loss() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 2)?;
+        cluster.await_fast_path(0, 1, FastPath::All)?;
+        let flow = Paced::usual(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
+        for member in &mut cluster.members {
+            member.agent.kill()?;
+            member.agent.start_again()?;
+            member.agent.terminate()?;
+            member.agent.start_again()?;
+        }
+        flow.stop()?.check_lossless()?;
+        cluster.await_fast_path(0, 1, FastPath::All)
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddrV4},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     thread::sleep,
@@ -12,9 +13,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use flannel_tests::{
     command::Daemon,
-    lab::{Lab, Node, Pod, Stock, in_lab, stock},
+    eventually,
+    lab::{
+        CONVERGENCE, KubeProxy, Lab, Node, Pod, Stock, in_kubernetes_lab, in_lab,
+        kubernetes::{Backend, Service, TrafficPolicy},
+        stock,
+    },
     lab_available,
-    traffic::{Paced, every_kind_both_ways, ping::ping, reachability},
+    traffic::{Dialogue, Paced, dialogue::listen, every_kind_both_ways, ping::ping, reachability},
 };
 
 /// Two stock nodes that know each other, with a pod each.
@@ -45,6 +51,67 @@ fn stock_nodes_carry_every_kind_of_traffic_with_flannels_rules() -> Result<()> {
         a.load_flannel_rules()?;
         b.load_flannel_rules()?;
         every_kind_both_ways(&pod_a.endpoint(), &pod_b.endpoint())
+    })
+}
+
+/// The API server knows who may do what, and keeps what it was told; kube-proxy makes rules of it.
+#[test]
+fn kubernetes_serves_the_cluster() -> Result<()> {
+    const NODES: &str = "/api/v1/nodes";
+    const SERVICE: &str = "/api/v1/namespaces/default/services/web";
+    in_kubernetes_lab(|lab| {
+        let etcd = lab.etcd()?;
+        let mut api = lab.api_server(&etcd)?;
+        let nodes = [lab.node()?, lab.node()?];
+        let mut stocks = nodes.iter().map(Node::stock).collect::<Result<Vec<_>>>()?;
+        stock::join(&mut stocks.iter_mut().collect::<Vec<_>>())?;
+        for node in &nodes {
+            api.add_node(node, &[node.subnet_env()?.subnet.to_string()])?;
+        }
+
+        let status = |token: &str| api.request_as(token, "GET", NODES, None).map(|answer| answer.status);
+        ensure!(status("nobody's")? == 401, "a stranger was let in");
+        api.add_service_account("kube-system", "reader")?;
+        let token = api.token("kube-system", "reader", 600)?;
+        ensure!(status(&token)? == 403, "an account without a role may read nodes");
+        api.bind_cluster_role("system:node-proxier", "kube-system", "reader")?;
+        eventually(CONVERGENCE, "the role has come into force", || {
+            ensure!(status(&token)? == 200);
+            Ok(())
+        })?;
+
+        let kubeconfig = api.kube_proxy_account()?;
+        let mut proxy = KubeProxy::start(&nodes[0], kubeconfig, &[])?;
+        let (client, server) = (nodes[0].pod("client")?.endpoint(), nodes[1].pod("server")?.endpoint());
+        let mut service = Service {
+            name: "web".to_owned(),
+            address: Ipv4Addr::new(10, 96, 1, 1),
+            port: 80,
+            target: 8080,
+            node_port: None,
+            policy: TrafficPolicy::Cluster,
+            affinity: false,
+            backends: vec![Backend { address: server.address(), node: nodes[1].name() }],
+        };
+        api.add_service(&service)?;
+        proxy.await_service(&service)?;
+        let listener = listen(&server, service.target)?;
+        let destination = SocketAddrV4::new(service.address, service.port);
+        Dialogue::through(&client, 0, destination, &[&listener])?.exchanges(3)?;
+
+        api.stop()?;
+        Dialogue::through(&client, 0, destination, &[&listener])?.exchanges(3)?;
+        api.start()?;
+        ensure!(api.get(SERVICE)?["spec"]["clusterIP"] == service.address.to_string(), "the Service is gone");
+        service.backends.clear();
+        api.update_backends(&service)?;
+        proxy.await_service(&service)?;
+        let refused = Dialogue::through(&client, 0, destination, &[&listener]);
+        let refused = refused.err().context("a Service without backends was reached")?;
+        ensure!(format!("{refused:#}").contains("ECONNREFUSED"), "{refused:#}");
+        api.remove_service(&service)?;
+        ensure!(api.request("GET", SERVICE, None)?.status == 404);
+        proxy.stop()
     })
 }
 
@@ -212,7 +279,7 @@ fn the_next_lab_removes_one_whose_owner_was_killed() -> Result<()> {
     fs::write(dir.join("owner"), "99999999 1")?;
     std::mem::forget(lab);
     drop(Lab::new()?);
-    flannel_tests::eventually(Duration::from_secs(10), "the abandoned lab is gone", || {
+    eventually(Duration::from_secs(10), "the abandoned lab is gone", || {
         ensure!(!dir.exists() && namespaces_of(&id)?.is_empty());
         Ok(())
     })?;

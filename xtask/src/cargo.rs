@@ -31,10 +31,11 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Builds the agent and returns its executable, wherever the user's configuration puts it.
+/// Builds the agent, with the CNI plugin beside it, and returns its executable, wherever the user's configuration
+/// puts it.
 pub(crate) fn build_agent(profile: Profile) -> Result<PathBuf> {
     let mut cargo = cargo();
-    cargo.args(["build", "--package", "flannel-agent", "--bin", "flannel-agent"]);
+    cargo.args(["build", "--package", "flannel-agent", "--bins"]);
     cargo.arg("--message-format=json-render-diagnostics");
     match profile {
         Profile::Dev => {}
@@ -57,13 +58,15 @@ pub(crate) fn build_agent(profile: Profile) -> Result<PathBuf> {
     })
 }
 
-/// The last executable among cargo's messages, one JSON object each line.
+/// The agent among the executables of cargo's messages, one JSON object each line.
 fn executable(messages: &str) -> Option<&str> {
     let path = |line: &'_ str| -> Option<(usize, usize)> {
         let start = line.find(r#""executable":""#)? + r#""executable":""#.len();
         Some((start, start + line[start..].find('"')?))
     };
-    messages.lines().filter_map(|line| path(line).map(|(start, end)| &line[start..end])).next_back()
+    let mut executables =
+        messages.lines().filter_map(|line| path(line).map(|(start, end)| &line[start..end]));
+    executables.rfind(|file| file.ends_with("/flannel-agent"))
 }
 
 #[cfg(test)]
@@ -76,6 +79,8 @@ mod tests {
             r#"{"reason":"compiler-artifact","executable":null,"fresh":true}"#,
             "\n",
             r#"{"reason":"compiler-artifact","executable":"/t/debug/flannel-agent","fresh":true}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","executable":"/t/debug/flannel","fresh":true}"#,
             "\n",
             r#"{"reason":"build-finished","success":true}"#,
         );

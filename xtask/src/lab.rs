@@ -28,7 +28,7 @@ pub(crate) fn run(task: &str, options: &Options) -> Result<()> {
     if !asks_for_help {
         host::require_root(task, "its nodes and pods are network namespaces")?;
     }
-    setup::ensure(setup::Scope::All)?;
+    setup::ensure(setup::Scope::Lab)?;
     lab.env("FLANNEL_AGENT_BIN", build_agent(Profile::Release)?);
     Err(lab.exec()).context("cannot run cargo")
 }

@@ -24,7 +24,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Find or install all that building, the demo and the tests need
-    Setup,
+    Setup(setup::Options),
     /// Compile the programs and show what the object holds
     BuildEbpf(build_ebpf::Options),
     /// Build the agent, load the programs through the verifier and pin them
@@ -39,7 +39,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
-        Task::Setup => setup::show(),
+        Task::Setup(options) => setup::show(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Demo(options) => lab::run("demo", &options),

@@ -24,7 +24,7 @@ pub(crate) struct Options {
 /// Becomes `cargo test`, so that its closing lines are the last.
 pub(crate) fn run(options: &Options) -> Result<()> {
     host::require_root("test", "the tests load programs and make network namespaces")?;
-    setup::ensure(setup::Scope::All)?;
+    setup::ensure(setup::Scope::Kubernetes)?;
     let agent = build_agent(Profile::Dev)?;
     let mut cargo = cargo();
     // As a host crate flannel-ebpf is empty.

@@ -52,8 +52,27 @@ pub(super) fn load(
     });
     match loaded {
         Ok((pins, programs)) => {
-            info!(fast_path = wanted.label(), because = "--fast-path asks for it", "programs loaded");
-            (wanted, Loaded::Programs(pins, programs))
+            let (found, missing) = programs.features().names();
+            info!(
+                found = found.join(" "),
+                missing = missing.join(" "),
+                "tried what this kernel can do for the programs"
+            );
+            let (granted, without) = programs.features().grant(wanted);
+            if let Some(feature) = without {
+                warn!(
+                    asked = wanted.label(),
+                    fast_path = granted.label(),
+                    missing = feature.label(),
+                    because = feature.without_it(),
+                    "this kernel cannot do all that --fast-path asks for"
+                );
+            }
+            if granted == FastPath::Off {
+                return (granted, Loaded::Nothing(Some(pins)));
+            }
+            info!(fast_path = granted.label(), because = "--fast-path asks for it", "programs loaded");
+            (granted, Loaded::Programs(pins, programs))
         }
         Err(error) => {
             let because = refused(&error, Privileges::read());

@@ -50,7 +50,7 @@ enum Side {
 
 const fn side(hook: Hook) -> Side {
     match hook {
-        Hook::FromPod | Hook::FromUnderlay => Side::Tc(TcAttachType::Ingress),
+        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => Side::Tc(TcAttachType::Ingress),
         Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => Side::Tc(TcAttachType::Egress),
         Hook::XdpUnderlay => Side::Xdp(XdpMode::Driver),
         Hook::XdpGeneric => Side::Xdp(XdpMode::Skb),

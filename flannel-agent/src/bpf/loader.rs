@@ -8,17 +8,17 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use flannel_common::{
-    layout::{Config, Counter, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Counter, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
     map::{
-        CONFIG, COUNTERS, FLOWS_V4, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4,
-        ROUTES_V4, SNAT_EXEMPT_V4, VTEPS,
+        CONFIG, COUNTERS, FLOWS_V4, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS,
+        PINNED_MAPS, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS,
     },
     path::Hook,
     reason,
 };
 use tracing::{info, warn};
 
-use super::{OBJECT, PinError, Pins};
+use super::{Features, OBJECT, PinError, Pins};
 
 /// Programs that could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,7 @@ pub struct Programs {
     pub(super) pins: Pins,
     /// The kernel's id of each pinned map.
     maps: BTreeMap<&'static str, u32>,
+    features: Features,
 }
 
 /// What the kernel says of a loaded program.
@@ -120,19 +121,29 @@ impl Programs {
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(OBJECT)?;
-        for hook in Hook::ALL {
+        let features = Features::of(&mut ebpf);
+        for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
             match program(&mut ebpf, hook)? {
                 Program::SchedClassifier(program) => program.load(),
                 Program::Xdp(program) => program.load(),
                 _ => Err(ProgramError::UnexpectedProgramType),
             }
-            .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
+            .or_else(|error| match error {
+                // Tried already.
+                ProgramError::AlreadyLoaded => Ok(()),
+                error => Err(LoadError::Program { program: hook.program(), error: error.into() }),
+            })?;
         }
         let mut maps = BTreeMap::new();
         for name in PINNED_MAPS {
             maps.insert(name, MapInfo::from_pin(pins.map(name))?.id());
         }
-        Ok(Self { ebpf, pins, maps })
+        Ok(Self { ebpf, pins, maps, features })
+    }
+
+    /// What this kernel does for the programs.
+    pub const fn features(&self) -> &Features {
+        &self.features
     }
 
     /// Pins again every map whose pin is gone, or stands for another map: the programs go on with theirs,
@@ -191,8 +202,10 @@ impl Programs {
     /// # Errors
     /// When it says nothing.
     pub fn summaries(&mut self) -> Result<Vec<ProgramSummary>, LoadError> {
+        let features = self.features.clone();
         Hook::ALL
             .into_iter()
+            .filter(|hook| features.can_run(*hook))
             .map(|hook| {
                 let info = program(&mut self.ebpf, hook)?
                     .info()
@@ -226,6 +239,7 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
         PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>(), MAX_PODS),
         SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>(), MAX_EXEMPT),
         FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>(), MAX_FLOWS),
+        FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>(), MAX_PODS),
         CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
         HOLD => (MapType::Array, 4, size_of::<Hold>(), 1),
         COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),

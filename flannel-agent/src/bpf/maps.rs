@@ -8,13 +8,13 @@ use aya::maps::{
 };
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
-    layout::{Config, Exempt, FlowV4, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
-    map::{CONFIG, FLOWS_V4, HOLD, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
+    layout::{Config, Exempt, FlowV4, Forwarder, Hold, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
+    map::{CONFIG, FLOWS_V4, FORWARDERS, HOLD, PODS_V4, ROUTES_V4, SNAT_EXEMPT_V4, VTEPS},
 };
 
 use nix::errno::Errno;
 
-use super::Pins;
+use super::{Pins, batch::Batches};
 
 /// A map that could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,8 @@ pub struct Tables {
     pub exempt: Prefixes<Exempt, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV4, Permit, 16, 24>,
+    /// The pods that forward for others, by the index of their veth. The programs write it.
+    pub forwarders: Table<u32, Forwarder, 4, 8>,
     /// This node's settings.
     pub config: Setting<Config, 60>,
     /// Until when the programs act.
@@ -67,6 +69,7 @@ impl Tables {
             vteps: Table::open(pins, VTEPS, Map::HashMap)?,
             pods: Table::open(pins, PODS_V4, Map::HashMap)?,
             flows: Table::open(pins, FLOWS_V4, Map::LruHashMap)?,
+            forwarders: Table::open(pins, FORWARDERS, Map::LruHashMap)?,
             exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
             config: Setting::open(pins, CONFIG)?,
             hold: Setting::open(pins, HOLD)?,
@@ -78,6 +81,7 @@ impl Tables {
 pub struct Table<K, V, const KN: usize, const VN: usize> {
     name: &'static str,
     map: HashMap<MapData, [u8; KN], [u8; VN]>,
+    batches: Option<Batches<KN, VN>>,
     types: PhantomData<(K, V)>,
 }
 
@@ -90,7 +94,8 @@ where
         const { assert!(size_of::<K>() == KN && size_of::<V>() == VN) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
-        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, types: PhantomData })
+        let batches = Batches::of(&map).map_err(failed)?;
+        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, batches, types: PhantomData })
     }
 
     /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
@@ -99,17 +104,48 @@ where
     /// # Errors
     /// When the map cannot be read.
     pub fn entries(&self) -> Result<BTreeMap<K, V>, MapFault> {
+        if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
+            return Ok(raw.into_iter().filter_map(|(key, value)| valid(&key, &value)).collect());
+        }
+        // A kernel without batches.
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
-            if let (Ok(key), Ok(value)) = (
-                bytemuck::checked::try_pod_read_unaligned(&key),
-                bytemuck::checked::try_pod_read_unaligned(&value),
-            ) {
+            if let Some((key, value)) = valid(&key, &value) {
                 entries.insert(key, value);
             }
         }
         Ok(entries)
+    }
+
+    /// Adds or replaces many entries, each in one step for the programs; one result for each.
+    pub fn put_all(&mut self, entries: &[(K, V)]) -> Vec<Result<(), MapFault>> {
+        let raw: Vec<_> =
+            entries.iter().map(|(key, value)| (bytes::<K, KN>(key), bytes::<V, VN>(value))).collect();
+        let mut results = Vec::with_capacity(entries.len());
+        while results.len() < entries.len() {
+            let written = match self.batches.as_ref().map(|batches| batches.put(&raw[results.len()..])) {
+                Some(Ok(())) => entries.len() - results.len(),
+                Some(Err((written, _))) => written,
+                None => 0,
+            };
+            results.extend((0..written).map(|_| Ok(())));
+            if results.len() < entries.len() {
+                // Once more by itself, where an answer is one about this entry.
+                let (key, value) = entries[results.len()];
+                results.push(self.put(&key, &value));
+            }
+        }
+        results
+    }
+
+    /// The value of `key`, if there is a valid one.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
+        let value = present(self.name, self.map.get(&bytes::<K, KN>(key), 0))?;
+        Ok(value.and_then(|value| bytemuck::checked::try_pod_read_unaligned(&value).ok()))
     }
 
     /// Adds or replaces an entry, in one step for the programs.
@@ -139,12 +175,16 @@ where
     /// # Errors
     /// When the map cannot be read or written.
     pub fn remove_all(&mut self, is_old: impl Fn(&K) -> bool) -> Result<usize, MapFault> {
+        let is_old =
+            |key: &[u8; KN]| bytemuck::checked::try_pod_read_unaligned(key).is_ok_and(|key| is_old(&key));
         let mut old = Vec::new();
-        for key in self.map.keys() {
-            // The programs remove entries too: one that goes meanwhile ends the walk, or starts it anew.
-            let Some(key) = present(self.name, key)? else { break };
-            if bytemuck::checked::try_pod_read_unaligned(&key).is_ok_and(|key| is_old(&key)) {
-                old.push(key);
+        if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
+            old.extend(raw.into_iter().map(|(key, _)| key).filter(is_old));
+        } else {
+            for key in self.map.keys() {
+                // The programs remove entries too: one that goes meanwhile ends the walk, or starts it anew.
+                let Some(key) = present(self.name, key)? else { break };
+                old.extend(Some(key).filter(is_old));
             }
         }
         for key in &old {
@@ -158,6 +198,7 @@ where
 pub struct Prefixes<V, const VN: usize> {
     name: &'static str,
     map: LpmTrie<MapData, [u8; 4], [u8; VN]>,
+    batches: Option<Batches<8, VN>>,
     types: PhantomData<V>,
 }
 
@@ -166,7 +207,9 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
         const { assert!(size_of::<V>() == VN) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
-        Ok(Self { name, map: LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?, types: PhantomData })
+        let batches = Batches::of(&map).map_err(failed)?;
+        let map = LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?;
+        Ok(Self { name, map, batches, types: PhantomData })
     }
 
     /// All entries, as [`Table::entries`].
@@ -174,6 +217,10 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
     /// # Errors
     /// When the map cannot be read.
     pub fn entries(&self) -> Result<BTreeMap<SubnetV4, V>, MapFault> {
+        // A key is the length, native, and the address: as in `SubnetV4`.
+        if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
+            return Ok(raw.into_iter().filter_map(|(key, value)| valid(&key, &value)).collect());
+        }
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
@@ -201,6 +248,14 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Prefixes<V, VN> {
     pub fn remove(&mut self, prefix: &SubnetV4) -> Result<(), MapFault> {
         gone(self.name, self.map.remove(&Key::new(prefix.prefix_len, prefix.network)))
     }
+}
+
+/// An entry of a map, unless it is none.
+fn valid<K: CheckedBitPattern, V: CheckedBitPattern>(key: &[u8], value: &[u8]) -> Option<(K, V)> {
+    Some((
+        bytemuck::checked::try_pod_read_unaligned(key).ok()?,
+        bytemuck::checked::try_pod_read_unaligned(value).ok()?,
+    ))
 }
 
 /// An entry, unless it was removed between its key and its value.

@@ -1,8 +1,10 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
 mod attach;
+mod batch;
 mod claim;
 mod counters;
+mod features;
 pub mod hold;
 mod loader;
 mod maps;
@@ -11,6 +13,7 @@ mod pins;
 pub use attach::AttachError;
 pub use claim::PinsClaim;
 pub use counters::{Traffic, read as read_counters};
+pub use features::{Feature, Features};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};
 pub use maps::{MapFault, Tables};
 pub use pins::{PinError, Pins};

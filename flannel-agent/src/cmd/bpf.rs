@@ -9,7 +9,7 @@ use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-use crate::bpf::{LogLevel, Pins, Programs, read_counters};
+use crate::bpf::{Features, LogLevel, Pins, Programs, read_counters};
 
 /// `flannel-agent bpf ...`.
 #[derive(Debug, Subcommand)]
@@ -20,6 +20,8 @@ pub enum BpfCommand {
     Unload(Where),
     /// Packets and bytes by direction and reason.
     Counters(CounterOptions),
+    /// What this kernel does for the programs, found out by trying it, and what is missing without.
+    Features(FeatureOptions),
 }
 
 /// Which pins.
@@ -73,6 +75,14 @@ pub struct CounterOptions {
     pub all: bool,
 }
 
+/// Options of `bpf features`.
+#[derive(Debug, Args)]
+pub struct FeatureOptions {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
 fn hook(name: &str) -> Result<Hook, String> {
     Hook::ALL.into_iter().find(|hook| hook.program() == name).ok_or_else(|| {
         let names: Vec<_> = Hook::ALL.into_iter().map(Hook::program).collect();
@@ -94,6 +104,7 @@ pub fn run(command: BpfCommand) -> anyhow::Result<()> {
             Ok(())
         }
         BpfCommand::Counters(options) => counters(&options),
+        BpfCommand::Features(options) => features(&options),
     }
 }
 
@@ -125,8 +136,9 @@ fn load(options: LoadOptions) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.set_header(["program", "id", "verified instructions", "bytes", "attached to"]);
     let number = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-    for (summary, hook) in summaries.iter().zip(Hook::ALL) {
-        let attached = interface.as_deref().filter(|_| programs.contains(&hook)).unwrap_or("-");
+    for summary in &summaries {
+        let chosen = programs.iter().any(|hook| hook.program() == summary.name);
+        let attached = interface.as_deref().filter(|_| chosen).unwrap_or("-");
         table.add_row([
             summary.name.to_owned(),
             summary.id.to_string(),
@@ -183,6 +195,31 @@ fn counters(options: &CounterOptions) -> anyhow::Result<()> {
             row.bytes.to_string(),
             row.reason.sentence().to_owned(),
         ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn features(options: &FeatureOptions) -> anyhow::Result<()> {
+    let features = Features::find()?;
+    if options.output == Output::Json {
+        let rows: Vec<_> = features
+            .rows()
+            .map(|(feature, why)| {
+                json!({
+                    "feature": feature.label(), "found": why.is_none(), "error": why,
+                    "without_it": feature.without_it(),
+                })
+            })
+            .collect();
+        println!("{}", json!(rows));
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.set_header(["feature", "found", "without it"]);
+    for (feature, why) in features.rows() {
+        let found = why.map_or_else(|| "yes".to_owned(), |why| format!("no: {why}"));
+        table.add_row([feature.label().to_owned(), found, feature.without_it().to_owned()]);
     }
     println!("{table}");
     Ok(())

@@ -37,7 +37,7 @@ pub enum Backend {
 /// A backend that this version can do, with its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BuiltBackend<'a> {
-    /// `vxlan`, without `DirectRouting`.
+    /// `vxlan`.
     Vxlan(&'a VxlanOptions),
     /// `host-gw`.
     HostGw,
@@ -82,12 +82,6 @@ pub enum UnbuiltBackend {
         /// Its type, in lower case.
         kind: &'static str,
     },
-    /// `DirectRouting` of vxlan.
-    #[error(
-        "Backend.DirectRouting: true is not built yet: set it to false, or use \"host-gw\" where all nodes are on \
-         one link, or run stock flanneld"
-    )]
-    DirectRouting,
 }
 
 /// What to use in place of a backend that is not built.
@@ -134,7 +128,6 @@ impl Backend {
         match self {
             Self::Other { options: None, .. } => Err(UnbuiltBackend::Absent),
             Self::Other { kind, .. } => Err(UnbuiltBackend::Type { kind }),
-            Self::Vxlan(VxlanOptions { direct_routing: true, .. }) => Err(UnbuiltBackend::DirectRouting),
             Self::Vxlan(options) => Ok(BuiltBackend::Vxlan(options)),
             Self::HostGw => Ok(BuiltBackend::HostGw),
             Self::Alloc => Ok(BuiltBackend::Alloc),

@@ -234,7 +234,6 @@ fn what_is_not_built_yet_says_so() {
             r#"{"Type":"tencent-vpc"}"#,
             "Backend.Type: \"tencent-vpc\" is not built yet: use \"vxlan\", or \"alloc\"",
         ),
-        (r#"{"Type":"vxlan","DirectRouting":true}"#, "Backend.DirectRouting: true is not built yet"),
     ] {
         let error = refused(backend(json));
         assert!(error.starts_with(start), "{error}");

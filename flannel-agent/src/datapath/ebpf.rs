@@ -1,6 +1,9 @@
 //! Maps and programs over the kernel half: what overtakes it, never what replaces it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::discriminant,
+};
 
 use flannel_common::path::Hook;
 use nix::net::if_::if_nameindex;
@@ -9,7 +12,7 @@ use tracing::{debug, warn};
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
     bpf::{AttachError, MapFault, PinError, Pins, Programs, Tables},
-    plan::{BpfState, Change, State},
+    plan::{BpfState, Change, Slot, State},
     telemetry::Said,
 };
 
@@ -129,12 +132,19 @@ impl Loaded {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
-        let names: BTreeMap<u32, String> = match indexes() {
+        let at_hooks = changes.iter().any(|change| matches!(change.slot(), Slot::Hook(..)));
+        let names: BTreeMap<u32, String> = match if at_hooks { indexes() } else { Ok(BTreeMap::new()) } {
             Ok(indexes) => indexes.into_iter().map(|(name, index)| (index, name)).collect(),
             Err(error) => return changes.iter().map(|_| Err(ChangeError::Bpf(error.clone()))).collect(),
         };
-        let results =
-            changes.iter().map(|change| self.make(change, &names).map_err(ChangeError::Bpf)).collect();
+        let mut results = Vec::with_capacity(changes.len());
+        for run in changes.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
+            match self.put_all(run) {
+                Some(put) => results.extend(put),
+                None => results
+                    .extend(run.iter().map(|change| self.make(change, &names).map_err(ChangeError::Bpf))),
+            }
+        }
         let moved: BTreeSet<[u8; 4]> = changes
             .iter()
             .filter_map(|change| match change {
@@ -144,6 +154,29 @@ impl Loaded {
             .collect();
         self.forget_flows(&moved);
         results
+    }
+
+    /// Writes entries of one of the maps that hold many, at once; `None` if `run` is of another kind.
+    fn put_all(&mut self, run: &[Change]) -> Option<Vec<Result<(), ChangeError>>> {
+        let results = match run.first()? {
+            Change::PutPeer { .. } => {
+                let entry = |change: &Change| match *change {
+                    Change::PutPeer { subnet, peer } => Some((subnet, peer)),
+                    _ => None,
+                };
+                self.tables.routes.put_all(&run.iter().filter_map(entry).collect::<Vec<_>>())
+            }
+            Change::PutVtep { .. } => {
+                let entry = |change: &Change| match *change {
+                    Change::PutVtep { address, vtep } => Some((address, vtep)),
+                    _ => None,
+                };
+                self.tables.vteps.put_all(&run.iter().filter_map(entry).collect::<Vec<_>>())
+            }
+            _ => return None,
+        };
+        let text = |result: Result<(), MapFault>| result.map_err(|error| ChangeError::Bpf(error.to_string()));
+        Some(results.into_iter().map(text).collect())
     }
 
     /// Removes the flows of pods that are no longer where they were. None of them lets a packet skip the stack

@@ -57,6 +57,17 @@ pub enum LeaseEvent {
     Remove(LeaseSubnet),
 }
 
+impl LeaseEvent {
+    /// The one lease this is about, if it is about one.
+    pub fn subnet(&self) -> Option<LeaseSubnet> {
+        match self {
+            Self::Snapshot(_) => None,
+            Self::Upsert(lease) => Some(lease.subnet),
+            Self::Remove(subnet) => Some(*subnet),
+        }
+    }
+}
+
 /// The leases of all peers, by subnet.
 pub type Leases = BTreeMap<LeaseSubnet, Lease>;
 

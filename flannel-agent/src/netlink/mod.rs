@@ -5,6 +5,7 @@
 
 pub(crate) mod address;
 mod connection;
+mod echo;
 mod error;
 mod interface;
 pub(crate) mod link;
@@ -16,6 +17,7 @@ pub(crate) mod route;
 
 pub use address::Address;
 pub use connection::Netlink;
+pub use echo::Echoes;
 pub use error::{KernelError, NetlinkError};
 pub use interface::{
     Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,

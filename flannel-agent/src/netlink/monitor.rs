@@ -8,7 +8,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::errno::Errno;
 
 use super::{
-    NetlinkError,
+    Echoes, NetlinkError,
     connection::{frames, open},
     error::errno,
 };
@@ -89,13 +89,13 @@ impl Monitor {
                 changed |= lost(&mut self.socket, errno(&error))?;
                 return Ok(changed);
             }
-            changed |= classify(&self.datagram, overlay);
+            changed |= classify(&self.datagram, overlay, None);
         }
         loop {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlay),
+                Ok(_) => changed |= classify(&self.datagram, overlay, None),
                 Err(error) if errno(&error) == Errno::EAGAIN => return Ok(changed),
                 Err(error) => {
                     changed |= lost(&mut self.socket, errno(&error))?;
@@ -103,6 +103,24 @@ impl Monitor {
                 }
             }
         }
+    }
+}
+
+impl Monitor {
+    /// All that has been noticed by now but the `echoes` of what we have done, without waiting.
+    pub fn heard_but(&mut self, overlay: Option<u32>, echoes: &Echoes<'_>) -> Changed {
+        let mut changed = Changed::default();
+        while let Some(socket) = &self.socket {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            match socket.socket_ref().recv(&mut self.datagram, 0) {
+                Ok(_) => changed |= classify(&self.datagram, overlay, Some(echoes)),
+                Err(error) if errno(&error) == Errno::EAGAIN => break,
+                // A socket that is lost is opened anew by whoever waits next, and reports that notices were missed.
+                Err(error) => changed |= lost(&mut self.socket, errno(&error)).unwrap_or_default(),
+            }
+        }
+        changed
     }
 }
 
@@ -115,14 +133,16 @@ fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, Netli
     Err(NetlinkError::Socket(errno))
 }
 
-fn classify(datagram: &[u8], overlay: Option<u32>) -> Changed {
+fn classify(datagram: &[u8], overlay: Option<u32>, echoes: Option<&Echoes<'_>>) -> Changed {
     let mut changed = Changed::default();
     for frame in frames(datagram) {
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[frame]) else {
             // Something changed, in words we do not know.
             return Changed::EVERYTHING;
         };
-        if let NetlinkPayload::InnerMessage(notice) = message.payload {
+        if let NetlinkPayload::InnerMessage(notice) = message.payload
+            && !echoes.is_some_and(|echoes| echoes.hold(&notice, overlay))
+        {
             changed |= kind(&notice, overlay);
         }
     }

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use super::{Netlink, NetlinkError, Request};
 use crate::{
     config::PoolV4,
-    plan::{DirectRoute, NextHop},
+    plan::{DirectRoute, NextHop, NextHops, NoHop},
 };
 
 /// An IPv4 unicast route of the main table.
@@ -31,6 +31,13 @@ pub(crate) struct Route {
     pub(crate) metric: u32,
     onlink: bool,
     boot: bool,
+}
+
+impl Route {
+    /// Whether it has what all routes of flannel have: protocol boot, no metric, and `onlink` over a VXLAN device only.
+    pub(super) fn is_as_ours(&self, over_device: bool) -> bool {
+        self.boot && self.metric == 0 && self.onlink == over_device
+    }
 }
 
 impl Netlink {
@@ -103,30 +110,40 @@ impl Netlink {
         }
     }
 
-    /// How packets from `source` reach each of `destinations`. Those that have no route, or one that is not
-    /// a plain next hop on an Ethernet link (local, blackhole, encapsulated, over IPv6), are left out.
+    /// How packets from `source` reach each of `destinations`, or why there is no one next hop on an Ethernet link.
+    ///
+    /// The kernel is asked twice about each: its answer to which way a packet takes has the path MTU it has
+    /// learned, but of several next hops only the one it would choose now.
     pub async fn next_hops(
         &mut self,
         source: Ipv4Addr,
         destinations: &BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+    ) -> Result<NextHops, NetlinkError> {
         if destinations.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok(NextHops::new());
         }
         let mtus: BTreeMap<u32, u32> =
             self.links().await?.into_iter().map(|link| (link.index, link.mtu)).collect();
-        let requests: Vec<_> = destinations.iter().map(|destination| get(source, *destination)).collect();
-        let answers = self.exchange(&requests).await?;
-        Ok(destinations
+        let requests: Vec<_> = destinations
             .iter()
-            .zip(answers)
-            .filter_map(|(destination, answer)| match answer {
-                Ok(Some(RouteNetlinkMessage::NewRoute(route))) => {
-                    Some((*destination, next_hop(*destination, &route, &mtus)?))
-                }
-                _ => None,
+            .flat_map(|destination| {
+                [RouteFlags::empty(), RouteFlags::FibMatch].map(|flags| get(source, *destination, flags))
             })
-            .collect())
+            .collect();
+        let answers = self.exchange(&requests).await?;
+        let hops = destinations.iter().zip(answers.chunks_exact(2)).map(|(destination, answers)| {
+            let hop = match answers {
+                [Ok(Some(RouteNetlinkMessage::NewRoute(way))), matched] => match matched {
+                    Ok(Some(RouteNetlinkMessage::NewRoute(entry))) if is_multipath(entry) => {
+                        Err(NoHop::Multipath)
+                    }
+                    _ => next_hop(*destination, way, &mtus),
+                },
+                _ => Err(NoHop::NoRoute),
+            };
+            (*destination, hop)
+        });
+        Ok(hops.collect())
     }
 }
 
@@ -212,11 +229,12 @@ fn route(subnet: Ipv4Network, kind: RouteType) -> RouteMessage {
     message
 }
 
-fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
+fn get(source: Ipv4Addr, destination: Ipv4Addr, flags: RouteFlags) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.destination_prefix_length = 32;
     message.header.source_prefix_length = 32;
+    message.header.flags = flags;
     message.attributes = vec![
         RouteAttribute::Destination(RouteAddress::Inet(destination)),
         RouteAttribute::Source(RouteAddress::Inet(source)),
@@ -224,7 +242,7 @@ fn get(source: Ipv4Addr, destination: Ipv4Addr) -> Request {
     Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
 }
 
-fn read(message: &RouteMessage) -> Option<Route> {
+pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let mut destination = Ipv4Addr::UNSPECIFIED;
     let mut ifindex = None;
@@ -257,9 +275,20 @@ fn read(message: &RouteMessage) -> Option<Route> {
     })
 }
 
-fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Option<NextHop> {
+fn is_multipath(entry: &RouteMessage) -> bool {
+    entry
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, RouteAttribute::MultiPath(hops) if hops.len() > 1))
+}
+
+fn next_hop(
+    destination: Ipv4Addr,
+    route: &RouteMessage,
+    mtus: &BTreeMap<u32, u32>,
+) -> Result<NextHop, NoHop> {
     if route.header.kind != RouteType::Unicast {
-        return None;
+        return Err(NoHop::Special);
     }
     let mut ifindex = None;
     let mut gateway = None;
@@ -268,7 +297,9 @@ fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u3
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
+            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
+                return Err(NoHop::Special);
+            }
             RouteAttribute::Metrics(metrics) => {
                 limit = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -278,9 +309,9 @@ fn next_hop(destination: Ipv4Addr, route: &RouteMessage, mtus: &BTreeMap<u32, u3
             _ => {}
         }
     }
-    let ifindex = ifindex?;
-    let link = *mtus.get(&ifindex)?;
-    Some(NextHop {
+    let ifindex = ifindex.ok_or(NoHop::Special)?;
+    let link = *mtus.get(&ifindex).ok_or(NoHop::NoRoute)?;
+    Ok(NextHop {
         ifindex,
         address: gateway.unwrap_or(destination),
         mtu: limit.map_or(link, |limit| limit.min(link)),

@@ -236,7 +236,13 @@ impl fmt::Display for Change {
                         Ipv4Addr::from(peer.next_hop),
                         peer.mtu
                     ),
-                    PeerKind::Direct => write!(f, "send packets for {} straight to {vtep}", Cidr(subnet)),
+                    PeerKind::Direct => write!(
+                        f,
+                        "send packets for {} straight to {vtep} by interface {}, MTU {}",
+                        Cidr(subnet),
+                        peer.ifindex,
+                        peer.mtu
+                    ),
                 }
             }
             Self::PutVtep { address, vtep } => {

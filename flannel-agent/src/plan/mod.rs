@@ -23,6 +23,7 @@ use crate::{
 mod change;
 mod delta;
 mod exempt;
+mod patch;
 mod peers;
 mod state;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
+pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};
 
@@ -48,6 +50,8 @@ pub struct Local {
     pub underlay: Underlay,
     /// How packets reach other nodes.
     pub backend: Backend,
+    /// Peers that the underlay reaches without a gateway are routed to without the tunnel.
+    pub direct_routing: bool,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
     /// XDP on the external interface.
@@ -92,6 +96,11 @@ impl Backend {
 }
 
 impl Local {
+    /// Whether peers may be reached without a tunnel.
+    pub fn routes_direct(&self) -> bool {
+        self.direct_routing || self.backend == Backend::HostGw
+    }
+
     /// The VXLAN device, if there is to be one.
     pub fn device(&self) -> Option<&VxlanDevice> {
         match &self.backend {
@@ -112,6 +121,40 @@ pub struct NextHop {
     pub mtu: u32,
 }
 
+/// Why the programs send nothing towards an address, and leave it to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum NoHop {
+    /// The kernel knows no route, or not from our address.
+    #[error("no route leads to its address")]
+    NoRoute,
+    /// The kernel chooses one of several for each flow.
+    #[error("the route to its address has several next hops, of which the kernel chooses")]
+    Multipath,
+    /// Not a plain one over Ethernet: it encapsulates, drops, or has a gateway of another family.
+    #[error("the route to its address is of a kind that only the kernel follows")]
+    Special,
+    /// A tunnel through itself.
+    #[error("the route to its address leads over the tunnel itself")]
+    Tunnel,
+    /// A peer to be reached without a tunnel is not on the link.
+    #[error("its address is behind a gateway, not on the link of the external interface")]
+    NotOnLink,
+    /// A peer to be reached without a tunnel is on another link, whose packets no program sees.
+    #[error("its address is on the link of another interface than the external one")]
+    OtherInterface,
+}
+
+/// How the underlay reaches addresses, or why the programs cannot use that; an address that was not asked for is
+/// absent.
+pub type NextHops = BTreeMap<Ipv4Addr, Result<NextHop, NoHop>>;
+
+impl NextHop {
+    /// Whether `destination`, which this leads to, is on the link itself.
+    pub(crate) fn is_on_link(&self, destination: Ipv4Addr) -> bool {
+        self.address == destination
+    }
+}
+
 /// The pods of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pods {
@@ -128,8 +171,8 @@ pub struct Inputs<'a> {
     pub local: &'a Local,
     /// The leases of the peers.
     pub leases: &'a Leases,
-    /// How the underlay reaches the peers' public addresses; those without a usable route are absent.
-    pub next_hops: &'a BTreeMap<Ipv4Addr, NextHop>,
+    /// How the underlay reaches the peers' public addresses.
+    pub next_hops: &'a NextHops,
     /// Our pods.
     pub pods: &'a Pods,
     /// What the operator exempts from masquerading.
@@ -147,14 +190,17 @@ pub struct Plan {
     pub peers: BTreeMap<Ipv4Network, Peer>,
     /// The leases that are not followed, and why.
     pub skipped: BTreeMap<LeaseSubnet, Skip>,
+    /// The peers whose packets the programs leave to the kernel, and why, by pod subnet.
+    pub on_kernel: BTreeMap<Ipv4Network, NoHop>,
 }
 
 /// What the kernel should hold given `inputs`: exactly what a node of stock flannel programs, and, unless
 /// the fast path is off, the maps and programs that overtake it.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let local = inputs.local;
-    let (peers, skipped) = peers(local, inputs.leases);
-    let mut state = State { bpf: bpf(inputs, &peers), ..State::default() };
+    let (peers, skipped) = peers(local, inputs.leases, inputs.next_hops);
+    let (bpf, on_kernel) = bpf(inputs, &peers);
+    let mut state = State { bpf, ..State::default() };
     if let Some(device) = local.device() {
         state.device = Some(device.clone());
         state.addresses.insert(host(local.subnet.network()));
@@ -168,35 +214,44 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 state.routes.insert(*subnet, base);
             }
             Way::Direct => {
-                let route = DirectRoute { ifindex: local.underlay.ifindex, via: peer.public_ip };
+                let ifindex = match inputs.next_hops.get(&peer.public_ip) {
+                    Some(Ok(hop)) if local.direct_routing => hop.ifindex,
+                    _ => local.underlay.ifindex,
+                };
+                let route = DirectRoute { ifindex, via: peer.public_ip };
                 state.direct_routes.insert(*subnet, route);
             }
         }
     }
-    Plan { state, peers, skipped }
+    Plan { state, peers, skipped, on_kernel }
 }
 
-fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
+/// The maps and programs, and the peers that they leave to the kernel.
+fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> (BpfState, BTreeMap<Ipv4Network, NoHop>) {
     let local = inputs.local;
-    let Some(device) = local.device().filter(|_| local.fast_path != FastPath::Off) else {
-        return BpfState::default();
-    };
-    let mut bpf = BpfState::default();
+    let (mut bpf, mut on_kernel) = (BpfState::default(), BTreeMap::new());
+    if local.fast_path == FastPath::Off || local.backend == Backend::Alloc {
+        return (bpf, on_kernel);
+    }
+    let device = local.device();
     let mut lengths = BTreeSet::new();
     for (subnet, peer) in peers {
         let key = subnet_key(*subnet);
         lengths.insert(Reverse(subnet.prefix()));
-        bpf.peers.insert(key, peer_value(device, peer, inputs.next_hops.get(&peer.public_ip)));
-        // The source check has room for one lease of a public address.
-        if peer.foremost {
+        let hop = next_hop(local, peer, inputs.next_hops);
+        on_kernel.extend(hop.err().map(|why| (*subnet, why)));
+        bpf.peers.insert(key, peer_value(device, peer, hop.ok()));
+        // The source check of the tunnel has room for one lease of a public address. With both ways in use a peer
+        // chooses for itself, and may come through the tunnel whichever way it is reached.
+        if peer.foremost && device.is_some() {
             bpf.vteps.insert(peer.public_ip.octets(), VtepV4 { subnet: key });
         }
     }
     bpf.config = Some(Config {
         fast_path: local.fast_path,
-        vtep: device.local.octets(),
-        port: device.port.into(),
-        vni: device.vni,
+        vtep: device.map_or(local.underlay.address, |device| device.local).octets(),
+        port: device.map_or(0, |device| device.port.into()),
+        vni: device.map_or(0, |device| device.vni),
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
         network: subnet_key(local.network),
@@ -204,42 +259,60 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<Ipv4Network, Peer>) -> BpfState {
         flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
         // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
-        local_mac: device.mac.0,
+        local_mac: device.map_or([0; 6], |device| device.mac.0),
         unknown_vtep: local.xdp.unknown_vtep,
         reserved: [0; 2],
     });
     bpf.exempt = exempt::prefixes(local, inputs.leases, inputs.exemptions);
-    bpf.hooks.extend(local.xdp.hook.map(|hook| (device.underlay_ifindex, hook)));
-    bpf.hooks.extend(inputs.overlay_ifindex.map(|index| (index, Hook::ToOverlay)));
+    // There is VXLAN to look at only with a device for it.
+    let xdp = local.xdp.hook.filter(|_| device.is_some());
+    bpf.hooks.extend(xdp.map(|hook| (local.underlay.ifindex, hook)));
+    let overlay = inputs.overlay_ifindex.filter(|_| device.is_some());
+    bpf.hooks.extend(overlay.map(|index| (index, Hook::ToOverlay)));
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::Flow {
         bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::ToPod)));
+        if local.routes_direct() {
+            bpf.hooks.insert((local.underlay.ifindex, Hook::ToUnderlay));
+        }
     }
     if local.fast_path.finds_pods() {
-        bpf.hooks.insert((device.underlay_ifindex, Hook::FromUnderlay));
+        bpf.hooks.insert((local.underlay.ifindex, Hook::FromUnderlay));
+        bpf.hooks.extend(overlay.map(|index| (index, Hook::FromOverlay)));
         bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
     }
-    bpf
+    (bpf, on_kernel)
 }
 
-fn peer_value(device: &VxlanDevice, peer: &Peer, next_hop: Option<&NextHop>) -> PeerV4 {
-    let (kind, mac) = match (peer.way, next_hop) {
-        (Way::Vxlan(mac), Some(_)) => (PeerKind::Vxlan, mac),
-        (Way::Vxlan(mac), None) => (PeerKind::Kernel, mac),
-        // The programs have no way without a tunnel.
-        (Way::Direct, _) => (PeerKind::Kernel, Mac([0; 6])),
+/// Where the programs send what is for `peer`.
+fn next_hop(local: &Local, peer: &Peer, next_hops: &NextHops) -> Result<NextHop, NoHop> {
+    let hop = next_hops.get(&peer.public_ip).copied().unwrap_or(Err(NoHop::NoRoute))?;
+    match peer.way {
+        Way::Vxlan(_) => Ok(hop),
+        Way::Direct if !hop.is_on_link(peer.public_ip) => Err(NoHop::NotOnLink),
+        Way::Direct if hop.ifindex != local.underlay.ifindex => Err(NoHop::OtherInterface),
+        Way::Direct => Ok(hop),
+    }
+}
+
+fn peer_value(device: Option<&VxlanDevice>, peer: &Peer, next_hop: Option<NextHop>) -> PeerV4 {
+    let kind = match (peer.way, next_hop) {
+        (_, None) => PeerKind::Kernel,
+        (Way::Vxlan(_), Some(_)) => PeerKind::Vxlan,
+        (Way::Direct, Some(_)) => PeerKind::Direct,
     };
+    let mac = peer.way.vtep_mac().unwrap_or(Mac([0; 6]));
     PeerV4 {
         kind,
         vtep: peer.public_ip.octets(),
         // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
-        vni: device.vni,
+        vni: device.map_or(0, |device| device.vni),
         ifindex: next_hop.map_or(0, |hop| hop.ifindex),
         next_hop: next_hop.map_or([0; 4], |hop| hop.address.octets()),
         mtu: next_hop.map_or(0, |hop| hop.mtu),
         vtep_mac: mac.0,
-        local_mac: device.mac.0,
+        local_mac: device.map_or([0; 6], |device| device.mac.0),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 
-use super::{Backend, Local};
+use super::{Backend, Local, NextHops};
 use crate::{
     gojson::shorten,
     lease::{Lease, LeaseSubnet, Leases},
@@ -23,6 +23,8 @@ pub struct Peer {
     pub public_ip: Ipv4Addr,
     /// How packets get there.
     pub way: Way,
+    /// MAC of its VXLAN device, if its lease names one, whichever way is taken: no two peers have the same.
+    pub mac: Option<Mac>,
     /// Whether this is the lease its public address is known by, should it hold several.
     pub foremost: bool,
 }
@@ -113,7 +115,14 @@ pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
 /// Of leases that exclude each other (one MAC at two addresses; one first address) the one that ends last is
 /// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
 /// then the lower.
-pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
+///
+/// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
+/// tunnel, as upstream decides. Which leases are followed does not depend on that.
+pub fn peers(
+    local: &Local,
+    leases: &Leases,
+    next_hops: &NextHops,
+) -> (BTreeMap<Ipv4Network, Peer>, BTreeMap<LeaseSubnet, Skip>) {
     if local.backend == Backend::Alloc {
         return (BTreeMap::new(), BTreeMap::new());
     }
@@ -153,7 +162,10 @@ pub fn peers(local: &Local, leases: &Leases) -> (BTreeMap<Ipv4Network, Peer>, BT
             }
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
-        peers.insert(subnet, Peer { public_ip, way, foremost: addresses.insert(public_ip) });
+        let on_link = matches!(next_hops.get(&public_ip), Some(Ok(hop)) if hop.is_on_link(public_ip));
+        let mac = way.vtep_mac();
+        let way = if local.direct_routing && on_link { Way::Direct } else { way };
+        peers.insert(subnet, Peer { public_ip, way, mac, foremost: addresses.insert(public_ip) });
     }
     (peers, skipped)
 }

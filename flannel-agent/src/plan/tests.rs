@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod backends;
+mod patch;
 
 const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);
 
@@ -36,6 +37,7 @@ fn local(fast_path: FastPath) -> Local {
         public_ip: ip("192.0.2.1"),
         underlay: Underlay { ifindex: 2, address: ip("192.0.2.1") },
         backend: Backend::Vxlan(device()),
+        direct_routing: false,
         fast_path,
         xdp: Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
@@ -74,6 +76,16 @@ fn hop(n: u8) -> NextHop {
     NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n), mtu: 1500 }
 }
 
+/// How peer n is reached: on the link, behind a gateway, over another interface, or only by the kernel.
+fn hops_of(n: u8) -> Result<NextHop, NoHop> {
+    match n {
+        1..=4 => Ok(hop(n)),
+        5 | 6 => Ok(hop(254)),
+        7 => Ok(NextHop { ifindex: 3, ..hop(n) }),
+        _ => Err(NoHop::Multipath),
+    }
+}
+
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
@@ -86,11 +98,15 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
 }
 
 fn planned_for(local: &Local, leases: &Leases) -> Plan {
-    let next_hops = BTreeMap::from([(ip("192.0.2.2"), hop(2)), (ip("198.51.100.3"), hop(254))]);
+    let next_hops = BTreeMap::from([(ip("192.0.2.2"), Ok(hop(2))), (ip("198.51.100.3"), Ok(hop(254)))]);
+    plan_by(local, leases, &next_hops)
+}
+
+fn plan_by(local: &Local, leases: &Leases, next_hops: &NextHops) -> Plan {
     plan(&Inputs {
         local,
         leases,
-        next_hops: &next_hops,
+        next_hops,
         pods: &pods([11, 12]),
         overlay_ifindex: Some(5),
         exemptions: &Exemptions::default(),
@@ -153,6 +169,7 @@ fn hooks_are_those_of_the_fast_path() {
         hooks(FastPath::All),
         BTreeSet::from([
             (5, Hook::ToOverlay),
+            (5, Hook::FromOverlay),
             (2, Hook::FromUnderlay),
             (11, Hook::FromPod),
             (12, Hook::FromPod),
@@ -430,6 +447,7 @@ prop_compose! {
     fn any_plan()(
         leases in any_leases(),
         fast_path in any_fast_path(),
+        direct_routing: bool,
         backend in prop_oneof![3 => Just(Backend::Vxlan(device())), 2 => Just(Backend::HostGw), 1 => Just(Backend::Alloc)],
         hops in prop::collection::btree_set(1..9u8, 0..9),
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
@@ -437,9 +455,9 @@ prop_compose! {
         prefixes in prop::collection::btree_set(any_subnet(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
-        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hop(n))).collect();
+        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect();
         plan(&Inputs {
-            local: &Local { backend, ..local(fast_path) }, leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
+            local: &Local { direct_routing: direct_routing && matches!(backend, Backend::Vxlan(_)), backend, ..local(fast_path) }, leases: &leases, next_hops: &next_hops, pods: &pods(pod_links), overlay_ifindex,
             exemptions: &Exemptions { prefixes, nodes },
         })
     }
@@ -546,7 +564,12 @@ proptest! {
         }
         if state.bpf.config.is_some() {
             prop_assert_eq!(state.bpf.peers.len(), plan.peers.len());
-            let addresses: BTreeSet<_> = plan.peers.values().map(|peer| peer.public_ip.octets()).collect();
+            let kinds = |kind| state.bpf.peers.values().filter(|peer| peer.kind == kind).count();
+            prop_assert_eq!(kinds(PeerKind::Kernel), plan.on_kernel.len());
+            prop_assert!(kinds(PeerKind::Direct) <= state.direct_routes.len());
+            prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
+            let tunnelled = plan.peers.values().filter(|_| state.device.is_some());
+            let addresses: BTreeSet<_> = tunnelled.map(|peer| peer.public_ip.octets()).collect();
             prop_assert_eq!(state.bpf.vteps.keys().copied().collect::<BTreeSet<_>>(), addresses);
         }
     }

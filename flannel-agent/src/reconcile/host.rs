@@ -1,19 +1,14 @@
 //! What a plan depends on besides the leases: the node around the dataplane.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    net::Ipv4Addr,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, time::Duration};
 
 use flannel_common::layout::FastPath;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
-    netlink::{Changed, Link, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Local, NextHop, Pods},
+    netlink::{Changed, Echoes, Link, LinkKind, Monitor, Netlink, NetlinkError},
+    plan::{Change, Local, NextHops, NoHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -39,15 +34,20 @@ pub trait Host: Send {
     /// logged and what follows reports that anything may have changed. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Changed> + Send;
 
+    /// Takes note that we have made `changes` just now, so that the kernel's notices of them are no news.
+    fn made(&mut self, changes: &[Change]) {
+        let _ = changes;
+    }
+
     /// Looks around, as the node that `local` says it is.
     fn survey(&mut self, local: &Local) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
 
-    /// How the underlay reaches `addresses` from ours; those it has no usable route to are left out.
+    /// How the underlay reaches `addresses` from ours, if anything depends on it.
     fn next_hops(
         &mut self,
         local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
-    ) -> impl Future<Output = Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError>> + Send;
+    ) -> impl Future<Output = Result<NextHops, NetlinkError>> + Send;
 }
 
 /// The node as netlink shows it.
@@ -55,18 +55,28 @@ pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
     overlay: Option<u32>,
+    /// Noticed, not told yet.
+    heard: Changed,
 }
 
 impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlay: None })
+        Ok(Self {
+            netlink: Netlink::open()?,
+            monitor: Monitor::open()?,
+            overlay: None,
+            heard: Changed::default(),
+        })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
+        if self.heard.any() {
+            return std::mem::take(&mut self.heard);
+        }
         match self.monitor.changed(self.overlay).await {
             Ok(changed) => changed,
             Err(error) => {
@@ -75,6 +85,10 @@ impl Host for KernelHost {
                 Changed::EVERYTHING
             }
         }
+    }
+
+    fn made(&mut self, changes: &[Change]) {
+        self.heard |= self.monitor.heard_but(self.overlay, &Echoes::of(changes));
     }
 
     async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {
@@ -99,7 +113,7 @@ impl Host for KernelHost {
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        let adrift = local.fast_path != FastPath::Off && {
+        let adrift = needs_next_hops(local) && {
             let addresses = self.netlink.addresses(Some(external)).await?;
             !addresses.iter().any(|held| held.network.ip() == local.underlay.address)
         };
@@ -110,13 +124,22 @@ impl Host for KernelHost {
         &mut self,
         local: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
-        if local.fast_path == FastPath::Off {
-            return Ok(BTreeMap::new());
+    ) -> Result<NextHops, NetlinkError> {
+        if !needs_next_hops(local) {
+            return Ok(NextHops::new());
         }
         let mut hops = self.netlink.next_hops(local.underlay.address, addresses).await?;
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
-        hops.retain(|_, hop| Some(hop.ifindex) != self.overlay);
+        for hop in hops.values_mut() {
+            if hop.is_ok_and(|hop| Some(hop.ifindex) == self.overlay) {
+                *hop = Err(NoHop::Tunnel);
+            }
+        }
         Ok(hops)
     }
+}
+
+/// Whether anything is decided by how the underlay reaches peers.
+fn needs_next_hops(local: &Local) -> bool {
+    local.fast_path != FastPath::Off || local.direct_routing
 }

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     lease::LeaseSubnet,
-    plan::{Change, Peer, Skip},
+    plan::{Change, NoHop, Patch, Peer, Plan, Skip, Way},
 };
 
 /// So many lines of one kind are written per pass; of more, only their number.
@@ -18,6 +18,7 @@ const LINES: usize = 20;
 pub(super) struct Journal {
     peers: BTreeMap<Ipv4Network, Peer>,
     skipped: BTreeMap<LeaseSubnet, Skip>,
+    on_kernel: BTreeMap<Ipv4Network, NoHop>,
     read_error: Option<String>,
     changes: usize,
     repairs: Vec<String>,
@@ -116,6 +117,37 @@ impl Journal {
         self.peers.clone_from(now);
     }
 
+    /// What became of one lease.
+    pub(super) fn patched(&mut self, patch: &Patch) {
+        let Plan { peers, skipped, .. } = patch.after();
+        let mut lines = Lines::default();
+        for (subnet, peer) in peers {
+            match self.peers.insert(*subnet, *peer) {
+                None => lines.joined(subnet, peer),
+                Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
+                    lines.moved(subnet, &before, peer);
+                }
+                Some(_) => {}
+            }
+        }
+        for (subnet, peer) in patch.before().peers.iter().filter(|(subnet, _)| !peers.contains_key(*subnet)) {
+            self.peers.remove(subnet);
+            lines.left(subnet, peer);
+        }
+        for (subnet, skip) in skipped {
+            if self.skipped.insert(*subnet, skip.clone()).as_ref() == Some(skip) {
+                continue;
+            }
+            match skip.is_fault() {
+                true => warn!(%subnet, reason = %skip, "lease is not followed"),
+                false => info!(%subnet, reason = %skip, "lease is not followed"),
+            }
+        }
+        for subnet in patch.before().skipped.keys().filter(|subnet| !skipped.contains_key(*subnet)) {
+            self.skipped.remove(subnet);
+        }
+    }
+
     /// The leases that are not followed now.
     pub(super) fn skipped(&mut self, now: &BTreeMap<LeaseSubnet, Skip>) {
         let mut others = 0;
@@ -140,6 +172,32 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// The peers whose packets the programs leave to the kernel now: by reason, for a route that changes may
+    /// change it for all of them.
+    pub(super) fn on_kernel(&mut self, now: &BTreeMap<Ipv4Network, NoHop>) {
+        let mut news = BTreeMap::<NoHop, (usize, Ipv4Network)>::new();
+        for (subnet, why) in now {
+            if self.on_kernel.get(subnet) != Some(why) {
+                debug!(%subnet, reason = %why, "the kernel moves this peer's packets");
+                news.entry(*why).or_insert((0, *subnet)).0 += 1;
+            }
+        }
+        for (why, (peers, first)) in news {
+            info!(peers, %first, reason = %why, "the kernel moves these peers' packets, not the programs");
+        }
+        let back = self.on_kernel.keys().filter(|subnet| !now.contains_key(*subnet)).count();
+        if back > 0 {
+            info!(
+                peers = back,
+                left = now.len(),
+                "no reason any more to leave these peers' packets to the kernel"
+            );
+        }
+        self.on_kernel.clone_from(now);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Lines {
     written: usize,
@@ -158,9 +216,9 @@ impl Lines {
     fn joined(&mut self, subnet: &Ipv4Network, peer: &Peer) {
         self.joined += 1;
         if self.room() {
-            info!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer joined");
+            info!(%subnet, node = %peer.public_ip, way = way(peer), mac = mac(peer), "peer joined");
         } else {
-            debug!(%subnet, node = %peer.public_ip, mac = mac(peer), "peer joined");
+            debug!(%subnet, node = %peer.public_ip, way = way(peer), mac = mac(peer), "peer joined");
         }
     }
 
@@ -177,8 +235,8 @@ impl Lines {
         self.moved += 1;
         if self.room() {
             info!(
-                %subnet, node = %now.public_ip, mac = mac(now),
-                old_node = %before.public_ip, old_mac = mac(before), "peer changed"
+                %subnet, node = %now.public_ip, way = way(now), mac = mac(now),
+                old_node = %before.public_ip, old_way = way(before), old_mac = mac(before), "peer changed"
             );
         } else {
             debug!(%subnet, node = %now.public_ip, mac = mac(now), "peer changed");
@@ -189,4 +247,12 @@ impl Lines {
 /// MAC of a peer's VXLAN device, where one is used.
 fn mac(peer: &Peer) -> Option<String> {
     peer.way.vtep_mac().map(|mac| mac.to_string())
+}
+
+/// How a peer is reached.
+fn way(peer: &Peer) -> &'static str {
+    match peer.way {
+        Way::Vxlan(_) => "vxlan",
+        Way::Direct => "direct",
+    }
 }

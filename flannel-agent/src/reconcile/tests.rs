@@ -1,6 +1,7 @@
 //! The loop over doubles, on a clock that jumps.
 
 use std::{
+    collections::BTreeMap,
     future::pending,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -19,11 +20,12 @@ use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, BpfState, Hook, Pods, Slot, Underlay, VxlanDevice},
+    plan::{Backend, BpfState, Hook, NextHop, Pods, Slot, Underlay, VxlanDevice},
 };
 
 mod direct;
 mod moved;
+mod patched;
 
 const OVERLAY: u32 = 7;
 
@@ -80,9 +82,14 @@ impl Host for Node {
         &mut self,
         _: &Local,
         addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, NextHop>, NetlinkError> {
+    ) -> Result<NextHops, NetlinkError> {
         let world = self.0.0.lock().await;
-        Ok(world.next_hops.iter().filter(|(to, _)| addresses.contains(to)).map(|(a, b)| (*a, *b)).collect())
+        Ok(world
+            .next_hops
+            .iter()
+            .filter(|(to, _)| addresses.contains(to))
+            .map(|(to, hop)| (*to, Ok(*hop)))
+            .collect())
     }
 }
 
@@ -183,6 +190,7 @@ fn local() -> Local {
             learning: false,
             gbp: false,
         }),
+        direct_routing: false,
         fast_path: FastPath::All,
         xdp: crate::xdp::Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
@@ -221,10 +229,11 @@ fn desired_as(
     next_hops: &BTreeMap<Ipv4Addr, NextHop>,
 ) -> State {
     let leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
+    let next_hops: NextHops = next_hops.iter().map(|(to, hop)| (*to, Ok(*hop))).collect();
     let inputs = Inputs {
         local,
         leases: &leases,
-        next_hops,
+        next_hops: &next_hops,
         pods: &Pods::default(),
         overlay_ifindex: Some(OVERLAY),
         exemptions: &Exemptions::default(),

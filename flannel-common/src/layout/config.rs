@@ -71,13 +71,13 @@ pub struct Config {
     pub fast_path: FastPath,
     /// Our own public address: source of outer headers, and the only outer destination accepted.
     pub vtep: [u8; 4],
-    /// VXLAN UDP port, host order, 1 to 65535.
+    /// VXLAN UDP port, host order, 1 to 65535; 0 where no tunnel is in use.
     pub port: u32,
     /// VXLAN network identifier accepted from peers, 0 to 2^24-1.
     pub vni: u32,
     /// Lowest UDP source port of outer headers, host order (`net.ipv4.ip_local_port_range`).
     pub source_port_min: u32,
-    /// End of that range as the kernel's formula uses it: exclusive, host order.
+    /// End of that range as the kernel's formula uses it: exclusive, host order, never 0.
     pub source_port_max: u32,
     /// The cluster's pod network: every lease lies in it.
     pub network: SubnetV4,

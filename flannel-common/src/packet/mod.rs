@@ -58,4 +58,6 @@ pub struct Arrival {
     pub vlan_tagged: bool,
     /// The destination MAC is another station's: the interface hears more than what is sent to it.
     pub for_other_station: bool,
+    /// A socket of IPv4 or IPv6 has made it, in the namespace it comes from: nobody has forwarded it there.
+    pub from_socket: bool,
 }

@@ -1,6 +1,10 @@
 //! Between nodes that reach each other's pods without a tunnel.
 
-use super::{Deliver, Forward, Tables, check_hold, egress::check_ipv4, flow, longest_match};
+use super::{
+    Deliver, Forward, Tables, check_hold,
+    egress::{check_ipv4, segment_len},
+    flow, longest_match,
+};
 use crate::{
     layout::{Config, FastPath, PeerKind},
     packet::{
@@ -72,5 +76,6 @@ pub(super) fn from_underlay<R>(
     if config.fast_path == FastPath::Flow {
         flow::admit(Direction::Ingress, packet, ETHERNET_LEN, tables, config, ip, &pod)?;
     }
-    Ok(hand(Deliver { pod, forward: Forward::hop(ip) }, Reason::HandPod))
+    let packet_len = segment_len(packet, ETHERNET_LEN, arrival, ip)?;
+    Ok(hand(Deliver { pod, forward: Forward::hop(ip), packet_len }, Reason::HandPod))
 }

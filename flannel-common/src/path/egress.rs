@@ -51,7 +51,7 @@ pub fn from_pod<R>(
         flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
     }
     if peer.kind == PeerKind::Direct {
-        if segment_len(packet, arrival, &ip)? > u64::from(peer.mtu) {
+        if segment_len(packet, ETHERNET_LEN, arrival, &ip)? > peer.mtu {
             return Err(Reason::TooBig);
         }
         let direct = Direct { ifindex: peer.ifindex, next_hop: peer.next_hop, forward: Forward::hop(&ip) };
@@ -157,7 +157,7 @@ fn encap(
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    if segment_len(packet, arrival, ip)? + ENCAP_LEN as u64 > u64::from(peer.mtu) {
+    if u64::from(segment_len(packet, ETHERNET_LEN, arrival, ip)?) + ENCAP_LEN as u64 > u64::from(peer.mtu) {
         return Err(Reason::TooBig);
     }
     // An aggregate whose outer length overflows 16 bits is the kernel's to cut.
@@ -176,20 +176,26 @@ fn encap(
     })
 }
 
-/// Length of one segment as an IP packet, bytes: 64 bits, for any segment size an arrival may name.
+/// Length of one segment as an IP packet, bytes. The IPv4 header `ip`, without options, stands at `offset`.
 #[inline(always)]
-fn segment_len(packet: &(impl Packet + ?Sized), arrival: &Arrival, ip: &Ipv4) -> Result<u64, Reason> {
+pub(super) fn segment_len(
+    packet: &(impl Packet + ?Sized),
+    offset: usize,
+    arrival: &Arrival,
+    ip: &Ipv4,
+) -> Result<u32, Reason> {
     if arrival.gso_size == 0 {
-        return Ok(u64::from(ip.total_len));
+        return Ok(u32::from(ip.total_len));
     }
     let transport_len = match ip.protocol {
-        PROTOCOL_UDP => UDP_LEN as u64,
+        PROTOCOL_UDP => UDP_LEN as u32,
         PROTOCOL_TCP => {
-            let [offset] = *packet.view(ETHERNET_LEN + IPV4_LEN + 12).ok_or(Reason::Truncated)?;
-            u64::from(offset >> 4) * 4
+            let [words] = *packet.view(offset + IPV4_LEN + 12).ok_or(Reason::Truncated)?;
+            u32::from(words >> 4) * 4
         }
         // Neither: an aggregate of a kind we do not know.
         _ => return Err(Reason::TooBig),
     };
-    Ok(IPV4_LEN as u64 + transport_len + u64::from(arrival.gso_size))
+    // Any segment size that an arrival may name.
+    Ok((IPV4_LEN as u32 + transport_len).saturating_add(arrival.gso_size))
 }

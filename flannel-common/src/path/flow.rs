@@ -29,7 +29,7 @@ const SECOND: u64 = 1_000_000_000;
 pub const LONGEST_UDP: u64 = 15 * SECOND;
 
 /// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
-const RENEW: u64 = SECOND;
+pub(super) const RENEW: u64 = SECOND;
 
 /// Why [`admit`] leaves a packet to the kernel's path.
 pub const REFUSALS: [Reason; 5] =
@@ -38,13 +38,20 @@ pub const REFUSALS: [Reason; 5] =
 /// The value of a flow that the map does not have. No interface has index 0.
 const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, reserved: 0 };
 
-/// What to write down about a flow.
+/// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
     /// Netfilter has accepted it: put this.
     Permit(FlowV4, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
     Forget(FlowV4),
+    /// Not of a flow: the pod behind the veth forwards for others. Put that.
+    Forwards {
+        /// Host side of the pod's veth.
+        ifindex: u32,
+        /// When it was seen, ns on the clock of [`Permit`].
+        seen: u64,
+    },
 }
 
 impl Note {
@@ -54,6 +61,7 @@ impl Note {
         match self {
             Self::Permit(..) => Reason::FlowLearned,
             Self::Forget(_) => Reason::FlowForgotten,
+            Self::Forwards { .. } => Reason::ForwarderLearned,
         }
     }
 }
@@ -231,7 +239,7 @@ impl Transport {
 
 /// How long ago `stamp` was, ns; longer than anything if never.
 #[inline(always)]
-const fn age(now: u64, stamp: u64) -> u64 {
+pub(super) const fn age(now: u64, stamp: u64) -> u64 {
     if stamp == 0 { u64::MAX } else { now.saturating_sub(stamp) }
 }
 

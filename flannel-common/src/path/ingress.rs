@@ -1,6 +1,10 @@
 //! What other nodes send to our pods.
 
-use super::{Deliver, Forward, Tables, check_hold, direct, ecn, egress::check_ipv4, flow};
+use super::{
+    Deliver, Forward, Tables, check_hold, direct, ecn,
+    egress::{check_ipv4, segment_len},
+    flow, forwarding,
+};
 use crate::{
     layout::FastPath,
     packet::{
@@ -100,15 +104,29 @@ pub fn from_underlay<R>(
     if ip.ttl <= 1 {
         return Err(Reason::Ttl);
     }
-    // A popped aggregate keeps its tunnel's GSO type (net/core/filter.c, bpf_skb_net_shrink). TCP takes it
-    // whole; what udp_rcv_segment would cut for a socket without UDP_GRO, it drops.
-    if arrival.gso_size != 0 && ip.protocol != PROTOCOL_TCP {
-        return Err(Reason::UdpAggregate);
-    }
     let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
         flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
     }
-    Ok(pop(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos) }, Reason::DeliverPod))
+    // Last, so that all else has been looked at: see `is_checked`. A popped aggregate keeps its tunnel's GSO type
+    // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
+    // without UDP_GRO, it drops.
+    if arrival.gso_size != 0 {
+        if ip.protocol != PROTOCOL_TCP {
+            return Err(Reason::UdpAggregate);
+        }
+        if forwarding::forwards(tables, pod.ifindex) {
+            return Err(Reason::PodForwards);
+        }
+    }
+    let packet_len = segment_len(packet, INNER_IP, arrival, &ip)?;
+    Ok(pop(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos), packet_len }, Reason::DeliverPod))
+}
+
+/// Whether a packet that [`from_underlay`] leaves to the kernel for `reason` is one that `from_overlay` goes on with,
+/// because nothing is wrong with it but that a program cannot pop it.
+#[inline(always)]
+pub const fn is_checked(reason: Reason) -> bool {
+    matches!(reason, Reason::UdpAggregate | Reason::PodForwards)
 }

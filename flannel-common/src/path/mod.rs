@@ -13,11 +13,14 @@ pub mod ecn;
 pub mod egress;
 mod encap;
 pub mod flow;
+pub mod forwarding;
 pub mod ingress;
+mod overlay;
 
 pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
+pub use overlay::from_overlay;
 
 use crate::{
     layout::{Config, FlowV4, PeerV4, Permit, PodV4, SubnetV4, VtepV4},
@@ -40,6 +43,9 @@ pub trait Tables {
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
     /// When netfilter accepted a flow.
     fn flow_v4(&self, flow: &FlowV4) -> Option<Permit>;
+    /// When the pod behind veth `ifindex` was last seen to forward for others, ns on the clock of [`Permit`]; 0 is
+    /// never.
+    fn forwarded(&self, ifindex: u32) -> u64;
     /// The time, on the clock of [`Permit`].
     fn now(&self) -> u64;
     /// When the maps are out of date, on the same clock.
@@ -55,6 +61,9 @@ pub enum Verdict {
     Kernel(Reason),
     /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
     Exempt(Reason),
+    /// The same, but with [`map::CHECKED_MARK`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
+    /// on with it.
+    Checked(Reason),
     /// Push VXLAN and send it to a peer.
     Encap(Encap, Reason),
     /// Send it to a peer as it is.
@@ -78,6 +87,7 @@ impl Verdict {
             Self::Pass => None,
             Self::Kernel(reason)
             | Self::Exempt(reason)
+            | Self::Checked(reason)
             | Self::Encap(_, reason)
             | Self::Route(_, reason)
             | Self::Deliver(_, reason)
@@ -98,6 +108,8 @@ pub enum Hook {
     ToOverlay,
     /// tc ingress, external interface.
     FromUnderlay,
+    /// tc ingress, flannel.<vni>.
+    FromOverlay,
     /// tc egress, host side of a pod's veth.
     ToPod,
     /// tc egress, external interface.
@@ -111,10 +123,11 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::FromPod,
         Self::ToOverlay,
         Self::FromUnderlay,
+        Self::FromOverlay,
         Self::ToPod,
         Self::ToUnderlay,
         Self::XdpUnderlay,
@@ -132,6 +145,7 @@ impl Hook {
             Self::FromPod => map::FROM_POD,
             Self::ToOverlay => map::TO_OVERLAY,
             Self::FromUnderlay => map::FROM_UNDERLAY,
+            Self::FromOverlay => map::FROM_OVERLAY,
             Self::ToPod => map::TO_POD,
             Self::ToUnderlay => map::TO_UNDERLAY,
             Self::XdpUnderlay => map::XDP_UNDERLAY,
@@ -143,7 +157,9 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
-            Self::FromUnderlay | Self::ToPod | Self::XdpUnderlay | Self::XdpGeneric => Direction::Ingress,
+            Self::FromUnderlay | Self::FromOverlay | Self::ToPod | Self::XdpUnderlay | Self::XdpGeneric => {
+                Direction::Ingress
+            }
         }
     }
 }
@@ -166,6 +182,9 @@ pub fn decide(
         Hook::FromUnderlay => {
             ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
         }
+        // What `from_underlay` has not checked is the kernel's, and has been counted.
+        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
+        Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
         Hook::XdpUnderlay => {
             Ok(early::pop(packet, tables, arrival, Verdict::HandOver).unwrap_or(Verdict::Pass))
         }
@@ -184,7 +203,8 @@ pub fn note(
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
         Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
-        Hook::FromPod | Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
+        Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
+        Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
 
@@ -195,6 +215,7 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
         Hook::FromPod if egress::is_exempt(packet, tables, reason) => {
             Verdict::Exempt(egress::exempt_reason(reason))
         }
+        Hook::FromUnderlay if ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),
     }
 }
@@ -206,6 +227,9 @@ pub struct Deliver {
     pub pod: PodV4,
     /// What routing does to the IP header that the pod gets.
     pub forward: Forward,
+    /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's
+    /// interface must take.
+    pub packet_len: u32,
 }
 
 /// Refuses to act on maps that no agent has kept up to date for long.

@@ -36,11 +36,11 @@ pub fn popped(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
     handed(frame.get(ENCAP_LEN..)?, deliver)
 }
 
-/// `frame`, which came without a tunnel, as the pod gets it; `None` for a frame too short to have been decided
+/// `frame`, which has no outer headers, as the pod gets it; `None` for a frame too short to have been decided
 /// about.
 pub fn handed(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
     let mut out = frame.to_vec();
-    let Deliver { pod, forward } = deliver;
+    let Deliver { pod, forward, packet_len: _ } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;

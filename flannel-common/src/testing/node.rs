@@ -3,6 +3,7 @@
 use super::MemoryTables;
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, UnknownVtep, VtepV4},
+    map::CHECKED_MARK,
     packet::Arrival,
     path::Hook,
 };
@@ -131,8 +132,10 @@ impl Node {
 pub fn seen_at(hook: Hook) -> Arrival {
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => interface::POD,
-        Hook::ToOverlay => interface::OVERLAY,
+        Hook::ToOverlay | Hook::FromOverlay => interface::OVERLAY,
         Hook::FromUnderlay | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
     };
-    Arrival { ifindex, ..Arrival::default() }
+    // What the kernel's device has popped only matters to a program when another has checked it.
+    let mark = if hook == Hook::FromOverlay { CHECKED_MARK } else { 0 };
+    Arrival { ifindex, mark, from_socket: true, ..Arrival::default() }
 }

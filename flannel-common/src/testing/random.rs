@@ -116,13 +116,14 @@ pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
 /// Any arrival at all.
 pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
-    (any::<u32>(), gso_size, any::<u32>(), any::<[bool; 2]>()).prop_map(
-        |(ifindex, gso_size, mark, [vlan_tagged, for_other_station])| Arrival {
+    (any::<u32>(), gso_size, any::<u32>(), any::<[bool; 3]>()).prop_map(
+        |(ifindex, gso_size, mark, [vlan_tagged, for_other_station, from_socket])| Arrival {
             ifindex,
             gso_size,
             mark,
             vlan_tagged,
             for_other_station,
+            from_socket,
         },
     )
 }
@@ -133,13 +134,14 @@ fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
     let mark = prop_oneof![3 => Just(FLOW_MARK), 1 => Just(0), 1 => any::<u32>()];
     let rarely = || prop::bool::weighted(0.03);
-    (ifindex, gso_size, mark, rarely(), rarely()).prop_map(
-        |(ifindex, gso_size, mark, vlan_tagged, for_other_station)| Arrival {
+    (ifindex, gso_size, mark, rarely(), rarely(), rarely()).prop_map(
+        |(ifindex, gso_size, mark, vlan_tagged, for_other_station, forwarded)| Arrival {
             ifindex,
             gso_size,
             mark,
             vlan_tagged,
             for_other_station,
+            from_socket: !forwarded,
         },
     )
 }
@@ -206,6 +208,7 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
         match hook {
             Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
             Hook::ToOverlay => frame.macs(THERE.mac, HERE.mac).bytes(),
+            Hook::FromOverlay => frame.macs(HERE.mac, THERE.mac).bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
             Hook::ToUnderlay => frame.macs(THERE.mac, interface::UNDERLAY_MAC).bytes(),
             Hook::FromUnderlay if direct => frame.bytes(),
@@ -299,7 +302,17 @@ impl Change {
     }
 
     fn apply(self, tables: &mut MemoryTables) {
-        let MemoryTables { config, routes, vteps, pods, exempt, flows: _, now: _, held_until: _ } = tables;
+        let MemoryTables {
+            config,
+            routes,
+            vteps,
+            pods,
+            exempt,
+            flows: _,
+            forwarders: _,
+            now: _,
+            held_until: _,
+        } = tables;
         match self {
             Self::NoConfig => *config = None,
             Self::NoRoutes => routes.clear(),

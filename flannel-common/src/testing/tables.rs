@@ -22,6 +22,8 @@ pub struct MemoryTables {
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// `flows_v4`.
     pub flows: BTreeMap<FlowV4, Permit>,
+    /// `forwarders`: when each veth's pod was last seen to forward.
+    pub forwarders: BTreeMap<u32, u64>,
     /// The time.
     pub now: u64,
     /// `hold`: no end unless given.
@@ -53,6 +55,10 @@ impl Tables for MemoryTables {
         self.flows.get(flow).copied()
     }
 
+    fn forwarded(&self, ifindex: u32) -> u64 {
+        self.forwarders.get(&ifindex).copied().unwrap_or_default()
+    }
+
     fn now(&self) -> u64 {
         self.now
     }
@@ -71,6 +77,9 @@ impl MemoryTables {
             }
             Note::Forget(flow) => {
                 self.flows.remove(flow);
+            }
+            Note::Forwards { ifindex, seen } => {
+                self.forwarders.insert(*ifindex, *seen);
             }
         }
     }

@@ -42,10 +42,10 @@ impl XdpFrame {
         Size { packets: 1, bytes: self.len() }
     }
 
-    /// Whether it fits interface `ifindex` without its outer headers, and that exists.
+    /// Whether an IP packet of `packet_len` bytes fits interface `ifindex`, and that exists.
     #[inline(always)]
-    pub(crate) fn fits_after_pop(&self, ifindex: u32) -> Result<(), Reason> {
-        fits(self.md.cast::<c_void>(), ifindex, -(ENCAP_LEN as i32))
+    pub(crate) fn fits(&self, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
+        fits(self.md.cast::<c_void>(), ifindex, packet_len)
     }
 
     /// Puts `hand_over` in front of the frame; `None`, and nothing changed, where the driver has no room for it.

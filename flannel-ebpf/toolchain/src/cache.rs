@@ -1,7 +1,9 @@
-//! The directory of our own: linkers by version and LLVM, and the toolchain that setup linked.
+//! The directory of our own: linkers by version and LLVM, the toolchain that setup linked, and the programs of
+//! Kubernetes that the tests run.
 //!
 //! ```text
 //! ~/.cache/flannel-ebpf/bpf-linker-0.13.0-llvm-22/bin/bpf-linker
+//! ~/.cache/flannel-ebpf/kubernetes-v1.20.2/{kube-apiserver,kube-proxy}
 //! ~/.cache/flannel-ebpf/toolchain/{manifest, bin/{rustc,cargo}, lib/rustlib}
 //! ```
 
@@ -30,6 +32,11 @@ pub fn linker_root(version: &str, llvm_major: u32) -> PathBuf {
 /// The directory that setup links as the rustup toolchain `flannel-ebpf`.
 pub fn linked_dir() -> PathBuf {
     cache_dir().join("toolchain")
+}
+
+/// Where `cargo xtask setup --kubernetes` puts the API server and kube-proxy of [`crate::KUBERNETES_VERSION`].
+pub fn kubernetes_dir() -> PathBuf {
+    cache_dir().join(format!("kubernetes-{}", crate::KUBERNETES_VERSION))
 }
 
 /// What the linked toolchain stands for: rustc, cargo and bpf-linker.

@@ -1,73 +1,140 @@
-//! Pod to pod beside node to node: throughput, packet rate and latency of every dataplane, in one run.
+//! Pod to pod beside node to node: throughput, packet rate, CPU and latency of every dataplane, in one run.
 //!
-//! The modes take turns within each round, so that whatever else the machine does meets all of them;
-//! medians and spread are reported, and ratios to the bare network and to the kernel's VXLAN with
-//! flannel's rules, which is what a node of stock flannel is.
+//! ```text
+//! Scenario x Mode ─▶ Case ─▶ Subject ─ Workload ─▶ Figure, round after round ─▶ Report ─▶ table, JSON, chart, comparison
+//! ```
+//!
+//! The cases take turns within each round, so that whatever else the machine does meets all of them; medians and spread
+//! are reported, and ratios to the bare network and to the kernel's path with flannel's rules, which is what a node of
+//! stock flannel is.
 
-use anyhow::{Context as _, Result, ensure};
+use std::time::{Duration, Instant};
 
-pub use measure::Measure;
-pub use mode::{Mode, Subject};
+use anyhow::{Context as _, Result, bail, ensure};
+
+pub use arguments::Arguments;
+pub use compare::Comparison;
+pub use mode::{Case, Mode};
 pub use report::{Report, Row};
+pub use samples::Samples;
+pub use scenario::Scenario;
+pub use subject::Subject;
+pub use surroundings::Surroundings;
+pub use workload::{Figure, Workload};
 
 use crate::requirements;
 
+mod arguments;
+mod chart;
+mod compare;
+mod connect;
+pub mod control_plane;
 mod iperf;
-mod measure;
 mod mode;
+mod ping_pong;
+pub mod programs;
 mod report;
-mod sockperf;
+mod samples;
+mod scenario;
+mod service;
+mod subject;
 mod surroundings;
+mod workload;
 
-pub use surroundings::Surroundings;
+/// What a workload takes beyond its length: processes start and report.
+const OVERHEAD: Duration = Duration::from_millis(400);
+/// What building a subject takes.
+const BUILD: Duration = Duration::from_secs(5);
 
 /// What to measure, how often and how long.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Dataplanes to compare.
-    pub modes: Vec<Mode>,
+    /// Dataplanes to compare, each once.
+    pub cases: Vec<Case>,
     /// What to measure of each.
-    pub measures: Vec<Measure>,
+    pub workloads: Vec<Workload>,
     /// How often each is measured.
     pub rounds: usize,
     /// Length of one measurement, seconds.
     pub seconds: u32,
+    /// Whether a case that cannot be built ends the run; else the report names it.
+    pub all_or_nothing: bool,
 }
 
 impl Options {
     /// Programs needed beyond the lab's own, with their Debian packages.
-    pub const PROGRAMS: [(&'static str, &'static str); 3] =
-        [("iperf3", "iperf3"), ("sockperf", "sockperf"), ("taskset", "util-linux")];
+    pub const PROGRAMS: [(&'static str, &'static str); 2] = [("iperf3", "iperf3"), ("taskset", "util-linux")];
+
+    /// How long it will take, roughly.
+    pub fn estimate(&self) -> Duration {
+        let one = Duration::from_secs(self.seconds.into()) + OVERHEAD;
+        let all = self.rounds * self.workloads.len() * self.cases.len();
+        one * u32::try_from(all).unwrap_or(u32::MAX)
+            + BUILD * u32::try_from(self.cases.len()).unwrap_or(u32::MAX)
+    }
 }
 
-/// Builds a pair of nodes for each mode, measures in turns, and reports. `progress` is told each step.
+/// Builds a pair of nodes for each case, measures in turns, and reports. `progress` is told each step.
 pub fn run(options: &Options, progress: impl Fn(&str)) -> Result<Report> {
     requirements::check(&Options::PROGRAMS)?;
     ensure!(options.rounds > 0 && options.seconds > 0, "at least one round of one second");
-    ensure!(!options.modes.is_empty() && !options.measures.is_empty(), "nothing to measure");
-    let mut subjects = Vec::new();
-    for mode in &options.modes {
-        progress(&format!("building {}", mode.name()));
-        subjects.push(Subject::build(*mode).with_context(|| format!("build {}", mode.name()))?);
-    }
+    ensure!(!options.cases.is_empty() && !options.workloads.is_empty(), "nothing to measure");
     let mut report = Report::new(options)?;
+    let mut subjects = Vec::new();
+    for case in &options.cases {
+        progress(&format!("building {case}"));
+        match Subject::build(*case) {
+            Ok(subject) => subjects.push(subject),
+            Err(error) if options.all_or_nothing => return Err(error.context(format!("build {case}"))),
+            Err(error) => report.leave_out(*case, &format!("{error:#}")),
+        }
+    }
+    if subjects.is_empty() {
+        bail!("no case could be built; the first: {}", report.first_left_out().unwrap_or_default());
+    }
+    let steps = options.rounds * options.workloads.len() * subjects.len();
+    let begin = Instant::now();
+    let mut done = 0u32;
     for round in 0..options.rounds {
-        for measure in &options.measures {
+        for workload in &options.workloads {
             for turn in 0..subjects.len() {
-                // Each round begins with another mode: no mode always comes after the same one.
+                // Each round begins with another case: no case always comes after the same one.
                 let subject = &subjects[(turn + round) % subjects.len()];
-                let name = subject.mode().name();
-                progress(&format!("round {}/{}: {} of {name}", round + 1, options.rounds, measure.title()));
-                let value = measure
-                    .take(subject, options.seconds)
-                    .with_context(|| format!("{} of {name}", measure.title()))?;
-                report.add(subject.mode(), *measure, value);
+                let left = match done {
+                    0 => options.estimate(),
+                    _ => begin.elapsed() / done * (u32::try_from(steps)? - done),
+                };
+                let (what, case) = (workload.figures()[0].title(), subject.case());
+                progress(&format!(
+                    "round {}/{}, {} left: {what} of {case}",
+                    round + 1,
+                    options.rounds,
+                    minutes(left)
+                ));
+                let values =
+                    workload.take(subject, options.seconds).with_context(|| format!("{what} of {case}"))?;
+                for (figure, value) in workload.figures().iter().zip(values) {
+                    report.add(case, *figure, value);
+                }
+                done += 1;
             }
         }
     }
     for subject in subjects {
-        report.note_fast_share(subject.mode(), subject.fast_share()?);
+        report.note_fast_share(subject.case(), subject.fast_share()?);
+        if report.wants_programs(&subject) {
+            progress("running the programs on packets of their own");
+            report.note_programs(programs::cost(&subject).context("cost of the programs")?);
+        }
         subject.close()?;
     }
     Ok(report)
+}
+
+/// A time for people.
+pub fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..100 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
 }

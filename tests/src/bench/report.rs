@@ -4,39 +4,51 @@ use std::{collections::BTreeMap, fmt};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Measure, Mode, Options, surroundings::Surroundings};
+use super::{
+    Case, Figure, Mode, Options, Samples, Scenario, Subject, chart, programs::Cost,
+    surroundings::Surroundings,
+};
+
+/// Columns of one table.
+const COLUMNS: usize = 4;
 
 /// Everything a run measured.
 #[derive(Clone, Debug)]
 pub struct Report {
     surroundings: Surroundings,
     options: Options,
-    samples: BTreeMap<(Mode, Measure), Vec<f64>>,
-    fast_share: BTreeMap<Mode, f64>,
+    samples: BTreeMap<(Case, Figure), Samples>,
+    fast_share: BTreeMap<Case, f64>,
+    left_out: Vec<(Case, String)>,
+    programs: Vec<Cost>,
 }
 
-/// One figure of one dataplane.
-#[derive(Clone, Debug, Serialize)]
+/// One figure of one dataplane, as in the file that `--json` writes and `--compare` reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
+    /// How packets travel.
+    pub scenario: String,
     /// Dataplane.
     pub mode: String,
     /// What was measured.
-    pub measure: String,
+    pub figure: String,
     /// Unit of the figures.
     pub unit: String,
     /// Middle one of the samples.
     pub median: f64,
-    /// Least.
-    pub min: f64,
-    /// Greatest.
-    pub max: f64,
+    /// Where the middle half of the samples begins.
+    pub low: f64,
+    /// Where it ends.
+    pub high: f64,
     /// All, in the order they were taken.
-    pub samples: Vec<f64>,
+    pub samples: Samples,
     /// Median as a multiple of the bare network's.
     pub to_bare: Option<f64>,
-    /// Median as a multiple of that of the kernel's VXLAN with flannel's rules.
+    /// Median as a multiple of the nodes' with flannel's rules.
+    pub to_bare_rules: Option<f64>,
+    /// Median as a multiple of that of the kernel's path with flannel's rules.
     pub to_kernel_rules: Option<f64>,
 }
 
@@ -47,88 +59,149 @@ impl Report {
             options: options.clone(),
             samples: BTreeMap::new(),
             fast_share: BTreeMap::new(),
+            left_out: Vec::new(),
+            programs: Vec::new(),
         })
     }
 
-    pub(super) fn add(&mut self, mode: Mode, measure: Measure, value: f64) {
-        self.samples.entry((mode, measure)).or_default().push(value);
+    pub(super) fn add(&mut self, case: Case, figure: Figure, value: f64) {
+        self.samples.entry((case, figure)).or_default().push(value);
     }
 
-    pub(super) fn note_fast_share(&mut self, mode: Mode, share: Option<f64>) {
-        self.fast_share.extend(share.map(|share| (mode, share)));
+    pub(super) fn note_fast_share(&mut self, case: Case, share: Option<f64>) {
+        self.fast_share.extend(share.map(|share| (case, share)));
+    }
+
+    pub(super) fn leave_out(&mut self, case: Case, why: &str) {
+        self.left_out.push((case, why.to_owned()));
+    }
+
+    pub(super) fn first_left_out(&self) -> Option<String> {
+        self.left_out.first().map(|(case, why)| format!("{case}: {why}"))
+    }
+
+    /// Whether `subject` is the one whose programs' cost is still to be taken.
+    pub(super) fn wants_programs(&self, subject: &Subject) -> bool {
+        self.programs.is_empty() && subject.case() == Case::new(Scenario::Vxlan, Mode::Flow)
+    }
+
+    pub(super) fn note_programs(&mut self, costs: Vec<Cost>) {
+        self.programs = costs;
     }
 
     /// Median of what was measured; `None` if it was not.
-    pub fn median(&self, mode: Mode, measure: Measure) -> Option<f64> {
-        self.samples.get(&(mode, measure)).map(|samples| median(samples))
+    pub fn median(&self, case: Case, figure: Figure) -> Option<f64> {
+        self.samples.get(&(case, figure)).map(Samples::median)
     }
 
-    /// The median of `mode` as a multiple of that of `other`.
-    pub fn ratio(&self, mode: Mode, measure: Measure, other: Mode) -> Option<f64> {
-        Some(self.median(mode, measure)? / self.median(other, measure)?)
+    /// The median of `case` as a multiple of that of `mode` in the same scenario.
+    pub fn ratio(&self, case: Case, figure: Figure, mode: Mode) -> Option<f64> {
+        Some(self.median(case, figure)? / self.median(Case::new(case.scenario, mode), figure)?)
     }
 
     /// Every figure.
     pub fn rows(&self) -> Vec<Row> {
-        let row = |(&(mode, measure), samples): (&(Mode, Measure), &Vec<f64>)| Row {
-            mode: mode.name().to_owned(),
-            measure: measure.title().to_owned(),
-            unit: measure.unit().to_owned(),
-            median: median(samples),
-            min: samples.iter().copied().fold(f64::INFINITY, f64::min),
-            max: samples.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-            samples: samples.clone(),
-            to_bare: self.ratio(mode, measure, Mode::Bare),
-            to_kernel_rules: self.ratio(mode, measure, Mode::KernelRules),
+        let row = |(&(case, figure), samples): (&(Case, Figure), &Samples)| {
+            let (low, high) = samples.spread();
+            Row {
+                scenario: case.scenario.label().to_owned(),
+                mode: case.mode.label().to_owned(),
+                figure: figure.label().to_owned(),
+                unit: figure.unit().to_owned(),
+                median: samples.median(),
+                low,
+                high,
+                samples: samples.clone(),
+                to_bare: self.ratio(case, figure, Mode::Bare),
+                to_bare_rules: self.ratio(case, figure, Mode::BareRules),
+                to_kernel_rules: self.ratio(case, figure, Mode::KernelRules),
+            }
         };
         self.samples.iter().map(row).collect()
     }
 
     /// All of it, for programs.
     pub fn to_json(&self) -> serde_json::Value {
-        let methods: BTreeMap<_, _> =
-            self.options.measures.iter().map(|measure| (measure.title(), measure.method())).collect();
+        let workloads = self.options.workloads.iter();
+        let methods: BTreeMap<_, _> = workloads
+            .flat_map(|workload| workload.figures().iter().map(|figure| (figure.label(), workload.method())))
+            .collect();
         let shares: BTreeMap<_, _> =
-            self.fast_share.iter().map(|(mode, share)| (mode.name(), share)).collect();
+            self.fast_share.iter().map(|(case, share)| (case.to_string(), share)).collect();
+        let left_out: BTreeMap<_, _> =
+            self.left_out.iter().map(|(case, why)| (case.to_string(), why)).collect();
         serde_json::json!({
             "surroundings": self.surroundings,
             "rounds": self.options.rounds,
             "seconds": self.options.seconds,
             "methods": methods,
             "fast_path_share_of_packets": shares,
+            "left_out": left_out,
+            "programs": self.programs,
             "results": self.rows(),
         })
     }
 
+    /// The figures as a picture.
+    pub fn to_svg(&self) -> String {
+        chart::draw(self)
+    }
+
+    /// Scenarios that were measured, in order.
+    pub(super) fn scenarios(&self) -> Vec<Scenario> {
+        Scenario::EACH.into_iter().filter(|scenario| !self.cases(*scenario).is_empty()).collect()
+    }
+
+    /// What was measured of `scenario`: nothing, if only nodes were that others are compared with.
+    pub(super) fn cases(&self, scenario: Scenario) -> Vec<Case> {
+        let found = |mode| {
+            let case = Case::new(scenario, mode);
+            self.samples.keys().any(|(measured, _)| *measured == case).then_some(case)
+        };
+        let cases: Vec<Case> = Mode::EACH.into_iter().filter_map(found).collect();
+        if cases.iter().any(|case| case.scenario == scenario) { cases } else { Vec::new() }
+    }
+
+    /// Figures that were measured, in order.
+    pub(super) fn figures(&self) -> Vec<Figure> {
+        let mut figures: Vec<Figure> = self.samples.keys().map(|(_, figure)| *figure).collect();
+        figures.sort();
+        figures.dedup();
+        figures
+    }
+
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    pub(super) fn rounds(&self) -> usize {
+        self.options.rounds
+    }
+
     /// One row a dataplane: median, spread, and the two ratios.
-    pub fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
-        let titles =
-            self.options.measures.iter().map(|measure| format!("{}\n{}", measure.title(), measure.unit()));
-        table.set_header(std::iter::once("pod to pod".to_owned()).chain(titles));
-        for mode in &self.options.modes {
-            let cells = self.options.measures.iter().map(|measure| self.cell(*mode, *measure));
-            table.add_row(std::iter::once(mode.name().to_owned()).chain(cells));
+    fn table(&self, scenario: Scenario, figures: &[Figure]) -> Table {
+        let mut table = new_table();
+        let titles = figures.iter().map(|figure| format!("{}\n{}", figure.title(), figure.unit()));
+        table.set_header(std::iter::once(scenario.name().to_owned()).chain(titles));
+        for case in self.cases(scenario) {
+            let cells = figures.iter().map(|figure| self.cell(case, *figure));
+            table.add_row(std::iter::once(case.mode.name().to_owned()).chain(cells));
         }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+        align_right(&mut table);
         table
     }
 
-    fn cell(&self, mode: Mode, measure: Measure) -> String {
-        let Some(samples) = self.samples.get(&(mode, measure)) else { return String::new() };
-        let digits = measure.precision();
-        let low = samples.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let ratio = |other| match self.ratio(mode, measure, other) {
+    fn cell(&self, case: Case, figure: Figure) -> String {
+        let Some(samples) = self.samples.get(&(case, figure)) else { return String::new() };
+        let digits = figure.precision();
+        let (low, high) = samples.spread();
+        let ratio = |other| match self.ratio(case, figure, other) {
             Some(ratio) => format!("{ratio:.2}"),
             None => "-".to_owned(),
         };
         format!(
-            "{:.digits$} ({low:.digits$} - {high:.digits$})\n{} of bare, {} of kernel",
-            median(samples),
+            "{:.digits$} ({low:.digits$} - {high:.digits$})\n{} of bare, {} of stock",
+            samples.median(),
             ratio(Mode::Bare),
             ratio(Mode::KernelRules)
         )
@@ -138,52 +211,57 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { surroundings, options, .. } = self;
-        writeln!(f, "{}", self.table())?;
+        let figures = self.figures();
+        for scenario in self.scenarios() {
+            for some in figures.chunks(COLUMNS) {
+                writeln!(f, "{}", self.table(scenario, some))?;
+            }
+        }
+        if !self.programs.is_empty() {
+            writeln!(f, "{}", programs_table(&self.programs))?;
+        }
         writeln!(
             f,
-            "median (least - greatest) of {} interleaved rounds of {} s; \"kernel\" is kernel VXLAN with flannel's \
-             rules, which the agent's modes keep too (--ip-masq)",
+            "median (middle half) of {} interleaved rounds of {} s; \"stock\" is the kernel's path with flannel's rules, \
+             which the agent's modes keep too (--ip-masq); of times less is better",
             options.rounds, options.seconds
         )?;
-        writeln!(
-            f,
-            "Linux {}, {} CPUs ({}), load {}, two nodes joined by one veth, MTU {} and {} in pods{}",
-            surroundings.kernel,
-            surroundings.cpus,
-            surroundings.cpu_model,
-            surroundings.load,
-            surroundings.underlay_mtu,
-            surroundings.pod_mtu,
-            if surroundings.bpf_stats { ", kernel.bpf_stats_enabled=1" } else { "" }
-        )?;
-        for measure in &options.measures {
-            writeln!(f, "{}: {}", measure.title(), measure.method())?;
+        writeln!(f, "{surroundings}")?;
+        for workload in &options.workloads {
+            writeln!(f, "{}: {}", workload.figures()[0].title(), workload.method())?;
         }
-        for (mode, share) in &self.fast_share {
-            writeln!(f, "{mode}: {:.2} % of the packets sent took the fast path", share * 100.0)?;
+        for (case, share) in &self.fast_share {
+            writeln!(f, "{case}: {:.2} % of the packets sent took the fast path", share * 100.0)?;
+        }
+        for (case, why) in &self.left_out {
+            writeln!(f, "NOT MEASURED: {case}: {why}")?;
         }
         Ok(())
     }
 }
 
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => sorted[middle],
-        _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
+/// What each program costs.
+pub(super) fn programs_table(costs: &[Cost]) -> Table {
+    let mut table = new_table();
+    table.set_header(["program", "instructions verified", "packet", "ns"]);
+    for cost in costs {
+        let count = cost.verified_instructions.map_or("-".to_owned(), |count| count.to_string());
+        let (packets, times): (Vec<_>, Vec<_>) =
+            cost.nanoseconds.iter().map(|(packet, time)| (packet.clone(), format!("{time:.0}"))).unzip();
+        table.add_row([cost.program.clone(), count, packets.join("\n"), times.join("\n")]);
     }
+    align_right(&mut table);
+    table
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) fn new_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
 
-    #[test]
-    fn median_is_the_middle() {
-        assert!((median(&[9.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+pub(super) fn align_right(table: &mut Table) {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
 }

@@ -1,10 +1,10 @@
 //! The machine that measures.
 
-use std::{fs, time::Duration};
+use std::{fmt, fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
-    sched::{CpuSet, sched_getaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 use serde::Serialize;
@@ -25,6 +25,13 @@ impl Cpus {
         let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
         let first = cpus.next().context("no CPU to run on")?;
         Ok(Self { first, second: cpus.next().unwrap_or(first) })
+    }
+
+    /// Keeps this thread on `cpu`.
+    pub(super) fn pin(cpu: usize) -> Result<()> {
+        let mut set = CpuSet::new();
+        set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
+        sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to CPU {cpu}"))
     }
 }
 
@@ -78,5 +85,21 @@ impl Surroundings {
             load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
             bpf_stats: read("/proc/sys/kernel/bpf_stats_enabled") == "1",
         })
+    }
+}
+
+impl fmt::Display for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Linux {}, {} CPUs ({}), load {}, two nodes joined by one veth, MTU {} and {} in pods{}",
+            self.kernel,
+            self.cpus,
+            self.cpu_model,
+            self.load,
+            self.underlay_mtu,
+            self.pod_mtu,
+            if self.bpf_stats { ", kernel.bpf_stats_enabled=1" } else { "" }
+        )
     }
 }

@@ -1,11 +1,11 @@
 //! The demo and the benchmark, as `cargo xtask demo` and `cargo xtask bench` run them.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use flannel_tests::{
-    bench::{self, Measure, Mode},
+    bench,
     demo::{self, Progress},
     lab,
 };
@@ -34,26 +34,7 @@ enum Command {
         output: Output,
     },
     /// Measure pod to pod beside node to node
-    Bench {
-        /// How often everything is measured
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Length of one measurement, seconds
-        #[arg(long, default_value_t = 3)]
-        seconds: u32,
-        /// Dataplanes to compare
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Mode::EACH)]
-        modes: Vec<Mode>,
-        /// What to measure
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Measure::EACH)]
-        measures: Vec<Measure>,
-        /// Also write the figures, with every sample, to this file
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-        /// How to print the figures
-        #[arg(short, long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-    },
+    Bench(Box<bench::Arguments>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,19 +59,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { down: true, .. } => demo::down(&progress),
         Command::Demo { keep, output, .. } => demo::run(keep, output == Output::Json, &progress),
-        Command::Bench { rounds, seconds, modes, measures, json, output } => {
-            let options = bench::Options { modes, measures, rounds, seconds };
-            let report = progress.follow("measuring", |now| bench::run(&options, now))?;
-            match output {
-                Output::Table => print!("{report}"),
-                Output::Json => println!("{:#}", report.to_json()),
-            }
-            if let Some(path) = json {
-                std::fs::write(&path, format!("{:#}\n", report.to_json()))
-                    .with_context(|| format!("write {}", path.display()))?;
-            }
-            Ok(())
-        }
+        Command::Bench(arguments) => arguments.run(&progress),
     }
 }
 

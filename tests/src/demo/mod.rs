@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use crate::{
-    bench::{self, Measure, Mode},
+    bench::{self, Case, Mode, Scenario, Workload},
     counters::Counters,
     lab::{Cluster, FastPath, Lab, sweep, teardown},
     requirements,
@@ -93,10 +93,13 @@ fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
     let counters = cluster.members.iter().map(|member| Ok((member.node.name(), member.counters()?)));
     let counters = counters.collect::<Result<Vec<_>>>()?;
     let options = bench::Options {
-        modes: vec![Mode::Bare, Mode::KernelRules, Mode::All],
-        measures: vec![Measure::Tcp, Measure::Udp, Measure::TcpPingPong],
+        cases: [Mode::Bare, Mode::KernelRules, Mode::All]
+            .map(|mode| Case::new(Scenario::Vxlan, mode))
+            .to_vec(),
+        workloads: vec![Workload::Tcp, Workload::Udp64, Workload::TcpPingPong],
         rounds: 3,
         seconds: 1,
+        all_or_nothing: true,
     };
     let comparison = progress
         .follow("measuring beside the bare network and the kernel", |report| bench::run(&options, report))?;

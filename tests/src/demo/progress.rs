@@ -1,12 +1,16 @@
 //! What is going on, on stderr: a spinner on a terminal, a line per step elsewhere.
 
 use std::{
+    cell::Cell,
     io::{IsTerminal as _, stderr},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Between two lines of one step where there is no terminal.
+const LINE: Duration = Duration::from_secs(20);
 
 /// Shows steps as they go.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +36,13 @@ impl Progress {
         if bar.is_none() {
             eprintln!("... {what}");
         }
-        let outcome = work(&|now| {
-            if let Some(bar) = &bar {
-                bar.set_message(format!("{what}: {now}"));
+        let last = Cell::new(start);
+        let outcome = work(&|now| match &bar {
+            Some(bar) => bar.set_message(format!("{what}: {now}")),
+            None if last.get().elapsed() < LINE => {}
+            None => {
+                last.set(Instant::now());
+                eprintln!("... {what}: {now}");
             }
         });
         if let Some(bar) = bar {

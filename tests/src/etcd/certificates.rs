@@ -51,6 +51,14 @@ impl Authority {
         self.sign(&params)
     }
 
+    /// For a server called `name` that is reached by these host names and addresses.
+    pub fn server_named(&self, name: &str, hosts: &[&str]) -> Result<KeyAndCertificate> {
+        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
+        let mut params = params(name, &hosts)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(&params)
+    }
+
     /// For a server at `address`, valid until 2021.
     pub fn expired_server(&self, address: IpAddr) -> Result<KeyAndCertificate> {
         let mut params = params("etcd", &[address.to_string()])?;

@@ -181,6 +181,12 @@ impl Agent {
         self.arguments.push(format!("{prefix}{value}"));
     }
 
+    /// Sets a variable of its environment, for the next start.
+    pub fn set_variable(&mut self, name: &'static str, value: &str) {
+        self.environment.retain(|(other, _)| *other != name);
+        self.environment.push((name, value.to_owned()));
+    }
+
     /// Kills it with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.daemon.take().context("no agent is running")?.kill()

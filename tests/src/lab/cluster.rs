@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flannel_common::reason::{Direction, Reason};
 
-use super::{Agent, AgentOptions, Etcd, FastPath, Lab, Node, Pod};
+use super::{Agent, AgentOptions, Etcd, FastPath, Lab, Node, PREFIX, Pod};
 use crate::{
     counters::Counters,
     traffic::{Endpoint, ping::ping, reachability, udp},
@@ -69,6 +69,19 @@ impl Cluster {
         Self::on(vec![a, b], etcd, pods, &options.into())
     }
 
+    /// As [`Cluster::pair`], with another network configuration.
+    pub fn pair_configured(
+        lab: &Lab,
+        pods: usize,
+        config: &str,
+        options: impl Into<AgentOptions>,
+    ) -> Result<Self> {
+        let (a, b) = lab.pair()?;
+        let etcd = lab.etcd_on(&a)?;
+        etcd.put(&format!("{PREFIX}/config"), config)?;
+        Self::on(vec![a, b], etcd, pods, &options.into())
+    }
+
     fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, options: &AgentOptions) -> Result<Self> {
         let members = thread::scope(|scope| {
             let start = |node| scope.spawn(|| Member::start(node, &etcd, options.clone(), pods));
@@ -110,13 +123,16 @@ impl Cluster {
     }
 
     /// Waits until packets from `from`'s first pod to `to`'s take the path that `fast_path` promises, at
-    /// both ends. A pod is served by the kernel's path until the agent has found it.
+    /// both ends, be it through a tunnel or without. A pod is served by the kernel's path until the agent has
+    /// found it.
     pub fn await_fast_path(&self, from: usize, to: usize, fast_path: FastPath) -> Result<()> {
         let (sender, receiver) = (&self.members[from], &self.members[to]);
         let (out, arriving) = match fast_path {
             FastPath::Off => return Ok(()),
-            FastPath::Overlay => (Reason::EncapOverlay, None),
-            FastPath::Flow | FastPath::All => (Reason::EncapPod, Some(Reason::DeliverPod)),
+            FastPath::Overlay => ([Reason::EncapOverlay].as_slice(), None),
+            FastPath::Flow | FastPath::All => {
+                ([Reason::EncapPod, Reason::RoutePod].as_slice(), Some([Reason::DeliverPod, Reason::HandPod]))
+            }
         };
         let (a, b) = (sender.pod()?, receiver.pod()?);
         eventually(CONVERGENCE, "an echo takes the fast path", || {
@@ -127,11 +143,12 @@ impl Cluster {
                 _ => drop(ping(&a, &b, 56)?),
             }
             let after = (sender.counters()?.since(&before.0), receiver.counters()?.since(&before.1));
-            let counted =
-                |counters: &Counters, direction, reason| counters.get(direction, reason).packets > 0;
+            let counted = |counters: &Counters, direction, reasons: &[Reason]| {
+                reasons.iter().any(|reason| counters.get(direction, *reason).packets > 0)
+            };
             ensure!(
                 counted(&after.0, Direction::Egress, out)
-                    && arriving.is_none_or(|reason| counted(&after.1, Direction::Ingress, reason)),
+                    && arriving.is_none_or(|reasons| counted(&after.1, Direction::Ingress, &reasons)),
                 "sender counted {}receiver counted {}",
                 after.0,
                 after.1

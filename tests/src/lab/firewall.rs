@@ -73,6 +73,12 @@ impl Node {
         self.netns().run("iptables", &[&["--wait"], words.as_slice()].concat()).map(drop)
     }
 
+    /// Has `nft` execute `commands`, all or none.
+    pub fn nft(&self, commands: &str) -> Result<()> {
+        let mut nft = self.netns().command("nft");
+        run_with(nft.args(["-f", "-"]), commands, Duration::from_secs(20)).map(drop)
+    }
+
     /// Loads what flannel loads with `--ip-masq`: its masquerade and forward rules, for this node's subnet.
     /// They turn on connection tracking in the node.
     pub fn load_flannel_rules(&self) -> Result<()> {

@@ -28,25 +28,29 @@ use ipnetwork::Ipv4Network;
 pub use agent::{
     AGENT_BIN, Agent, AgentOptions, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, agent_binary,
 };
+pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member};
 pub use docker::{Container, Docker};
+pub use kubernetes::{ApiServer, KubeProxy};
 pub use netns::Netns;
 pub use node::Node;
-pub use pod::Pod;
+pub use pod::{Pod, PodOptions};
 pub use stock::{Peer, Stock};
 pub use store::{Etcd, PREFIX};
 pub use subnet_env::SubnetEnv;
 
 use crate::{
     command::{run, tool},
-    requirements::lab_available,
+    requirements::{kubernetes_available, lab_available},
 };
 
 mod agent;
 mod cgroup;
+mod chain;
 mod cluster;
 mod docker;
 mod firewall;
+pub mod kubernetes;
 mod netns;
 mod node;
 mod owner;
@@ -115,9 +119,15 @@ impl Names {
 /// Runs a test in a lab of its own: prints the logs if it fails, and fails if anything is left behind.
 /// Skipped where [`lab_available`] says so.
 pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
-    if !lab_available()? {
-        return Ok(());
-    }
+    if lab_available()? { run_in_lab(test) } else { Ok(()) }
+}
+
+/// The same for a test that runs Kubernetes in its lab.
+pub fn in_kubernetes_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    if kubernetes_available()? { run_in_lab(test) } else { Ok(()) }
+}
+
+fn run_in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     let lab = Lab::new()?;
     let outcome = test(&lab);
     if outcome.is_err() {

@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Pod, Stock, SubnetEnv,
-    make_dir, node_address,
+    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Pod, PodOptions, Stock,
+    SubnetEnv, make_dir, node_address,
 };
 use crate::traffic::Endpoint;
 
@@ -130,8 +130,17 @@ impl Node {
 
     /// Adds a pod by the CNI plugins, as kubelet and flannel's plugin would; `name` is unique on this node.
     pub fn pod(&self, name: &str) -> Result<Pod> {
-        let netns = self.names.netns(&format!("{}-{name}", self.name()))?;
-        Pod::add(self, netns, name)
+        self.pod_with(name, &PodOptions::default())
+    }
+
+    /// Adds a pod in another way.
+    pub fn pod_with(&self, name: &str, options: &PodOptions) -> Result<Pod> {
+        Pod::add(self, self.sandbox(name)?, name, options)
+    }
+
+    /// What a container runtime makes before it calls the plugins: a namespace with nothing in it but `lo`.
+    pub fn sandbox(&self, name: &str) -> Result<Netns> {
+        self.names.netns(&format!("{}-{name}", self.name()))
     }
 
     /// The node on the underlay.

@@ -1,16 +1,23 @@
 //! Pods, made by the real CNI plugins.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
-use super::{Names, Netns, Node};
-use crate::{command::run_with, requirements::cni_directory, traffic::Endpoint};
+use super::{Chain, Names, Netns, Node};
+use crate::traffic::Endpoint;
 
-/// How long one call of a CNI plugin may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How a pod is added.
+#[derive(Clone, Debug, Default)]
+pub struct PodOptions {
+    /// By our own plugin and what kube-flannel chains to it. Otherwise `bridge` is told what our plugin would tell it.
+    pub kube_flannel: bool,
+    /// Ports of the node, and ports of the pod that `portmap` forwards their TCP connections to. Only with
+    /// `kube_flannel`.
+    pub host_ports: Vec<(u16, u16)>,
+}
 
 /// A pod with one interface `eth0` on its node's `cni0`.
 #[derive(Debug)]
@@ -20,26 +27,32 @@ pub struct Pod {
     node: Netns,
     names: Arc<Names>,
     address: Ipv4Addr,
-    plugins: PathBuf,
-    netconf: String,
+    chain: Chain,
+    runtime: Value,
+    result: Value,
 }
 
 impl Pod {
-    pub(super) fn add(node: &Node, netns: Netns, name: &str) -> Result<Self> {
-        let mut pod = Self {
+    pub(super) fn add(node: &Node, netns: Netns, name: &str, options: &PodOptions) -> Result<Self> {
+        let chain = if options.kube_flannel { Chain::kube_flannel(node)? } else { Chain::bridge(node)? };
+        let mapping =
+            |(host, pod): &(u16, u16)| json!({ "hostPort": host, "containerPort": pod, "protocol": "tcp" });
+        let mappings: Vec<Value> = options.host_ports.iter().map(mapping).collect();
+        let runtime = if mappings.is_empty() { json!({}) } else { json!({ "portMappings": mappings }) };
+        let result = chain.call("ADD", node.netns(), &netns, &runtime, &Value::Null)?;
+        let address =
+            result["ips"][0]["address"].as_str().with_context(|| format!("no address in {result}"))?;
+        let address = address.parse::<Ipv4Network>().with_context(|| address.to_owned())?.ip();
+        Ok(Self {
             name: format!("{}/{name}", node.name()),
             netns,
             node: node.netns().clone(),
             names: Arc::clone(node.names()),
-            address: Ipv4Addr::UNSPECIFIED,
-            plugins: cni_directory()?,
-            netconf: netconf(node)?.to_string(),
-        };
-        let result: Value = serde_json::from_str(&pod.call("ADD")?).context("result of CNI ADD")?;
-        let address =
-            result["ips"][0]["address"].as_str().with_context(|| format!("no address in {result}"))?;
-        pod.address = address.parse::<Ipv4Network>().with_context(|| address.to_owned())?.ip();
-        Ok(pod)
+            address,
+            chain,
+            runtime,
+            result,
+        })
     }
 
     /// `<node>/<name>`.
@@ -64,41 +77,7 @@ impl Pod {
 
     /// Takes it away again, as kubelet does: CNI DEL, then the namespace.
     pub fn remove(self) -> Result<()> {
-        self.call("DEL")?;
+        self.chain.call("DEL", &self.node, &self.netns, &self.runtime, &self.result)?;
         self.names.remove(&self.netns)
     }
-
-    fn call(&self, verb: &str) -> Result<String> {
-        let plugin = self.plugins.join("bridge").to_string_lossy().into_owned();
-        let mut command = self.node.command(&plugin);
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", self.netns.name())
-            .env("CNI_NETNS", self.netns.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &self.plugins);
-        run_with(&mut command, &self.netconf, PATIENCE)
-            .with_context(|| format!("CNI {verb} of {}", self.name))
-    }
-}
-
-/// What flannel's CNI plugin hands to `bridge`, from its usual configuration and the subnet file.
-fn netconf(node: &Node) -> Result<Value> {
-    let env = node.subnet_env()?;
-    Ok(json!({
-        "cniVersion": "0.3.1",
-        "name": "cbr0",
-        "type": "bridge",
-        "hairpinMode": true,
-        "ipMasq": false,
-        "isDefaultGateway": true,
-        "isGateway": true,
-        "mtu": env.mtu,
-        "ipam": {
-            "type": "host-local",
-            "dataDir": node.dir().join("cni"),
-            "ranges": [[{ "subnet": env.subnet.to_string() }]],
-            "routes": [{ "dst": env.network.to_string() }],
-        },
-    }))
 }

@@ -25,6 +25,7 @@ pub mod ping;
 pub mod source;
 pub mod tcp;
 pub mod udp;
+pub mod wire;
 
 /// Receive buffer of every UDP socket, bytes: what the machine is too busy to read must not look lost.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -93,7 +94,7 @@ impl Endpoint {
 }
 
 /// Two UDP sockets, each connected to the other.
-fn udp_pair(a: &Endpoint, b: &Endpoint) -> Result<(UdpSocket, UdpSocket)> {
+pub fn udp_pair(a: &Endpoint, b: &Endpoint) -> Result<(UdpSocket, UdpSocket)> {
     let (at_a, at_b) = (a.udp()?, b.udp()?);
     let address = |socket: &UdpSocket| -> Result<SocketAddr> { Ok(socket.local_addr()?) };
     at_a.connect(address(&at_b)?).with_context(|| format!("{} to {}", a.name, b.name))?;

@@ -150,7 +150,7 @@ fn receive(listener: &TcpListener, seed: u64) -> Result<u64> {
 }
 
 /// Waits up to `timeout` for a connection.
-pub(super) fn accept(listener: &TcpListener, timeout: Duration) -> Result<(TcpStream, SocketAddr)> {
+pub(crate) fn accept(listener: &TcpListener, timeout: Duration) -> Result<(TcpStream, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let start = Instant::now();
     loop {

@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 use flannel_common::{map::FLOW_MARK, reason::Reason};
 use flannel_tests::{
     eventually,
-    lab::{CONVERGENCE, FastPath, PREFIX, in_lab},
+    lab::{CONVERGENCE, FastPath, in_lab},
     traffic::{Dialogue, Endpoint, every_kind_both_ways, tcp, udp},
 };
 use nix::sys::socket::{setsockopt, sockopt::Mark};
 
-use crate::{cluster, counted, fast, learning, packets, start};
+use crate::{cluster, counted, fast, learning, nftables_cluster, packets};
 
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of the transfer whose packets are counted, and the least segments it takes.
@@ -191,10 +191,7 @@ fn the_rule_is_kept_while_it_is_needed() -> Result<()> {
 #[test]
 fn flows_are_learned_by_nftables() -> Result<()> {
     in_lab(|lab| {
-        let etcd = lab.etcd()?;
-        let config = r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
-        etcd.put(&format!("{PREFIX}/config"), config)?;
-        let cluster = start(lab, etcd, 1, REFRESH)?;
+        let cluster = nftables_cluster(lab, 1, REFRESH)?;
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let counted = counted(&cluster, || every_kind_both_ways(&a, &b))?;
         for counters in &counted {

@@ -1,18 +1,115 @@
-//! Network policies, as agents write them into FORWARD.
+//! Network policies, as agents write them into FORWARD, or beside it into tables of their own.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{Cluster, FastPath, in_lab},
-    traffic::{Dialogue, Paced, dialogue::listen},
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
 };
 
-use crate::{cluster, counted, fast};
+use anyhow::{Result, ensure};
+use flannel_common::reason::Reason;
+use flannel_tests::{
+    eventually,
+    lab::{Cluster, FastPath, Lab, Node, in_lab},
+    traffic::{Dialogue, Endpoint, Paced, dialogue::listen},
+};
+
+use crate::{cluster, counted, fast, nftables_cluster, packets};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const DENIED: u16 = 7777;
+
+/// How a policy agent writes. The agent under test writes its own rules in the same way.
+#[derive(Clone, Copy)]
+enum Writer {
+    Iptables,
+    Nftables,
+}
+
+impl Writer {
+    fn cluster(self, lab: &Lab) -> Result<Cluster> {
+        match self {
+            Self::Iptables => cluster(lab, 1, REFRESH),
+            Self::Nftables => nftables_cluster(lab, 1, REFRESH),
+        }
+    }
+
+    /// Nobody may open a connection to `pod` on `node` but `allowed`: all else is what a pod hears that some
+    /// policy selects and none allows.
+    fn isolate(self, node: &Node, pod: Ipv4Addr, allowed: &[Ipv4Addr]) -> Result<()> {
+        match self {
+            Self::Iptables => {
+                self.lift(node)?;
+                let mut rules = vec!["-N POLICY".to_owned()];
+                rules.push("-A POLICY -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT".to_owned());
+                rules.extend(allowed.iter().map(|peer| format!("-A POLICY -s {peer} -j ACCEPT")));
+                rules.push("-A POLICY -j DROP".to_owned());
+                rules.push(format!("-I FORWARD -d {pod} -j POLICY"));
+                rules.iter().try_for_each(|rule| node.iptables(rule))
+            }
+            Self::Nftables => {
+                let allowed: String =
+                    allowed.iter().map(|peer| format!("ip saddr {peer} accept\n")).collect();
+                load(
+                    node,
+                    &format!(
+                        "chain isolated {{\nct state established,related accept\n{allowed}drop\n}}\n\
+                         chain forward {{\ntype filter hook forward priority filter - 5\n\
+                         ip daddr {pod} jump isolated\n}}\n"
+                    ),
+                )
+            }
+        }
+    }
+
+    /// Nothing from `from` reaches `to` any more, not even what is established.
+    fn cut(self, node: &Node, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+        match self {
+            Self::Iptables => node.iptables(&format!("-I FORWARD -s {from} -d {to} -j DROP")),
+            Self::Nftables => load(
+                node,
+                &format!(
+                    "chain forward {{\ntype filter hook forward priority filter - 5\n\
+                     ip saddr {from} ip daddr {to} drop\n}}\n"
+                ),
+            ),
+        }
+    }
+
+    /// No policy any more.
+    fn lift(self, node: &Node) -> Result<()> {
+        match self {
+            Self::Iptables => {
+                let rules = node.netns().run("iptables-save", &["-t", "filter"])?;
+                for rule in rules.lines().filter(|rule| rule.starts_with("-A FORWARD")) {
+                    if rule.ends_with("-j POLICY") || rule.ends_with("-j DROP") && !rule.contains("INVALID") {
+                        node.iptables(&rule.replacen("-A", "-D", 1))?;
+                    }
+                }
+                if rules.contains(":POLICY ") {
+                    node.iptables("-F POLICY")?;
+                    node.iptables("-X POLICY")?;
+                }
+                Ok(())
+            }
+            Self::Nftables => load(node, ""),
+        }
+    }
+}
+
+/// Replaces the policy agent's table.
+fn load(node: &Node, chains: &str) -> Result<()> {
+    let rules = format!(
+        "add table inet network-policy\ndelete table inet network-policy\ntable inet network-policy {{\n{chains}}}\n"
+    );
+    node.nft(&rules)
+}
+
+/// A UDP socket that hears what arrives, and does not wait for it.
+fn hearing(at: &Endpoint, port: u16) -> Result<UdpSocket> {
+    let socket = at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(port))?))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
 
 fn denied_is_denied(fast_path: FastPath) -> Result<()> {
     in_lab(|lab| {
@@ -86,18 +183,82 @@ fn answers_to_what_is_allowed_pass() -> Result<()> {
     })
 }
 
-/// A policy for what is established, too, takes hold of running flows when their acceptance ends.
-#[test]
-fn a_new_policy_bites_running_flows() -> Result<()> {
+/// What a policy isolates hears nothing from the first packet on, speaks to whom it likes, and is fast with both
+/// whom it spoke to and whom the policy allows.
+fn isolated(writer: Writer) -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab, 1, REFRESH)?;
+        let cluster = writer.cluster(lab)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let node = &cluster.members[1].node;
+        writer.isolate(node, b.address(), &[])?;
+        let (tcp, udp) = (listen(&b, DENIED)?, hearing(&b, DENIED)?);
+        let denied = counted(&cluster, || {
+            let speaker = hearing(&a, 0)?;
+            let stubborn = a.netns().inside(|| {
+                let stream = std::net::TcpStream::connect_timeout(
+                    &b.socket_address(DENIED).into(),
+                    Duration::from_millis(2500),
+                );
+                Ok(stream.is_ok())
+            })?;
+            ensure!(!stubborn, "a connection that a policy denies was opened");
+            for _ in 0..50 {
+                speaker.send_to(b"let me in", b.socket_address(DENIED))?;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            ensure!(tcp.accept().is_err(), "a connection that a policy denies arrived");
+            ensure!(udp.recv(&mut [0; 16]).is_err(), "a datagram that a policy denies arrived");
+            Ok(())
+        })?;
+        for counters in &denied {
+            ensure!(fast(counters) == [0, 0], "{counters}");
+        }
+        ensure!(packets(&denied[1], Reason::FlowLearned) == 0, "learned though denied: {}", denied[1]);
+
+        // The other way round it is open, and the answers are not kept out.
+        let mut outwards = Dialogue::open(&b, &a)?;
+        let counted_out = counted(&cluster, || {
+            let start = Instant::now();
+            while start.elapsed() < REFRESH * 2 {
+                outwards.exchanges(10)?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        })?;
+        for counters in &counted_out {
+            ensure!(fast(counters).into_iter().all(|packets| packets > 100), "{counters}");
+        }
+
+        writer.isolate(node, b.address(), &[a.address()])?;
+        let mut inwards = Dialogue::through(&a, 0, b.socket_address(DENIED), &[&tcp])?;
+        let counted_in = counted(&cluster, || inwards.exchanges(100))?;
+        for counters in &counted_in {
+            ensure!(fast(counters).into_iter().all(|packets| packets >= 90), "{counters}");
+        }
+        writer.lift(node)
+    })
+}
+
+#[test]
+fn an_isolated_pod_hears_nothing_behind_iptables() -> Result<()> {
+    isolated(Writer::Iptables)
+}
+
+#[test]
+fn an_isolated_pod_hears_nothing_behind_nftables() -> Result<()> {
+    isolated(Writer::Nftables)
+}
+
+/// A policy for what is established, too, takes hold of running flows when their acceptance ends.
+fn a_new_policy_bites(writer: Writer) -> Result<()> {
+    in_lab(|lab| {
+        let cluster = writer.cluster(lab)?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         for member in [a, b] {
             let mut dialogue = Dialogue::open(&a.pod()?, &b.pod()?)?;
             let trickle = Paced::usual(&a.pod()?, &b.pod()?)?;
             dialogue.exchanges(100)?;
-            let rule = format!("FORWARD -s {} -d {} -j DROP", a.pod()?.address(), b.pod()?.address());
-            member.node.iptables(&format!("-I {rule}"))?;
+            writer.cut(&member.node, a.pod()?.address(), b.pod()?.address())?;
             // Until its time is over a flow goes on, whether or not it is used.
             std::thread::sleep(REFRESH + Duration::from_millis(500));
             ensure!(dialogue.exchange_within(Duration::from_secs(1)).is_err(), "the policy did not bite");
@@ -108,7 +269,7 @@ fn a_new_policy_bites_running_flows() -> Result<()> {
             })?;
             ensure!(trickle.received().0 == before.0, "the policy did not bite UDP");
             ensure!(fast(&counted[1])[1] == 0, "{}", counted[1]);
-            member.node.iptables(&format!("-D {rule}"))?;
+            writer.lift(&member.node)?;
             let resumed = trickle.received().0;
             eventually(Duration::from_secs(5), "the flow resumes", || {
                 ensure!(trickle.received().0 > resumed + 100);
@@ -118,4 +279,14 @@ fn a_new_policy_bites_running_flows() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn a_new_policy_bites_running_flows() -> Result<()> {
+    a_new_policy_bites(Writer::Iptables)
+}
+
+#[test]
+fn a_new_policy_of_nftables_bites_running_flows() -> Result<()> {
+    a_new_policy_bites(Writer::Nftables)
 }

@@ -4,6 +4,7 @@
 
 mod device;
 mod direct;
+mod echoes;
 mod external_interface;
 mod namespace;
 mod objects;

@@ -131,6 +131,7 @@ pub(crate) fn local() -> Local {
         public_ip: Ipv4Addr::new(192, 0, 2, 1),
         underlay: Underlay { ifindex: ETH0, address: Ipv4Addr::new(192, 0, 2, 1) },
         backend: Backend::Vxlan(device()),
+        direct_routing: false,
         fast_path: FastPath::Off,
         xdp: flannel_agent::xdp::Xdp::OFF,
         flow_refresh: Duration::from_secs(30),

@@ -1,6 +1,10 @@
 //! What is found on the node: pods, next hops, notices of change.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use flannel_agent::{
     datapath::Datapath,
@@ -79,22 +83,64 @@ fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
     with_namespace(|| async {
         ip("route add 203.0.113.0/24 via 192.0.2.253 mtu 1400");
         ip("route add blackhole 198.51.100.0/24");
-        let wanted = ["192.0.2.7", "198.18.0.1", "203.0.113.9", "198.51.100.1", "192.0.2.1", "127.0.0.1"];
+        ip("route add 203.0.114.0/24 nexthop via 192.0.2.253 nexthop via 192.0.2.252");
+        ip("nexthop add id 1 via 192.0.2.253 dev eth0");
+        ip("nexthop add id 2 via 192.0.2.252 dev eth0");
+        ip("nexthop add id 3 group 1/2");
+        ip("route add 203.0.115.0/24 nhid 3");
+        ip("route add 203.0.116.0/24 nhid 2");
+        ip("route add 203.0.117.0/24 encap ip id 9 dst 192.0.2.253 dev eth0");
+        let wanted = [
+            "192.0.2.7",
+            "198.18.0.1",
+            "203.0.113.9",
+            "203.0.114.9",
+            "203.0.115.9",
+            "203.0.116.9",
+            "203.0.117.9",
+            "198.51.100.1",
+            "192.0.2.1",
+            "127.0.0.1",
+        ];
         let wanted: BTreeSet<_> = wanted.iter().map(|text| text.parse().unwrap()).collect();
         let mut netlink = Netlink::open().unwrap();
         let hops = netlink.next_hops("192.0.2.1".parse().unwrap(), &wanted).await.unwrap();
         let hops: Vec<_> = hops
             .iter()
-            .map(|(to, hop)| format!("{to} by {} to {} of {}", hop.ifindex, hop.address, hop.mtu))
+            .map(|(to, hop)| match hop {
+                Ok(hop) => format!("{to} by {} to {} of {}", hop.ifindex, hop.address, hop.mtu),
+                Err(why) => format!("{to}: {why:?}"),
+            })
             .collect();
         assert_eq!(
             hops,
             [
+                "127.0.0.1: Special",
+                "192.0.2.1: Special",
                 "192.0.2.7 by 42 to 192.0.2.7 of 1500",
                 "198.18.0.1 by 42 to 192.0.2.254 of 1500",
+                "198.51.100.1: NoRoute",
                 "203.0.113.9 by 42 to 192.0.2.253 of 1400",
+                "203.0.114.9: Multipath",
+                "203.0.115.9: Multipath",
+                "203.0.116.9 by 42 to 192.0.2.252 of 1500",
+                "203.0.117.9: Special",
             ]
         );
+    });
+}
+
+#[test]
+fn the_next_hops_of_ten_thousand_peers_are_asked_at_once() {
+    with_namespace(|| async {
+        let peers: BTreeSet<_> = (0..10_000u32).map(|n| Ipv4Addr::from(0xc612_0000 + n)).collect();
+        let mut netlink = Netlink::open().unwrap();
+        let start = Instant::now();
+        let hops = netlink.next_hops("192.0.2.1".parse().unwrap(), &peers).await.unwrap();
+        println!("{} next hops in {:?}", hops.len(), start.elapsed());
+        assert_eq!(hops.len(), peers.len());
+        let router = Ipv4Addr::new(192, 0, 2, 254);
+        assert!(hops.values().all(|hop| hop.is_ok_and(|hop| hop.address == router)));
     });
 }
 

@@ -64,7 +64,8 @@ fn mtu_of(ifindex: u32) -> Option<u32> {
 
 fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
-    let mut arrival = Arrival { vlan_tagged: false, for_other_station: false, ..case.arrival };
+    let mut arrival =
+        Arrival { vlan_tagged: false, for_other_station: false, from_socket: true, ..case.arrival };
     if hook.is_xdp() {
         // It knows no more than where a frame came in.
         arrival = Arrival { ifindex: interface::UNDERLAY, ..Arrival::default() };
@@ -121,6 +122,11 @@ fn to_overlay() {
 #[test]
 fn from_underlay() {
     compare(Hook::FromUnderlay);
+}
+
+#[test]
+fn from_overlay() {
+    compare(Hook::FromOverlay);
 }
 
 #[test]

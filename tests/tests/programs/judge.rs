@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
-    map::SNAT_EXEMPT_MARK,
+    map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
@@ -39,7 +39,9 @@ pub(crate) fn check(
     let pass = if hook.is_xdp() { XDP_PASS } else { TC_ACT_UNSPEC };
     let (action, reason, expected) = match verdict {
         Verdict::Pass => (pass, None, unchanged()),
-        Verdict::Kernel(reason) | Verdict::Exempt(reason) => (TC_ACT_UNSPEC, Some(*reason), unchanged()),
+        Verdict::Kernel(reason) | Verdict::Exempt(reason) | Verdict::Checked(reason) => {
+            (TC_ACT_UNSPEC, Some(*reason), unchanged())
+        }
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
         Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
         Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
@@ -56,7 +58,13 @@ pub(crate) fn check(
     note.iter().for_each(|note| flows.write_down(note));
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
     let mark = MARK | arrival.mark;
-    let mark = if matches!(verdict, Verdict::Exempt(_)) { mark | SNAT_EXEMPT_MARK } else { mark };
+    let mark = match verdict {
+        Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,
+        Verdict::Checked(_) => mark | CHECKED_MARK,
+        // Its way ends here, whatever becomes of the packet.
+        _ if hook == Hook::FromOverlay => mark & !CHECKED_MARK,
+        _ => mark,
+    };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
     ensure!(outcome.action == action, "action {}, not {action}", outcome.action);
     ensure!(
@@ -95,28 +103,23 @@ pub(crate) fn in_kernel(
     gso_size: u32,
     mtu_of: impl Fn(u32) -> Option<u32>,
 ) -> Verdict {
-    const POPPED: usize = 50;
     // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
     let refused = gso_size != 0;
     match verdict {
         Verdict::Deliver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if !refused && frame.len() - POPPED > ETHERNET_LEN + mtu as usize => {
-                Verdict::Kernel(Reason::TooBig)
-            }
+            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },
         Verdict::HandOver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
-            Some(mtu) if frame.len() - POPPED <= ETHERNET_LEN + mtu as usize => verdict,
+            Some(mtu) if deliver.packet_len <= mtu => verdict,
             _ => Verdict::Pass,
         },
-        // No length is changed, so nothing is refused; of an aggregate the size is not looked at.
+        // No length is changed, so nothing is refused.
         Verdict::Hand(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if gso_size == 0 && frame.len() > ETHERNET_LEN + mtu as usize => {
-                Verdict::Kernel(Reason::TooBig)
-            }
+            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) => verdict,
         },
         Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),

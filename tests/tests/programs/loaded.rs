@@ -9,7 +9,7 @@ use aya::{
 };
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Config, FastPath, FlowV4, Hold, Permit, SubnetV4, UnknownVtep},
+    layout::{Config, FastPath, FlowV4, Forwarder, Hold, Permit, SubnetV4, UnknownVtep},
     packet::Arrival,
     path::Hook,
     reason::{Direction, Reason},
@@ -117,6 +117,10 @@ impl Loaded {
         for (key, value) in &tables.flows {
             let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
             now.flows.put(key, &Permit { egress, ingress, ..*value })?;
+        }
+        now.forwarders.remove_all(|veth| !tables.forwarders.contains_key(veth))?;
+        for (veth, seen) in &tables.forwarders {
+            now.forwarders.put(veth, &Forwarder { seen: ahead(*seen) })?;
         }
         let before = std::mem::replace(&mut self.filled, tables.clone());
         for key in before.routes.keys().filter(|key| !tables.routes.contains_key(*key)) {

@@ -4,7 +4,9 @@
 //! Every test runs in network and mount namespaces of its own, with a bpffs of its own. They need root.
 
 mod attachment;
+mod budget;
 mod differential;
+mod features;
 mod judge;
 mod live;
 mod loaded;

@@ -21,9 +21,16 @@ use crate::{
 };
 
 /// What BPF_PROG_TEST_RUN cannot produce, and which test has it instead.
-const ELSEWHERE: [(Reason, &str); 1] =
+const ELSEWHERE: [(Reason, &[Hook], &str); 2] = [
     // The tag's place in the metadata cannot be set.
-    [(Reason::Vlan, "live::tagged_frames_are_the_kernels")];
+    (
+        Reason::Vlan,
+        &[Hook::FromPod, Hook::ToOverlay, Hook::FromUnderlay, Hook::FromOverlay],
+        "live::tagged_frames_are_the_kernels",
+    ),
+    // There is always a socket.
+    (Reason::ForwarderLearned, &[Hook::FromPod], "aggregates::a_pod_that_forwards"),
+];
 
 /// Segments of an aggregate, as the kernel would count them.
 const SEGMENTS: u32 = 3;
@@ -68,6 +75,11 @@ fn from_underlay() {
 }
 
 #[test]
+fn from_overlay() {
+    run_all(Hook::FromOverlay);
+}
+
+#[test]
 fn to_pod() {
     run_all(Hook::ToPod);
 }
@@ -91,9 +103,8 @@ fn xdp_generic() {
 fn every_reason_of_every_program_is_run() {
     let mut given = BTreeSet::new();
     for hook in Hook::ALL {
-        let elsewhere = ELSEWHERE.iter().map(|(reason, _)| *reason);
-        let mut found: BTreeSet<Reason> =
-            elsewhere.filter(|_| !matches!(hook, Hook::ToPod | Hook::ToUnderlay) && !hook.is_xdp()).collect();
+        let elsewhere = ELSEWHERE.iter().filter(|(_, hooks, _)| hooks.contains(&hook));
+        let mut found: BTreeSet<Reason> = elsewhere.map(|(reason, ..)| *reason).collect();
         for fixture in fixtures::of(hook) {
             if fixture.in_kernel == InKernel::Agrees {
                 found.extend(fixture.note.map(|note| note.reason()));

@@ -5,6 +5,7 @@
 
 mod apt;
 mod install_linker;
+mod kubernetes;
 mod table;
 mod toolchain;
 mod tools;
@@ -12,6 +13,7 @@ mod tools;
 use std::env;
 
 use anyhow::Result;
+use clap::Args;
 use flannel_ebpf_toolchain::{OBJECT_VARIABLE, Toolchain};
 
 use crate::{
@@ -23,18 +25,29 @@ use apt::Packages;
 use toolchain::Plan;
 use tools::Survey;
 
-/// How much is needed.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Options of `setup`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Also build the kube-apiserver and kube-proxy that the tests run, once; about five minutes on two CPUs
+    #[arg(long)]
+    kubernetes: bool,
+}
+
+/// How much is needed, each with all before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     /// What compiling needs.
     Build,
     /// Also the tools of the demo and the tests.
-    All,
+    Lab,
+    /// Also the programs of Kubernetes that the tests run.
+    Kubernetes,
 }
 
 /// Sets up everything and prints what there is.
-pub(crate) fn show() -> Result<()> {
-    let (toolchain, survey) = complete(Scope::All)?;
+pub(crate) fn show(options: &Options) -> Result<()> {
+    let scope = if options.kubernetes { Scope::Kubernetes } else { Scope::Lab };
+    let (toolchain, survey) = complete(scope)?;
     print(&table::table(toolchain.as_ref(), &survey))
 }
 
@@ -51,12 +64,25 @@ fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
 
     let mut packages = survey.packages();
     packages.extend(plan.iter().flat_map(Plan::packages));
+    let kubernetes = match scope {
+        Scope::Kubernetes => kubernetes::programs().err(),
+        Scope::Build | Scope::Lab => None,
+    };
+    if kubernetes.is_some() {
+        packages.extend(kubernetes::packages());
+    }
     if !packages.is_empty() {
         install(&packages)?;
         survey = tools::survey(scope);
     }
     let toolchain = plan.map(toolchain::carry_out).transpose()?;
     survey.complete()?;
+    if kubernetes.is_some() {
+        kubernetes::install()?;
+    }
+    if scope == Scope::Kubernetes {
+        survey.found.extend(kubernetes::programs()?);
+    }
     Ok((toolchain, survey))
 }
 

@@ -29,7 +29,7 @@ const fn tool(
     argument: &'static [&'static str],
     package: &'static [&'static str],
 ) -> Tool {
-    Tool { name, arguments: argument, directories: &[], packages: package, scope: Scope::All }
+    Tool { name, arguments: argument, directories: &[], packages: package, scope: Scope::Lab }
 }
 
 const fn cni(name: &'static str) -> Tool {
@@ -53,7 +53,9 @@ const TOOLS: &[Tool] = &[
     tool("ping", &["-V"], &["iputils-ping"]),
     tool("iperf3", &["--version"], &["iperf3"]),
     tool("sockperf", &["--version"], &["sockperf"]),
+    tool("strace", &["-V"], &["strace"]),
     tool("openssl", &["version"], &["openssl"]),
+    tool("curl", &["--version"], &["curl"]),
     tool("jq", &["--version"], &["jq"]),
     tool("sysctl", &["--version"], &["procps"]),
     tool("dockerd", &["--version"], &["docker.io"]),
@@ -93,7 +95,7 @@ pub(crate) fn survey(scope: Scope) -> Survey {
             packages: &["protobuf-compiler", "libprotobuf-dev"],
         }),
     }
-    for tool in TOOLS.iter().filter(|tool| scope == Scope::All || tool.scope == scope) {
+    for tool in TOOLS.iter().filter(|tool| tool.scope <= scope) {
         match probe(tool) {
             Ok(found) => survey.found.push(found),
             Err(reason) => {
@@ -111,8 +113,13 @@ fn probe(tool: &Tool) -> Result<Found, String> {
         directories => directories.iter().map(|dir| Path::new(dir).join(file)).find(|path| path.is_file()),
     };
     let path = path.ok_or("it is not there")?;
+    run(tool.name, path, tool.arguments)
+}
+
+/// Runs the program at `path` with `arguments`, which make it tell its version.
+pub(super) fn run(name: &'static str, path: PathBuf, arguments: &[&str]) -> Result<Found, String> {
     let output = Command::new(&path)
-        .args(tool.arguments)
+        .args(arguments)
         // Without a command a CNI plugin tells what it is.
         .env_remove("CNI_COMMAND")
         .env("ETCDCTL_API", "3")
@@ -124,7 +131,7 @@ fn probe(tool: &Tool) -> Result<Found, String> {
     if !output.status.success() {
         return Err(format!("{} does not work ({}): {}", path.display(), output.status, said.trim()));
     }
-    Ok(Found { name: tool.name, version: version(&said), path })
+    Ok(Found { name, version: version(&said), path })
 }
 
 /// The first line with a number in it; some programs begin with their name alone.

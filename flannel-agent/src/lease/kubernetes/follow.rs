@@ -81,6 +81,15 @@ impl Drop for Nodes {
     }
 }
 
+/// Whether one version comes before another. They are to be compared as numbers where they are any (they are
+/// revisions of etcd); where not, nothing is known.
+pub(super) fn is_earlier(version: &str, than: &str) -> bool {
+    match (version.parse::<u64>(), than.parse::<u64>()) {
+        (Ok(this), Ok(that)) => this < that,
+        _ => false,
+    }
+}
+
 struct Follower {
     api: ApiServer,
     what: &'static str,
@@ -192,7 +201,15 @@ impl Follower {
                 }
                 Ok(WatchEvent::Bookmark(mark)) => {
                     self.bookmarks = true;
-                    self.at(&mark.metadata.resource_version);
+                    let version = mark.metadata.resource_version;
+                    if self.version.as_deref().is_some_and(|known| is_earlier(&version, known)) {
+                        self.version = None;
+                        self.freshness = Freshness::Latest;
+                        let reason =
+                            "it has gone back in time, as after a restore of its etcd: reading all again";
+                        return Err(self.failed(reason).into());
+                    }
+                    self.at(&version);
                 }
                 Ok(WatchEvent::Error(status)) => return Err(ApiError::refused(self.what, &status).into()),
                 Err(kube::Error::SerdeError(error)) => {

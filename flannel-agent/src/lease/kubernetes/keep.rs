@@ -15,7 +15,7 @@ use super::{
     KubeStore,
     api::ApiServer,
     backoff::Backoff,
-    follow::{Followed, Nodes},
+    follow::{Followed, Nodes, is_earlier},
     identity::Networks,
     node_lease::{to_annotate, unusable_overwrites},
     record::NodeRecord,
@@ -193,7 +193,7 @@ impl Keep {
 
     fn sees(&mut self, node: NodeRecord) -> Option<LeaseEnd> {
         if let Some(before) = &self.node {
-            if before.uid() == node.uid() && is_older(&node, before) {
+            if before.uid() == node.uid() && is_earlier(node.version(), before.version()) {
                 return None;
             }
         } else {
@@ -309,15 +309,6 @@ impl Keep {
     }
 }
 
-/// Whether `node` is an earlier state of the same Node. Versions are to be compared as numbers where they are any
-/// (they are revisions of etcd); where not, nothing is known.
-fn is_older(node: &NodeRecord, than: &NodeRecord) -> bool {
-    match (node.version().parse::<u64>(), than.version().parse::<u64>()) {
-        (Ok(this), Ok(that)) => this < that,
-        _ => false,
-    }
-}
-
 /// What sets annotations, and leaves others alone.
 pub(super) fn annotations_patch(annotations: &[(String, String)]) -> Value {
     let annotations: Map<String, Value> =
@@ -353,12 +344,5 @@ mod tests {
         let condition = condition_patch(SystemTime::UNIX_EPOCH);
         assert_eq!(condition["status"]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:00Z");
         assert_eq!(condition["status"]["conditions"][0]["message"], "Flannel is running on this node");
-    }
-
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        let node = |version: &str| NodeRecord::from_json(&json!({"metadata": {"resourceVersion": version}}));
-        assert!(is_older(&node("9"), &node("10")) && !is_older(&node("10"), &node("10")));
-        assert!(!is_older(&node("a"), &node("b")));
     }
 }

@@ -136,8 +136,6 @@ pub struct KubeStore {
     name: Arc<OnceCell<String>>,
     set_condition: bool,
     patient: bool,
-    /// When the start began.
-    begun: Instant,
     /// Pods can be started.
     ready: Arc<Sender<bool>>,
     notices: Notices,
@@ -168,7 +166,6 @@ impl KubeStore {
             name,
             set_condition: options.set_condition,
             patient: options.patient,
-            begun: Instant::now(),
             ready: Arc::new(channel(false).0),
         }
     }
@@ -250,12 +247,13 @@ impl KubeStore {
         NodeWatch::start(self.api.clone(), leases)
     }
 
-    /// Asks until there is an answer, or for [`PATIENCE`] from the start. Logs each distinct reason once.
+    /// Asks until there is an answer, for [`PATIENCE`] at most unless told to wait without an end. Logs each distinct reason once.
     async fn insist<T>(
         &self,
         part: &'static str,
         ask: impl AsyncFn() -> Result<T, ApiError>,
     ) -> Result<T, KubeError> {
+        let begun = Instant::now();
         let mut backoff = Backoff::default();
         let mut said = Said::default();
         loop {
@@ -269,7 +267,7 @@ impl KubeStore {
                 }
                 Err(error) => error,
             };
-            if !self.patient && self.begun.elapsed() > PATIENCE {
+            if !self.patient && begun.elapsed() > PATIENCE {
                 return Err(KubeError::Api(error));
             }
             self.api.trouble().has(part, &error);

@@ -61,8 +61,15 @@ pub(super) fn lease_of(
     if (cidrs.v4, cidrs.v6) == (None, None) {
         return Err(NoLease::NoPodCidr);
     }
-    let v4 = record.address::<Ipv4Addr>(prefix, PUBLIC_IP).map_err(NoLease::Unusable)?;
-    let v6 = record.address::<Ipv6Addr>(prefix, PUBLIC_IPV6).map_err(NoLease::Unusable)?;
+    // What is said of a family that is off does not matter.
+    let v4 = match families.v4 {
+        true => record.address::<Ipv4Addr>(prefix, PUBLIC_IP).map_err(NoLease::Unusable)?,
+        false => None,
+    };
+    let v6 = match families.v6 {
+        true => record.address::<Ipv6Addr>(prefix, PUBLIC_IPV6).map_err(NoLease::Unusable)?,
+        false => None,
+    };
     let subnet = LeaseSubnet { v4: cidrs.v4.filter(|_| v4.is_some()), v6: cidrs.v6.filter(|_| v6.is_some()) };
     if (subnet.v4, subnet.v6) == (None, None) {
         let wanted = if cidrs.v4.is_some() { PUBLIC_IP } else { PUBLIC_IPV6 };
@@ -79,7 +86,7 @@ pub(super) fn lease_of(
     };
     let attrs = LeaseAttrs {
         public_ip: v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
-        public_ipv6: v6.filter(|_| families.v6),
+        public_ipv6: v6,
         backend_type: annotation(BACKEND_TYPE).to_owned(),
         backend_data: data(BACKEND_DATA, subnet.v4.is_some())?,
         backend_v6_data: data(BACKEND_V6_DATA, subnet.v6.is_some())?,

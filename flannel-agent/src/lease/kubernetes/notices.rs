@@ -87,8 +87,10 @@ async fn send(api: ApiServer, name: Arc<OnceCell<String>>, mut messages: mpsc::R
             action: "Run".to_owned(),
             secondary: None,
         };
-        // As kubelet refers to its node: an Event's object is found by what stands for its uid.
+        // As kubelet refers to its node: an Event's object is found by what stands for its uid. A Node has no
+        // namespace, but API servers before 1.22 want the Event's there.
         let about = ObjectReference {
+            namespace: Some("default".to_owned()),
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
             name: Some(node.clone()),

@@ -226,6 +226,28 @@ async fn garbage_in_a_watch_is_not_passed_over() {
     }
 }
 
+#[test]
+fn versions_are_compared_as_numbers() {
+    assert!(is_earlier("9", "10") && !is_earlier("10", "10") && !is_earlier("10", "9"));
+    assert!(!is_earlier("a", "b"));
+}
+
+/// After a restore of its etcd a server counts from where the backup was, and what happened since is no event.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_gone_back_in_time_is_read_again() {
+    let bookmark = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"resourceVersion": "40"}});
+    let server = Server::new([
+        list(50, &[node("a", 45)]),
+        Answer::Watch(vec![Line::Event("BOOKMARK", bookmark), Line::Silence(1000)]),
+        list(41, &[node("b", 39)]),
+    ]);
+    let (mut nodes, _api) = server.follow();
+    assert_eq!(names(&nodes.next().await), "=a");
+    assert_eq!(names(&nodes.next().await), "=b");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(server.asked(), [LIST.to_owned(), watched(50), LATEST.to_owned(), watched(41)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_watch_is_given_up() {
     let server = Server::new([

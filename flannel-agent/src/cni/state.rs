@@ -1,0 +1,95 @@
+//! What the delegates were given, a file each container in dataDir: the same files as upstream's plugin has, so that
+//! either finds what the other left.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, File},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    error::{CniError, Code},
+    invocation::is_identifier,
+    netconf::NetConf,
+    object,
+};
+
+/// The file of one container.
+#[derive(Debug)]
+pub(super) struct State {
+    directory: PathBuf,
+    path: PathBuf,
+}
+
+impl State {
+    pub(super) fn of(conf: &NetConf, container: &str) -> Self {
+        Self { directory: conf.data_dir.clone(), path: conf.data_dir.join(container) }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps `config`: whole or not at all, for root only, also over a loss of power.
+    pub(super) fn save(&self, config: &[u8]) -> Result<(), CniError> {
+        self.write(config).map_err(|error| self.failed("save", &error))
+    }
+
+    fn write(&self, config: &[u8]) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        // Made with mode 0600. Its name begins with a dot, which that of no container does.
+        let mut file = tempfile::Builder::new().prefix(".flannel-").tempfile_in(&self.directory)?;
+        file.write_all(config)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        File::open(&self.directory)?.sync_all()
+    }
+
+    /// What was kept; `None` if nothing was.
+    pub(super) fn load(&self) -> Result<Option<Vec<u8>>, CniError> {
+        match fs::read(&self.path) {
+            Ok(config) => Ok(Some(config)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("read", &error)),
+        }
+    }
+
+    /// Forgets the container. Where that fails, the next DEL finds the file once more, which does no harm.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+
+    fn failed(&self, doing: &str, error: &io::Error) -> CniError {
+        let path = self.path.display();
+        CniError::new(
+            Code::Io,
+            format!("dataDir: cannot {doing} the configuration of the delegate in {path}: {error}"),
+        )
+    }
+}
+
+/// Forgets the containers of the network of `conf` that are not among `valid`.
+pub(super) fn forget_all_but(conf: &NetConf, valid: &BTreeSet<String>) -> Result<(), CniError> {
+    let listing = match fs::read_dir(&conf.data_dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            let path = conf.data_dir.display();
+            return Err(CniError::new(Code::Io, format!("dataDir: cannot list {path}: {error}")));
+        }
+    };
+    for name in listing.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        if !is_identifier(&name) || valid.contains(&name) {
+            continue;
+        }
+        let state = State::of(conf, &name);
+        // The directory may serve several networks.
+        let saved = state.load().ok().flatten().and_then(|config| object(&config));
+        if saved.is_some_and(|config| config.get("name").is_some_and(|name| *name == conf.name)) {
+            state.remove();
+        }
+    }
+    Ok(())
+}

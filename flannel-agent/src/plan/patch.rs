@@ -1,0 +1,132 @@
+//! What one lease changes of a plan.
+//!
+//! A plan is a function of all leases, and to make one of ten thousand takes longer than the kernel takes for the few
+//! objects of one. Where a lease has nothing in common with any other, the plan is what it was but for the part that is
+//! the plan of this lease alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{BpfState, Change, Inputs, Plan, Skip, State, delta, plan};
+use crate::lease::{Lease, LeaseSubnet, Leases};
+
+/// The plan of one lease, before and after it changed.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    before: Plan,
+    after: Plan,
+}
+
+impl Patch {
+    /// What becomes of `plan`, the plan of `inputs` but for the lease of `subnet`, which was `before`. `None` where
+    /// another lease has a say in what becomes of this one, or it in another: then only a new plan tells.
+    pub fn of(plan: &Plan, inputs: &Inputs<'_>, subnet: LeaseSubnet, before: Option<&Lease>) -> Option<Self> {
+        // Whoever was passed over for another's sake may now take its place.
+        if plan.skipped.iter().any(|(key, skip)| *key != subnet && skip.is_for_anothers_sake()) {
+            return None;
+        }
+        let after = inputs.leases.get(&subnet);
+        let addresses = [before, after].map(|lease| lease.map(|lease| lease.attrs.public_ip));
+        let mut others = inputs.leases.iter().filter(|(key, _)| **key != subnet);
+        if others.any(|(_, lease)| addresses.contains(&Some(lease.attrs.public_ip))) {
+            return None;
+        }
+        let mut patch = Self { before: alone(inputs, before), after: alone(inputs, after) };
+        if !patch.stands_apart(plan) || !patch.keeps_lengths(plan) {
+            return None;
+        }
+        // Of all leases, and the same as it was.
+        (patch.before.state.bpf.config, patch.after.state.bpf.config) = (None, None);
+        Some(patch)
+    }
+
+    /// Whether no other peer of `plan` shares a subnet's first address or a MAC with ours.
+    fn stands_apart(&self, plan: &Plan) -> bool {
+        let (before, after) = (&self.before.peers, &self.after.peers);
+        if before.iter().any(|(subnet, peer)| plan.peers.get(subnet) != Some(peer))
+            || after.keys().any(|subnet| !before.contains_key(subnet) && plan.peers.contains_key(subnet))
+        {
+            return false;
+        }
+        let ours: Vec<_> = before.iter().chain(after).collect();
+        let bases: BTreeSet<_> = ours.iter().map(|(subnet, _)| subnet.network()).collect();
+        let macs: BTreeSet<_> = ours.iter().filter_map(|(_, peer)| peer.mac).collect();
+        plan.peers.iter().filter(|(subnet, _)| !before.contains_key(*subnet)).all(|(subnet, peer)| {
+            !bases.contains(&subnet.network()) && peer.mac.is_none_or(|mac| !macs.contains(&mac))
+        })
+    }
+
+    /// Whether the lengths of leased prefixes, which the programs try one after the other, stay what they are.
+    fn keeps_lengths(&self, plan: &Plan) -> bool {
+        let lengths = |plan: &Plan| plan.peers.keys().map(|subnet| subnet.prefix()).collect::<BTreeSet<_>>();
+        let (before, after) = (lengths(&self.before), lengths(&self.after));
+        let ours = |subnet| self.before.peers.contains_key(subnet) || self.after.peers.contains_key(subnet);
+        before
+            .symmetric_difference(&after)
+            .all(|length| plan.peers.keys().any(|subnet| subnet.prefix() == *length && !ours(subnet)))
+    }
+
+    /// What leads from the plan before to the one after, in the order of [`delta`].
+    pub fn changes(&self) -> Vec<Change> {
+        delta(&self.after.state, &self.before.state)
+    }
+
+    /// What the plan said, of this lease alone.
+    pub fn before(&self) -> &Plan {
+        &self.before
+    }
+
+    /// What it says now.
+    pub fn after(&self) -> &Plan {
+        &self.after
+    }
+
+    /// Brings a plan up to date.
+    pub fn apply(&self, plan: &mut Plan) {
+        swap(&mut plan.peers, &self.before.peers, &self.after.peers);
+        swap(&mut plan.skipped, &self.before.skipped, &self.after.skipped);
+        swap(&mut plan.on_kernel, &self.before.on_kernel, &self.after.on_kernel);
+        self.apply_to_state(&mut plan.state);
+    }
+
+    /// Brings the state of a plan up to date.
+    pub fn apply_to_state(&self, state: &mut State) {
+        let (before, after) = (&self.before.state, &self.after.state);
+        // Named one by one, so that none is forgotten when there are more.
+        let State { device: _, addresses: _, neighbours, fdb, routes, direct_routes, bpf } = state;
+        swap(neighbours, &before.neighbours, &after.neighbours);
+        swap(fdb, &before.fdb, &after.fdb);
+        swap(routes, &before.routes, &after.routes);
+        swap(direct_routes, &before.direct_routes, &after.direct_routes);
+        let BpfState { config: _, peers, vteps, pods: _, exempt, hooks: _ } = bpf;
+        swap(peers, &before.bpf.peers, &after.bpf.peers);
+        swap(vteps, &before.bpf.vteps, &after.bpf.vteps);
+        swap(exempt, &before.bpf.exempt, &after.bpf.exempt);
+    }
+}
+
+impl Skip {
+    /// Whether the lease would be followed if another were not there.
+    fn is_for_anothers_sake(&self) -> bool {
+        matches!(self, Self::SameBase(_) | Self::SameMac { .. })
+    }
+}
+
+/// The plan as if there were no other lease.
+fn alone(inputs: &Inputs<'_>, lease: Option<&Lease>) -> Plan {
+    let leases: Leases = lease.map(|lease| (lease.subnet, lease.clone())).into_iter().collect();
+    plan(&Inputs { leases: &leases, ..inputs.clone() })
+}
+
+/// Puts `after` in the place of `before`, which is part of `all`. What is the same in both may be another's, too, and
+/// stays as it is.
+fn swap<K: Ord + Clone, V: Clone + PartialEq>(
+    all: &mut BTreeMap<K, V>,
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+) {
+    for key in before.keys().filter(|key| !after.contains_key(*key)) {
+        all.remove(key);
+    }
+    let news = after.iter().filter(|(key, value)| before.get(*key) != Some(*value));
+    all.extend(news.map(|(key, value)| (key.clone(), value.clone())));
+}

@@ -1,0 +1,97 @@
+//! A lease that has nothing to do with the others, made usable without looking at these.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Reconciler, host::Host, resolve_more};
+use crate::{
+    datapath::Datapath,
+    lease::{Lease, LeaseSource, LeaseSubnet},
+    plan::{Inputs, Patch},
+};
+
+/// So many leases are taken one by one in [`WINDOW`]. When more come, one pass for all of them is cheaper.
+const MOST: u32 = 50;
+const WINDOW: Duration = Duration::from_millis(100);
+
+/// How many leases were taken one by one lately.
+#[derive(Debug)]
+pub(super) struct Burst {
+    since: Instant,
+    count: u32,
+}
+
+impl Burst {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, count: 0 }
+    }
+
+    /// Whether there is room for another.
+    fn take(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= WINDOW {
+            *self = Self::new(now);
+        }
+        self.count += 1;
+        self.count <= MOST
+    }
+}
+
+impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
+    /// Makes the lease of `subnet`, which was `before`, usable at once, if the kernel is as planned as far as is known
+    /// and no other lease has a say in it. If not, a pass has to follow: `false`.
+    ///
+    /// The kernel is not read: what is not as we left it gives notice, or shows in the next look, and is put right by
+    /// the pass that follows then.
+    pub(super) async fn patch(&mut self, subnet: LeaseSubnet, before: Option<&Lease>) -> bool {
+        let now = Instant::now();
+        let due = self.due.leases.is_some() || self.due.exemptions.is_some();
+        let unheard =
+            self.exemptions.has_changed().unwrap_or(false) || self.locals.has_changed().unwrap_or(false);
+        if self.settled.is_none() || !self.pending.is_empty() || due || unheard || !self.burst.take(now) {
+            return false;
+        }
+        let Some(leases) = &self.leases else { return false };
+        let address =
+            leases.get(&subnet).filter(|lease| lease.attrs.backend_type == self.local.backend.kind());
+        let address: BTreeSet<_> = address.map(|lease| lease.attrs.public_ip).into_iter().collect();
+        if resolve_more(&mut self.host, &self.local, &mut self.next_hops, address).await.is_err() {
+            return false;
+        }
+        let exemptions = self.exemptions.borrow().clone();
+        let inputs = Inputs {
+            local: &self.local,
+            leases,
+            exemptions: &exemptions,
+            next_hops: &self.next_hops,
+            pods: &self.surroundings.pods,
+            overlay_ifindex: self.surroundings.overlay_ifindex,
+        };
+        let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };
+        let changes = patch.changes();
+        let results = self.datapath.apply(&changes).await;
+        self.host.made(&changes);
+        for (change, result) in changes.iter().zip(results) {
+            match result {
+                Ok(()) => self.journal.done(change, false, false),
+                Err(error) => {
+                    if let Some(error) = self.pending.failed(change, &error, Instant::now()) {
+                        self.journal.failed(change, error);
+                    }
+                }
+            }
+        }
+        self.journal.flush();
+        patch.apply(&mut self.plan);
+        if self.pending.is_empty()
+            && let Some(settled) = &mut self.settled
+        {
+            patch.apply_to_state(settled);
+        }
+        self.journal.patched(&patch);
+        self.journal.on_kernel(&self.plan.on_kernel);
+        self.due.retry = self.pending.next_due();
+        self.report(false);
+        true
+    }
+}

@@ -1,0 +1,140 @@
+//! Chains of CNI plugins, called as container runtimes call them.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{Netns, Node, agent::agent_binary};
+use crate::{command::run_with, manifest, requirements::cni_directory};
+
+/// How long one call of a CNI plugin may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A list of plugins, as a conflist has them.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    conflist: Value,
+    /// `CNI_PATH`.
+    path: OsString,
+}
+
+impl Chain {
+    /// The plugins of a conflist, ours among them.
+    pub fn new(conflist: Value) -> Result<Self> {
+        let plugin = plugin_binary()?;
+        let own = plugin.parent().context("the directory of our plugin")?;
+        let path = std::env::join_paths([own, &cni_directory()?]).context("CNI_PATH")?;
+        Ok(Self { conflist, path })
+    }
+
+    /// What kube-flannel installs, with the files of `node` in place of the machine's.
+    pub fn kube_flannel(node: &Node) -> Result<Self> {
+        let mut conflist: Value = serde_json::from_str(&manifest::config_file("cni-conf.json")?)?;
+        let flannel = &mut conflist["plugins"][0];
+        flannel["subnetFile"] = json!(node.subnet_file());
+        flannel["dataDir"] = json!(Self::data_dir(node));
+        flannel["ipam"] = json!({ "dataDir": node.dir().join("cni") });
+        Self::new(conflist)
+    }
+
+    /// Where our plugin keeps what it has to remember on `node`.
+    pub fn data_dir(node: &Node) -> PathBuf {
+        node.dir().join("cni-flannel")
+    }
+
+    /// `bridge` alone, told what flannel's plugin tells it.
+    pub(super) fn bridge(node: &Node) -> Result<Self> {
+        let env = node.subnet_env()?;
+        let bridge = json!({
+            "type": "bridge",
+            "hairpinMode": true,
+            "ipMasq": false,
+            "isDefaultGateway": true,
+            "isGateway": true,
+            "mtu": env.mtu,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": node.dir().join("cni"),
+                "ranges": [[{ "subnet": env.subnet.to_string() }]],
+                "routes": [{ "dst": env.network.to_string() }],
+            },
+        });
+        let conflist = json!({ "name": "cbr0", "cniVersion": "0.3.1", "plugins": [bridge] });
+        Ok(Self { conflist, path: cni_directory()?.into_os_string() })
+    }
+
+    /// The conflist, to be changed.
+    pub fn conflist(&mut self) -> &mut Value {
+        &mut self.conflist
+    }
+
+    /// Calls every plugin with `verb` for interface `eth0` of `pod` on `node`: DEL from the last to the first, each
+    /// with the result of the one before, and `runtime` as far as it says it can do that. The last result.
+    pub fn call(
+        &self,
+        verb: &str,
+        node: &Netns,
+        pod: &Netns,
+        runtime: &Value,
+        previous: &Value,
+    ) -> Result<Value> {
+        let mut plugins: Vec<&Value> =
+            self.conflist["plugins"].as_array().context("no plugins")?.iter().collect();
+        if verb == "DEL" {
+            plugins.reverse();
+        }
+        let mut result = previous.clone();
+        for plugin in plugins {
+            let mut conf = plugin.clone();
+            for field in ["name", "cniVersion"] {
+                conf[field] = self.conflist[field].clone();
+            }
+            let capabilities = plugin["capabilities"].as_object().into_iter().flatten();
+            for (name, _) in
+                capabilities.filter(|(name, can)| **can == json!(true) && !runtime[name].is_null())
+            {
+                conf["runtimeConfig"][name] = runtime[name].clone();
+            }
+            if !result.is_null() {
+                conf["prevResult"] = result.clone();
+            }
+            let kind = plugin["type"].as_str().context("a plugin without a type")?;
+            let output = self.plugin(verb, kind, node, pod, &conf.to_string())?;
+            if verb == "ADD" {
+                result = serde_json::from_str(&output)
+                    .with_context(|| format!("result of CNI {verb} by {kind}: {output}"))?;
+            }
+        }
+        Ok(result)
+    }
+
+    /// One call of the plugin `kind`; what it writes.
+    pub fn plugin(&self, verb: &str, kind: &str, node: &Netns, pod: &Netns, conf: &str) -> Result<String> {
+        let program = std::env::split_paths(&self.path).map(|directory| directory.join(kind));
+        let program =
+            program.into_iter().find(|file| file.is_file()).with_context(|| format!("no plugin {kind}"))?;
+        let mut command = node.command(&program.to_string_lossy());
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", pod.name())
+            .env("CNI_NETNS", pod.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", &self.path);
+        run_with(&mut command, conf, PATIENCE)
+            .with_context(|| format!("CNI {verb} of {} by {kind}", pod.name()))
+    }
+}
+
+/// Where the CNI plugin `flannel` is: beside the agent.
+pub fn plugin_binary() -> Result<PathBuf> {
+    let plugin = agent_binary()?.with_file_name("flannel");
+    let built = Path::is_file(&plugin);
+    built
+        .then_some(plugin.clone())
+        .with_context(|| format!("no {}: build it (cargo build -p flannel-agent)", plugin.display()))
+}

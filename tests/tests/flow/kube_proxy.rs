@@ -1,0 +1,410 @@
+//! Services of every kind, by the rules of a real kube-proxy and by those of its nftables mode: all that is
+//! translated works, and stays on the kernel's path where it is translated.
+
+use std::{io::ErrorKind, net::SocketAddrV4, thread::sleep, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flannel_common::reason::Reason;
+use flannel_tests::{
+    counters::Counters,
+    eventually,
+    lab::{
+        ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod, in_kubernetes_lab, in_lab,
+        kubernetes::{Backend, Service, TrafficPolicy},
+    },
+    traffic::{Dialogue, Endpoint, tcp::Stream},
+};
+
+use crate::{counted, fast, nftables_etcd, packets, serving::Serving, with_rules};
+
+const REFRESH: Duration = Duration::from_secs(2);
+const NODE_PORT: u16 = 30_080;
+const BACKEND_PORT: u16 = 8080;
+
+/// Who writes the rules of Services on both nodes.
+enum Rules {
+    KubeProxy { proxies: Vec<KubeProxy>, api: ApiServer },
+    Nftables,
+}
+
+/// Two nodes with two pods each, and a machine outside of the cluster.
+struct Site {
+    rules: Rules,
+    cluster: Cluster,
+    outside: Node,
+}
+
+impl Site {
+    fn kube_proxy(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<Self> {
+        let etcd = lab.etcd()?;
+        let api = lab.api_server(&etcd)?;
+        let cluster = with_rules(lab, etcd, 2, fast_path, REFRESH)?;
+        let kubeconfig = api.kube_proxy_account()?;
+        let mut proxies = Vec::new();
+        for member in &cluster.members {
+            api.add_node(&member.node, &[member.node.subnet_env()?.subnet.to_string()])?;
+            proxies.push(KubeProxy::start(&member.node, kubeconfig.clone(), flags)?);
+        }
+        Self::ready(lab, Rules::KubeProxy { proxies, api }, cluster, fast_path)
+    }
+
+    fn nftables(lab: &Lab) -> Result<Self> {
+        let cluster = with_rules(lab, nftables_etcd(lab)?, 2, FastPath::Flow, REFRESH)?;
+        Self::ready(lab, Rules::Nftables, cluster, FastPath::Flow)
+    }
+
+    fn ready(lab: &Lab, rules: Rules, cluster: Cluster, fast_path: FastPath) -> Result<Self> {
+        cluster.await_fast_path(0, 1, fast_path)?;
+        cluster.await_fast_path(1, 0, fast_path)?;
+        Ok(Self { rules, cluster, outside: lab.node()? })
+    }
+
+    fn pod(&self, member: usize, pod: usize) -> Result<Endpoint> {
+        self.cluster.members[member].pods.get(pod).map(Pod::endpoint).context("a pod too few")
+    }
+
+    fn backend(&self, (member, pod): (usize, usize)) -> Result<Backend> {
+        let node = self.cluster.members[member].node.name();
+        Ok(Backend { address: self.pod(member, pod)?.address(), node })
+    }
+
+    /// A Service `name` over these pods (node and number), not yet published.
+    fn service(&self, name: &str, pods: &[(usize, usize)]) -> Result<Service> {
+        Ok(Service {
+            name: name.to_owned(),
+            address: [10, 96, 1, 1].into(),
+            port: 80,
+            target: BACKEND_PORT,
+            node_port: None,
+            policy: TrafficPolicy::Cluster,
+            affinity: false,
+            backends: pods.iter().map(|&pod| self.backend(pod)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The pods that are the backends of a service.
+    fn serving(&self, pods: &[(usize, usize)]) -> Result<Serving> {
+        let pods = pods.iter().map(|&(member, pod)| self.pod(member, pod)).collect::<Result<Vec<_>>>()?;
+        Serving::new(&pods, BACKEND_PORT)
+    }
+
+    fn publish(&self, service: &Service) -> Result<()> {
+        match &self.rules {
+            Rules::KubeProxy { proxies, api } => {
+                api.add_service(service)?;
+                proxies.iter().try_for_each(|proxy| proxy.await_service(service))
+            }
+            Rules::Nftables => self.load(std::slice::from_ref(service)),
+        }
+    }
+
+    /// Writes the backends that `service` has now, without `gone`.
+    fn update(&self, service: &Service, gone: &[Backend]) -> Result<()> {
+        match &self.rules {
+            Rules::KubeProxy { proxies, api } => {
+                api.update_backends(service)?;
+                proxies.iter().try_for_each(|proxy| proxy.await_service(service))
+            }
+            Rules::Nftables => {
+                self.load(std::slice::from_ref(service))?;
+                self.cluster.members.iter().try_for_each(|member| {
+                    gone.iter().try_for_each(|backend| member.node.forget_backend(service, backend))
+                })
+            }
+        }
+    }
+
+    fn withdraw(&self, service: &Service) -> Result<()> {
+        match &self.rules {
+            Rules::KubeProxy { api, .. } => api.remove_service(service),
+            Rules::Nftables => self.load(&[]),
+        }
+    }
+
+    fn load(&self, services: &[Service]) -> Result<()> {
+        self.cluster.members.iter().try_for_each(|member| member.node.load_nftables_services(services))
+    }
+
+    fn dropped_as_invalid(&self) -> Result<u64> {
+        match &self.rules {
+            Rules::KubeProxy { proxies, .. } => proxies.iter().map(KubeProxy::dropped_as_invalid).sum(),
+            Rules::Nftables => {
+                self.cluster.members.iter().map(|member| member.node.nftables_dropped_as_invalid()).sum()
+            }
+        }
+    }
+}
+
+fn address(service: &Service) -> SocketAddrV4 {
+    SocketAddrV4::new(service.address, service.port)
+}
+
+fn check_slow(counters: &Counters) -> Result<()> {
+    ensure!(fast(counters) == [0, 0], "translated packets skipped the stack: {counters}");
+    Ok(())
+}
+
+/// The client's node translates. The other backend's node does not, and its pods have skipped its stack by then.
+fn cluster_ip(site: &Site) -> Result<()> {
+    let pods = [(0, 1), (1, 0)];
+    let service = site.service("cluster-ip", &pods)?;
+    site.publish(&service)?;
+    let (client, serving) = (site.pod(0, 0)?, site.serving(&pods)?);
+    let [at_client, at_backend] = counted(&site.cluster, || serving.be_used(&client, address(&service)))?;
+    check_slow(&at_client)?;
+    ensure!(fast(&at_backend).into_iter().all(|packets| packets > 100), "{at_backend}");
+
+    // Beside it, the same pods talk to each other directly: fast, on the port of the Service too.
+    let mut direct = serving.connect(&client, 0, serving.backends[1].socket_address(BACKEND_PORT))?;
+    direct.exchanges(10)?;
+    let [at_client, _] = counted(&site.cluster, || direct.exchanges(100))?;
+    ensure!(fast(&at_client).into_iter().all(|packets| packets >= 100), "{at_client}");
+    site.withdraw(&service)
+}
+
+/// What comes from outside to a node's port: with the node's address before any backend, or with its own before
+/// the backends there.
+fn node_ports(site: &Site) -> Result<()> {
+    let pods = [(0, 1), (1, 0)];
+    let client = site.outside.underlay_endpoint();
+    let serving = site.serving(&pods)?;
+    for (name, policy) in [("cluster", TrafficPolicy::Cluster), ("local", TrafficPolicy::Local)] {
+        let mut service = site.service(name, &pods)?;
+        service.node_port = Some(NODE_PORT);
+        service.policy = policy;
+        site.publish(&service)?;
+        for (entry, member) in site.cluster.members.iter().enumerate() {
+            let to = SocketAddrV4::new(member.node.address(), NODE_PORT);
+            let check = |source: SocketAddrV4, backend: usize| -> Result<()> {
+                let is_client = *source.ip() == client.address();
+                match policy {
+                    TrafficPolicy::Cluster => ensure!(!is_client, "backend {backend} saw {source}"),
+                    TrafficPolicy::Local => {
+                        ensure!(is_client && backend == entry, "backend {backend} saw {source}");
+                    }
+                }
+                Ok(())
+            };
+            let mut served = [0; 2];
+            let counted = counted(&site.cluster, || {
+                let mut long = Vec::new();
+                for number in 0..20 {
+                    let dialogue = serving.connect(&client, 0, to)?;
+                    let backend = serving.backend(&dialogue)?;
+                    check(ipv4(dialogue.server.peer_addr()?)?, backend)?;
+                    served[backend] += 1;
+                    long.push(dialogue);
+                    let (backend, source) = serving.ask(&Serving::asker(&client, to)?, number)?;
+                    check(source, backend)?;
+                }
+                for _ in 0..3 {
+                    long.iter_mut().try_for_each(|dialogue| dialogue.exchanges(10))?;
+                    sleep(REFRESH * 2 / 5);
+                }
+                long.into_iter().try_for_each(Dialogue::close_at_the_server)
+            })
+            .with_context(|| format!("{policy:?} by {}", member.node.name()))?;
+            check_slow(&counted[entry])?;
+            ensure!((served[1 - entry] > 0) == (policy == TrafficPolicy::Cluster), "{served:?} connections");
+        }
+        site.withdraw(&service)?;
+    }
+    Ok(())
+}
+
+/// A pod that is its own Service's backend reaches itself, as somebody else.
+fn hairpin(site: &Site) -> Result<()> {
+    let service = site.service("hairpin", &[(0, 1)])?;
+    site.publish(&service)?;
+    let (itself, serving) = (site.pod(0, 1)?, site.serving(&[(0, 1)])?);
+    let [at_pod, _] = counted(&site.cluster, || {
+        let mut dialogue = serving.connect(&itself, 0, address(&service))?;
+        let source = ipv4(dialogue.server.peer_addr()?)?;
+        ensure!(*source.ip() != itself.address(), "it saw itself as {source}");
+        dialogue.exchanges(50)?;
+        let asker = Serving::asker(&itself, address(&service))?;
+        (0..20).try_for_each(|number| serving.ask(&asker, number).map(drop))
+    })?;
+    check_slow(&at_pod)?;
+    site.withdraw(&service)
+}
+
+/// A client meets the same backend again and again, another perhaps another.
+fn affinity(site: &Site) -> Result<()> {
+    let pods = [(0, 1), (1, 0)];
+    let mut service = site.service("affinity", &pods)?;
+    service.affinity = true;
+    site.publish(&service)?;
+    let serving = site.serving(&pods)?;
+    for (member, client) in [(0, site.pod(0, 0)?), (1, site.pod(1, 1)?)] {
+        let counted = counted(&site.cluster, || {
+            let (mut served, mut asked) = ([0; 2], [0; 2]);
+            for number in 0..12 {
+                let mut dialogue = serving.connect(&client, 0, address(&service))?;
+                served[serving.backend(&dialogue)?] += 1;
+                dialogue.exchanges(5)?;
+                asked[serving.ask(&Serving::asker(&client, address(&service))?, number)?.0] += 1;
+            }
+            ensure!(served.contains(&0) && asked.contains(&0), "{served:?} connections, {asked:?} questions");
+            Ok(())
+        })?;
+        check_slow(&counted[member])?;
+    }
+    site.withdraw(&service)
+}
+
+/// A backend goes while it is used: its connections stay, new ones and datagrams go to the other.
+fn backend_removed(site: &Site) -> Result<()> {
+    let pods = [(0, 1), (1, 0)];
+    let mut service = site.service("removed", &pods)?;
+    site.publish(&service)?;
+    let (client, serving) = (site.pod(0, 0)?, site.serving(&pods)?);
+    let mut long = (0..100).map(|_| serving.connect(&client, 0, address(&service)));
+    let mut long = long
+        .find(|dialogue| dialogue.as_ref().map_or(true, |open| serving.backend(open).ok() == Some(1)))
+        .context("nobody was sent to the remote backend")??;
+    let asker = (0..100).find_map(|number| {
+        let asker = Serving::asker(&client, address(&service)).ok()?;
+        (serving.ask(&asker, number).ok()?.0 == 1).then_some(asker)
+    });
+    let asker = asker.context("no question was sent to the remote backend")?;
+    let mut direct = serving.connect(&client, 0, serving.backends[1].socket_address(BACKEND_PORT))?;
+    direct.exchanges(10)?;
+    // Its last acknowledgement may take its time, and is fast.
+    sleep(Duration::from_millis(300));
+
+    let gone = service.backends.split_off(1);
+    let [at_client, _] = counted(&site.cluster, || {
+        long.exchanges(20)?;
+        site.update(&service, &gone)?;
+        for _ in 0..6 {
+            long.exchanges(20)?;
+            sleep(REFRESH / 4);
+        }
+        for _ in 0..12 {
+            let dialogue = serving.connect(&client, 0, address(&service))?;
+            ensure!(serving.backend(&dialogue)? == 0, "a connection went to a backend that is gone");
+        }
+        eventually(CONVERGENCE, "questions go to the other backend", || {
+            ensure!(serving.ask(&asker, 7)?.0 == 0, "to a backend that is gone");
+            Ok(())
+        })
+    })?;
+    check_slow(&at_client)?;
+    // No Service, no change: what is not translated is as fast as before.
+    let [at_client, _] = counted(&site.cluster, || direct.exchanges(100))?;
+    ensure!(fast(&at_client).into_iter().all(|packets| packets >= 90), "{at_client}");
+    site.withdraw(&service)
+}
+
+/// Without a backend, clients are told at once that nobody is there; with one, they are served.
+fn empty(site: &Site) -> Result<()> {
+    let mut service = site.service("empty", &[])?;
+    service.node_port = Some(NODE_PORT);
+    site.publish(&service)?;
+    let pods = [(1, 0)];
+    let serving = site.serving(&pods)?;
+    let outside = site.outside.underlay_endpoint();
+    let node = SocketAddrV4::new(site.cluster.members[0].node.address(), NODE_PORT);
+    let clients = [(site.pod(0, 0)?, address(&service)), (outside, node)];
+    for (client, to) in &clients {
+        match serving.connect(client, 0, *to) {
+            Ok(_) => bail!("a Service without backends accepted a connection"),
+            Err(error) => ensure!(format!("{error:#}").contains("ECONNREFUSED"), "{error:#}"),
+        }
+        let asker = Serving::asker(client, *to)?;
+        asker.send(b"anybody there?")?;
+        let refused = asker.recv(&mut [0; 1]).err().context("a Service without backends answered")?;
+        ensure!(refused.kind() == ErrorKind::ConnectionRefused, "{} at {to}: {refused}", client.name());
+    }
+    service.backends.push(site.backend(pods[0])?);
+    site.update(&service, &[])?;
+    for (client, to) in &clients {
+        serving.connect(client, 0, *to)?.exchanges(5)?;
+        let asker = Serving::asker(client, *to)?;
+        (0..5).try_for_each(|number| serving.ask(&asker, number).map(drop))?;
+    }
+    site.withdraw(&service)
+}
+
+/// Connection tracking misses most of what is fast, and the rule against INVALID finds none of it.
+fn nothing_is_invalid(site: &Site) -> Result<()> {
+    site.publish(&site.service("idle", &[(1, 0)])?)?;
+    let (a, b) = (site.pod(0, 0)?, site.pod(1, 1)?);
+    let before = site.dropped_as_invalid()?;
+    let counted = counted(&site.cluster, || {
+        let streams = [Stream::start(&a, &b)?, Stream::start(&b, &a)?];
+        let mut rare = Dialogue::open(&a, &b)?;
+        for _ in 0..4 {
+            rare.exchange()?;
+            sleep(REFRESH / 2 + Duration::from_millis(300));
+        }
+        for stream in streams {
+            let (bytes, _) = stream.stop()?;
+            ensure!(bytes > 0, "nothing arrived");
+        }
+        rare.close_at_the_server()
+    })?;
+    for counters in &counted {
+        ensure!(packets(counters, Reason::FlowStale) > 0, "{counters}");
+        ensure!(fast(counters).into_iter().all(|packets| packets > 1_000), "{counters}");
+    }
+    let dropped = site.dropped_as_invalid()? - before;
+    ensure!(dropped == 0, "{dropped} packets were dropped as INVALID");
+    Ok(())
+}
+
+fn ipv4(address: std::net::SocketAddr) -> Result<SocketAddrV4> {
+    match address {
+        std::net::SocketAddr::V4(address) => Ok(address),
+        std::net::SocketAddr::V6(address) => bail!("{address} is not IPv4"),
+    }
+}
+
+type Case = (&'static str, fn(&Site) -> Result<()>);
+
+const CASES: [Case; 6] = [
+    ("a clusterIP", cluster_ip),
+    ("ports of nodes", node_ports),
+    ("a hairpin", hairpin),
+    ("session affinity", affinity),
+    ("a backend is removed", backend_removed),
+    ("no backends", empty),
+];
+
+/// One cluster for all of them: most of the time goes into its start.
+fn each(site: &Site, cases: &[Case]) -> Result<()> {
+    cases.iter().try_for_each(|(name, case)| {
+        let start = std::time::Instant::now();
+        case(site).with_context(|| format!("case: {name}"))?;
+        println!("{name}: {:.1} s", start.elapsed().as_secs_f32());
+        Ok(())
+    })
+}
+
+#[test]
+fn services_of_kube_proxy_beside_flow() -> Result<()> {
+    in_kubernetes_lab(|lab| {
+        let site = Site::kube_proxy(lab, FastPath::Flow, &[])?;
+        each(&site, &CASES)?;
+        nothing_is_invalid(&site).context("case: nothing is INVALID")
+    })
+}
+
+/// Where kube-proxy masquerades everything, answers go to the client's node and no pod: there `all` does no harm.
+#[test]
+fn masqueraded_services_of_kube_proxy_beside_all() -> Result<()> {
+    in_kubernetes_lab(|lab| {
+        let site = Site::kube_proxy(lab, FastPath::All, &["--masquerade-all"])?;
+        each(&site, &CASES)
+    })
+}
+
+#[test]
+fn services_of_nftables_beside_flow() -> Result<()> {
+    in_lab(|lab| {
+        let site = Site::nftables(lab)?;
+        each(&site, &CASES)?;
+        nothing_is_invalid(&site).context("case: nothing is INVALID")
+    })
+}

@@ -1,0 +1,113 @@
+//! Pods behind a Service, and clients that know the Service's address only.
+
+use std::{
+    net::{SocketAddrV4, TcpListener, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_tests::traffic::{Dialogue, Endpoint, content::Content, dialogue::listen};
+
+/// How long a question may take, one way.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Pods that answer TCP and UDP at one port.
+pub(crate) struct Serving {
+    pub(crate) backends: Vec<Endpoint>,
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
+}
+
+impl Serving {
+    pub(crate) fn new(backends: &[Endpoint], port: u16) -> Result<Self> {
+        let udp = |at: &Endpoint| -> Result<UdpSocket> {
+            let socket = at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(port))?))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            backends: backends.to_vec(),
+            tcp: backends.iter().map(|at| listen(at, port)).collect::<Result<_>>()?,
+            udp: backends.iter().map(udp).collect::<Result<_>>()?,
+        })
+    }
+
+    /// From `port` of `client` (0 for any) to `destination`, behind which these pods are.
+    pub(crate) fn connect(
+        &self,
+        client: &Endpoint,
+        port: u16,
+        destination: SocketAddrV4,
+    ) -> Result<Dialogue> {
+        Dialogue::through(client, port, destination, &self.tcp.iter().collect::<Vec<_>>())
+    }
+
+    /// The number of the backend that serves a connection.
+    pub(crate) fn backend(&self, dialogue: &Dialogue) -> Result<usize> {
+        let address = dialogue.server.local_addr()?.ip();
+        let place = self.backends.iter().position(|backend| backend.address() == address);
+        place.with_context(|| format!("{address} is no backend"))
+    }
+
+    /// A socket of `client` that asks `destination` over and over, from a port of its own.
+    pub(crate) fn asker(client: &Endpoint, destination: SocketAddrV4) -> Result<UdpSocket> {
+        let socket = client.netns().inside(|| Ok(UdpSocket::bind(client.socket_address(0))?))?;
+        socket.connect(destination)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+
+    /// One question and its answer; the number of the backend that gave it, and whom it took for the client.
+    pub(crate) fn ask(&self, asker: &UdpSocket, number: u64) -> Result<(usize, SocketAddrV4)> {
+        let mut question = [0; 100];
+        Content::new(number).fill(&mut question);
+        asker.send(&question)?;
+        let mut heard = [0; 200];
+        let start = Instant::now();
+        let (backend, from) = loop {
+            let arrived = self.udp.iter().enumerate().find_map(|(number, socket)| {
+                socket.recv_from(&mut heard).ok().map(|(length, from)| (number, length, from))
+            });
+            if let Some((number, length, from)) = arrived {
+                ensure!(heard[..length] == question, "the question arrived changed");
+                break (number, from);
+            }
+            ensure!(start.elapsed() < PATIENCE, "question {number} did not arrive");
+            std::thread::yield_now();
+        };
+        self.udp[backend].send_to(&question, from)?;
+        let length = asker.recv(&mut heard).with_context(|| format!("no answer to {number}"))?;
+        ensure!(heard[..length] == question, "the answer arrived changed");
+        let std::net::SocketAddr::V4(from) = from else { anyhow::bail!("{from} is not IPv4") };
+        Ok((backend, from))
+    }
+
+    /// Long and short connections and questions of `client` to two backends behind `destination`, for longer
+    /// than acceptance holds in these tests.
+    pub(crate) fn be_used(&self, client: &Endpoint, destination: SocketAddrV4) -> Result<()> {
+        let mut long = Vec::new();
+        let mut served = [0; 2];
+        while served.contains(&0) || long.len() < 6 {
+            ensure!(long.len() < 100, "{served:?} connections to the backends");
+            let dialogue = self.connect(client, 0, destination)?;
+            served[self.backend(&dialogue)?] += 1;
+            long.push(dialogue);
+        }
+        let askers = (0..12).map(|_| Self::asker(client, destination)).collect::<Result<Vec<_>>>()?;
+        let mut asked = [0; 2];
+        for round in 0..12 {
+            long.iter_mut().try_for_each(|dialogue| dialogue.exchanges(20))?;
+            for _ in 0..5 {
+                let mut short = self.connect(client, 0, destination)?;
+                short.exchange()?;
+                short.close_at_the_server()?;
+            }
+            for (number, asker) in askers.iter().enumerate() {
+                asked[self.ask(asker, round * 100 + number as u64)?.0] += 1;
+            }
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        ensure!(!asked.contains(&0), "{asked:?} questions to the backends");
+        Ok(())
+    }
+}

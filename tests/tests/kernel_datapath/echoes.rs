@@ -1,0 +1,57 @@
+//! What the kernel tells of our own changes.
+
+use flannel_agent::{
+    datapath::Datapath,
+    netlink::{Changed, Echoes, Monitor},
+    plan::{Change, delta},
+};
+
+use crate::namespace::*;
+
+/// Makes `changes`, and returns what the kernel told besides.
+async fn make(monitor: &mut Monitor, changes: &[Change]) -> Changed {
+    for result in datapath().apply(changes).await {
+        result.unwrap();
+    }
+    monitor.heard_but(Some(index_of("flannel.1")), &Echoes::of(changes))
+}
+
+#[test]
+fn are_no_news() {
+    with_namespace(|| async {
+        let (before, after) = (planned([2, 3]).state, planned([3, 4]).state);
+        let mut kernel = datapath();
+        let changes = delta(&before, &kernel.observe().await.unwrap());
+        kernel.apply(&changes).await;
+        let mut monitor = Monitor::open().unwrap();
+        let changes = delta(&after, &before);
+        assert_eq!(changes.len(), 6, "three objects come, three go");
+        assert_eq!(make(&mut monitor, &changes).await, Changed::default());
+        assert_eq!(make(&mut monitor, &delta(&before, &after)).await, Changed::default());
+    });
+}
+
+#[test]
+fn are_told_from_what_others_do() {
+    with_namespace(|| async {
+        let (before, after) = (planned([2, 3]).state, planned([3, 4]).state);
+        let mut kernel = datapath();
+        let changes = delta(&before, &kernel.observe().await.unwrap());
+        kernel.apply(&changes).await;
+        for foreign in [
+            "route delete 10.1.3.0/24",
+            "route add 10.1.3.0/24 via 10.1.3.0 dev flannel.1 onlink metric 5",
+            "neighbour delete 10.1.3.0 dev flannel.1",
+            "neighbour replace 10.1.4.0 lladdr 0e:00:00:00:00:99 nud permanent dev flannel.1",
+        ] {
+            let mut monitor = Monitor::open().unwrap();
+            ip(foreign);
+            let heard = make(&mut monitor, &delta(&after, &before)).await;
+            assert!(heard.overlay, "{foreign}: {heard:?}");
+            make(&mut monitor, &delta(&before, &after)).await;
+        }
+        let mut monitor = Monitor::open().unwrap();
+        run("bridge", "fdb replace 0e:00:00:01:00:03 dev flannel.1 dst 198.18.0.99 self permanent");
+        assert!(make(&mut monitor, &delta(&after, &before)).await.overlay);
+    });
+}

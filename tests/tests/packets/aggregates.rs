@@ -1,0 +1,94 @@
+//! Aggregates, which programs cannot pop for everyone: of UDP, and for pods that forward.
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_common::reason::{Direction, Reason};
+use flannel_tests::{
+    lab::{Cluster, FastPath, Lab, Netns, in_lab},
+    traffic::{Endpoint, every_kind_both_ways, tcp, udp, udp::Receiver},
+};
+
+use crate::{FAST, arrived, cluster, counted, left};
+
+const BULK: u64 = 64 << 20;
+
+/// A namespace behind a bridge in the pod `pod` that has taken over the pod's address: the pod forwards all that
+/// comes for it, and what it answers.
+fn behind(lab: &Lab, pod: &Endpoint) -> Result<Endpoint> {
+    let nested = lab.netns("nested")?;
+    let address = pod.address();
+    pod.netns().ip_batch(&format!(
+        "link add inner0 type bridge forward_delay 0 stp_state 0\n\
+         addr add 172.31.0.1/24 dev inner0\n\
+         link set inner0 up\n\
+         link add port type veth peer name eth0 netns {}\n\
+         link set port master inner0\n\
+         link set port up\n",
+        nested.name()
+    ))?;
+    nested.ip_batch(&format!(
+        "addr add 172.31.0.2/24 dev eth0\n\
+         addr add {address}/32 dev lo\n\
+         link set eth0 mtu 1450\n\
+         link set eth0 up\n\
+         route add default via 172.31.0.1 src {address}\n"
+    ))?;
+    let netns: &Netns = pod.netns();
+    netns.sysctl("net/ipv4/ip_forward", "1")?;
+    netns.sysctl("net/ipv4/conf/eth0/proxy_arp", "1")?;
+    netns.sysctl("net/ipv4/conf/inner0/accept_local", "1")?;
+    // The address stays on the pod's interface, for all to see; its packets do not.
+    netns.ip(&format!("route del local {address} dev eth0 table local"))?;
+    netns.ip(&format!("route add {address}/32 via 172.31.0.2 dev inner0"))?;
+    Ok(Endpoint::new(format!("{} (nested)", pod.name()), nested, address))
+}
+
+/// From pod `from` to pod `to`: most of a bulk transfer comes in aggregates, which are counted for `reason` at the
+/// receiver's node.
+fn bulk_by(cluster: &Cluster, from: &Endpoint, to: &Endpoint, reason: Reason) -> Result<()> {
+    let [at_a, at_b] = counted(cluster, || tcp::bulk(from, to, BULK).map(drop))?;
+    let sent = at_a.get(Direction::Egress, Reason::EncapPod).bytes;
+    let delivered = at_b.get(Direction::Ingress, reason).bytes;
+    ensure!(sent > BULK, "{at_a}");
+    ensure!(delivered > BULK / 10 * 9, "{reason:?}: {at_b}");
+    Ok(())
+}
+
+#[test]
+fn of_udp_skip_the_stack_once_the_kernel_has_popped_them() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, FastPath::Flow, 1)?;
+        let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+        for receiver in [Receiver::Plain, Receiver::Gro] {
+            let [at_a, at_b] = counted(&cluster, || udp::gso(&a, &b, 1400, 40, 25, receiver))?;
+            ensure!(left(&at_a, Reason::EncapPod) >= 900, "{at_a}");
+            ensure!(arrived(&at_b, Reason::UdpAggregate) >= 900, "{at_b}");
+            ensure!(arrived(&at_b, Reason::DeliverOverlay) >= 900, "{at_b}");
+        }
+        Ok(())
+    })
+}
+
+/// A pod that forwards is noticed by what it sends, and gets aggregates that nothing of the tunnel clings to; its
+/// neighbour, which only receives, gets them the shortest way all the while.
+#[test]
+fn a_pod_that_forwards() -> Result<()> {
+    for fast_path in FAST {
+        in_lab(|lab| {
+            let cluster = cluster(lab, fast_path, 2)?;
+            let a = cluster.members[0].pod()?;
+            let [router, neighbour] = &cluster.members[1].pods[..] else { anyhow::bail!("two pods") };
+            bulk_by(&cluster, &a, &router.endpoint(), Reason::DeliverPod).context("before it forwards")?;
+            let nested = behind(lab, &router.endpoint())?;
+            every_kind_both_ways(&a, &nested)?;
+            bulk_by(&cluster, &a, &nested, Reason::DeliverOverlay).context("to the pod that forwards")?;
+            let learned = left(&cluster.members[1].counters()?, Reason::ForwarderLearned);
+            ensure!(learned > 0, "nothing was learned");
+            bulk_by(&cluster, &a, &neighbour.endpoint(), Reason::DeliverPod).context("to its neighbour")?;
+            let learned = left(&cluster.members[0].counters()?, Reason::ForwarderLearned);
+            ensure!(learned == 0, "a pod that only talks counts as one that forwards");
+            Ok(())
+        })
+        .with_context(|| format!("--fast-path={}", fast_path.name()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! Whatever the interfaces on the way do for packets, or leave undone: delivered bytes equal sent bytes, and each
+//! checksum on the wire is right.
+
+use anyhow::{Context as _, Result, ensure};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use flannel_common::reason::Reason;
+use flannel_tests::{
+    lab::{Cluster, FastPath, Lab, in_lab},
+    traffic::{Endpoint, tcp, udp, udp::Receiver, wire::Wire},
+};
+
+use crate::{FAST, arrived, cluster, counted, left, options, ready};
+
+const BULK: u64 = 8 << 20;
+
+/// Where an interface is.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    /// In the pods.
+    Pods,
+    /// The host sides of their veths.
+    Veths,
+    /// The nodes' external interfaces.
+    Underlay,
+    /// flannel.1.
+    Overlay,
+}
+
+/// What `ethtool -K` turns off, one after the other, and on again.
+const MATRIX: [(At, &[&str]); 9] = [
+    (At::Pods, &["tso"]),
+    (At::Pods, &["tx"]),
+    (At::Pods, &["gso", "tso"]),
+    (At::Veths, &["gro"]),
+    (At::Veths, &["tso", "tx"]),
+    (At::Underlay, &["gro"]),
+    (At::Underlay, &["tx-udp_tnl-segmentation"]),
+    (At::Underlay, &["tso", "gso"]),
+    (At::Overlay, &["gro", "tx"]),
+];
+
+fn set(cluster: &Cluster, at: At, features: &[&str], to: &str) -> Result<()> {
+    for member in &cluster.members {
+        let node = member.node.netns();
+        let switches: Vec<&str> = features.iter().flat_map(|feature| [*feature, to]).collect();
+        let change = |netns: &flannel_tests::lab::Netns, interface: &str| {
+            netns.run("ethtool", &[&["-K", interface], &switches[..]].concat()).map(drop)
+        };
+        match at {
+            At::Pods => member.pods.iter().try_for_each(|pod| change(pod.netns(), "eth0"))?,
+            At::Underlay => change(node, "eth0")?,
+            At::Overlay => change(node, "flannel.1")?,
+            At::Veths => {
+                for line in node.ip("-o link show master cni0")?.lines() {
+                    let name = line.split_whitespace().nth(1).context("a port of the bridge")?;
+                    change(node, name.split('@').next().context("a name")?)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// TCP in bulk, UDP in batches and one by one, of packets of up to `mtu` bytes.
+fn traffic(a: &Endpoint, b: &Endpoint, mtu: usize) -> Result<()> {
+    let full = mtu - udp::HEADERS;
+    for (from, to) in [(a, b), (b, a)] {
+        tcp::bulk(from, to, BULK)?;
+        for receiver in [Receiver::Plain, Receiver::Gro] {
+            udp::gso(from, to, full, 60_000 / full, 3, receiver)?;
+        }
+        udp::echo(from, to, full, 20)?;
+        udp::echo(from, to, 1, 20)?;
+    }
+    Ok(())
+}
+
+/// Most of it took the fast path, out and in.
+fn fast(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let both = counted(cluster, work)?;
+    for counters in &both {
+        let segments = BULK / 10_000;
+        ensure!(left(counters, Reason::EncapPod) > segments, "{counters}");
+        let popped = arrived(counters, Reason::DeliverPod) + arrived(counters, Reason::DeliverOverlay);
+        ensure!(popped > segments, "{counters}");
+        ensure!(left(counters, Reason::Refused) + arrived(counters, Reason::Refused) == 0, "{counters}");
+    }
+    Ok(())
+}
+
+#[test]
+fn offloads_on_and_off() -> Result<()> {
+    for fast_path in FAST {
+        in_lab(|lab| {
+            let cluster = cluster(lab, fast_path, 1)?;
+            let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+            for (at, features) in MATRIX {
+                set(&cluster, at, features, "off")?;
+                let done = fast(&cluster, || traffic(&a, &b, 1450));
+                done.with_context(|| format!("{features:?} off at {at:?}"))?;
+                set(&cluster, at, features, "on")?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("--fast-path={}", fast_path.name()))?;
+    }
+    Ok(())
+}
+
+/// The underlay takes jumbo frames, and pods get what is left of them.
+#[test]
+fn jumbo_frames() -> Result<()> {
+    for fast_path in FAST {
+        in_lab(|lab| jumbo(lab, fast_path)).with_context(|| format!("--fast-path={}", fast_path.name()))?;
+    }
+    Ok(())
+}
+
+fn jumbo(lab: &Lab, fast_path: FastPath) -> Result<()> {
+    let etcd = lab.etcd()?;
+    let nodes = [lab.node()?, lab.node()?];
+    for (port, node) in ["node1", "node2"].into_iter().zip(&nodes) {
+        lab.underlay()?.ip(&format!("link set {port} mtu 9000"))?;
+        node.netns().ip("link set eth0 mtu 9000")?;
+    }
+    let members =
+        nodes.into_iter().map(|node| flannel_tests::lab::Member::start(node, &etcd, options(fast_path), 1));
+    let cluster = Cluster { members: members.collect::<Result<_>>()?, etcd };
+    cluster.await_reachable(&[])?;
+    ready(&cluster, fast_path)?;
+    ensure!(cluster.members[0].node.subnet_env()?.mtu == 8950, "pods get another MTU");
+    let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+    fast(&cluster, || traffic(&a, &b, 8950))
+}
+
+/// The nodes' interfaces compute no checksum and cut no aggregate, as the plainest card: what is on the wire is then
+/// as any receiver sees it, and all of it is right.
+#[test]
+fn checksums_on_the_wire() -> Result<()> {
+    for fast_path in FAST {
+        in_lab(|lab| {
+            let cluster = cluster(lab, fast_path, 1)?;
+            let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+            set(&cluster, At::Underlay, &["tx", "tso", "gso"], "off")?;
+            let wire = Wire::open(&lab.underlay()?, "node2")?;
+            fast(&cluster, || traffic(&a, &b, 1450))?;
+            let mut seen = [0; 2];
+            for frame in wire.drain()? {
+                match check(&frame).with_context(|| format!("{:02x?}", &frame[..frame.len().min(110)]))? {
+                    Some(6) => seen[0] += 1,
+                    Some(17) => seen[1] += 1,
+                    _ => {}
+                }
+            }
+            // Both ways go by here; the socket may have had no room for all.
+            ensure!(seen[0] > 4_000 && seen[1] > 200, "{seen:?} packets of TCP and UDP on the wire");
+            Ok(())
+        })
+        .with_context(|| format!("--fast-path={}", fast_path.name()))?;
+    }
+    Ok(())
+}
+
+/// Holds a frame of the overlay to its checksums and lengths, outer and inner; the protocol within. `None` for what is
+/// not of the overlay.
+fn check(frame: &[u8]) -> Result<Option<u8>> {
+    let packet = SlicedPacket::from_ethernet(frame)?;
+    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Udp(udp))) = (&packet.net, &packet.transport) else {
+        return Ok(None);
+    };
+    if udp.destination_port() != 8472 {
+        return Ok(None);
+    }
+    let header = ip.header().to_header();
+    ensure!(header.header_checksum == header.calc_header_checksum(), "outer header checksum");
+    let sum = udp.to_header().calc_checksum_ipv4(&header, udp.payload())?;
+    ensure!(udp.checksum() == 0 || udp.checksum() == sum, "outer UDP checksum");
+    ensure!(frame.len() <= 1514, "a frame of {} bytes", frame.len());
+    ensure!(udp.payload().get(..8) == Some(&[8, 0, 0, 0, 0, 0, 1, 0]), "VXLAN header");
+    let inner = SlicedPacket::from_ethernet(udp.payload().get(8..).context("an inner frame")?)?;
+    let Some(NetSlice::Ipv4(ip)) = &inner.net else { return Ok(None) };
+    let header = ip.header().to_header();
+    ensure!(header.header_checksum == header.calc_header_checksum(), "inner header checksum");
+    match &inner.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let sum = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload())?;
+            ensure!(tcp.checksum() == sum, "TCP checksum {:#06x}, not {sum:#06x}", tcp.checksum());
+        }
+        Some(TransportSlice::Udp(udp)) => {
+            let sum = udp.to_header().calc_checksum_ipv4(&header, udp.payload())?;
+            ensure!(udp.checksum() == sum, "UDP checksum {:#06x}, not {sum:#06x}", udp.checksum());
+        }
+        _ => {}
+    }
+    Ok(Some(header.protocol.0))
+}
