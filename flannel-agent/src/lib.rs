@@ -33,3 +33,4 @@ pub mod subnet_file;
 pub mod telemetry;
 pub mod underlay;
 mod utc;
+pub mod xdp;

@@ -18,6 +18,7 @@ use crate::{
     family::Family,
     lease::{LeaseSubnet, Leases},
     mac::Mac,
+    xdp::Xdp,
 };
 
 mod change;
@@ -50,6 +51,8 @@ pub struct Local {
     pub direct_routing: bool,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
+    /// XDP on the external interface.
+    pub xdp: Xdp,
     /// How long netfilter's acceptance of a flow holds, whole seconds: with fast path `flow`.
     pub flow_refresh: Duration,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
@@ -284,9 +287,13 @@ fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> (BpfState, BTr
         // Longest first; what does not fit is reached by the kernel path.
         prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
+        unknown_vtep: local.xdp.unknown_vtep,
         reserved: [0; 2],
     });
     bpf.exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
+    // There is VXLAN to look at only with a device for it.
+    let xdp = local.xdp.hook.filter(|_| device.is_some());
+    bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
     let overlay = inputs.overlays.get(&Family::V4).copied().filter(|_| device.is_some());
     bpf.hooks.extend(overlay.map(|index| (index, Hook::ToOverlay)));
     // Where pods' packets all go through the host's stack, the program only marks them.
