@@ -355,16 +355,27 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             news.iter().flatten().map(Change::slot).collect()
         });
         let ready = self.pending.ready(changes, now);
-        let results = self.datapath.apply(&ready).await;
-        self.host.made(&ready);
-        let mut again = false;
-        for (change, result) in ready.iter().zip(results) {
-            again |= result.is_ok() && matches!(change, Change::PutDevice(_));
-            let repair = planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
+        let repairs =
+            |change: &Change| planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
+        let again = self.apply(&ready, repairs).await;
+        if self.pending.is_empty() {
+            if self.settled.is_none() {
+                self.journal.in_place(plan.followed(), ready.len());
+            }
+            self.settled = Some(plan.state.clone());
+        }
+        again
+    }
+
+    /// Makes `changes`, of which some are `repairs`; whether a device is new.
+    async fn apply(&mut self, changes: &[Change], repairs: impl Fn(&Change) -> bool) -> bool {
+        let results = self.datapath.apply(changes).await;
+        self.host.made(changes);
+        let mut new_device = false;
+        for (change, result) in changes.iter().zip(results) {
+            new_device |= result.is_ok() && matches!(change, Change::PutDevice(_));
             match result {
-                Ok(()) => {
-                    self.journal.done(change, repair, self.pending.succeeded(change));
-                }
+                Ok(()) => self.journal.done(change, repairs(change), self.pending.succeeded(change)),
                 Err(error) => {
                     if let Some(error) = self.pending.failed(change, &error, Instant::now()) {
                         self.journal.failed(change, error);
@@ -373,13 +384,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             }
         }
         self.journal.flush();
-        if self.pending.is_empty() {
-            if self.settled.is_none() {
-                self.journal.in_place(plan.followed(), ready.len());
-            }
-            self.settled = Some(plan.state.clone());
-        }
-        again
+        new_device
     }
 
     fn report(&self, read: bool) {

@@ -43,6 +43,13 @@ impl Member {
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(self.agent.bpffs())
     }
+
+    /// What they count while `work` is done.
+    pub fn counted(&self, work: impl FnOnce() -> Result<()>) -> Result<Counters> {
+        let before = self.counters()?;
+        work()?;
+        Ok(self.counters()?.since(&before))
+    }
 }
 
 /// etcd, and nodes that all run the agent.
