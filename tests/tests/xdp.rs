@@ -145,12 +145,12 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
 fn stranger_reaches(lab: &Lab, cluster: &Cluster) -> Result<bool> {
     let member = &cluster.members[0];
     let (pod, vtep) = (member.pod()?, member.node.address());
-    let address = pod.address();
+    let address = pod.address_v4();
     let mac = member.node.netns().ip("-o link show flannel.1")?;
     let mac = mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or_default();
     let mac: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     let mac: [u8; 6] = mac.try_into().map_err(|mac| anyhow::anyhow!("MAC {mac:?}"))?;
-    let source = cluster.members[1].pod()?.address();
+    let source = cluster.members[1].pod()?.address_v4();
     let frame = Frame::udp(source.octets(), address.octets(), 32).macs(mac, [2, 0, 0, 0, 0, 9]).bytes();
     let stranger = lab.node()?;
     // The port of the frames that the fixtures are made of.
