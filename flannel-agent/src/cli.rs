@@ -147,7 +147,7 @@ pub struct RunOptions {
     /// How long the programs go on without an agent, 5 or more; 0 is for ever.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
     pub fast_path_hold: u32,
-    /// XDP on the external interface: auto is native on network cards that gain by it.
+    /// XDP on the external interface.
     #[arg(long, value_name = "MODE", default_value = "off", help_heading = "eBPF")]
     pub xdp: XdpMode,
     /// What XDP does with VXLAN from an address that no lease names.
