@@ -35,6 +35,7 @@ use crate::{
     subnet_file::{Previous, SubnetFile},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
+    xdp::XdpChoice,
 };
 
 mod load;
@@ -232,12 +233,14 @@ impl Agent<'_> {
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
         let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths);
+        let xdp = if fast_path == FastPath::Off { XdpChoice::OFF } else { options.xdp() };
         let local = Local {
             stacks,
             underlay_ifindex: external.index,
             backend: backend.planned(),
             direct_routing: backend.direct_routing(),
             fast_path,
+            xdp: xdp.on(&external.name),
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
@@ -253,7 +256,7 @@ impl Agent<'_> {
             ip_masq: options.ip_masq,
         };
         let (follower, externals) = Follower::open(choice, external)?;
-        let (node, locals, published, mtu) = Node::new(backend, fixed, local, attrs, file.mtu);
+        let (node, locals, published, mtu) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
             true => Peers::Watched(store.watch(leased)),

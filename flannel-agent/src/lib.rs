@@ -35,3 +35,4 @@ mod sysctl;
 pub mod telemetry;
 pub mod underlay;
 mod utc;
+pub mod xdp;

@@ -13,6 +13,7 @@ use crate::{
     lease::{LeaseAttrs, wire::NodeAddress},
     netlink::ExternalInterface,
     plan::{Local, LocalStack},
+    xdp::XdpChoice,
 };
 
 /// Turns changes of the external interface into changes of what depends on it.
@@ -21,6 +22,8 @@ pub struct Node {
     pub backend: Backend,
     /// `--public-ip`, `--public-ipv6`: what is published whatever the interface's addresses are.
     fixed: NodeAddress,
+    /// What is asked of XDP, whichever interface it is.
+    xdp: XdpChoice,
     locals: watch::Sender<Local>,
     published: watch::Sender<LeaseAttrs>,
     mtu: watch::Sender<u32>,
@@ -32,6 +35,7 @@ impl Node {
     pub fn new(
         backend: Backend,
         fixed: NodeAddress,
+        xdp: XdpChoice,
         local: Local,
         attrs: LeaseAttrs,
         pod_mtu: u32,
@@ -39,7 +43,7 @@ impl Node {
         let (locals, local) = watch::channel(local);
         let (published, attrs) = watch::channel(attrs);
         let (mtu, pod_mtu) = watch::channel(pod_mtu);
-        (Self { backend, fixed, locals, published, mtu }, local, attrs, pod_mtu)
+        (Self { backend, fixed, xdp, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
     /// Brings everything into line with the external interface, and with how far packets may skip the stack, whenever
@@ -74,7 +78,11 @@ impl Node {
         set(&self.locals, |local| {
             let networks = local.stacks.values().map(|stack| (stack.network, stack.subnet));
             let stacks = stacks(&self.backend, external, public, networks);
-            Local { stacks, underlay_ifindex: external.index, ..local.clone() }
+            let xdp = match local.underlay_ifindex == external.index {
+                true => local.xdp,
+                false => self.xdp.on(&external.name),
+            };
+            Local { stacks, underlay_ifindex: external.index, xdp, ..local.clone() }
         });
         if set(&self.published, |_| self.backend.attrs(public)) {
             let [v4, v6] = Family::BOTH.map(|family| public.of(family).map(|address| address.to_string()));
@@ -129,7 +137,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::{config::VxlanOptions, mac::Mac};
+    use crate::{config::VxlanOptions, mac::Mac, xdp::Xdp};
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
     const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);
@@ -151,11 +159,12 @@ mod tests {
             backend: backend.planned(),
             direct_routing: backend.direct_routing(),
             fast_path: FastPath::Off,
+            xdp: Xdp::OFF,
             flow_refresh: std::time::Duration::from_secs(30),
             source_ports: 32768..60999,
         };
         let (attrs, mtu) = (backend.attrs(public), backend.pod_mtu(start));
-        let (node, locals, attrs, mtu) = Node::new(backend, fixed, local, attrs, mtu);
+        let (node, locals, attrs, mtu) = Node::new(backend, fixed, XdpChoice::OFF, local, attrs, mtu);
         (node, (locals, attrs, mtu))
     }
 

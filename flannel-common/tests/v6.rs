@@ -94,19 +94,13 @@ fn encapsulated(hook: Hook, from: &Node, to: &Node, frame: &[u8], hash: u32) -> 
 
 fn reason(verdict: &Verdict) -> Option<Reason> {
     match verdict {
-        Verdict::Pass => None,
-        Verdict::Kernel(reason)
-        | Verdict::Exempt(reason)
-        | Verdict::EncapV6(_, reason)
-        | Verdict::DeliverV6(_, reason)
-        | Verdict::HandOver(_, reason) => Some(*reason),
         Verdict::Checked(_)
         | Verdict::Encap(..)
         | Verdict::Route(..)
         | Verdict::Deliver(..)
-        | Verdict::Hand(..) => {
-            panic!("IPv4: {verdict:?}")
-        }
+        | Verdict::Hand(..)
+        | Verdict::PopEarly(..) => panic!("IPv4: {verdict:?}"),
+        _ => verdict.reason(),
     }
 }
 

@@ -4,7 +4,11 @@
 //! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
-use core::hint::black_box;
+mod xdp;
+
+pub(crate) use xdp::XdpFrame;
+
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::{
@@ -21,7 +25,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
-    layout::AddressV6,
+    layout::{AddressV6, POPPED_FOR_LEN, PodV4, PoppedFor},
     map::{TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Packet,
@@ -237,16 +241,19 @@ impl Skb {
     /// Whether an IP packet of `packet_len` bytes fits interface `ifindex`, and that exists.
     #[inline(always)]
     pub(crate) fn fits(&self, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
-        // In: the length to check in place of the packet's. Out: the MTU, to which an aggregate is not held by the
-        // helper.
-        let mut mtu = packet_len;
-        // SAFETY: `skb` is the live context, `mtu` outlives the call.
-        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, 0, 0) };
-        match result {
-            0 if packet_len <= mtu => Ok(()),
-            0.. => Err(Reason::TooBig),
-            _ => Err(Reason::PodGone),
+        fits(self.skb.cast(), ifindex, packet_len)
+    }
+
+    /// The pod for which XDP has popped the packet; `None` if it has not.
+    #[inline(always)]
+    pub(crate) fn popped_for(&self) -> Option<PodV4> {
+        // SAFETY: a field of the live context.
+        let start = unsafe { (*self.skb).data_meta as usize };
+        if start + POPPED_FOR_LEN > self.data() {
+            return None;
         }
+        // SAFETY: the bounds are checked; an array of bytes needs no alignment.
+        PoppedFor::read(unsafe { &*(start as *const [u8; POPPED_FOR_LEN]) })
     }
 
     /// Sends the packet out of `ifindex` as it is.
@@ -307,6 +314,21 @@ impl Skb {
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let start = self.data() + offset;
         if start + N > self.data_end() { None } else { Some(start as *mut [u8; N]) }
+    }
+}
+
+/// Whether an IP packet of `packet_len` bytes, or with 0 that of `ctx` itself, fits interface `ifindex`, and that
+/// exists.
+#[inline(always)]
+fn fits(ctx: *mut c_void, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
+    // In: the length to check in place of the packet's. Out: the MTU, to which an aggregate is not held by the
+    // helper.
+    let mut mtu = packet_len;
+    // SAFETY: `ctx` is the live context of a program that may call this, `mtu` outlives the call.
+    match unsafe { bpf_check_mtu(ctx, ifindex, &raw mut mtu, 0, 0) } {
+        0 if packet_len <= mtu => Ok(()),
+        0.. => Err(Reason::TooBig),
+        _ => Err(Reason::PodGone),
     }
 }
 

@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 35] = [
+const UPSTREAM: [Flag; 37] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
@@ -83,6 +83,8 @@ const UPSTREAM: [Flag; 35] = [
     ("lease-file", |run| path(&run.lease_file), "", "/etc/flannel/nodes.yaml"),
     ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
     ("fast-path", |run| run.fast_path.0.label().to_owned(), "flow", "overlay"),
+    ("xdp", |run| format!("{:?}", run.xdp).to_lowercase(), "off", "native"),
+    ("xdp-unknown-vtep", |run| run.xdp_unknown_vtep.0.label().to_owned(), "drop", "count"),
     ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),
     ("bpf-log", |run| format!("{:?}", run.bpf_log).to_lowercase(), "off", "warn"),
 ];

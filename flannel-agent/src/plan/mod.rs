@@ -16,6 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     family::Family,
     lease::{LeaseSubnet, Leases},
+    xdp::Xdp,
 };
 
 mod change;
@@ -52,6 +53,8 @@ pub struct Local {
     pub direct_routing: bool,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
+    /// XDP on the external interface.
+    pub xdp: Xdp,
     /// How long netfilter's acceptance of a flow holds, whole seconds: with fast path `flow`.
     pub flow_refresh: Duration,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the

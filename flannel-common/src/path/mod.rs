@@ -8,6 +8,7 @@
 //! wants to look at one.
 
 mod direct;
+pub mod early;
 pub mod ecn;
 pub mod egress;
 mod encap;
@@ -94,6 +95,34 @@ pub enum Verdict {
     HandOver(v6::HandOver, Reason),
     /// Hand it to a local pod as it is.
     Hand(Deliver, Reason),
+    /// Pop VXLAN, and say in front of the packet which pod it is for.
+    PopEarly(Deliver, Reason),
+    /// Leave it to the kernel, untouched, but count it.
+    Seen(Reason),
+    /// Drop it.
+    Drop(Reason),
+}
+
+impl Verdict {
+    /// What it is counted for; `None` for one that is not counted.
+    pub const fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Pass => None,
+            Self::Kernel(reason)
+            | Self::Exempt(reason)
+            | Self::Checked(reason)
+            | Self::Encap(_, reason)
+            | Self::Route(_, reason)
+            | Self::Deliver(_, reason)
+            | Self::Hand(_, reason)
+            | Self::EncapV6(_, reason)
+            | Self::DeliverV6(_, reason)
+            | Self::HandOver(_, reason)
+            | Self::PopEarly(_, reason)
+            | Self::Seen(reason)
+            | Self::Drop(reason) => Some(*reason),
+        }
+    }
 }
 
 /// The hooks a decision is made at.
@@ -111,18 +140,30 @@ pub enum Hook {
     ToPod,
     /// tc egress, external interface.
     ToUnderlay,
+    /// XDP in the driver of the external interface.
+    XdpUnderlay,
+    /// Generic XDP on the external interface: behind the making and merging of packets, where a pop gains
+    /// nothing, so that only strangers are looked for.
+    XdpGeneric,
 }
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::FromPod,
         Self::ToOverlay,
         Self::FromUnderlay,
         Self::FromOverlay,
         Self::ToPod,
         Self::ToUnderlay,
+        Self::XdpUnderlay,
+        Self::XdpGeneric,
     ];
+
+    /// Whether it is one of XDP; the others are of tc.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpUnderlay | Self::XdpGeneric)
+    }
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -133,6 +174,8 @@ impl Hook {
             Self::FromOverlay => map::FROM_OVERLAY,
             Self::ToPod => map::TO_POD,
             Self::ToUnderlay => map::TO_UNDERLAY,
+            Self::XdpUnderlay => map::XDP_UNDERLAY,
+            Self::XdpGeneric => map::XDP_GENERIC,
         }
     }
 
@@ -140,7 +183,9 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
-            Self::FromUnderlay | Self::FromOverlay | Self::ToPod => Direction::Ingress,
+            Self::FromUnderlay | Self::FromOverlay | Self::ToPod | Self::XdpUnderlay | Self::XdpGeneric => {
+                Direction::Ingress
+            }
         }
     }
 }
@@ -152,6 +197,11 @@ pub fn decide(
     tables: &impl Tables,
     arrival: &Arrival,
 ) -> Verdict {
+    if hook.is_xdp()
+        && let Some(reason) = early::stranger(packet, tables)
+    {
+        return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
+    }
     // What comes from flannel.<vni> is IPv4; of IPv6 nothing is popped by the device and gone on with.
     if v6::is_ipv6(packet) && hook != Hook::FromOverlay {
         return decide_v6(hook, packet, tables, arrival);
@@ -165,7 +215,10 @@ pub fn decide(
         // What `from_underlay` has not checked is the kernel's, and has been counted.
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
-        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
+        Hook::XdpUnderlay => {
+            Ok(early::pop(packet, tables, arrival, Verdict::PopEarly).unwrap_or(Verdict::Pass))
+        }
+        Hook::ToPod | Hook::ToUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -181,7 +234,9 @@ fn decide_v6(
         Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
         Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
         Hook::FromUnderlay => v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6),
-        Hook::ToPod | Hook::ToUnderlay | Hook::FromOverlay => Ok(Verdict::Pass),
+        Hook::ToPod | Hook::ToUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
+            Ok(Verdict::Pass)
+        }
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -197,7 +252,7 @@ pub fn note(
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
         Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
-        Hook::FromUnderlay | Hook::FromOverlay => None,
+        Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
 
@@ -213,7 +268,12 @@ pub fn note_v6(
         Hook::ToOverlay | Hook::ToPod => {
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }
-        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay | Hook::ToUnderlay => None,
+        Hook::FromPod
+        | Hook::FromUnderlay
+        | Hook::FromOverlay
+        | Hook::ToUnderlay
+        | Hook::XdpUnderlay
+        | Hook::XdpGeneric => None,
     }
 }
 

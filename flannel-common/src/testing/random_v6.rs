@@ -48,7 +48,8 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
 
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
 fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV6> {
-    let at = if hook == Hook::FromUnderlay { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
+    let at =
+        if hook == Hook::FromUnderlay || hook.is_xdp() { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
     let ip = Ipv6::parse(&frame.read(at)?);
     let protocol = match ip.next_header {
         PROTOCOL_TCP => FlowProtocol::Tcp,
@@ -86,7 +87,7 @@ fn valid(hook: Hook) -> impl Strategy<Value = Vec<u8>> {
                 frame.macs(THERE.mac_v6(), HERE.mac_v6()).bytes()
             }
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
-            Hook::FromUnderlay => {
+            Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
                 let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();
                 // Any mark, which most inner marks combine with.
                 let outer = FrameV6::vxlan(THERE.vtep_v6(), HERE.vtep_v6(), &inner);
