@@ -1,13 +1,9 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{
-    collections::BTreeMap, convert::Infallible, env, fs, net::SocketAddr, ops::Range, path::Path, sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, env, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, ensure};
 use flannel_common::layout::FastPath;
-use ipnetwork::IpNetwork;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -20,23 +16,20 @@ use crate::{
     backend::Backend,
     bpf::{PinsClaim, hold},
     cli::RunOptions,
-    config::{NetworkConfig, Pool},
     conntrack,
     datapath::ebpf::EbpfDatapath,
-    exempt,
-    family::Family,
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
-        etcd::{EtcdOptions, EtcdStore, LeaseTiming},
+        etcd::EtcdStore,
         file::FileStore,
         kubernetes::{KubeOptions, KubeStore},
         wire::NodeAddress,
     },
     lock::SubnetFileLock,
-    masq::{MasqOptions, RuleOptions, Rules},
-    netlink::{InterfaceChoice, Netlink, Stack},
+    masq::Rules,
+    netlink::Netlink,
     node::{Node, published, stacks},
-    plan::{Exemptions, Local, LocalStack},
+    plan::Local,
     privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
@@ -45,8 +38,13 @@ use crate::{
 };
 
 mod load;
+mod settings;
 
 use load::{Loaded, load};
+use settings::{
+    etcd_options, exemptions, interface_choice, kernel_only, masq, shares, source_ports,
+    warn_without_bridge_filter,
+};
 
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
@@ -228,7 +226,7 @@ impl Agent<'_> {
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
         let stacks = stacks(&backend, &external, public, networks);
 
-        let kernel_only = kernel_only(&backend, &config);
+        let kernel_only = kernel_only(&backend, &stacks);
         let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
@@ -365,140 +363,6 @@ async fn write(file: &SubnetFile, path: &Path) {
             error!(%error, "trying again");
         }
         sleep(WRITE_AGAIN).await;
-    }
-}
-
-fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
-    let etcd = options.etcd.clone();
-    Ok(EtcdOptions {
-        endpoints: etcd.etcd_endpoints,
-        prefix: etcd.etcd_prefix,
-        keyfile: etcd.etcd_keyfile,
-        certfile: etcd.etcd_certfile,
-        cafile: etcd.etcd_cafile,
-        username: etcd.etcd_username,
-        password: etcd.etcd_password,
-        timing: LeaseTiming::with_margin_minutes(options.subnet_lease_renew_margin.into())?,
-    })
-}
-
-fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> InterfaceChoice {
-    InterfaceChoice {
-        iface: options.iface.clone(),
-        iface_regex: options.iface_regex.clone(),
-        can_reach: options.iface_can_reach,
-        public_ip: options.public_ip,
-        public_ipv6: options.public_ipv6,
-        stack: Stack::of(config),
-    }
-}
-
-/// Bridged packets that netfilter does not see escape Services and policies. Upstream refuses to start
-/// without; where no bridge is used there is nothing to refuse.
-fn warn_without_bridge_filter(config: &NetworkConfig) {
-    const DIRECTORY: &str = "/proc/sys/net/bridge";
-    if config.enable_nftables {
-        return;
-    }
-    let switches = [
-        ("bridge-nf-call-iptables", config.ipv4.is_some()),
-        ("bridge-nf-call-ip6tables", config.ipv6.is_some()),
-    ];
-    for (switch, _) in switches.into_iter().filter(|(_, needed)| *needed) {
-        let missing = Path::new(DIRECTORY).join(switch);
-        if !missing.exists() {
-            warn!(
-                missing = %missing.display(),
-                "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
-                 node has Services or policies"
-            );
-        }
-    }
-}
-
-/// Our subnet of each pool.
-fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Result<Vec<(Pool, IpNetwork)>> {
-    let share = |(family, pool)| {
-        let subnet = own.of(family);
-        let subnet = subnet.with_context(|| format!("our lease {own} has no {family} subnet"))?;
-        Ok((pool, subnet))
-    };
-    config.pools().into_iter().map(share).collect()
-}
-
-/// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
-fn kernel_only(backend: &Backend, config: &NetworkConfig) -> Option<&'static str> {
-    let only_v6 = config.ipv4.is_none().then_some("the programs do not know IPv6 yet");
-    backend.kernel_only().or(only_v6)
-}
-
-/// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
-async fn exemptions(options: &RunOptions, fast_path: FastPath) -> watch::Receiver<Exemptions> {
-    let flags = exempt::Flags {
-        prefixes: options.snat_exempt_cidr.iter().copied().collect(),
-        file: options.snat_exempt_file.clone(),
-        nodes: options.snat_exempt_nodes,
-    };
-    if fast_path != FastPath::Off {
-        return flags.follow().await;
-    }
-    let names = flags.names();
-    if !names.is_empty() {
-        warn!(
-            ignored = names.join(" "),
-            "these exemptions from masquerading need eBPF, which is off: only the cluster's network is exempt"
-        );
-    }
-    exempt::Flags::default().follow().await
-}
-
-/// The range the kernel takes source ports of VXLAN from: `net.ipv4.ip_local_port_range`.
-fn source_ports() -> Range<u16> {
-    const FILE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-    const DEFAULT: Range<u16> = 32768..60999;
-    let parse = |text: String| {
-        let mut numbers = text.split_whitespace().map(str::parse::<u16>);
-        let range = numbers.next()?.ok()?..numbers.next()?.ok()?;
-        (!range.is_empty()).then_some(range)
-    };
-    fs::read_to_string(FILE).ok().and_then(parse).unwrap_or_else(|| {
-        warn!(file = FILE, default = ?DEFAULT, "cannot be read: using the kernel's default");
-        DEFAULT
-    })
-}
-
-/// What the rules follow from. Only programs mark what is exempt from masquerading.
-fn masq(
-    options: &RunOptions,
-    config: &NetworkConfig,
-    stacks: &BTreeMap<Family, LocalStack>,
-    previous: &Previous,
-    fast_path: FastPath,
-) -> MasqOptions {
-    // What the programs do not serve they neither mark nor learn.
-    let served = |family| family == Family::V4 && fast_path != FastPath::Off;
-    let rules = |family, stack: &LocalStack| RuleOptions {
-        network: stack.network,
-        subnet: stack.subnet,
-        ip_masq: options.ip_masq,
-        forward: options.iptables_forward_rules,
-        random_fully: !options.ip_masq_fully_random_disable,
-        exempt_mark: served(family),
-        flow_mark: served(family) && fast_path == FastPath::Flow,
-    };
-    MasqOptions {
-        rules: stacks.iter().map(|(family, stack)| rules(*family, stack)).collect(),
-        nftables: config.enable_nftables,
-        earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
-            .into_iter()
-            .flatten()
-            .collect(),
-        resync: Duration::from_secs(options.iptables_resync.into()),
-        blackholes: stacks
-            .values()
-            .map(|stack| stack.subnet)
-            .filter(|_| options.ip_blackhole_route)
-            .collect(),
     }
 }
 

@@ -29,6 +29,7 @@ pub mod node;
 pub mod plan;
 pub mod privileges;
 pub mod reconcile;
+mod steady_file;
 pub mod subnet_file;
 pub mod telemetry;
 pub mod underlay;

@@ -7,7 +7,7 @@
 //! leases, surroundings -> plan() -> delta(planned, observed) -> apply
 //! ```
 
-use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, pin::pin, time::Duration};
+use std::{collections::BTreeSet, future::Future, net::IpAddr, pin::pin, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -17,6 +17,7 @@ use tracing::info;
 
 use crate::{
     datapath::{Datapath, ObserveError},
+    family::Family,
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
     plan::{
@@ -298,19 +299,19 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             if moved || underlay {
                 // A DHCP client may bring our address back in a moment: until then the ways there were are good,
                 // as long as their interfaces are.
-                let leads = |hop: &Result<NextHop, NoHop>| {
+                let leads = |to: &IpAddr, hop: &Result<NextHop, NoHop>| {
                     let mut links = surroundings.underlay.iter();
-                    surroundings.adrift
+                    surroundings.adrift.contains(&Family::of(*to))
                         && hop.is_ok_and(|hop| links.any(|(index, _, up)| *up && *index == hop.ifindex))
                 };
-                self.next_hops.retain(|_, hop| leads(hop));
+                self.next_hops.retain(|to, hop| leads(to, hop));
                 // Ours are among the routes that may be gone.
                 changed.overlay |= !self.plan.state.direct_routes.is_empty();
             }
             changed.overlay |= surroundings.overlays != self.surroundings.overlays;
             // Only pods that are reached past the host's stack have to be found.
             self.due.pods = if self.local.fast_path.finds_pods() {
-                self.unplaced.look_again(&surroundings.pods, now)
+                self.unplaced.look_again(&surroundings.pods, self.local.stacks.len(), now)
             } else {
                 None
             };
@@ -355,16 +356,27 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             news.iter().flatten().map(Change::slot).collect()
         });
         let ready = self.pending.ready(changes, now);
-        let results = self.datapath.apply(&ready).await;
-        self.host.made(&ready);
-        let mut again = false;
-        for (change, result) in ready.iter().zip(results) {
-            again |= result.is_ok() && matches!(change, Change::PutDevice(_));
-            let repair = planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
+        let repairs =
+            |change: &Change| planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
+        let again = self.apply(&ready, repairs).await;
+        if self.pending.is_empty() {
+            if self.settled.is_none() {
+                self.journal.in_place(plan.followed(), ready.len());
+            }
+            self.settled = Some(plan.state.clone());
+        }
+        again
+    }
+
+    /// Makes `changes`, of which some are `repairs`; whether a device is new.
+    async fn apply(&mut self, changes: &[Change], repairs: impl Fn(&Change) -> bool) -> bool {
+        let results = self.datapath.apply(changes).await;
+        self.host.made(changes);
+        let mut new_device = false;
+        for (change, result) in changes.iter().zip(results) {
+            new_device |= result.is_ok() && matches!(change, Change::PutDevice(_));
             match result {
-                Ok(()) => {
-                    self.journal.done(change, repair, self.pending.succeeded(change));
-                }
+                Ok(()) => self.journal.done(change, repairs(change), self.pending.succeeded(change)),
                 Err(error) => {
                     if let Some(error) = self.pending.failed(change, &error, Instant::now()) {
                         self.journal.failed(change, error);
@@ -373,13 +385,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             }
         }
         self.journal.flush();
-        if self.pending.is_empty() {
-            if self.settled.is_none() {
-                self.journal.in_place(plan.followed(), ready.len());
-            }
-            self.settled = Some(plan.state.clone());
-        }
-        again
+        new_device
     }
 
     fn report(&self, read: bool) {
@@ -407,7 +413,7 @@ async fn resolve<H: Host>(
     host: &mut H,
     local: &Local,
     next_hops: &mut NextHops,
-    wanted: BTreeSet<Ipv4Addr>,
+    wanted: BTreeSet<IpAddr>,
 ) -> Result<(), NetlinkError> {
     next_hops.retain(|address, _| wanted.contains(address));
     resolve_more(host, local, next_hops, wanted).await
@@ -418,7 +424,7 @@ async fn resolve_more<H: Host>(
     host: &mut H,
     local: &Local,
     next_hops: &mut NextHops,
-    wanted: BTreeSet<Ipv4Addr>,
+    wanted: BTreeSet<IpAddr>,
 ) -> Result<(), NetlinkError> {
     let unknown: BTreeSet<_> =
         wanted.into_iter().filter(|address| !next_hops.contains_key(address)).collect();

@@ -44,6 +44,18 @@ impl Counters {
         of_class.map(|(_, count)| count.packets).sum()
     }
 
+    /// Pods' packets that went out past the host's stack, and that came in so: as they are, then in VXLAN.
+    pub fn past_the_stack(&self) -> [u64; 4] {
+        use Direction::{Egress, Ingress};
+        [
+            (Egress, Reason::RoutePod),
+            (Ingress, Reason::HandPod),
+            (Egress, Reason::EncapPod),
+            (Ingress, Reason::DeliverPod),
+        ]
+        .map(|(direction, reason)| self.get(direction, reason).packets)
+    }
+
     /// What was counted since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let difference = self.0.iter().map(|(&(direction, reason), count)| {

@@ -9,7 +9,6 @@ use flannel_common::{
     reason::{Direction, Reason},
 };
 use flannel_tests::{
-    counters::Counters,
     eventually,
     lab::{CONVERGENCE, Cluster, FastPath, Lab, Member, Node, PREFIX, in_lab},
     traffic::{Paced, every_kind_both_ways},
@@ -119,23 +118,6 @@ fn has_tunnel(at: &Member, peer: &Member) -> Result<[bool; 2]> {
     Ok([neighbour.is_some(), entries.contains(&address)])
 }
 
-fn fast(counters: &Counters) -> [u64; 4] {
-    use Direction::{Egress, Ingress};
-    [
-        (Egress, Reason::RoutePod),
-        (Ingress, Reason::HandPod),
-        (Egress, Reason::EncapPod),
-        (Ingress, Reason::DeliverPod),
-    ]
-    .map(|(direction, reason)| counters.get(direction, reason).packets)
-}
-
-fn counted(member: &Member, work: impl FnOnce() -> Result<()>) -> Result<Counters> {
-    let before = member.counters()?;
-    work()?;
-    Ok(member.counters()?.since(&before))
-}
-
 fn each_peer_by_its_way(fast_path: FastPath) -> Result<()> {
     in_lab(|lab| {
         let cluster = cluster(lab, fast_path)?;
@@ -151,11 +133,11 @@ fn each_peer_by_its_way(fast_path: FastPath) -> Result<()> {
         let found = entry(a, far)?;
         ensure!((found.kind, found.next_hop) == (PeerKind::Vxlan, [192, 168, 77, 254]), "{found:?}");
 
-        let near = counted(a, || every_kind_both_ways(&a.pod()?, &b.pod()?))?;
-        let [out, back, pushed, popped] = fast(&near);
+        let near = a.counted(|| every_kind_both_ways(&a.pod()?, &b.pod()?))?;
+        let [out, back, pushed, popped] = near.past_the_stack();
         ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{near}");
-        let away = counted(a, || every_kind_both_ways(&a.pod()?, &far.pod()?))?;
-        let [out, back, pushed, popped] = fast(&away);
+        let away = a.counted(|| every_kind_both_ways(&a.pod()?, &far.pod()?))?;
+        let [out, back, pushed, popped] = away.past_the_stack();
         ensure!(pushed > 10_000 && popped > 10_000 && [out, back] == [0, 0], "{away}");
         Ok(())
     })
@@ -248,8 +230,8 @@ fn multipath_is_left_to_the_kernel() -> Result<()> {
             "route add 192.168.78.0/24 nexthop via 192.168.77.254 dev eth0 nexthop via {OTHER_ROUTER} dev eth0"
         ))?;
         await_kind(a, far, PeerKind::Kernel)?;
-        let counters = counted(a, || every_kind_both_ways(&a.pod()?, &far.pod()?))?;
-        ensure!(fast(&counters)[2] == 0, "{counters}");
+        let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &far.pod()?))?;
+        ensure!(counters.past_the_stack()[2] == 0, "{counters}");
         ensure!(counters.get(Direction::Egress, Reason::PeerOnKernel).packets > 10_000, "{counters}");
         let log = a.agent.log();
         ensure!(log.contains("has several next hops, of which the kernel chooses"), "{log}");
@@ -317,8 +299,8 @@ fn a_peer_may_choose_otherwise() -> Result<()> {
         eventually(CONVERGENCE, "the stock node is reached", || {
             flannel_tests::traffic::reachability(&everyone).check_complete()
         })?;
-        let counters = counted(a, || every_kind_both_ways(&a.pod()?, &pod.endpoint()))?;
-        let [out, back, pushed, popped] = fast(&counters);
+        let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &pod.endpoint()))?;
+        let [out, back, pushed, popped] = counters.past_the_stack();
         ensure!(out > 10_000 && popped > 100 && [back, pushed] == [0, 0], "{counters}");
         Ok(())
     })

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
-    counters::Counters,
     eventually,
     lab::{CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, Pod, SubnetEnv, in_lab},
     traffic::{
@@ -37,25 +36,6 @@ fn cluster_by(lab: &Lab, nodes: usize, fast_path: FastPath) -> Result<Cluster> {
     let cluster = Cluster { members, etcd };
     cluster.await_reachable(&[])?;
     Ok(cluster)
-}
-
-/// Packets that went out past the host's stack, and that came in so: as they are, then in VXLAN.
-fn fast(counters: &Counters) -> [u64; 4] {
-    use Direction::{Egress, Ingress};
-    [
-        (Egress, Reason::RoutePod),
-        (Ingress, Reason::HandPod),
-        (Egress, Reason::EncapPod),
-        (Ingress, Reason::DeliverPod),
-    ]
-    .map(|(direction, reason)| counters.get(direction, reason).packets)
-}
-
-/// What `member` counts while `work` is done.
-fn counted(member: &Member, work: impl FnOnce() -> Result<()>) -> Result<Counters> {
-    let before = member.counters()?;
-    work()?;
-    Ok(member.counters()?.since(&before))
 }
 
 /// Packets as large as an MTU of 1500 lets them be, singly and in aggregates of both kinds.
@@ -136,8 +116,8 @@ fn agents_and_a_plain_node_make_one_cluster() -> Result<()> {
 
         let plain = Plain::join(lab, &cluster)?;
         cluster.await_reachable(&[plain.pod.endpoint()])?;
-        let counters = counted(a, || every_kind_both_ways(&a.pod()?, &plain.pod.endpoint()))?;
-        let [out, back, pushed, popped] = fast(&counters);
+        let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &plain.pod.endpoint()))?;
+        let [out, back, pushed, popped] = counters.past_the_stack();
         ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{counters}");
         every_kind_both_ways(&a.node.underlay_endpoint(), &plain.pod.endpoint()).context("our host")?;
         every_kind_both_ways(&plain.node.underlay_endpoint(), &b.pod()?).context("its host")?;
@@ -171,10 +151,10 @@ fn every_packet_and_aggregate_skips_the_stack() -> Result<()> {
         cluster.await_fast_path(0, 1, FastPath::All)?;
         cluster.await_fast_path(1, 0, FastPath::All)?;
         let before = b.counters()?;
-        let at_a = counted(a, || full_size(&a.pod()?, &b.pod()?))?;
+        let at_a = a.counted(|| full_size(&a.pod()?, &b.pod()?))?;
         let at_b = b.counters()?.since(&before);
         for counters in [&at_a, &at_b] {
-            let [out, back, pushed, popped] = fast(counters);
+            let [out, back, pushed, popped] = counters.past_the_stack();
             ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{counters}");
             for reason in [Reason::UdpAggregate, Reason::TooBig, Reason::Refused, Reason::Length] {
                 for direction in Direction::ALL {
@@ -183,8 +163,8 @@ fn every_packet_and_aggregate_skips_the_stack() -> Result<()> {
             }
         }
         // A packet more than the link takes, and what is no packet of its own, is the kernel's.
-        let large = counted(a, || ping(&a.pod()?, &b.pod()?, 5000).map(drop))?;
-        ensure!(fast(&large) == [0; 4], "{large}");
+        let large = a.counted(|| ping(&a.pod()?, &b.pod()?, 5000).map(drop))?;
+        ensure!(large.past_the_stack() == [0; 4], "{large}");
         Ok(())
     })
 }
@@ -200,25 +180,25 @@ fn flows_are_learned_on_the_external_interface() -> Result<()> {
         cluster.await_fast_path(1, 0, FastPath::Flow)?;
         let (from, to) = (a.pod()?, b.pod()?);
         let before = b.counters()?;
-        let at_a = counted(a, || udp::echo(&from, &to, 200, DATAGRAMS))?;
+        let at_a = a.counted(|| udp::echo(&from, &to, 200, DATAGRAMS))?;
         for counters in [at_a, b.counters()?.since(&before)] {
-            let [out, back, pushed, popped] = fast(&counters);
+            let [out, back, pushed, popped] = counters.past_the_stack();
             ensure!(out >= DATAGRAMS - 5 && back >= DATAGRAMS - 5, "{counters}");
             ensure!([pushed, popped] == [0, 0], "{counters}");
         }
-        let counters = counted(a, || {
+        let counters = a.counted(|| {
             every_kind_both_ways(&from, &to)?;
             full_size(&from, &to)
         })?;
-        let [out, back, ..] = fast(&counters);
+        let [out, back, ..] = counters.past_the_stack();
         ensure!(out > 10_000 && back > 10_000, "{counters}");
         let control = counters.get(Direction::Egress, Reason::FlowControl).packets;
         ensure!(control >= 4, "handshakes do not stay with the kernel: {counters}");
         // What skips the stack is not taken for a sign that it does so unasked.
         let mut dialogue = Dialogue::open(&from, &to)?;
         dialogue.exchanges(20)?;
-        let counters = counted(a, || dialogue.exchanges(500))?;
-        let [out, back, ..] = fast(&counters);
+        let counters = a.counted(|| dialogue.exchanges(500))?;
+        let [out, back, ..] = counters.past_the_stack();
         ensure!(out >= 500 && back >= 500, "{counters}");
         ensure!(counters.get(Direction::Egress, Reason::FlowForgotten).packets == 0, "{counters}");
 
@@ -226,8 +206,8 @@ fn flows_are_learned_on_the_external_interface() -> Result<()> {
         let plain = Plain::join(lab, &cluster)?;
         cluster.await_reachable(&[plain.pod.endpoint()])?;
         let far = plain.pod.endpoint();
-        let counters = counted(a, || udp::echo(&from, &far, 200, DATAGRAMS))?;
-        let [out, back, ..] = fast(&counters);
+        let counters = a.counted(|| udp::echo(&from, &far, 200, DATAGRAMS))?;
+        let [out, back, ..] = counters.past_the_stack();
         ensure!(out >= DATAGRAMS - 5 && back >= DATAGRAMS - 5, "{counters}");
         Ok(())
     })
@@ -243,8 +223,8 @@ fn on_the_kernels_path_pods_keep_their_address() -> Result<()> {
         let (from, to) = (a.pod()?, b.pod()?);
         let seen = source_seen(&from, &to, 8080, to.socket_address(8080))?;
         ensure!(seen == from.address(), "{seen}");
-        let counters = counted(a, || every_kind_both_ways(&from, &to))?;
-        ensure!(fast(&counters) == [0; 4], "{counters}");
+        let counters = a.counted(|| every_kind_both_ways(&from, &to))?;
+        ensure!(counters.past_the_stack() == [0; 4], "{counters}");
         ensure!(counters.get(Direction::Egress, Reason::SnatExempt).packets > 0, "{counters}");
         Ok(())
     })

@@ -1,23 +1,17 @@
 //! The file of exempt destinations, read again when it changes.
-//!
-//! It is read twice a second rather than watched: whatever way it is replaced (in place, by rename, by a
-//! symbolic link above it, on a file system without notices), its content says so, and nothing is missed.
 
-use std::{collections::BTreeSet, fs::File, io::Read as _, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use flannel_common::map::MAX_EXEMPT;
 use ipnetwork::Ipv4Network;
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::prefix;
-use crate::plan::Exemptions;
-
-/// Between two looks. New content counts when two looks in a row have found it, since an editor may be
-/// in the middle of writing it.
-const PERIOD: Duration = Duration::from_millis(500);
-/// Longest file read, bytes: room for all prefixes the map holds, with a comment each.
-const LONGEST: u64 = 8 << 20;
+use crate::{
+    plan::Exemptions,
+    steady_file::{Found, SteadyFile},
+};
 
 /// A line that is no network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,59 +47,42 @@ pub fn parse(text: &str) -> Result<BTreeSet<Ipv4Network>, BadLine> {
     Ok(networks)
 }
 
-/// What a look at the file found: its text, or why there is none.
-type Found = Result<String, String>;
-
 /// Follows one file.
 pub(super) struct Follower {
-    path: PathBuf,
+    file: SteadyFile,
     /// Those of the command line.
     flags: BTreeSet<Ipv4Network>,
     tell: watch::Sender<Exemptions>,
-    /// What was acted upon last.
-    acted: Option<Found>,
-    /// What the last look found, if it was something else.
-    candidate: Option<Found>,
 }
 
 impl Follower {
     pub(super) fn new(path: PathBuf, flags: BTreeSet<Ipv4Network>, tell: watch::Sender<Exemptions>) -> Self {
-        Self { path, flags, tell, acted: None, candidate: None }
+        Self { file: SteadyFile::at(path), flags, tell }
     }
 
     /// Takes the file as it is.
     pub(super) async fn first_look(&mut self) {
-        let found = self.look().await;
+        let found = self.file.first_look().await;
         self.act(found);
     }
 
     /// Looks again and again, until nobody listens.
     pub(super) async fn run(mut self) {
-        while !self.tell.is_closed() {
-            sleep(PERIOD).await;
-            let found = self.look().await;
-            if self.acted.as_ref() == Some(&found) {
-                self.candidate = None;
-            } else if self.candidate.as_ref() == Some(&found) {
-                self.candidate = None;
-                self.act(found);
-            } else {
-                self.candidate = Some(found);
-            }
+        loop {
+            let found = tokio::select! {
+                found = self.file.changed() => found,
+                () = self.tell.closed() => return,
+            };
+            self.act(found);
         }
     }
 
-    async fn look(&self) -> Found {
-        let path = self.path.clone();
-        let look = tokio::task::spawn_blocking(move || read(&path)).await;
-        look.unwrap_or_else(|error| Err(error.to_string()))
-    }
-
-    fn act(&mut self, found: Found) {
-        let file = self.path.display();
+    fn act(&self, found: Found) {
+        let file = self.file.path().display();
         let kept = self.tell.borrow().prefixes.difference(&self.flags).count();
-        match &found {
-            Ok(text) => match parse(text) {
+        match found {
+            // A byte that is no text makes its line a bad one.
+            Ok(bytes) => match parse(&String::from_utf8_lossy(&bytes)) {
                 Ok(networks) if networks.len() >= MAX_EXEMPT as usize => warn!(
                     %file, prefixes = networks.len(), kept,
                     "names more destinations than the {MAX_EXEMPT} that the map holds: join some of them; \
@@ -128,21 +105,5 @@ impl Follower {
                  stays exempt (an empty file exempts nothing)"
             ),
         }
-        self.acted = Some(found);
     }
-}
-
-fn read(path: &std::path::Path) -> Found {
-    let text = |error: std::io::Error| error.to_string();
-    // Asked before it is opened: to open a pipe is to wait for its writer.
-    if !std::fs::metadata(path).map_err(text)?.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(text)?.take(LONGEST + 1).read_to_end(&mut bytes).map_err(text)?;
-    if bytes.len() as u64 > LONGEST {
-        return Err(format!("longer than {LONGEST} bytes"));
-    }
-    // A byte that is no text makes its line a bad one.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

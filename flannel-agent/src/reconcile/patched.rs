@@ -67,20 +67,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             overlays: &self.surroundings.overlays,
         };
         let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };
-        let changes = patch.changes();
-        let results = self.datapath.apply(&changes).await;
-        self.host.made(&changes);
-        for (change, result) in changes.iter().zip(results) {
-            match result {
-                Ok(()) => self.journal.done(change, false, false),
-                Err(error) => {
-                    if let Some(error) = self.pending.failed(change, &error, Instant::now()) {
-                        self.journal.failed(change, error);
-                    }
-                }
-            }
-        }
-        self.journal.flush();
+        self.apply(&patch.changes(), |_| false).await;
         patch.apply(&mut self.plan);
         if self.pending.is_empty()
             && let Some(settled) = &mut self.settled

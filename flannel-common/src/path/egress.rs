@@ -66,16 +66,21 @@ pub fn from_pod<R>(
 /// options or without. What the fast path takes never meets a rule, and needs no mark.
 #[inline(always)]
 pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> bool {
-    // Frames in which there is no IPv4 packet for routing to see.
-    if matches!(
-        reason,
-        Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIpv4 | Reason::NotUnicast
-    ) {
+    if has_no_packet(reason) {
         return false;
     }
     let Some(ip) = packet.view(ETHERNET_LEN).map(Ipv4::parse) else { return false };
     let Some(config) = tables.config() else { return false };
     config.subnet.contains(ip.source) && tables.is_exempt_v4(ip.destination)
+}
+
+/// Whether `reason` is of frames in which there is no IP packet for routing to see.
+#[inline(always)]
+pub(super) const fn has_no_packet(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIpv4 | Reason::NotUnicast
+    )
 }
 
 /// What a marked packet is counted for. That it was marked says more than that it is not the fast path's;

@@ -233,11 +233,11 @@ pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, r
 
 /// How to hand a packet to a pod, after its outer headers are popped if it has any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deliver {
+pub struct Deliver<F = Forward> {
     /// Where the pod is.
     pub pod: PodV4,
     /// What routing does to the IP header that the pod gets.
-    pub forward: Forward,
+    pub forward: F,
     /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's
     /// interface must take.
     pub packet_len: u32,

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
-    lab::{self, AgentOptions, Cluster, Etcd, FastPath, Lab, Member, PREFIX},
+    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, PREFIX},
 };
 
 mod endings;
@@ -70,8 +70,7 @@ fn ready(cluster: &Cluster) -> Result<()> {
 
 /// What both nodes count while `work` is done.
 fn counted(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-    let counted = lab::counted(&cluster.members[..2], work)?;
-    counted.try_into().map_err(|_| anyhow!("two nodes"))
+    cluster.counted(work)
 }
 
 /// Packets of pods that skipped the stack on their way out, and in.

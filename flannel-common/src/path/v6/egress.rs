@@ -9,7 +9,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
     },
-    path::{Tables, check_hold},
+    path::{Tables, check_hold, egress::has_no_packet},
     reason::{Direction, Reason},
 };
 
@@ -71,11 +71,7 @@ pub fn from_pod<R>(
 /// [`crate::map::SNAT_EXEMPT_MARK`], as with IPv4.
 #[inline(always)]
 pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> bool {
-    // Frames in which there is no IPv6 packet for routing to see.
-    if matches!(
-        reason,
-        Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIpv4 | Reason::NotUnicast
-    ) {
+    if has_no_packet(reason) {
         return false;
     }
     let Ok(ip) = first_ip(packet) else { return false };

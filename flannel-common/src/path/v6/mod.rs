@@ -15,7 +15,7 @@ pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
 
 use super::Tables;
 use crate::{
-    layout::{AddressV6, ConfigV6, PeerV6, PodV4, SubnetV6},
+    layout::{AddressV6, ConfigV6, PeerV6, SubnetV6},
     packet::{
         Packet,
         headers::{ETHERNET_LEN, Ethernet},
@@ -31,15 +31,7 @@ pub fn is_ipv6(packet: &(impl Packet + ?Sized)) -> bool {
 }
 
 /// How to hand a packet to a pod after its outer headers are popped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deliver {
-    /// Where the pod is.
-    pub pod: PodV4,
-    /// What routing does to the inner IP header.
-    pub forward: Forward,
-    /// Length of the inner packet, or of one segment of an aggregate, bytes: what the pod's interface must take.
-    pub packet_len: u32,
-}
+pub type Deliver = super::Deliver<Forward>;
 
 /// Refuses headers that need the kernel's care.
 #[inline(always)]

@@ -1,0 +1,164 @@
+//! What flags, configuration and host say to each part.
+
+use std::{collections::BTreeMap, fs, ops::Range, path::Path, time::Duration};
+
+use anyhow::Context as _;
+use flannel_common::layout::FastPath;
+use ipnetwork::IpNetwork;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::{
+    backend::Backend,
+    cli::RunOptions,
+    config::{NetworkConfig, Pool},
+    exempt,
+    family::Family,
+    lease::{
+        LeaseSubnet,
+        etcd::{EtcdOptions, LeaseTiming},
+    },
+    masq::{MasqOptions, RuleOptions},
+    netlink::{InterfaceChoice, Stack},
+    plan::{Exemptions, LocalStack},
+    subnet_file::Previous,
+};
+
+pub(super) fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {
+    let etcd = options.etcd.clone();
+    Ok(EtcdOptions {
+        endpoints: etcd.etcd_endpoints,
+        prefix: etcd.etcd_prefix,
+        keyfile: etcd.etcd_keyfile,
+        certfile: etcd.etcd_certfile,
+        cafile: etcd.etcd_cafile,
+        username: etcd.etcd_username,
+        password: etcd.etcd_password,
+        timing: LeaseTiming::with_margin_minutes(options.subnet_lease_renew_margin.into())?,
+    })
+}
+
+pub(super) fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> InterfaceChoice {
+    InterfaceChoice {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach,
+        public_ip: options.public_ip,
+        public_ipv6: options.public_ipv6,
+        stack: Stack::of(config),
+    }
+}
+
+/// Bridged packets that netfilter does not see escape Services and policies. Upstream refuses to start
+/// without; where no bridge is used there is nothing to refuse.
+pub(super) fn warn_without_bridge_filter(config: &NetworkConfig) {
+    const DIRECTORY: &str = "/proc/sys/net/bridge";
+    if config.enable_nftables {
+        return;
+    }
+    let switches = [
+        ("bridge-nf-call-iptables", config.ipv4.is_some()),
+        ("bridge-nf-call-ip6tables", config.ipv6.is_some()),
+    ];
+    for (switch, _) in switches.into_iter().filter(|(_, needed)| *needed) {
+        let missing = Path::new(DIRECTORY).join(switch);
+        if !missing.exists() {
+            warn!(
+                missing = %missing.display(),
+                "netfilter does not see packets between pods on one bridge: run `modprobe br_netfilter` if this \
+                 node has Services or policies"
+            );
+        }
+    }
+}
+
+/// Our subnet of each pool.
+pub(super) fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Result<Vec<(Pool, IpNetwork)>> {
+    let share = |(family, pool)| {
+        let subnet = own.of(family);
+        let subnet = subnet.with_context(|| format!("our lease {own} has no {family} subnet"))?;
+        Ok((pool, subnet))
+    };
+    config.pools().into_iter().map(share).collect()
+}
+
+/// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
+pub(super) fn kernel_only(backend: &Backend, stacks: &BTreeMap<Family, LocalStack>) -> Option<&'static str> {
+    let none = !stacks.values().any(is_served);
+    backend.kernel_only().or(none.then_some("the programs carry IPv6 in a tunnel only"))
+}
+
+/// Whether the programs carry packets of this family: those of IPv6 in a tunnel only.
+fn is_served(stack: &LocalStack) -> bool {
+    stack.network.is_ipv4() || stack.device.is_some()
+}
+
+/// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
+pub(super) async fn exemptions(options: &RunOptions, fast_path: FastPath) -> watch::Receiver<Exemptions> {
+    let flags = exempt::Flags {
+        prefixes: options.snat_exempt_cidr.iter().copied().collect(),
+        file: options.snat_exempt_file.clone(),
+        nodes: options.snat_exempt_nodes,
+    };
+    if fast_path != FastPath::Off {
+        return flags.follow().await;
+    }
+    let names = flags.names();
+    if !names.is_empty() {
+        warn!(
+            ignored = names.join(" "),
+            "these exemptions from masquerading need eBPF, which is off: only the cluster's network is exempt"
+        );
+    }
+    exempt::Flags::default().follow().await
+}
+
+/// The range the kernel takes source ports of VXLAN from: `net.ipv4.ip_local_port_range`.
+pub(super) fn source_ports() -> Range<u16> {
+    const FILE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    const DEFAULT: Range<u16> = 32768..60999;
+    let parse = |text: String| {
+        let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+        let range = numbers.next()?.ok()?..numbers.next()?.ok()?;
+        (!range.is_empty()).then_some(range)
+    };
+    fs::read_to_string(FILE).ok().and_then(parse).unwrap_or_else(|| {
+        warn!(file = FILE, default = ?DEFAULT, "cannot be read: using the kernel's default");
+        DEFAULT
+    })
+}
+
+/// What the rules follow from. Only programs mark what is exempt from masquerading.
+pub(super) fn masq(
+    options: &RunOptions,
+    config: &NetworkConfig,
+    stacks: &BTreeMap<Family, LocalStack>,
+    previous: &Previous,
+    fast_path: FastPath,
+) -> MasqOptions {
+    // What the programs do not serve they neither mark nor learn.
+    let served = |stack: &LocalStack| is_served(stack) && fast_path != FastPath::Off;
+    let rules = |stack: &LocalStack| RuleOptions {
+        network: stack.network,
+        subnet: stack.subnet,
+        ip_masq: options.ip_masq,
+        forward: options.iptables_forward_rules,
+        random_fully: !options.ip_masq_fully_random_disable,
+        exempt_mark: served(stack),
+        flow_mark: served(stack) && fast_path == FastPath::Flow,
+    };
+    MasqOptions {
+        rules: stacks.values().map(rules).collect(),
+        nftables: config.enable_nftables,
+        earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        resync: Duration::from_secs(options.iptables_resync.into()),
+        blackholes: stacks
+            .values()
+            .map(|stack| stack.subnet)
+            .filter(|_| options.ip_blackhole_route)
+            .collect(),
+    }
+}
