@@ -206,8 +206,8 @@ fn pods_of_kube_flannels_conflist_reach_each_other() -> Result<()> {
 fn host_ports_are_forwarded_by_portmap() -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
-        let a = Member::start(lab.node()?, &etcd, FastPath::Overlay, 1)?;
-        let b = Member::start(lab.node()?, &etcd, FastPath::Overlay, 0)?;
+        let a = Member::start(lab.node()?, &etcd, FastPath::Flow, 1)?;
+        let b = Member::start(lab.node()?, &etcd, FastPath::Flow, 0)?;
         let options = PodOptions { plugins: Plugins::KubeFlannel, host_ports: vec![(8080, 80)] };
         let server = b.node.pod_with("server", &options)?;
         let target = SocketAddr::from((b.node.address(), 8080));

@@ -21,6 +21,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub struct Root {
     directory: PathBuf,
     mounts: Vec<(PathBuf, String)>,
+    /// `/proc/sys` cannot be written.
+    sealed: bool,
 }
 
 impl Root {
@@ -36,12 +38,18 @@ impl Root {
                     .with_context(|| link_path.display().to_string())?;
             }
         }
-        Ok(Self { directory, mounts: Vec::new() })
+        Ok(Self { directory, mounts: Vec::new(), sealed: false })
     }
 
     /// With `what` of this machine, and what is mounted below it, at `at`.
     pub fn mount(mut self, what: &Path, at: &str) -> Self {
         self.mounts.push((what.to_owned(), at.trim_end_matches('/').to_owned()));
+        self
+    }
+
+    /// With a `/proc/sys` that cannot be written, as container runtimes have it.
+    pub fn sealed(mut self) -> Self {
+        self.sealed = true;
         self
     }
 
@@ -59,6 +67,11 @@ impl Root {
              mount --rbind /dev {root}/dev\nmount -t proc proc {root}/proc\n\
              mount -t sysfs -o ro sysfs {root}/sys\n"
         );
+        if self.sealed {
+            script += &format!(
+                "mount --bind {root}/proc/sys {root}/proc/sys\nmount -o remount,bind,ro {root}/proc/sys\n"
+            );
+        }
         for (what, at) in &self.mounts {
             // A file in place of a directory, or the other way round, fails at the mount.
             let make = if what.is_dir() { "mkdir -p" } else { "touch" };
