@@ -96,17 +96,16 @@ fn kubernetes_serves_the_cluster() -> Result<()> {
         api.add_service(&service)?;
         proxy.await_service(&service)?;
         let listener = listen(&server, service.target)?;
-        let destination = service.socket_address();
-        Dialogue::through(&client, 0, destination, &[&listener])?.exchanges(3)?;
+        Dialogue::through(&client, 0, service.socket_address(), &[&listener])?.exchanges(3)?;
 
         api.stop()?;
-        Dialogue::through(&client, 0, destination, &[&listener])?.exchanges(3)?;
+        Dialogue::through(&client, 0, service.socket_address(), &[&listener])?.exchanges(3)?;
         api.start()?;
         ensure!(api.get(SERVICE)?["spec"]["clusterIP"] == service.address.to_string(), "the Service is gone");
         service.backends.clear();
         api.update_backends(&service)?;
         proxy.await_service(&service)?;
-        let refused = Dialogue::through(&client, 0, destination, &[&listener]);
+        let refused = Dialogue::through(&client, 0, service.socket_address(), &[&listener]);
         let refused = refused.err().context("a Service without backends was reached")?;
         ensure!(format!("{refused:#}").contains("ECONNREFUSED"), "{refused:#}");
         api.remove_service(&service)?;

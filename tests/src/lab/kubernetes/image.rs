@@ -42,7 +42,7 @@ impl Image {
             make_dir(destination.parent().context("a directory")?)?;
             fs::copy(&source, &destination).with_context(|| source.display().to_string())?;
         }
-        Ok(Self { root })
+        Ok(Self { root: root.sealed() })
     }
 
     /// Its root directory.
