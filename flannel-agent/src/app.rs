@@ -226,7 +226,7 @@ impl Agent<'_> {
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
         let stacks = stacks(&backend, &external, public, networks);
 
-        let kernel_only = kernel_only(&backend, &config);
+        let kernel_only = kernel_only(&backend, &stacks);
         let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;

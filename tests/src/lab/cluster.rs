@@ -39,6 +39,11 @@ impl Member {
         self.pods.first().map(Pod::endpoint).with_context(|| format!("{} has no pods", self.node.name()))
     }
 
+    /// Its first pod, by IPv6.
+    pub fn pod_v6(&self) -> Result<Endpoint> {
+        self.pods.first().with_context(|| format!("{} has no pods", self.node.name()))?.endpoint_v6()
+    }
+
     /// What its programs have counted.
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(self.agent.bpffs())
@@ -144,6 +149,14 @@ impl Cluster {
         }
     }
 
+    /// What the first two nodes count while `work` is done.
+    pub fn counted(&self, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
+        let [a, b] = [&self.members[0], &self.members[1]];
+        let before = [a.counters()?, b.counters()?];
+        work()?;
+        Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+    }
+
     /// Every pod.
     pub fn pods(&self) -> Vec<Endpoint> {
         self.members.iter().flat_map(|member| &member.pods).map(Pod::endpoint).collect()
@@ -159,6 +172,21 @@ impl Cluster {
     /// both ends, be it through a tunnel or without. A pod is served by the kernel's path until the agent has
     /// found it.
     pub fn await_fast_path(&self, from: usize, to: usize, fast_path: FastPath) -> Result<()> {
+        self.await_fast(from, to, fast_path, Member::pod)
+    }
+
+    /// As [`Cluster::await_fast_path`], by IPv6.
+    pub fn await_fast_path_v6(&self, from: usize, to: usize, fast_path: FastPath) -> Result<()> {
+        self.await_fast(from, to, fast_path, Member::pod_v6)
+    }
+
+    fn await_fast(
+        &self,
+        from: usize,
+        to: usize,
+        fast_path: FastPath,
+        pod: fn(&Member) -> Result<Endpoint>,
+    ) -> Result<()> {
         let (sender, receiver) = (&self.members[from], &self.members[to]);
         let (out, arriving) = match fast_path {
             FastPath::Off => return Ok(()),
@@ -167,7 +195,7 @@ impl Cluster {
                 ([Reason::EncapPod, Reason::RoutePod].as_slice(), Some([Reason::DeliverPod, Reason::HandPod]))
             }
         };
-        let (a, b) = (sender.pod()?, receiver.pod()?);
+        let (a, b) = (pod(sender)?, pod(receiver)?);
         eventually(CONVERGENCE, "an echo takes the fast path", || {
             let before = (sender.counters()?, receiver.counters()?);
             match fast_path {

@@ -20,6 +20,7 @@ pub mod content;
 pub mod dialogue;
 pub mod every_kind;
 pub mod matrix;
+pub mod overlay_frame;
 pub mod paced;
 pub mod ping;
 pub mod source;

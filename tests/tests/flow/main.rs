@@ -71,10 +71,7 @@ fn ready(cluster: &Cluster) -> Result<()> {
 
 /// What both nodes count while `work` is done.
 fn counted(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-    let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    let before = [a.counters()?, b.counters()?];
-    work()?;
-    Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+    cluster.counted(work)
 }
 
 /// Packets of pods that skipped the stack on their way out, and in.
