@@ -35,6 +35,7 @@ use crate::{
     subnet_file::{Previous, SubnetFile},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
+    xdp::XdpChoice,
 };
 
 mod load;
@@ -229,18 +230,16 @@ impl Agent<'_> {
         let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
-        let tolerate_gaps = async {
-            match fast_path {
-                FastPath::Flow => conntrack::tolerate_gaps(options.flow_refresh()).await,
-                _ => std::future::pending().await,
-            }
-        };
+        let (fast_paths, fast_path_now) = watch::channel(fast_path);
+        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths);
+        let xdp = if fast_path == FastPath::Off { XdpChoice::OFF } else { options.xdp() };
         let local = Local {
             stacks,
             underlay_ifindex: external.index,
             backend: backend.planned(),
             direct_routing: backend.direct_routing(),
             fast_path,
+            xdp: xdp.on(&external.name),
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
@@ -256,7 +255,7 @@ impl Agent<'_> {
             ip_masq: options.ip_masq,
         };
         let (follower, externals) = Follower::open(choice, external)?;
-        let (node, locals, published, mtu) = Node::new(backend, fixed, local, attrs, file.mtu);
+        let (node, locals, published, mtu) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
             true => Peers::Watched(store.watch(leased)),
@@ -287,10 +286,10 @@ impl Agent<'_> {
                 }
             },
             never = follower.run() => match never {},
-            never = node.follow(externals) => match never {},
+            never = node.follow(externals, fast_path_now) => match never {},
             () = following => Ok(End::Stopped),
             never = store.report_config_changes(config) => match never {},
-            () = tolerate_gaps => Ok(End::Stopped),
+            never = flows => match never {},
         }
     }
 
@@ -362,6 +361,28 @@ async fn write(file: &SubnetFile, path: &Path) {
             error!(%error, "trying again");
         }
         sleep(WRITE_AGAIN).await;
+    }
+}
+
+/// Keeps up what flows need that skip the stack, where there are any. Where it cannot be had, everything goes as with
+/// `overlay`; the log says so once.
+async fn keep_flows(rules: &Rules, refresh: Duration, fast_paths: &watch::Sender<FastPath>) -> Infallible {
+    if *fast_paths.borrow() != FastPath::Flow {
+        return std::future::pending().await;
+    }
+    select! {
+        because = rules.flows_unmarked() => {
+            warn!(
+                fast_path = "overlay",
+                because,
+                "no flow skips the host's stack: the rules that tell of established ones cannot be kept"
+            );
+            fast_paths.send_replace(FastPath::Overlay);
+            std::future::pending().await
+        }
+        never = conntrack::tolerate_gaps(refresh, |tolerant| {
+            fast_paths.send_replace(if tolerant { FastPath::Flow } else { FastPath::Overlay });
+        }) => never,
     }
 }
 

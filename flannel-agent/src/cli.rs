@@ -11,7 +11,12 @@ use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Su
 use ipnetwork::Ipv4Network;
 use regex::Regex;
 
-use crate::{bpf::LogLevel, cmd, exempt, telemetry::log::LogFormat};
+use crate::{
+    bpf::LogLevel,
+    cmd, exempt,
+    telemetry::log::LogFormat,
+    xdp::{Strangers, XdpChoice, XdpMode},
+};
 
 mod given;
 mod idle;
@@ -133,7 +138,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "PORT", default_value = "0", help_heading = "Health", value_parser = healthz_port)]
     pub healthz_port: u16,
     /// How far packets may skip the host's stack.
-    #[arg(long, value_name = "HOW FAR", default_value = "overlay", help_heading = "eBPF")]
+    #[arg(long, value_name = "HOW FAR", default_value = "flow", help_heading = "eBPF")]
     pub fast_path: FastPath,
     /// Seconds until a flow that skips the stack shows netfilter a packet again, and a new policy bites, 1 to 30.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
@@ -142,6 +147,12 @@ pub struct RunOptions {
     /// How long the programs go on without an agent, 5 or more; 0 is for ever.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
     pub fast_path_hold: u32,
+    /// XDP on the external interface.
+    #[arg(long, value_name = "MODE", default_value = "off", help_heading = "eBPF")]
+    pub xdp: XdpMode,
+    /// What XDP does with VXLAN from an address that no lease names.
+    #[arg(long, value_name = "WHAT", default_value = "drop", help_heading = "eBPF")]
+    pub xdp_unknown_vtep: Strangers,
     /// Where the BPF file system is mounted that programs and maps are pinned in.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", help_heading = "eBPF")]
     pub bpffs: PathBuf,
@@ -232,6 +243,11 @@ impl RunOptions {
     /// `--flow-refresh`.
     pub fn flow_refresh(&self) -> Duration {
         Duration::from_secs(self.flow_refresh.into())
+    }
+
+    /// What is asked of XDP.
+    pub const fn xdp(&self) -> XdpChoice {
+        XdpChoice { mode: self.xdp, strangers: self.xdp_unknown_vtep }
     }
 
     /// `--fast-path-hold`; zero is for ever.

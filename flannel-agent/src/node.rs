@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, convert::Infallible, future::pending};
 
+use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
-use tokio::sync::watch;
+use tokio::{select, sync::watch};
 use tracing::{error, info};
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     lease::{LeaseAttrs, wire::NodeAddress},
     netlink::ExternalInterface,
     plan::{Local, LocalStack},
+    xdp::XdpChoice,
 };
 
 /// Turns changes of the external interface into changes of what depends on it.
@@ -20,6 +22,8 @@ pub struct Node {
     pub backend: Backend,
     /// `--public-ip`, `--public-ipv6`: what is published whatever the interface's addresses are.
     fixed: NodeAddress,
+    /// What is asked of XDP, whichever interface it is.
+    xdp: XdpChoice,
     locals: watch::Sender<Local>,
     published: watch::Sender<LeaseAttrs>,
     mtu: watch::Sender<u32>,
@@ -31,6 +35,7 @@ impl Node {
     pub fn new(
         backend: Backend,
         fixed: NodeAddress,
+        xdp: XdpChoice,
         local: Local,
         attrs: LeaseAttrs,
         pod_mtu: u32,
@@ -38,17 +43,30 @@ impl Node {
         let (locals, local) = watch::channel(local);
         let (published, attrs) = watch::channel(attrs);
         let (mtu, pod_mtu) = watch::channel(pod_mtu);
-        (Self { backend, fixed, locals, published, mtu }, local, attrs, pod_mtu)
+        (Self { backend, fixed, xdp, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
-    /// Brings everything into line with the external interface, whenever that changes. Runs as long as it is
-    /// polled.
-    pub async fn follow(self, mut externals: watch::Receiver<ExternalInterface>) -> Infallible {
-        while externals.changed().await.is_ok() {
-            let external = externals.borrow_and_update().clone();
-            self.become_of(&external);
+    /// Brings everything into line with the external interface, and with how far packets may skip the stack, whenever
+    /// one changes. Runs as long as it is polled.
+    pub async fn follow(
+        self,
+        mut externals: watch::Receiver<ExternalInterface>,
+        mut fast_paths: watch::Receiver<FastPath>,
+    ) -> Infallible {
+        loop {
+            select! {
+                Ok(()) = externals.changed() => {
+                    let external = externals.borrow_and_update().clone();
+                    self.become_of(&external);
+                }
+                Ok(()) = fast_paths.changed() => self.take(*fast_paths.borrow_and_update()),
+                else => pending().await,
+            }
         }
-        pending().await
+    }
+
+    fn take(&self, fast_path: FastPath) {
+        set(&self.locals, |local| Local { fast_path, ..local.clone() });
     }
 
     fn become_of(&self, external: &ExternalInterface) {
@@ -60,7 +78,11 @@ impl Node {
         set(&self.locals, |local| {
             let networks = local.stacks.values().map(|stack| (stack.network, stack.subnet));
             let stacks = stacks(&self.backend, external, public, networks);
-            Local { stacks, underlay_ifindex: external.index, ..local.clone() }
+            let xdp = match local.underlay_ifindex == external.index {
+                true => local.xdp,
+                false => self.xdp.on(&external.name),
+            };
+            Local { stacks, underlay_ifindex: external.index, xdp, ..local.clone() }
         });
         if set(&self.published, |_| self.backend.attrs(public)) {
             let [v4, v6] = Family::BOTH.map(|family| public.of(family).map(|address| address.to_string()));
@@ -114,10 +136,8 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, to: impl FnOnce(&T) -> T) -> boo
 mod tests {
     use std::net::Ipv4Addr;
 
-    use flannel_common::layout::FastPath;
-
     use super::*;
-    use crate::{config::VxlanOptions, mac::Mac};
+    use crate::{config::VxlanOptions, mac::Mac, xdp::Xdp};
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
     const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);
@@ -139,11 +159,12 @@ mod tests {
             backend: backend.planned(),
             direct_routing: backend.direct_routing(),
             fast_path: FastPath::Off,
+            xdp: Xdp::OFF,
             flow_refresh: std::time::Duration::from_secs(30),
             source_ports: 32768..60999,
         };
         let (attrs, mtu) = (backend.attrs(public), backend.pod_mtu(start));
-        let (node, locals, attrs, mtu) = Node::new(backend, fixed, local, attrs, mtu);
+        let (node, locals, attrs, mtu) = Node::new(backend, fixed, XdpChoice::OFF, local, attrs, mtu);
         (node, (locals, attrs, mtu))
     }
 
@@ -193,6 +214,20 @@ mod tests {
         // Too narrow for IPv6: the node stays what it is.
         node.become_of(&ExternalInterface { mtu: 1349, ..with(1, "2001:db8::7") });
         assert!(!locals.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn another_fast_path_is_taken_and_nothing_else_changes() {
+        let (node, (mut locals, attrs, _)) = node(vxlan(), NodeAddress::default());
+        let before = locals.borrow_and_update().clone();
+        let (_externals, external) = watch::channel(ExternalInterface::eth0(2, 1500, 1));
+        let (fast_paths, fast_path) = watch::channel(FastPath::Off);
+        let following = tokio::spawn(node.follow(external, fast_path));
+        fast_paths.send_replace(FastPath::Overlay);
+        locals.changed().await.unwrap();
+        assert_eq!(*locals.borrow(), Local { fast_path: FastPath::Overlay, ..before });
+        assert!(!attrs.has_changed().unwrap());
+        following.abort();
     }
 
     #[test]

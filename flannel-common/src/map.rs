@@ -124,3 +124,8 @@ pub const FROM_OVERLAY: &str = "from_overlay";
 pub const FROM_UNDERLAY: &str = "from_underlay";
 /// tc egress on the external interface: what the kernel routes to other nodes without a tunnel.
 pub const TO_UNDERLAY: &str = "to_underlay";
+/// XDP in the driver of the external interface: what arrives from other nodes, before the kernel has made a
+/// packet of it.
+pub const XDP_UNDERLAY: &str = "xdp_underlay";
+/// Generic XDP on the external interface: what the kernel has made a packet of already.
+pub const XDP_GENERIC: &str = "xdp_generic";

@@ -33,17 +33,20 @@ pub enum Class {
     Fast,
     /// It was left to the kernel, every byte as it was.
     Kernel,
+    /// A program dropped it, because the operator asked for that.
+    Drop,
     /// Not a path: what was noted about a flow while a packet of it went by, which is counted for its path
     /// as well.
     Note,
 }
 
 impl Class {
-    /// `fast`, `kernel` or `note`.
+    /// `fast`, `kernel`, `drop` or `note`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Fast => "fast",
             Self::Kernel => "kernel",
+            Self::Drop => "drop",
             Self::Note => "note",
         }
     }
@@ -130,6 +133,9 @@ reasons! {
     EncapDevice = 46, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
     Ipv6Aggregate = 47, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
     OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
+    VtepDropped = 49, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
+    VtepSeen = 50, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
+    PoppedEarly = 51, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

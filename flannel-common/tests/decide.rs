@@ -19,25 +19,6 @@ use flannel_common::{
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
-/// What a verdict is counted for: nothing, for one that is not counted.
-fn reason(verdict: &Verdict) -> Option<Reason> {
-    Some(match verdict {
-        Verdict::Pass => return None,
-        Verdict::Kernel(reason)
-        | Verdict::Exempt(reason)
-        | Verdict::Checked(reason)
-        | Verdict::Encap(_, reason)
-        | Verdict::Route(_, reason)
-        | Verdict::Deliver(_, reason)
-        | Verdict::Hand(_, reason)
-        | Verdict::EncapV6(_, reason)
-        | Verdict::DeliverV6(_, reason)
-        | Verdict::HandOver(_, reason)
-        | Verdict::RouteV6(_, reason)
-        | Verdict::HandV6(_, reason) => *reason,
-    })
-}
-
 #[test]
 fn fixtures_are_decided_as_written() {
     for hook in Hook::ALL {
@@ -56,7 +37,7 @@ fn fixtures_are_decided_as_written() {
 fn every_reason_of_every_hook_has_a_fixture() {
     for hook in Hook::ALL {
         let found: BTreeSet<_> =
-            fixtures::of(hook).iter().filter_map(|fixture| reason(&fixture.verdict)).collect();
+            fixtures::of(hook).iter().filter_map(|fixture| fixture.verdict.reason()).collect();
         let all: BTreeSet<_> = fixtures::decided(hook).iter().copied().collect();
         assert_eq!(found, all, "{}", hook.program());
         let found: BTreeSet<_> =
@@ -106,12 +87,12 @@ proptest! {
     ) {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
-        prop_assert!(reason(&verdict).is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        let handed_over = hook == Hook::ToOverlay && is_handed_over(&arrival);
+        prop_assert!(verdict.reason().is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
+        let uncounted = hook.is_xdp() || hook == Hook::ToOverlay && is_handed_over(&arrival);
         let ignored = hook == Hook::FromOverlay && arrival.mark & CHECKED_MARK == 0;
         let only_noted = matches!(hook, Hook::ToPod | Hook::ToUnderlay);
-        prop_assert!(reason(&verdict).is_some() || only_noted || ignored || handed_over);
-        prop_assert!(reason(&verdict).is_none() || !(only_noted || ignored));
+        prop_assert!(verdict.reason().is_some() || only_noted || ignored || uncounted);
+        prop_assert!(verdict.reason().is_none() || !(only_noted || ignored));
         note_v6(hook, &frame[..], &tables, &arrival);
         note(hook, &frame[..], &tables, &arrival);
     }
@@ -123,7 +104,7 @@ proptest! {
         let arrival = arrival.unwrap_or(case.arrival);
         let verdict = decide(case.hook, &case.frame[..], &case.tables, &arrival);
         prop_assert!(
-            reason(&verdict).is_none_or(|reason| fixtures::decided(case.hook).contains(&reason))
+            verdict.reason().is_none_or(|reason| fixtures::decided(case.hook).contains(&reason))
         );
         // A decision depends on nothing else, and changes nothing.
         prop_assert_eq!(decide(case.hook, &case.frame[..], &case.tables, &arrival), verdict);
@@ -157,12 +138,13 @@ proptest! {
     #[test]
     fn the_gate_opens_for_accepted_flows_only(case in any_hook().prop_flat_map(case)) {
         let flowing = case.tables.config.is_some_and(|config| config.fast_path == FastPath::Flow);
-        let (pod, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
+        let (ifindex, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
             Verdict::Encap(_, Reason::EncapPod) | Verdict::Route(..) => {
-                (case.tables.pods[&case.frame[26..30]], &case.frame[..])
+                // Whose address it was when the flow was accepted: what has been learned says more than where pods are.
+                (case.arrival.ifindex, &case.frame[..])
             }
-            Verdict::Deliver(deliver, _) => (deliver.pod, &case.frame[50..]),
-            Verdict::Hand(deliver, _) => (deliver.pod, &case.frame[..]),
+            Verdict::Deliver(deliver, _) | Verdict::PopEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
+            Verdict::Hand(deliver, _) => (deliver.pod.ifindex, &case.frame[..]),
             _ => return Ok(()),
         };
         prop_assume!(flowing);
@@ -174,7 +156,7 @@ proptest! {
         let port = |at: usize| u16::from_be_bytes([inner[at], inner[at + 1]]);
         prop_assert_eq!((flow.local_port, flow.remote_port), (port(local), port(remote)));
         prop_assert_eq!(flow.protocol as u8, inner[23]);
-        prop_assert_eq!(permit.ifindex, pod.ifindex);
+        prop_assert_eq!(permit.ifindex, ifindex);
         prop_assert!(permit.egress != 0 && permit.ingress != 0);
         let own = if case.hook == Hook::FromPod { permit.egress } else { permit.ingress };
         let age = Duration::from_nanos(case.tables.now - own);

@@ -1,22 +1,26 @@
 //! From a verdict to what the kernel is told.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{
+        TC_ACT_SHOT, TC_ACT_UNSPEC,
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
     programs::TcContext,
 };
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
+    layout::{PodV4, PoppedFor},
     map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
-        Packet,
-        headers::{ETHERNET_LEN, Ethernet},
+        Packet, hash,
+        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
     path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, egress, flow, forwarding, ingress},
     reason::{Direction, Reason},
 };
 
 use crate::{
-    ctx::{NextHop, Size, Skb},
+    ctx::{NextHop, Size, Skb, XdpFrame},
     maps,
 };
 
@@ -100,12 +104,13 @@ pub(crate) fn conclude(
 /// Pushes VXLAN and sends the packet to the peer.
 #[inline(always)]
 pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
-    // Taken first: the hash covers the inner flow only while the inner headers are the outermost.
-    let hash = skb.flow_hash();
+    // Taken first: the inner headers are the outermost only now.
+    let hash = skb.flow_hash(hash::of_flow);
+    let id = maps::next_id(Direction::Egress, reason);
     if skb.push_vxlan().is_none() {
         return Done::kernel(Reason::Refused);
     }
-    let headers = encap.headers(Skb::random_id(), hash);
+    let headers = encap.headers(id, hash);
     let written = skb.write(HEADERS_AT, headers).and_then(|()| match encap.forward {
         Some(forward) => forward.write(&mut skb, HEADERS_AT + HEADERS_LEN),
         None => Some(()),
@@ -159,4 +164,53 @@ pub(crate) fn give<F: Routing>(mut skb: Skb, deliver: &Deliver<F>, reason: Reaso
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
     }
     Done { action: skb.redirect_peer(pod.ifindex), reason }
+}
+
+/// Hands on to `pod` what XDP has popped for it. A frame for another station, or with a tag that the card had
+/// taken out of it, was not ours to pop: the kernel does with it as with every such frame.
+#[inline(always)]
+pub(crate) fn hand_on(mut skb: Skb, pod: &PodV4) -> Result<Done, Reason> {
+    let arrival = skb.arrival();
+    if arrival.vlan_tagged {
+        return Err(Reason::Vlan);
+    }
+    if arrival.for_other_station {
+        return Err(Reason::NotVxlan);
+    }
+    // Each frame was held to the pod's MTU when it was popped.
+    skb.fits(pod.ifindex, 0)?;
+    let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
+    if skb.write(0, ethernet.bytes()).is_none() {
+        return Err(Reason::Truncated);
+    }
+    Ok(Done { action: skb.redirect_peer(pod.ifindex), reason: Reason::DeliverPod })
+}
+
+/// What becomes of a stranger's frame, which is counted for `reason`.
+#[inline(always)]
+pub(crate) fn judge(frame: XdpFrame, reason: Reason) -> u32 {
+    maps::count(Direction::Ingress, reason, frame.size());
+    if matches!(reason, Reason::VtepDropped) { XDP_DROP } else { XDP_PASS }
+}
+
+/// Pops VXLAN and says in front of the frame which pod it is for. It keeps the stations of the underlay, so that
+/// the kernel sees whose it is, and could route it if nobody else did.
+#[inline(always)]
+pub(crate) fn pop_early(mut frame: XdpFrame, deliver: &Deliver, reason: Reason, size: Size) -> u32 {
+    let Deliver { pod, forward, packet_len } = deliver;
+    let Some(ethernet) = frame.view(0).map(Ethernet::parse) else { return XDP_PASS };
+    if frame.fits(pod.ifindex, *packet_len).is_err() || frame.prepend(PoppedFor::to(pod)).is_none() {
+        return XDP_PASS;
+    }
+    if frame.pop_vxlan().is_none() {
+        frame.take_back();
+        return XDP_PASS;
+    }
+    let written = frame.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut frame, ETHERNET_LEN));
+    // As with the pop in tc: the verifier needs the check, no packet meets it.
+    if written.is_none() {
+        return XDP_DROP;
+    }
+    maps::count(Direction::Ingress, reason, size);
+    XDP_PASS
 }

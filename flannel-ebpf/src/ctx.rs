@@ -4,7 +4,11 @@
 //! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
-use core::hint::black_box;
+mod xdp;
+
+pub(crate) use xdp::XdpFrame;
+
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::{
@@ -15,13 +19,13 @@ use aya_ebpf::{
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
+        bpf_skb_adjust_room, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
 use flannel_common::{
-    layout::AddressV6,
+    layout::{AddressV6, POPPED_FOR_LEN, PodV4, PoppedFor},
     map::{TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Packet,
@@ -192,18 +196,19 @@ impl Skb {
         Size { packets: if segments > 1 { segments } else { 1 }, bytes: self.len() }
     }
 
-    /// The kernel's hash of the packet's flow (`skb_get_hash`).
+    /// The hash of the packet's flow that the kernel has, from the packet's socket or from the NIC, as its own device
+    /// would take it; else the one that `of_flow` gives, which the kernel then has too.
     #[inline(always)]
-    pub(crate) fn flow_hash(&self) -> u32 {
+    pub(crate) fn flow_hash(&self, of_flow: impl FnOnce(&Self) -> Option<u32>) -> u32 {
+        // SAFETY: a field of the live context.
+        let known = unsafe { (*self.skb).hash };
+        if known != 0 {
+            return known;
+        }
+        let hash = of_flow(self).unwrap_or(1);
         // SAFETY: `skb` is the live context.
-        unsafe { bpf_get_hash_recalc(self.skb) }
-    }
-
-    /// An IP identification for a new header.
-    #[inline(always)]
-    pub(crate) fn random_id() -> u16 {
-        // SAFETY: the helper takes nothing and cannot fail.
-        unsafe { (bpf_get_prandom_u32() >> 16) as u16 }
+        unsafe { bpf_set_hash(self.skb, hash) };
+        hash
     }
 
     /// Sets `bits` in the packet's mark; the others stay.
@@ -257,16 +262,19 @@ impl Skb {
     /// Whether an IP packet of `packet_len` bytes fits interface `ifindex`, and that exists.
     #[inline(always)]
     pub(crate) fn fits(&self, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
-        // In: the length to check in place of the packet's. Out: the MTU, to which an aggregate is not held by the
-        // helper.
-        let mut mtu = packet_len;
-        // SAFETY: `skb` is the live context, `mtu` outlives the call.
-        let result = unsafe { bpf_check_mtu(self.skb.cast(), ifindex, &raw mut mtu, 0, 0) };
-        match result {
-            0 if packet_len <= mtu => Ok(()),
-            0.. => Err(Reason::TooBig),
-            _ => Err(Reason::PodGone),
+        fits(self.skb.cast(), ifindex, packet_len)
+    }
+
+    /// The pod for which XDP has popped the packet; `None` if it has not.
+    #[inline(always)]
+    pub(crate) fn popped_for(&self) -> Option<PodV4> {
+        // SAFETY: a field of the live context.
+        let start = unsafe { (*self.skb).data_meta as usize };
+        if start + POPPED_FOR_LEN > self.data() {
+            return None;
         }
+        // SAFETY: the bounds are checked; an array of bytes needs no alignment.
+        PoppedFor::read(unsafe { &*(start as *const [u8; POPPED_FOR_LEN]) })
     }
 
     /// Sends the packet out of `ifindex` as it is.
@@ -327,6 +335,21 @@ impl Skb {
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let start = self.data() + offset;
         if start + N > self.data_end() { None } else { Some(start as *mut [u8; N]) }
+    }
+}
+
+/// Whether an IP packet of `packet_len` bytes, or with 0 that of `ctx` itself, fits interface `ifindex`, and that
+/// exists.
+#[inline(always)]
+fn fits(ctx: *mut c_void, ifindex: u32, packet_len: u32) -> Result<(), Reason> {
+    // In: the length to check in place of the packet's. Out: the MTU, to which an aggregate is not held by the
+    // helper.
+    let mut mtu = packet_len;
+    // SAFETY: `ctx` is the live context of a program that may call this, `mtu` outlives the call.
+    match unsafe { bpf_check_mtu(ctx, ifindex, &raw mut mtu, 0, 0) } {
+        0 if packet_len <= mtu => Ok(()),
+        0.. => Err(Reason::TooBig),
+        _ => Err(Reason::PodGone),
     }
 }
 

@@ -1,10 +1,14 @@
 //! The entry points, one per hook, in the order a packet meets them.
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_UNSPEC, xdp_action::XDP_PASS},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use flannel_common::{
     map::CHECKED_MARK,
     path::{
-        self, egress, flow,
+        self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
     reason::Direction,
@@ -12,7 +16,7 @@ use flannel_common::{
 
 use crate::{
     act,
-    ctx::{self, Skb},
+    ctx::{self, Skb, XdpFrame},
     maps::Maps,
     v6,
 };
@@ -61,6 +65,9 @@ fn from_underlay(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, FROM_UNDERLAY_READS as u32);
     let size = skb.size();
+    if let Some(pod) = skb.popped_for() {
+        return act::conclude(&ctx, size, Direction::Ingress, act::hand_on(skb, &pod));
+    }
     let verdict = ingress::from_underlay(
         &skb,
         &Maps,
@@ -112,6 +119,31 @@ fn to_underlay(ctx: TcContext) -> i32 {
         act::take_note(skb, skb.size(), Direction::Egress);
     }
     TC_ACT_UNSPEC
+}
+
+/// XDP in the driver of the external interface: strangers, and what can be popped before packets are merged.
+#[xdp(frags)]
+fn xdp_underlay(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::of(&ctx);
+    if let Some(reason) = early::stranger(&frame, &Maps) {
+        return act::judge(frame, reason);
+    }
+    let size = frame.size();
+    let popped = early::pop(&frame, &Maps, &frame.arrival(), |deliver, reason| {
+        act::pop_early(frame, &deliver, reason, size)
+    });
+    popped.unwrap_or(XDP_PASS)
+}
+
+/// Generic XDP on the external interface: strangers.
+///
+/// Not for frames of several buffers: of those the kernel makes a copy that does not know the length of its
+/// Ethernet header (net/core/skbuff.c, `skb_pp_cow_data`; seen with 6.18), so that programs of tc behind it see the
+/// frame without one. For others it makes the frame one piece, and nothing is lost.
+#[xdp]
+fn xdp_generic(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::of(&ctx);
+    early::stranger(&frame, &Maps).map_or(XDP_PASS, |reason| act::judge(frame, reason))
 }
 
 /// Attached nowhere: tries what the kernel makes of the flags of the programs above.

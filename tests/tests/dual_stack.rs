@@ -95,7 +95,7 @@ fn a_cluster_of_ipv6_alone_carries_every_kind_of_traffic() -> Result<()> {
 #[test]
 fn what_ipv6_loses_comes_back_by_itself() -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::start_v6(lab, 2, FastPath::Overlay, vxlan)?;
+        let cluster = Cluster::start_v6(lab, 2, FastPath::Flow, vxlan)?;
         let node = &cluster.members[0].node;
         let mac = || node.netns().ip("-br link show dev flannel-v6.1");
         let before = mac()?;

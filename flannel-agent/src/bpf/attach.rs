@@ -9,20 +9,21 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::XdpLink,
     },
     sys::SyscallError,
 };
 use aya_log::EbpfLogger;
 use flannel_common::path::Hook;
-use nix::net::if_::if_nametoindex;
+use nix::{errno::Errno, net::if_::if_nametoindex};
 use tracing::{debug, warn};
 
 use super::{
     PinError, Pins, Programs,
-    loader::{chain, classifier},
+    loader::{chain, program},
 };
 
 const LOG_PERIOD: Duration = Duration::from_millis(100);
@@ -39,10 +40,29 @@ pub struct AttachError {
     pub reason: String,
 }
 
-const fn side(hook: Hook) -> TcAttachType {
+/// How a program is attached.
+enum Side {
+    /// By a tcx link.
+    Tc(TcAttachType),
+    /// By an XDP link.
+    Xdp(XdpMode),
+}
+
+const fn side(hook: Hook) -> Side {
     match hook {
-        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => TcAttachType::Ingress,
-        Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => TcAttachType::Egress,
+        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => Side::Tc(TcAttachType::Ingress),
+        Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => Side::Tc(TcAttachType::Egress),
+        Hook::XdpUnderlay => Side::Xdp(XdpMode::Driver),
+        Hook::XdpGeneric => Side::Xdp(XdpMode::Skb),
+    }
+}
+
+/// The hook that cannot be in use on an interface at the same time.
+const fn rival(hook: Hook) -> Option<Hook> {
+    match hook {
+        Hook::XdpUnderlay => Some(Hook::XdpGeneric),
+        Hook::XdpGeneric => Some(Hook::XdpUnderlay),
+        _ => None,
     }
 }
 
@@ -56,20 +76,26 @@ impl Programs {
         let failed = |reason: String| AttachError { interface: interface.to_owned(), hook, reason };
         let pin = self.pins.link(interface, hook);
         if let Some(link) = pinned(&pin).map_err(|error| failed(chain(&error)))?
-            && classifier(&mut self.ebpf, hook).is_ok_and(|program| replace(program, link).is_ok())
+            && program(&mut self.ebpf, hook).is_ok_and(|program| replace(program, link).is_ok())
             && self.attached_to(&[(interface.to_owned(), hook)]).len() == 1
         {
             return Ok(());
         }
         // No link, or one of an interface that is gone or renamed.
         self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))?;
-        let program = classifier(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program
-            .attach_with_options(interface, side(hook), options)
-            .map_err(|error| failed(describe(&error)))?;
-        let link = program.take_link(id).map_err(|error| failed(chain(&error)))?;
-        let link = FdLink::try_from(link).map_err(|error| failed(chain(&error)))?;
+        if let Some(rival) = rival(hook) {
+            self.pins.remove_link(interface, rival).map_err(|error| failed(chain(&error)))?;
+        }
+        let program = program(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;
+        let link = match (program, side(hook)) {
+            (Program::SchedClassifier(program), Side::Tc(side)) => {
+                attach_tc(program, interface, side).map_err(|error| failed(describe_tc(&error)))?
+            }
+            (Program::Xdp(program), Side::Xdp(mode)) => {
+                attach_xdp(program, interface, mode).map_err(|error| failed(describe_xdp(&error)))?
+            }
+            _ => return Err(failed(chain(&ProgramError::UnexpectedProgramType))),
+        };
         if let Some(directory) = pin.parent() {
             Pins::make(directory).map_err(|error| failed(chain(&error)))?;
         }
@@ -138,7 +164,7 @@ impl Programs {
         let mut found = BTreeSet::new();
         for (interface, hook, link) in &links {
             let Ok(info) = link.info() else { continue };
-            let ours = classifier(&mut self.ebpf, *hook).ok().and_then(|program| program.info().ok());
+            let ours = program(&mut self.ebpf, *hook).ok().and_then(|program| program.info().ok());
             if ours.is_some_and(|ours| ours.id() == info.program_id())
                 && if_nametoindex(interface.as_str())
                     .is_ok_and(|index| places.get(&info.id()) == Some(&index))
@@ -166,9 +192,9 @@ fn field(text: &str, name: &str) -> Option<u32> {
 }
 
 /// The link pinned at `path`, if there is one.
-fn pinned(path: &Path) -> Result<Option<SchedClassifierLink>, LinkError> {
+fn pinned(path: &Path) -> Result<Option<FdLink>, LinkError> {
     match PinnedLink::from_pin(path) {
-        Ok(link) => FdLink::from(link).try_into().map(Some),
+        Ok(link) => Ok(Some(link.into())),
         Err(LinkError::SyscallError(SyscallError { io_error, .. }))
             if io_error.kind() == io::ErrorKind::NotFound =>
         {
@@ -178,16 +204,61 @@ fn pinned(path: &Path) -> Result<Option<SchedClassifierLink>, LinkError> {
     }
 }
 
-fn replace(program: &mut SchedClassifier, link: SchedClassifierLink) -> Result<(), ProgramError> {
-    let id = program.attach_to_link(link)?;
-    // The pin holds the link; our descriptor of it is not needed.
-    program.take_link(id).map(drop)
+/// Gives `link` the program. The pin holds the link; our descriptor of it is not needed.
+fn replace(program: &mut Program, link: FdLink) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => {
+            let id = program.attach_to_link(SchedClassifierLink::try_from(link).map_err(unlinked)?)?;
+            program.take_link(id).map(drop)
+        }
+        Program::Xdp(program) => {
+            let id = program.attach_to_link(XdpLink::try_from(link).map_err(unlinked)?)?;
+            program.take_link(id).map(drop)
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
-fn describe(error: &ProgramError) -> String {
+fn attach_tc(
+    program: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+) -> Result<FdLink, ProgramError> {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(interface, side, options)?;
+    program.take_link(id)?.try_into().map_err(unlinked)
+}
+
+fn attach_xdp(program: &mut Xdp, interface: &str, mode: XdpMode) -> Result<FdLink, ProgramError> {
+    let id = program.attach(interface, mode)?;
+    program.take_link(id)?.try_into().map_err(unlinked)
+}
+
+fn unlinked(error: LinkError) -> ProgramError {
+    ProgramError::IOError(io::Error::other(chain(&error)))
+}
+
+fn describe_xdp(error: &ProgramError) -> String {
+    const OTHER: &str = "another XDP program is attached: take it off, or run with --xdp=off";
+    match error {
+        ProgramError::SyscallError(SyscallError { call, io_error }) => {
+            match io_error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EOPNOTSUPP) => format!(
+                    "{call}: {io_error}: its driver has no native XDP, or not for its MTU; \
+                     run with --xdp=generic or --xdp=off"
+                ),
+                Some(Errno::EBUSY | Errno::EEXIST) => format!("{call}: {io_error}: {OTHER}"),
+                _ => format!("{call}: {io_error}"),
+            }
+        }
+        other => chain(other),
+    }
+}
+
+fn describe_tc(error: &ProgramError) -> String {
     match error {
         ProgramError::SyscallError(SyscallError { call, io_error }) => match io_error.raw_os_error() {
-            Some(code) if code == nix::errno::Errno::EINVAL as i32 => format!(
+            Some(code) if code == Errno::EINVAL as i32 => format!(
                 "{call}: {io_error}: this kernel has no tcx links (Linux 6.6 and later do); \
                  run with --fast-path=off"
             ),

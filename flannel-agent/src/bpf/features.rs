@@ -153,7 +153,9 @@ impl Features {
     pub(super) fn can_run(&self, hook: Hook) -> bool {
         match hook {
             // The others have no use for what only delivery to pods needs.
-            Hook::FromUnderlay | Hook::FromOverlay => self.grant(FastPath::All).0 == FastPath::All,
+            Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay => {
+                self.grant(FastPath::All).0 == FastPath::All
+            }
             _ => true,
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{MapData, MapError, MapInfo, MapType},
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError},
 };
 use flannel_common::{
     layout::{
@@ -127,7 +127,12 @@ impl Programs {
             .load(OBJECT)?;
         let features = Features::of(&mut ebpf);
         for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
-            classifier(&mut ebpf, hook)?.load().or_else(|error| match error {
+            match program(&mut ebpf, hook)? {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            }
+            .or_else(|error| match error {
                 // Tried already.
                 ProgramError::AlreadyLoaded => Ok(()),
                 error => Err(LoadError::Program { program: hook.program(), error: error.into() }),
@@ -192,8 +197,8 @@ impl Programs {
     ///
     /// # Errors
     /// When the object has no such program.
-    pub fn program(&mut self, hook: Hook) -> Result<&SchedClassifier, LoadError> {
-        classifier(&mut self.ebpf, hook).map(|program| &*program)
+    pub fn program(&mut self, hook: Hook) -> Result<&Program, LoadError> {
+        program(&mut self.ebpf, hook).map(|program| &*program)
     }
 
     /// What the kernel says of each program.
@@ -206,7 +211,7 @@ impl Programs {
             .into_iter()
             .filter(|hook| features.can_run(*hook))
             .map(|hook| {
-                let info = classifier(&mut self.ebpf, hook)?
+                let info = program(&mut self.ebpf, hook)?
                     .info()
                     .map_err(|error| LoadError::Program { program: hook.program(), error: error.into() })?;
                 Ok(ProgramSummary {
@@ -220,12 +225,9 @@ impl Programs {
     }
 }
 
-pub(super) fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoadError> {
+pub(super) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Program, LoadError> {
     let name = hook.program();
-    ebpf.program_mut(name)
-        .ok_or(LoadError::Missing(name))?
-        .try_into()
-        .map_err(|error: ProgramError| LoadError::Program { program: name, error: error.into() })
+    ebpf.program_mut(name).ok_or(LoadError::Missing(name))
 }
 
 /// Removes the pin of a map whose shape is not the one the programs have: entries of another layout

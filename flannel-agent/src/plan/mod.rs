@@ -16,6 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     family::Family,
     lease::{LeaseSubnet, Leases},
+    xdp::Xdp,
 };
 
 mod change;
@@ -52,6 +53,8 @@ pub struct Local {
     pub direct_routing: bool,
     /// How far packets may skip the host's stack.
     pub fast_path: FastPath,
+    /// XDP on the external interface.
+    pub xdp: Xdp,
     /// How long netfilter's acceptance of a flow holds, whole seconds: with fast path `flow`.
     pub flow_refresh: Duration,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
@@ -202,7 +205,12 @@ pub struct Plan {
 impl Plan {
     /// Leases that are followed in some family.
     pub fn followed(&self) -> usize {
-        self.peers.values().map(|peer| peer.lease).collect::<BTreeSet<_>>().len()
+        // A lease has one subnet of each family at most: the peer of the second is the same one.
+        let is_counted = |peer: &Peer| {
+            let first = peer.lease.of(Family::V4).and_then(|subnet| self.peers.get(&subnet));
+            first.is_some_and(|other| other.lease == peer.lease)
+        };
+        self.peers.iter().filter(|(subnet, peer)| subnet.is_ipv4() || !is_counted(peer)).count()
     }
 
     /// Leases that should be looked into, in whichever family.

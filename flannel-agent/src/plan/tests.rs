@@ -52,6 +52,7 @@ fn local(fast_path: FastPath) -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path,
+        xdp: Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
     }

@@ -39,6 +39,7 @@ pub(super) fn fill(bpf: &mut BpfState, inputs: &Inputs<'_>, stack: &LocalStack, 
         flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
         prefix_lengths: prefix_lengths(peers),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
+        unknown_vtep: local.xdp.unknown_vtep,
         reserved: [0; 2],
     });
     let exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);

@@ -178,6 +178,7 @@ fn local() -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path: FastPath::All,
+        xdp: crate::xdp::Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
     }

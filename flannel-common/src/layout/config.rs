@@ -35,6 +35,30 @@ impl FastPath {
     }
 }
 
+/// What XDP does with VXLAN from an address that no lease names.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+pub enum UnknownVtep {
+    /// Nothing: the packet goes the kernel's way.
+    #[default]
+    Off = 0,
+    /// Counts it and lets it pass.
+    Count = 1,
+    /// Drops it.
+    Drop = 2,
+}
+
+impl UnknownVtep {
+    /// As `--xdp-unknown-vtep` has it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Count => "count",
+            Self::Drop => "drop",
+        }
+    }
+}
+
 /// How many different prefix lengths the programs look up. A cluster has one `SubnetLen`; more appear
 /// only while it is being changed.
 pub const PREFIX_LENGTHS: usize = 4;
@@ -61,6 +85,8 @@ pub struct Config {
     pub subnet: SubnetV4,
     /// How long netfilter's acceptance of a flow holds, seconds.
     pub flow_refresh: u32,
+    /// What XDP does with VXLAN from unknown addresses; of no meaning to the programs at other hooks.
+    pub unknown_vtep: UnknownVtep,
     /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
     /// tries. Leases of further lengths take the kernel path.
     pub prefix_lengths: [u8; PREFIX_LENGTHS],
@@ -70,4 +96,4 @@ pub struct Config {
     pub reserved: [u8; 2],
 }
 
-super::assert_layout!(Config, 56, 4);
+super::assert_layout!(Config, 60, 4);

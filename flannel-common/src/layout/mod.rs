@@ -12,16 +12,18 @@ mod flow;
 mod forwarder;
 mod hold;
 mod pod;
+mod popped_for;
 mod route;
 mod v6;
 
-pub use config::{Config, FastPath, PREFIX_LENGTHS};
+pub use config::{Config, FastPath, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
 pub use exempt::Exempt;
 pub use flow::{FlowProtocol, FlowV4, Permit};
 pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodV4;
+pub use popped_for::{POPPED_FOR_LEN, PoppedFor};
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
 pub use v6::{AddressV6, ConfigV6, FlowV6, PeerV6, SubnetV6, VtepV6};
 

@@ -197,6 +197,12 @@ impl Ipv4 {
     pub const fn is_fragment(&self) -> bool {
         self.fragment & 0x3fff != 0
     }
+
+    /// Whether the payload begins with the header of its protocol: the whole packet, or its first fragment.
+    #[inline(always)]
+    pub const fn is_beginning(&self) -> bool {
+        self.fragment & 0x1fff == 0
+    }
 }
 
 /// UDP (RFC 768).

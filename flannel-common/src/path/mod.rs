@@ -8,6 +8,7 @@
 //! wants to look at one.
 
 mod direct;
+pub mod early;
 pub mod ecn;
 pub mod egress;
 mod encap;
@@ -98,6 +99,36 @@ pub enum Verdict {
     RouteV6(v6::Direct, Reason),
     /// Hand an IPv6 packet to a local pod as it is.
     HandV6(v6::Deliver, Reason),
+    /// Pop VXLAN, and say in front of the packet which pod it is for.
+    PopEarly(Deliver, Reason),
+    /// Leave it to the kernel, untouched, but count it.
+    Seen(Reason),
+    /// Drop it.
+    Drop(Reason),
+}
+
+impl Verdict {
+    /// What it is counted for; `None` for one that is not counted.
+    pub const fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Pass => None,
+            Self::Kernel(reason)
+            | Self::Exempt(reason)
+            | Self::Checked(reason)
+            | Self::Encap(_, reason)
+            | Self::Route(_, reason)
+            | Self::Deliver(_, reason)
+            | Self::Hand(_, reason)
+            | Self::EncapV6(_, reason)
+            | Self::DeliverV6(_, reason)
+            | Self::HandOver(_, reason)
+            | Self::RouteV6(_, reason)
+            | Self::HandV6(_, reason)
+            | Self::PopEarly(_, reason)
+            | Self::Seen(reason)
+            | Self::Drop(reason) => Some(*reason),
+        }
+    }
 }
 
 /// The hooks a decision is made at.
@@ -115,18 +146,30 @@ pub enum Hook {
     ToPod,
     /// tc egress, external interface.
     ToUnderlay,
+    /// XDP in the driver of the external interface.
+    XdpUnderlay,
+    /// Generic XDP on the external interface: behind the making and merging of packets, where a pop gains
+    /// nothing, so that only strangers are looked for.
+    XdpGeneric,
 }
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::FromPod,
         Self::ToOverlay,
         Self::FromUnderlay,
         Self::FromOverlay,
         Self::ToPod,
         Self::ToUnderlay,
+        Self::XdpUnderlay,
+        Self::XdpGeneric,
     ];
+
+    /// Whether it is one of XDP; the others are of tc.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpUnderlay | Self::XdpGeneric)
+    }
 
     /// Name of the program at this hook, which is also the name of its pinned link.
     pub const fn program(self) -> &'static str {
@@ -137,6 +180,8 @@ impl Hook {
             Self::FromOverlay => map::FROM_OVERLAY,
             Self::ToPod => map::TO_POD,
             Self::ToUnderlay => map::TO_UNDERLAY,
+            Self::XdpUnderlay => map::XDP_UNDERLAY,
+            Self::XdpGeneric => map::XDP_GENERIC,
         }
     }
 
@@ -144,7 +189,9 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::ToOverlay | Self::ToUnderlay => Direction::Egress,
-            Self::FromUnderlay | Self::FromOverlay | Self::ToPod => Direction::Ingress,
+            Self::FromUnderlay | Self::FromOverlay | Self::ToPod | Self::XdpUnderlay | Self::XdpGeneric => {
+                Direction::Ingress
+            }
         }
     }
 }
@@ -156,6 +203,11 @@ pub fn decide(
     tables: &impl Tables,
     arrival: &Arrival,
 ) -> Verdict {
+    if hook.is_xdp()
+        && let Some(reason) = early::stranger(packet, tables)
+    {
+        return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
+    }
     if v6::is_ipv6(packet) {
         return decide_v6(hook, packet, tables, arrival);
     }
@@ -168,7 +220,10 @@ pub fn decide(
         // What `from_underlay` has not checked is the kernel's, and has been counted.
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
-        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
+        Hook::XdpUnderlay => {
+            Ok(early::pop(packet, tables, arrival, Verdict::PopEarly).unwrap_or(Verdict::Pass))
+        }
+        Hook::ToPod | Hook::ToUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -196,7 +251,7 @@ fn decide_v6(
         // As with IPv4.
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => v6::from_overlay(packet, tables, arrival, Verdict::HandV6),
-        Hook::ToPod | Hook::ToUnderlay => Ok(Verdict::Pass),
+        Hook::ToPod | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
     .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
@@ -212,7 +267,7 @@ pub fn note(
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
         Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
-        Hook::FromUnderlay | Hook::FromOverlay => None,
+        Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
 
@@ -230,7 +285,7 @@ pub fn note_v6(
         }
         Hook::ToUnderlay => v6::flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod => v6::forwarding::note(packet, tables, arrival, |note| note),
-        Hook::FromUnderlay | Hook::FromOverlay => None,
+        Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
 
@@ -269,10 +324,14 @@ pub struct Deliver<F = Forward> {
     pub packet_len: u32,
 }
 
-/// Refuses to act on maps that no agent has kept up to date for long.
+/// The time, on the clock of [`Permit`], asked once for a packet.
+///
+/// # Errors
+/// No agent has kept the maps up to date for long: nothing is done by them.
 #[inline(always)]
-fn check_hold(tables: &impl Tables) -> Result<(), Reason> {
-    if tables.now() < tables.held_until() { Ok(()) } else { Err(Reason::Lapsed) }
+fn check_hold(tables: &impl Tables) -> Result<u64, Reason> {
+    let now = tables.now();
+    if now < tables.held_until() { Ok(now) } else { Err(Reason::Lapsed) }
 }
 
 /// The peer of the longest leased prefix that holds `address`.

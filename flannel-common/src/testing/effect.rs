@@ -3,6 +3,7 @@
 use std::vec::Vec;
 
 use crate::{
+    layout::PoppedFor,
     packet::{
         Packet as _,
         headers::{ENCAP_LEN, ETHERNET_LEN, Ethernet},
@@ -68,5 +69,16 @@ pub fn handed_over(frame: &[u8], to: &v6::HandOver) -> Option<Vec<u8>> {
     let mut out = frame.to_vec();
     out.write(0, to.ethernet.bytes())?;
     to.forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
+    Some(out)
+}
+
+/// `frame` with VXLAN popped by XDP, behind what that says about it; `None` for a frame too short to have been
+/// decided about.
+pub fn popped_early(frame: &[u8], deliver: &Deliver) -> Option<Vec<u8>> {
+    let mut inner = popped(frame, deliver)?;
+    // The stations are those of the underlay still.
+    inner.write(0, frame.read::<ETHERNET_LEN>(0)?)?;
+    let mut out = PoppedFor::to(&deliver.pod).bytes().to_vec();
+    out.extend(inner);
     Some(out)
 }

@@ -14,7 +14,7 @@ pub mod random;
 pub mod random_v6;
 mod tables;
 
-pub use effect::{handed, handed_over, popped, popped_v6, pushed, pushed_v6, routed};
+pub use effect::{handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed};
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};
 pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, interface, seen_at};

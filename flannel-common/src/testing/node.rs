@@ -2,7 +2,7 @@
 
 use super::MemoryTables;
 use crate::{
-    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, UnknownVtep, VtepV4},
     map::CHECKED_MARK,
     packet::Arrival,
     path::Hook,
@@ -107,6 +107,7 @@ impl Node {
             flow_refresh: 30,
             prefix_lengths: [24, 0, 0, 0],
             local_mac: self.mac,
+            unknown_vtep: UnknownVtep::Off,
             reserved: [0; 2],
         }
     }
@@ -132,7 +133,7 @@ pub fn seen_at(hook: Hook) -> Arrival {
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => interface::POD,
         Hook::ToOverlay | Hook::FromOverlay => interface::OVERLAY,
-        Hook::FromUnderlay | Hook::ToUnderlay => interface::UNDERLAY,
+        Hook::FromUnderlay | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
     };
     // What the kernel's device has popped only matters to a program when another has checked it.
     let mark = if hook == Hook::FromOverlay { CHECKED_MARK } else { 0 };

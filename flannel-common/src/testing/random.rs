@@ -7,7 +7,10 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{ELSEWHERE, Frame, HERE, MemoryTables, NOW, THERE, interface, seen_at};
 use crate::{
-    layout::{Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, VtepV4},
+    layout::{
+        Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, UnknownVtep,
+        VtepV4,
+    },
     map::FLOW_MARK,
     packet::{
         Arrival, Packet as _, checksum,
@@ -77,7 +80,7 @@ pub(super) fn permit() -> impl Strategy<Value = Option<Permit>> {
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
 fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV4> {
     let outer = Ipv4::parse(&frame.read(ETHERNET_LEN)?);
-    let tunnelled = hook == Hook::FromUnderlay && outer.destination == HERE.vtep;
+    let tunnelled = (hook == Hook::FromUnderlay || hook.is_xdp()) && outer.destination == HERE.vtep;
     let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
     let ip = Ipv4::parse(&frame.read(at)?);
     let protocol = match ip.protocol {
@@ -210,7 +213,7 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
             Hook::ToUnderlay => frame.macs(THERE.mac, interface::UNDERLAY_MAC).bytes(),
             Hook::FromUnderlay if direct => frame.bytes(),
-            Hook::FromUnderlay => {
+            Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
                 let inner = frame.macs(HERE.mac, THERE.mac).bytes();
                 // Any mark, which most inner marks combine with.
                 Frame::vxlan(THERE.vtep, HERE.vtep, &inner).ip(|ip| ip.tos = tos.rotate_left(3)).bytes()
@@ -263,6 +266,7 @@ enum Change {
     Leases([u8; PREFIX_LENGTHS], [u8; 4]),
     FastPath(FastPath),
     FlowRefresh(u32),
+    UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV4>),
 }
 
@@ -292,6 +296,7 @@ impl Change {
             2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
             1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
+            3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
             4 => (lengths, any::<[u8; 4]>()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
         ]
@@ -342,6 +347,9 @@ impl Change {
             Self::FastPath(fast_path) => config.iter_mut().for_each(|config| config.fast_path = fast_path),
             Self::FlowRefresh(refresh) => {
                 config.iter_mut().for_each(|config| config.flow_refresh = refresh);
+            }
+            Self::UnknownVtep(unknown) => {
+                config.iter_mut().for_each(|config| config.unknown_vtep = unknown);
             }
             Self::Exempt(prefixes) => {
                 exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));

@@ -54,7 +54,8 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
 fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV6> {
     let outer = Ipv6::parse(&frame.read(ETHERNET_LEN)?);
-    let tunnelled = hook == Hook::FromUnderlay && outer.destination == HERE.vtep_v6();
+    let arrives = hook == Hook::FromUnderlay || hook.is_xdp();
+    let tunnelled = arrives && outer.destination == HERE.vtep_v6();
     let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
     let ip = Ipv6::parse(&frame.read(at)?);
     let protocol = match ip.next_header {
@@ -94,7 +95,7 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
             Hook::ToUnderlay => frame.macs(THERE.mac_v6(), interface::UNDERLAY_MAC).bytes(),
             Hook::FromUnderlay if direct => frame.bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
-            Hook::FromUnderlay => {
+            Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
                 let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();
                 // Any mark, which most inner marks combine with.
                 let outer = FrameV6::vxlan(THERE.vtep_v6(), HERE.vtep_v6(), &inner);

@@ -57,6 +57,14 @@ impl Member {
     }
 }
 
+/// What these nodes count while `work` is done.
+pub fn counted(members: &[Member], work: impl FnOnce() -> Result<()>) -> Result<Vec<Counters>> {
+    let read = || members.iter().map(Member::counters).collect::<Result<Vec<_>>>();
+    let before = read()?;
+    work()?;
+    Ok(read()?.iter().zip(&before).map(|(now, before)| now.since(before)).collect())
+}
+
 /// etcd, and nodes that all run the agent.
 #[derive(Debug)]
 pub struct Cluster {
@@ -120,16 +128,6 @@ impl Cluster {
         Self::on(vec![a, b], etcd, pods, &options.into())
     }
 
-    /// As [`Cluster::pair`], of both families over VXLAN; returns when pods reach each other by both.
-    pub fn dual_pair(lab: &Lab, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
-        let (a, b) = lab.dual_pair()?;
-        let etcd = lab.etcd_on(&a)?;
-        etcd.configure_dual("vxlan")?;
-        let cluster = Self::on(vec![a, b], etcd, pods, &options.into())?;
-        cluster.await_reachable_v6(&[])?;
-        Ok(cluster)
-    }
-
     fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, options: &AgentOptions) -> Result<Self> {
         let members = thread::scope(|scope| {
             let start = |node| scope.spawn(|| Member::start(node, &etcd, options.clone(), pods));
@@ -161,10 +159,7 @@ impl Cluster {
 
     /// What the first two nodes count while `work` is done.
     pub fn counted(&self, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-        let [a, b] = [&self.members[0], &self.members[1]];
-        let before = [a.counters()?, b.counters()?];
-        work()?;
-        Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+        counted(&self.members[..2], work)?.try_into().map_err(|_| anyhow!("a node too few"))
     }
 
     /// Every pod.

@@ -16,7 +16,6 @@ mod learning;
 mod pods;
 mod policy;
 mod services;
-mod serving;
 
 /// Two nodes with `pods` pods each and all of flannel's rules; what netfilter accepts holds for `refresh`.
 /// Returns when flows become fast both ways.

@@ -132,6 +132,7 @@ pub(crate) fn local() -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path: FastPath::Off,
+        xdp: flannel_agent::xdp::Xdp::OFF,
         flow_refresh: Duration::from_secs(30),
         source_ports: 32768..60999,
     }

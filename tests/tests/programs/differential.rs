@@ -68,6 +68,10 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
     let mut arrival =
         Arrival { vlan_tagged: false, for_other_station: false, from_socket: true, ..case.arrival };
+    if hook.is_xdp() {
+        // It knows no more than where a frame came in.
+        arrival = Arrival { ifindex: interface::UNDERLAY, ..Arrival::default() };
+    }
     if *hook == Hook::FromUnderlay {
         // Whose frame it is depends on the MAC of the interface.
         arrival.ifindex = interface::UNDERLAY;
@@ -165,4 +169,24 @@ fn to_underlay() {
 #[test]
 fn to_underlay_ipv6() {
     compare(Hook::ToUnderlay, case_v6);
+}
+
+#[test]
+fn xdp_underlay() {
+    compare(Hook::XdpUnderlay, case);
+}
+
+#[test]
+fn xdp_underlay_ipv6() {
+    compare(Hook::XdpUnderlay, case_v6);
+}
+
+#[test]
+fn xdp_generic() {
+    compare(Hook::XdpGeneric, case);
+}
+
+#[test]
+fn xdp_generic_ipv6() {
+    compare(Hook::XdpGeneric, case_v6);
 }

@@ -12,7 +12,8 @@ use flannel_common::{
     path::{Deliver, Encap, Hook, Note, Verdict, left, v6},
     reason::Reason,
     testing::{
-        MemoryTables, handed, handed_over, popped, popped_v6, pushed, pushed_v6, routed, transport_checksum,
+        MemoryTables, handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed,
+        transport_checksum,
     },
 };
 
@@ -21,6 +22,9 @@ use crate::loaded::{Counted, MARK, Outcome};
 /// include/uapi/linux/pkt_cls.h
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_REDIRECT: i32 = 7;
+/// include/uapi/linux/bpf.h
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
 
 const ID: usize = ETHERNET_LEN + 4;
 const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
@@ -38,8 +42,9 @@ pub(crate) fn check(
     outcome: &Outcome,
 ) -> Result<()> {
     let unchanged = || Some(frame.to_vec());
+    let pass = if hook.is_xdp() { XDP_PASS } else { TC_ACT_UNSPEC };
     let (action, reason, expected) = match verdict {
-        Verdict::Pass => (TC_ACT_UNSPEC, None, unchanged()),
+        Verdict::Pass => (pass, None, unchanged()),
         Verdict::Kernel(reason) | Verdict::Exempt(reason) | Verdict::Checked(reason) => {
             (TC_ACT_UNSPEC, Some(*reason), unchanged())
         }
@@ -54,6 +59,9 @@ pub(crate) fn check(
         }
         Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped_v6(frame, deliver)),
         Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
+        Verdict::PopEarly(deliver, reason) => (XDP_PASS, Some(*reason), popped_early(frame, deliver)),
+        Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
+        Verdict::Drop(reason) => (XDP_DROP, Some(*reason), unchanged()),
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
@@ -154,6 +162,10 @@ pub(crate) fn in_kernel(
             Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
+        },
+        Verdict::PopEarly(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+            Some(mtu) if deliver.packet_len <= mtu => verdict,
+            _ => Verdict::Pass,
         },
         // No length is changed, so nothing is refused.
         Verdict::Hand(Deliver { pod, packet_len, .. }, _)

@@ -3,11 +3,15 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
-use aya::{TestRun as _, TestRunOptions};
+use aya::{
+    TestRun as _, TestRunOptions, TestRunResult,
+    programs::{Program, ProgramError},
+};
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, SubnetV4, SubnetV6,
+        UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
@@ -31,6 +35,7 @@ const NO_CONFIG: Config = Config {
     flow_refresh: 0,
     prefix_lengths: [0; 4],
     local_mac: [0; 6],
+    unknown_vtep: UnknownVtep::Off,
     reserved: [0; 2],
 };
 
@@ -58,6 +63,8 @@ const ROOM: usize = 80;
 const CONTEXT: usize = 180;
 const CONTEXT_OUT: usize = 256;
 const MARK_AT: usize = 8;
+/// The same of `struct xdp_md`.
+const XDP_CONTEXT: usize = 24;
 
 /// Longest that a run of a program may take after its maps were filled.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -204,22 +211,24 @@ impl Loaded {
         times: u32,
     ) -> Result<Outcome> {
         let context = context(arrival, segments);
+        let xdp = xdp_context(arrival, frame);
         let mut context_out = [0; CONTEXT_OUT];
         let mut out = vec![0; frame.len() + ROOM];
-        let result = self
-            .programs
-            .program(hook)?
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                ctx_out: Some(&mut context_out),
-                repeat: times,
-                ..TestRunOptions::default()
-            })
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(if hook.is_xdp() { &xdp[..] } else { &context[..] }),
+            ctx_out: Some(&mut context_out),
+            repeat: times,
+            ..TestRunOptions::default()
+        };
+        let result = test_run(self.programs.program(hook)?, options)
             .with_context(|| format!("BPF_PROG_TEST_RUN of {} bytes", frame.len()))?;
         out.truncate(result.data_size_out as usize);
-        let mark = u32::from_ne_bytes(context_out[MARK_AT..MARK_AT + 4].try_into()?);
+        let mark = match hook.is_xdp() {
+            true => MARK | arrival.mark,
+            false => u32::from_ne_bytes(context_out[MARK_AT..MARK_AT + 4].try_into()?),
+        };
         let action = result.return_value.cast_signed();
         Ok(Outcome {
             action,
@@ -260,6 +269,14 @@ impl Loaded {
     }
 }
 
+fn test_run(program: &Program, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.test_run(options),
+        Program::Xdp(program) => program.test_run(options),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
 fn read(pins: &Pins) -> Result<Counted> {
     let rows = read_counters(pins)?;
     Ok(rows.into_iter().map(|row| ((row.direction, row.reason), (row.packets, row.bytes))).collect())
@@ -276,6 +293,17 @@ fn context(arrival: &Arrival, segments: u32) -> [u8; CONTEXT] {
     let mark = MARK | arrival.mark;
     for (offset, value) in [(MARK_AT, mark), (40, arrival.ifindex), (164, segments), (176, arrival.gso_size)]
     {
+        let field: &mut [u8] = &mut bytes[offset..offset + 4];
+        field.copy_from_slice(&value.to_ne_bytes());
+    }
+    bytes
+}
+
+/// `struct xdp_md` (include/uapi/linux/bpf.h): the frame with nothing in front, on the interface it came by. A
+/// device of another namespace would be refused, so it is given by what the sandbox has.
+fn xdp_context(arrival: &Arrival, frame: &[u8]) -> [u8; XDP_CONTEXT] {
+    let mut bytes = [0; XDP_CONTEXT];
+    for (offset, value) in [(4, frame.len() as u32), (12, arrival.ifindex)] {
         let field: &mut [u8] = &mut bytes[offset..offset + 4];
         field.copy_from_slice(&value.to_ne_bytes());
     }

@@ -33,10 +33,10 @@ pub(super) fn from_underlay<R>(
     check_stations(ethernet, arrival)?;
     check_ipv6(ip)?;
     check_padding(packet.len(), frame_len(ETHERNET_LEN, ip))?;
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     match longest_match(tables, config, ip.source) {
         Some(peer) if peer.kind == PeerKind::Direct && peer.ifindex == arrival.ifindex => {}
         _ => return Err(Reason::NotDirect),
     }
-    Ok(then(hand(packet, tables, arrival, config, ip)?, Reason::HandPod))
+    Ok(then(hand(packet, tables, arrival, config, ip, now)?, Reason::HandPod))
 }

@@ -17,7 +17,7 @@ mod overlay;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
 pub use overlay::from_overlay;
 
-use super::Tables;
+use super::{Tables, flow::Passage};
 use crate::{
     layout::{AddressV6, ConfigV6, FastPath, PeerV6, SubnetV6},
     packet::{
@@ -40,8 +40,8 @@ pub type Deliver = super::Deliver<Forward>;
 /// How to send a packet to a peer as it is.
 pub type Direct = super::Direct<AddressV6, Forward>;
 
-/// How to hand a packet to a pod that has no outer headers, or none any more. Its IPv6 header `ip` is one for an
-/// address in our pod subnet, without extension headers.
+/// How to hand a packet to a pod that has no outer headers, or none any more, at the time `now`. Its IPv6 header `ip`
+/// is one for an address in our pod subnet, without extension headers.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -52,13 +52,15 @@ fn hand(
     arrival: &Arrival,
     config: &ConfigV6,
     ip: &Ipv6,
+    now: u64,
 ) -> Result<Deliver, Reason> {
     if ip.hop_limit <= 1 {
         return Err(Reason::Ttl);
     }
     let pod = tables.pod_v6(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        flow::admit(Direction::Ingress, packet, ETHERNET_LEN, tables, config, ip, &pod)?;
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
     }
     let packet_len = egress::segment_len(packet, ETHERNET_LEN, arrival, ip)?;
     Ok(Deliver { pod, forward: Forward::hop(ip), packet_len })

@@ -45,6 +45,6 @@ pub fn from_overlay<R>(
     if !config.subnet.contains(ip.destination) {
         return Err(Reason::NotOurPod);
     }
-    check_hold(tables)?;
-    Ok(then(hand(packet, tables, arrival, &config, &ip)?, Reason::DeliverOverlay))
+    let now = check_hold(tables)?;
+    Ok(then(hand(packet, tables, arrival, &config, &ip, now)?, Reason::DeliverOverlay))
 }

@@ -1,0 +1,240 @@
+//! XDP on the external interface: it carries what the dataplane carries without it, takes part where it should,
+//! and keeps strangers out.
+
+use std::{
+    net::{SocketAddrV4, UdpSocket},
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use flannel_common::{
+    reason::{Direction, Reason},
+    testing::Frame,
+};
+use flannel_tests::{
+    eventually,
+    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, in_lab},
+    traffic::{Paced, every_kind_both_ways, tcp},
+};
+
+/// Bytes of a transfer whose packets are counted.
+const BULK: u64 = 8 << 20;
+
+fn options(fast_path: FastPath, flags: &[&str]) -> AgentOptions {
+    AgentOptions { fast_path, flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
+}
+
+fn cluster(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<Cluster> {
+    let cluster = Cluster::start(lab, 2, 1, options(fast_path, flags))?;
+    cluster.await_fast_path(0, 1, fast_path)?;
+    cluster.await_fast_path(1, 0, fast_path)?;
+    Ok(cluster)
+}
+
+/// `xdp` for native, `xdpgeneric` for generic, nothing for none: as `ip link` has it.
+fn attached(member: &Member) -> Result<Option<String>> {
+    let link = member.node.netns().ip("link show eth0")?;
+    Ok(link.split_whitespace().find(|word| word.starts_with("xdp")).map(str::to_owned))
+}
+
+/// Every kind of traffic, and what of a transfer was popped early and delivered past the stack.
+fn carries(lab: &Lab, fast_path: FastPath, mode: &str, shown: &str) -> Result<(u64, u64)> {
+    let cluster = cluster(lab, fast_path, &["--ip-masq", &format!("--xdp={mode}")])?;
+    let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    ensure!(attached(b)?.as_deref() == Some(shown), "{:?}", attached(b)?);
+    every_kind_both_ways(&a.pod()?, &b.pod()?)?;
+    every_kind_both_ways(&a.node.overlay_endpoint()?, &b.pod()?)?;
+    let before = b.counters()?;
+    tcp::bulk(&a.pod()?, &b.pod()?, BULK)?;
+    let counted = b.counters()?.since(&before);
+    let ingress = |reason| counted.get(Direction::Ingress, reason).packets;
+    let (popped, delivered) = (ingress(Reason::PoppedEarly), ingress(Reason::DeliverPod));
+    ensure!(delivered >= BULK / 1398 / 2, "{counted}");
+    Ok((popped, delivered))
+}
+
+#[test]
+fn native_pops_early_what_all_delivers() -> Result<()> {
+    in_lab(|lab| {
+        let (popped, _) = carries(lab, FastPath::All, "native", "xdp")?;
+        ensure!(popped >= BULK / 1398, "{popped}");
+        Ok(())
+    })
+}
+
+#[test]
+fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
+    in_lab(|lab| {
+        let (popped, _) = carries(lab, FastPath::Flow, "native", "xdp")?;
+        ensure!(popped >= BULK / 1398 / 2, "{popped}");
+        Ok(())
+    })
+}
+
+#[test]
+fn generic_leaves_the_pop_to_tc() -> Result<()> {
+    [FastPath::All, FastPath::Flow].into_iter().try_for_each(|fast_path| {
+        in_lab(|lab| {
+            let (popped, _) = carries(lab, fast_path, "generic", "xdpgeneric")?;
+            ensure!(popped == 0, "{popped} packets popped early with fast path {fast_path:?}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, FastPath::Overlay, &["--xdp=native"])?;
+        let [a, b] = [&cluster.members[0], &cluster.members[1]];
+        every_kind_both_ways(&a.pod()?, &b.pod()?)?;
+        let popped = b.counters()?.get(Direction::Ingress, Reason::PoppedEarly).packets;
+        ensure!(popped == 0, "{popped}");
+        Ok(())
+    })
+}
+
+#[test]
+fn auto_stays_off_on_a_veth_and_says_why() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, FastPath::All, &["--xdp=auto"])?;
+        let member = &cluster.members[0];
+        ensure!(attached(member)?.is_none(), "{:?}", attached(member)?);
+        let log = member.agent.log();
+        let line = log.lines().find(|line| line.contains("XDP on the external interface"));
+        ensure!(line.is_some_and(|line| line.contains("no network card")), "{line:?}");
+        Ok(())
+    })
+}
+
+/// Large frames come in several buffers.
+#[test]
+fn native_takes_frames_of_several_buffers() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, FastPath::All, &["--xdp=native"])?;
+        for member in &cluster.members {
+            member.node.netns().ip("link set eth0 mtu 9000")?;
+        }
+        let port = lab.underlay()?;
+        for member in &cluster.members {
+            port.ip(&format!("link set node{} mtu 9000", member.node.number()))?;
+        }
+        port.ip("link set br0 mtu 9000")?;
+        for member in &mut cluster.members {
+            let file = || member.node.subnet_env();
+            eventually(CONVERGENCE, "pods are told the new MTU", || {
+                ensure!(file()?.mtu == 8950, "{:?}", file()?);
+                Ok(())
+            })?;
+            member.pods.insert(0, member.node.pod("large")?);
+        }
+        cluster.await_fast_path(0, 1, FastPath::All)?;
+        let [a, b] = [&cluster.members[0], &cluster.members[1]];
+        let before = b.counters()?;
+        every_kind_both_ways(&a.pod()?, &b.pod()?)?;
+        tcp::bulk(&a.pod()?, &b.pod()?, BULK)?;
+        let counted = b.counters()?.since(&before);
+        let popped = counted.get(Direction::Ingress, Reason::PoppedEarly);
+        ensure!(popped.bytes / popped.packets.max(1) > 3000, "{counted}");
+        Ok(())
+    })
+}
+
+/// Sends, from a node that holds no lease, a datagram to a pod in VXLAN, and says whether it arrived.
+fn stranger_reaches(lab: &Lab, cluster: &Cluster) -> Result<bool> {
+    let member = &cluster.members[0];
+    let (pod, vtep) = (member.pod()?, member.node.address());
+    let address = pod.address_v4();
+    let mac = member.node.netns().ip("-o link show flannel.1")?;
+    let mac = mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or_default();
+    let mac: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let mac: [u8; 6] = mac.try_into().map_err(|mac| anyhow::anyhow!("MAC {mac:?}"))?;
+    let source = cluster.members[1].pod()?.address_v4();
+    let frame = Frame::udp(source.octets(), address.octets(), 32).macs(mac, [2, 0, 0, 0, 0, 9]).bytes();
+    let stranger = lab.node()?;
+    // The port of the frames that the fixtures are made of.
+    let listen = |port: u16| UdpSocket::bind(SocketAddrV4::new(address, port));
+    let socket = pod.netns().inside(|| Ok(listen(5001)?))?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    stranger.netns().inside(|| {
+        let sender = UdpSocket::bind("0.0.0.0:0")?;
+        let mut packet = vec![8, 0, 0, 0, 0, 0, 1, 0];
+        packet.extend(&frame);
+        for _ in 0..3 {
+            sender.send_to(&packet, (vtep, 8472))?;
+        }
+        Ok(())
+    })?;
+    Ok(socket.recv(&mut [0; 64]).is_ok())
+}
+
+fn strangers(mode: &str, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
+    in_lab(|lab| {
+        let flags = [&*format!("--xdp={mode}"), &*format!("--xdp-unknown-vtep={what}")];
+        let cluster = cluster(lab, FastPath::All, &flags)?;
+        let arrived = stranger_reaches(lab, &cluster)?;
+        ensure!(arrived == arrives, "arrived: {arrived}");
+        let counted = cluster.members[0].counters()?;
+        for each in [Reason::VtepDropped, Reason::VtepSeen] {
+            let packets = counted.get(Direction::Ingress, each).packets;
+            let expected = if Some(each) == reason { 3 } else { 0 };
+            ensure!(packets == expected, "{each:?}: {packets} packets");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn strangers_are_dropped_by_native_xdp() -> Result<()> {
+    strangers("native", "drop", false, Some(Reason::VtepDropped))
+}
+
+#[test]
+fn strangers_are_dropped_by_generic_xdp() -> Result<()> {
+    strangers("generic", "drop", false, Some(Reason::VtepDropped))
+}
+
+#[test]
+fn strangers_are_counted_where_that_is_asked_for() -> Result<()> {
+    strangers("native", "count", true, Some(Reason::VtepSeen))
+}
+
+#[test]
+fn strangers_pass_as_with_stock_flannel_where_that_is_asked_for() -> Result<()> {
+    strangers("generic", "off", true, None)
+}
+
+#[test]
+fn modes_follow_one_another_without_a_loss() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, FastPath::All, &["--xdp=off"])?;
+        let flow = Paced::usual(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
+        for (mode, shown) in [
+            ("generic", Some("xdpgeneric")),
+            ("native", Some("xdp")),
+            ("generic", Some("xdpgeneric")),
+            ("off", None),
+        ] {
+            for kill in [false, true] {
+                for member in &mut cluster.members {
+                    if kill {
+                        member.agent.kill()?;
+                    } else {
+                        member.agent.terminate()?;
+                    }
+                    member.agent.set_flag("xdp", mode);
+                    member.agent.start_again()?;
+                    eventually(CONVERGENCE, "XDP is as asked for", || {
+                        let now = attached(member)?;
+                        ensure!(now.as_deref() == shown, "{mode}: {now:?}");
+                        Ok(())
+                    })?;
+                }
+                sleep(Duration::from_millis(300));
+            }
+        }
+        let report = flow.stop()?;
+        report.check_lossless()
+    })
+}
