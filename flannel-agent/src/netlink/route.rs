@@ -145,7 +145,7 @@ impl Netlink {
         let mtus: BTreeMap<u32, u32> =
             self.links().await?.into_iter().map(|link| (link.index, link.mtu)).collect();
         // To a few, all are asked; for many, one look at all routes may spare half the questions.
-        let multipath = destinations.len() <= FEW || self.has_multipath().await?;
+        let multipath = destinations.len() <= FEW || self.has_multipath(source).await?;
         let ask = |flags| destinations.iter().map(move |destination| get(source, *destination, flags));
         let mut requests: Vec<_> = ask(RouteFlags::empty()).collect();
         if multipath {
@@ -168,10 +168,11 @@ impl Netlink {
         Ok(hops.collect())
     }
 
-    /// Whether any IPv4 route, in whichever table, has several next hops.
-    async fn has_multipath(&mut self) -> Result<bool, NetlinkError> {
+    /// Whether any route of the family of `source`, in whichever table, has several next hops.
+    async fn has_multipath(&mut self, source: IpAddr) -> Result<bool, NetlinkError> {
         let mut query = RouteMessage::default();
-        query.header.address_family = AddressFamily::Inet;
+        query.header.address_family =
+            if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let routes = self.dump(RouteNetlinkMessage::GetRoute(query)).await?;
         Ok(routes
             .iter()

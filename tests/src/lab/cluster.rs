@@ -128,6 +128,16 @@ impl Cluster {
         Self::on(vec![a, b], etcd, pods, &options.into())
     }
 
+    /// As [`Cluster::pair`], of both families over VXLAN; returns when pods reach each other by both.
+    pub fn dual_pair(lab: &Lab, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
+        let (a, b) = lab.dual_pair()?;
+        let etcd = lab.etcd_on(&a)?;
+        etcd.configure_dual("vxlan")?;
+        let cluster = Self::on(vec![a, b], etcd, pods, &options.into())?;
+        cluster.await_reachable_v6(&[])?;
+        Ok(cluster)
+    }
+
     fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, options: &AgentOptions) -> Result<Self> {
         let members = thread::scope(|scope| {
             let start = |node| scope.spawn(|| Member::start(node, &etcd, options.clone(), pods));

@@ -33,8 +33,8 @@ const DATAGRAMS: u64 = 100;
 pub fn every_kind(from: &Endpoint, to: &Endpoint) -> Result<()> {
     let full = if from.address().is_ipv4() { POD_MTU - HEADERS } else { POD_MTU_V6 - HEADERS_V6 };
     if from.address().is_ipv6() {
-        // The first that is too large is what tells the pod, if it comes whole: a node with connection tracking puts
-        // fragments together, and cuts them anew.
+        // The first that is too large is what tells the pod. Not one that goes in fragments: where connections are
+        // tracked, the node may put those together and cut them anew without a word.
         eventually(LEARNING, "the pod knows the path's MTU", || ping(from, to, full + 1))?;
         eventually(LEARNING, "the other pod does", || ping(to, from, full + 1))?;
     }

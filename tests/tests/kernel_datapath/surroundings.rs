@@ -131,7 +131,7 @@ fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
 
         // And the same among so many that all routes are looked at first.
         let mut many = wanted.clone();
-        many.extend((0..1000).map(|n| Ipv4Addr::from(0xc612_0100u32 + n)));
+        many.extend((0..1000).map(|n| IpAddr::from(Ipv4Addr::from(0xc612_0100u32 + n))));
         let mut found = netlink.next_hops("192.0.2.1".parse().unwrap(), &many).await.unwrap();
         assert_eq!(found.len(), many.len());
         found.retain(|address, _| wanted.contains(address));
