@@ -14,35 +14,24 @@ use flannel_common::{
 };
 use flannel_tests::{
     eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, in_lab},
+    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Xdp, in_lab},
     traffic::{Paced, every_kind_both_ways, tcp},
 };
 
 /// Bytes of a transfer whose packets are counted.
 const BULK: u64 = 8 << 20;
 
-fn options(fast_path: FastPath, flags: &[&str]) -> AgentOptions {
-    AgentOptions { fast_path, flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
-}
-
-fn cluster(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<Cluster> {
-    let cluster = Cluster::start(lab, 2, 1, options(fast_path, flags))?;
-    cluster.await_fast_path(0, 1, fast_path)?;
-    cluster.await_fast_path(1, 0, fast_path)?;
+fn cluster(lab: &Lab, dataplane: impl Into<Dataplane>, flags: &[&str]) -> Result<Cluster> {
+    let dataplane = dataplane.into();
+    let cluster = Cluster::start(lab, 2, 1, AgentOptions::new(dataplane, flags))?;
+    cluster.await_dataplane(dataplane)?;
     Ok(cluster)
 }
 
-/// `xdp` for native, `xdpgeneric` for generic, nothing for none: as `ip link` has it.
-fn attached(member: &Member) -> Result<Option<String>> {
-    let link = member.node.netns().ip("link show eth0")?;
-    Ok(link.split_whitespace().find(|word| word.starts_with("xdp")).map(str::to_owned))
-}
-
 /// Every kind of traffic, and what of a transfer was popped early and delivered past the stack.
-fn carries(lab: &Lab, fast_path: FastPath, mode: &str, shown: &str) -> Result<(u64, u64)> {
-    let cluster = cluster(lab, fast_path, &["--ip-masq", &format!("--xdp={mode}")])?;
+fn carries(lab: &Lab, dataplane: Dataplane) -> Result<(u64, u64)> {
+    let cluster = cluster(lab, dataplane, &["--ip-masq"])?;
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    ensure!(attached(b)?.as_deref() == Some(shown), "{:?}", attached(b)?);
     every_kind_both_ways(&a.pod()?, &b.pod()?)?;
     every_kind_both_ways(&a.node.overlay_endpoint()?, &b.pod()?)?;
     let before = b.counters()?;
@@ -57,7 +46,7 @@ fn carries(lab: &Lab, fast_path: FastPath, mode: &str, shown: &str) -> Result<(u
 #[test]
 fn native_pops_early_what_all_delivers() -> Result<()> {
     in_lab(|lab| {
-        let (popped, _) = carries(lab, FastPath::All, "native", "xdp")?;
+        let (popped, _) = carries(lab, FastPath::All.with(Xdp::Native))?;
         ensure!(popped >= BULK / 1398, "{popped}");
         Ok(())
     })
@@ -66,7 +55,7 @@ fn native_pops_early_what_all_delivers() -> Result<()> {
 #[test]
 fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
     in_lab(|lab| {
-        let (popped, _) = carries(lab, FastPath::Flow, "native", "xdp")?;
+        let (popped, _) = carries(lab, FastPath::Flow.with(Xdp::Native))?;
         ensure!(popped >= BULK / 1398 / 2, "{popped}");
         Ok(())
     })
@@ -76,7 +65,7 @@ fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
 fn generic_leaves_the_pop_to_tc() -> Result<()> {
     [FastPath::All, FastPath::Flow].into_iter().try_for_each(|fast_path| {
         in_lab(|lab| {
-            let (popped, _) = carries(lab, fast_path, "generic", "xdpgeneric")?;
+            let (popped, _) = carries(lab, fast_path.with(Xdp::Generic))?;
             ensure!(popped == 0, "{popped} packets popped early with fast path {fast_path:?}");
             Ok(())
         })
@@ -86,7 +75,7 @@ fn generic_leaves_the_pop_to_tc() -> Result<()> {
 #[test]
 fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab, FastPath::Overlay, &["--xdp=native"])?;
+        let cluster = cluster(lab, FastPath::Overlay.with(Xdp::Native), &[])?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
         let popped = b.counters()?.get(Direction::Ingress, Reason::PoppedEarly).packets;
@@ -98,9 +87,10 @@ fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
 #[test]
 fn auto_stays_off_on_a_veth_and_says_why() -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab, FastPath::All, &["--xdp=auto"])?;
+        let options = AgentOptions { fast_path: FastPath::All, flags: vec!["--xdp=auto".to_owned()] };
+        let cluster = Cluster::start(lab, 2, 1, options)?;
+        cluster.await_dataplane(FastPath::All.into())?;
         let member = &cluster.members[0];
-        ensure!(attached(member)?.is_none(), "{:?}", attached(member)?);
         let log = member.agent.log();
         let line = log.lines().find(|line| line.contains("XDP on the external interface"));
         ensure!(line.is_some_and(|line| line.contains("no network card")), "{line:?}");
@@ -112,7 +102,7 @@ fn auto_stays_off_on_a_veth_and_says_why() -> Result<()> {
 #[test]
 fn native_takes_frames_of_several_buffers() -> Result<()> {
     in_lab(|lab| {
-        let mut cluster = cluster(lab, FastPath::All, &["--xdp=native"])?;
+        let mut cluster = cluster(lab, FastPath::All.with(Xdp::Native), &[])?;
         for member in &cluster.members {
             member.node.netns().ip("link set eth0 mtu 9000")?;
         }
@@ -169,10 +159,10 @@ fn stranger_reaches(lab: &Lab, cluster: &Cluster) -> Result<bool> {
     Ok(socket.recv(&mut [0; 64]).is_ok())
 }
 
-fn strangers(mode: &str, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
+fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
     in_lab(|lab| {
-        let flags = [&*format!("--xdp={mode}"), &*format!("--xdp-unknown-vtep={what}")];
-        let cluster = cluster(lab, FastPath::All, &flags)?;
+        let flag = format!("--xdp-unknown-vtep={what}");
+        let cluster = cluster(lab, FastPath::All.with(xdp), &[&flag])?;
         let arrived = stranger_reaches(lab, &cluster)?;
         ensure!(arrived == arrives, "arrived: {arrived}");
         let counted = cluster.members[0].counters()?;
@@ -187,35 +177,30 @@ fn strangers(mode: &str, what: &str, arrives: bool, reason: Option<Reason>) -> R
 
 #[test]
 fn strangers_are_dropped_by_native_xdp() -> Result<()> {
-    strangers("native", "drop", false, Some(Reason::VtepDropped))
+    strangers(Xdp::Native, "drop", false, Some(Reason::VtepDropped))
 }
 
 #[test]
 fn strangers_are_dropped_by_generic_xdp() -> Result<()> {
-    strangers("generic", "drop", false, Some(Reason::VtepDropped))
+    strangers(Xdp::Generic, "drop", false, Some(Reason::VtepDropped))
 }
 
 #[test]
 fn strangers_are_counted_where_that_is_asked_for() -> Result<()> {
-    strangers("native", "count", true, Some(Reason::VtepSeen))
+    strangers(Xdp::Native, "count", true, Some(Reason::VtepSeen))
 }
 
 #[test]
 fn strangers_pass_as_with_stock_flannel_where_that_is_asked_for() -> Result<()> {
-    strangers("generic", "off", true, None)
+    strangers(Xdp::Generic, "off", true, None)
 }
 
 #[test]
 fn modes_follow_one_another_without_a_loss() -> Result<()> {
     in_lab(|lab| {
-        let mut cluster = cluster(lab, FastPath::All, &["--xdp=off"])?;
+        let mut cluster = cluster(lab, FastPath::All, &[])?;
         let flow = Paced::usual(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
-        for (mode, shown) in [
-            ("generic", Some("xdpgeneric")),
-            ("native", Some("xdp")),
-            ("generic", Some("xdpgeneric")),
-            ("off", None),
-        ] {
+        for xdp in [Xdp::Generic, Xdp::Native, Xdp::Generic, Xdp::Off] {
             for kill in [false, true] {
                 for member in &mut cluster.members {
                     if kill {
@@ -223,11 +208,11 @@ fn modes_follow_one_another_without_a_loss() -> Result<()> {
                     } else {
                         member.agent.terminate()?;
                     }
-                    member.agent.set_flag("xdp", mode);
+                    member.agent.set_flag("xdp", xdp.name());
                     member.agent.start_again()?;
                     eventually(CONVERGENCE, "XDP is as asked for", || {
-                        let now = attached(member)?;
-                        ensure!(now.as_deref() == shown, "{mode}: {now:?}");
+                        let now = member.xdp()?;
+                        ensure!(now == xdp, "{xdp:?}: {now:?}");
                         Ok(())
                     })?;
                 }

@@ -14,7 +14,7 @@ use flannel_tests::{
     traffic::{Dialogue, Endpoint, dialogue::listen},
 };
 
-use crate::{cluster, counted, fast, packets, serving::Serving};
+use crate::{behind_each_xdp, cluster, cluster_behind, counted, fast, packets, serving::Serving};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -52,8 +52,8 @@ impl Service {
 }
 
 fn services(masquerade: bool) -> Result<()> {
-    in_lab(|lab| {
-        let cluster = cluster(lab, 2, REFRESH)?;
+    behind_each_xdp(|lab, xdp| {
+        let cluster = cluster_behind(xdp, lab, 2, REFRESH)?;
         let service = Service::new(&cluster, masquerade)?;
         let [at_client, _] = counted(&cluster, || service.be_used())?;
         ensure!(fast(&at_client) == [0, 0], "translated packets skipped the stack: {at_client}");
