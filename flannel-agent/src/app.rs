@@ -227,16 +227,12 @@ impl Agent<'_> {
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
         let stacks = stacks(&backend, &external, public, networks);
 
-        let kernel_only = kernel_only(&backend, &config);
+        let kernel_only = kernel_only(&backend, &stacks);
         let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
-        let tolerate_gaps = async {
-            match fast_path {
-                FastPath::Flow => conntrack::tolerate_gaps(options.flow_refresh()).await,
-                _ => std::future::pending().await,
-            }
-        };
+        let (fast_paths, fast_path_now) = watch::channel(fast_path);
+        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths);
         let xdp = if fast_path == FastPath::Off { XdpChoice::OFF } else { options.xdp() };
         let local = Local {
             stacks,
@@ -291,10 +287,10 @@ impl Agent<'_> {
                 }
             },
             never = follower.run() => match never {},
-            never = node.follow(externals) => match never {},
+            never = node.follow(externals, fast_path_now) => match never {},
             () = following => Ok(End::Stopped),
             never = store.report_config_changes(config) => match never {},
-            () = tolerate_gaps => Ok(End::Stopped),
+            never = flows => match never {},
         }
     }
 
@@ -366,6 +362,28 @@ async fn write(file: &SubnetFile, path: &Path) {
             error!(%error, "trying again");
         }
         sleep(WRITE_AGAIN).await;
+    }
+}
+
+/// Keeps up what flows need that skip the stack, where there are any. Where it cannot be had, everything goes as with
+/// `overlay`; the log says so once.
+async fn keep_flows(rules: &Rules, refresh: Duration, fast_paths: &watch::Sender<FastPath>) -> Infallible {
+    if *fast_paths.borrow() != FastPath::Flow {
+        return std::future::pending().await;
+    }
+    select! {
+        because = rules.flows_unmarked() => {
+            warn!(
+                fast_path = "overlay",
+                because,
+                "no flow skips the host's stack: the rules that tell of established ones cannot be kept"
+            );
+            fast_paths.send_replace(FastPath::Overlay);
+            std::future::pending().await
+        }
+        never = conntrack::tolerate_gaps(refresh, |tolerant| {
+            fast_paths.send_replace(if tolerant { FastPath::Flow } else { FastPath::Overlay });
+        }) => never,
     }
 }
 

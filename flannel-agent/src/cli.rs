@@ -138,7 +138,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "PORT", default_value = "0", help_heading = "Health", value_parser = healthz_port)]
     pub healthz_port: u16,
     /// How far packets may skip the host's stack.
-    #[arg(long, value_name = "HOW FAR", default_value = "overlay", help_heading = "eBPF")]
+    #[arg(long, value_name = "HOW FAR", default_value = "flow", help_heading = "eBPF")]
     pub fast_path: FastPath,
     /// Seconds until a flow that skips the stack shows netfilter a packet again, and a new policy bites, 1 to 30.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",

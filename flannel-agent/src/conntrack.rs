@@ -1,25 +1,22 @@
 //! What connection tracking must put up with where flows skip the host's stack: it no longer sees each packet.
 
-use std::{fs, io, time::Duration};
+use std::{convert::Infallible, io, time::Duration};
 
 use flannel_common::path::flow::LONGEST_UDP;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// Where its settings for this network namespace are. They appear with the module.
-const DIRECTORY: &str = "/proc/sys/net/netfilter";
+use crate::sysctl::{self, Settings};
 
 /// How long it remembers a UDP flow of up to two seconds, seconds.
-const UDP_TIMEOUT: &str = "nf_conntrack_udp_timeout";
+const UDP_TIMEOUT: &str = "netfilter/nf_conntrack_udp_timeout";
 
-/// How often to look until all is set: rules that use connection tracking load its module.
-const SOON: Duration = Duration::from_secs(1);
-/// How often to look afterwards.
-const LATER: Duration = Duration::from_secs(30);
-/// So many attempts and the settings are said to be missing.
+/// Between looks: for so long connections may stand still where somebody undoes the settings.
+const PAUSE: Duration = Duration::from_secs(1);
+/// So many looks and settings that are not there will not come with the module, which rules load.
 const PATIENCE: u32 = 10;
 
-/// A setting that should be 1.
+/// A setting that should be 1. It appears with the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Setting {
     name: &'static str,
@@ -31,12 +28,12 @@ struct Setting {
 /// The settings (Documentation/networking/nf_conntrack-sysctl.rst of Linux).
 const SETTINGS: [Setting; 2] = [
     Setting {
-        name: "nf_conntrack_tcp_be_liberal",
+        name: "netfilter/nf_conntrack_tcp_be_liberal",
         because: "segments beyond the window it knows would be INVALID, which kube-proxy drops",
         required: true,
     },
     Setting {
-        name: "nf_conntrack_tcp_ignore_invalid_rst",
+        name: "netfilter/nf_conntrack_tcp_ignore_invalid_rst",
         because: "a reset after 2 GB that it has not seen would be INVALID",
         required: false,
     },
@@ -44,48 +41,62 @@ const SETTINGS: [Setting; 2] = [
 
 /// Settings that are not there, or cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("{DIRECTORY}/{name}: {error}")]
+#[error("{path}: {error}")]
 struct SettingError {
-    name: &'static str,
+    path: String,
     error: io::Error,
 }
 
 /// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process, where
-/// netfilter's acceptance of a flow holds for `refresh`. Never returns. The settings stay at exit, as the flows do that need them.
-pub async fn tolerate_gaps(refresh: Duration) {
-    let mut failures = 0;
+/// netfilter's acceptance of a flow holds for `refresh`. Tells `tolerant` whenever that has become impossible, with
+/// false, or possible again. Never returns. The settings stay at exit, as the flows do that need them.
+pub async fn tolerate_gaps(refresh: Duration, tolerant: impl Fn(bool)) -> Infallible {
+    let mut failures: u32 = 0;
+    let mut able = true;
     let mut compared = false;
     loop {
-        match set_all() {
+        match set_all(&sysctl::NET) {
             Ok(()) => {
                 failures = 0;
+                if !able {
+                    info!(
+                        fast_path = "flow",
+                        "connection tracking is tolerant: flows skip the host's stack again"
+                    );
+                    able = true;
+                    tolerant(able);
+                }
                 if !compared {
                     compare(refresh);
                     compared = true;
                 }
-                sleep(LATER).await;
             }
-            Err(error) => {
-                failures += 1;
-                if failures == PATIENCE {
+            Err(SettingError { path, error }) => {
+                failures = failures.saturating_add(1);
+                let may_come = error.kind() == io::ErrorKind::NotFound && failures < PATIENCE;
+                if able && !may_come {
                     warn!(
+                        fast_path = "overlay",
+                        setting = path,
                         %error,
-                        "connection tracking cannot be told that it does not see every packet: where rules drop \
-                         what is INVALID, connections may stall; load the module nf_conntrack, or run with \
-                         --fast-path=overlay"
+                        "no flow skips the host's stack: where rules drop what is INVALID, it would stall, as connection \
+                         tracking cannot be told that it does not see every packet; set this to 1 on the host, or let \
+                         the agent write it (in a container, mount the host's /proc/sys/net at /host/proc/sys/net)"
                     );
+                    able = false;
+                    tolerant(able);
                 }
-                sleep(SOON).await;
             }
         }
+        sleep(PAUSE).await;
     }
 }
 
 /// Says so if connection tracking would forget a UDP flow before the flow shows itself again.
 fn compare(refresh: Duration) {
     let longest = refresh.min(Duration::from_nanos(LONGEST_UDP));
-    let timeout = fs::read_to_string(format!("{DIRECTORY}/{UDP_TIMEOUT}")).ok();
-    let timeout = timeout.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+    let timeout = sysctl::NET.read(UDP_TIMEOUT).ok();
+    let timeout = timeout.and_then(|text| text.parse().ok()).map(Duration::from_secs);
     if let Some(timeout) = timeout.filter(|timeout| *timeout < longest * 2) {
         warn!(
             setting = UDP_TIMEOUT,
@@ -97,9 +108,9 @@ fn compare(refresh: Duration) {
     }
 }
 
-fn set_all() -> Result<(), SettingError> {
+fn set_all(settings: &Settings<'_>) -> Result<(), SettingError> {
     for setting in &SETTINGS {
-        match set(setting) {
+        match set(setting, settings) {
             Err(SettingError { error, .. })
                 if error.kind() == io::ErrorKind::NotFound && !setting.required => {}
             result => result?,
@@ -108,14 +119,51 @@ fn set_all() -> Result<(), SettingError> {
     Ok(())
 }
 
-fn set(setting: &Setting) -> Result<(), SettingError> {
+fn set(setting: &Setting, settings: &Settings<'_>) -> Result<(), SettingError> {
     let Setting { name, because, .. } = *setting;
-    let failed = |error| SettingError { name, error };
-    let path = format!("{DIRECTORY}/{name}");
-    if fs::read_to_string(&path).map_err(failed)?.trim() != "0" {
-        return Ok(());
-    }
-    fs::write(&path, "1").map_err(failed)?;
+    let done = match settings.read(name) {
+        Ok(value) if value != "0" => return Ok(()),
+        Ok(_) => settings.write(name, "1"),
+        Err(error) => Err(error),
+    };
+    done.map_err(|error| SettingError { path: settings.file(name).display().to_string(), error })?;
     info!(setting = name, was = 0, is = 1, because, "connection tracking made tolerant");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn write(directory: &Path, value: &str) {
+        for setting in &SETTINGS {
+            fs::write(directory.join(setting.name), value).unwrap();
+        }
+    }
+
+    fn values(directory: &Path) -> [String; 2] {
+        SETTINGS.map(|setting| fs::read_to_string(directory.join(setting.name)).unwrap())
+    }
+
+    #[test]
+    fn what_is_zero_becomes_one_and_nothing_else_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        let settings = Settings { own: directory.to_str().unwrap(), mounted: "/not-there" };
+        fs::create_dir(directory.join("netfilter")).unwrap();
+        let error = set_all(&settings).unwrap_err();
+        assert_eq!(error.error.kind(), io::ErrorKind::NotFound);
+        assert!(error.path.ends_with("netfilter/nf_conntrack_tcp_be_liberal"), "{error}");
+        write(directory, "0\n");
+        set_all(&settings).unwrap();
+        assert_eq!(values(directory), ["1", "1"]);
+        write(directory, "2\n");
+        set_all(&settings).unwrap();
+        assert_eq!(values(directory), ["2\n", "2\n"]);
+        // Older kernels do without the second.
+        fs::remove_file(directory.join(SETTINGS[1].name)).unwrap();
+        set_all(&settings).unwrap();
+    }
 }

@@ -31,6 +31,7 @@ pub mod privileges;
 pub mod reconcile;
 mod steady_file;
 pub mod subnet_file;
+mod sysctl;
 pub mod telemetry;
 pub mod underlay;
 mod utc;

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, convert::Infallible, future::pending};
 
+use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
-use tokio::sync::watch;
+use tokio::{select, sync::watch};
 use tracing::{error, info};
 
 use crate::{
@@ -45,14 +46,27 @@ impl Node {
         (Self { backend, fixed, xdp, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
-    /// Brings everything into line with the external interface, whenever that changes. Runs as long as it is
-    /// polled.
-    pub async fn follow(self, mut externals: watch::Receiver<ExternalInterface>) -> Infallible {
-        while externals.changed().await.is_ok() {
-            let external = externals.borrow_and_update().clone();
-            self.become_of(&external);
+    /// Brings everything into line with the external interface, and with how far packets may skip the stack, whenever
+    /// one changes. Runs as long as it is polled.
+    pub async fn follow(
+        self,
+        mut externals: watch::Receiver<ExternalInterface>,
+        mut fast_paths: watch::Receiver<FastPath>,
+    ) -> Infallible {
+        loop {
+            select! {
+                Ok(()) = externals.changed() => {
+                    let external = externals.borrow_and_update().clone();
+                    self.become_of(&external);
+                }
+                Ok(()) = fast_paths.changed() => self.take(*fast_paths.borrow_and_update()),
+                else => pending().await,
+            }
         }
-        pending().await
+    }
+
+    fn take(&self, fast_path: FastPath) {
+        set(&self.locals, |local| Local { fast_path, ..local.clone() });
     }
 
     fn become_of(&self, external: &ExternalInterface) {
@@ -121,8 +135,6 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, to: impl FnOnce(&T) -> T) -> boo
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
-
-    use flannel_common::layout::FastPath;
 
     use super::*;
     use crate::{config::VxlanOptions, mac::Mac, xdp::Xdp};
@@ -202,6 +214,20 @@ mod tests {
         // Too narrow for IPv6: the node stays what it is.
         node.become_of(&ExternalInterface { mtu: 1349, ..with(1, "2001:db8::7") });
         assert!(!locals.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn another_fast_path_is_taken_and_nothing_else_changes() {
+        let (node, (mut locals, attrs, _)) = node(vxlan(), NodeAddress::default());
+        let before = locals.borrow_and_update().clone();
+        let (_externals, external) = watch::channel(ExternalInterface::eth0(2, 1500, 1));
+        let (fast_paths, fast_path) = watch::channel(FastPath::Off);
+        let following = tokio::spawn(node.follow(external, fast_path));
+        fast_paths.send_replace(FastPath::Overlay);
+        locals.changed().await.unwrap();
+        assert_eq!(*locals.borrow(), Local { fast_path: FastPath::Overlay, ..before });
+        assert!(!attrs.has_changed().unwrap());
+        following.abort();
     }
 
     #[test]

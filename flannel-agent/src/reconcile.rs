@@ -7,7 +7,7 @@
 //! leases, surroundings -> plan() -> delta(planned, observed) -> apply
 //! ```
 
-use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, pin::pin, time::Duration};
+use std::{collections::BTreeSet, future::Future, net::IpAddr, pin::pin, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -17,6 +17,7 @@ use tracing::info;
 
 use crate::{
     datapath::{Datapath, ObserveError},
+    family::Family,
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
     plan::{
@@ -298,19 +299,19 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             if moved || underlay {
                 // A DHCP client may bring our address back in a moment: until then the ways there were are good,
                 // as long as their interfaces are.
-                let leads = |hop: &Result<NextHop, NoHop>| {
+                let leads = |to: &IpAddr, hop: &Result<NextHop, NoHop>| {
                     let mut links = surroundings.underlay.iter();
-                    surroundings.adrift
+                    surroundings.adrift.contains(&Family::of(*to))
                         && hop.is_ok_and(|hop| links.any(|(index, _, up)| *up && *index == hop.ifindex))
                 };
-                self.next_hops.retain(|_, hop| leads(hop));
+                self.next_hops.retain(|to, hop| leads(to, hop));
                 // Ours are among the routes that may be gone.
                 changed.overlay |= !self.plan.state.direct_routes.is_empty();
             }
             changed.overlay |= surroundings.overlays != self.surroundings.overlays;
             // Only pods that are reached past the host's stack have to be found.
             self.due.pods = if self.local.fast_path.finds_pods() {
-                self.unplaced.look_again(&surroundings.pods, now)
+                self.unplaced.look_again(&surroundings.pods, self.local.stacks.len(), now)
             } else {
                 None
             };
@@ -412,7 +413,7 @@ async fn resolve<H: Host>(
     host: &mut H,
     local: &Local,
     next_hops: &mut NextHops,
-    wanted: BTreeSet<Ipv4Addr>,
+    wanted: BTreeSet<IpAddr>,
 ) -> Result<(), NetlinkError> {
     next_hops.retain(|address, _| wanted.contains(address));
     resolve_more(host, local, next_hops, wanted).await
@@ -423,7 +424,7 @@ async fn resolve_more<H: Host>(
     host: &mut H,
     local: &Local,
     next_hops: &mut NextHops,
-    wanted: BTreeSet<Ipv4Addr>,
+    wanted: BTreeSet<IpAddr>,
 ) -> Result<(), NetlinkError> {
     let unknown: BTreeSet<_> =
         wanted.into_iter().filter(|address| !next_hops.contains_key(address)).collect();

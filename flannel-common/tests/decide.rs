@@ -138,12 +138,13 @@ proptest! {
     #[test]
     fn the_gate_opens_for_accepted_flows_only(case in any_hook().prop_flat_map(case)) {
         let flowing = case.tables.config.is_some_and(|config| config.fast_path == FastPath::Flow);
-        let (pod, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
+        let (ifindex, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
             Verdict::Encap(_, Reason::EncapPod) | Verdict::Route(..) => {
-                (case.tables.pods[&case.frame[26..30]], &case.frame[..])
+                // Whose address it was when the flow was accepted: what has been learned says more than where pods are.
+                (case.arrival.ifindex, &case.frame[..])
             }
-            Verdict::Deliver(deliver, _) | Verdict::PopEarly(deliver, _) => (deliver.pod, &case.frame[50..]),
-            Verdict::Hand(deliver, _) => (deliver.pod, &case.frame[..]),
+            Verdict::Deliver(deliver, _) | Verdict::PopEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
+            Verdict::Hand(deliver, _) => (deliver.pod.ifindex, &case.frame[..]),
             _ => return Ok(()),
         };
         prop_assume!(flowing);
@@ -155,7 +156,7 @@ proptest! {
         let port = |at: usize| u16::from_be_bytes([inner[at], inner[at + 1]]);
         prop_assert_eq!((flow.local_port, flow.remote_port), (port(local), port(remote)));
         prop_assert_eq!(flow.protocol as u8, inner[23]);
-        prop_assert_eq!(permit.ifindex, pod.ifindex);
+        prop_assert_eq!(permit.ifindex, ifindex);
         prop_assert!(permit.egress != 0 && permit.ingress != 0);
         let own = if case.hook == Hook::FromPod { permit.egress } else { permit.ingress };
         let age = Duration::from_nanos(case.tables.now - own);

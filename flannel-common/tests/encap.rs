@@ -1,10 +1,13 @@
 //! The headers that encapsulation writes, judged by etherparse and by the RFCs.
 
+use std::collections::BTreeSet;
+
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
 use flannel_common::{
     layout::{PeerKind, PeerV4},
-    packet::hash::source_port,
+    packet::hash::{of_flow, of_flow_v6, source_port},
     path::{Encap, Forward, HEADERS_AT, HEADERS_LEN},
+    testing::{Frame, FrameV6, HERE, THERE},
 };
 use proptest::prelude::*;
 
@@ -99,4 +102,32 @@ fn source_ports_use_their_whole_range() {
     assert_eq!(ports(0x0000_ffff), 60_998);
     // A range the wrong way round, which no kernel accepts, must not overflow.
     assert_eq!(source_port(0x0000_ffff, 60_999, 32_768), 60_999);
+}
+
+/// Packets of one flow have one hash, whatever else differs; of many flows few share one.
+#[test]
+fn a_flow_has_one_hash() {
+    let v4 = |flow: u8, len, ttl| {
+        let mut frame = Frame::udp(HERE.pod(2), THERE.pod(2), len).ip(|ip| ip.ttl = ttl);
+        frame.payload[1] = flow;
+        of_flow(&frame.bytes()[..])
+    };
+    let v6 = |flow: u8, len, hop_limit| {
+        let mut frame = FrameV6::udp(HERE.pod_v6(2), THERE.pod_v6(2), len).ip(|ip| ip.hop_limit = hop_limit);
+        frame.payload[1] = flow;
+        of_flow_v6(&frame.bytes()[..])
+    };
+    for hash in [&v4 as &dyn Fn(u8, usize, u8) -> Option<u32>, &v6] {
+        let mut ports = BTreeSet::new();
+        for flow in 0..=255 {
+            let one = hash(flow, 10, 64).unwrap();
+            assert_eq!(Some(one), hash(flow, 900, 30));
+            assert_ne!(one, 0);
+            ports.insert(source_port(one, 32_768, 60_999));
+        }
+        // 256 of 28231 ports collide once on average.
+        assert!(ports.len() > 248, "256 flows share {} ports", ports.len());
+    }
+    assert_eq!(of_flow(&[0; 33][..]), None);
+    assert_eq!(of_flow_v6(&[0; 53][..]), None);
 }

@@ -12,7 +12,7 @@ use flannel_common::{
     layout::{PodV4, PoppedFor},
     map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
-        Packet,
+        Packet, hash,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
     path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, egress, flow, forwarding, ingress},
@@ -104,12 +104,13 @@ pub(crate) fn conclude(
 /// Pushes VXLAN and sends the packet to the peer.
 #[inline(always)]
 pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
-    // Taken first: the hash covers the inner flow only while the inner headers are the outermost.
-    let hash = skb.flow_hash();
+    // Taken first: the inner headers are the outermost only now.
+    let hash = skb.flow_hash(hash::of_flow);
+    let id = maps::next_id(Direction::Egress, reason);
     if skb.push_vxlan().is_none() {
         return Done::kernel(Reason::Refused);
     }
-    let headers = encap.headers(Skb::random_id(), hash);
+    let headers = encap.headers(id, hash);
     let written = skb.write(HEADERS_AT, headers).and_then(|()| match encap.forward {
         Some(forward) => forward.write(&mut skb, HEADERS_AT + HEADERS_LEN),
         None => Some(()),

@@ -19,8 +19,8 @@ use aya_ebpf::{
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
+        bpf_skb_adjust_room, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -176,18 +176,19 @@ impl Skb {
         Size { packets: if segments > 1 { segments } else { 1 }, bytes: self.len() }
     }
 
-    /// The kernel's hash of the packet's flow (`skb_get_hash`).
+    /// The hash of the packet's flow that the kernel has, from the packet's socket or from the NIC, as its own device
+    /// would take it; else the one that `of_flow` gives, which the kernel then has too.
     #[inline(always)]
-    pub(crate) fn flow_hash(&self) -> u32 {
+    pub(crate) fn flow_hash(&self, of_flow: impl FnOnce(&Self) -> Option<u32>) -> u32 {
+        // SAFETY: a field of the live context.
+        let known = unsafe { (*self.skb).hash };
+        if known != 0 {
+            return known;
+        }
+        let hash = of_flow(self).unwrap_or(1);
         // SAFETY: `skb` is the live context.
-        unsafe { bpf_get_hash_recalc(self.skb) }
-    }
-
-    /// An IP identification for a new header.
-    #[inline(always)]
-    pub(crate) fn random_id() -> u16 {
-        // SAFETY: the helper takes nothing and cannot fail.
-        unsafe { (bpf_get_prandom_u32() >> 16) as u16 }
+        unsafe { bpf_set_hash(self.skb, hash) };
+        hash
     }
 
     /// Sets `bits` in the packet's mark; the others stay.

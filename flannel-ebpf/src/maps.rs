@@ -11,7 +11,7 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use flannel_common::{
@@ -203,6 +203,20 @@ pub(crate) fn write_down(note: &Note) {
         Note::Forget(flow) => FLOWS_V4.remove(flow),
         Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
+}
+
+/// The IP identification for the outer header of a packet that is about to be counted for `reason`: as many are used up
+/// as the packet has segments, each of which gets the next (net/ipv4/af_inet.c, `inet_gso_segment`). None comes twice
+/// within 65536 packets of a CPU; those of two CPUs run apart.
+#[inline(always)]
+pub(crate) fn next_id(direction: Direction, reason: Reason) -> u16 {
+    // SAFETY: the slot is this CPU's own.
+    let packets =
+        COUNTERS.get_ptr(reason::slot(direction, reason)).map_or(0, |counter| unsafe { (*counter).packets });
+    // SAFETY: the helper takes nothing and cannot fail.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    // The CPU's number in the upper byte, where the count gets to last.
+    packets as u16 ^ (cpu as u16).swap_bytes()
 }
 
 /// Adds to the counter of `direction` and `reason` on this CPU.

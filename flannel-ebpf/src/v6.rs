@@ -7,7 +7,7 @@ use aya_ebpf::{
 use flannel_common::{
     map::{HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
-        Packet as _,
+        Packet as _, hash,
         headers::{ETHERNET_LEN, Ethernet},
         ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
@@ -94,7 +94,7 @@ fn take_note(skb: Skb, size: Size, direction: Direction) {
 #[inline(always)]
 fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
     // Taken first: the hash covers the inner flow only while the inner headers are the outermost.
-    let hash = skb.flow_hash();
+    let hash = skb.flow_hash(hash::of_flow_v6);
     if skb.push_vxlan_v6().is_none() {
         return Done::kernel(Reason::Refused);
     }

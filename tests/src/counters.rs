@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
 use flannel_agent::bpf::{Pins, Traffic, read_counters};
-use flannel_common::reason::{Class, Direction, Reason};
+use flannel_common::{
+    path::flow,
+    reason::{Class, Direction, Reason},
+};
 
 /// Packets and bytes of one counter, over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +45,20 @@ impl Counters {
         let of_class =
             self.0.iter().filter(|((way, reason), _)| *way == direction && reason.class() == class);
         of_class.map(|(_, count)| count.packets).sum()
+    }
+
+    /// Share of the packets between pods of two nodes, those of one direction, that skipped the host's stack; `None`
+    /// where there were none.
+    pub fn share_past_the_stack(&self, direction: Direction) -> Option<f64> {
+        let skipped = match direction {
+            Direction::Egress => [Reason::EncapPod, Reason::RoutePod, Reason::EncapDevice],
+            Direction::Ingress => [Reason::DeliverPod, Reason::HandPod, Reason::DeliverOverlay],
+        };
+        let packets = |reasons: &[Reason]| -> u64 {
+            reasons.iter().map(|reason| self.get(direction, *reason).packets).sum()
+        };
+        let (skipped, left) = (packets(&skipped), packets(&flow::REFUSALS));
+        (skipped + left > 0).then(|| skipped as f64 / (skipped + left) as f64)
     }
 
     /// Pods' packets that went out past the host's stack, and that came in so: as they are, then in VXLAN.

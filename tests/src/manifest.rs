@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The directory of the manifest, the chart and the container file.
 pub fn directory() -> PathBuf {
@@ -15,6 +15,43 @@ pub fn objects() -> Result<Vec<Value>> {
     let path = directory().join("kube-flannel.yml");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     documents(&text).with_context(|| path.display().to_string())
+}
+
+/// flannel's own manifest, as far as ours differs from it.
+pub fn flannels() -> Result<Vec<Value>> {
+    let mut objects = objects()?;
+    for object in &mut objects {
+        match object["kind"].as_str() {
+            Some("ClusterRole") => {
+                if let Some(rules) = object["rules"].as_array_mut() {
+                    rules.retain(|rule| rule["resources"] != json!(["events"]));
+                }
+            }
+            Some("DaemonSet") => {
+                let pod = &mut object["spec"]["template"]["spec"];
+                let image = json!("ghcr.io/flannel-io/flannel:v0.28.0");
+                pod["initContainers"][0]["image"] =
+                    json!("ghcr.io/flannel-io/flannel-cni-plugin:v1.9.0-flannel1");
+                pod["initContainers"][0]["command"] = json!(["cp"]);
+                pod["initContainers"][0]["args"] = json!(["-f", "/flannel", "/opt/cni/bin/flannel"]);
+                pod["initContainers"][1]["image"] = image.clone();
+                let container = &mut pod["containers"][0];
+                container["image"] = image;
+                container["securityContext"]["capabilities"] = json!({ "add": ["NET_ADMIN", "NET_RAW"] });
+                without(&mut container["env"], "NODE_NAME");
+                without(&mut container["volumeMounts"], "bpffs");
+                without(&mut pod["volumes"], "bpffs");
+            }
+            _ => {}
+        }
+    }
+    Ok(objects)
+}
+
+fn without(list: &mut Value, name: &str) {
+    if let Some(list) = list.as_array_mut() {
+        list.retain(|one| one["name"] != name);
+    }
 }
 
 /// The object of this kind, of which the manifest has one.

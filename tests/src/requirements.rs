@@ -27,7 +27,7 @@ const CNI_DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 pub const REQUIRE: &str = "FLANNEL_TEST_REQUIRE";
 
 /// The plugins that are used.
-const CNI_PLUGINS: [&str; 3] = ["bridge", "host-local", "portmap"];
+pub(crate) const CNI_PLUGINS: [&str; 3] = ["bridge", "host-local", "portmap"];
 
 /// Where the CNI plugins `bridge`, `host-local` and `portmap` are.
 pub fn cni_directory() -> Result<PathBuf> {

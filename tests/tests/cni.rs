@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, time::Duration
 use anyhow::{Context as _, Result, ensure};
 use flannel_tests::{
     eventually,
-    lab::{Chain, FastPath, Lab, Member, Netns, Node, PodOptions, in_lab},
+    lab::{Chain, FastPath, Lab, Member, Netns, Node, Plugins, PodOptions, in_lab},
     traffic::{every_kind_both_ways, reachability},
 };
 use ipnetwork::IpNetwork;
@@ -177,7 +177,7 @@ fn errors_come_from_where_they_arise() -> Result<()> {
 fn pods_of_kube_flannels_conflist_reach_each_other() -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
-        let options = PodOptions { kube_flannel: true, ..PodOptions::default() };
+        let options = PodOptions { plugins: Plugins::KubeFlannel, ..PodOptions::default() };
         let start = |fast_path| -> Result<Member> {
             let mut member = Member::start(lab.node()?, &etcd, fast_path, 0)?;
             for name in ["pod1", "pod2"] {
@@ -185,7 +185,7 @@ fn pods_of_kube_flannels_conflist_reach_each_other() -> Result<()> {
             }
             Ok(member)
         };
-        let mut members = [start(FastPath::All)?, start(FastPath::Overlay)?, start(FastPath::Off)?];
+        let mut members = [start(FastPath::All)?, start(FastPath::Flow)?, start(FastPath::Off)?];
         let pods =
             || members.iter().flat_map(|member| &member.pods).map(|pod| pod.endpoint()).collect::<Vec<_>>();
         eventually(PATIENCE, "everyone reaches everyone", || reachability(&pods()).check_complete())?;
@@ -206,9 +206,9 @@ fn pods_of_kube_flannels_conflist_reach_each_other() -> Result<()> {
 fn host_ports_are_forwarded_by_portmap() -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
-        let a = Member::start(lab.node()?, &etcd, FastPath::Overlay, 1)?;
-        let b = Member::start(lab.node()?, &etcd, FastPath::Overlay, 0)?;
-        let options = PodOptions { kube_flannel: true, host_ports: vec![(8080, 80)] };
+        let a = Member::start(lab.node()?, &etcd, FastPath::Flow, 1)?;
+        let b = Member::start(lab.node()?, &etcd, FastPath::Flow, 0)?;
+        let options = PodOptions { plugins: Plugins::KubeFlannel, host_ports: vec![(8080, 80)] };
         let server = b.node.pod_with("server", &options)?;
         let target = SocketAddr::from((b.node.address(), 8080));
         let listener =

@@ -173,7 +173,7 @@ fn options_are_made_on_a_running_host() -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
         let node = lab.node()?;
-        let _agent = node.agent(&etcd, FastPath::Overlay.into())?;
+        let _agent = node.agent(&etcd, FastPath::Flow.into())?;
         let env = node.subnet_env()?;
         let gateway = env.subnet.nth(1).context("a subnet has a first host")?;
 

@@ -5,9 +5,7 @@ use std::{net::IpAddr, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use flannel_tests::{
     eventually,
-    lab::{
-        AgentOptions, Cluster, Etcd, FastPath, Lab, Member, NETWORK_V6, Node, PREFIX, SubnetEnvV6, in_lab,
-    },
+    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, Node, PREFIX, SubnetEnvV6, in_lab},
     traffic::{Endpoint, Paced, every_kind_both_ways, ping::ping, source_seen},
 };
 
@@ -23,22 +21,18 @@ fn v6_only(etcd: &Etcd) -> Result<()> {
     etcd.configure_v6_only("vxlan")
 }
 
-fn v6(member: &Member) -> Result<Endpoint> {
-    member.pods.first().context("a node without pods")?.endpoint_v6()
-}
-
 /// Every kind of traffic between pods by both families, and between hosts and pods by IPv6.
 fn carries_both(lab: &Lab, fast_path: FastPath) -> Result<()> {
     let cluster = Cluster::start_v6(lab, 2, fast_path, vxlan)?;
     cluster.await_fast_path(0, 1, fast_path)?;
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
     every_kind_both_ways(&a.pod()?, &b.pod()?).context("IPv4")?;
-    every_kind_both_ways(&v6(a)?, &v6(b)?).context("IPv6")?;
+    every_kind_both_ways(&a.pod_v6()?, &b.pod_v6()?).context("IPv6")?;
     let host_a = a.node.overlay_endpoint_v6()?;
-    let source = host_a.source_towards(&v6(b)?)?;
+    let source = host_a.source_towards(&b.pod_v6()?)?;
     ensure!(source == host_a.address(), "packets to remote pods leave from {source}");
-    ping(&host_a, &v6(b)?, 56)?;
-    ping(&v6(a)?, &b.node.overlay_endpoint_v6()?, 56)?;
+    ping(&host_a, &b.pod_v6()?, 56)?;
+    ping(&a.pod_v6()?, &b.node.overlay_endpoint_v6()?, 56)?;
     for member in [a, b] {
         let file = std::fs::read_to_string(member.node.subnet_file())?;
         let (v4, v6) = (member.node.subnet_env()?, member.node.subnet_env_v6()?);
@@ -73,7 +67,7 @@ fn host_gw_routes_both_families() -> Result<()> {
     in_lab(|lab| {
         let cluster = Cluster::start_v6(lab, 2, FastPath::Off, host_gw)?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
-        every_kind_both_ways(&v6(a)?, &v6(b)?)?;
+        every_kind_both_ways(&a.pod_v6()?, &b.pod_v6()?)?;
         let subnet = b.node.subnet_env_v6()?.subnet;
         let route = a.node.netns().ip(&format!("-6 route show {subnet}"))?;
         let via = format!("{subnet} via {} dev eth0 metric 1024", b.node.address_v6());
@@ -89,7 +83,7 @@ fn a_cluster_of_ipv6_alone_carries_every_kind_of_traffic() -> Result<()> {
     in_lab(|lab| {
         let cluster = Cluster::start_v6(lab, 3, FastPath::Off, v6_only)?;
         let [a, b, _] = &cluster.members[..] else { unreachable!() };
-        every_kind_both_ways(&v6(a)?, &v6(b)?)?;
+        every_kind_both_ways(&a.pod_v6()?, &b.pod_v6()?)?;
         let file = std::fs::read_to_string(a.node.subnet_file())?;
         ensure!(!file.contains("FLANNEL_SUBNET=") && file.contains("FLANNEL_MTU=1430\n"), "{file}");
         ensure!(cluster.etcd.lease_keys()?.keys().all(|key| key.starts_with("0.0.0.0-0&fd00:")), "keys");
@@ -101,7 +95,7 @@ fn a_cluster_of_ipv6_alone_carries_every_kind_of_traffic() -> Result<()> {
 #[test]
 fn what_ipv6_loses_comes_back_by_itself() -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::start_v6(lab, 2, FastPath::Overlay, vxlan)?;
+        let cluster = Cluster::start_v6(lab, 2, FastPath::Flow, vxlan)?;
         let node = &cluster.members[0].node;
         let mac = || node.netns().ip("-br link show dev flannel-v6.1");
         let before = mac()?;
@@ -128,7 +122,7 @@ fn a_restart_loses_no_packet_of_ipv6() -> Result<()> {
     in_lab(|lab| {
         let mut cluster = Cluster::start_v6(lab, 2, FastPath::Off, vxlan)?;
         let subnet = cluster.members[0].node.subnet_env_v6()?.subnet;
-        let traffic = Paced::usual(&v6(&cluster.members[0])?, &v6(&cluster.members[1])?)?;
+        let traffic = Paced::usual(&cluster.members[0].pod_v6()?, &cluster.members[1].pod_v6()?)?;
         for end in [true, false] {
             let agent = &mut cluster.members[0].agent;
             if end {
@@ -163,7 +157,7 @@ fn stock_nodes_of_both_families_and_of_one_are_peers() -> Result<()> {
         cluster.await_reachable_v6(&[pod.endpoint_v6()?])?;
         v4.sync(&cluster.etcd)?;
         cluster.await_reachable(&[pod.endpoint(), old_pod.endpoint()])?;
-        every_kind_both_ways(&v6(&cluster.members[0])?, &pod.endpoint_v6()?)?;
+        every_kind_both_ways(&cluster.members[0].pod_v6()?, &pod.endpoint_v6()?)?;
         let log = cluster.members[0].agent.log();
         ensure!(log.contains("it has no IPv6 subnet") && !log.contains("panicked"), "{log}");
         Ok(())
@@ -276,7 +270,7 @@ fn masquerades(lab: &Lab, nftables: bool) -> Result<()> {
     eventually(Duration::from_secs(20), "the rules are back", || check_rules(&a.node, nftables))?;
     let outside = lab.dual_node()?;
     let outside = Endpoint::new("outside".to_owned(), outside.netns().clone(), outside.address_v6());
-    let (pod_a, pod_b) = (v6(a)?, v6(b)?);
+    let (pod_a, pod_b) = (a.pod_v6()?, b.pod_v6()?);
     for (to, expected) in [(&pod_b, pod_a.address()), (&outside, IpAddr::V6(a.node.address_v6()))] {
         let seen = source_seen(&pod_a, to, 4711, to.socket_address(4711))?;
         ensure!(seen == expected, "{} sees {seen}, not {expected}", to.name());
@@ -309,8 +303,10 @@ fn a_stock_node_of_both_families_becomes_ours_without_loss() -> Result<()> {
         let devices = || node.netns().ip("-br link show type vxlan");
         let before = (devices()?, node.subnet_env()?.subnet, node.subnet_env_v6()?.subnet);
         let other = &cluster.members[0];
-        let traffic =
-            [Paced::usual(&pod.endpoint(), &other.pod()?)?, Paced::usual(&pod.endpoint_v6()?, &v6(other)?)?];
+        let traffic = [
+            Paced::usual(&pod.endpoint(), &other.pod()?)?,
+            Paced::usual(&pod.endpoint_v6()?, &other.pod_v6()?)?,
+        ];
         let agent = node.agent(&cluster.etcd, FastPath::Off.into())?;
         sleep(Duration::from_millis(500));
         for paced in traffic {

@@ -149,7 +149,7 @@ fn only_what_is_exempt(fast_path: FastPath) -> Result<()> {
             for outside in [&node, &scene.partner, &scene.world] {
                 scene.is_masqueraded(outside)?;
             }
-            if fast_path == FastPath::Overlay {
+            if fast_path != FastPath::All {
                 scene.is_masqueraded(&pod)?;
             }
         }
@@ -183,6 +183,11 @@ fn overlay_keeps_the_address_only_towards_what_is_exempt() -> Result<()> {
 }
 
 #[test]
+fn flow_keeps_the_address_only_towards_what_is_exempt() -> Result<()> {
+    only_what_is_exempt(FastPath::Flow)
+}
+
+#[test]
 fn all_keeps_the_address_only_towards_what_is_exempt() -> Result<()> {
     only_what_is_exempt(FastPath::All)
 }
@@ -191,7 +196,7 @@ fn all_keeps_the_address_only_towards_what_is_exempt() -> Result<()> {
 #[test]
 fn nodes_and_networks_are_exempt_only_if_named() -> Result<()> {
     in_lab(|lab| {
-        let scene = Scene::set(lab, FastPath::Overlay, &[])?;
+        let scene = Scene::set(lab, FastPath::Flow, &[])?;
         scene.let_marked_packets_be()?;
         let peer = &scene.cluster.members[1];
         let pod = peer.pod()?;
@@ -206,7 +211,7 @@ fn nodes_and_networks_are_exempt_only_if_named() -> Result<()> {
 #[test]
 fn the_file_takes_effect_when_it_changes() -> Result<()> {
     in_lab(|lab| {
-        let scene = Scene::set(lab, FastPath::Overlay, &["--snat-exempt-cidr", NAMED])?;
+        let scene = Scene::set(lab, FastPath::Flow, &["--snat-exempt-cidr", NAMED])?;
         let log = || scene.cluster.members[0].agent.log();
         scene.let_marked_packets_be()?;
         scene.await_marks()?;

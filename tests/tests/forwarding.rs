@@ -43,6 +43,11 @@ fn all_carries_every_kind_of_traffic() -> Result<()> {
 }
 
 #[test]
+fn flow_carries_every_kind_of_traffic() -> Result<()> {
+    in_lab(|lab| pods_and_hosts(lab, FastPath::Flow))
+}
+
+#[test]
 fn overlay_carries_every_kind_of_traffic() -> Result<()> {
     in_lab(|lab| pods_and_hosts(lab, FastPath::Overlay))
 }

@@ -156,7 +156,7 @@ fn an_emptied_etcd_costs_nobody_a_packet() -> Result<()> {
 #[test]
 fn a_route_fight_does_not_flood_the_log() -> Result<()> {
     in_lab(|lab| {
-        let mut cluster = Cluster::start(lab, 2, 1, FastPath::Overlay)?;
+        let mut cluster = Cluster::start(lab, 2, 1, FastPath::Flow)?;
         let subnet = cluster.members[1].node.subnet_env()?.subnet;
         let node = cluster.members[0].node.netns().clone();
         let before = lines(&cluster.members[0]);

@@ -134,8 +134,8 @@ fn a_device_that_is_there_gets_the_mac_of_the_file() -> Result<()> {
     in_lab(|lab| {
         let file = Nodes { path: lab.dir().join("nodes.yaml") };
         file.write(&[(1, ""), (2, "")])?;
-        let mut a = file.start(lab, FastPath::Overlay)?;
-        let b = file.start(lab, FastPath::Overlay)?;
+        let mut a = file.start(lab, FastPath::Flow)?;
+        let b = file.start(lab, FastPath::Flow)?;
         await_reachable(&[&a, &b])?;
         a.agent.kill()?;
         a.node.netns().ip("link set flannel.1 address 0e:11:22:33:44:55")?;

@@ -123,8 +123,8 @@ fn a_kernel_peer_joins_changes_and_leaves_beside_all() -> Result<()> {
 }
 
 #[test]
-fn a_kernel_peer_joins_changes_and_leaves_beside_overlay() -> Result<()> {
-    with_kernel_peer(FastPath::Overlay)
+fn a_kernel_peer_joins_changes_and_leaves_beside_flow() -> Result<()> {
+    with_kernel_peer(FastPath::Flow)
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn a_flap_of_the_address_changes_nothing() -> Result<()> {
 #[test]
 fn without_an_address_everything_stays() -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab, VXLAN, FastPath::Overlay)?;
+        let cluster = cluster(lab, VXLAN, FastPath::Flow)?;
         let before = (lease(&cluster)?, device(&cluster)?["ifindex"].clone());
         let member = &cluster.members[0];
         under_traffic("no address for a while, then another", &cluster, || {

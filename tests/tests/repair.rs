@@ -183,7 +183,7 @@ fn damages(fast_path: FastPath) -> Vec<(&'static str, Damage)> {
             }),
         ),
     ];
-    if fast_path == FastPath::All {
+    if matches!(fast_path, FastPath::Flow | FastPath::All) {
         all.extend([
             (
                 "map pods_v4: an entry",
@@ -258,6 +258,11 @@ fn everything_comes_back(fast_path: FastPath) -> Result<()> {
 #[test]
 fn what_is_taken_away_comes_back_with_all() -> Result<()> {
     everything_comes_back(FastPath::All)
+}
+
+#[test]
+fn what_is_taken_away_comes_back_with_flow() -> Result<()> {
+    everything_comes_back(FastPath::Flow)
 }
 
 #[test]

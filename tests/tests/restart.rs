@@ -60,8 +60,8 @@ fn killed_with_all_loses_nothing() -> Result<()> {
 }
 
 #[test]
-fn killed_with_overlay_loses_nothing() -> Result<()> {
-    restarted(FastPath::Overlay, Agent::kill)
+fn killed_with_flow_loses_nothing() -> Result<()> {
+    restarted(FastPath::Flow, Agent::kill)
 }
 
 #[test]
@@ -72,6 +72,11 @@ fn killed_with_off_loses_nothing() -> Result<()> {
 #[test]
 fn terminated_with_all_loses_nothing() -> Result<()> {
     restarted(FastPath::All, terminated)
+}
+
+#[test]
+fn terminated_with_flow_loses_nothing() -> Result<()> {
+    restarted(FastPath::Flow, terminated)
 }
 
 #[test]

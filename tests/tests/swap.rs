@@ -212,8 +212,8 @@ fn rolling_swap_with_all_loses_nothing() -> Result<()> {
 }
 
 #[test]
-fn rolling_swap_with_overlay_loses_nothing() -> Result<()> {
-    rolling(FastPath::Overlay)
+fn rolling_swap_with_flow_loses_nothing() -> Result<()> {
+    rolling(FastPath::Flow)
 }
 
 #[test]

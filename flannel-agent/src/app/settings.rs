@@ -83,9 +83,14 @@ pub(super) fn shares(config: &NetworkConfig, own: &LeaseSubnet) -> anyhow::Resul
 }
 
 /// Why the programs cannot carry the packets of this cluster; `None` where they can carry some.
-pub(super) fn kernel_only(backend: &Backend, config: &NetworkConfig) -> Option<&'static str> {
-    let only_v6 = config.ipv4.is_none().then_some("the programs do not know IPv6 yet");
-    backend.kernel_only().or(only_v6)
+pub(super) fn kernel_only(backend: &Backend, stacks: &BTreeMap<Family, LocalStack>) -> Option<&'static str> {
+    let none = !stacks.values().any(is_served);
+    backend.kernel_only().or(none.then_some("the programs carry IPv6 in a tunnel only"))
+}
+
+/// Whether the programs carry packets of this family: those of IPv6 in a tunnel only.
+fn is_served(stack: &LocalStack) -> bool {
+    stack.network.is_ipv4() || stack.device.is_some()
 }
 
 /// What the operator exempts from masquerading. Without eBPF nothing marks the packets: said once.
@@ -132,18 +137,18 @@ pub(super) fn masq(
     fast_path: FastPath,
 ) -> MasqOptions {
     // What the programs do not serve they neither mark nor learn.
-    let served = |family| family == Family::V4 && fast_path != FastPath::Off;
-    let rules = |family, stack: &LocalStack| RuleOptions {
+    let served = |stack: &LocalStack| is_served(stack) && fast_path != FastPath::Off;
+    let rules = |stack: &LocalStack| RuleOptions {
         network: stack.network,
         subnet: stack.subnet,
         ip_masq: options.ip_masq,
         forward: options.iptables_forward_rules,
         random_fully: !options.ip_masq_fully_random_disable,
-        exempt_mark: served(family),
-        flow_mark: served(family) && fast_path == FastPath::Flow,
+        exempt_mark: served(stack),
+        flow_mark: served(stack) && fast_path == FastPath::Flow,
     };
     MasqOptions {
-        rules: stacks.iter().map(|(family, stack)| rules(*family, stack)).collect(),
+        rules: stacks.values().map(rules).collect(),
         nftables: config.enable_nftables,
         earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
             .into_iter()

@@ -82,7 +82,7 @@ const UPSTREAM: [Flag; 37] = [
     // Ours follow the same rules.
     ("lease-file", |run| path(&run.lease_file), "", "/etc/flannel/nodes.yaml"),
     ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
-    ("fast-path", |run| run.fast_path.0.label().to_owned(), "overlay", "all"),
+    ("fast-path", |run| run.fast_path.0.label().to_owned(), "flow", "overlay"),
     ("xdp", |run| format!("{:?}", run.xdp).to_lowercase(), "off", "native"),
     ("xdp-unknown-vtep", |run| run.xdp_unknown_vtep.0.label().to_owned(), "drop", "count"),
     ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),
@@ -243,10 +243,10 @@ fn a_bad_variable_that_decides_where_packets_go_is_an_error() {
 #[test]
 fn flows_are_asked_for_by_flag_or_variable() {
     let asked = |run: RunOptions| (run.fast_path.0.label(), run.flow_refresh);
-    assert_eq!(asked(run(&["-fast-path=flow", "-flow-refresh", "5"], &[])), ("flow", 5));
-    let variables = [("FLANNELD_FAST_PATH", "flow"), ("FLANNELD_FLOW_REFRESH", "7")];
-    assert_eq!(asked(run(&[], &variables)), ("flow", 7));
-    assert_eq!(asked(run(&[], &[])), ("overlay", 30));
+    assert_eq!(asked(run(&["-flow-refresh", "5"], &[])), ("flow", 5));
+    let variables = [("FLANNELD_FAST_PATH", "all"), ("FLANNELD_FLOW_REFRESH", "7")];
+    assert_eq!(asked(run(&[], &variables)), ("all", 7));
+    assert_eq!(asked(run(&[], &[])), ("flow", 30));
 }
 
 #[test]

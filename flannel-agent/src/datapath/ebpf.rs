@@ -5,14 +5,14 @@ use std::{
     mem::discriminant,
 };
 
-use flannel_common::path::Hook;
+use flannel_common::{layout::AddressV6, path::Hook};
 use nix::net::if_::if_nameindex;
 use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
     bpf::{AttachError, MapFault, PinError, Pins, Programs, Tables},
-    plan::{BpfState, Change, Slot, State},
+    plan::{BpfState, BpfStateV6, Change, EntryV6, KeyV6, Slot, State},
     telemetry::Said,
 };
 
@@ -114,6 +114,13 @@ impl Loaded {
             vteps: self.tables.vteps.entries().map_err(text)?,
             pods: self.tables.pods.entries().map_err(text)?,
             exempt: self.tables.exempt.entries().map_err(text)?,
+            v6: BpfStateV6 {
+                config: self.tables.v6.config.get().map_err(text)?,
+                peers: self.tables.v6.routes.entries().map_err(text)?,
+                vteps: self.tables.v6.vteps.entries().map_err(text)?,
+                pods: self.tables.v6.pods.entries().map_err(text)?,
+                exempt: self.tables.v6.exempt.entries().map_err(text)?,
+            },
             hooks,
         })
     }
@@ -152,7 +159,14 @@ impl Loaded {
                 _ => None,
             })
             .collect();
-        self.forget_flows(&moved);
+        let moved_v6: BTreeSet<AddressV6> = changes
+            .iter()
+            .filter_map(|change| match change.slot() {
+                Slot::MapV6(KeyV6::Pod(address)) => Some(address),
+                _ => None,
+            })
+            .collect();
+        self.forget_flows(&moved, &moved_v6);
         results
     }
 
@@ -182,15 +196,18 @@ impl Loaded {
     /// Removes the flows of pods that are no longer where they were. None of them lets a packet skip the stack
     /// any more, since they name another veth, so what cannot be removed only takes up room until the map
     /// needs it.
-    fn forget_flows(&mut self, pods: &BTreeSet<[u8; 4]>) {
-        if pods.is_empty() {
-            return;
-        }
-        let removed = self.tables.flows.remove_all(|flow| pods.contains(&flow.local));
-        match removed {
-            Ok(0) => {}
-            Ok(flows) => debug!(flows, pods = pods.len(), "forgot flows of pods that are gone"),
-            Err(error) => debug!(%error, "flows of pods that are gone stay until their room is needed"),
+    fn forget_flows(&mut self, pods: &BTreeSet<[u8; 4]>, pods_v6: &BTreeSet<AddressV6>) {
+        let tables = &mut self.tables;
+        let removed = [
+            (!pods.is_empty()).then(|| tables.flows.remove_all(|flow| pods.contains(&flow.local))),
+            (!pods_v6.is_empty()).then(|| tables.v6.flows.remove_all(|flow| pods_v6.contains(&flow.local))),
+        ];
+        for removed in removed.into_iter().flatten() {
+            match removed {
+                Ok(0) => {}
+                Ok(flows) => debug!(flows, "forgot flows of pods that are gone"),
+                Err(error) => debug!(%error, "flows of pods that are gone stay until their room is needed"),
+            }
         }
     }
 
@@ -207,6 +224,20 @@ impl Loaded {
             Change::DeletePod(address) => tables.pods.remove(address),
             Change::PutExempt { prefix, why } => tables.exempt.put(prefix, why),
             Change::DeleteExempt(prefix) => tables.exempt.remove(prefix),
+            Change::PutV6(entry) => match entry {
+                EntryV6::Config(config) => tables.v6.config.put(config),
+                EntryV6::Peer(subnet, peer) => tables.v6.routes.put(subnet, peer),
+                EntryV6::Vtep(address, vtep) => tables.v6.vteps.put(address, vtep),
+                EntryV6::Pod(address, pod) => tables.v6.pods.put(address, pod),
+                EntryV6::Exempt(prefix, why) => tables.v6.exempt.put(prefix, why),
+            },
+            Change::DeleteV6(key) => match key {
+                KeyV6::Config => tables.v6.config.clear(),
+                KeyV6::Peer(subnet) => tables.v6.routes.remove(subnet),
+                KeyV6::Vtep(address) => tables.v6.vteps.remove(address),
+                KeyV6::Pod(address) => tables.v6.pods.remove(address),
+                KeyV6::Exempt(prefix) => tables.v6.exempt.remove(prefix),
+            },
             Change::Attach { ifindex, hook } => return self.attach(*ifindex, *hook, names),
             Change::Detach { ifindex, hook } => return self.detach(*ifindex, *hook, names),
             _ => return Err("not a change of maps or programs".to_owned()),

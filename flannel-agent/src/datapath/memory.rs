@@ -79,6 +79,8 @@ impl MemoryDatapath {
             Change::DeletePod(address) => delete(&mut state.bpf.pods, &address),
             Change::PutExempt { prefix, why } => put(&mut state.bpf.exempt, prefix, why),
             Change::DeleteExempt(prefix) => delete(&mut state.bpf.exempt, &prefix),
+            Change::PutV6(entry) => state.bpf.v6.put(entry),
+            Change::DeleteV6(key) => state.bpf.v6.remove(&key),
             Change::Attach { ifindex, hook } => insert(&mut state.bpf.hooks, (ifindex, hook)),
             Change::Detach { ifindex, hook } => remove(&mut state.bpf.hooks, &(ifindex, hook)),
         }

@@ -40,6 +40,17 @@ pub(super) enum Look {
     Resync,
 }
 
+/// Whether packets of established flows are marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Flows {
+    /// Nobody asked for it.
+    NotAsked,
+    /// The rules for it are kept.
+    Marked,
+    /// This kernel, or its iptables or nft, does not take the rules for it.
+    Unmarked(String),
+}
+
 /// What holds the rules.
 pub(super) trait Firewall {
     /// What is wrong with the rules now, one phrase each.
@@ -50,6 +61,9 @@ pub(super) trait Firewall {
 
     /// Removes flannel's rules from where this one does not keep them. What cannot be removed is logged.
     fn remove_others(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// What has become of the rules that mark established flows: all others do not depend on them.
+    fn flows(&self) -> Flows;
 }
 
 /// Keeps the rules of one firewall.
@@ -104,15 +118,15 @@ impl<F: Firewall> Keeper<F> {
         Self { firewall, resync, notices, failures: 0, said: Said::default(), struggle: Struggle::default() }
     }
 
-    /// Never returns. `applied` becomes true when the rules are in place for the first time.
-    pub(super) async fn run(mut self, applied: watch::Sender<bool>) {
+    /// Never returns. `applied` becomes something when the rules are in place for the first time.
+    pub(super) async fn run(mut self, applied: watch::Sender<Option<Flows>>) {
         while let Err(error) = self.set_up().await {
             let wait = self.failed(&error.to_string());
             sleep(wait).await;
         }
         self.succeeded();
         info!("masquerade and forward rules in place");
-        let _ = applied.send(true);
+        let _ = applied.send(Some(self.firewall.flows()));
         self.firewall.remove_others().await;
         loop {
             match self.look().await {

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use exec::{ExecError, Machine};
 use iptables::{Families, Iptables};
-use keep::{Firewall, Keeper};
+use keep::{Firewall, Flows, Keeper};
 use nft::Nft;
 use notices::Notices;
 use rules::RuleSet;
@@ -59,8 +59,8 @@ pub struct MasqError {
 /// The tasks that keep the rules; they end when this is dropped. The rules stay.
 #[derive(Debug)]
 pub struct Rules {
-    /// Of each keeper, whether its rules are in place.
-    applied: Vec<watch::Receiver<bool>>,
+    /// Of each keeper, once its rules are in place, whether they mark flows.
+    applied: Vec<watch::Receiver<Option<Flows>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -89,11 +89,22 @@ impl Rules {
     /// Returns when the rules are in place, or cannot be had and are not needed.
     pub async fn applied(&self) {
         for applied in &self.applied {
-            // An error means that the task has panicked: what it would have said will never come.
-            if applied.clone().wait_for(|applied| *applied).await.is_err() {
-                std::future::pending::<()>().await;
+            in_place(applied).await;
+        }
+    }
+
+    /// Returns when no rule marks established flows, with the reason, though one was asked for. As long as one does,
+    /// or may, it does not return.
+    pub async fn flows_unmarked(&self) -> String {
+        let mut because = "no rules can be kept on this node".to_owned();
+        for applied in &self.applied {
+            match in_place(applied).await {
+                Flows::Marked => std::future::pending().await,
+                Flows::Unmarked(reason) => because = reason,
+                Flows::NotAsked => {}
             }
         }
+        because
     }
 
     async fn by_nft(&mut self, options: &MasqOptions) -> Result<(), ExecError> {
@@ -121,7 +132,7 @@ impl Rules {
                 .inspect_err(|error| debug!(%error, "no notices of changed rules: looking every second"))
                 .ok()
         });
-        let (sender, applied) = watch::channel(false);
+        let (sender, applied) = watch::channel(None);
         self.applied.push(applied);
         self.tasks.push(tokio::spawn(Keeper::new(firewall, resync, notices).run(sender)));
     }
@@ -139,12 +150,6 @@ impl MasqOptions {
             packets,
             "no masquerade or forward rules on this node: what the host's own rules drop is dropped"
         );
-        if self.rules.iter().any(|rules| rules.flow_mark) {
-            warn!(
-                packets,
-                "no flow will skip the host's stack: the rule is missing that they are learned from"
-            );
-        }
         Ok(())
     }
 
@@ -165,6 +170,15 @@ impl MasqOptions {
             |family: &Family| self.rules.iter().any(|rules| Family::of_network(rules.network) == *family);
         let without = Family::BOTH.into_iter().filter(|family| first && !kept(family)).collect();
         Families { own, without }
+    }
+}
+
+/// Waits for the rules of one keeper.
+async fn in_place(applied: &watch::Receiver<Option<Flows>>) -> Flows {
+    match applied.clone().wait_for(Option::is_some).await.map(|flows| flows.clone()) {
+        Ok(Some(flows)) => flows,
+        // The task has panicked: what it would have said will never come.
+        Ok(None) | Err(_) => std::future::pending().await,
     }
 }
 

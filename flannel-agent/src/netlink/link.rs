@@ -1,6 +1,6 @@
 //! Interfaces.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -10,7 +10,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{Netlink, NetlinkError, Request};
-use crate::{mac::Mac, plan::VxlanDevice};
+use crate::{mac::Mac, plan::VxlanDevice, sysctl};
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,8 +197,8 @@ pub(crate) fn delete(index: u32) -> Request {
 /// Keeps the interface from configuring itself by IPv6 router advertisements, as upstream does; without
 /// IPv6 there is nothing to do.
 pub(crate) fn refuse_router_advertisements(name: &str) -> std::io::Result<()> {
-    let file = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
-    if file.exists() { fs::write(file, "0") } else { Ok(()) }
+    let setting = format!("ipv6/conf/{name}/accept_ra");
+    if sysctl::NET.file(&setting).exists() { sysctl::NET.write(&setting, "0") } else { Ok(()) }
 }
 
 fn set(index: u32, attributes: Vec<LinkAttribute>) -> Request {

@@ -6,30 +6,30 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use flannel_common::layout::PodV4;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkExtentMask, LinkMessage},
 };
 
-use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, link};
-use crate::{mac::Mac, plan::Pods};
+use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
+use crate::{family::Family, mac::Mac, plan::Pods};
 
 impl Netlink {
-    /// The pods of `subnet`: the host sides of their veths, and where their addresses within the subnet
+    /// The pods of `subnets`: the host sides of their veths, and where their addresses within those
     /// are. A pod whose namespace goes away meanwhile is left out.
     ///
     /// `links` is what [`Netlink::links`] returned.
     ///
     /// # Errors
     /// When the kernel's own tables cannot be read.
-    pub async fn pods(&mut self, subnet: Ipv4Network, links: &[Link]) -> Result<Pods, NetlinkError> {
-        let pod_links = self.pod_links(subnet, links).await?;
+    pub async fn pods(&mut self, subnets: &[IpNetwork], links: &[Link]) -> Result<Pods, NetlinkError> {
+        let pod_links = self.pod_links(subnets, links).await?;
         let macs: BTreeMap<u32, Mac> =
             links.iter().filter_map(|link| Some((link.index, link.mac?))).collect();
         let mut places = BTreeMap::new();
@@ -39,13 +39,13 @@ impl Netlink {
             // A pod's gateway is the bridge its veth is a port of, else the veth itself.
             let Some(gateway_mac) = macs.get(&veth.master.unwrap_or(veth.index)) else { continue };
             let Some(mac) = self.peer_mac(peer).await? else { continue };
-            for address in self.peer_addresses(peer).await? {
-                if !subnet.contains(address) {
-                    continue;
-                }
-                let place = PodV4 { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
-                if places.insert(address, place).is_some() {
-                    contested.insert(address);
+            let place = PodV4 { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
+            for subnet in subnets {
+                let addresses = self.peer_addresses(peer, Family::of_network(*subnet)).await?;
+                for address in addresses.into_iter().filter(|address| subnet.contains(*address)) {
+                    if places.insert(address, place).is_some() {
+                        contested.insert(address);
+                    }
                 }
             }
         }
@@ -70,10 +70,10 @@ impl Netlink {
         })
     }
 
-    /// The IPv4 addresses of an interface in another namespace; none when the namespace is gone.
-    async fn peer_addresses(&mut self, peer: PeerEnd) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    /// The addresses of one family of an interface in another namespace; none when the namespace is gone.
+    async fn peer_addresses(&mut self, peer: PeerEnd, family: Family) -> Result<Vec<IpAddr>, NetlinkError> {
         let mut query = AddressMessage::default();
-        query.header.family = AddressFamily::Inet;
+        query.header.family = address_family(family);
         query.header.index = peer.index;
         query.attributes = vec![AddressAttribute::TargetNetNsId(peer.namespace)];
         let table = match self.dump(RouteNetlinkMessage::GetAddress(query)).await {
@@ -88,10 +88,7 @@ impl Netlink {
                 _ => None,
             })
             .filter(|address| address.ifindex == peer.index)
-            .filter_map(|address| match address.network.ip() {
-                IpAddr::V4(address) => Some(address),
-                IpAddr::V6(_) => None,
-            })
+            .map(|address| address.network.ip())
             .collect())
     }
 }

@@ -126,14 +126,15 @@ impl Netlink {
         }
     }
 
-    /// How packets from `source` reach each of `destinations`, or why there is no one next hop on an Ethernet link.
+    /// How packets from `source` reach each of `destinations`, all of its family, or why there is no one next hop on an
+    /// Ethernet link.
     ///
     /// The kernel is asked twice about each: its answer to which way a packet takes has the path MTU it has
     /// learned, but of several next hops only the one it would choose now.
     pub async fn next_hops(
         &mut self,
-        source: Ipv4Addr,
-        destinations: &BTreeSet<Ipv4Addr>,
+        source: IpAddr,
+        destinations: &BTreeSet<IpAddr>,
     ) -> Result<NextHops, NetlinkError> {
         if destinations.is_empty() {
             return Ok(NextHops::new());
@@ -245,16 +246,14 @@ fn route(subnet: IpNetwork, kind: RouteType) -> RouteMessage {
     message
 }
 
-fn get(source: Ipv4Addr, destination: Ipv4Addr, flags: RouteFlags) -> Request {
+fn get(source: IpAddr, destination: IpAddr, flags: RouteFlags) -> Request {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = 32;
-    message.header.source_prefix_length = 32;
+    message.header.address_family = address_family(Family::of(destination));
+    message.header.destination_prefix_length = IpNetwork::from(destination).prefix();
+    message.header.source_prefix_length = IpNetwork::from(source).prefix();
     message.header.flags = flags;
-    message.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(destination)),
-        RouteAttribute::Source(RouteAddress::Inet(source)),
-    ];
+    message.attributes =
+        vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Source(source.into())];
     Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
 }
 
@@ -313,11 +312,7 @@ fn is_multipath(entry: &RouteMessage) -> bool {
         .any(|attribute| matches!(attribute, RouteAttribute::MultiPath(hops) if hops.len() > 1))
 }
 
-fn next_hop(
-    destination: Ipv4Addr,
-    route: &RouteMessage,
-    mtus: &BTreeMap<u32, u32>,
-) -> Result<NextHop, NoHop> {
+fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Result<NextHop, NoHop> {
     if route.header.kind != RouteType::Unicast {
         return Err(NoHop::Special);
     }
@@ -327,7 +322,7 @@ fn next_hop(
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
                 return Err(NoHop::Special);
             }

@@ -11,7 +11,7 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::{DirectRoute, VxlanDevice};
+use super::{DirectRoute, EntryV6, KeyV6, VxlanDevice};
 use crate::{family::Family, mac::Mac};
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
@@ -81,6 +81,8 @@ pub enum Change {
         /// Value.
         why: Exempt,
     },
+    /// Write an entry of a map for IPv6.
+    PutV6(EntryV6),
     /// Attach a program.
     Attach {
         /// Interface.
@@ -95,6 +97,8 @@ pub enum Change {
         /// Where on it.
         hook: Hook,
     },
+    /// Delete an entry of a map for IPv6.
+    DeleteV6(KeyV6),
     /// Delete an entry of map `snat_exempt_v4`.
     DeleteExempt(SubnetV4),
     /// Delete an entry of map `pods_v4`.
@@ -159,6 +163,8 @@ pub enum Slot {
     Pod([u8; 4]),
     /// An entry of map `snat_exempt_v4`.
     Exempt(SubnetV4),
+    /// An entry of a map for IPv6.
+    MapV6(KeyV6),
     /// A place for a program.
     Hook(u32, Hook),
 }
@@ -183,6 +189,8 @@ impl Change {
             Self::PutVtep { address, .. } | Self::DeleteVtep(address) => Slot::Vtep(address),
             Self::PutPod { address, .. } | Self::DeletePod(address) => Slot::Pod(address),
             Self::PutExempt { prefix, .. } | Self::DeleteExempt(prefix) => Slot::Exempt(prefix),
+            Self::PutV6(entry) => Slot::MapV6(entry.key()),
+            Self::DeleteV6(key) => Slot::MapV6(key),
             Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => Slot::Hook(ifindex, hook),
         }
     }
@@ -201,7 +209,13 @@ impl Change {
     pub fn is_bpf(&self) -> bool {
         matches!(
             self.slot(),
-            Slot::BpfConfig | Slot::Peer(_) | Slot::Vtep(_) | Slot::Pod(_) | Slot::Exempt(_) | Slot::Hook(..)
+            Slot::BpfConfig
+                | Slot::Peer(_)
+                | Slot::Vtep(_)
+                | Slot::Pod(_)
+                | Slot::Exempt(_)
+                | Slot::MapV6(_)
+                | Slot::Hook(..)
         )
     }
 
@@ -210,6 +224,7 @@ impl Change {
         matches!(
             self,
             Self::Detach { .. }
+                | Self::DeleteV6(_)
                 | Self::DeleteExempt(_)
                 | Self::DeletePod(_)
                 | Self::DeleteVtep(_)
@@ -273,6 +288,8 @@ impl fmt::Display for Change {
             Self::DeleteExempt(prefix) => {
                 write!(f, "no longer let pods keep their address towards {}", Cidr(prefix))
             }
+            Self::PutV6(entry) => entry.fmt(f),
+            Self::DeleteV6(key) => key.fmt(f),
             Self::DeletePod(address) => write!(f, "forget pod {}", Ipv4Addr::from(*address)),
             Self::Attach { ifindex, hook } => write!(f, "attach {} to interface {ifindex}", hook.program()),
             Self::Detach { ifindex, hook } => write!(f, "detach {} from interface {ifindex}", hook.program()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BpfState, Change, State, VxlanDevice};
+use super::{BpfState, Change, State, VxlanDevice, v6};
 use crate::family::Family;
 
 /// The changes that lead from `observed` to `desired`, in an order in which no packet is lost that
@@ -73,6 +73,7 @@ fn put_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
     changes.extend(
         news(&desired.exempt, &observed.exempt).map(|(&prefix, &why)| Change::PutExempt { prefix, why }),
     );
+    changes.extend(v6::puts(&desired.v6, &observed.v6));
     changes.extend(
         desired.hooks.difference(&observed.hooks).map(|&(ifindex, hook)| Change::Attach { ifindex, hook }),
     );
@@ -82,6 +83,7 @@ fn delete_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState
     changes.extend(
         observed.hooks.difference(&desired.hooks).map(|&(ifindex, hook)| Change::Detach { ifindex, hook }),
     );
+    changes.extend(v6::deletes(&desired.v6, &observed.v6));
     changes.extend(gone(&desired.exempt, &observed.exempt).map(|(&prefix, _)| Change::DeleteExempt(prefix)));
     changes.extend(gone(&desired.pods, &observed.pods).map(|(&address, _)| Change::DeletePod(address)));
     changes.extend(gone(&desired.vteps, &observed.vteps).map(|(&address, _)| Change::DeleteVtep(address)));
@@ -92,7 +94,7 @@ fn delete_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState
 }
 
 /// The entries of `desired` that `observed` lacks or has otherwise.
-fn news<'a, K: Ord, V: PartialEq>(
+pub(super) fn news<'a, K: Ord, V: PartialEq>(
     desired: &'a BTreeMap<K, V>,
     observed: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
@@ -100,7 +102,7 @@ fn news<'a, K: Ord, V: PartialEq>(
 }
 
 /// The entries of `observed` that have no counterpart in `desired`.
-fn gone<'a, K: Ord, V>(
+pub(super) fn gone<'a, K: Ord, V>(
     desired: &'a BTreeMap<K, V>,
     observed: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {

@@ -1,12 +1,15 @@
 //! Where pods' packets go with the pod's own address.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use flannel_common::layout::{Exempt, SubnetV4};
+use flannel_common::layout::Exempt;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::{LocalStack, host, subnet_key};
-use crate::lease::Leases;
+use super::LocalStack;
+use crate::{family::Family, lease::Leases};
 
 /// What the operator exempts from masquerading, besides the cluster's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,26 +20,26 @@ pub struct Exemptions {
     pub nodes: bool,
 }
 
-/// All IPv4 prefixes that are exempt, and why; of several reasons the first of [`Exempt`].
+/// All prefixes of the family of `stack` that are exempt, and why; of several reasons the first of [`Exempt`].
 pub(super) fn prefixes(
     stack: &LocalStack,
     leases: &Leases,
     exemptions: &Exemptions,
-) -> BTreeMap<SubnetV4, Exempt> {
-    let mut all: BTreeMap<_, _> =
-        exemptions.prefixes.iter().map(|prefix| (subnet_key(*prefix), Exempt::User)).collect();
+) -> BTreeMap<IpNetwork, Exempt> {
+    let family = Family::of_network(stack.network);
+    let named = exemptions.prefixes.iter().copied().map(IpNetwork::V4);
+    let named = named.filter(|prefix| Family::of_network(*prefix) == family);
+    let mut all: BTreeMap<_, _> = named.map(|prefix| (prefix, Exempt::User)).collect();
     if exemptions.nodes {
         // Of any backend: a node whose pods we do not reach is a node all the same. Not our own: nobody
         // masquerades what ends here, and a container that asks for its own published port by our address
         // gets an answer only if docker masquerades it.
-        let nodes = leases.values().map(|lease| lease.attrs.public_ip);
+        let nodes = leases.values().filter_map(|lease| lease.attrs.address(family));
         // An IPv6-only node's.
         let nodes = nodes.filter(|address| !address.is_unspecified());
-        let nodes = nodes.filter(|address| ![stack.public_ip, stack.address].contains(&(*address).into()));
-        all.extend(nodes.map(|address| (subnet_key(host(address)), Exempt::Node)));
+        let nodes = nodes.filter(|address| ![stack.public_ip, stack.address].contains(address));
+        all.extend(nodes.map(|address: IpAddr| (address.into(), Exempt::Node)));
     }
-    if let IpNetwork::V4(network) = stack.network {
-        all.insert(subnet_key(network), Exempt::Cluster);
-    }
+    all.insert(stack.network, Exempt::Cluster);
     all
 }

@@ -4,20 +4,18 @@
 //! not on the order in which that came about. [`delta`] says what leads from an observed state to it.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     ops::Range,
     time::Duration,
 };
 
-use flannel_common::layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use flannel_common::layout::{FastPath, PodV4};
+use ipnetwork::IpNetwork;
 
 use crate::{
     family::Family,
     lease::{LeaseSubnet, Leases},
-    mac::Mac,
     xdp::Xdp,
 };
 
@@ -26,9 +24,12 @@ mod delta;
 mod exempt;
 mod patch;
 mod peers;
+mod programs;
 mod state;
 #[cfg(test)]
 mod tests;
+mod v4;
+mod v6;
 
 pub use change::{Change, Slot};
 pub use delta::delta;
@@ -37,6 +38,7 @@ pub use flannel_common::path::Hook;
 pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};
+pub use v6::{BpfStateV6, EntryV6, KeyV6};
 
 /// The facts about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +124,7 @@ pub struct NextHop {
     /// Interface packets leave by.
     pub ifindex: u32,
     /// Whose MAC the frame goes to: a gateway, or the address itself when it is on the link.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Largest IP packet the route carries, bytes.
     pub mtu: u32,
 }
@@ -152,7 +154,7 @@ pub enum NoHop {
 
 /// How the underlay reaches addresses, or why the programs cannot use that; an address that was not asked for is
 /// absent.
-pub type NextHops = BTreeMap<Ipv4Addr, Result<NextHop, NoHop>>;
+pub type NextHops = BTreeMap<IpAddr, Result<NextHop, NoHop>>;
 
 impl NextHop {
     /// Whether `destination`, which this leads to, is on the link itself.
@@ -167,7 +169,7 @@ pub struct Pods {
     /// Host sides of their veths.
     pub links: BTreeSet<u32>,
     /// Where each address is. An address that two pods claim is absent: the kernel decides.
-    pub places: BTreeMap<Ipv4Addr, PodV4>,
+    pub places: BTreeMap<IpAddr, PodV4>,
 }
 
 /// All that [`plan`] depends on.
@@ -197,7 +199,7 @@ pub struct Plan {
     /// The leases that are not followed in a family, and why.
     pub skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     /// The peers whose packets the programs leave to the kernel, and why, by pod subnet.
-    pub on_kernel: BTreeMap<Ipv4Network, NoHop>,
+    pub on_kernel: BTreeMap<IpNetwork, NoHop>,
 }
 
 impl Plan {
@@ -218,7 +220,7 @@ impl Plan {
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let local = inputs.local;
     let (peers, skipped) = peers(local, inputs.leases, inputs.next_hops);
-    let (bpf, on_kernel) = bpf(inputs, &peers);
+    let (bpf, on_kernel) = programs::plan(inputs, &peers);
     let mut state = State { bpf, ..State::default() };
     for (family, stack) in &local.stacks {
         if let Some(device) = &stack.device {
@@ -235,7 +237,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 state.routes.insert(*subnet, base);
             }
             Way::Direct => {
-                let ifindex = match peer.next_hop(inputs.next_hops) {
+                let ifindex = match inputs.next_hops.get(&peer.public_ip) {
                     Some(Ok(hop)) if local.direct_routing => hop.ifindex,
                     _ => local.underlay_ifindex,
                 };
@@ -245,114 +247,4 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         }
     }
     Plan { state, peers, skipped, on_kernel }
-}
-
-/// The maps and programs, and the peers that they leave to the kernel. They know IPv4; packets of IPv6 take the
-/// kernel's way.
-fn bpf(inputs: &Inputs<'_>, peers: &BTreeMap<IpNetwork, Peer>) -> (BpfState, BTreeMap<Ipv4Network, NoHop>) {
-    let local = inputs.local;
-    let (mut bpf, mut on_kernel) = (BpfState::default(), BTreeMap::new());
-    let served = local.fast_path != FastPath::Off && local.backend != Backend::Alloc;
-    let Some(stack) = local.stack(Family::V4).filter(|_| served) else { return (bpf, on_kernel) };
-    let (IpNetwork::V4(network), IpNetwork::V4(subnet), IpAddr::V4(address)) =
-        (stack.network, stack.subnet, stack.address)
-    else {
-        return (bpf, on_kernel);
-    };
-    let device = stack.device.as_ref();
-    let mut lengths = BTreeSet::new();
-    for (subnet, peer) in peers {
-        let (IpNetwork::V4(subnet), IpAddr::V4(public_ip)) = (subnet, peer.public_ip) else { continue };
-        let key = subnet_key(*subnet);
-        lengths.insert(Reverse(subnet.prefix()));
-        let hop = next_hop(local, peer, inputs.next_hops);
-        on_kernel.extend(hop.err().map(|why| (*subnet, why)));
-        bpf.peers.insert(key, peer_value(device, peer, public_ip, hop.ok()));
-        // The source check of the tunnel has room for one lease of a public address. With both ways in use a peer
-        // chooses for itself, and may come through the tunnel whichever way it is reached.
-        if peer.foremost && device.is_some() {
-            bpf.vteps.insert(public_ip.octets(), VtepV4 { subnet: key });
-        }
-    }
-    bpf.config = Some(Config {
-        fast_path: local.fast_path,
-        vtep: address.octets(),
-        port: device.map_or(0, |device| device.port.into()),
-        vni: device.map_or(0, |device| device.vni),
-        source_port_min: local.source_ports.start.into(),
-        source_port_max: local.source_ports.end.into(),
-        network: subnet_key(network),
-        subnet: subnet_key(subnet),
-        flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
-        // Longest first; what does not fit is reached by the kernel path.
-        prefix_lengths: std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0)),
-        local_mac: device.map_or([0; 6], |device| device.mac.0),
-        unknown_vtep: local.xdp.unknown_vtep,
-        reserved: [0; 2],
-    });
-    bpf.exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
-    // There is VXLAN to look at only with a device for it.
-    let xdp = local.xdp.hook.filter(|_| device.is_some());
-    bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
-    let overlay = inputs.overlays.get(&Family::V4).copied().filter(|_| device.is_some());
-    bpf.hooks.extend(overlay.map(|index| (index, Hook::ToOverlay)));
-    // Where pods' packets all go through the host's stack, the program only marks them.
-    bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::FromPod)));
-    if local.fast_path == FastPath::Flow {
-        bpf.hooks.extend(inputs.pods.links.iter().map(|&link| (link, Hook::ToPod)));
-        if local.routes_direct() {
-            bpf.hooks.insert((local.underlay_ifindex, Hook::ToUnderlay));
-        }
-    }
-    if local.fast_path.finds_pods() {
-        bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
-        bpf.hooks.extend(overlay.map(|index| (index, Hook::FromOverlay)));
-        bpf.pods.extend(inputs.pods.places.iter().map(|(address, place)| (address.octets(), *place)));
-    }
-    (bpf, on_kernel)
-}
-
-/// Where the programs send what is for `peer`.
-fn next_hop(local: &Local, peer: &Peer, next_hops: &NextHops) -> Result<NextHop, NoHop> {
-    let hop = peer.next_hop(next_hops).copied().unwrap_or(Err(NoHop::NoRoute))?;
-    match peer.way {
-        Way::Vxlan(_) => Ok(hop),
-        Way::Direct if !hop.is_on_link(peer.public_ip) => Err(NoHop::NotOnLink),
-        Way::Direct if hop.ifindex != local.underlay_ifindex => Err(NoHop::OtherInterface),
-        Way::Direct => Ok(hop),
-    }
-}
-
-fn peer_value(
-    device: Option<&VxlanDevice>,
-    peer: &Peer,
-    public_ip: Ipv4Addr,
-    next_hop: Option<NextHop>,
-) -> PeerV4 {
-    let kind = match (peer.way, next_hop) {
-        (_, None) => PeerKind::Kernel,
-        (Way::Vxlan(_), Some(_)) => PeerKind::Vxlan,
-        (Way::Direct, Some(_)) => PeerKind::Direct,
-    };
-    let mac = peer.way.vtep_mac().unwrap_or(Mac([0; 6]));
-    PeerV4 {
-        kind,
-        vtep: public_ip.octets(),
-        // The device has one VNI, and every flannel sends with its own: what a peer publishes is not used.
-        vni: device.map_or(0, |device| device.vni),
-        ifindex: next_hop.map_or(0, |hop| hop.ifindex),
-        next_hop: next_hop.map_or([0; 4], |hop| hop.address.octets()),
-        mtu: next_hop.map_or(0, |hop| hop.mtu),
-        vtep_mac: mac.0,
-        local_mac: device.map_or([0; 6], |device| device.mac.0),
-    }
-}
-
-/// The network of one address.
-fn host(address: Ipv4Addr) -> Ipv4Network {
-    Ipv4Network::from(address)
-}
-
-fn subnet_key(subnet: Ipv4Network) -> SubnetV4 {
-    SubnetV4::of(subnet.network().octets(), subnet.prefix().into())
 }

@@ -11,7 +11,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::{BpfState, Change, Inputs, Plan, Skip, State, delta, plan};
+use super::{BpfState, BpfStateV6, Change, Inputs, Plan, Skip, State, delta, plan};
 use crate::{
     family::Family,
     lease::{Lease, LeaseSubnet, Leases},
@@ -43,7 +43,9 @@ impl Patch {
             return None;
         }
         // Of all leases, and the same as it was.
-        (patch.before.state.bpf.config, patch.after.state.bpf.config) = (None, None);
+        for plan in [&mut patch.before, &mut patch.after] {
+            (plan.state.bpf.config, plan.state.bpf.v6.config) = (None, None);
+        }
         Some(patch)
     }
 
@@ -106,10 +108,15 @@ impl Patch {
         swap(fdb, &before.fdb, &after.fdb);
         swap(routes, &before.routes, &after.routes);
         swap(direct_routes, &before.direct_routes, &after.direct_routes);
-        let BpfState { config: _, peers, vteps, pods: _, exempt, hooks: _ } = bpf;
+        let BpfState { config: _, peers, vteps, pods: _, exempt, v6, hooks: _ } = bpf;
         swap(peers, &before.bpf.peers, &after.bpf.peers);
         swap(vteps, &before.bpf.vteps, &after.bpf.vteps);
         swap(exempt, &before.bpf.exempt, &after.bpf.exempt);
+        let (before, after) = (&before.bpf.v6, &after.bpf.v6);
+        let BpfStateV6 { config: _, peers, vteps, pods: _, exempt } = v6;
+        swap(peers, &before.peers, &after.peers);
+        swap(vteps, &before.vteps, &after.vteps);
+        swap(exempt, &before.exempt, &after.exempt);
     }
 }
 

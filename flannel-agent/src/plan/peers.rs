@@ -3,13 +3,13 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::SystemTime,
 };
 
 use ipnetwork::IpNetwork;
 
-use super::{Backend, Local, LocalStack, NextHop, NextHops, NoHop};
+use super::{Backend, Local, LocalStack, NextHops};
 use crate::{
     family::{Family, overlap},
     gojson::shorten,
@@ -30,16 +30,6 @@ pub struct Peer {
     pub mac: Option<Mac>,
     /// Whether this is the lease its public address is known by, should it hold several.
     pub foremost: bool,
-}
-
-impl Peer {
-    /// How the underlay reaches it, if that is known, which it is of IPv4 alone.
-    pub(super) fn next_hop<'a>(&self, next_hops: &'a NextHops) -> Option<&'a Result<NextHop, NoHop>> {
-        match self.public_ip {
-            IpAddr::V4(v4) => next_hops.get(&v4),
-            IpAddr::V6(_) => None,
-        }
-    }
 }
 
 /// How packets reach a peer.
@@ -130,16 +120,19 @@ impl Skip {
     }
 }
 
-/// The IPv4 public addresses of all peers that may be followed: what the underlay must reach.
-pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<Ipv4Addr> {
-    if local.stack(Family::V4).is_none() {
-        return BTreeSet::new();
+/// The public addresses of all peers that may be followed: what the underlay must reach.
+pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<IpAddr> {
+    let leases = || leases.values().filter(|lease| lease.attrs.backend_type == local.backend.kind());
+    let mut addresses = BTreeSet::new();
+    if local.stack(Family::V4).is_some() {
+        let with_v4 = leases().filter(|lease| lease.subnet.v4.is_some());
+        addresses.extend(with_v4.map(|lease| IpAddr::V4(lease.attrs.public_ip)));
     }
-    leases
-        .values()
-        .filter(|lease| lease.attrs.backend_type == local.backend.kind() && lease.subnet.v4.is_some())
-        .map(|lease| lease.attrs.public_ip)
-        .collect()
+    if local.stack(Family::V6).is_some() {
+        let with_v6 = leases().filter(|lease| lease.subnet.v6.is_some());
+        addresses.extend(with_v6.filter_map(|lease| lease.attrs.public_ipv6).map(IpAddr::V6));
+    }
+    addresses
 }
 
 /// What [`peers`] concludes.
@@ -155,8 +148,7 @@ type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 /// then the lower. Each family is judged for itself.
 ///
 /// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
-/// tunnel, as upstream decides. Which leases are followed does not depend on that. Next hops are known of IPv4 alone:
-/// IPv6 keeps the tunnel.
+/// tunnel, as upstream decides. Which leases are followed does not depend on that. IPv6 keeps the tunnel.
 pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
     let (mut peers, mut skipped) = Peers::default();
     if local.backend != Backend::Alloc {
@@ -164,9 +156,9 @@ pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
             follow(*family, stack, local.backend, leases, &mut peers, &mut skipped);
         }
         if local.direct_routing {
-            for peer in peers.values_mut() {
-                let on_link =
-                    matches!(peer.next_hop(next_hops), Some(Ok(hop)) if hop.is_on_link(peer.public_ip));
+            for peer in peers.values_mut().filter(|peer| peer.public_ip.is_ipv4()) {
+                let hop = next_hops.get(&peer.public_ip);
+                let on_link = matches!(hop, Some(Ok(hop)) if hop.is_on_link(peer.public_ip));
                 peer.way = if on_link { Way::Direct } else { peer.way };
             }
         }

@@ -11,6 +11,7 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
+use super::BpfStateV6;
 use crate::{family::Family, mac::Mac};
 
 /// A VXLAN device, `flannel.<vni>` or `flannel-v6.<vni>`, with the attributes that upstream compares.
@@ -85,6 +86,8 @@ pub struct BpfState {
     pub pods: BTreeMap<[u8; 4], PodV4>,
     /// Map `snat_exempt_v4`.
     pub exempt: BTreeMap<SubnetV4, Exempt>,
+    /// The maps for IPv6.
+    pub v6: BpfStateV6,
     /// Attached programs: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
 }

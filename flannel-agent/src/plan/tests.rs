@@ -1,13 +1,13 @@
 use std::{
-    net::Ipv6Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime},
 };
 
-use flannel_common::layout::Exempt;
-use ipnetwork::Ipv6Network;
+use flannel_common::layout::{Exempt, PeerKind};
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use proptest::prelude::*;
 
-use super::*;
+use super::{v4::subnet_key, *};
 use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
     family::overlap,
@@ -134,7 +134,7 @@ fn leases(all: impl IntoIterator<Item = Lease>) -> Leases {
 }
 
 fn hop(n: u8) -> NextHop {
-    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n), mtu: 1500 }
+    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, n).into(), mtu: 1500 }
 }
 
 /// How peer n is reached: on the link, behind a gateway, over another interface, or only by the kernel.
@@ -147,10 +147,21 @@ fn hops_of(n: u8) -> Result<NextHop, NoHop> {
     }
 }
 
+/// The same of a peer's address in either family.
+fn hops_in(family: Family, n: u8) -> Result<NextHop, NoHop> {
+    let found = hops_of(n);
+    match family {
+        Family::V4 => found,
+        Family::V6 if found == Ok(hop(254)) => Ok(NextHop { address: ip("fe80::1"), ..hop(254) }),
+        Family::V6 => found.map(|hop| NextHop { address: node(family, n), ..hop }),
+    }
+}
+
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
-    let places: BTreeMap<_, _> = links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n), place(n))).collect();
+    let places: BTreeMap<_, _> =
+        links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
     Pods { links: places.values().map(|place| place.ifindex).collect(), places }
 }
 
@@ -159,7 +170,7 @@ fn planned(fast_path: FastPath, leases: &Leases) -> Plan {
 }
 
 fn planned_for(local: &Local, leases: &Leases) -> Plan {
-    let next_hops = BTreeMap::from([(ip4("192.0.2.2"), Ok(hop(2))), (ip4("198.51.100.3"), Ok(hop(254)))]);
+    let next_hops = BTreeMap::from([(ip("192.0.2.2"), Ok(hop(2))), (ip("198.51.100.3"), Ok(hop(254)))]);
     plan_by(local, leases, &next_hops)
 }
 
@@ -569,7 +580,8 @@ prop_compose! {
         prefixes in prop::collection::btree_set(any_subnet(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
-        let next_hops = hops.into_iter().map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect();
+        let of_both = |n| Family::BOTH.map(|family| (node(family, n), hops_in(family, n)));
+        let next_hops = hops.into_iter().flat_map(of_both).collect();
         plan(&Inputs {
             local: &Local {
                 direct_routing: direct_routing && backend == Backend::Vxlan,
@@ -703,13 +715,24 @@ proptest! {
             let of_v4: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv4()).collect();
             prop_assert_eq!(state.bpf.peers.len(), of_v4.len());
             let kinds = |kind| state.bpf.peers.values().filter(|peer| peer.kind == kind).count();
-            prop_assert_eq!(kinds(PeerKind::Kernel), plan.on_kernel.len());
+            let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv4());
+            prop_assert_eq!(kinds(PeerKind::Kernel), on_kernel.count());
             prop_assert!(kinds(PeerKind::Direct) <= state.direct_routes.len());
             prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
             let tunnelled = of_v4.values().filter(|_| state.devices.contains_key(&Family::V4));
             let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
             let vteps: BTreeSet<IpAddr> = state.bpf.vteps.keys().map(|vtep| Ipv4Addr::from(*vtep).into()).collect();
             prop_assert_eq!(vteps, addresses);
+        }
+        if state.bpf.v6.config.is_some() {
+            let of_v6: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv6()).collect();
+            prop_assert_eq!(state.bpf.v6.peers.len(), of_v6.len());
+            let kinds = |kind| state.bpf.v6.peers.values().filter(|peer| peer.kind == kind).count();
+            let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv6());
+            prop_assert_eq!(kinds(PeerKind::Kernel), on_kernel.count());
+            prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
+            let addresses: BTreeSet<IpAddr> = of_v6.values().map(|peer| peer.public_ip).collect();
+            prop_assert_eq!(state.bpf.v6.vteps.len(), addresses.len());
         }
     }
 }

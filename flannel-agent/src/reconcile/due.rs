@@ -1,11 +1,11 @@
 //! When the reconciler is to look, and at what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
 use super::pending::backoff;
-use crate::{netlink::Changed, plan::Pods};
+use crate::{family::Family, netlink::Changed, plan::Pods};
 
 /// What is to be looked at in the next pass, and when that is due.
 #[derive(Debug)]
@@ -47,9 +47,15 @@ impl Unplaced {
     /// So often; what has no address after some ten seconds waits for the next full look.
     const LOOKS: u32 = 7;
 
-    /// When to look again, having seen `pods`.
-    pub(super) fn look_again(&mut self, pods: &Pods, now: Instant) -> Option<Instant> {
-        let placed: BTreeSet<u32> = pods.places.values().map(|place| place.ifindex).collect();
+    /// When to look again, having seen `pods` on a node of so many `families`, each of which a pod may have an
+    /// address of.
+    pub(super) fn look_again(&mut self, pods: &Pods, families: usize, now: Instant) -> Option<Instant> {
+        let mut found = BTreeMap::<u32, BTreeSet<Family>>::new();
+        for (address, place) in &pods.places {
+            found.entry(place.ifindex).or_default().insert(Family::of(*address));
+        }
+        let complete = found.iter().filter(|(_, found)| found.len() >= families);
+        let placed: BTreeSet<u32> = complete.map(|(link, _)| *link).collect();
         let unplaced: BTreeSet<u32> = pods.links.difference(&placed).copied().collect();
         self.looks = if unplaced.is_subset(&self.links) { self.looks.saturating_add(1) } else { 1 };
         let again = !unplaced.is_empty() && self.looks <= Self::LOOKS;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -31,8 +31,9 @@ pub struct Surroundings {
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
     /// without notice, so a change here says that next hops may have changed.
     pub underlay: BTreeSet<(u32, u32, bool)>,
-    /// Our IPv4 address is gone from the external interface. The kernel then names no next hop for packets from it.
-    pub adrift: bool,
+    /// The families of which our address is gone from the external interface. The kernel then names no next hop for
+    /// packets from it.
+    pub adrift: BTreeSet<Family>,
 }
 
 /// The node around the dataplane.
@@ -53,7 +54,7 @@ pub trait Host: Send {
     fn next_hops(
         &mut self,
         local: &Local,
-        addresses: &BTreeSet<Ipv4Addr>,
+        addresses: &BTreeSet<IpAddr>,
     ) -> impl Future<Output = Result<NextHops, NetlinkError>> + Send;
 }
 
@@ -108,18 +109,14 @@ impl Host for KernelHost {
             })
             .collect();
         self.overlays = overlays.values().copied().collect();
-        let v4 = local.stack(Family::V4);
-        let subnet = v4.and_then(|stack| match stack.subnet {
-            IpNetwork::V4(subnet) => Some(subnet),
-            IpNetwork::V6(_) => None,
-        });
-        let pods = match (local.fast_path, subnet) {
-            (FastPath::Flow | FastPath::All, Some(subnet)) => self.netlink.pods(subnet, &links).await?,
-            (FastPath::Overlay, Some(subnet)) => {
-                let links = self.netlink.pod_links(subnet, &links).await?;
+        let subnets: Vec<IpNetwork> = local.stacks.values().map(|stack| stack.subnet).collect();
+        let pods = match local.fast_path {
+            FastPath::Flow | FastPath::All => self.netlink.pods(&subnets, &links).await?,
+            FastPath::Overlay => {
+                let links = self.netlink.pod_links(&subnets, &links).await?;
                 Pods { links, ..Pods::default() }
             }
-            (FastPath::Off, _) | (_, None) => Pods::default(),
+            FastPath::Off => Pods::default(),
         };
         let external = local.underlay_ifindex;
         let underlay = links
@@ -129,26 +126,26 @@ impl Host for KernelHost {
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        let adrift = match v4.filter(|_| needs_next_hops(local)) {
-            Some(stack) => {
-                let addresses = self.netlink.addresses(Family::V4, Some(external)).await?;
-                !addresses.iter().any(|held| held.network.ip() == stack.address)
+        let mut adrift = BTreeSet::new();
+        for (family, stack) in local.stacks.iter().filter(|_| needs_next_hops(local)) {
+            let addresses = self.netlink.addresses(*family, Some(external)).await?;
+            if !addresses.iter().any(|held| held.network.ip() == stack.address) {
+                adrift.insert(*family);
             }
-            None => false,
-        };
+        }
         Ok(Surroundings { pods, overlays, underlay, adrift })
     }
 
     async fn next_hops(
         &mut self,
         local: &Local,
-        addresses: &BTreeSet<Ipv4Addr>,
+        addresses: &BTreeSet<IpAddr>,
     ) -> Result<NextHops, NetlinkError> {
-        let ours = local.stack(Family::V4).map(|stack| stack.address);
-        let (Some(IpAddr::V4(ours)), true) = (ours, needs_next_hops(local)) else {
-            return Ok(NextHops::new());
-        };
-        let mut hops = self.netlink.next_hops(ours, addresses).await?;
+        let mut hops = NextHops::new();
+        for (family, stack) in local.stacks.iter().filter(|_| needs_next_hops(local)) {
+            let of_family = addresses.iter().copied().filter(|address| Family::of(*address) == *family);
+            hops.extend(self.netlink.next_hops(stack.address, &of_family.collect()).await?);
+        }
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
         for hop in hops.values_mut() {
             if hop.is_ok_and(|hop| self.overlays.contains(&hop.ifindex)) {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem::take};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -19,7 +19,7 @@ const LINES: usize = 20;
 pub(super) struct Journal {
     peers: BTreeMap<IpNetwork, Peer>,
     skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
-    on_kernel: BTreeMap<Ipv4Network, NoHop>,
+    on_kernel: BTreeMap<IpNetwork, NoHop>,
     read_error: Option<String>,
     changes: usize,
     repairs: Vec<String>,
@@ -176,8 +176,8 @@ impl Journal {
 impl Journal {
     /// The peers whose packets the programs leave to the kernel now: by reason, for a route that changes may
     /// change it for all of them.
-    pub(super) fn on_kernel(&mut self, now: &BTreeMap<Ipv4Network, NoHop>) {
-        let mut news = BTreeMap::<NoHop, (usize, Ipv4Network)>::new();
+    pub(super) fn on_kernel(&mut self, now: &BTreeMap<IpNetwork, NoHop>) {
+        let mut news = BTreeMap::<NoHop, (usize, IpNetwork)>::new();
         for (subnet, why) in now {
             if self.on_kernel.get(subnet) != Some(why) {
                 debug!(%subnet, reason = %why, "the kernel moves this peer's packets");

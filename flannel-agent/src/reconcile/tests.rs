@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     future::pending,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -35,7 +35,7 @@ const OVERLAY: u32 = 7;
 #[derive(Default)]
 struct World {
     datapath: MemoryDatapath,
-    next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: BTreeMap<IpAddr, NextHop>,
     pods: Pods,
     underlay: BTreeSet<(u32, u32, bool)>,
     adrift: bool,
@@ -76,15 +76,11 @@ impl Host for Node {
             pods: world.pods.clone(),
             overlays: world.datapath.state.devices.keys().map(|family| (*family, OVERLAY)).collect(),
             underlay: world.underlay.clone(),
-            adrift: world.adrift,
+            adrift: world.adrift.then_some(Family::V4).into_iter().collect(),
         })
     }
 
-    async fn next_hops(
-        &mut self,
-        _: &Local,
-        addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<NextHops, NetlinkError> {
+    async fn next_hops(&mut self, _: &Local, addresses: &BTreeSet<IpAddr>) -> Result<NextHops, NetlinkError> {
         let world = self.0.0.lock().await;
         Ok(world
             .next_hops
@@ -226,22 +222,22 @@ fn lease(n: u8) -> Lease {
     }
 }
 
-fn hops() -> BTreeMap<Ipv4Addr, NextHop> {
-    (0..=255).map(|n| (public_ip(n), hop(1500))).collect()
+fn hops() -> BTreeMap<IpAddr, NextHop> {
+    (0..=255).map(|n| (public_ip(n).into(), hop(1500))).collect()
 }
 
 fn hop(mtu: u32) -> NextHop {
-    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, 254), mtu }
+    NextHop { ifindex: 2, address: Ipv4Addr::new(192, 0, 2, 254).into(), mtu }
 }
 
-fn desired(nodes: impl IntoIterator<Item = u8>, next_hops: &BTreeMap<Ipv4Addr, NextHop>) -> State {
+fn desired(nodes: impl IntoIterator<Item = u8>, next_hops: &BTreeMap<IpAddr, NextHop>) -> State {
     desired_as(&local(), nodes, next_hops)
 }
 
 fn desired_as(
     local: &Local,
     nodes: impl IntoIterator<Item = u8>,
-    next_hops: &BTreeMap<Ipv4Addr, NextHop>,
+    next_hops: &BTreeMap<IpAddr, NextHop>,
 ) -> State {
     let leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
     let next_hops: NextHops = next_hops.iter().map(|(to, hop)| (*to, Ok(*hop))).collect();
@@ -393,7 +389,7 @@ async fn next_hops_follow_the_routes() {
         (peer.kind, peer.mtu)
     };
     assert_eq!(kind_and_mtu().await, (PeerKind::Vxlan, 1500));
-    agent.world.0.lock().await.next_hops.insert(public_ip(2), hop(1400));
+    agent.world.0.lock().await.next_hops.insert(public_ip(2).into(), hop(1400));
     agent.notice(routes).await;
     assert_eq!(kind_and_mtu().await, (PeerKind::Vxlan, 1400));
     agent.world.0.lock().await.next_hops.clear();
@@ -419,7 +415,7 @@ async fn the_address_of_a_new_pod_is_found_without_notice() {
     agent.world.0.lock().await.pods.links.insert(40);
     agent.notice(Changed { links: true, ..Changed::default() }).await;
     let place = PodV4 { ifindex: 40, mac: [2; 6], gateway_mac: [4; 6] };
-    agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5), place);
+    agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5).into(), place);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(agent.state().await.bpf.pods, BTreeMap::from([([10, 1, 0, 5], place)]));
 

@@ -3,7 +3,8 @@
 use super::{
     Deliver, Forward, Tables, check_hold,
     egress::{check_ipv4, segment_len},
-    flow, longest_match,
+    flow::{self, Passage},
+    longest_match,
 };
 use crate::{
     layout::{Config, FastPath, PeerKind},
@@ -64,7 +65,7 @@ pub(super) fn from_underlay<R>(
     if checksum::sum(ip) != 0xffff {
         return Err(Reason::HeaderChecksum);
     }
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     match longest_match(tables, config, ip.source) {
         Some(peer) if peer.kind == PeerKind::Direct && peer.ifindex == arrival.ifindex => {}
         _ => return Err(Reason::NotDirect),
@@ -74,7 +75,8 @@ pub(super) fn from_underlay<R>(
     }
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        flow::admit(Direction::Ingress, packet, ETHERNET_LEN, tables, config, ip, &pod)?;
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
     }
     let packet_len = segment_len(packet, ETHERNET_LEN, arrival, ip)?;
     Ok(hand(Deliver { pod, forward: Forward::hop(ip), packet_len }, Reason::HandPod))

@@ -1,6 +1,10 @@
 //! What pods and the kernel send towards other nodes.
 
-use super::{Direct, Encap, Forward, Tables, check_hold, flow, longest_match};
+use super::{
+    Direct, Encap, Forward, Tables, check_hold,
+    flow::{self, Passage},
+    longest_match,
+};
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4},
     packet::{
@@ -37,18 +41,27 @@ pub fn from_pod<R>(
     if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
         return Err(Reason::NoRoute);
     }
-    check_hold(tables)?;
-    // The address must be this veth's own: a pod cannot speak for another one past the host's filters.
-    let pod = tables.pod_v4(ip.source).ok_or(Reason::UnknownPod)?;
-    if pod.ifindex != arrival.ifindex {
-        return Err(Reason::Spoofed);
+    let now = check_hold(tables)?;
+    let refusal = if gated {
+        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
+    } else {
+        None
+    };
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. A flow is
+    // written down with the veth of its address, so for one that is admitted there is nothing to look up.
+    if !gated || refusal.is_some() {
+        let pod = tables.pod_v4(ip.source).ok_or(Reason::UnknownPod)?;
+        if pod.ifindex != arrival.ifindex {
+            return Err(Reason::Spoofed);
+        }
     }
     if ip.ttl <= 1 {
         return Err(Reason::Ttl);
     }
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
-    if gated {
-        flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
+    if let Some(reason) = refusal {
+        return Err(reason);
     }
     if peer.kind == PeerKind::Direct {
         if segment_len(packet, ETHERNET_LEN, arrival, &ip)? > peer.mtu {

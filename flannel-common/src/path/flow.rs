@@ -9,7 +9,7 @@
 
 use super::{Tables, egress::check_ipv4};
 use crate::{
-    layout::{Config, FastPath, FlowProtocol, FlowV4, Permit, PodV4},
+    layout::{Config, FastPath, FlowProtocol, FlowV4, Permit},
     map::{FLOW_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet,
@@ -66,8 +66,18 @@ impl<Flow> Note<Flow> {
     }
 }
 
-/// Lets a packet of `pod`, or for it, that travels `way` skip the host's stack. Its IPv4 header `ip`, without
-/// options, stands at `offset`.
+/// A packet that asks to skip the host's stack.
+#[derive(Clone, Copy)]
+pub(super) struct Passage {
+    /// Which way it travels.
+    pub(super) way: Direction,
+    /// Host side of the veth of the pod that it comes from, or is for.
+    pub(super) ifindex: u32,
+    /// The time, on the clock of [`Permit`].
+    pub(super) now: u64,
+}
+
+/// Lets a packet skip the host's stack. Its IPv4 header `ip`, without options, stands at `offset`.
 ///
 /// A direction needs acceptance of its own that still holds; of the other one it is enough that it was
 /// accepted. A flow that only ever goes one way after its first answer would be slow for good otherwise, and
@@ -77,44 +87,41 @@ impl<Flow> Note<Flow> {
 /// Why it may not.
 #[inline(always)]
 pub(super) fn admit(
-    way: Direction,
+    passage: &Passage,
     packet: &(impl Packet + ?Sized),
     offset: usize,
     tables: &impl Tables,
     config: &Config,
     ip: &Ipv4,
-    pod: &PodV4,
 ) -> Result<(), Reason> {
     let transport = Transport::at(packet, offset + IPV4_LEN, ip.protocol)?;
     transport.check_control()?;
-    let permit = tables.flow_v4(&transport.flow(way, ip)).ok_or(Reason::FlowUnknown)?;
-    check_permit(way, &permit, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())
+    let permit = tables.flow_v4(&transport.flow(passage.way, ip)).ok_or(Reason::FlowUnknown)?;
+    check_permit(passage, &permit, config.flow_refresh, transport.protocol)
 }
 
-/// Whether `permit` lets a packet that travels `way` skip the stack, of the pod behind interface `ifindex`.
+/// Whether `permit` lets a packet skip the stack.
 ///
 /// # Errors
 /// Why it does not.
 #[inline(always)]
 pub(super) fn check_permit(
-    way: Direction,
+    passage: &Passage,
     permit: &Permit,
-    ifindex: u32,
     flow_refresh: u32,
     protocol: FlowProtocol,
-    now: u64,
 ) -> Result<(), Reason> {
-    if permit.ifindex != ifindex {
+    if permit.ifindex != passage.ifindex {
         return Err(Reason::FlowUnknown);
     }
     if permit.egress == 0 || permit.ingress == 0 {
         return Err(Reason::FlowHalf);
     }
-    let stamp = match way {
+    let stamp = match passage.way {
         Direction::Egress => permit.egress,
         Direction::Ingress => permit.ingress,
     };
-    if age(now, stamp) >= lifetime(flow_refresh, protocol) {
+    if age(passage.now, stamp) >= lifetime(flow_refresh, protocol) {
         return Err(Reason::FlowStale);
     }
     Ok(())

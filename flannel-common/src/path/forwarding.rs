@@ -23,10 +23,10 @@ use crate::{
 /// come by all the time.
 pub const HOLDS: u64 = 60_000_000_000;
 
-/// Whether the pod behind veth `ifindex` forwards for others.
+/// Whether the pod behind veth `ifindex` forwards for others at the time `now`.
 #[inline(always)]
-pub(super) fn forwards(tables: &impl Tables, ifindex: u32) -> bool {
-    age(tables.now(), tables.forwarded(ifindex)) < HOLDS
+pub(super) fn forwards(tables: &impl Tables, ifindex: u32, now: u64) -> bool {
+    age(now, tables.forwarded(ifindex)) < HOLDS
 }
 
 /// What to write down about a packet at tc ingress on the host side of a pod's veth: that the pod forwards, if the

@@ -3,7 +3,8 @@
 use super::{
     Deliver, Forward, Tables, check_hold, direct, ecn,
     egress::{check_ipv4, segment_len},
-    flow, forwarding,
+    flow::{self, Passage},
+    forwarding,
 };
 use crate::{
     layout::FastPath,
@@ -95,7 +96,7 @@ pub fn from_underlay<R>(
     if !config.subnet.contains(ip.destination) {
         return Err(Reason::NotOurPod);
     }
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     let vtep = tables.vtep(outer_ip.source).ok_or(Reason::UnknownVtep)?;
     // Besides its pods, a node speaks for itself: its replies to our pods come through the tunnel too.
     if !vtep.subnet.contains(ip.source) && ip.source != outer_ip.source {
@@ -107,7 +108,8 @@ pub fn from_underlay<R>(
     let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     // Last, so that all else has been looked at: see `is_checked`. A popped aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
@@ -116,7 +118,7 @@ pub fn from_underlay<R>(
         if ip.protocol != PROTOCOL_TCP {
             return Err(Reason::UdpAggregate);
         }
-        if forwarding::forwards(tables, pod.ifindex) {
+        if forwarding::forwards(tables, pod.ifindex, now) {
             return Err(Reason::PodForwards);
         }
     }

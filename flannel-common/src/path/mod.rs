@@ -303,10 +303,14 @@ pub struct Deliver<F = Forward> {
     pub packet_len: u32,
 }
 
-/// Refuses to act on maps that no agent has kept up to date for long.
+/// The time, on the clock of [`Permit`], asked once for a packet.
+///
+/// # Errors
+/// No agent has kept the maps up to date for long: nothing is done by them.
 #[inline(always)]
-fn check_hold(tables: &impl Tables) -> Result<(), Reason> {
-    if tables.now() < tables.held_until() { Ok(()) } else { Err(Reason::Lapsed) }
+fn check_hold(tables: &impl Tables) -> Result<u64, Reason> {
+    let now = tables.now();
+    if now < tables.held_until() { Ok(now) } else { Err(Reason::Lapsed) }
 }
 
 /// The peer of the longest leased prefix that holds `address`.

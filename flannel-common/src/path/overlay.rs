@@ -3,7 +3,7 @@
 use super::{
     Deliver, Forward, Tables, check_hold,
     egress::{check_ipv4, segment_len},
-    flow,
+    flow::{self, Passage},
 };
 use crate::{
     layout::FastPath,
@@ -51,13 +51,14 @@ pub fn from_overlay<R>(
     if !config.subnet.contains(ip.destination) {
         return Err(Reason::NotOurPod);
     }
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     if ip.ttl <= 1 {
         return Err(Reason::Ttl);
     }
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        flow::admit(Direction::Ingress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip)?;
     }
     let packet_len = segment_len(packet, ETHERNET_LEN, arrival, &ip)?;
     Ok(then(Deliver { pod, forward: Forward::hop(&ip), packet_len }, Reason::DeliverOverlay))

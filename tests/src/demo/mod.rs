@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use flannel_common::reason::Direction;
 use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
@@ -49,7 +50,7 @@ pub fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
     requirements::check(&bench::Options::PROGRAMS)?;
     let lab = Lab::named(NAME).context("start the demo; `cargo xtask demo --down` removes one that is up")?;
     let nodes = format!("etcd, {NODES} nodes with an agent each, {PODS} pods each");
-    let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::All))?;
+    let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::Flow))?;
     let findings = look(&cluster, progress)?;
     if as_json {
         println!("{:#}", findings.to_json());
@@ -78,7 +79,7 @@ pub fn down(progress: &Progress) -> Result<()> {
 
 fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
     progress.step("waiting until pods take the fast path", || {
-        (0..NODES).try_for_each(|node| cluster.await_fast_path(node, (node + 1) % NODES, FastPath::All))
+        (0..NODES).try_for_each(|node| cluster.await_fast_path(node, (node + 1) % NODES, FastPath::Flow))
     })?;
     let pods = cluster.pods();
     let matrix = progress.step("every pod pings every other", || Ok(reachability(&pods)))?;
@@ -93,7 +94,7 @@ fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
     let counters = cluster.members.iter().map(|member| Ok((member.node.name(), member.counters()?)));
     let counters = counters.collect::<Result<Vec<_>>>()?;
     let options = bench::Options {
-        cases: [Mode::Bare, Mode::KernelRules, Mode::All]
+        cases: [Mode::Bare, Mode::KernelRules, Mode::Flow]
             .map(|mode| Case::new(Scenario::Vxlan, mode))
             .to_vec(),
         workloads: vec![Workload::Tcp, Workload::Udp64, Workload::TcpPingPong],
@@ -138,10 +139,22 @@ impl Findings {
                 })
             })
             .collect();
+        let past_the_stack: Vec<Value> = self
+            .counters
+            .iter()
+            .map(|(node, counters)| {
+                json!({
+                    "node": node,
+                    "egress": counters.share_past_the_stack(Direction::Egress),
+                    "ingress": counters.share_past_the_stack(Direction::Ingress),
+                })
+            })
+            .collect();
         json!({
             "leases": leases,
             "reachability": { "pods": self.matrix.names, "round_trips": rows },
             "counters": counters,
+            "past_the_stack": past_the_stack,
             "comparison": self.comparison.to_json(),
         })
     }

@@ -61,8 +61,9 @@ fn matrix(matrix: &Matrix) -> Table {
 }
 
 fn counters(nodes: &[(String, Counters)]) -> Table {
+    let header = ["node", "sent, fast", "sent, kernel", "received, fast", "received, kernel"];
     let mut table =
-        table(&["node", "sent, fast", "sent, kernel", "received, fast", "received, kernel", "by reason"]);
+        table(&[&header, ["sent past the stack", "received past it", "by reason"].as_slice()].concat());
     for (node, counters) in nodes {
         let packets = |direction, class| counters.packets(direction, class).to_string();
         let reasons: Vec<String> = counters
@@ -71,17 +72,24 @@ fn counters(nodes: &[(String, Counters)]) -> Table {
                 format!("{} {}: {}", direction.label(), reason.label(), count.packets)
             })
             .collect();
+        let share = |direction| {
+            counters
+                .share_past_the_stack(direction)
+                .map_or("-".to_owned(), |share| format!("{:.2} %", share * 100.0))
+        };
         table.add_row([
             node.clone(),
             packets(Direction::Egress, Class::Fast),
             packets(Direction::Egress, Class::Kernel),
             packets(Direction::Ingress, Class::Fast),
             packets(Direction::Ingress, Class::Kernel),
+            share(Direction::Egress),
+            share(Direction::Ingress),
             reasons.join("\n"),
         ]);
     }
     right_align(&mut table);
-    if let Some(reasons) = table.column_mut(5) {
+    if let Some(reasons) = table.column_mut(7) {
         reasons.set_cell_alignment(CellAlignment::Left);
     }
     table

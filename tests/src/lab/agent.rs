@@ -153,6 +153,8 @@ pub struct KubernetesAccess {
 #[derive(Debug)]
 pub struct Agent {
     netns: Netns,
+    /// A program and its first arguments that end in starting an agent; `None` to start the one that was built.
+    starter: Option<Vec<String>>,
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
     subnet_file: PathBuf,
@@ -189,8 +191,23 @@ impl Agent {
             "-v=1".to_owned(),
         ]);
         arguments.extend(options.flags);
+        Self::started_by(None, node, arguments, environment)
+    }
+
+    /// One in a container: `words` start it.
+    pub(super) fn contained(node: &Node, words: Vec<String>) -> Self {
+        Self::started_by(Some(words), node, Vec::new(), Vec::new())
+    }
+
+    fn started_by(
+        starter: Option<Vec<String>>,
+        node: &Node,
+        arguments: Vec<String>,
+        environment: Vec<(&'static str, String)>,
+    ) -> Self {
         Self {
             netns: node.netns().clone(),
+            starter,
             arguments,
             environment,
             subnet_file: node.subnet_file(),
@@ -230,9 +247,16 @@ impl Agent {
     /// Starts it and returns at once, for starts that are to fail or to wait.
     pub fn launch(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "the agent is already running");
-        let binary = agent_binary()?;
-        let mut command = self.netns.command(&binary.to_string_lossy());
-        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let starter = match &self.starter {
+            Some(words) => words.clone(),
+            None => vec![agent_binary()?.to_string_lossy().into_owned()],
+        };
+        let (program, words) = starter.split_first().context("nothing to start")?;
+        let mut command = self.netns.command(program);
+        command
+            .args(words)
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.daemon = Some(Daemon::spawn(&mut command, &self.log)?);
         Ok(())
     }

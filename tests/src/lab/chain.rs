@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -9,8 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{Netns, Node, SubnetEnv, SubnetEnvV6, agent::agent_binary, subnet_env};
-use crate::{command::run_with, manifest, requirements::cni_directory};
+use super::{Netns, Node, Root, SubnetEnv, SubnetEnvV6, agent::agent_binary, make_dir, netns, subnet_env};
+use crate::{
+    command::run_with,
+    manifest,
+    requirements::{CNI_PLUGINS, cni_directory},
+};
 
 /// How long one call of a CNI plugin may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,7 +26,13 @@ pub struct Chain {
     conflist: Value,
     /// `CNI_PATH`.
     path: OsString,
+    /// What the plugins take for the root directory, if not the machine's.
+    root: Option<Root>,
 }
+
+/// Where kubelet finds plugins and their configuration, on every node.
+const PLUGINS: &str = "/opt/cni/bin";
+const CONFLIST: &str = "/etc/cni/net.d/10-flannel.conflist";
 
 impl Chain {
     /// The plugins of a conflist, ours among them.
@@ -29,7 +40,7 @@ impl Chain {
         let plugin = plugin_binary()?;
         let own = plugin.parent().context("the directory of our plugin")?;
         let path = std::env::join_paths([own, &cni_directory()?]).context("CNI_PATH")?;
-        Ok(Self { conflist, path })
+        Ok(Self { conflist, path, root: None })
     }
 
     /// What kube-flannel installs, with the files of `node` in place of the machine's.
@@ -40,6 +51,36 @@ impl Chain {
         flannel["dataDir"] = json!(Self::data_dir(node));
         flannel["ipam"] = json!({ "dataDir": node.dir().join("cni") });
         Self::new(conflist)
+    }
+
+    /// What is installed in the root directory of `node`, as it is.
+    pub fn installed(node: &Node) -> Result<Self> {
+        let file = node.root_path(CONFLIST);
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let conflist = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        let root = Root::new(node.dir().to_owned())?.mount(Path::new(netns::DIRECTORY), netns::DIRECTORY);
+        Ok(Self { conflist, path: PLUGINS.into(), root: Some(root) })
+    }
+
+    /// Puts our plugin and the manifest's configuration where kubelet finds them on `node`. Upstream's leaves the
+    /// same state behind.
+    pub fn install(node: &Node) -> Result<()> {
+        Self::install_others(node)?;
+        fs::copy(plugin_binary()?, node.root_path(PLUGINS).join("flannel")).context("install flannel")?;
+        let conflist = node.root_path(CONFLIST);
+        make_dir(conflist.parent().context("a directory")?)?;
+        fs::write(&conflist, manifest::config_file("cni-conf.json")?)
+            .with_context(|| conflist.display().to_string())
+    }
+
+    /// Puts the plugins that kube-flannel chains to ours where those of `node` are, as kubeadm's packages do.
+    pub fn install_others(node: &Node) -> Result<()> {
+        let (from, to) = (cni_directory()?, node.root_path(PLUGINS));
+        make_dir(&to)?;
+        for name in CNI_PLUGINS {
+            fs::copy(from.join(name), to.join(name)).with_context(|| format!("install {name}"))?;
+        }
+        Ok(())
     }
 
     /// Where our plugin keeps what it has to remember on `node`.
@@ -75,7 +116,7 @@ impl Chain {
             },
         });
         let conflist = json!({ "name": "cbr0", "cniVersion": "0.3.1", "plugins": [bridge] });
-        Ok(Self { conflist, path: cni_directory()?.into_os_string() })
+        Ok(Self { conflist, path: cni_directory()?.into_os_string(), root: None })
     }
 
     /// The conflist, to be changed.
@@ -125,16 +166,32 @@ impl Chain {
 
     /// One call of the plugin `kind`; what it writes.
     pub fn plugin(&self, verb: &str, kind: &str, node: &Netns, pod: &Netns, conf: &str) -> Result<String> {
+        let seen = |file: &Path| match &self.root {
+            Some(root) => root.directory().join(file.strip_prefix("/").unwrap_or(file)),
+            None => file.to_owned(),
+        };
         let program = std::env::split_paths(&self.path).map(|directory| directory.join(kind));
-        let program =
-            program.into_iter().find(|file| file.is_file()).with_context(|| format!("no plugin {kind}"))?;
-        let mut command = node.command(&program.to_string_lossy());
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", pod.name())
-            .env("CNI_NETNS", pod.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &self.path);
+        let program = program
+            .into_iter()
+            .find(|file| seen(file).is_file())
+            .with_context(|| format!("no plugin {kind} in {}", self.path.display()))?;
+        let program = program.to_string_lossy().into_owned();
+        let variables = [
+            ("CNI_COMMAND", verb.to_owned()),
+            ("CNI_CONTAINERID", pod.name().to_owned()),
+            ("CNI_NETNS", pod.path().to_string_lossy().into_owned()),
+            ("CNI_IFNAME", "eth0".to_owned()),
+            ("CNI_PATH", self.path.to_string_lossy().into_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value));
+        let mut command = match &self.root {
+            Some(root) => root.command(node, &variables, &[program])?,
+            None => {
+                let mut command = node.command(&program);
+                command.envs(variables);
+                command
+            }
+        };
         run_with(&mut command, conf, PATIENCE)
             .with_context(|| format!("CNI {verb} of {} by {kind}", pod.name()))
     }

@@ -50,6 +50,11 @@ impl Member {
         }
     }
 
+    /// Its first pod, by IPv6.
+    pub fn pod_v6(&self) -> Result<Endpoint> {
+        self.pods.first().with_context(|| format!("{} has no pods", self.node.name()))?.endpoint_v6()
+    }
+
     /// What its programs have counted.
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(self.agent.bpffs())
@@ -61,6 +66,14 @@ impl Member {
         work()?;
         Ok(self.counters()?.since(&before))
     }
+}
+
+/// What these nodes count while `work` is done.
+pub fn counted(members: &[Member], work: impl FnOnce() -> Result<()>) -> Result<Vec<Counters>> {
+    let read = || members.iter().map(Member::counters).collect::<Result<Vec<_>>>();
+    let before = read()?;
+    work()?;
+    Ok(read()?.iter().zip(&before).map(|(now, before)| now.since(before)).collect())
 }
 
 /// etcd, and nodes that all run the agent.
@@ -155,6 +168,12 @@ impl Cluster {
         }
     }
 
+    /// What the first two nodes count while `work` is done.
+    pub fn counted(&self, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
+        let two = self.members.get(..2).context("two nodes")?;
+        counted(two, work)?.try_into().map_err(|_| anyhow!("two nodes"))
+    }
+
     /// Every pod.
     pub fn pods(&self) -> Vec<Endpoint> {
         self.members.iter().flat_map(|member| &member.pods).map(Pod::endpoint).collect()
@@ -181,6 +200,21 @@ impl Cluster {
     /// both ends, be it through a tunnel or without. A pod is served by the kernel's path until the agent has
     /// found it.
     pub fn await_fast_path(&self, from: usize, to: usize, fast_path: FastPath) -> Result<()> {
+        self.await_fast(from, to, fast_path, Member::pod)
+    }
+
+    /// As [`Cluster::await_fast_path`], by IPv6.
+    pub fn await_fast_path_v6(&self, from: usize, to: usize, fast_path: FastPath) -> Result<()> {
+        self.await_fast(from, to, fast_path, Member::pod_v6)
+    }
+
+    fn await_fast(
+        &self,
+        from: usize,
+        to: usize,
+        fast_path: FastPath,
+        pod: fn(&Member) -> Result<Endpoint>,
+    ) -> Result<()> {
         let (sender, receiver) = (&self.members[from], &self.members[to]);
         let (out, arriving) = match fast_path {
             FastPath::Off => return Ok(()),
@@ -189,7 +223,7 @@ impl Cluster {
                 ([Reason::EncapPod, Reason::RoutePod].as_slice(), Some([Reason::DeliverPod, Reason::HandPod]))
             }
         };
-        let (a, b) = (sender.pod()?, receiver.pod()?);
+        let (a, b) = (pod(sender)?, pod(receiver)?);
         eventually(CONVERGENCE, "an echo takes the fast path", || {
             let before = (sender.counters()?, receiver.counters()?);
             match fast_path {

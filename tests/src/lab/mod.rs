@@ -30,12 +30,13 @@ pub use agent::{
     agent_binary,
 };
 pub use chain::{Chain, plugin_binary};
-pub use cluster::{CONVERGENCE, Cluster, Member};
+pub use cluster::{CONVERGENCE, Cluster, Member, counted};
 pub use docker::{Container, Docker};
-pub use kubernetes::{ApiServer, KubeProxy};
+pub use kubernetes::{ApiServer, Image, KubeFlannel, KubeProxy};
 pub use netns::Netns;
 pub use node::Node;
-pub use pod::{Pod, PodOptions};
+pub use pod::{Plugins, Pod, PodOptions};
+pub use root::Root;
 pub use stock::{Peer, Stock};
 pub use stock_v6::StockV6;
 pub use store::{Etcd, NETWORK_V6, PREFIX};
@@ -57,6 +58,7 @@ mod netns;
 mod node;
 mod owner;
 mod pod;
+mod root;
 pub mod stock;
 mod stock_v6;
 mod store;
@@ -329,6 +331,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Makes a directory and those above it.
-fn make_dir(path: &Path) -> Result<()> {
+pub fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Pod, PodOptions, Stock,
+    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Peer, Pod, PodOptions, Stock,
     StockV6, SubnetEnv, SubnetEnvV6, make_dir, node_address, node_address_v6,
 };
 use crate::traffic::Endpoint;
@@ -34,6 +34,7 @@ impl Node {
         let netns = names.netns(&name)?;
         let node = Self { number, netns, names, lab_dir: lab.dir().to_owned(), dir };
         make_dir(&node.bpffs())?;
+        make_dir(&node.root_path("/run/flannel"))?;
         mount(Some("bpf"), &node.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("mount bpffs at {}", node.bpffs().display()))?;
         node.netns.sysctl("net/ipv4/ip_forward", "1")?;
@@ -91,14 +92,19 @@ impl Node {
         &self.netns
     }
 
-    /// Where its bpffs is mounted.
+    /// Where its bpffs is mounted: its `/sys/fs/bpf`.
     pub fn bpffs(&self) -> PathBuf {
-        self.dir.join("bpf")
+        self.root_path("/sys/fs/bpf")
     }
 
     /// Its `/run/flannel/subnet.env`.
     pub fn subnet_file(&self) -> PathBuf {
-        self.dir.join("subnet.env")
+        self.root_path("/run/flannel/subnet.env")
+    }
+
+    /// Where its file `path`, which begins with a slash, is on this machine.
+    pub fn root_path(&self, path: &str) -> PathBuf {
+        self.dir.join(path.trim_start_matches('/'))
     }
 
     /// What the subnet file says now.
@@ -111,7 +117,7 @@ impl Node {
         SubnetEnvV6::read(&self.subnet_file())?.context("the subnet file has no IPv6")
     }
 
-    /// Directory of its own, for what persists over restarts of its daemons.
+    /// Directory of its own, for what persists over restarts of its daemons: its root directory, where they have one.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -149,7 +155,12 @@ impl Node {
 
     /// Starts stock flannel's part where any flannel ran before, on what that left behind.
     pub fn stock_again(&self, etcd: &Etcd) -> Result<Stock> {
-        Stock::adopt(self, etcd)
+        Stock::adopt_by_etcd(self, etcd)
+    }
+
+    /// The same, with the lease `own` wherever that is; not yet with peers.
+    pub fn stock_with(&self, own: Peer) -> Result<Stock> {
+        Stock::adopt(self, own)
     }
 
     /// Adds IPv6 to a [`Stock`] node, holding fd00:10:244:(0xf000 + number)::/64.

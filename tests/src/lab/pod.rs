@@ -15,11 +15,23 @@ use crate::traffic::Endpoint;
 /// How a pod is added.
 #[derive(Clone, Debug, Default)]
 pub struct PodOptions {
-    /// By our own plugin and what kube-flannel chains to it. Otherwise `bridge` is told what our plugin would tell it.
-    pub kube_flannel: bool,
-    /// Ports of the node, and ports of the pod that `portmap` forwards their TCP connections to. Only with
-    /// `kube_flannel`.
+    /// By what.
+    pub plugins: Plugins,
+    /// Ports of the node, and ports of the pod that `portmap` forwards their TCP connections to. Not with
+    /// [`Plugins::Bridge`].
     pub host_ports: Vec<(u16, u16)>,
+}
+
+/// What makes a pod's interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plugins {
+    /// `bridge`, told what our plugin would tell it.
+    #[default]
+    Bridge,
+    /// Our own plugin and what kube-flannel chains to it.
+    KubeFlannel,
+    /// What is installed on the node, as [`KubeFlannel`](super::KubeFlannel) does.
+    Installed,
 }
 
 /// A pod with one interface `eth0` on its node's `cni0`.
@@ -38,7 +50,11 @@ pub struct Pod {
 
 impl Pod {
     pub(super) fn add(node: &Node, netns: Netns, name: &str, options: &PodOptions) -> Result<Self> {
-        let chain = if options.kube_flannel { Chain::kube_flannel(node)? } else { Chain::bridge(node)? };
+        let chain = match options.plugins {
+            Plugins::Bridge => Chain::bridge(node)?,
+            Plugins::KubeFlannel => Chain::kube_flannel(node)?,
+            Plugins::Installed => Chain::installed(node)?,
+        };
         let mapping =
             |(host, pod): &(u16, u16)| json!({ "hostPort": host, "containerPort": pod, "protocol": "tcp" });
         let mappings: Vec<Value> = options.host_ports.iter().map(mapping).collect();

@@ -63,15 +63,23 @@ impl Stock {
     }
 
     /// What stock flannel does when it starts on a node that has run before, whichever flannel it was: it looks
-    /// for its own lease by its address, keeps a device that fits and makes another of one that does not, and
-    /// programs every peer. Nothing that it finds is removed.
-    pub(super) fn adopt(node: &Node, etcd: &Etcd) -> Result<Self> {
+    /// for its own lease by its address, takes the node over, and programs every peer.
+    pub(super) fn adopt_by_etcd(node: &Node, etcd: &Etcd) -> Result<Self> {
         let mut own = None;
         for (subnet, lease) in etcd.leases()? {
             let peer = Peer::from_lease(subnet, &lease)?;
             own = own.or(peer.filter(|peer| peer.public_ip == node.address()));
         }
         let own = own.with_context(|| format!("etcd has no lease of {}", node.address()))?;
+        let mut stock = Self::adopt(node, own)?;
+        stock.publish(etcd)?;
+        stock.sync(etcd)?;
+        Ok(stock)
+    }
+
+    /// Takes over a node that has the lease `own`: keeps a device that fits and makes another of one that does not,
+    /// with another MAC. Nothing that it finds is removed.
+    pub(super) fn adopt(node: &Node, own: Peer) -> Result<Self> {
         let mut stock = Self { netns: node.netns().clone(), own, peers: BTreeMap::new() };
         match stock.fitting_device()? {
             Some(mac) => stock.own.mac = mac,
@@ -84,8 +92,6 @@ impl Stock {
         }
         let base = own.subnet.network();
         stock.netns.ip_batch(&format!("addr replace {base}/32 dev {DEVICE}\nlink set {DEVICE} up\n"))?;
-        stock.publish(etcd)?;
-        stock.sync(etcd)?;
         let env = node.subnet_env()?;
         SubnetEnv { subnet: own.subnet, mtu: 1450, ..env }.write(&node.subnet_file())?;
         Ok(stock)

@@ -12,6 +12,7 @@ pub use dialogue::Dialogue;
 pub use every_kind::{every_kind, every_kind_both_ways};
 pub use matrix::{Matrix, reachability};
 pub use paced::{Loss, Paced, PacedReport};
+pub use serving::Serving;
 pub use source::source_seen;
 
 use crate::lab::Netns;
@@ -20,8 +21,10 @@ pub mod content;
 pub mod dialogue;
 pub mod every_kind;
 pub mod matrix;
+pub mod overlay_frame;
 pub mod paced;
 pub mod ping;
+pub mod serving;
 pub mod source;
 pub mod tcp;
 pub mod udp;

@@ -72,6 +72,30 @@ fn a_long_transfer_never_stalls() -> Result<()> {
     })
 }
 
+/// Somebody takes the tolerance away that the flows need, again and again: it is back before connections give up. What
+/// is lost until then is sent again, later each time.
+#[test]
+fn strictness_that_comes_back_does_not_stay() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, Duration::from_secs(1))?;
+        strict(&cluster)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let streams = [Stream::start(&a, &b)?, Stream::start(&b, &a)?];
+        for _ in 0..5 {
+            sleep(Duration::from_millis(1700));
+            for member in &cluster.members {
+                member.node.netns().sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "0")?;
+            }
+        }
+        sleep(Duration::from_secs(3));
+        for stream in streams {
+            let (bytes, longest) = stream.stop()?;
+            ensure!(longest < Duration::from_secs(8), "stood still for {longest:?} after {bytes} bytes");
+        }
+        Ok(())
+    })
+}
+
 /// An idle connection is remembered as long as any other, though connection tracking missed what came last.
 #[test]
 fn idle_connections_are_not_forgotten() -> Result<()> {

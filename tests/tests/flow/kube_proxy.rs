@@ -1,7 +1,7 @@
 //! Services of every kind, by the rules of a real kube-proxy and by those of its nftables mode: all that is
 //! translated works, and stays on the kernel's path where it is translated.
 
-use std::{io::ErrorKind, net::SocketAddrV4, thread::sleep, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::reason::Reason;
@@ -12,10 +12,10 @@ use flannel_tests::{
         ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod, in_kubernetes_lab, in_lab,
         kubernetes::{Backend, Service, TrafficPolicy},
     },
-    traffic::{Dialogue, Endpoint, tcp::Stream},
+    traffic::{Dialogue, Endpoint, Serving, tcp::Stream},
 };
 
-use crate::{counted, fast, nftables_etcd, packets, serving::Serving, with_rules};
+use crate::{counted, fast, nftables_etcd, packets, with_rules};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const NODE_PORT: u16 = 30_080;
@@ -65,7 +65,7 @@ impl Site {
 
     fn backend(&self, (member, pod): (usize, usize)) -> Result<Backend> {
         let node = self.cluster.members[member].node.name();
-        Ok(Backend { address: self.pod(member, pod)?.address_v4(), node })
+        Ok(Backend { address: self.pod(member, pod)?.address(), node })
     }
 
     /// A Service `name` over these pods (node and number), not yet published.
@@ -135,10 +135,6 @@ impl Site {
     }
 }
 
-fn address(service: &Service) -> SocketAddrV4 {
-    SocketAddrV4::new(service.address, service.port)
-}
-
 fn check_slow(counters: &Counters) -> Result<()> {
     ensure!(fast(counters) == [0, 0], "translated packets skipped the stack: {counters}");
     Ok(())
@@ -150,7 +146,8 @@ fn cluster_ip(site: &Site) -> Result<()> {
     let service = site.service("cluster-ip", &pods)?;
     site.publish(&service)?;
     let (client, serving) = (site.pod(0, 0)?, site.serving(&pods)?);
-    let [at_client, at_backend] = counted(&site.cluster, || serving.be_used(&client, address(&service)))?;
+    let [at_client, at_backend] =
+        counted(&site.cluster, || serving.be_used(&client, service.socket_address()))?;
     check_slow(&at_client)?;
     ensure!(fast(&at_backend).into_iter().all(|packets| packets > 100), "{at_backend}");
 
@@ -174,9 +171,9 @@ fn node_ports(site: &Site) -> Result<()> {
         service.policy = policy;
         site.publish(&service)?;
         for (entry, member) in site.cluster.members.iter().enumerate() {
-            let to = SocketAddrV4::new(member.node.address(), NODE_PORT);
-            let check = |source: SocketAddrV4, backend: usize| -> Result<()> {
-                let is_client = *source.ip() == client.address();
+            let to = SocketAddr::from((member.node.address(), NODE_PORT));
+            let check = |source: SocketAddr, backend: usize| -> Result<()> {
+                let is_client = source.ip() == client.address();
                 match policy {
                     TrafficPolicy::Cluster => ensure!(!is_client, "backend {backend} saw {source}"),
                     TrafficPolicy::Local => {
@@ -191,7 +188,7 @@ fn node_ports(site: &Site) -> Result<()> {
                 for number in 0..20 {
                     let dialogue = serving.connect(&client, 0, to)?;
                     let backend = serving.backend(&dialogue)?;
-                    check(ipv4(dialogue.server.peer_addr()?)?, backend)?;
+                    check(dialogue.server.peer_addr()?, backend)?;
                     served[backend] += 1;
                     long.push(dialogue);
                     let (backend, source) = serving.ask(&Serving::asker(&client, to)?, number)?;
@@ -218,11 +215,11 @@ fn hairpin(site: &Site) -> Result<()> {
     site.publish(&service)?;
     let (itself, serving) = (site.pod(0, 1)?, site.serving(&[(0, 1)])?);
     let [at_pod, _] = counted(&site.cluster, || {
-        let mut dialogue = serving.connect(&itself, 0, address(&service))?;
-        let source = ipv4(dialogue.server.peer_addr()?)?;
-        ensure!(*source.ip() != itself.address(), "it saw itself as {source}");
+        let mut dialogue = serving.connect(&itself, 0, service.socket_address())?;
+        let source = dialogue.server.peer_addr()?;
+        ensure!(source.ip() != itself.address(), "it saw itself as {source}");
         dialogue.exchanges(50)?;
-        let asker = Serving::asker(&itself, address(&service))?;
+        let asker = Serving::asker(&itself, service.socket_address())?;
         (0..20).try_for_each(|number| serving.ask(&asker, number).map(drop))
     })?;
     check_slow(&at_pod)?;
@@ -240,10 +237,10 @@ fn affinity(site: &Site) -> Result<()> {
         let counted = counted(&site.cluster, || {
             let (mut served, mut asked) = ([0; 2], [0; 2]);
             for number in 0..12 {
-                let mut dialogue = serving.connect(&client, 0, address(&service))?;
+                let mut dialogue = serving.connect(&client, 0, service.socket_address())?;
                 served[serving.backend(&dialogue)?] += 1;
                 dialogue.exchanges(5)?;
-                asked[serving.ask(&Serving::asker(&client, address(&service))?, number)?.0] += 1;
+                asked[serving.ask(&Serving::asker(&client, service.socket_address())?, number)?.0] += 1;
             }
             ensure!(served.contains(&0) && asked.contains(&0), "{served:?} connections, {asked:?} questions");
             Ok(())
@@ -259,12 +256,12 @@ fn backend_removed(site: &Site) -> Result<()> {
     let mut service = site.service("removed", &pods)?;
     site.publish(&service)?;
     let (client, serving) = (site.pod(0, 0)?, site.serving(&pods)?);
-    let mut long = (0..100).map(|_| serving.connect(&client, 0, address(&service)));
+    let mut long = (0..100).map(|_| serving.connect(&client, 0, service.socket_address()));
     let mut long = long
         .find(|dialogue| dialogue.as_ref().map_or(true, |open| serving.backend(open).ok() == Some(1)))
         .context("nobody was sent to the remote backend")??;
     let asker = (0..100).find_map(|number| {
-        let asker = Serving::asker(&client, address(&service)).ok()?;
+        let asker = Serving::asker(&client, service.socket_address()).ok()?;
         (serving.ask(&asker, number).ok()?.0 == 1).then_some(asker)
     });
     let asker = asker.context("no question was sent to the remote backend")?;
@@ -282,7 +279,7 @@ fn backend_removed(site: &Site) -> Result<()> {
             sleep(REFRESH / 4);
         }
         for _ in 0..12 {
-            let dialogue = serving.connect(&client, 0, address(&service))?;
+            let dialogue = serving.connect(&client, 0, service.socket_address())?;
             ensure!(serving.backend(&dialogue)? == 0, "a connection went to a backend that is gone");
         }
         eventually(CONVERGENCE, "questions go to the other backend", || {
@@ -305,8 +302,8 @@ fn empty(site: &Site) -> Result<()> {
     let pods = [(1, 0)];
     let serving = site.serving(&pods)?;
     let outside = site.outside.underlay_endpoint();
-    let node = SocketAddrV4::new(site.cluster.members[0].node.address(), NODE_PORT);
-    let clients = [(site.pod(0, 0)?, address(&service)), (outside, node)];
+    let node = SocketAddr::from((site.cluster.members[0].node.address(), NODE_PORT));
+    let clients = [(site.pod(0, 0)?, service.socket_address()), (outside, node)];
     for (client, to) in &clients {
         match serving.connect(client, 0, *to) {
             Ok(_) => bail!("a Service without backends accepted a connection"),
@@ -352,13 +349,6 @@ fn nothing_is_invalid(site: &Site) -> Result<()> {
     let dropped = site.dropped_as_invalid()? - before;
     ensure!(dropped == 0, "{dropped} packets were dropped as INVALID");
     Ok(())
-}
-
-fn ipv4(address: std::net::SocketAddr) -> Result<SocketAddrV4> {
-    match address {
-        std::net::SocketAddr::V4(address) => Ok(address),
-        std::net::SocketAddr::V6(address) => bail!("{address} is not IPv4"),
-    }
 }
 
 type Case = (&'static str, fn(&Site) -> Result<()>);

@@ -16,7 +16,6 @@ mod learning;
 mod pods;
 mod policy;
 mod services;
-mod serving;
 
 /// Runs `test` in a lab for each place where XDP programs may stand before `flow`.
 fn behind_each_xdp(test: impl Fn(&Lab, Xdp) -> Result<()>) -> Result<()> {
@@ -90,10 +89,7 @@ fn with_rules(
 
 /// What both nodes count while `work` is done.
 fn counted(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-    let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    let before = [a.counters()?, b.counters()?];
-    work()?;
-    Ok([a.counters()?.since(&before[0]), b.counters()?.since(&before[1])])
+    cluster.counted(work)
 }
 
 /// Packets of pods that skipped the stack on their way out, and in.

@@ -11,10 +11,10 @@ use flannel_common::reason::Reason;
 use flannel_tests::{
     counters::Counters,
     lab::{Cluster, Pod, in_lab},
-    traffic::{Dialogue, Endpoint, dialogue::listen},
+    traffic::{Dialogue, Endpoint, Serving, dialogue::listen},
 };
 
-use crate::{behind_each_xdp, cluster, cluster_behind, counted, fast, packets, serving::Serving};
+use crate::{behind_each_xdp, cluster, cluster_behind, counted, fast, packets};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);

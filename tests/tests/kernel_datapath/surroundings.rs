@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use flannel_agent::{
     datapath::Datapath,
     mac::Mac,
     netlink::{Changed, Monitor, Netlink},
-    plan::{State, delta},
+    plan::{NoHop, State, delta},
 };
 use tokio::time::timeout;
 
@@ -48,9 +48,9 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
         ip("route add 10.1.0.10/32 dev odd");
 
         let mut netlink = Netlink::open().unwrap();
-        let subnet = "10.1.0.0/24".parse().unwrap();
+        let subnets = ["10.1.0.0/24".parse().unwrap()];
         let links = netlink.links().await.unwrap();
-        let found = netlink.pod_links(subnet, &links).await.unwrap();
+        let found = netlink.pod_links(&subnets, &links).await.unwrap();
         assert_eq!(found, BTreeSet::from([on_bridge, routed]), "loose is {loose}");
 
         // A pod is where its namespace says it is, as long as no other says so too.
@@ -60,7 +60,7 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
             elsewhere.ip(&format!("address add {address} dev x-{pod}"));
             elsewhere.ip(&format!("link set x-{pod} up"));
         }
-        let pods = netlink.pods(subnet, &links).await.unwrap();
+        let pods = netlink.pods(&subnets, &links).await.unwrap();
         let places: Vec<_> = pods.places.iter().map(|(ip, place)| (ip.to_string(), place.ifindex)).collect();
         assert_eq!(places, [("10.1.0.5".to_owned(), on_bridge), ("10.1.0.9".to_owned(), routed)]);
         let mac_of = |name: &str| links.iter().find(|link| link.name == name).unwrap().mac.unwrap().0;
@@ -70,11 +70,11 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
         let shown = Mac(pods.places.values().next().unwrap().mac).to_string();
         assert!(mac.contains(&shown), "{shown} is missing in {mac}");
         elsewhere.ip("address add 10.1.0.5/32 dev x-routed");
-        let pods = netlink.pods(subnet, &links).await.unwrap();
+        let pods = netlink.pods(&subnets, &links).await.unwrap();
         assert_eq!(pods.places.len(), 1, "two pods claim 10.1.0.5: {pods:?}");
 
         ip("address delete 10.1.0.1/24 dev anything");
-        assert_eq!(netlink.pod_links(subnet, &links).await.unwrap(), BTreeSet::from([routed]));
+        assert_eq!(netlink.pod_links(&subnets, &links).await.unwrap(), BTreeSet::from([routed]));
     });
 }
 
@@ -131,15 +131,45 @@ fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
 }
 
 #[test]
+fn next_hops_of_ipv6_are_the_kernels() {
+    with_namespace(|| async {
+        for command in [
+            "address add 2001:db8::1/64 dev eth0 nodad",
+            "route add 2001:db8:1::/64 via fe80::fe dev eth0",
+            "route add 2001:db8:2::/64 via 2001:db8::fd mtu 1400",
+            "route add blackhole 2001:db8:3::/64",
+            "route add 2001:db8:4::/64 nexthop via 2001:db8::fc nexthop via 2001:db8::fb",
+        ] {
+            ip(&format!("-6 {command}"));
+        }
+        let wanted = ["2001:db8::7", "2001:db8:1::9", "2001:db8:2::9", "2001:db8:3::9", "2001:db8:4::9"];
+        let wanted: BTreeSet<IpAddr> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+        let mut netlink = Netlink::open().unwrap();
+        let hops = netlink.next_hops("2001:db8::1".parse().unwrap(), &wanted).await.unwrap();
+        let told: Vec<_> =
+            hops.values().map(|hop| hop.map(|hop| (hop.address.to_string(), hop.mtu))).collect();
+        let by = |address: &str, mtu| Ok((address.to_owned(), mtu));
+        let expected = [
+            by("2001:db8::7", 1500),
+            by("fe80::fe", 1500),
+            by("2001:db8::fd", 1400),
+            Err(NoHop::NoRoute),
+            Err(NoHop::Multipath),
+        ];
+        assert_eq!(told, expected);
+    });
+}
+
+#[test]
 fn the_next_hops_of_ten_thousand_peers_are_asked_at_once() {
     with_namespace(|| async {
-        let peers: BTreeSet<_> = (0..10_000u32).map(|n| Ipv4Addr::from(0xc612_0000 + n)).collect();
+        let peers: BTreeSet<_> = (0..10_000u32).map(|n| Ipv4Addr::from(0xc612_0000 + n).into()).collect();
         let mut netlink = Netlink::open().unwrap();
         let start = Instant::now();
         let hops = netlink.next_hops("192.0.2.1".parse().unwrap(), &peers).await.unwrap();
         println!("{} next hops in {:?}", hops.len(), start.elapsed());
         assert_eq!(hops.len(), peers.len());
-        let router = Ipv4Addr::new(192, 0, 2, 254);
+        let router = IpAddr::from([192, 0, 2, 254]);
         assert!(hops.values().all(|hop| hop.is_ok_and(|hop| hop.address == router)));
     });
 }

@@ -12,24 +12,13 @@ fn a_pod_cidr_that_comes_late_is_waited_for() -> Result<()> {
     in_kubernetes_lab(|lab| {
         let mut kube = Kube::start(lab)?;
         kube.join(lab, FastPath::Off)?;
-        kube.allow_events()?;
         let node = lab.node()?;
         kube.api.add_node(&node, &[])?;
         let mut agent = node.prepared_in_kubernetes(&kube.access, FastPath::Off.into());
         let before = agent.subnet_file_now();
         agent.launch()?;
         await_log(&agent, "pod cidr not assigned")?;
-        eventually(CONVERGENCE, "an Event tells of it", || {
-            let events = kube.api.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
-            let found =
-                events["items"].as_array().into_iter().flatten().find(|event| event["reason"] == "NoPodCIDR");
-            let found = found.with_context(|| format!("no such Event: {events}"))?;
-            ensure!(
-                found["regarding"]["kind"] == "Node" && found["regarding"]["name"] == node.name(),
-                "{found}"
-            );
-            Ok(())
-        })?;
+        kube.await_event(&node, "NoPodCIDR")?;
         let cidr = cidr(node.number());
         let patch = json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
         kube.api.patch(&format!("/api/v1/nodes/{}", node.name()), &patch)?;

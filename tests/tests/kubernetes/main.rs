@@ -7,30 +7,25 @@ use flannel_tests::{
     eventually,
     lab::{
         Agent, AgentOptions, ApiServer, CONVERGENCE, Etcd, KubernetesAccess, Lab, Member, Node, Pod,
+        kubernetes::{DAEMON_SET, NAMESPACE},
         stock::{Peer, Stock},
     },
+    manifest,
     traffic::{Endpoint, reachability},
 };
 use serde_json::{Value, json};
 
 mod changes;
+mod end_to_end;
 mod faults;
+mod installed;
 mod nodes;
+mod outage;
+mod rollback;
 mod scale;
 
 const PREFIX: &str = "flannel.alpha.coreos.com";
-const NAMESPACE: &str = "kube-flannel";
 const ACCOUNT: &str = "flannel";
-
-/// net-conf.json of flannel's manifest.
-const NET_CONF: &str = r#"{
-  "Network": "10.244.0.0/16",
-  "EnableNFTables": false,
-  "Backend": {
-    "Type": "vxlan"
-  }
-}
-"#;
 
 /// A cluster whose nodes are in Kubernetes. What is dropped first stands on what is dropped later.
 struct Kube {
@@ -42,33 +37,42 @@ struct Kube {
 }
 
 impl Kube {
-    /// An API server with flannel's account, and no nodes.
+    /// An API server with what the manifest makes, and no nodes.
     fn start(lab: &Lab) -> Result<Self> {
         let etcd = lab.etcd()?;
         let api = lab.api_server(&etcd)?;
-        api.create("/api/v1/namespaces", &json!({"metadata": {"name": NAMESPACE}}))?;
-        api.add_service_account(NAMESPACE, ACCOUNT)?;
-        allow(
-            &api,
-            "flannel",
-            &json!([
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
-                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
-                {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
-            ]),
-        )?;
+        api.apply(&manifest::objects()?)?;
         let token = api.token(NAMESPACE, ACCOUNT, 86_400)?;
         let net_config = lab.dir().join("net-conf.json");
-        fs::write(&net_config, NET_CONF)?;
+        fs::write(&net_config, manifest::config_file("net-conf.json")?)?;
         let access = KubernetesAccess { kubeconfig: api.kubeconfig(ACCOUNT, &token)?, net_config };
         Ok(Self { members: Vec::new(), access, token, api, _etcd: etcd })
     }
 
-    /// Lets the account write Events, which the manifest does not.
-    fn allow_events(&self) -> Result<()> {
-        let rules =
-            json!([{"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}]);
-        allow(&self.api, "flannel-events", &rules)
+    /// Waits until `node` says that it has a network.
+    fn await_condition(&self, node: &Node) -> Result<()> {
+        eventually(CONVERGENCE, "the condition is set", || {
+            let object = self.api.get(&format!("/api/v1/nodes/{}", node.name()))?;
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let found = conditions.iter().find(|condition| condition["type"] == "NetworkUnavailable");
+            let said = found.map(|found| (&found["status"], &found["reason"], &found["message"]));
+            let wanted = ["False", "FlannelIsUp", "Flannel is running on this node"].map(Value::from);
+            ensure!(said == Some((&wanted[0], &wanted[1], &wanted[2])), "{conditions:?}");
+            Ok(())
+        })
+    }
+
+    /// Waits for an Event of `node`; what it says.
+    fn await_event(&self, node: &Node, reason: &str) -> Result<String> {
+        eventually(CONVERGENCE, "an Event tells of it", || {
+            let events = self.api.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
+            let found =
+                events["items"].as_array().into_iter().flatten().find(|event| event["reason"] == reason);
+            let found = found.with_context(|| format!("no such Event: {events}"))?;
+            let about = &found["regarding"];
+            ensure!(about["kind"] == "Node" && about["name"] == node.name(), "{found}");
+            Ok(found["note"].as_str().context("an Event that says nothing")?.to_owned())
+        })
     }
 
     /// A machine, and its Node with the pod CIDR that has its number.
@@ -92,17 +96,21 @@ impl Kube {
         let node = lab.node()?;
         let stock = node.stock()?;
         self.api.add_node(&node, &[stock.own().subnet.to_string()])?;
-        let Peer { public_ip, mac, .. } = stock.own();
-        self.annotate(
-            &node.name(),
-            &[
-                ("backend-data", &format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)),
-                ("backend-type", "vxlan"),
-                ("kube-subnet-manager", "true"),
-                ("public-ip", &public_ip.to_string()),
-            ],
-        )?;
+        self.annotate_as(&node.name(), stock.own())?;
         Ok((node, stock))
+    }
+
+    /// Annotates a node as stock flannel does where it is reached like this.
+    fn annotate_as(&self, node: &str, Peer { public_ip, mac, .. }: Peer) -> Result<()> {
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+        let public_ip = public_ip.to_string();
+        let all = [
+            ("backend-data", data.as_str()),
+            ("backend-type", "vxlan"),
+            ("kube-subnet-manager", "true"),
+            ("public-ip", &public_ip),
+        ];
+        self.annotate(node, &all)
     }
 
     /// Sets annotations of flannel's, as an operator with `kubectl annotate`.
@@ -151,13 +159,6 @@ impl Kube {
 /// The pod CIDR of the node of this number.
 fn cidr(number: u8) -> String {
     format!("10.244.{number}.0/24")
-}
-
-/// Gives flannel's account a role of its own with these rules.
-fn allow(api: &ApiServer, role: &str, rules: &Value) -> Result<()> {
-    let role_object = json!({"metadata": {"name": role}, "rules": rules});
-    api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role_object)?;
-    api.bind_cluster_role(role, NAMESPACE, ACCOUNT)
 }
 
 /// Waits for a line in an agent's log.

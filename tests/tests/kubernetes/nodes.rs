@@ -38,15 +38,7 @@ fn three_nodes_by_the_manifests_role_and_config() -> Result<()> {
             ]
             .map(|(name, value)| (name.to_owned(), value));
             ensure!(written == expected, "{}: {written:?}", node.name());
-            eventually(CONVERGENCE, "the condition is set", || {
-                let object = kube.api.get(&format!("/api/v1/nodes/{}", node.name()))?;
-                let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-                let found = conditions.iter().find(|condition| condition["type"] == "NetworkUnavailable");
-                let said = found.map(|found| (&found["status"], &found["reason"], &found["message"]));
-                let wanted = ["False", "FlannelIsUp", "Flannel is running on this node"].map(Value::from);
-                ensure!(said == Some((&wanted[0], &wanted[1], &wanted[2])), "{conditions:?}");
-                Ok(())
-            })?;
+            kube.await_condition(node)?;
             ensure!(!agent.log().contains("forbidden"), "{}", agent.log());
         }
 

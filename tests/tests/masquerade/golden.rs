@@ -50,6 +50,20 @@ pub(crate) fn filter(node: &Node) -> Result<Vec<String>> {
     ])
 }
 
+/// What the table mangle holds.
+pub(crate) fn mangle(node: &Node) -> Result<Vec<String>> {
+    let c = node.subnet_env()?.network;
+    let flow = "-m comment --comment \"flanneld flow\" -j";
+    Ok(vec![
+        format!("-A POSTROUTING {flow} FLANNEL-FLOW"),
+        format!("-A FLANNEL-FLOW -s {c} -d {c} {flow} MARK --set-xmark 0x0/0x1000"),
+        format!("-A FLANNEL-FLOW -s {c} -d {c} -m conntrack --ctstate SNAT,DNAT {flow} RETURN"),
+        format!(
+            "-A FLANNEL-FLOW -s {c} -d {c} -m conntrack --ctstate ESTABLISHED {flow} MARK --set-xmark 0x1000/0x1000"
+        ),
+    ])
+}
+
 /// What nft lists of our table, without what it says in words of its version.
 pub(crate) fn nft_rules(node: &Node) -> Result<Vec<String>> {
     let text = run(node, "nft", "-s list table ip flannel-ipv4")?;
@@ -77,7 +91,11 @@ pub(crate) fn nft_golden(node: &Node) -> Result<Vec<String>> {
         ip saddr != {c} ip daddr {c} masquerade fully-random
         chain forward {{
         ip saddr {c} accept
-        ip daddr {c} accept"
+        ip daddr {c} accept
+        chain established {{
+        ip saddr {c} ip daddr {c} meta mark set meta mark & 0xffffefff
+        ip saddr {c} ip daddr {c} ct status snat,dnat return
+        ip saddr {c} ip daddr {c} ct state established meta mark set meta mark | 0x1000"
     );
     Ok(text.lines().map(|line| line.trim().to_owned()).collect())
 }
@@ -90,9 +108,9 @@ pub(crate) fn check_rules(node: &Node, mode: Mode, others: &[&str]) -> Result<()
         run(node, "nft", "list table ip6 flannel-ipv6").context("the other family's table")?;
         return Ok(());
     }
-    for (rules, golden) in
-        [(saved(node, mode, "nat")?, nat(node, others)?), (saved(node, mode, "filter")?, filter(node)?)]
+    for (table, golden) in [("nat", nat(node, others)?), ("filter", filter(node)?), ("mangle", mangle(node)?)]
     {
+        let rules = saved(node, mode, table)?;
         ensure!(rules == golden, "there is\n{}\nwanted\n{}", rules.join("\n"), golden.join("\n"));
     }
     Ok(())

@@ -101,7 +101,7 @@ fn rules_of_a_stock_node_are_taken_over() -> Result<()> {
         let pod = node.pod("pod1")?.endpoint();
         masqueraded_throughout(&pod, &outside, node.address(), || {
             let flags = vec!["--ip-masq".to_owned()];
-            let mut agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Overlay, flags })?;
+            let mut agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Flow, flags })?;
             check_rules(&node, Mode::IptablesNft, &[])?;
             // And so are our own, after an agent that was killed.
             agent.kill()?;

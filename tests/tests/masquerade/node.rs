@@ -38,7 +38,7 @@ pub(crate) fn cluster(lab: &Lab, mode: Mode, nodes: usize, flags: &[&str]) -> Re
         let node = lab.node()?;
         iptables(&node, mode, &format!("-t nat -A POSTROUTING {DOCKER}"))?;
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Overlay, flags })?;
+        let agent = node.agent(&etcd, AgentOptions { fast_path: FastPath::Flow, flags })?;
         let pods = vec![node.pod("pod1")?];
         members.push(Member { pods, agent, node });
     }

@@ -2,11 +2,10 @@
 //! checksum on the wire is right.
 
 use anyhow::{Context as _, Result, ensure};
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use flannel_common::reason::Reason;
 use flannel_tests::{
     lab::{Cluster, Dataplane, Lab},
-    traffic::{Endpoint, tcp, udp, udp::Receiver, wire::Wire},
+    traffic::{Endpoint, overlay_frame, tcp, udp, udp::Receiver, wire::Wire},
 };
 
 use crate::{FAST, arrived, cluster, counted, left, on_each, options};
@@ -138,7 +137,9 @@ fn checksums_on_the_wire() -> Result<()> {
         fast(&cluster, || traffic(&a, &b, 1450))?;
         let mut seen = [0; 2];
         for frame in wire.drain()? {
-            match check(&frame).with_context(|| format!("{:02x?}", &frame[..frame.len().min(110)]))? {
+            match overlay_frame::check(&frame)
+                .with_context(|| format!("{:02x?}", &frame[..frame.len().min(110)]))?
+            {
                 Some(6) => seen[0] += 1,
                 Some(17) => seen[1] += 1,
                 _ => {}
@@ -148,38 +149,4 @@ fn checksums_on_the_wire() -> Result<()> {
         ensure!(seen[0] > 4_000 && seen[1] > 200, "{seen:?} packets of TCP and UDP on the wire");
         Ok(())
     })
-}
-
-/// Holds a frame of the overlay to its checksums and lengths, outer and inner; the protocol within. `None` for what is
-/// not of the overlay.
-fn check(frame: &[u8]) -> Result<Option<u8>> {
-    let packet = SlicedPacket::from_ethernet(frame)?;
-    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Udp(udp))) = (&packet.net, &packet.transport) else {
-        return Ok(None);
-    };
-    if udp.destination_port() != 8472 {
-        return Ok(None);
-    }
-    let header = ip.header().to_header();
-    ensure!(header.header_checksum == header.calc_header_checksum(), "outer header checksum");
-    let sum = udp.to_header().calc_checksum_ipv4(&header, udp.payload())?;
-    ensure!(udp.checksum() == 0 || udp.checksum() == sum, "outer UDP checksum");
-    ensure!(frame.len() <= 1514, "a frame of {} bytes", frame.len());
-    ensure!(udp.payload().get(..8) == Some(&[8, 0, 0, 0, 0, 0, 1, 0]), "VXLAN header");
-    let inner = SlicedPacket::from_ethernet(udp.payload().get(8..).context("an inner frame")?)?;
-    let Some(NetSlice::Ipv4(ip)) = &inner.net else { return Ok(None) };
-    let header = ip.header().to_header();
-    ensure!(header.header_checksum == header.calc_header_checksum(), "inner header checksum");
-    match &inner.transport {
-        Some(TransportSlice::Tcp(tcp)) => {
-            let sum = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload())?;
-            ensure!(tcp.checksum() == sum, "TCP checksum {:#06x}, not {sum:#06x}", tcp.checksum());
-        }
-        Some(TransportSlice::Udp(udp)) => {
-            let sum = udp.to_header().calc_checksum_ipv4(&header, udp.payload())?;
-            ensure!(udp.checksum() == sum, "UDP checksum {:#06x}, not {sum:#06x}", udp.checksum());
-        }
-        _ => {}
-    }
-    Ok(Some(header.protocol.0))
 }

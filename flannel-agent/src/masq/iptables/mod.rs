@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use super::{
     exec::{Exec, ExecError},
-    keep::{Firewall, Look},
+    keep::{Firewall, Flows, Look},
     rules::RuleSet,
 };
 use crate::family::Family;
@@ -38,6 +38,8 @@ pub(super) struct Iptables<E> {
     without: Vec<Family>,
     /// Networks that past runs may have left rules for, of either family.
     earlier: Vec<IpNetwork>,
+    /// Why the rules that mark established flows are not among them.
+    unmarked: Option<String>,
 }
 
 impl<E: Exec> Iptables<E> {
@@ -58,7 +60,7 @@ impl<E: Exec> Iptables<E> {
             "masquerade and forward rules by iptables"
         );
         let rules = rules(backend.has_random_fully());
-        Ok(Self { exec, backend, rules, without, earlier })
+        Ok(Self { exec, backend, rules, without, earlier, unmarked: None })
     }
 
     /// Whether the kernel tells of changes to these rules.
@@ -114,12 +116,30 @@ impl<E: Exec> Iptables<E> {
     }
 }
 
+impl<E: Exec> Iptables<E> {
+    /// What marks flows takes a table and a match, mangle and conntrack, that other rules do not. Where the kernel
+    /// lacks them, at the start, the others are to be in place all the same. Whether `table` is that one.
+    fn without_flows(&mut self, table: &Table, look: Look, error: &ExecError) -> bool {
+        let lacking = look == Look::Start
+            && table.name == "mangle"
+            && matches!(error, ExecError::Failed { .. })
+            && self.rules.flow.take().is_some();
+        if lacking {
+            self.unmarked = Some(error.to_string());
+        }
+        lacking
+    }
+}
+
 impl<E: Exec + Send> Firewall for Iptables<E> {
     async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
         let mut faults = Vec::new();
         for table in self.tables().into_iter().filter(Self::is_kept) {
-            let saved = self.save(&table).await?;
-            faults.extend(table.faults(&saved.table(table.name), look));
+            match self.save(&table).await {
+                Ok(saved) => faults.extend(table.faults(&saved.table(table.name), look)),
+                Err(error) if self.without_flows(&table, look, &error) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(faults)
     }
@@ -135,7 +155,11 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
         // One table's trouble is not the other's.
         outcome = self.put_right(&filter, look).await.and(outcome);
         if Self::is_kept(&mangle) {
-            outcome = self.put_right(&mangle, look).await.and(outcome);
+            match self.put_right(&mangle, look).await {
+                // What keeps the other tables from being written, too, is another trouble.
+                Err(error) if outcome.is_ok() && self.without_flows(&mangle, look, &error) => {}
+                marked => outcome = marked.and(outcome),
+            }
         }
         outcome
     }
@@ -160,6 +184,14 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
             if save[0] != save[1] && !same {
                 remove_from(&mut self.exec, kind, self.rules.family, &self.earlier).await;
             }
+        }
+    }
+
+    fn flows(&self) -> Flows {
+        match (&self.unmarked, &self.rules.flow) {
+            (Some(because), _) => Flows::Unmarked(because.clone()),
+            (None, Some(_)) => Flows::Marked,
+            (None, None) => Flows::NotAsked,
         }
     }
 }

@@ -377,6 +377,35 @@ async fn kernel_without_iprange_has_all_rules_but_the_one() {
 }
 
 #[tokio::test]
+async fn kernel_that_cannot_mark_flows_has_all_other_rules() {
+    let marking = RuleOptions { flow_mark: true, ..options() };
+    for lacks in ["conntrack", "*mangle"] {
+        let mut memory = Memory::with(&["iptables"]);
+        memory.lacks = Some(lacks);
+        let mut kept = iptables(memory, marking).await;
+        assert_eq!(kept.flows(), Flows::Marked, "until it is known better");
+        kept.settle(Look::Start).await;
+        assert!(matches!(kept.flows(), Flows::Unmarked(because) if because.contains("RULE_INSERT")));
+        assert_eq!(kept.exec.save("iptables", "nat"), NAT);
+        assert_eq!(kept.exec.save("iptables", "filter"), FILTER);
+    }
+    // Where nothing can be written, that is not what is lacking.
+    let mut memory = Memory::with(&["iptables"]);
+    memory.lacks = Some("COMMIT");
+    let mut kept = iptables(memory, marking).await;
+    assert!(kept.repair(Look::Start).await.is_err());
+    kept.exec.lacks = None;
+    kept.settle(Look::Start).await;
+    assert_eq!(kept.flows(), Flows::Marked);
+    // Later on a failure is one.
+    kept.exec.lacks = Some("conntrack");
+    kept.change("mangle", "FLANNEL-FLOW", Vec::clear);
+    assert!(kept.repair(Look::Resync).await.is_err());
+    assert_eq!(kept.flows(), Flows::Marked);
+    assert_eq!(iptables(Memory::with(&["iptables"]), options()).await.flows(), Flows::NotAsked);
+}
+
+#[tokio::test]
 async fn back_end_is_where_the_hosts_rules_are() {
     let all = ["iptables", "iptables-nft", "iptables-legacy"];
     let chosen = async |change: fn(&mut Memory)| {

@@ -49,12 +49,16 @@ impl Firewall for Fake {
     async fn remove_others(&mut self) {
         self.with(|state| state.others_removed = true);
     }
+
+    fn flows(&self) -> Flows {
+        Flows::NotAsked
+    }
 }
 
 const RESYNC: Duration = Duration::from_secs(5);
 
-fn start(fake: &Fake) -> watch::Receiver<bool> {
-    let (sender, applied) = watch::channel(false);
+fn start(fake: &Fake) -> watch::Receiver<Option<Flows>> {
+    let (sender, applied) = watch::channel(None);
     tokio::spawn(Keeper::new(fake.clone(), RESYNC, None).run(sender));
     applied
 }
@@ -62,7 +66,7 @@ fn start(fake: &Fake) -> watch::Receiver<bool> {
 #[tokio::test(start_paused = true)]
 async fn rules_come_back_within_a_second_or_so() {
     let fake = Fake::default();
-    start(&fake).wait_for(|applied| *applied).await.unwrap();
+    start(&fake).wait_for(Option::is_some).await.unwrap();
     for damages in 1..=3 {
         sleep(Duration::from_secs(40)).await;
         fake.with(|state| state.in_place = false);
@@ -79,7 +83,7 @@ async fn rules_come_back_within_a_second_or_so() {
 async fn rules_that_are_there_are_left_alone() {
     let fake = Fake::default();
     fake.with(|state| state.in_place = true);
-    start(&fake).wait_for(|applied| *applied).await.unwrap();
+    start(&fake).wait_for(Option::is_some).await.unwrap();
     sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.with(|state| state.repairs.len()), 0);
 }
@@ -90,18 +94,18 @@ async fn nothing_is_said_to_be_applied_before_it_is() {
     fake.with(|state| state.error = Some("the lock is held"));
     let mut applied = start(&fake);
     sleep(Duration::from_secs(30)).await;
-    assert!(!*applied.borrow());
+    assert_eq!(*applied.borrow(), None);
     assert!(!fake.with(|state| state.others_removed));
     let looks = fake.with(|state| state.looks.len());
     assert!((5..=20).contains(&looks), "{looks} tries in half a minute");
     fake.with(|state| state.error = None);
-    timeout(LONGEST, applied.wait_for(|applied| *applied)).await.unwrap().unwrap();
+    timeout(LONGEST, applied.wait_for(Option::is_some)).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_fight_is_given_up_and_taken_up_again() {
     let fake = Fake::default();
-    start(&fake).wait_for(|applied| *applied).await.unwrap();
+    start(&fake).wait_for(Option::is_some).await.unwrap();
     fake.with(|state| {
         state.in_place = false;
         state.undone = true;

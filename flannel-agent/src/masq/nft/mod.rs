@@ -4,7 +4,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     exec::{Exec, ExecError},
-    keep::{Firewall, Look},
+    keep::{Firewall, Flows, Look},
     rules::{Rule, RuleSet},
 };
 use crate::family::Family;
@@ -15,6 +15,9 @@ mod tests;
 mod text;
 
 const NFT: &str = "nft";
+
+/// The chain that marks packets of established flows.
+const ESTABLISHED: &str = "established";
 
 /// One table of ours.
 #[derive(Clone, Debug)]
@@ -43,6 +46,8 @@ pub(super) struct Nft<E> {
     /// nft before 1.0 knows no comments of tables and chains.
     comments: bool,
     earlier: Vec<ipnetwork::IpNetwork>,
+    /// Why the chains that mark established flows are not in the tables.
+    unmarked: Option<String>,
 }
 
 impl Table {
@@ -63,7 +68,7 @@ impl Table {
         let forward = chain("forward", "chain to accept flannel traffic", "filter", "forward", 0);
         let exempt = Some(&rules.exempt).filter(|rules| !rules.is_empty()).map(exempt);
         let flow = chain(
-            "established",
+            ESTABLISHED,
             "chain to mark packets of established flows behind all filters",
             "filter",
             "postrouting",
@@ -80,6 +85,10 @@ impl Table {
             name: text::table_name(rules.family),
             chains: chains.into_iter().flatten().collect(),
         }
+    }
+
+    fn marks_flows(&self) -> bool {
+        self.chains.iter().any(|chain| chain.name == ESTABLISHED)
     }
 
     fn empty(family: Family) -> Self {
@@ -105,7 +114,7 @@ impl<E: Exec> Nft<E> {
             let rules = rules.iter().find(|rules| rules.family == family);
             rules.map_or_else(|| Table::empty(family), Table::of)
         };
-        Ok(Self { exec, tables: Family::BOTH.map(table), comments: true, earlier })
+        Ok(Self { exec, tables: Family::BOTH.map(table), comments: true, earlier, unmarked: None })
     }
 
     async fn faults_of(&mut self, table: &Table, look: Look) -> Result<Vec<String>, ExecError> {
@@ -131,6 +140,19 @@ impl<E: Exec> Nft<E> {
         }
         outcome.map(drop)
     }
+
+    /// A kernel that knows no connection tracking takes the other chains of `table` all the same.
+    async fn replace_without_flows(&mut self, mut table: Table, error: ExecError) -> Result<(), ExecError> {
+        table.chains.retain(|chain| chain.name != ESTABLISHED);
+        if self.replace(&table).await.is_err() {
+            return Err(error);
+        }
+        self.unmarked = Some(error.to_string());
+        for kept in self.tables.iter_mut().filter(|kept| kept.family == table.family) {
+            *kept = table.clone();
+        }
+        Ok(())
+    }
 }
 
 impl<E: Exec + Send> Firewall for Nft<E> {
@@ -146,7 +168,13 @@ impl<E: Exec + Send> Firewall for Nft<E> {
         let mut outcome = Ok(());
         for table in self.tables.clone() {
             if !self.faults_of(&table, look).await?.is_empty() {
-                outcome = outcome.and(self.replace(&table).await);
+                let replaced = match self.replace(&table).await {
+                    Err(error) if look == Look::Start && table.marks_flows() => {
+                        self.replace_without_flows(table, error).await
+                    }
+                    replaced => replaced,
+                };
+                outcome = outcome.and(replaced);
             }
         }
         outcome
@@ -154,6 +182,14 @@ impl<E: Exec + Send> Firewall for Nft<E> {
 
     async fn remove_others(&mut self) {
         super::iptables::remove(&mut self.exec, &self.earlier).await;
+    }
+
+    fn flows(&self) -> Flows {
+        match &self.unmarked {
+            _ if self.tables.iter().any(Table::marks_flows) => Flows::Marked,
+            Some(because) => Flows::Unmarked(because.clone()),
+            None => Flows::NotAsked,
+        }
     }
 }
 

@@ -200,3 +200,54 @@ fn a_flag_alone_or_in_a_list_is_the_same() {
     assert_eq!(listed(&json!(["fully-random"])), Vec::<String>::new());
     assert_eq!(listed(&json!(["random"])).len(), 1);
 }
+
+/// An nft of a kernel without some things.
+struct Without {
+    what: &'static str,
+    loaded: Vec<String>,
+}
+
+impl Exec for Without {
+    async fn run(&mut self, program: &str, arguments: &[&str], input: &str) -> Result<String, ExecError> {
+        let failed =
+            || ExecError::Failed { program: program.to_owned(), stderr: "No such file or directory".into() };
+        match arguments {
+            ["--version"] => Ok("nftables v1.0.6".to_owned()),
+            ["-f", "-"] if input.contains(self.what) => Err(failed()),
+            ["-f", "-"] => {
+                self.loaded.push(input.to_owned());
+                Ok(String::new())
+            }
+            _ => Err(failed()),
+        }
+    }
+
+    fn has(&self, _: &str) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn kernel_that_cannot_mark_flows_has_all_other_rules() {
+    let rules = [RuleSet::new(&RuleOptions { flow_mark: true, ..options() })];
+    let nft = async |what| {
+        let exec = Without { what, loaded: Vec::new() };
+        Nft::detect(exec, &rules, Vec::new()).await.unwrap()
+    };
+    let mut kept = nft("ct state").await;
+    assert_eq!(kept.flows(), Flows::Marked, "until it is known better");
+    kept.repair(Look::Start).await.unwrap();
+    assert!(matches!(kept.flows(), Flows::Unmarked(because) if because.contains("No such file")));
+    let bare = text::replace(&Table::of(&RuleSet::new(&options())), true);
+    assert_eq!(kept.exec.loaded[0], bare);
+    kept.repair(Look::Resync).await.unwrap();
+    assert_eq!(kept.exec.loaded[2], bare);
+
+    let mut kept = nft("table").await;
+    assert!(kept.repair(Look::Start).await.is_err());
+    assert_eq!(kept.flows(), Flows::Marked);
+    let mut kept = nft("never").await;
+    kept.repair(Look::Start).await.unwrap();
+    assert_eq!(kept.flows(), Flows::Marked);
+    assert!(kept.exec.loaded[0].contains("ct state"));
+}

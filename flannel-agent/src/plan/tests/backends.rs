@@ -100,11 +100,11 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
         lease("10.7.0.0/24", "192.0.2.7", mac(7)),
     ]);
     let next_hops = BTreeMap::from([
-        (ip4("192.0.2.2"), Ok(hop(2))),
-        (ip4("198.51.100.3"), Ok(hop(254))),
-        (ip4("192.0.2.4"), Err(NoHop::Multipath)),
-        (ip4("192.0.2.5"), Err(NoHop::NoRoute)),
-        (ip4("192.0.2.7"), Ok(NextHop { ifindex: 3, ..hop(7) })),
+        (ip("192.0.2.2"), Ok(hop(2))),
+        (ip("198.51.100.3"), Ok(hop(254))),
+        (ip("192.0.2.4"), Err(NoHop::Multipath)),
+        (ip("192.0.2.5"), Err(NoHop::NoRoute)),
+        (ip("192.0.2.7"), Ok(NextHop { ifindex: 3, ..hop(7) })),
     ]);
     let plan = plan_by(&direct_routing(FastPath::Flow), &all, &next_hops);
     let ways: Vec<_> = plan.peers.values().map(|peer| peer.way).collect();
@@ -131,7 +131,7 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
         ("10.5.0.0/24", NoHop::NoRoute),
         ("10.7.0.0/24", NoHop::OtherInterface),
     ] {
-        assert_eq!((kind(subnet), plan.on_kernel[&net4(subnet)]), (PeerKind::Kernel, why));
+        assert_eq!((kind(subnet), plan.on_kernel[&net(subnet)]), (PeerKind::Kernel, why));
     }
     // Each node chooses for itself: a peer may come through the tunnel, whichever way it is reached.
     assert_eq!(state.bpf.vteps.len(), 5);
@@ -141,7 +141,7 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
 fn a_way_that_changes_loses_no_packet() {
     let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]);
     let by =
-        |hop| plan_by(&direct_routing(FastPath::All), &all, &BTreeMap::from([(ip4("192.0.2.2"), Ok(hop))]));
+        |hop| plan_by(&direct_routing(FastPath::All), &all, &BTreeMap::from([(ip("192.0.2.2"), Ok(hop))]));
     let (direct, tunnel) = (by(hop(2)).state, by(hop(254)).state);
     let sentences = |to, from| delta(to, from).iter().map(Change::to_string).collect::<Vec<_>>();
     assert_eq!(

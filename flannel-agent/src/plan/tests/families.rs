@@ -1,5 +1,7 @@
 //! Clusters of IPv6, alone and beside IPv4.
 
+use flannel_common::layout::AddressV6;
+
 use super::*;
 
 fn net6(text: &str) -> Ipv6Network {
@@ -153,7 +155,12 @@ fn a_family_that_goes_takes_only_its_own_along() {
     let all = leases([dual_lease(2)]);
     let dual = planned_in(&Family::BOTH, Backend::Vxlan, &all).state;
     let v4 = planned_in(&[Family::V4], Backend::Vxlan, &all).state;
-    let sentences = |to, from| delta(to, from).iter().map(Change::to_string).collect::<Vec<_>>();
+    // Of the maps, which follow the same rule, only those for IPv6.
+    let sentences = |to, from| {
+        let (bpf, kernel): (Vec<_>, Vec<_>) = delta(to, from).into_iter().partition(Change::is_bpf);
+        assert!(bpf.len() == 4 && bpf.iter().all(|change| matches!(change.slot(), Slot::MapV6(_))));
+        kernel.iter().map(Change::to_string).collect::<Vec<_>>()
+    };
     assert_eq!(sentences(&v4, &dual), ["delete the VXLAN device for IPv6"]);
     assert_eq!(
         sentences(&dual, &v4),
@@ -166,4 +173,48 @@ fn a_family_that_goes_takes_only_its_own_along() {
             "route fd00:10:0:200::/64 via fd00:10:0:200::",
         ]
     );
+}
+
+/// The maps for IPv6 hold of the peers, of this node and of its pods what the programs need.
+#[test]
+fn the_fast_path_of_ipv6_has_maps_of_its_own() {
+    let address = |text: &str| AddressV6::new(text.parse::<Ipv6Addr>().unwrap().octets());
+    let planned = |fast_path, families: &[Family]| {
+        let hop = NextHop { ifindex: 2, address: ip("fe80::1"), mtu: 1500 };
+        let place = PodV4 { ifindex: 11, mac: [1; 6], gateway_mac: [2; 6] };
+        let places = BTreeMap::from([(ip("10.1.0.11"), place), (ip("fd00:10:0:1::b"), place)]);
+        plan(&Inputs {
+            local: &local_with(Backend::Vxlan, fast_path, families),
+            leases: &leases([dual_lease(2), six_lease(3)]),
+            next_hops: &BTreeMap::from([(ip("2001:db8::2"), Ok(hop))]),
+            pods: &Pods { links: BTreeSet::from([11]), places },
+            overlays: &BTreeMap::from([(Family::V4, 5), (Family::V6, 6)]),
+            exemptions: &Exemptions::default(),
+        })
+        .state
+        .bpf
+    };
+    let bpf = planned(FastPath::All, &Family::BOTH);
+    let config = bpf.v6.config.unwrap();
+    assert_eq!((config.overlay_ifindex, config.prefix_lengths[..2].to_vec()), (6, vec![64, 0]));
+    assert_eq!(config.fast_path, FastPath::All);
+    let peers: Vec<_> = bpf.v6.peers.values().map(|peer| (peer.vtep, peer.kind, peer.next_hop)).collect();
+    assert_eq!(
+        peers,
+        [
+            (address("2001:db8::2"), PeerKind::Vxlan, address("fe80::1")),
+            (address("2001:db8::3"), PeerKind::Kernel, address("::")),
+        ]
+    );
+    assert_eq!(bpf.v6.peers.values().next().unwrap().vtep_mac, mac(102).0);
+    assert_eq!(bpf.v6.vteps.len(), 2);
+    assert_eq!(bpf.v6.pods.keys().copied().collect::<Vec<_>>(), [address("fd00:10:0:1::b")]);
+    assert_eq!(bpf.pods.keys().copied().collect::<Vec<_>>(), [[10, 1, 0, 11]]);
+    assert!(bpf.hooks.contains(&(5, Hook::ToOverlay)) && bpf.hooks.contains(&(6, Hook::ToOverlay)));
+    // Each family without the other.
+    let v6 = planned(FastPath::Flow, &[Family::V6]);
+    assert!(v6.config.is_none() && v6.peers.is_empty() && v6.v6.config.is_some());
+    assert!(v6.hooks.contains(&(11, Hook::FromPod)) && v6.hooks.contains(&(2, Hook::FromUnderlay)));
+    assert_eq!(planned(FastPath::All, &[Family::V4]).v6, BpfStateV6::default());
+    assert_eq!(planned(FastPath::Off, &Family::BOTH), BpfState::default());
 }

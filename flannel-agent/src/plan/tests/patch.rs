@@ -17,9 +17,16 @@ fn inputs<'a>(
 /// Few of everything, so that leases get in each other's way.
 fn any_lease() -> impl Strategy<Value = Lease> {
     let prefix = prop_oneof![4 => Just(24), 1 => Just(25), 1 => Just(16)];
-    (2..6u8, prefix, 2..6u8, 1..5u8, prop::bool::weighted(0.1)).prop_map(
-        |(net, prefix, node, vtep, other)| {
-            let mut lease = lease(&format!("10.{net}.0.0/{prefix}"), &format!("192.0.2.{node}"), mac(vtep));
+    let v6 = prop::option::of((2..6u8, 2..6u8, 1..5u8));
+    (2..6u8, prefix, 2..6u8, 1..5u8, prop::bool::weighted(0.1), v6).prop_map(
+        |(net, prefix, n, vtep, other, v6)| {
+            let mut lease = lease(&format!("10.{net}.0.0/{prefix}"), &format!("192.0.2.{n}"), mac(vtep));
+            if let (Some((net, n, vtep)), false) = (v6, other) {
+                let json = format!("{{\"VNI\":1,\"VtepMAC\":\"{}\"}}", mac(vtep));
+                lease.subnet.v6 = Some(format!("fd00:10:0:{net}00::/64").parse().unwrap());
+                lease.attrs.public_ipv6 = Some(format!("2001:db8::{n}").parse().unwrap());
+                lease.attrs.backend_v6_data = Some(RawJson::parse(&json).unwrap());
+            }
             if other {
                 lease.attrs.backend_type = "host-gw".to_owned();
             }
@@ -36,8 +43,10 @@ proptest! {
         nodes in any::<bool>(),
         direct_routing in any::<bool>(),
     ) {
-        let local = Local { direct_routing, ..local(FastPath::Flow) };
-        let (hops, pods) = ((2..5).map(|n| (Ipv4Addr::new(192, 0, 2, n), hops_of(n))).collect(), pods([3]));
+        let local = local_with(Backend::Vxlan, FastPath::Flow, &Family::BOTH);
+        let local = Local { direct_routing, ..local };
+        let of_both = |n| Family::BOTH.map(|family| (node(family, n), hops_in(family, n)));
+        let (hops, pods) = ((2..5).flat_map(of_both).collect(), pods([3]));
         let prefixes = [net4("192.0.2.3/32"), net4("203.0.113.0/24")].into();
         let exemptions = Exemptions { prefixes, nodes };
         let mut held = leases(start);
@@ -54,7 +63,7 @@ proptest! {
                 Some(patch) => {
                     let mut datapath = MemoryDatapath::holding(kernel.clone());
                     for change in patch.changes() {
-                        prop_assert!(!matches!(change, Change::PutBpfConfig(_) | Change::DeleteBpfConfig));
+                        prop_assert!(!matches!(change.slot(), Slot::BpfConfig | Slot::MapV6(KeyV6::Config)));
                         prop_assert!(futures::executor::block_on(datapath.apply(&[change]))[0].is_ok());
                     }
                     patch.apply(&mut now);

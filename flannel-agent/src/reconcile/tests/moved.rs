@@ -59,7 +59,7 @@ async fn next_hops_outlast_our_address_but_not_their_interface() {
     let agent = Agent::settled([2]).await;
     let kind = || async { agent.state().await.bpf.peers.values().next().copied().unwrap().kind };
     let world = agent.world.clone();
-    let set = async |adrift, up, next_hops: BTreeMap<Ipv4Addr, NextHop>| {
+    let set = async |adrift, up, next_hops: BTreeMap<IpAddr, NextHop>| {
         let mut world = world.0.lock().await;
         world.adrift = adrift;
         world.underlay = BTreeSet::from([(2, 1500, up)]);

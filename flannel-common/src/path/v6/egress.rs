@@ -9,7 +9,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
     },
-    path::{Tables, check_hold, egress::has_no_packet},
+    path::{Tables, check_hold, egress::has_no_packet, flow::Passage},
     reason::{Direction, Reason},
 };
 
@@ -42,18 +42,27 @@ pub fn from_pod<R>(
     if !config.network.contains(ip.destination) || config.subnet.contains(ip.destination) {
         return Err(Reason::NoRoute);
     }
-    check_hold(tables)?;
-    // The address must be this veth's own: a pod cannot speak for another one past the host's filters.
-    let pod = tables.pod_v6(ip.source).ok_or(Reason::UnknownPod)?;
-    if pod.ifindex != arrival.ifindex {
-        return Err(Reason::Spoofed);
+    let now = check_hold(tables)?;
+    let refusal = if gated {
+        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
+    } else {
+        None
+    };
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. A flow is
+    // written down with the veth of its address, so for one that is admitted there is nothing to look up.
+    if !gated || refusal.is_some() {
+        let pod = tables.pod_v6(ip.source).ok_or(Reason::UnknownPod)?;
+        if pod.ifindex != arrival.ifindex {
+            return Err(Reason::Spoofed);
+        }
     }
     if ip.hop_limit <= 1 {
         return Err(Reason::Ttl);
     }
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
-    if gated {
-        flow::admit(Direction::Egress, packet, ETHERNET_LEN, tables, &config, &ip, &pod)?;
+    if let Some(reason) = refusal {
+        return Err(reason);
     }
     check_peer(packet, arrival, &ip, &peer)?;
     let forward = Forward::hop(&ip);

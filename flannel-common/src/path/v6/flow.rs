@@ -2,7 +2,7 @@
 
 use super::{check_ipv6, first_ip};
 use crate::{
-    layout::{AddressV6, ConfigV6, FastPath, FlowV6, PodV4},
+    layout::{AddressV6, ConfigV6, FastPath, FlowV6},
     map::FLOW_MARK,
     packet::{
         Arrival, Packet,
@@ -11,30 +11,28 @@ use crate::{
     },
     path::{
         Tables,
-        flow::{NEVER, Note, Transport, check_permit, renewed},
+        flow::{NEVER, Note, Passage, Transport, check_permit, renewed},
     },
     reason::{Direction, Reason},
 };
 
-/// Lets a packet of `pod`, or for it, that travels `way` skip the host's stack. Its IPv6 header `ip`, without
-/// extension headers, stands at `offset`.
+/// Lets a packet skip the host's stack. Its IPv6 header `ip`, without extension headers, stands at `offset`.
 ///
 /// # Errors
 /// Why it may not.
 #[inline(always)]
 pub(super) fn admit(
-    way: Direction,
+    passage: &Passage,
     packet: &(impl Packet + ?Sized),
     offset: usize,
     tables: &impl Tables,
     config: &ConfigV6,
     ip: &Ipv6,
-    pod: &PodV4,
 ) -> Result<(), Reason> {
     let transport = Transport::at(packet, offset + IPV6_LEN, ip.next_header)?;
     transport.check_control()?;
-    let permit = tables.flow_v6(&flow(&transport, way, ip)).ok_or(Reason::FlowUnknown)?;
-    check_permit(way, &permit, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())
+    let permit = tables.flow_v6(&flow(&transport, passage.way, ip)).ok_or(Reason::FlowUnknown)?;
+    check_permit(passage, &permit, config.flow_refresh, transport.protocol)
 }
 
 /// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:

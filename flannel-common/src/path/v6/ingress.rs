@@ -8,7 +8,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
-    path::{Tables, check_hold, ecn, forwarding},
+    path::{Tables, check_hold, ecn, flow::Passage, forwarding},
     reason::{Direction, Reason},
 };
 
@@ -84,7 +84,7 @@ pub fn from_underlay<R>(
     if !config.subnet.contains(ip.destination) {
         return Err(Reason::NotOurPod);
     }
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     let vtep = tables.vtep_v6(outer_ip.source).ok_or(Reason::UnknownVtep)?;
     // Besides its pods, a node speaks for itself: its replies to our pods come through the tunnel too.
     if !vtep.subnet.contains(ip.source) && ip.source != outer_ip.source {
@@ -96,14 +96,15 @@ pub fn from_underlay<R>(
     let class = ecn::decapsulate(outer_ip.traffic_class(), ip.traffic_class()).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v6(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        flow::admit(Direction::Ingress, packet, INNER_IP, tables, &config, &ip, &pod)?;
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     // As with IPv4: a socket takes TCP whole, what forwards it does not.
     if arrival.gso_size != 0 {
         if ip.next_header != PROTOCOL_TCP {
             return Err(Reason::UdpAggregate);
         }
-        if forwarding::forwards(tables, pod.ifindex) {
+        if forwarding::forwards(tables, pod.ifindex, now) {
             return Err(Reason::PodForwards);
         }
     }

@@ -1,9 +1,9 @@
 //! Who may do what: ServiceAccounts, their roles, and the files by which they find the API server.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ApiServer;
 use crate::etcd::write_private;
@@ -27,13 +27,30 @@ impl ApiServer {
         self.create(&format!("/apis/{RBAC}/v1/clusterrolebindings"), &binding).map(drop)
     }
 
-    /// A token of a ServiceAccount, for `seconds` (at least 600), as kubelet puts it into pods.
+    /// A token of a ServiceAccount, for `seconds` (at least 600).
     pub fn token(&self, namespace: &str, account: &str, seconds: u32) -> Result<String> {
+        self.bound_token(namespace, account, seconds, None)
+    }
+
+    /// The same, which ends with the Pod `pod` if not before.
+    fn bound_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        seconds: u32,
+        pod: Option<&Value>,
+    ) -> Result<String> {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let bound = pod.map(|pod| {
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"],
+            })
+        });
         let request = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
-            "spec": { "expirationSeconds": seconds },
+            "spec": { "expirationSeconds": seconds, "boundObjectRef": bound },
         });
         let answer = self.create(&path, &request)?;
         let token = answer["status"]["token"].as_str().with_context(|| format!("no token in {answer}"))?;
@@ -64,14 +81,16 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// Writes what kubelet mounts into a pod: `token`, `ca.crt` and `namespace`, in a directory of their own.
-    pub fn pod_credentials(&self, namespace: &str, account: &str) -> Result<PathBuf> {
-        let directory = self.dir().join(format!("{namespace}-{account}"));
-        super::make_dir(&directory)?;
-        write_private(&directory.join("token"), &self.token(namespace, account, 86_400)?)?;
+    /// What kubelet mounts into a pod, for `seconds`: `token`, `ca.crt` and `namespace`.
+    pub fn pod_credentials(&self, pod: &Value, seconds: u32) -> Result<BTreeMap<String, String>> {
+        let namespace = pod["metadata"]["namespace"].as_str().context("a pod without a namespace")?;
+        let account = pod["spec"]["serviceAccountName"].as_str().context("a pod without an account")?;
         let certificate = fs::read_to_string(self.authority()).context("read the authority's certificate")?;
-        write_private(&directory.join("ca.crt"), &certificate)?;
-        write_private(&directory.join("namespace"), namespace)?;
-        Ok(directory)
+        let files = [
+            ("token", self.bound_token(namespace, account, seconds, Some(pod))?),
+            ("ca.crt", certificate),
+            ("namespace", namespace.to_owned()),
+        ];
+        Ok(files.map(|(name, text)| (name.to_owned(), text)).into())
     }
 }

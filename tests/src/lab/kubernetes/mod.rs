@@ -7,7 +7,7 @@
 //! etcd ── ApiServer ◀── tests, as admin: nodes, Services, EndpointSlices
 //!             ▲
 //!             ├── KubeProxy, by a kubeconfig file
-//!             └── agents, as they are told to
+//!             └── agents, as they are told to, or as pods of KubeFlannel's DaemonSet
 //! ```
 
 use std::{
@@ -28,6 +28,8 @@ use crate::{
 };
 
 pub use faults::{FaultyApi, WatchFault};
+pub use image::Image;
+pub use kube_flannel::{DAEMON_SET, KubeFlannel, NAMESPACE};
 pub use proxy::KubeProxy;
 pub use request::Answer;
 pub use services::{Backend, Service, TrafficPolicy};
@@ -35,7 +37,10 @@ pub use services::{Backend, Service, TrafficPolicy};
 mod access;
 mod crowd;
 mod faults;
+mod image;
+mod kube_flannel;
 mod nftables;
+mod pod_files;
 mod proxy;
 mod request;
 mod services;
@@ -45,6 +50,9 @@ pub const API_PORT: u16 = 6443;
 
 /// What clusterIPs are taken from; the API server's own Service `kubernetes` has the first address.
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+
+/// The same in IPv6, for Services that ask for it.
+const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
 
 /// The names by which the API server's certificate is valid, beside its address.
 const NAMES: [&str; 4] = ["10.96.0.1", "127.0.0.1", "localhost", "kubernetes.default.svc"];
@@ -113,7 +121,9 @@ impl ApiServer {
             ("service-account-issuer", ISSUER),
             ("service-account-signing-key-file", &file("tokens.key")),
             ("service-account-key-file", &file("tokens.pub")),
-            ("service-cluster-ip-range", SERVICE_RANGE),
+            ("service-cluster-ip-range", &format!("{SERVICE_RANGE},{SERVICE_RANGE_V6}")),
+            // Nodes with pod CIDRs of both families; not optional in later versions.
+            ("feature-gates", "IPv6DualStack=true"),
             ("authorization-mode", "RBAC"),
             // It wants every pod to have an account that only the controller manager would make.
             ("disable-admission-plugins", "ServiceAccount"),
@@ -133,6 +143,13 @@ impl ApiServer {
     /// Kills it.
     pub fn stop(&mut self) -> Result<()> {
         self.daemon.take().context("no API server is running")?.kill()
+    }
+
+    /// Has its address swallow what clients send to it, or take it again.
+    pub fn set_silent(&self, silent: bool) -> Result<()> {
+        let (what, port) = (if silent { "-I" } else { "-D" }, API_PORT.to_string());
+        let rule = ["--wait", what, "INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
+        self.netns.run("iptables", &rule).map(drop)
     }
 
     /// URL its clients use.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::{ApiServer, Netns, Service};
+use super::{API_PORT, ApiServer, Netns, Service, UNDERLAY_ADDRESS};
 use crate::{command::Daemon, lab::Node, requirements::kubernetes_program, wait::eventually};
 
 /// All pods of the lab's cluster: what comes from elsewhere to a clusterIP is masqueraded.
@@ -89,7 +89,9 @@ impl KubeProxy {
         eventually(SYNC, "kube-proxy has written its rules", || {
             self.daemon.as_mut().context("kube-proxy is not running")?.check_running()?;
             let rules = self.rules("nat")?;
-            ensure!(rules.contains("-A KUBE-SERVICES"), "{rules}");
+            // The API server's own Service, by which pods find it, is the one that is always there.
+            let own = format!("--to-destination {UNDERLAY_ADDRESS}:{API_PORT}");
+            ensure!(rules.contains(&own), "{rules}");
             Ok(())
         })
     }
@@ -107,7 +109,9 @@ impl KubeProxy {
     /// Waits until its rules send `service` to exactly the backends that it has.
     pub fn await_service(&self, service: &Service) -> Result<()> {
         eventually(SYNC, &format!("{} has the rules of {}", self.node, service.name), || {
-            let (nat, filter) = (self.rules("nat")?, self.rules("filter")?);
+            let save = if service.address.is_ipv4() { "iptables-save" } else { "ip6tables-save" };
+            let rules = |table: &str| self.netns.run(save, &["-t", table]);
+            let (nat, filter) = (rules("nat")?, rules("filter")?);
             service.check_rules(&nat, &filter)
         })
     }

@@ -54,6 +54,26 @@ impl ApiServer {
         self.object("POST", path, Some(object))
     }
 
+    /// Makes `objects`, or changes those that are there, as `kubectl apply` does.
+    pub fn apply(&self, objects: &[Value]) -> Result<()> {
+        for object in objects {
+            let kind = object["kind"].as_str().context("an object without a kind")?;
+            let version = object["apiVersion"].as_str().context("an object without a version")?;
+            let name = object["metadata"]["name"].as_str().context("an object without a name")?;
+            let api = if version.contains('/') { "apis" } else { "api" };
+            let namespace = object["metadata"]["namespace"].as_str();
+            let namespace = namespace.map_or(String::new(), |namespace| format!("/namespaces/{namespace}"));
+            // Of all kinds that are applied here it is the plural.
+            let all = format!("/{api}/{version}{namespace}/{}s", kind.to_lowercase());
+            let one = format!("{all}/{name}");
+            match self.request("GET", &one, None)?.status {
+                404 => self.create(&all, object)?,
+                _ => self.patch(&one, object)?,
+            };
+        }
+        Ok(())
+    }
+
     /// Replaces the object at `path`.
     pub fn replace(&self, path: &str, object: &Value) -> Result<Value> {
         self.object("PUT", path, Some(object))

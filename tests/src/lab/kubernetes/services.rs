@@ -1,6 +1,6 @@
 //! Services and their backends, as the API server knows them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub enum TrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// The pod's address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The node it is on.
     pub node: String,
 }
@@ -34,7 +34,7 @@ pub struct Service {
     /// Its name in the namespace `default`.
     pub name: String,
     /// Its clusterIP.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// The port of its pods.
@@ -93,32 +93,36 @@ impl Service {
         );
         json!({
             "metadata": { "name": self.name, "labels": { "kubernetes.io/service-name": self.name } },
-            "addressType": "IPv4",
+            "addressType": if self.address.is_ipv4() { "IPv4" } else { "IPv6" },
             "endpoints": endpoints,
             "ports": ports,
         })
     }
 
+    /// Its clusterIP with its port.
+    pub fn socket_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
     /// Whether these rules of kube-proxy send its packets to its backends, and to no others.
     pub(super) fn check_rules(&self, nat: &str, filter: &str) -> Result<()> {
+        let to_it = format!("-d {}/{}", self.address, if self.address.is_ipv4() { 32 } else { 128 });
         for protocol in ["tcp", "udp"] {
             let port = format!("default/{}:{protocol}", self.name);
-            let about = |rule: &&str| {
-                rule.contains(&format!("\"{port}")) || rule.contains(&format!("-d {}/32", self.address))
-            };
+            let about = |rule: &&str| rule.contains(&format!("\"{port}")) || rule.contains(&to_it);
             let mut targets: Vec<&str> = nat
                 .lines()
                 .filter(|rule| rule.contains(&format!("\"{port}\"")))
                 .filter_map(|rule| rule.split("--to-destination ").nth(1))
                 .collect();
             targets.sort_unstable();
-            let mut backends: Vec<String> =
-                self.backends.iter().map(|backend| format!("{}:{}", backend.address, self.target)).collect();
+            let target = |backend: &Backend| SocketAddr::new(backend.address, self.target).to_string();
+            let mut backends: Vec<String> = self.backends.iter().map(target).collect();
             backends.sort_unstable();
             let rules = || nat.lines().chain(filter.lines()).filter(about).collect::<Vec<_>>().join("\n");
             ensure!(targets == backends, "{port} goes to {targets:?}, not {backends:?}:\n{}", rules());
             let refused = filter.lines().any(|rule| {
-                rule.contains(&format!("-d {}/32", self.address))
+                rule.contains(&to_it)
                     && rule.contains(&format!("-p {protocol}"))
                     && rule.contains("-j REJECT")
             });

@@ -1,25 +1,28 @@
 //! Pods behind a Service, and clients that know the Service's address only.
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     time::{Duration, Instant},
 };
 
+use super::{Dialogue, Endpoint, content::Content, dialogue::listen};
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::traffic::{Dialogue, Endpoint, content::Content, dialogue::listen};
 
 /// How long a question may take, one way.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Pods that answer TCP and UDP at one port.
-pub(crate) struct Serving {
-    pub(crate) backends: Vec<Endpoint>,
+#[derive(Debug)]
+pub struct Serving {
+    /// The pods.
+    pub backends: Vec<Endpoint>,
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
 }
 
 impl Serving {
-    pub(crate) fn new(backends: &[Endpoint], port: u16) -> Result<Self> {
+    /// Opens `port` of these pods.
+    pub fn new(backends: &[Endpoint], port: u16) -> Result<Self> {
         let udp = |at: &Endpoint| -> Result<UdpSocket> {
             let socket = at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(port))?))?;
             socket.set_nonblocking(true)?;
@@ -33,7 +36,7 @@ impl Serving {
     }
 
     /// From `port` of `client` (0 for any) to `destination`, behind which these pods are.
-    pub(crate) fn connect(
+    pub fn connect(
         &self,
         client: &Endpoint,
         port: u16,
@@ -43,22 +46,22 @@ impl Serving {
     }
 
     /// The number of the backend that serves a connection.
-    pub(crate) fn backend(&self, dialogue: &Dialogue) -> Result<usize> {
+    pub fn backend(&self, dialogue: &Dialogue) -> Result<usize> {
         let address = dialogue.server.local_addr()?.ip();
         let place = self.backends.iter().position(|backend| backend.address() == address);
         place.with_context(|| format!("{address} is no backend"))
     }
 
     /// A socket of `client` that asks `destination` over and over, from a port of its own.
-    pub(crate) fn asker(client: &Endpoint, destination: SocketAddrV4) -> Result<UdpSocket> {
+    pub fn asker(client: &Endpoint, destination: impl Into<SocketAddr>) -> Result<UdpSocket> {
         let socket = client.netns().inside(|| Ok(UdpSocket::bind(client.socket_address(0))?))?;
-        socket.connect(destination)?;
+        socket.connect(destination.into())?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
 
     /// One question and its answer; the number of the backend that gave it, and whom it took for the client.
-    pub(crate) fn ask(&self, asker: &UdpSocket, number: u64) -> Result<(usize, SocketAddrV4)> {
+    pub fn ask(&self, asker: &UdpSocket, number: u64) -> Result<(usize, SocketAddr)> {
         let mut question = [0; 100];
         Content::new(number).fill(&mut question);
         asker.send(&question)?;
@@ -78,13 +81,13 @@ impl Serving {
         self.udp[backend].send_to(&question, from)?;
         let length = asker.recv(&mut heard).with_context(|| format!("no answer to {number}"))?;
         ensure!(heard[..length] == question, "the answer arrived changed");
-        let SocketAddr::V4(from) = from else { anyhow::bail!("{from} is not IPv4") };
         Ok((backend, from))
     }
 
     /// Long and short connections and questions of `client` to two backends behind `destination`, for longer
     /// than acceptance holds in these tests.
-    pub(crate) fn be_used(&self, client: &Endpoint, destination: SocketAddrV4) -> Result<()> {
+    pub fn be_used(&self, client: &Endpoint, destination: impl Into<SocketAddr>) -> Result<()> {
+        let destination = destination.into();
         let mut long = Vec::new();
         let mut served = [0; 2];
         while served.contains(&0) || long.len() < 6 {
