@@ -2,24 +2,29 @@
 //! and keeps strangers out.
 
 use std::{
-    net::{SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     thread::sleep,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use flannel_common::{
+    layout::AddressV6,
     reason::{Direction, Reason},
-    testing::Frame,
+    testing::{Frame, FrameV6},
 };
 use flannel_tests::{
     eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Xdp, in_lab},
-    traffic::{Paced, every_kind_both_ways, tcp},
+    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
+    traffic::{Endpoint, Paced, every_kind_both_ways, tcp, wire::Wire},
 };
 
 /// Bytes of a transfer whose packets are counted.
 const BULK: u64 = 8 << 20;
+/// Of each packet of a stranger.
+const COPIES: u64 = 3;
+/// MAC that it is from.
+const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 fn cluster(lab: &Lab, dataplane: impl Into<Dataplane>, flags: &[&str]) -> Result<Cluster> {
     let dataplane = dataplane.into();
@@ -131,45 +136,73 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
     })
 }
 
-/// Sends, from a node that holds no lease, a datagram to a pod in VXLAN, and says whether it arrived.
-fn stranger_reaches(lab: &Lab, cluster: &Cluster) -> Result<bool> {
-    let member = &cluster.members[0];
-    let (pod, vtep) = (member.pod()?, member.node.address());
-    let address = pod.address_v4();
-    let mac = member.node.netns().ip("-o link show flannel.1")?;
-    let mac = mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or_default();
-    let mac: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    let mac: [u8; 6] = mac.try_into().map_err(|mac| anyhow::anyhow!("MAC {mac:?}"))?;
-    let source = cluster.members[1].pod()?.address_v4();
-    let frame = Frame::udp(source.octets(), address.octets(), 32).macs(mac, [2, 0, 0, 0, 0, 9]).bytes();
-    let stranger = lab.node()?;
-    // The port of the frames that the fixtures are made of.
-    let listen = |port: u16| UdpSocket::bind(SocketAddrV4::new(address, port));
-    let socket = pod.netns().inside(|| Ok(listen(5001)?))?;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-    stranger.netns().inside(|| {
-        let sender = UdpSocket::bind("0.0.0.0:0")?;
-        let mut packet = vec![8, 0, 0, 0, 0, 0, 1, 0];
-        packet.extend(&frame);
-        for _ in 0..3 {
-            sender.send_to(&packet, (vtep, 8472))?;
-        }
-        Ok(())
-    })?;
-    Ok(socket.recv(&mut [0; 64]).is_ok())
+/// A datagram of one pod to another as a frame within VXLAN, its outer addresses, and where it is heard.
+struct Forged {
+    to: Endpoint,
+    vtep: IpAddr,
+    any: IpAddr,
+    frame: Vec<u8>,
 }
 
+impl Forged {
+    fn over_ipv4(cluster: &Cluster) -> Result<Self> {
+        let [member, other] = [&cluster.members[0], &cluster.members[1]];
+        let (source, to) = (other.pod()?.address_v4().octets(), member.pod()?);
+        let mac = Wire::open(member.node.netns(), "flannel.1")?.mac()?;
+        let frame = Frame::udp(source, to.address_v4().octets(), 32).macs(mac, SENDER).bytes();
+        Ok(Self { to, vtep: member.node.address().into(), any: Ipv4Addr::UNSPECIFIED.into(), frame })
+    }
+
+    fn over_ipv6(cluster: &Cluster) -> Result<Self> {
+        let [member, other] = [&cluster.members[0], &cluster.members[1]];
+        let address = |endpoint: &Endpoint| match endpoint.address() {
+            IpAddr::V6(address) => Ok(AddressV6::new(address.octets())),
+            IpAddr::V4(_) => bail!("not IPv6"),
+        };
+        let (source, to) = (address(&other.pod_v6()?)?, member.pod_v6()?);
+        let mac = Wire::open(member.node.netns(), "flannel-v6.1")?.mac()?;
+        let frame = FrameV6::udp(source, address(&to)?, 32).macs(mac, SENDER).bytes();
+        Ok(Self { to, vtep: member.node.address_v6().into(), any: Ipv6Addr::UNSPECIFIED.into(), frame })
+    }
+
+    /// Sends it from `stranger`, a node that holds no lease, and says whether it arrived.
+    fn reaches(&self, stranger: &Node) -> Result<bool> {
+        // The port of the frames that the fixtures are made of.
+        let address = self.to.socket_address(5001);
+        let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        stranger.netns().inside(|| {
+            let sender = UdpSocket::bind((self.any, 0))?;
+            let packet = [&[8, 0, 0, 0, 0, 0, 1, 0], &self.frame[..]].concat();
+            for _ in 0..COPIES {
+                sender.send_to(&packet, (self.vtep, 8472))?;
+            }
+            Ok(())
+        })?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
+    }
+}
+
+/// Over IPv4 and over IPv6: whether what a stranger sends `arrives`, and is counted for `reason` only.
 fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
     in_lab(|lab| {
-        let flag = format!("--xdp-unknown-vtep={what}");
-        let cluster = cluster(lab, FastPath::All.with(xdp), &[&flag])?;
-        let arrived = stranger_reaches(lab, &cluster)?;
-        ensure!(arrived == arrives, "arrived: {arrived}");
-        let counted = cluster.members[0].counters()?;
-        for each in [Reason::VtepDropped, Reason::VtepSeen] {
-            let packets = counted.get(Direction::Ingress, each).packets;
-            let expected = if Some(each) == reason { 3 } else { 0 };
-            ensure!(packets == expected, "{each:?}: {packets} packets");
+        let (dataplane, flag) = (FastPath::All.with(xdp), format!("--xdp-unknown-vtep={what}"));
+        let options = AgentOptions::new(dataplane, &[&flag]);
+        let cluster = Cluster::start_v6(lab, 2, options, |etcd| etcd.configure_dual("vxlan"))?;
+        cluster.await_dataplane(dataplane)?;
+        cluster.await_fast_path_v6(0, 1, FastPath::All)?;
+        cluster.await_fast_path_v6(1, 0, FastPath::All)?;
+        let stranger = lab.dual_node()?;
+        for forged in [Forged::over_ipv4(&cluster)?, Forged::over_ipv6(&cluster)?] {
+            let before = cluster.members[0].counters()?;
+            let arrived = forged.reaches(&stranger)?;
+            ensure!(arrived == arrives, "to {}: arrived: {arrived}", forged.vtep);
+            let counted = cluster.members[0].counters()?.since(&before);
+            for each in [Reason::VtepDropped, Reason::VtepSeen] {
+                let packets = counted.get(Direction::Ingress, each).packets;
+                let expected = if Some(each) == reason { COPIES } else { 0 };
+                ensure!(packets == expected, "to {}: {each:?}: {packets} packets", forged.vtep);
+            }
         }
         Ok(())
     })

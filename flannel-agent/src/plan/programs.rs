@@ -46,9 +46,6 @@ pub(super) fn plan(
     if let Some(stack) = local.stack(Family::V4) {
         let peers = reaches(inputs, Family::V4, stack, peers, &mut on_kernel);
         v4::fill(&mut bpf, inputs, stack, &peers);
-        // There is VXLAN to look at only with a device for it. What comes over IPv6 passes.
-        let xdp = local.xdp.hook.filter(|_| stack.device.is_some());
-        bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
     }
     // Without a tunnel the kernel moves the packets of IPv6.
     if let Some(stack) = local.stack(Family::V6).filter(|stack| stack.device.is_some()) {
@@ -58,6 +55,9 @@ pub(super) fn plan(
     if bpf.config.is_none() && bpf.v6 == BpfStateV6::default() {
         return (bpf, on_kernel);
     }
+    // There is VXLAN to look at only with a device for it.
+    let xdp = local.xdp.hook.filter(|_| local.devices().next().is_some());
+    bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
     for (family, _) in local.devices() {
         let Some(overlay) = inputs.overlays.get(&family) else { continue };
         bpf.hooks.insert((*overlay, Hook::ToOverlay));
