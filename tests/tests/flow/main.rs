@@ -17,11 +17,10 @@ mod pods;
 mod policy;
 mod services;
 
-/// Runs `test` in a lab for each place where XDP programs may stand before `flow`.
-fn behind_each_xdp(test: impl Fn(&Lab, Xdp) -> Result<()>) -> Result<()> {
-    Xdp::EACH
-        .into_iter()
-        .try_for_each(|xdp| in_lab(|lab| test(lab, xdp)).with_context(|| format!("--xdp={}", xdp.name())))
+/// Runs `test` in a lab for each of `xdps`, behind which `flow` is tried.
+fn behind(xdps: &[Xdp], test: impl Fn(&Lab, Xdp) -> Result<()>) -> Result<()> {
+    xdps.iter()
+        .try_for_each(|xdp| in_lab(|lab| test(lab, *xdp)).with_context(|| format!("--xdp={}", xdp.name())))
 }
 
 /// Two nodes with `pods` pods each and all of flannel's rules; what netfilter accepts holds for `refresh`.
@@ -44,12 +43,7 @@ fn start(xdp: Xdp, lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Res
 
 /// The same with nft in the place of iptables.
 fn nftables_cluster(lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
-    nftables_cluster_behind(Xdp::Off, lab, pods, refresh)
-}
-
-/// The same behind XDP.
-fn nftables_cluster_behind(xdp: Xdp, lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
-    start(xdp, lab, nftables_etcd(lab)?, pods, refresh)
+    start(Xdp::Off, lab, nftables_etcd(lab)?, pods, refresh)
 }
 
 /// An etcd whose configuration tells agents to write their rules with nft.

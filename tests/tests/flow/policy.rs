@@ -13,7 +13,7 @@ use flannel_tests::{
     traffic::{Dialogue, Endpoint, Paced, dialogue::listen},
 };
 
-use crate::{behind_each_xdp, cluster, cluster_behind, counted, fast, nftables_cluster_behind, packets};
+use crate::{behind, cluster, cluster_behind, counted, fast, nftables_etcd, packets, start};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const DENIED: u16 = 7777;
@@ -26,10 +26,18 @@ enum Writer {
 }
 
 impl Writer {
+    /// What is tried behind: XDP knows nothing of rules, so with one writer it is enough.
+    fn xdps(self) -> &'static [Xdp] {
+        match self {
+            Self::Iptables => &Xdp::EACH,
+            Self::Nftables => &[Xdp::Off],
+        }
+    }
+
     fn cluster(self, xdp: Xdp, lab: &Lab) -> Result<Cluster> {
         match self {
             Self::Iptables => cluster_behind(xdp, lab, 1, REFRESH),
-            Self::Nftables => nftables_cluster_behind(xdp, lab, 1, REFRESH),
+            Self::Nftables => start(xdp, lab, nftables_etcd(lab)?, 1, REFRESH),
         }
     }
 
@@ -137,7 +145,7 @@ fn denied_is_denied(lab: &Lab, dataplane: Dataplane) -> Result<()> {
 
 #[test]
 fn what_is_denied_never_passes_with_flow() -> Result<()> {
-    behind_each_xdp(|lab, xdp| denied_is_denied(lab, FastPath::Flow.with(xdp)))
+    behind(&Xdp::EACH, |lab, xdp| denied_is_denied(lab, FastPath::Flow.with(xdp)))
 }
 
 #[test]
@@ -184,7 +192,7 @@ fn answers_to_what_is_allowed_pass() -> Result<()> {
 /// What a policy isolates hears nothing from the first packet on, speaks to whom it likes, and is fast with both
 /// whom it spoke to and whom the policy allows.
 fn isolated(writer: Writer) -> Result<()> {
-    behind_each_xdp(|lab, xdp| {
+    behind(writer.xdps(), |lab, xdp| {
         let cluster = writer.cluster(xdp, lab)?;
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let node = &cluster.members[1].node;
@@ -249,7 +257,7 @@ fn an_isolated_pod_hears_nothing_behind_nftables() -> Result<()> {
 
 /// A policy for what is established, too, takes hold of running flows when their acceptance ends.
 fn a_new_policy_bites(writer: Writer) -> Result<()> {
-    behind_each_xdp(|lab, xdp| {
+    behind(writer.xdps(), |lab, xdp| {
         let cluster = writer.cluster(xdp, lab)?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         for member in [a, b] {
