@@ -50,11 +50,14 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// node they take at most a fifth of a CPU, however fast its pods come and go.
 const REST: u32 = 4;
 /// Maps and programs give no notice when someone changes them: so often they are looked at, and so many
-/// times the length of the look apart, which keeps the looks at a fiftieth of a CPU.
+/// times the length of the look apart, which keeps the looks at a two-hundredth of a CPU: a lease that comes meanwhile
+/// waits for their end.
 const LOOK: Duration = Duration::from_secs(1);
-const LOOK_REST: u32 = 50;
-/// How often everything is read again though nothing was heard of.
+const LOOK_REST: u32 = 200;
+/// How often everything is read again though nothing was heard of; on a large node, so many times its length apart.
 const FULL: Duration = Duration::from_secs(30);
+const FULL_REST: u32 = 200;
+const LONGEST_FULL: Duration = Duration::from_secs(120);
 
 /// How things stand, for status and health.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -282,6 +285,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             }
         }
         self.length = start.elapsed();
+        if full {
+            self.due.full = start + (self.length * FULL_REST).clamp(FULL, LONGEST_FULL);
+        }
         let rest = if self.due.changed_at.is_some() { Duration::ZERO } else { self.length * REST };
         self.due.rest = Instant::now() + rest;
     }

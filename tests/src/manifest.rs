@@ -39,8 +39,10 @@ pub fn flannels() -> Result<Vec<Value>> {
                 container["image"] = image;
                 container["securityContext"]["capabilities"] = json!({ "add": ["NET_ADMIN", "NET_RAW"] });
                 without(&mut container["env"], "NODE_NAME");
-                without(&mut container["volumeMounts"], "bpffs");
-                without(&mut pod["volumes"], "bpffs");
+                for volume in ["bpffs", "sysctl-net"] {
+                    without(&mut pod["containers"][0]["volumeMounts"], volume);
+                    without(&mut pod["volumes"], volume);
+                }
             }
             _ => {}
         }

@@ -185,7 +185,7 @@ fn pods_of_kube_flannels_conflist_reach_each_other() -> Result<()> {
             }
             Ok(member)
         };
-        let mut members = [start(FastPath::All)?, start(FastPath::Flow)?, start(FastPath::Off)?];
+        let mut members = [start(FastPath::All)?, start(FastPath::Overlay)?, start(FastPath::Off)?];
         let pods =
             || members.iter().flat_map(|member| &member.pods).map(|pod| pod.endpoint()).collect::<Vec<_>>();
         eventually(PATIENCE, "everyone reaches everyone", || reachability(&pods()).check_complete())?;

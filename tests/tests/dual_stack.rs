@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use flannel_tests::{
     eventually,
     lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, Node, PREFIX, SubnetEnvV6, in_lab},
-    traffic::{Endpoint, Paced, every_kind_both_ways, ping::ping, source_seen},
+    traffic::{Paced, every_kind_both_ways, ping::ping, source_seen},
 };
 
 fn vxlan(etcd: &Etcd) -> Result<()> {
@@ -268,8 +268,7 @@ fn masquerades(lab: &Lab, nftables: bool) -> Result<()> {
     };
     a.node.netns().run(damage[0], &damage[1..])?;
     eventually(Duration::from_secs(20), "the rules are back", || check_rules(&a.node, nftables))?;
-    let outside = lab.dual_node()?;
-    let outside = Endpoint::new("outside".to_owned(), outside.netns().clone(), outside.address_v6());
+    let outside = lab.dual_node()?.underlay_endpoint_v6();
     let (pod_a, pod_b) = (a.pod_v6()?, b.pod_v6()?);
     for (to, expected) in [(&pod_b, pod_a.address()), (&outside, IpAddr::V6(a.node.address_v6()))] {
         let seen = source_seen(&pod_a, to, 4711, to.socket_address(4711))?;

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::Ipv4Addr,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     thread::sleep,
@@ -85,28 +85,27 @@ fn kubernetes_serves_the_cluster() -> Result<()> {
         let (client, server) = (nodes[0].pod("client")?.endpoint(), nodes[1].pod("server")?.endpoint());
         let mut service = Service {
             name: "web".to_owned(),
-            address: Ipv4Addr::new(10, 96, 1, 1),
+            address: Ipv4Addr::new(10, 96, 1, 1).into(),
             port: 80,
             target: 8080,
             node_port: None,
             policy: TrafficPolicy::Cluster,
             affinity: false,
-            backends: vec![Backend { address: server.address_v4(), node: nodes[1].name() }],
+            backends: vec![Backend { address: server.address(), node: nodes[1].name() }],
         };
         api.add_service(&service)?;
         proxy.await_service(&service)?;
         let listener = listen(&server, service.target)?;
-        let destination = SocketAddrV4::new(service.address, service.port);
-        Dialogue::through(&client, 0, destination, &[&listener])?.exchanges(3)?;
+        Dialogue::through(&client, 0, service.socket_address(), &[&listener])?.exchanges(3)?;
 
         api.stop()?;
-        Dialogue::through(&client, 0, destination, &[&listener])?.exchanges(3)?;
+        Dialogue::through(&client, 0, service.socket_address(), &[&listener])?.exchanges(3)?;
         api.start()?;
         ensure!(api.get(SERVICE)?["spec"]["clusterIP"] == service.address.to_string(), "the Service is gone");
         service.backends.clear();
         api.update_backends(&service)?;
         proxy.await_service(&service)?;
-        let refused = Dialogue::through(&client, 0, destination, &[&listener]);
+        let refused = Dialogue::through(&client, 0, service.socket_address(), &[&listener]);
         let refused = refused.err().context("a Service without backends was reached")?;
         ensure!(format!("{refused:#}").contains("ECONNREFUSED"), "{refused:#}");
         api.remove_service(&service)?;

@@ -3,7 +3,7 @@
 //! A plain socket rather than a task behind a channel: one caller at a time, every answer is awaited by who
 //! asked, and a lost answer (ENOBUFS) is an error instead of a request that waits for ever.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{ops::Range, time::Duration};
 
 use netlink_packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -83,41 +83,41 @@ impl Netlink {
 
     async fn exchange_window(&mut self, requests: &[Request]) -> Result<Vec<Answer>, NetlinkError> {
         self.renew()?;
+        let Some(last) = requests.len().checked_sub(1) else { return Ok(Vec::new()) };
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
-        for request in requests {
+        for (index, request) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
-            encode(&mut bytes, request, NLM_F_ACK, self.sequence);
+            // The kernel works in order and always tells of failure, so when the last one is acknowledged, those before
+            // it that were not refused are done: else each costs another message.
+            let flags = if index == last { NLM_F_ACK } else { 0 };
+            encode(&mut bytes, request, flags, self.sequence);
         }
         self.unfinished = true;
         self.send(&bytes).await?;
 
-        let mut answers = vec![None; requests.len()];
-        let mut replies = BTreeMap::new();
-        let mut open = requests.len();
-        while open > 0 {
+        let mut answers: Vec<Answer> = vec![Ok(None); requests.len()];
+        let mut open = true;
+        while open {
             self.receive().await?;
             for frame in frames(&self.datagram) {
                 let message = decode(&self.datagram[frame])?;
                 let index = message.header.sequence_number.wrapping_sub(first) as usize;
                 let Some(answer) = answers.get_mut(index) else { continue };
                 match message.payload {
-                    NetlinkPayload::InnerMessage(reply) => {
-                        replies.insert(index, reply);
-                    }
-                    NetlinkPayload::Error(error) if answer.is_none() => {
-                        *answer = Some(match refusal(&error, message.header.flags) {
-                            Some(refusal) => Err(refusal),
-                            None => Ok(replies.remove(&index)),
-                        });
-                        open -= 1;
+                    NetlinkPayload::InnerMessage(reply) => *answer = Ok(Some(reply)),
+                    NetlinkPayload::Error(error) => {
+                        if let Some(refusal) = refusal(&error, message.header.flags) {
+                            *answer = Err(refusal);
+                        }
+                        open &= index != last;
                     }
                     _ => {}
                 }
             }
         }
         self.unfinished = false;
-        Ok(answers.into_iter().flatten().collect())
+        Ok(answers)
     }
 
     /// Reads a table; `query` may narrow it down.

@@ -26,6 +26,9 @@ use crate::{
 /// The metric of an IPv6 route that is given none (include/uapi/linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
 const IPV6_METRIC: u32 = 1024;
 
+/// Up to so many addresses, each is asked for the route behind its next hop.
+const FEW: usize = 64;
+
 /// A unicast route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
@@ -141,26 +144,39 @@ impl Netlink {
         }
         let mtus: BTreeMap<u32, u32> =
             self.links().await?.into_iter().map(|link| (link.index, link.mtu)).collect();
-        let requests: Vec<_> = destinations
-            .iter()
-            .flat_map(|destination| {
-                [RouteFlags::empty(), RouteFlags::FibMatch].map(|flags| get(source, *destination, flags))
-            })
-            .collect();
+        // To a few, all are asked; for many, one look at all routes may spare half the questions.
+        let multipath = destinations.len() <= FEW || self.has_multipath(source).await?;
+        let ask = |flags| destinations.iter().map(move |destination| get(source, *destination, flags));
+        let mut requests: Vec<_> = ask(RouteFlags::empty()).collect();
+        if multipath {
+            requests.extend(ask(RouteFlags::FibMatch));
+        }
         let answers = self.exchange(&requests).await?;
-        let hops = destinations.iter().zip(answers.chunks_exact(2)).map(|(destination, answers)| {
-            let hop = match answers {
-                [Ok(Some(RouteNetlinkMessage::NewRoute(way))), matched] => match matched {
-                    Ok(Some(RouteNetlinkMessage::NewRoute(entry))) if is_multipath(entry) => {
-                        Err(NoHop::Multipath)
-                    }
-                    _ => next_hop(*destination, way, &mtus),
-                },
+        let (ways, entries) = answers.split_at(destinations.len());
+        let hops = destinations.iter().zip(ways).enumerate().map(|(n, (destination, way))| {
+            let hop = match (way, entries.get(n)) {
+                (Ok(Some(_)), Some(Ok(Some(RouteNetlinkMessage::NewRoute(entry)))))
+                    if is_multipath(entry) =>
+                {
+                    Err(NoHop::Multipath)
+                }
+                (Ok(Some(RouteNetlinkMessage::NewRoute(way))), _) => next_hop(*destination, way, &mtus),
                 _ => Err(NoHop::NoRoute),
             };
             (*destination, hop)
         });
         Ok(hops.collect())
+    }
+
+    /// Whether any route of the family of `source`, in whichever table, has several next hops.
+    async fn has_multipath(&mut self, source: IpAddr) -> Result<bool, NetlinkError> {
+        let mut query = RouteMessage::default();
+        query.header.address_family =
+            if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let routes = self.dump(RouteNetlinkMessage::GetRoute(query)).await?;
+        Ok(routes
+            .iter()
+            .any(|object| matches!(object, RouteNetlinkMessage::NewRoute(route) if is_multipath(route))))
     }
 }
 

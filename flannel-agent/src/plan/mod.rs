@@ -205,7 +205,12 @@ pub struct Plan {
 impl Plan {
     /// Leases that are followed in some family.
     pub fn followed(&self) -> usize {
-        self.peers.values().map(|peer| peer.lease).collect::<BTreeSet<_>>().len()
+        // A lease has one subnet of each family at most: the peer of the second is the same one.
+        let is_counted = |peer: &Peer| {
+            let first = peer.lease.of(Family::V4).and_then(|subnet| self.peers.get(&subnet));
+            first.is_some_and(|other| other.lease == peer.lease)
+        };
+        self.peers.iter().filter(|(subnet, peer)| subnet.is_ipv4() || !is_counted(peer)).count()
     }
 
     /// Leases that should be looked into, in whichever family.

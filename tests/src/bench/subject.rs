@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use flannel_common::{
     path::flow,
     reason::{Class, Direction, Reason},
@@ -14,12 +14,12 @@ use ipnetwork::Ipv4Network;
 
 use super::{Case, Mode, Scenario, service, workload::Workload};
 use crate::{
-    lab::{AgentOptions, Cluster, FastPath, Lab, Node, SubnetEnv, stock},
+    lab::{AgentOptions, Cluster, FastPath, Lab, Member, Node, Pod, SubnetEnv, stock},
     traffic::{Endpoint, ping::ping, tcp, udp},
     wait::eventually,
 };
 
-/// How long packets may take to find the fast path.
+/// How long packets may take to find their way, and the fast path.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Two nodes with one dataplane.
@@ -49,17 +49,15 @@ impl Subject {
     pub(super) fn build(case: Case) -> Result<Self> {
         let lab = Lab::new()?;
         let Case { scenario, mode } = case;
-        if scenario == Scenario::Ipv6 {
-            bail!("the lab has no IPv6 yet");
-        }
         let built = match (mode.fast_path(), scenario) {
             (Some(fast_path), _) => agents(&lab, scenario, fast_path)?,
-            (None, _) if mode == Mode::Bare => bare(&lab)?,
+            (None, _) if mode == Mode::Bare => bare(&lab, scenario)?,
             (None, Scenario::HostGw) => direct(&lab, mode)?,
-            (None, _) => overlay(&lab, mode)?,
+            (None, _) => overlay(&lab, scenario, mode)?,
         };
         let Built { cluster, node, client, server } = built;
-        ping(&client, &server, 56)?;
+        // An address of IPv6 is used when nobody else has claimed it for a while.
+        eventually(PATIENCE, "client and server reach each other", || ping(&client, &server, 56))?;
         tcp::bulk(&client, &server, 16 << 20)?;
         let mut target = server.address();
         if scenario == Scenario::Service && !mode.is_of_nodes() {
@@ -119,16 +117,51 @@ impl Subject {
     }
 }
 
-fn bare(lab: &Lab) -> Result<Built> {
-    let (a, b) = lab.pair()?;
-    Ok(Built { cluster: None, client: a.underlay_endpoint(), server: b.underlay_endpoint(), node: Some(a) })
+/// Where traffic of the scenario starts and ends on the nodes themselves.
+fn of_nodes(scenario: Scenario, nodes: [&Node; 2]) -> [Endpoint; 2] {
+    match scenario {
+        Scenario::Ipv6 => nodes.map(Node::underlay_endpoint_v6),
+        Scenario::Vxlan | Scenario::HostGw | Scenario::Service => nodes.map(Node::underlay_endpoint),
+    }
+}
+
+/// In a pod.
+fn of_pod(scenario: Scenario, pod: &Pod) -> Result<Endpoint> {
+    match scenario {
+        Scenario::Ipv6 => pod.endpoint_v6(),
+        Scenario::Vxlan | Scenario::HostGw | Scenario::Service => Ok(pod.endpoint()),
+    }
+}
+
+/// In the first pod of each of the two nodes.
+fn of_pods(scenario: Scenario, cluster: &Cluster) -> Result<[Endpoint; 2]> {
+    let end = |member: &Member| of_pod(scenario, member.pods.first().context("a node without pods")?);
+    Ok([end(&cluster.members[0])?, end(&cluster.members[1])?])
+}
+
+fn pair(lab: &Lab, scenario: Scenario) -> Result<(Node, Node)> {
+    match scenario {
+        Scenario::Ipv6 => lab.dual_pair(),
+        Scenario::Vxlan | Scenario::HostGw | Scenario::Service => lab.pair(),
+    }
+}
+
+fn bare(lab: &Lab, scenario: Scenario) -> Result<Built> {
+    let (a, b) = pair(lab, scenario)?;
+    let [client, server] = of_nodes(scenario, [&a, &b]);
+    Ok(Built { cluster: None, client, server, node: Some(a) })
 }
 
 /// The kernel's VXLAN, as stock flannel sets it up.
-fn overlay(lab: &Lab, mode: Mode) -> Result<Built> {
-    let (a, b) = lab.pair()?;
+fn overlay(lab: &Lab, scenario: Scenario, mode: Mode) -> Result<Built> {
+    let (a, b) = pair(lab, scenario)?;
     stock::join(&mut [&mut a.stock()?, &mut b.stock()?])?;
-    pods(a, b, mode)
+    if scenario == Scenario::Ipv6 {
+        let (on_a, on_b) = (a.stock_v6()?, b.stock_v6()?);
+        on_a.join(&on_b)?;
+        on_b.join(&on_a)?;
+    }
+    pods(a, b, scenario, mode)
 }
 
 /// The routes that stock flannel's host-gw sets up.
@@ -140,17 +173,17 @@ fn direct(lab: &Lab, mode: Mode) -> Result<Built> {
         SubnetEnv { network, subnet: subnet(node)?, mtu: 1500, ip_masq: false }.write(&node.subnet_file())?;
         node.netns().ip(&format!("route add {} via {} dev eth0", subnet(peer)?, peer.address()))?;
     }
-    pods(a, b, mode)
+    pods(a, b, Scenario::HostGw, mode)
 }
 
-fn pods(a: Node, b: Node, mode: Mode) -> Result<Built> {
-    let ends = [a.pod("pod1")?.endpoint(), b.pod("pod1")?.endpoint()];
+fn pods(a: Node, b: Node, scenario: Scenario, mode: Mode) -> Result<Built> {
+    let ends = [of_pod(scenario, &a.pod("pod1")?)?, of_pod(scenario, &b.pod("pod1")?)?];
     if mode != Mode::Kernel {
         a.load_flannel_rules()?;
         b.load_flannel_rules()?;
     }
     let [client, server] = match mode {
-        Mode::BareRules => [a.underlay_endpoint(), b.underlay_endpoint()],
+        Mode::BareRules => of_nodes(scenario, [&a, &b]),
         _ => ends,
     };
     Ok(Built { cluster: None, client, server, node: Some(a) })
@@ -158,15 +191,16 @@ fn pods(a: Node, b: Node, mode: Mode) -> Result<Built> {
 
 fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
     let options = AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] };
-    let config = match scenario {
-        Scenario::HostGw => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
-        Scenario::Vxlan | Scenario::Ipv6 | Scenario::Service => {
-            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#
+    let cluster = match scenario {
+        Scenario::HostGw => {
+            let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
+            Cluster::pair_configured(lab, 1, config, options)?
         }
+        Scenario::Ipv6 => Cluster::dual_pair(lab, 1, options)?,
+        Scenario::Vxlan | Scenario::Service => Cluster::pair(lab, 1, options)?,
     };
-    let cluster = Cluster::pair_configured(lab, 1, config, options)?;
     await_fast(&cluster, scenario, fast_path)?;
-    let (client, server) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+    let [client, server] = of_pods(scenario, &cluster)?;
     Ok(Built { cluster: Some(cluster), node: None, client, server })
 }
 
@@ -179,9 +213,10 @@ fn await_fast(cluster: &Cluster, scenario: Scenario, fast_path: FastPath) -> Res
         (FastPath::Flow | FastPath::All, _) => &Direction::ALL[..],
     };
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    let [from, to] = of_pods(scenario, cluster)?;
     eventually(PATIENCE, "packets take the fast path", || {
         let before = [a.counters()?, b.counters()?];
-        udp::echo(&a.pod()?, &b.pod()?, 56, 3)?;
+        udp::echo(&from, &to, 56, 3)?;
         for (member, before) in [a, b].into_iter().zip(&before) {
             let since = member.counters()?.since(before);
             for way in ways {

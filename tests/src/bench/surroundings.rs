@@ -37,8 +37,10 @@ impl Cpus {
 
 /// Waits until `daemon` listens on `port` at `server`: `table` is `tcp` or `udp`.
 pub(super) fn await_socket(server: &Endpoint, table: &str, port: u16, daemon: &mut Daemon) -> Result<()> {
-    let path = format!("/proc/thread-self/net/{table}");
-    let local = format!(":{port:04X} 00000000:0000 ");
+    // Addresses are in hexadecimal digits.
+    let (family, digits) = if server.address().is_ipv4() { ("", 8) } else { ("6", 32) };
+    let path = format!("/proc/thread-self/net/{table}{family}");
+    let local = format!(":{port:04X} {:0digits$}:0000 ", 0);
     eventually(Duration::from_secs(5), &format!("a {table} socket on port {port}"), || {
         daemon.check_running()?;
         let sockets = server.netns().inside(|| fs::read_to_string(&path).with_context(|| path.clone()))?;

@@ -139,6 +139,16 @@ impl Cluster {
         Self::on(vec![a, b], etcd, pods, &options.into())
     }
 
+    /// As [`Cluster::pair`], of both families over VXLAN; returns when pods reach each other by both.
+    pub fn dual_pair(lab: &Lab, pods: usize, options: impl Into<AgentOptions>) -> Result<Self> {
+        let (a, b) = lab.dual_pair()?;
+        let etcd = lab.etcd_on(&a)?;
+        etcd.configure_dual("vxlan")?;
+        let cluster = Self::on(vec![a, b], etcd, pods, &options.into())?;
+        cluster.await_reachable_v6(&[])?;
+        Ok(cluster)
+    }
+
     fn on(nodes: Vec<Node>, etcd: Etcd, pods: usize, options: &AgentOptions) -> Result<Self> {
         let members = thread::scope(|scope| {
             let start = |node| scope.spawn(|| Member::start(node, &etcd, options.clone(), pods));
@@ -170,8 +180,7 @@ impl Cluster {
 
     /// What the first two nodes count while `work` is done.
     pub fn counted(&self, work: impl FnOnce() -> Result<()>) -> Result<[Counters; 2]> {
-        let two = self.members.get(..2).context("two nodes")?;
-        counted(two, work)?.try_into().map_err(|_| anyhow!("two nodes"))
+        counted(&self.members[..2], work)?.try_into().map_err(|_| anyhow!("a node too few"))
     }
 
     /// Every pod.

@@ -1,13 +1,14 @@
 //! flannel's own iptables rules, which every packet of the kernel path crosses on a real node.
 
 use std::{
+    fmt::Display,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::Result;
 
-use super::Node;
+use super::{Node, SubnetEnvV6};
 use crate::command::run_with;
 
 impl Node {
@@ -58,12 +59,12 @@ impl Node {
             }
         }
         rules.push("COMMIT\n".to_owned());
-        self.restore(&rules.join("\n"))?;
+        self.restore("iptables-restore", &rules.join("\n"))?;
         self.drop_invalid()
     }
 
-    fn restore(&self, rules: &str) -> Result<()> {
-        let mut restore = self.netns().command("iptables-restore");
+    fn restore(&self, program: &str, rules: &str) -> Result<()> {
+        let mut restore = self.netns().command(program);
         run_with(restore.args(["--noflush", "--wait"]), rules, Duration::from_secs(20)).map(drop)
     }
 
@@ -79,30 +80,38 @@ impl Node {
         run_with(nft.args(["-f", "-"]), commands, Duration::from_secs(20)).map(drop)
     }
 
-    /// Loads what flannel loads with `--ip-masq`: its masquerade and forward rules, for this node's subnet.
+    /// Loads what flannel loads with `--ip-masq`: its masquerade and forward rules, for this node's subnets.
     /// They turn on connection tracking in the node.
     pub fn load_flannel_rules(&self) -> Result<()> {
         let env = self.subnet_env()?;
-        let (pods, cluster) = (env.subnet, env.network);
-        let masq = |rule: &str| format!("-A FLANNEL-POSTRTG {rule} -m comment --comment \"flanneld masq\" ");
-        let rules = [
-            "*nat".to_owned(),
-            ":FLANNEL-POSTRTG - [0:0]".to_owned(),
-            "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG".to_owned(),
-            masq("-m mark --mark 0x4000/0x4000") + "-j RETURN",
-            masq(&format!("-s {pods} -d {cluster}")) + "-j RETURN",
-            masq(&format!("-s {cluster} -d {pods}")) + "-j RETURN",
-            masq(&format!("! -s {cluster} -d {pods}")) + "-j RETURN",
-            masq(&format!("-s {cluster} ! -d 224.0.0.0/4")) + "-j MASQUERADE --random-fully",
-            masq(&format!("! -s {cluster} -d {cluster}")) + "-j MASQUERADE --random-fully",
-            "COMMIT".to_owned(),
-            "*filter".to_owned(),
-            ":FLANNEL-FWD - [0:0]".to_owned(),
-            "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD".to_owned(),
-            format!("-A FLANNEL-FWD -s {cluster} -m comment --comment \"flanneld forward\" -j ACCEPT"),
-            format!("-A FLANNEL-FWD -d {cluster} -m comment --comment \"flanneld forward\" -j ACCEPT"),
-            "COMMIT\n".to_owned(),
-        ];
-        self.restore(&rules.join("\n"))
+        self.restore("iptables-restore", &flannel_rules(env.subnet, env.network, "224.0.0.0/4"))?;
+        if let Some(env) = SubnetEnvV6::read(&self.subnet_file())? {
+            self.restore("ip6tables-restore", &flannel_rules(env.subnet, env.network, "ff00::/8"))?;
+        }
+        Ok(())
     }
+}
+
+/// For a node with the subnet `pods`; groups are the addresses `multicast`.
+fn flannel_rules(pods: impl Display, cluster: impl Display, multicast: &str) -> String {
+    let masq = |rule: &str| format!("-A FLANNEL-POSTRTG {rule} -m comment --comment \"flanneld masq\" ");
+    let rules = [
+        "*nat".to_owned(),
+        ":FLANNEL-POSTRTG - [0:0]".to_owned(),
+        "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG".to_owned(),
+        masq("-m mark --mark 0x4000/0x4000") + "-j RETURN",
+        masq(&format!("-s {pods} -d {cluster}")) + "-j RETURN",
+        masq(&format!("-s {cluster} -d {pods}")) + "-j RETURN",
+        masq(&format!("! -s {cluster} -d {pods}")) + "-j RETURN",
+        masq(&format!("-s {cluster} ! -d {multicast}")) + "-j MASQUERADE --random-fully",
+        masq(&format!("! -s {cluster} -d {cluster}")) + "-j MASQUERADE --random-fully",
+        "COMMIT".to_owned(),
+        "*filter".to_owned(),
+        ":FLANNEL-FWD - [0:0]".to_owned(),
+        "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD".to_owned(),
+        format!("-A FLANNEL-FWD -s {cluster} -m comment --comment \"flanneld forward\" -j ACCEPT"),
+        format!("-A FLANNEL-FWD -d {cluster} -m comment --comment \"flanneld forward\" -j ACCEPT"),
+        "COMMIT\n".to_owned(),
+    ];
+    rules.join("\n")
 }

@@ -227,7 +227,7 @@ impl Lab {
     /// Another node on the underlay's bridge, with IPv6 there, too.
     pub fn dual_node(&self) -> Result<Node> {
         let node = self.node()?;
-        node.connect_v6(UNDERLAY_ADDRESS_V6)?;
+        node.connect_v6(Some(UNDERLAY_ADDRESS_V6))?;
         Ok(node)
     }
 
@@ -237,6 +237,14 @@ impl Lab {
         a.netns().ip(&format!("link add eth0 type veth peer name eth0 netns {}", b.netns().name()))?;
         a.connect(None)?;
         b.connect(None)?;
+        Ok((a, b))
+    }
+
+    /// The same with IPv6, too.
+    pub fn dual_pair(&self) -> Result<(Node, Node)> {
+        let (a, b) = self.pair()?;
+        a.connect_v6(None)?;
+        b.connect_v6(None)?;
         Ok((a, b))
     }
 

@@ -50,11 +50,12 @@ impl Node {
         ))
     }
 
-    /// Gives `eth0` an IPv6 address, too, and the default route through `gateway`.
-    pub(super) fn connect_v6(&self, gateway: Ipv6Addr) -> Result<()> {
+    /// Gives `eth0` an IPv6 address, too, and the default route through `gateway` or else the link itself.
+    pub(super) fn connect_v6(&self, gateway: Option<Ipv6Addr>) -> Result<()> {
+        let via = gateway.map_or(String::new(), |gateway| format!("via {gateway} "));
         self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         self.netns.ip_batch(&format!(
-            "addr add {}/64 dev eth0 nodad\nroute add default via {gateway} dev eth0\n",
+            "addr add {}/64 dev eth0 nodad\nroute add ::/0 {via}dev eth0\n",
             self.address_v6()
         ))
     }
@@ -186,6 +187,11 @@ impl Node {
     /// The node on the underlay.
     pub fn underlay_endpoint(&self) -> Endpoint {
         Endpoint::new(self.name(), self.netns.clone(), self.address())
+    }
+
+    /// The same by IPv6, if it was given an address.
+    pub fn underlay_endpoint_v6(&self) -> Endpoint {
+        Endpoint::new(format!("{} (IPv6)", self.name()), self.netns.clone(), self.address_v6())
     }
 
     /// The node as pods of other nodes see it: the `.0` address of its subnet, on its VXLAN device.

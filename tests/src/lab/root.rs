@@ -21,14 +21,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub struct Root {
     directory: PathBuf,
     mounts: Vec<(PathBuf, String)>,
-    settings: Settings,
-}
-
-/// Whether settings of the kernel can be written.
-#[derive(Clone, Copy, Debug)]
-enum Settings {
-    Writable,
-    ReadOnly,
+    /// `/proc/sys` cannot be written.
+    sealed: bool,
 }
 
 impl Root {
@@ -44,18 +38,18 @@ impl Root {
                     .with_context(|| link_path.display().to_string())?;
             }
         }
-        Ok(Self { directory, mounts: Vec::new(), settings: Settings::Writable })
-    }
-
-    /// With a read-only `/proc/sys`, as container runtimes make it.
-    pub fn with_read_only_settings(mut self) -> Self {
-        self.settings = Settings::ReadOnly;
-        self
+        Ok(Self { directory, mounts: Vec::new(), sealed: false })
     }
 
     /// With `what` of this machine, and what is mounted below it, at `at`.
     pub fn mount(mut self, what: &Path, at: &str) -> Self {
         self.mounts.push((what.to_owned(), at.trim_end_matches('/').to_owned()));
+        self
+    }
+
+    /// With a `/proc/sys` that cannot be written, as container runtimes have it.
+    pub fn sealed(mut self) -> Self {
+        self.sealed = true;
         self
     }
 
@@ -73,7 +67,7 @@ impl Root {
              mount --rbind /dev {root}/dev\nmount -t proc proc {root}/proc\n\
              mount -t sysfs -o ro sysfs {root}/sys\n"
         );
-        if let Settings::ReadOnly = self.settings {
+        if self.sealed {
             script += &format!(
                 "mount --bind {root}/proc/sys {root}/proc/sys\nmount -o remount,bind,ro {root}/proc/sys\n"
             );

@@ -78,13 +78,20 @@ impl StockV6 {
             let text = |value: &serde_json::Value| {
                 value.as_str().map(str::to_owned).with_context(|| format!("lease {lease}"))
             };
-            let address = text(&lease["PublicIPv6"])?;
-            let mac = text(&lease["BackendV6Data"]["VtepMAC"])?;
-            let base = subnet.network();
-            self.netns.ip(&format!("-6 neigh replace {base} lladdr {mac} dev {DEVICE} nud permanent"))?;
-            self.netns.bridge(&format!("fdb replace {mac} dev {DEVICE} dst {address} self permanent"))?;
-            self.netns.ip(&format!("-6 route replace {subnet} via {base} dev {DEVICE} onlink"))?;
+            self.add_peer(subnet, &text(&lease["PublicIPv6"])?, &text(&lease["BackendV6Data"]["VtepMAC"])?)?;
         }
         Ok(())
+    }
+
+    /// Programs `peer`, without etcd.
+    pub fn join(&self, peer: &Self) -> Result<()> {
+        self.add_peer(peer.subnet, &peer.address.to_string(), &peer.mac.to_string())
+    }
+
+    fn add_peer(&self, subnet: Ipv6Network, address: &str, mac: &str) -> Result<()> {
+        let base = subnet.network();
+        self.netns.ip(&format!("-6 neigh replace {base} lladdr {mac} dev {DEVICE} nud permanent"))?;
+        self.netns.bridge(&format!("fdb replace {mac} dev {DEVICE} dst {address} self permanent"))?;
+        self.netns.ip(&format!("-6 route replace {subnet} via {base} dev {DEVICE} onlink")).map(drop)
     }
 }

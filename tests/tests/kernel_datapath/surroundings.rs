@@ -105,6 +105,7 @@ fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
         let wanted: BTreeSet<_> = wanted.iter().map(|text| text.parse().unwrap()).collect();
         let mut netlink = Netlink::open().unwrap();
         let hops = netlink.next_hops("192.0.2.1".parse().unwrap(), &wanted).await.unwrap();
+        let hops_of_few = hops.clone();
         let hops: Vec<_> = hops
             .iter()
             .map(|(to, hop)| match hop {
@@ -127,6 +128,14 @@ fn next_hops_are_gateways_or_the_peer_itself_with_the_mtu_of_the_way() {
                 "203.0.117.9: Special",
             ]
         );
+
+        // And the same among so many that all routes are looked at first.
+        let mut many = wanted.clone();
+        many.extend((0..1000).map(|n| IpAddr::from(Ipv4Addr::from(0xc612_0100u32 + n))));
+        let mut found = netlink.next_hops("192.0.2.1".parse().unwrap(), &many).await.unwrap();
+        assert_eq!(found.len(), many.len());
+        found.retain(|address, _| wanted.contains(address));
+        assert_eq!(found, hops_of_few);
     });
 }
 

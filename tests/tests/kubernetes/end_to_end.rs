@@ -135,21 +135,6 @@ fn end_to_end(families: Families) -> Result<()> {
             }
         }
 
-        let before = subnets(&site.kube.members)?;
-        let traffic = [Paced::usual(&a, &b)?, Paced::usual(&b, &site.pod(2, 1)?)?];
-        site.flannel().edit(|container| {
-            if let Some(args) = container["args"].as_array_mut() {
-                args.push(json!("--fast-path=flow"));
-            }
-        })?;
-        site.roll_out()?;
-        for one in traffic {
-            one.stop()?.check_lossless()?;
-        }
-        let after = subnets(&site.kube.members)?;
-        ensure!(before == after, "{before:?}\nand after the rollout\n{after:?}");
-        site.await_reachable()?;
-
         let streams = [Stream::start(&a, &b)?, Stream::start(&site.pod(2, 0)?, &a)?];
         // Each begins on the kernel's path.
         sleep(Duration::from_millis(300));
@@ -170,7 +155,22 @@ fn end_to_end(families: Families) -> Result<()> {
             );
             ensure!(share.into_iter().all(|share| share > 0.9), "{}: {counters}", member.node.name());
         }
-        services(lab, &site, Family::V4).context("with --fast-path=flow")
+
+        let before = subnets(&site.kube.members)?;
+        let traffic = [Paced::usual(&a, &b)?, Paced::usual(&b, &site.pod(2, 1)?)?];
+        site.flannel().edit(|container| {
+            if let Some(args) = container["args"].as_array_mut() {
+                args.push(json!("--fast-path=overlay"));
+            }
+        })?;
+        site.roll_out()?;
+        for one in traffic {
+            one.stop()?.check_lossless()?;
+        }
+        let after = subnets(&site.kube.members)?;
+        ensure!(before == after, "{before:?}\nand after the rollout\n{after:?}");
+        site.await_reachable()?;
+        services(lab, &site, Family::V4).context("with --fast-path=overlay")
     })
 }
 
@@ -216,6 +216,25 @@ fn other_backends() -> Result<()> {
         ensure!(!routes.contains("10.244."), "{routes}");
         site.kube.await_condition(&node)?;
         agent.check_running()
+    })
+}
+
+/// In a DaemonSet that does not give the host's settings, as flannel's does not, what depends on them is left out.
+#[test]
+fn a_daemon_set_without_the_hosts_settings() -> Result<()> {
+    in_kubernetes_lab(|lab| {
+        let mut site = Installed::start(lab, Families::V4, |_| ())?.with_nodes(lab, 1)?;
+        site.flannel().edit(|container| {
+            if let Some(mounts) = container["volumeMounts"].as_array_mut() {
+                mounts.retain(|mount| mount["name"] != "sysctl-net");
+            }
+        })?;
+        site.join(lab)?;
+        let log = site.kube.members[1].agent.log();
+        let said = log.lines().filter(|line| line.contains("WARN") && line.contains("fast_path=\"overlay\""));
+        ensure!(said.count() == 1, "{log}");
+        site.await_reachable()?;
+        every_kind_both_ways(&site.pod(0, 0)?, &site.pod(1, 0)?)
     })
 }
 

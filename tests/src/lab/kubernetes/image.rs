@@ -20,7 +20,7 @@ impl Image {
     /// Builds it in `lab`. Its packages are those of this machine, which has the same ones for the lab; one that is
     /// missing here is an error.
     pub fn build(lab: &Lab) -> Result<Self> {
-        let root = Root::new(lab.dir().join("image"))?.with_read_only_settings();
+        let root = Root::new(lab.dir().join("image"))?;
         let text = fs::read_to_string(directory().join("Containerfile"))?;
         let (_, stage) = text.rsplit_once("\nFROM ").context("a last stage")?;
         ensure!(stage.starts_with("docker.io/library/debian:"), "{stage}");
@@ -42,7 +42,7 @@ impl Image {
             make_dir(destination.parent().context("a directory")?)?;
             fs::copy(&source, &destination).with_context(|| source.display().to_string())?;
         }
-        Ok(Self { root })
+        Ok(Self { root: root.sealed() })
     }
 
     /// Its root directory.

@@ -157,9 +157,8 @@ impl KubeFlannel<'_> {
         for volume in list(&pod["spec"]["volumes"]) {
             let name = volume["name"].as_str().context("a volume without a name")?.to_owned();
             let path = if let Some(path) = volume["hostPath"]["path"].as_str() {
-                // The kernel's own settings are those of the network namespace of who looks at them.
-                let path =
-                    if path.starts_with("/proc/") { PathBuf::from(path) } else { node.root_path(path) };
+                // Whoever looks there sees what is its own namespace's.
+                let path = if path.starts_with("/proc/") { path.into() } else { node.root_path(path) };
                 if volume["hostPath"]["type"] == "FileOrCreate" {
                     make_dir(path.parent().context("a directory")?)?;
                     fs::OpenOptions::new().create(true).append(true).open(&path)?;
