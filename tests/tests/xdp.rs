@@ -2,47 +2,41 @@
 //! and keeps strangers out.
 
 use std::{
-    net::{SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     thread::sleep,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use flannel_common::{
+    layout::AddressV6,
     reason::{Direction, Reason},
-    testing::Frame,
+    testing::{Frame, FrameV6},
 };
 use flannel_tests::{
     eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, in_lab},
-    traffic::{Paced, every_kind_both_ways, tcp},
+    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
+    traffic::{Endpoint, Paced, every_kind_both_ways, tcp, wire::Wire},
 };
 
 /// Bytes of a transfer whose packets are counted.
 const BULK: u64 = 8 << 20;
+/// Of each packet of a stranger.
+const COPIES: u64 = 3;
+/// MAC that it is from.
+const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
-fn options(fast_path: FastPath, flags: &[&str]) -> AgentOptions {
-    AgentOptions { fast_path, flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
-}
-
-fn cluster(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<Cluster> {
-    let cluster = Cluster::start(lab, 2, 1, options(fast_path, flags))?;
-    cluster.await_fast_path(0, 1, fast_path)?;
-    cluster.await_fast_path(1, 0, fast_path)?;
+fn cluster(lab: &Lab, dataplane: impl Into<Dataplane>, flags: &[&str]) -> Result<Cluster> {
+    let dataplane = dataplane.into();
+    let cluster = Cluster::start(lab, 2, 1, AgentOptions::new(dataplane, flags))?;
+    cluster.await_dataplane(dataplane)?;
     Ok(cluster)
 }
 
-/// `xdp` for native, `xdpgeneric` for generic, nothing for none: as `ip link` has it.
-fn attached(member: &Member) -> Result<Option<String>> {
-    let link = member.node.netns().ip("link show eth0")?;
-    Ok(link.split_whitespace().find(|word| word.starts_with("xdp")).map(str::to_owned))
-}
-
 /// Every kind of traffic, and what of a transfer was popped early and delivered past the stack.
-fn carries(lab: &Lab, fast_path: FastPath, mode: &str, shown: &str) -> Result<(u64, u64)> {
-    let cluster = cluster(lab, fast_path, &["--ip-masq", &format!("--xdp={mode}")])?;
+fn carries(lab: &Lab, dataplane: Dataplane) -> Result<(u64, u64)> {
+    let cluster = cluster(lab, dataplane, &["--ip-masq"])?;
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    ensure!(attached(b)?.as_deref() == Some(shown), "{:?}", attached(b)?);
     every_kind_both_ways(&a.pod()?, &b.pod()?)?;
     every_kind_both_ways(&a.node.overlay_endpoint()?, &b.pod()?)?;
     let before = b.counters()?;
@@ -57,7 +51,7 @@ fn carries(lab: &Lab, fast_path: FastPath, mode: &str, shown: &str) -> Result<(u
 #[test]
 fn native_pops_early_what_all_delivers() -> Result<()> {
     in_lab(|lab| {
-        let (popped, _) = carries(lab, FastPath::All, "native", "xdp")?;
+        let (popped, _) = carries(lab, FastPath::All.with(Xdp::Native))?;
         ensure!(popped >= BULK / 1398, "{popped}");
         Ok(())
     })
@@ -66,7 +60,7 @@ fn native_pops_early_what_all_delivers() -> Result<()> {
 #[test]
 fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
     in_lab(|lab| {
-        let (popped, _) = carries(lab, FastPath::Flow, "native", "xdp")?;
+        let (popped, _) = carries(lab, FastPath::Flow.with(Xdp::Native))?;
         ensure!(popped >= BULK / 1398 / 2, "{popped}");
         Ok(())
     })
@@ -76,7 +70,7 @@ fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
 fn generic_leaves_the_pop_to_tc() -> Result<()> {
     [FastPath::All, FastPath::Flow].into_iter().try_for_each(|fast_path| {
         in_lab(|lab| {
-            let (popped, _) = carries(lab, fast_path, "generic", "xdpgeneric")?;
+            let (popped, _) = carries(lab, fast_path.with(Xdp::Generic))?;
             ensure!(popped == 0, "{popped} packets popped early with fast path {fast_path:?}");
             Ok(())
         })
@@ -86,7 +80,7 @@ fn generic_leaves_the_pop_to_tc() -> Result<()> {
 #[test]
 fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab, FastPath::Overlay, &["--xdp=native"])?;
+        let cluster = cluster(lab, FastPath::Overlay.with(Xdp::Native), &[])?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
         let popped = b.counters()?.get(Direction::Ingress, Reason::PoppedEarly).packets;
@@ -98,9 +92,10 @@ fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
 #[test]
 fn auto_stays_off_on_a_veth_and_says_why() -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab, FastPath::All, &["--xdp=auto"])?;
+        let options = AgentOptions { fast_path: FastPath::All, flags: vec!["--xdp=auto".to_owned()] };
+        let cluster = Cluster::start(lab, 2, 1, options)?;
+        cluster.await_dataplane(FastPath::All.into())?;
         let member = &cluster.members[0];
-        ensure!(attached(member)?.is_none(), "{:?}", attached(member)?);
         let log = member.agent.log();
         let line = log.lines().find(|line| line.contains("XDP on the external interface"));
         ensure!(line.is_some_and(|line| line.contains("no network card")), "{line:?}");
@@ -112,7 +107,7 @@ fn auto_stays_off_on_a_veth_and_says_why() -> Result<()> {
 #[test]
 fn native_takes_frames_of_several_buffers() -> Result<()> {
     in_lab(|lab| {
-        let mut cluster = cluster(lab, FastPath::All, &["--xdp=native"])?;
+        let mut cluster = cluster(lab, FastPath::All.with(Xdp::Native), &[])?;
         for member in &cluster.members {
             member.node.netns().ip("link set eth0 mtu 9000")?;
         }
@@ -141,45 +136,73 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
     })
 }
 
-/// Sends, from a node that holds no lease, a datagram to a pod in VXLAN, and says whether it arrived.
-fn stranger_reaches(lab: &Lab, cluster: &Cluster) -> Result<bool> {
-    let member = &cluster.members[0];
-    let (pod, vtep) = (member.pod()?, member.node.address());
-    let address = pod.address_v4();
-    let mac = member.node.netns().ip("-o link show flannel.1")?;
-    let mac = mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or_default();
-    let mac: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    let mac: [u8; 6] = mac.try_into().map_err(|mac| anyhow::anyhow!("MAC {mac:?}"))?;
-    let source = cluster.members[1].pod()?.address_v4();
-    let frame = Frame::udp(source.octets(), address.octets(), 32).macs(mac, [2, 0, 0, 0, 0, 9]).bytes();
-    let stranger = lab.node()?;
-    // The port of the frames that the fixtures are made of.
-    let listen = |port: u16| UdpSocket::bind(SocketAddrV4::new(address, port));
-    let socket = pod.netns().inside(|| Ok(listen(5001)?))?;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-    stranger.netns().inside(|| {
-        let sender = UdpSocket::bind("0.0.0.0:0")?;
-        let mut packet = vec![8, 0, 0, 0, 0, 0, 1, 0];
-        packet.extend(&frame);
-        for _ in 0..3 {
-            sender.send_to(&packet, (vtep, 8472))?;
-        }
-        Ok(())
-    })?;
-    Ok(socket.recv(&mut [0; 64]).is_ok())
+/// A datagram of one pod to another as a frame within VXLAN, its outer addresses, and where it is heard.
+struct Forged {
+    to: Endpoint,
+    vtep: IpAddr,
+    any: IpAddr,
+    frame: Vec<u8>,
 }
 
-fn strangers(mode: &str, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
+impl Forged {
+    fn over_ipv4(cluster: &Cluster) -> Result<Self> {
+        let [member, other] = [&cluster.members[0], &cluster.members[1]];
+        let (source, to) = (other.pod()?.address_v4().octets(), member.pod()?);
+        let mac = Wire::open(member.node.netns(), "flannel.1")?.mac()?;
+        let frame = Frame::udp(source, to.address_v4().octets(), 32).macs(mac, SENDER).bytes();
+        Ok(Self { to, vtep: member.node.address().into(), any: Ipv4Addr::UNSPECIFIED.into(), frame })
+    }
+
+    fn over_ipv6(cluster: &Cluster) -> Result<Self> {
+        let [member, other] = [&cluster.members[0], &cluster.members[1]];
+        let address = |endpoint: &Endpoint| match endpoint.address() {
+            IpAddr::V6(address) => Ok(AddressV6::new(address.octets())),
+            IpAddr::V4(_) => bail!("not IPv6"),
+        };
+        let (source, to) = (address(&other.pod_v6()?)?, member.pod_v6()?);
+        let mac = Wire::open(member.node.netns(), "flannel-v6.1")?.mac()?;
+        let frame = FrameV6::udp(source, address(&to)?, 32).macs(mac, SENDER).bytes();
+        Ok(Self { to, vtep: member.node.address_v6().into(), any: Ipv6Addr::UNSPECIFIED.into(), frame })
+    }
+
+    /// Sends it from `stranger`, a node that holds no lease, and says whether it arrived.
+    fn reaches(&self, stranger: &Node) -> Result<bool> {
+        // The port of the frames that the fixtures are made of.
+        let address = self.to.socket_address(5001);
+        let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        stranger.netns().inside(|| {
+            let sender = UdpSocket::bind((self.any, 0))?;
+            let packet = [&[8, 0, 0, 0, 0, 0, 1, 0], &self.frame[..]].concat();
+            for _ in 0..COPIES {
+                sender.send_to(&packet, (self.vtep, 8472))?;
+            }
+            Ok(())
+        })?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
+    }
+}
+
+/// Over IPv4 and over IPv6: whether what a stranger sends `arrives`, and is counted for `reason` only.
+fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
     in_lab(|lab| {
-        let flags = [&*format!("--xdp={mode}"), &*format!("--xdp-unknown-vtep={what}")];
-        let cluster = cluster(lab, FastPath::All, &flags)?;
-        let arrived = stranger_reaches(lab, &cluster)?;
-        ensure!(arrived == arrives, "arrived: {arrived}");
-        let counted = cluster.members[0].counters()?;
-        for each in [Reason::VtepDropped, Reason::VtepSeen] {
-            let packets = counted.get(Direction::Ingress, each).packets;
-            let expected = if Some(each) == reason { 3 } else { 0 };
-            ensure!(packets == expected, "{each:?}: {packets} packets");
+        let (dataplane, flag) = (FastPath::All.with(xdp), format!("--xdp-unknown-vtep={what}"));
+        let options = AgentOptions::new(dataplane, &[&flag]);
+        let cluster = Cluster::start_v6(lab, 2, options, |etcd| etcd.configure_dual("vxlan"))?;
+        cluster.await_dataplane(dataplane)?;
+        cluster.await_fast_path_v6(0, 1, FastPath::All)?;
+        cluster.await_fast_path_v6(1, 0, FastPath::All)?;
+        let stranger = lab.dual_node()?;
+        for forged in [Forged::over_ipv4(&cluster)?, Forged::over_ipv6(&cluster)?] {
+            let before = cluster.members[0].counters()?;
+            let arrived = forged.reaches(&stranger)?;
+            ensure!(arrived == arrives, "to {}: arrived: {arrived}", forged.vtep);
+            let counted = cluster.members[0].counters()?.since(&before);
+            for each in [Reason::VtepDropped, Reason::VtepSeen] {
+                let packets = counted.get(Direction::Ingress, each).packets;
+                let expected = if Some(each) == reason { COPIES } else { 0 };
+                ensure!(packets == expected, "to {}: {each:?}: {packets} packets", forged.vtep);
+            }
         }
         Ok(())
     })
@@ -187,35 +210,30 @@ fn strangers(mode: &str, what: &str, arrives: bool, reason: Option<Reason>) -> R
 
 #[test]
 fn strangers_are_dropped_by_native_xdp() -> Result<()> {
-    strangers("native", "drop", false, Some(Reason::VtepDropped))
+    strangers(Xdp::Native, "drop", false, Some(Reason::VtepDropped))
 }
 
 #[test]
 fn strangers_are_dropped_by_generic_xdp() -> Result<()> {
-    strangers("generic", "drop", false, Some(Reason::VtepDropped))
+    strangers(Xdp::Generic, "drop", false, Some(Reason::VtepDropped))
 }
 
 #[test]
 fn strangers_are_counted_where_that_is_asked_for() -> Result<()> {
-    strangers("native", "count", true, Some(Reason::VtepSeen))
+    strangers(Xdp::Native, "count", true, Some(Reason::VtepSeen))
 }
 
 #[test]
 fn strangers_pass_as_with_stock_flannel_where_that_is_asked_for() -> Result<()> {
-    strangers("generic", "off", true, None)
+    strangers(Xdp::Generic, "off", true, None)
 }
 
 #[test]
 fn modes_follow_one_another_without_a_loss() -> Result<()> {
     in_lab(|lab| {
-        let mut cluster = cluster(lab, FastPath::All, &["--xdp=off"])?;
+        let mut cluster = cluster(lab, FastPath::All, &[])?;
         let flow = Paced::usual(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
-        for (mode, shown) in [
-            ("generic", Some("xdpgeneric")),
-            ("native", Some("xdp")),
-            ("generic", Some("xdpgeneric")),
-            ("off", None),
-        ] {
+        for xdp in [Xdp::Generic, Xdp::Native, Xdp::Generic, Xdp::Off] {
             for kill in [false, true] {
                 for member in &mut cluster.members {
                     if kill {
@@ -223,11 +241,11 @@ fn modes_follow_one_another_without_a_loss() -> Result<()> {
                     } else {
                         member.agent.terminate()?;
                     }
-                    member.agent.set_flag("xdp", mode);
+                    member.agent.set_flag("xdp", xdp.name());
                     member.agent.start_again()?;
                     eventually(CONVERGENCE, "XDP is as asked for", || {
-                        let now = attached(member)?;
-                        ensure!(now.as_deref() == shown, "{mode}: {now:?}");
+                        let now = member.xdp()?;
+                        ensure!(now == xdp, "{xdp:?}: {now:?}");
                         Ok(())
                     })?;
                 }

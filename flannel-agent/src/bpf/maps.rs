@@ -79,7 +79,7 @@ pub struct TablesV6 {
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV6, Permit, 40, 24>,
     /// This node's settings.
-    pub config: Setting<ConfigV6, 104>,
+    pub config: Setting<ConfigV6, 112>,
 }
 
 impl Tables {

@@ -44,14 +44,14 @@ pub(super) fn plan(
     if let Some(stack) = local.stack(Family::V4) {
         let peers = reaches(inputs, Family::V4, stack, peers, &mut on_kernel);
         v4::fill(&mut bpf, inputs, stack, &peers);
-        // There is VXLAN to look at only with a device for it. What comes over IPv6 passes.
-        let xdp = local.xdp.hook.filter(|_| stack.device.is_some());
-        bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
     }
     if let Some(stack) = local.stack(Family::V6) {
         let peers = reaches(inputs, Family::V6, stack, peers, &mut on_kernel);
         bpf.v6 = v6::maps(inputs, stack, &peers);
     }
+    // There is VXLAN to look at only with a device for it.
+    let xdp = local.xdp.hook.filter(|_| local.devices().next().is_some());
+    bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
     for (family, _) in local.devices() {
         let Some(overlay) = inputs.overlays.get(&family) else { continue };
         bpf.hooks.insert((*overlay, Hook::ToOverlay));

@@ -152,7 +152,8 @@ pub(super) fn maps(inputs: &Inputs<'_>, stack: &LocalStack, peers: &[Reach]) -> 
         overlay_ifindex: device.and(inputs.overlays.get(&Family::V6).copied()).unwrap_or(0),
         prefix_lengths: prefix_lengths(peers),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
-        reserved: [0; 2],
+        unknown_vtep: local.xdp.unknown_vtep,
+        reserved: [0; 6],
     });
     let exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
     bpf.exempt.extend(exempt.into_iter().filter_map(|(prefix, why)| match prefix {

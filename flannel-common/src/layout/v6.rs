@@ -5,7 +5,7 @@
 
 use bytemuck::{CheckedBitPattern, NoUninit, Pod, Zeroable};
 
-use super::{FastPath, FlowProtocol, PREFIX_LENGTHS, PeerKind};
+use super::{FastPath, FlowProtocol, PREFIX_LENGTHS, PeerKind, UnknownVtep};
 
 /// An IPv6 address as a key: of `pods_v6` and `vteps_v6`.
 #[repr(C, align(8))]
@@ -150,12 +150,14 @@ pub struct ConfigV6 {
     pub source_port_max: u32,
     /// Our VXLAN device for IPv6, to which aggregates are handed; 0 while it is not known.
     pub overlay_ifindex: u32,
+    /// What XDP does with VXLAN from unknown addresses; of no meaning to the programs at other hooks.
+    pub unknown_vtep: UnknownVtep,
     /// Lengths of the leased prefixes, bits, longest first, zero after the last.
     pub prefix_lengths: [u8; PREFIX_LENGTHS],
     /// MAC of our own VXLAN device for IPv6: the inner destination accepted from peers.
     pub local_mac: [u8; 6],
     /// Always zero: keeps the size a multiple of eight.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
 }
 
 super::assert_layout!(AddressV6, 16, 8);
@@ -163,4 +165,4 @@ super::assert_layout!(SubnetV6, 24, 8);
 super::assert_layout!(PeerV6, 64, 8);
 super::assert_layout!(VtepV6, 24, 8);
 super::assert_layout!(FlowV6, 40, 8);
-super::assert_layout!(ConfigV6, 104, 8);
+super::assert_layout!(ConfigV6, 112, 8);

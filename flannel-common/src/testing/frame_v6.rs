@@ -90,6 +90,18 @@ impl FrameV6 {
         Self::new(source, destination, PROTOCOL_ICMPV6, payload)
     }
 
+    /// With extension headers before what follows, each of a kind and of so many words of eight bytes after the
+    /// first; a fragment's has no such length, and is of all there is.
+    pub fn extended(mut self, headers: &[(u8, u8)]) -> Self {
+        for &(kind, words) in headers.iter().rev() {
+            let options = vec![0; 6 + usize::from(words) * 8];
+            self.payload = [&[self.ip.next_header, words][..], &options, &self.payload].concat();
+            self.ip.next_header = kind;
+        }
+        self.ip.payload_len = self.payload.len() as u16;
+        self
+    }
+
     /// `inner` in VXLAN of network 1, from port 40000 to 8472.
     pub fn vxlan(source: AddressV6, destination: AddressV6, inner: &[u8]) -> Self {
         let vxlan = Vxlan::of(1).bytes();

@@ -1,7 +1,7 @@
 //! The same nodes in a cluster that has an IPv6 network, too.
 
 use super::{MemoryTables, Node, interface};
-use crate::layout::{AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodV4, SubnetV6, VtepV6};
+use crate::layout::{AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodV4, SubnetV6, UnknownVtep, VtepV6};
 
 /// `fd00:<high>::<low>`.
 const fn address(high: [u8; 4], low: u8) -> AddressV6 {
@@ -60,7 +60,8 @@ impl Node {
             overlay_ifindex: interface::OVERLAY,
             prefix_lengths: [64, 0, 0, 0],
             local_mac: self.mac_v6(),
-            reserved: [0; 2],
+            unknown_vtep: UnknownVtep::Off,
+            reserved: [0; 6],
         }
     }
 

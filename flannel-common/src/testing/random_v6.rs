@@ -9,7 +9,10 @@ use super::{
     random::{Bend, Case, arrival, permit},
 };
 use crate::{
-    layout::{AddressV6, Exempt, FastPath, FlowProtocol, FlowV6, PREFIX_LENGTHS, PeerKind, SubnetV6, VtepV6},
+    layout::{
+        AddressV6, Exempt, FastPath, FlowProtocol, FlowV6, PREFIX_LENGTHS, PeerKind, SubnetV6, UnknownVtep,
+        VtepV6,
+    },
     map::HANDED_OVER_MARK,
     packet::{
         Packet as _,
@@ -83,7 +86,11 @@ fn almost_valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
 
 fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     let hops = prop_oneof![4 => Just(64u8), 1 => 0..4u8];
-    (packet(hook), any::<u8>(), hops, 0..1u32 << 20).prop_map(move |(frame, class, hop_limit, label)| {
+    let kind = select(&[0u8, 43, 44, 60, 51][..]);
+    let extensions = prop_oneof![2 => Just(Vec::new()), 1 => vec((kind, 0..3u8), 1..8)];
+    let outer = (0..1u32 << 20, any::<bool>(), extensions);
+    (packet(hook), any::<u8>(), hops, outer).prop_map(move |(frame, class, hop_limit, outer)| {
+        let (label, stranger, extensions) = outer;
         let frame = frame.class(class).ip(|ip| {
             ip.hop_limit = hop_limit;
             ip.class = ip.class & !0xf_ffff | label;
@@ -95,11 +102,16 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
             Hook::ToUnderlay => frame.macs(THERE.mac_v6(), interface::UNDERLAY_MAC).bytes(),
             Hook::FromUnderlay if direct => frame.bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
-            Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
+            Hook::FromUnderlay => {
                 let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();
                 // Any mark, which most inner marks combine with.
                 let outer = FrameV6::vxlan(THERE.vtep_v6(), HERE.vtep_v6(), &inner);
                 outer.class(class.rotate_left(3)).bytes()
+            }
+            Hook::XdpUnderlay | Hook::XdpGeneric => {
+                let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();
+                let sender = if stranger { ELSEWHERE } else { THERE };
+                FrameV6::vxlan(sender.vtep_v6(), HERE.vtep_v6(), &inner).extended(&extensions).bytes()
             }
         }
     })
@@ -152,6 +164,7 @@ enum Change {
     Overlay(u32),
     FastPath(FastPath),
     FlowRefresh(u32),
+    UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV6>),
     Leases([u8; PREFIX_LENGTHS], AddressV6),
 }
@@ -182,6 +195,7 @@ impl Change {
             2 => select(&[0, interface::OVERLAY, interface::GONE][..]).prop_map(Self::Overlay),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
             1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
+            3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt, 0..4).prop_map(Self::Exempt),
             4 => (lengths, any_address()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
         ]
@@ -216,6 +230,7 @@ impl Change {
             Self::Overlay(ifindex) => config.overlay_ifindex = ifindex,
             Self::FastPath(fast_path) => config.fast_path = fast_path,
             Self::FlowRefresh(refresh) => config.flow_refresh = refresh,
+            Self::UnknownVtep(unknown) => config.unknown_vtep = unknown,
             Self::Exempt(prefixes) => {
                 v6.exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));
             }

@@ -1,7 +1,7 @@
 //! The agent under test, on one node.
 
 use std::{
-    fs,
+    fmt, fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -52,6 +52,57 @@ impl FastPath {
             Self::All => "all",
         }
     }
+
+    /// Together with `xdp`.
+    pub const fn with(self, xdp: Xdp) -> Dataplane {
+        Dataplane { fast_path: self, xdp }
+    }
+}
+
+/// Where XDP programs run on the external interface: the agent's `--xdp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Xdp {
+    /// Nowhere.
+    Off,
+    /// In the driver.
+    Native,
+    /// In the kernel, whatever the driver.
+    Generic,
+}
+
+impl Xdp {
+    /// All of them.
+    pub const EACH: [Self; 3] = [Self::Off, Self::Native, Self::Generic];
+
+    /// As the flag spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// How nodes carry what pods send and get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dataplane {
+    /// `--fast-path`.
+    pub fast_path: FastPath,
+    /// `--xdp`.
+    pub xdp: Xdp,
+}
+
+impl From<FastPath> for Dataplane {
+    fn from(fast_path: FastPath) -> Self {
+        fast_path.with(Xdp::Off)
+    }
+}
+
+impl fmt::Display for Dataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--fast-path={} --xdp={}", self.fast_path.name(), self.xdp.name())
+    }
 }
 
 /// How the agent is started.
@@ -61,6 +112,15 @@ pub struct AgentOptions {
     pub fast_path: FastPath,
     /// Further flags.
     pub flags: Vec<String>,
+}
+
+impl AgentOptions {
+    /// With `dataplane` and `flags`.
+    pub fn new(dataplane: impl Into<Dataplane>, flags: &[&str]) -> Self {
+        let Dataplane { fast_path, xdp } = dataplane.into();
+        let flags = flags.iter().map(|&flag| flag.to_owned()).chain([format!("--xdp={}", xdp.name())]);
+        Self { fast_path, flags: flags.collect() }
+    }
 }
 
 impl From<FastPath> for AgentOptions {

@@ -2,10 +2,10 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flannel_common::reason::{Direction, Reason};
 
-use super::{Agent, AgentOptions, Etcd, FastPath, Lab, Node, PREFIX, Pod};
+use super::{Agent, AgentOptions, Dataplane, Etcd, FastPath, Lab, Node, PREFIX, Pod, Xdp};
 use crate::{
     counters::Counters,
     traffic::{Endpoint, ping::ping, reachability, udp},
@@ -37,6 +37,17 @@ impl Member {
     /// Its first pod.
     pub fn pod(&self) -> Result<Endpoint> {
         self.pods.first().map(Pod::endpoint).with_context(|| format!("{} has no pods", self.node.name()))
+    }
+
+    /// Where XDP programs run on its external interface, as the kernel has it.
+    pub fn xdp(&self) -> Result<Xdp> {
+        let link = self.node.netns().ip("link show eth0")?;
+        match link.split_whitespace().find(|word| word.starts_with("xdp")) {
+            None => Ok(Xdp::Off),
+            Some("xdp") => Ok(Xdp::Native),
+            Some("xdpgeneric") => Ok(Xdp::Generic),
+            Some(other) => bail!("{} has {other} on eth0", self.node.name()),
+        }
     }
 
     /// Its first pod, by IPv6.
@@ -181,6 +192,17 @@ impl Cluster {
     pub fn await_reachable(&self, others: &[Endpoint]) -> Result<()> {
         let everyone = [self.pods(), others.to_vec()].concat();
         eventually(CONVERGENCE, "everyone reaches everyone", || reachability(&everyone).check_complete())
+    }
+
+    /// Waits until packets between the first two nodes take the path that `dataplane` promises, both ways.
+    pub fn await_dataplane(&self, dataplane: Dataplane) -> Result<()> {
+        self.await_fast_path(0, 1, dataplane.fast_path)?;
+        self.await_fast_path(1, 0, dataplane.fast_path)?;
+        for member in &self.members {
+            let xdp = member.xdp()?;
+            ensure!(xdp == dataplane.xdp, "{}: {dataplane}, but {xdp:?}", member.node.name());
+        }
+        Ok(())
     }
 
     /// Waits until packets from `from`'s first pod to `to`'s take the path that `fast_path` promises, at

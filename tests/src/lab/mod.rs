@@ -26,7 +26,8 @@ use anyhow::{Context as _, Result, bail};
 use ipnetwork::Ipv4Network;
 
 pub use agent::{
-    AGENT_BIN, Agent, AgentOptions, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, agent_binary,
+    AGENT_BIN, Agent, AgentOptions, Dataplane, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, Xdp,
+    agent_binary,
 };
 pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member, counted};

@@ -12,7 +12,7 @@ use flannel_tests::{
     traffic::{Dialogue, Paced, tcp::Stream},
 };
 
-use crate::{cluster, counted, fast, packets, ready};
+use crate::{cluster, counted, fast, packets};
 
 /// Both nodes drop what connection tracking calls INVALID, and count it.
 fn strict(cluster: &Cluster) -> Result<()> {
@@ -173,7 +173,7 @@ fn flows_outlive_the_agent() -> Result<()> {
                 ensure!(packets(counters, Reason::FlowUnknown) == 0, "{counters}");
             }
         }
-        ready(&cluster)?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
         let report = trickle.stop()?;
         report.check_lossless()?;
         ensure!(report.forward.longest_gap < CONVERGENCE, "{report}");

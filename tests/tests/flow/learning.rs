@@ -11,7 +11,7 @@ use flannel_tests::{
 };
 use nix::sys::socket::{setsockopt, sockopt::Mark};
 
-use crate::{cluster, counted, fast, learning, nftables_cluster, packets, ready};
+use crate::{cluster, counted, fast, learning, nftables_cluster, packets};
 
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of the transfer whose packets are counted, and the least segments it takes.
@@ -193,7 +193,7 @@ fn flows_are_learned_where_there_are_no_other_rules() -> Result<()> {
     in_lab(|lab| {
         let flags = vec!["--iptables-forward-rules=false".to_owned()];
         let cluster = Cluster::start(lab, 2, 1, AgentOptions { fast_path: FastPath::Flow, flags })?;
-        ready(&cluster)?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
         let rules = cluster.members[0].node.netns().run("iptables-save", &["-t", "filter"])?;
         ensure!(!rules.contains("-A "), "{rules}");
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];

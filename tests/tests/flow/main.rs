@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, PREFIX},
+    lab::{AgentOptions, Cluster, Dataplane, Etcd, FastPath, Lab, Member, PREFIX, Xdp, in_lab},
 };
 
 mod endings;
@@ -17,22 +17,33 @@ mod pods;
 mod policy;
 mod services;
 
+/// Runs `test` in a lab for each of `xdps`, behind which `flow` is tried.
+fn behind(xdps: &[Xdp], test: impl Fn(&Lab, Xdp) -> Result<()>) -> Result<()> {
+    xdps.iter()
+        .try_for_each(|xdp| in_lab(|lab| test(lab, *xdp)).with_context(|| format!("--xdp={}", xdp.name())))
+}
+
 /// Two nodes with `pods` pods each and all of flannel's rules; what netfilter accepts holds for `refresh`.
 /// Returns when flows become fast both ways.
 fn cluster(lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
-    let etcd = lab.etcd()?;
-    start(lab, etcd, pods, refresh)
+    cluster_behind(Xdp::Off, lab, pods, refresh)
 }
 
-fn start(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
-    let cluster = learning(lab, etcd, pods, refresh)?;
-    ready(&cluster)?;
+/// The same behind XDP.
+fn cluster_behind(xdp: Xdp, lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
+    start(xdp, lab, lab.etcd()?, pods, refresh)
+}
+
+fn start(xdp: Xdp, lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
+    let dataplane = FastPath::Flow.with(xdp);
+    let cluster = with_rules(lab, etcd, pods, dataplane, refresh)?;
+    cluster.await_dataplane(dataplane)?;
     Ok(cluster)
 }
 
 /// The same with nft in the place of iptables.
 fn nftables_cluster(lab: &Lab, pods: usize, refresh: Duration) -> Result<Cluster> {
-    start(lab, nftables_etcd(lab)?, pods, refresh)
+    start(Xdp::Off, lab, nftables_etcd(lab)?, pods, refresh)
 }
 
 /// An etcd whose configuration tells agents to write their rules with nft.
@@ -49,23 +60,25 @@ fn learning(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Clu
 }
 
 /// Two nodes with all of flannel's rules, whose pods reach each other.
-fn with_rules(lab: &Lab, etcd: Etcd, pods: usize, fast_path: FastPath, refresh: Duration) -> Result<Cluster> {
+fn with_rules(
+    lab: &Lab,
+    etcd: Etcd,
+    pods: usize,
+    dataplane: impl Into<Dataplane>,
+    refresh: Duration,
+) -> Result<Cluster> {
+    let refresh = format!("--flow-refresh={}", refresh.as_secs());
+    let options = AgentOptions::new(dataplane, &["--ip-masq", &refresh]);
     let mut members = Vec::new();
     for _ in 0..2 {
         let node = lab.node()?;
-        let flags = vec!["--ip-masq".to_owned(), format!("--flow-refresh={}", refresh.as_secs())];
-        let agent = node.agent(&etcd, AgentOptions { fast_path, flags })?;
+        let agent = node.agent(&etcd, options.clone())?;
         let pods = (1..=pods).map(|number| node.pod(&format!("pod{number}"))).collect::<Result<_>>()?;
         members.push(Member { pods, agent, node });
     }
     let cluster = Cluster { members, etcd };
     cluster.await_reachable(&[])?;
     Ok(cluster)
-}
-
-fn ready(cluster: &Cluster) -> Result<()> {
-    cluster.await_fast_path(0, 1, FastPath::Flow)?;
-    cluster.await_fast_path(1, 0, FastPath::Flow)
 }
 
 /// What both nodes count while `work` is done.

@@ -9,11 +9,11 @@ use anyhow::{Result, ensure};
 use flannel_common::reason::Reason;
 use flannel_tests::{
     eventually,
-    lab::{Cluster, FastPath, Lab, Node, in_lab},
+    lab::{AgentOptions, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
     traffic::{Dialogue, Endpoint, Paced, dialogue::listen},
 };
 
-use crate::{cluster, counted, fast, nftables_cluster, packets};
+use crate::{behind, cluster, cluster_behind, counted, fast, nftables_etcd, packets, start};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const DENIED: u16 = 7777;
@@ -26,10 +26,18 @@ enum Writer {
 }
 
 impl Writer {
-    fn cluster(self, lab: &Lab) -> Result<Cluster> {
+    /// What is tried behind: XDP knows nothing of rules, so with one writer it is enough.
+    fn xdps(self) -> &'static [Xdp] {
         match self {
-            Self::Iptables => cluster(lab, 1, REFRESH),
-            Self::Nftables => nftables_cluster(lab, 1, REFRESH),
+            Self::Iptables => &Xdp::EACH,
+            Self::Nftables => &[Xdp::Off],
+        }
+    }
+
+    fn cluster(self, xdp: Xdp, lab: &Lab) -> Result<Cluster> {
+        match self {
+            Self::Iptables => cluster_behind(xdp, lab, 1, REFRESH),
+            Self::Nftables => start(xdp, lab, nftables_etcd(lab)?, 1, REFRESH),
         }
     }
 
@@ -111,45 +119,43 @@ fn hearing(at: &Endpoint, port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn denied_is_denied(fast_path: FastPath) -> Result<()> {
-    in_lab(|lab| {
-        let cluster = match fast_path {
-            FastPath::Flow => cluster(lab, 1, REFRESH)?,
-            other => Cluster::start(lab, 2, 1, other)?,
-        };
-        let [a, b] = [&cluster.members[0], &cluster.members[1]];
-        // At the sender's node for one, at the receiver's for the other.
-        for (member, from, to) in [(a, a.pod()?, b.pod()?), (b, a.pod()?, b.pod()?)] {
-            let rule = format!("FORWARD -p tcp -d {} --dport {DENIED} -j REJECT", to.address());
-            member.node.iptables(&format!("-I {rule}"))?;
-            let listener = listen(&to, DENIED)?;
-            for _ in 0..3 {
-                let outcome = Dialogue::through(&from, 0, to.socket_address(DENIED), &[&listener]);
-                ensure!(outcome.is_err(), "what a policy denies was let through");
-            }
-            ensure!(listener.accept().is_err(), "a connection that a policy denies arrived");
-            // Another port is not denied.
-            Dialogue::open(&from, &to)?.exchanges(20)?;
-            member.node.iptables(&format!("-D {rule}"))?;
-            Dialogue::through(&from, 0, to.socket_address(DENIED), &[&listener])?.exchanges(3)?;
+fn denied_is_denied(lab: &Lab, dataplane: Dataplane) -> Result<()> {
+    let cluster = match dataplane {
+        Dataplane { fast_path: FastPath::Flow, xdp } => cluster_behind(xdp, lab, 1, REFRESH)?,
+        other => Cluster::start(lab, 2, 1, AgentOptions::new(other, &[]))?,
+    };
+    let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    // At the sender's node for one, at the receiver's for the other.
+    for (member, from, to) in [(a, a.pod()?, b.pod()?), (b, a.pod()?, b.pod()?)] {
+        let rule = format!("FORWARD -p tcp -d {} --dport {DENIED} -j REJECT", to.address());
+        member.node.iptables(&format!("-I {rule}"))?;
+        let listener = listen(&to, DENIED)?;
+        for _ in 0..3 {
+            let outcome = Dialogue::through(&from, 0, to.socket_address(DENIED), &[&listener]);
+            ensure!(outcome.is_err(), "what a policy denies was let through");
         }
-        Ok(())
-    })
+        ensure!(listener.accept().is_err(), "a connection that a policy denies arrived");
+        // Another port is not denied.
+        Dialogue::open(&from, &to)?.exchanges(20)?;
+        member.node.iptables(&format!("-D {rule}"))?;
+        Dialogue::through(&from, 0, to.socket_address(DENIED), &[&listener])?.exchanges(3)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn what_is_denied_never_passes_with_flow() -> Result<()> {
-    denied_is_denied(FastPath::Flow)
+    behind(&Xdp::EACH, |lab, xdp| denied_is_denied(lab, FastPath::Flow.with(xdp)))
 }
 
 #[test]
 fn what_is_denied_never_passes_with_overlay() -> Result<()> {
-    denied_is_denied(FastPath::Overlay)
+    in_lab(|lab| denied_is_denied(lab, FastPath::Overlay.into()))
 }
 
 #[test]
 fn what_is_denied_never_passes_with_off() -> Result<()> {
-    denied_is_denied(FastPath::Off)
+    in_lab(|lab| denied_is_denied(lab, FastPath::Off.into()))
 }
 
 /// Only connections from the one side are allowed; their answers come back, and are fast.
@@ -186,8 +192,8 @@ fn answers_to_what_is_allowed_pass() -> Result<()> {
 /// What a policy isolates hears nothing from the first packet on, speaks to whom it likes, and is fast with both
 /// whom it spoke to and whom the policy allows.
 fn isolated(writer: Writer) -> Result<()> {
-    in_lab(|lab| {
-        let cluster = writer.cluster(lab)?;
+    behind(writer.xdps(), |lab, xdp| {
+        let cluster = writer.cluster(xdp, lab)?;
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let node = &cluster.members[1].node;
         writer.isolate(node, b.address_v4(), &[])?;
@@ -251,8 +257,8 @@ fn an_isolated_pod_hears_nothing_behind_nftables() -> Result<()> {
 
 /// A policy for what is established, too, takes hold of running flows when their acceptance ends.
 fn a_new_policy_bites(writer: Writer) -> Result<()> {
-    in_lab(|lab| {
-        let cluster = writer.cluster(lab)?;
+    behind(writer.xdps(), |lab, xdp| {
+        let cluster = writer.cluster(xdp, lab)?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         for member in [a, b] {
             let mut dialogue = Dialogue::open(&a.pod()?, &b.pod()?)?;

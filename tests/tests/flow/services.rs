@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
 use flannel_tests::{
     counters::Counters,
-    lab::{Cluster, Pod, in_lab},
+    lab::{Cluster, Pod, Xdp, in_lab},
     traffic::{Dialogue, Endpoint, Serving, dialogue::listen},
 };
 
-use crate::{cluster, counted, fast, packets};
+use crate::{behind, cluster, cluster_behind, counted, fast, packets};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -51,9 +51,9 @@ impl Service {
     }
 }
 
-fn services(masquerade: bool) -> Result<()> {
-    in_lab(|lab| {
-        let cluster = cluster(lab, 2, REFRESH)?;
+fn services(masquerade: bool, xdps: &[Xdp]) -> Result<()> {
+    behind(xdps, |lab, xdp| {
+        let cluster = cluster_behind(xdp, lab, 2, REFRESH)?;
         let service = Service::new(&cluster, masquerade)?;
         let [at_client, _] = counted(&cluster, || service.be_used())?;
         ensure!(fast(&at_client) == [0, 0], "translated packets skipped the stack: {at_client}");
@@ -81,12 +81,12 @@ fn services(masquerade: bool) -> Result<()> {
 
 #[test]
 fn services_work_and_stay_on_the_kernels_path() -> Result<()> {
-    services(false)
+    services(false, &Xdp::EACH)
 }
 
 #[test]
 fn masqueraded_services_work_and_stay_on_the_kernels_path() -> Result<()> {
-    services(true)
+    services(true, &[Xdp::Off])
 }
 
 /// Somebody's rule marks everything, our bit included: what is translated is not learned for that.

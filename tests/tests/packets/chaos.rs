@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
 use flannel_tests::{
     eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Member, in_lab},
+    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Xdp, in_lab},
     traffic::{Dialogue, Endpoint, Paced, every_kind, tcp, tcp::Stream, udp},
 };
 
@@ -89,8 +89,7 @@ fn short_flows(from: &Endpoint, to: &Endpoint) -> Result<()> {
 #[test]
 fn no_flow_stalls_whatever_comes_and_goes() -> Result<()> {
     in_lab(|lab| {
-        let flags = vec!["--ip-masq".to_owned(), "--flow-refresh=3".to_owned()];
-        let options = AgentOptions { fast_path: FastPath::Flow, flags };
+        let options = AgentOptions::new(FastPath::Flow, &["--ip-masq", "--flow-refresh=3"]);
         let mut cluster = Cluster::start(lab, 3, 1, options)?;
         cluster.await_fast_path(0, 1, FastPath::Flow)?;
         let mut steady = Steady::start(&cluster.members)?;
@@ -109,6 +108,7 @@ fn no_flow_stalls_whatever_comes_and_goes() -> Result<()> {
             agent.kill()?;
             // Replaced by one that does otherwise, and by the next round that is here by one as before.
             agent.set_flag("fast-path", if round < 3 { ["all", "overlay", "off"][here] } else { "flow" });
+            agent.set_flag("xdp", Xdp::EACH[(round + round / 3 + 1) % 3].name());
             short_flows(&cluster.members[here].pod()?, &cluster.members[there].pod()?)
                 .context("without an agent")?;
             cluster.members[here].agent.start_again()?;

@@ -13,7 +13,7 @@ use etherparse::{Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice, UdpHeaderSlice};
 use flannel_common::{reason::Reason, testing::Frame};
 use flannel_tests::{
     eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, Lab, in_lab},
+    lab::{CONVERGENCE, Cluster, FastPath, Lab},
     traffic::{Endpoint, ping::ping, tcp, udp, udp::HEADERS, udp_pair, wire::Wire},
 };
 use nix::{
@@ -28,18 +28,15 @@ use nix::{
 };
 
 use crate::{
-    arrived, cluster, counted,
+    FAST, arrived, cluster, counted,
     forged::{Forger, mac_of},
-    left,
+    left, on_each,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long to look out for what must not come.
 const MOMENT: Duration = Duration::from_millis(500);
-
-/// On the kernel's path, too: what the others are held to.
-const EACH: [FastPath; 3] = [FastPath::Off, FastPath::Flow, FastPath::All];
 
 /// ICMP errors as they come to a pod.
 struct Errors(OwnedFd);
@@ -117,19 +114,17 @@ fn receive(socket: &UdpSocket, count: usize, length: usize) -> Result<()> {
 
 #[test]
 fn errors_are_those_of_the_kernels_path() -> Result<()> {
-    for fast_path in EACH {
-        in_lab(|lab| {
-            let cluster = cluster(lab, fast_path, 1)?;
-            traceroute(&cluster, fast_path).context("traceroute")?;
-            nobody_listens(&cluster, fast_path).context("nobody listens")?;
-            fragments_and_options(&cluster, fast_path).context("fragments and options")?;
-            tagged(&cluster, fast_path).context("VLAN tags")?;
-            congestion(lab, &cluster, fast_path).context("congestion")?;
-            too_large(&cluster, fast_path).context("too large")
-        })
-        .with_context(|| format!("--fast-path={}", fast_path.name()))?;
-    }
-    Ok(())
+    // On the kernel's path, too: what the others are held to.
+    let each = [FastPath::Off.into()].into_iter().chain(FAST);
+    on_each(each, |lab, dataplane| {
+        let (cluster, fast_path) = (cluster(lab, dataplane, 1)?, dataplane.fast_path);
+        traceroute(&cluster, fast_path).context("traceroute")?;
+        nobody_listens(&cluster, fast_path).context("nobody listens")?;
+        fragments_and_options(&cluster, fast_path).context("fragments and options")?;
+        tagged(&cluster, fast_path).context("VLAN tags")?;
+        congestion(lab, &cluster, fast_path).context("congestion")?;
+        too_large(&cluster, fast_path).context("too large")
+    })
 }
 
 /// The nodes answer for the packets whose time ends there, and the pod for those that reach it; in the midst of a

@@ -1,14 +1,14 @@
 //! Packets that are not like others: large, odd, broken or forged. Whatever the fast path makes of them, what arrives
 //! is what arrives on the kernel's path, and the counters say which way it came.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use flannel_common::{
     map::PIN_DIRECTORY,
     reason::{Direction, Reason},
 };
 use flannel_tests::{
     counters::Counters,
-    lab::{AgentOptions, Cluster, FastPath, Lab, Member},
+    lab::{AgentOptions, Cluster, Dataplane, FastPath, Lab, Member, Xdp, in_lab},
 };
 
 mod aggregates;
@@ -17,24 +17,34 @@ mod errors;
 mod forged;
 mod offloads;
 
-/// The fast paths on which pods' packets skip the stack.
-const FAST: [FastPath; 2] = [FastPath::Flow, FastPath::All];
+/// Where pods' packets skip the stack: both such fast paths, and each program of XDP in front of one.
+const FAST: [Dataplane; 4] = [
+    FastPath::Flow.with(Xdp::Off),
+    FastPath::All.with(Xdp::Off),
+    FastPath::Flow.with(Xdp::Native),
+    FastPath::All.with(Xdp::Generic),
+];
+
+/// Runs `test` in a lab for each of `dataplanes`.
+fn on_each(
+    dataplanes: impl IntoIterator<Item = Dataplane>,
+    test: impl Fn(&Lab, Dataplane) -> Result<()>,
+) -> Result<()> {
+    dataplanes
+        .into_iter()
+        .try_for_each(|each| in_lab(|lab| test(lab, each)).with_context(|| each.to_string()))
+}
 
 /// As on a node of a cluster, with all of flannel's rules.
-fn options(fast_path: FastPath) -> AgentOptions {
-    AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] }
+fn options(dataplane: Dataplane) -> AgentOptions {
+    AgentOptions::new(dataplane, &["--ip-masq"])
 }
 
 /// Two nodes with `pods` pods each; returns when packets take the fast path both ways.
-fn cluster(lab: &Lab, fast_path: FastPath, pods: usize) -> Result<Cluster> {
-    let cluster = Cluster::start(lab, 2, pods, options(fast_path))?;
-    ready(&cluster, fast_path)?;
+fn cluster(lab: &Lab, dataplane: Dataplane, pods: usize) -> Result<Cluster> {
+    let cluster = Cluster::start(lab, 2, pods, options(dataplane))?;
+    cluster.await_dataplane(dataplane)?;
     Ok(cluster)
-}
-
-fn ready(cluster: &Cluster, fast_path: FastPath) -> Result<()> {
-    cluster.await_fast_path(0, 1, fast_path)?;
-    cluster.await_fast_path(1, 0, fast_path)
 }
 
 /// What the programs of `member` have counted: nothing where there are none.

@@ -4,11 +4,11 @@
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
 use flannel_tests::{
-    lab::{Cluster, FastPath, Lab, in_lab},
+    lab::{Cluster, Dataplane, Lab},
     traffic::{Endpoint, overlay_frame, tcp, udp, udp::Receiver, wire::Wire},
 };
 
-use crate::{FAST, arrived, cluster, counted, left, options, ready};
+use crate::{FAST, arrived, cluster, counted, left, on_each, options};
 
 const BULK: u64 = 8 << 20;
 
@@ -89,33 +89,26 @@ fn fast(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 #[test]
 fn offloads_on_and_off() -> Result<()> {
-    for fast_path in FAST {
-        in_lab(|lab| {
-            let cluster = cluster(lab, fast_path, 1)?;
-            let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
-            for (at, features) in MATRIX {
-                set(&cluster, at, features, "off")?;
-                let done = fast(&cluster, || traffic(&a, &b, 1450));
-                done.with_context(|| format!("{features:?} off at {at:?}"))?;
-                set(&cluster, at, features, "on")?;
-            }
-            Ok(())
-        })
-        .with_context(|| format!("--fast-path={}", fast_path.name()))?;
-    }
-    Ok(())
+    on_each(FAST, |lab, dataplane| {
+        let cluster = cluster(lab, dataplane, 1)?;
+        let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+        for (at, features) in MATRIX {
+            set(&cluster, at, features, "off")?;
+            let done = fast(&cluster, || traffic(&a, &b, 1450));
+            done.with_context(|| format!("{features:?} off at {at:?}"))?;
+            set(&cluster, at, features, "on")?;
+        }
+        Ok(())
+    })
 }
 
 /// The underlay takes jumbo frames, and pods get what is left of them.
 #[test]
 fn jumbo_frames() -> Result<()> {
-    for fast_path in FAST {
-        in_lab(|lab| jumbo(lab, fast_path)).with_context(|| format!("--fast-path={}", fast_path.name()))?;
-    }
-    Ok(())
+    on_each(FAST, jumbo)
 }
 
-fn jumbo(lab: &Lab, fast_path: FastPath) -> Result<()> {
+fn jumbo(lab: &Lab, dataplane: Dataplane) -> Result<()> {
     let etcd = lab.etcd()?;
     let nodes = [lab.node()?, lab.node()?];
     for (port, node) in ["node1", "node2"].into_iter().zip(&nodes) {
@@ -123,10 +116,10 @@ fn jumbo(lab: &Lab, fast_path: FastPath) -> Result<()> {
         node.netns().ip("link set eth0 mtu 9000")?;
     }
     let members =
-        nodes.into_iter().map(|node| flannel_tests::lab::Member::start(node, &etcd, options(fast_path), 1));
+        nodes.into_iter().map(|node| flannel_tests::lab::Member::start(node, &etcd, options(dataplane), 1));
     let cluster = Cluster { members: members.collect::<Result<_>>()?, etcd };
     cluster.await_reachable(&[])?;
-    ready(&cluster, fast_path)?;
+    cluster.await_dataplane(dataplane)?;
     ensure!(cluster.members[0].node.subnet_env()?.mtu == 8950, "pods get another MTU");
     let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
     fast(&cluster, || traffic(&a, &b, 8950))
@@ -136,28 +129,24 @@ fn jumbo(lab: &Lab, fast_path: FastPath) -> Result<()> {
 /// as any receiver sees it, and all of it is right.
 #[test]
 fn checksums_on_the_wire() -> Result<()> {
-    for fast_path in FAST {
-        in_lab(|lab| {
-            let cluster = cluster(lab, fast_path, 1)?;
-            let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
-            set(&cluster, At::Underlay, &["tx", "tso", "gso"], "off")?;
-            let wire = Wire::open(&lab.underlay()?, "node2")?;
-            fast(&cluster, || traffic(&a, &b, 1450))?;
-            let mut seen = [0; 2];
-            for frame in wire.drain()? {
-                match overlay_frame::check(&frame)
-                    .with_context(|| format!("{:02x?}", &frame[..frame.len().min(110)]))?
-                {
-                    Some(6) => seen[0] += 1,
-                    Some(17) => seen[1] += 1,
-                    _ => {}
-                }
+    on_each(FAST, |lab, dataplane| {
+        let cluster = cluster(lab, dataplane, 1)?;
+        let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+        set(&cluster, At::Underlay, &["tx", "tso", "gso"], "off")?;
+        let wire = Wire::open(&lab.underlay()?, "node2")?;
+        fast(&cluster, || traffic(&a, &b, 1450))?;
+        let mut seen = [0; 2];
+        for frame in wire.drain()? {
+            match overlay_frame::check(&frame)
+                .with_context(|| format!("{:02x?}", &frame[..frame.len().min(110)]))?
+            {
+                Some(6) => seen[0] += 1,
+                Some(17) => seen[1] += 1,
+                _ => {}
             }
-            // Both ways go by here; the socket may have had no room for all.
-            ensure!(seen[0] > 4_000 && seen[1] > 200, "{seen:?} packets of TCP and UDP on the wire");
-            Ok(())
-        })
-        .with_context(|| format!("--fast-path={}", fast_path.name()))?;
-    }
-    Ok(())
+        }
+        // Both ways go by here; the socket may have had no room for all.
+        ensure!(seen[0] > 4_000 && seen[1] > 200, "{seen:?} packets of TCP and UDP on the wire");
+        Ok(())
+    })
 }

@@ -51,9 +51,10 @@ const NO_CONFIG_V6: ConfigV6 = ConfigV6 {
     source_port_min: 0,
     source_port_max: 0,
     overlay_ifindex: 0,
+    unknown_vtep: UnknownVtep::Off,
     prefix_lengths: [0; 4],
     local_mac: [0; 6],
-    reserved: [0; 2],
+    reserved: [0; 6],
 };
 
 /// Room that a push needs behind the longest frame.

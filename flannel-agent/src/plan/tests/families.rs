@@ -1,6 +1,6 @@
 //! Clusters of IPv6, alone and beside IPv4.
 
-use flannel_common::layout::AddressV6;
+use flannel_common::layout::{AddressV6, UnknownVtep};
 
 use super::*;
 
@@ -249,4 +249,24 @@ fn ipv6_has_a_way_without_a_tunnel_of_its_own() {
     let config = bpf.v6.config.unwrap();
     assert_eq!((config.port, config.overlay_ifindex, config.local_mac), (0, 0, [0; 6]));
     assert!(bpf.hooks.contains(&(2, Hook::ToUnderlay)) && bpf.hooks.contains(&(2, Hook::FromUnderlay)));
+}
+
+#[test]
+fn xdp_watches_for_strangers_of_each_family_that_has_a_tunnel() {
+    let xdp = Xdp { hook: Some(Hook::XdpUnderlay), unknown_vtep: UnknownVtep::Drop };
+    let planned = |backend: Backend, fast_path, families: &[Family]| {
+        let local = Local { xdp, ..local_with(backend, fast_path, families) };
+        let bpf = planned_for(&local, &leases([dual_lease(2)])).state.bpf;
+        let asked =
+            (bpf.config.map(|config| config.unknown_vtep), bpf.v6.config.map(|config| config.unknown_vtep));
+        (bpf.hooks.contains(&(2, Hook::XdpUnderlay)), asked)
+    };
+    let drop = Some(UnknownVtep::Drop);
+    for fast_path in [FastPath::Overlay, FastPath::Flow, FastPath::All] {
+        assert_eq!(planned(Backend::Vxlan, fast_path, &Family::BOTH), (true, (drop, drop)));
+        assert_eq!(planned(Backend::Vxlan, fast_path, &[Family::V4]), (true, (drop, None)));
+        assert_eq!(planned(Backend::Vxlan, fast_path, &[Family::V6]), (true, (None, drop)));
+        assert!(!planned(Backend::HostGw, fast_path, &Family::BOTH).0, "no tunnel to look at");
+    }
+    assert_eq!(planned(Backend::Vxlan, FastPath::Off, &Family::BOTH), (false, (None, None)));
 }
