@@ -54,6 +54,10 @@ const REST: u32 = 4;
 /// waits for their end.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_REST: u32 = 200;
+/// The same after a look that found something, and the repair: whoever took one thing away may take another.
+const REPAIR_REST: u32 = 50;
+/// Where nothing was amiss, no longer: on a busy machine a short look takes long.
+const LONGEST_LOOK: Duration = Duration::from_secs(4);
 /// How often everything is read again though nothing was heard of; on a large node, so many times its length apart.
 const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
@@ -230,14 +234,16 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let start = Instant::now();
         let found = self.datapath.observe_bpf().await;
         let mut cost = start.elapsed();
+        let (mut rest, mut longest) = (LOOK_REST, LONGEST_LOOK);
         if !matches!(found, Ok(None))
             && !found.is_ok_and(|found| found.as_ref() == Some(&self.plan.state.bpf))
         {
             self.due.changed.overlay = true;
             self.due.changed_at = Some(start);
             cost += self.length;
+            (rest, longest) = (REPAIR_REST, FULL);
         }
-        self.due.look = Instant::now() + (cost * LOOK_REST).clamp(LOOK, FULL);
+        self.due.look = Instant::now() + (cost * rest).clamp(LOOK, longest);
     }
 
     /// This node has changed: whatever was concluded of what it was is concluded anew, at once.
