@@ -1,18 +1,13 @@
 //! Between nodes that reach each other's pods without a tunnel.
 
-use super::{
-    Deliver, Forward, Tables, check_hold,
-    egress::{check_ipv4, segment_len},
-    flow::{self, Passage},
-    longest_match,
-};
+use super::{Deliver, Forward, Tables, check_hold, egress::check_ipv4, longest_match};
 use crate::{
-    layout::{Config, FastPath, PeerKind},
+    layout::{Config, PeerKind},
     packet::{
         Arrival, Packet, checksum,
         headers::{ETHERNET_LEN, Ethernet, Ipv4},
     },
-    reason::{Direction, Reason},
+    reason::Reason,
 };
 
 /// Length that a link of Ethernet pads shorter frames to, bytes without the check sequence (`ETH_ZLEN`,
@@ -60,16 +55,7 @@ pub(super) fn from_underlay<R>(
         Some(peer) if peer.kind == PeerKind::Direct && peer.ifindex == arrival.ifindex => {}
         _ => return Err(Reason::NotDirect),
     }
-    if ip.ttl <= 1 {
-        return Err(Reason::Ttl);
-    }
-    let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
-    if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
-        flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
-    }
-    let packet_len = segment_len(packet, ETHERNET_LEN, arrival, ip)?;
-    Ok(hand(Deliver { pod, forward: Forward::hop(ip), packet_len }, Reason::HandPod))
+    Ok(hand(super::hand(packet, tables, arrival, config, ip, now)?, Reason::HandPod))
 }
 
 /// Refuses frames that are not for this node alone.

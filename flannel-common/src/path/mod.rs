@@ -23,13 +23,17 @@ pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
 pub use overlay::from_overlay;
 
+use self::{egress::segment_len, flow::Passage};
 use crate::{
     layout::{
-        AddressV6, Config, ConfigV6, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodV4, SubnetV4, SubnetV6,
-        VtepV4, VtepV6,
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodV4, SubnetV4,
+        SubnetV6, VtepV4, VtepV6,
     },
     map,
-    packet::{Arrival, Packet},
+    packet::{
+        Arrival, Packet,
+        headers::{ETHERNET_LEN, Ipv4},
+    },
     reason::{Direction, Reason},
 };
 
@@ -322,6 +326,32 @@ pub struct Deliver<F = Forward> {
     /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's
     /// interface must take.
     pub packet_len: u32,
+}
+
+/// How to hand a packet to a pod that has no outer headers, or none any more, at the time `now`. Its IPv4 header `ip`
+/// is one for an address in our pod subnet, without options.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+fn hand(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    config: &Config,
+    ip: &Ipv4,
+    now: u64,
+) -> Result<Deliver, Reason> {
+    if ip.ttl <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
+    if config.fast_path == FastPath::Flow {
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
+    }
+    let packet_len = segment_len(packet, ETHERNET_LEN, arrival, ip)?;
+    Ok(Deliver { pod, forward: Forward::hop(ip), packet_len })
 }
 
 /// The time, on the clock of [`Permit`], asked once for a packet.

@@ -1,17 +1,12 @@
 //! What the kernel's VXLAN device has freed of its outer headers.
 
-use super::{
-    Deliver, Forward, Tables, check_hold,
-    egress::{check_ipv4, segment_len},
-    flow::{self, Passage},
-};
+use super::{Deliver, Tables, check_hold, egress::check_ipv4, hand};
 use crate::{
-    layout::FastPath,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, Ipv4},
     },
-    reason::{Direction, Reason},
+    reason::Reason,
 };
 
 /// tc ingress on flannel.<vni>, for packets with [`crate::map::CHECKED_MARK`]: `then` says what to do with one for a
@@ -52,14 +47,5 @@ pub fn from_overlay<R>(
         return Err(Reason::NotOurPod);
     }
     let now = check_hold(tables)?;
-    if ip.ttl <= 1 {
-        return Err(Reason::Ttl);
-    }
-    let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
-    if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
-        flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip)?;
-    }
-    let packet_len = segment_len(packet, ETHERNET_LEN, arrival, &ip)?;
-    Ok(then(Deliver { pod, forward: Forward::hop(&ip), packet_len }, Reason::DeliverOverlay))
+    Ok(then(hand(packet, tables, arrival, &config, &ip, now)?, Reason::DeliverOverlay))
 }

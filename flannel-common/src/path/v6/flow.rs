@@ -36,7 +36,8 @@ pub(super) fn admit(
 }
 
 /// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:
-/// tc egress on flannel-v6.<vni> or the external interface, or on the host side of a pod's veth. `then` gets it; `None` when there is nothing.
+/// tc egress on flannel-v6.<vni> or the external interface, or on the host side of a pod's veth. `then` gets it; `None`
+/// when there is nothing.
 #[inline(always)]
 pub fn note<R>(
     way: Direction,
