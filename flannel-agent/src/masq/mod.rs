@@ -12,7 +12,8 @@
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use exec::{ExecError, Machine};
@@ -61,7 +62,7 @@ pub struct MasqError {
 pub struct Rules {
     /// Of each keeper, once its rules are in place, whether they mark flows.
     applied: Vec<watch::Receiver<Option<Flows>>>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Rules {
@@ -72,7 +73,7 @@ impl Rules {
     pub async fn start(options: MasqOptions) -> Result<Self, MasqError> {
         let mut rules = Self { applied: Vec::new(), tasks: Vec::new() };
         for subnet in &options.blackholes {
-            rules.tasks.push(tokio::spawn(blackhole::keep(*subnet, options.resync)));
+            rules.tasks.push(AbortOnDropHandle::new(tokio::spawn(blackhole::keep(*subnet, options.resync))));
         }
         if options.nftables {
             let kept = rules.by_nft(&options).await;
@@ -134,7 +135,8 @@ impl Rules {
         });
         let (sender, applied) = watch::channel(None);
         self.applied.push(applied);
-        self.tasks.push(tokio::spawn(Keeper::new(firewall, resync, notices).run(sender)));
+        self.tasks
+            .push(AbortOnDropHandle::new(tokio::spawn(Keeper::new(firewall, resync, notices).run(sender))));
     }
 }
 
@@ -179,13 +181,5 @@ async fn in_place(applied: &watch::Receiver<Option<Flows>>) -> Flows {
         Ok(Some(flows)) => flows,
         // The task has panicked: what it would have said will never come.
         Ok(None) | Err(_) => std::future::pending().await,
-    }
-}
-
-impl Drop for Rules {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
     }
 }

@@ -8,9 +8,9 @@ use std::{
 use etcd_client::{Client, KeyValue};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::{
@@ -62,7 +62,7 @@ fn holder_text(holder: Option<IpAddr>) -> String {
 pub struct LeaseKeeper {
     attrs: watch::Sender<LeaseAttrs>,
     reports: mpsc::Receiver<OwnLeaseReport>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl LeaseKeeper {
@@ -86,12 +86,6 @@ impl LeaseKeeper {
     }
 }
 
-impl Drop for LeaseKeeper {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl EtcdStore {
     /// Keeps `own` in a task that ends with the returned keeper. The lease stays in etcd then, until it expires:
     /// pods keep their addresses while the agent restarts.
@@ -111,7 +105,7 @@ impl EtcdStore {
             said: Said::default(),
         };
         keep.schedule();
-        LeaseKeeper { attrs, reports, task: tokio::spawn(keep.run(follower)) }
+        LeaseKeeper { attrs, reports, _task: AbortOnDropHandle::new(tokio::spawn(keep.run(follower))) }
     }
 }
 

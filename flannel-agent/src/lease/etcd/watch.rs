@@ -10,9 +10,9 @@ use etcd_client::KeyValue;
 use tokio::{
     select,
     sync::mpsc,
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::{
@@ -32,7 +32,7 @@ const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 /// The leases in etcd but our own.
 pub struct EtcdWatch {
     events: mpsc::Receiver<LeaseEvent>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl EtcdStore {
@@ -49,13 +49,7 @@ impl EtcdStore {
             forgotten: BTreeSet::new(),
             until: None,
         };
-        EtcdWatch { events, task: tokio::spawn(run(follower, decoder, sender)) }
-    }
-}
-
-impl Drop for EtcdWatch {
-    fn drop(&mut self) {
-        self.task.abort();
+        EtcdWatch { events, _task: AbortOnDropHandle::new(tokio::spawn(run(follower, decoder, sender))) }
     }
 }
 

@@ -7,9 +7,9 @@ use futures::{StreamExt as _, pin_mut};
 use kube::core::WatchEvent;
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
     time::{Instant, sleep, timeout_at},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -44,7 +44,7 @@ pub(super) enum Followed {
 /// A task that follows nodes, until this is dropped.
 pub(super) struct Nodes {
     followed: mpsc::Receiver<Followed>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Nodes {
@@ -62,7 +62,7 @@ impl Nodes {
             backoff: Backoff::default(),
             said: Said::default(),
         };
-        Self { followed, task: tokio::spawn(follower.run()) }
+        Self { followed, _task: AbortOnDropHandle::new(tokio::spawn(follower.run())) }
     }
 
     /// What happened next; the first is always [`Followed::All`]. Cancel safe.
@@ -72,12 +72,6 @@ impl Nodes {
             // The task only ends with us.
             None => std::future::pending().await,
         }
-    }
-}
-
-impl Drop for Nodes {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

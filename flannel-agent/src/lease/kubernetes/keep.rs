@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 use tokio::{
     select,
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::{
@@ -57,7 +57,7 @@ impl OwnedLease for OwnNode {
 pub struct NodeKeeper {
     attrs: watch::Sender<LeaseAttrs>,
     ends: mpsc::Receiver<LeaseEnd>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl KeptLease for NodeKeeper {
@@ -75,12 +75,6 @@ impl KeptLease for NodeKeeper {
             // After the end there is nothing to wait for.
             None => std::future::pending().await,
         }
-    }
-}
-
-impl Drop for NodeKeeper {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -106,7 +100,11 @@ impl KubeStore {
             said: Said::default(),
             refused: Said::default(),
         };
-        NodeKeeper { attrs, ends, task: tokio::spawn(keep.run(nodes, changes, ender)) }
+        NodeKeeper {
+            attrs,
+            ends,
+            _task: AbortOnDropHandle::new(tokio::spawn(keep.run(nodes, changes, ender))),
+        }
     }
 }
 

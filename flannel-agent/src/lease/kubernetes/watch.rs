@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::{
@@ -25,20 +26,14 @@ const SHOWN: usize = 300;
 /// The leases of a cluster's nodes but our own.
 pub struct NodeWatch {
     events: mpsc::Receiver<LeaseEvent>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl NodeWatch {
     pub(super) fn start(api: ApiServer, leases: NodeLeases) -> Self {
         let (sender, events) = mpsc::channel(QUEUE);
         let nodes = Nodes::follow(api, "the leases of all nodes", None);
-        Self { events, task: tokio::spawn(run(nodes, leases, sender)) }
-    }
-}
-
-impl Drop for NodeWatch {
-    fn drop(&mut self) {
-        self.task.abort();
+        Self { events, _task: AbortOnDropHandle::new(tokio::spawn(run(nodes, leases, sender))) }
     }
 }
 
