@@ -18,6 +18,8 @@ use flannel_tests::{
 use nix::sys::signal::{Signal, kill};
 
 const SOON: Duration = Duration::from_secs(30);
+/// How often a daemon looks at its rules in any case: the default of `--iptables-resync`.
+const RULES_LOOK: Duration = Duration::from_secs(5);
 const PORT: u16 = 8471;
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
@@ -293,12 +295,19 @@ fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
         ensure!(env.network.to_string() == "10.99.0.0/16", "{env:?}");
         await_log(&second, "another daemon on this node has the programs")?;
         await_log(&second, "ready")?;
-        // A start replaces the chains of rules, which the first puts right, once.
-        sleep(Duration::from_secs(2));
-        let before = [first.log(), second.log()];
-        ensure!(!before[1].contains("repaired"), "they fight:\n{}", before[1]);
-        sleep(Duration::from_secs(4));
-        ensure!([first.log(), second.log()] == before, "they fight:\n{}\n{}", first.log(), second.log());
+        // A start replaces the chains of rules, which the first puts right when it looks next, maybe
+        // while the second still writes: two that fight are never quiet for longer than a look takes.
+        eventually(SOON, "the first puts its rules right", || {
+            ensure!(first.log().contains("repaired rules"), "{}", first.log());
+            Ok(())
+        })?;
+        eventually(6 * RULES_LOOK, "the daemons leave each other's rules alone", || {
+            let before = [first.log(), second.log()];
+            sleep(RULES_LOOK + Duration::from_secs(1));
+            ensure!([first.log(), second.log()] == before, "{}\n{}", first.log(), second.log());
+            Ok(())
+        })?;
+        ensure!(!second.log().contains("repaired"), "the first takes its rules:\n{}", second.log());
         second.signal(Signal::SIGTERM, SOON)?;
         first.check_running()?;
         // Also one that would remove programs.
