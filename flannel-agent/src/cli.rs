@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use regex::Regex;
 
 use crate::{
@@ -123,7 +123,7 @@ pub struct RunOptions {
     pub ip_blackhole_route: bool,
     /// Destinations that pods' packets reach with the pod's own address; repeatable.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = exempt::prefix, help_heading = "Rules")]
-    pub snat_exempt_cidr: Vec<Ipv4Network>,
+    pub snat_exempt_cidr: Vec<IpNetwork>,
     /// File of such destinations, one a line; read again when it changes.
     #[arg(long, value_name = "FILE", help_heading = "Rules")]
     pub snat_exempt_file: Option<PathBuf>,

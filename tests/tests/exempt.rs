@@ -3,11 +3,11 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use flannel_common::map::SNAT_EXEMPT_MARK;
 use flannel_tests::{
     eventually,
@@ -32,20 +32,21 @@ const LARGE: usize = 4_000;
 
 /// What the receiver at `to` sees as the source of a datagram of `size` bytes that `from` sends it, in a
 /// flow of its own, with `mark` on the socket.
-fn seen(from: &Netns, to: &Endpoint, size: usize, mark: u32) -> Result<Ipv4Addr> {
+fn seen(from: &Netns, to: &Endpoint, size: usize, mark: u32) -> Result<IpAddr> {
     let receiver = to.netns().inside(|| Ok(UdpSocket::bind((to.address(), 0))?))?;
     receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let sender = from.inside(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+    let any: IpAddr = match to.address() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let sender = from.inside(|| Ok(UdpSocket::bind((any, 0))?))?;
     setsockopt(&sender, Mark, &mark).context("SO_MARK")?;
     sender.send_to(&vec![7; size], receiver.local_addr()?)?;
     let mut buffer = vec![0; size + 1];
     let (length, source) =
         receiver.recv_from(&mut buffer).with_context(|| format!("nothing arrived at {}", to.name()))?;
     ensure!(length == size, "{length} of {size} bytes arrived");
-    match source {
-        SocketAddr::V4(source) => Ok(*source.ip()),
-        SocketAddr::V6(source) => bail!("IPv6 source {source}"),
-    }
+    Ok(source.ip())
 }
 
 /// Two nodes, on the first of which the agent has exemptions and docker's masquerade rule is loaded; the
@@ -105,7 +106,7 @@ impl Scene {
         self.iptables("-t nat -I POSTROUTING 1 -m mark --mark 0x2000/0x6000 -j RETURN")
     }
 
-    fn seen(&self, to: &Endpoint, size: usize, mark: u32) -> Result<Ipv4Addr> {
+    fn seen(&self, to: &Endpoint, size: usize, mark: u32) -> Result<IpAddr> {
         seen(self.cluster.members[0].pods[0].netns(), to, size, mark)
     }
 
@@ -125,7 +126,7 @@ impl Scene {
         for (size, mark) in [(10, 0), (10, SNAT_EXEMPT_MARK), (LARGE, 0)] {
             let source = self.seen(to, size, mark)?;
             ensure!(
-                own.contains(&source),
+                own.iter().any(|own| *own == source),
                 "{} sees {source} instead of the node's ({size} bytes)",
                 to.name()
             );
@@ -192,6 +193,37 @@ fn all_keeps_the_address_only_towards_what_is_exempt() -> Result<()> {
     only_what_is_exempt(FastPath::All)
 }
 
+/// What the operator names of IPv6 is exempt from flannel's own masquerading.
+#[test]
+fn the_address_is_kept_over_ipv6_too() -> Result<()> {
+    const PARTNER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+    const WORLD: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+    in_lab(|lab| {
+        let flags = ["--ip-masq", "--snat-exempt-cidr=2001:db8:1::/48"].map(str::to_owned).to_vec();
+        let options = AgentOptions { fast_path: FastPath::Flow, flags };
+        let cluster = Cluster::start_v6(lab, 2, options, |etcd| etcd.configure_dual("vxlan"))?;
+        let underlay = lab.underlay()?;
+        underlay.ip_batch(&format!("addr add {PARTNER}/128 dev lo\naddr add {WORLD}/128 dev lo\n"))?;
+        let [partner, world] =
+            [PARTNER, WORLD].map(|address| Endpoint::new(address.to_string(), underlay.clone(), address));
+        let [a, b] = &cluster.members[..] else { anyhow::bail!("two nodes") };
+        let (pod, peer) = (a.pod_v6()?, b.pod_v6()?);
+        eventually(CONVERGENCE, "the operator's network is exempt", || {
+            let source = seen(pod.netns(), &partner, 10, 0)?;
+            ensure!(source == pod.address(), "it sees {source}");
+            Ok(())
+        })?;
+        for (to, keeps) in [(&partner, true), (&peer, true), (&world, false)] {
+            for size in [10, LARGE] {
+                let source = seen(pod.netns(), to, size, 0)?;
+                let expected = if keeps { pod.address() } else { a.node.address_v6().into() };
+                ensure!(source == expected, "{} sees {source}, not {expected} ({size} bytes)", to.name());
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Without flags the cluster's network is exempt, and nothing else.
 #[test]
 fn nodes_and_networks_are_exempt_only_if_named() -> Result<()> {
@@ -226,7 +258,7 @@ fn the_file_takes_effect_when_it_changes() -> Result<()> {
         fs::write(&scene.file, format!("{IN_FILE}\n198.51.100.0/42\n"))?;
         eventually(PROMPTLY, "the mistake is named", || {
             let log = log();
-            let named = ["line 3", "198.51.100.0/42", "write an IPv4 network"];
+            let named = ["line 3", "198.51.100.0/42", "write a network"];
             ensure!(named.iter().all(|part| log.contains(part)), "not in the log");
             Ok(())
         })?;
@@ -264,7 +296,7 @@ fn a_network_of_everything_is_refused() -> Result<()> {
     in_lab(|lab| {
         let node = lab.node()?;
         let binary = flannel_tests::lab::agent_binary()?;
-        for (value, part) in [("0.0.0.0/0", "every destination"), ("10.0.0.0/42", "write an IPv4 network")] {
+        for (value, part) in [("0.0.0.0/0", "every destination"), ("10.0.0.0/42", "write a network")] {
             let output = node
                 .netns()
                 .command(&binary.to_string_lossy())

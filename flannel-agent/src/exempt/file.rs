@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use flannel_common::map::MAX_EXEMPT;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -29,7 +29,7 @@ pub struct BadLine {
 ///
 /// # Errors
 /// The first line that is no network.
-pub fn parse(text: &str) -> Result<BTreeSet<Ipv4Network>, BadLine> {
+pub fn parse(text: &str) -> Result<BTreeSet<IpNetwork>, BadLine> {
     const SHOWN: usize = 60;
     let mut networks = BTreeSet::new();
     for (line, content) in text.lines().enumerate() {
@@ -51,12 +51,12 @@ pub fn parse(text: &str) -> Result<BTreeSet<Ipv4Network>, BadLine> {
 pub(super) struct Follower {
     file: SteadyFile,
     /// Those of the command line.
-    flags: BTreeSet<Ipv4Network>,
+    flags: BTreeSet<IpNetwork>,
     tell: watch::Sender<Exemptions>,
 }
 
 impl Follower {
-    pub(super) fn new(path: PathBuf, flags: BTreeSet<Ipv4Network>, tell: watch::Sender<Exemptions>) -> Self {
+    pub(super) fn new(path: PathBuf, flags: BTreeSet<IpNetwork>, tell: watch::Sender<Exemptions>) -> Self {
         Self { file: SteadyFile::at(path), flags, tell }
     }
 
@@ -85,7 +85,7 @@ impl Follower {
             Ok(bytes) => match parse(&String::from_utf8_lossy(&bytes)) {
                 Ok(networks) if networks.len() >= MAX_EXEMPT as usize => warn!(
                     %file, prefixes = networks.len(), kept,
-                    "names more destinations than the {MAX_EXEMPT} that the map holds: join some of them; \
+                    "names more destinations than the {MAX_EXEMPT} that a map holds: join some of them; \
                      what was read before stays exempt"
                 ),
                 Ok(networks) => {

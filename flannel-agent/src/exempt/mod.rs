@@ -1,12 +1,12 @@
 //! What the operator exempts from masquerading: destinations that pods reach with their own address.
 //!
 //! ```text
-//! --snat-exempt-cidr, --snat-exempt-file, --snat-exempt-nodes ─▶ Exemptions ─▶ plan() ─▶ snat_exempt_v4
+//! --snat-exempt-cidr, --snat-exempt-file, --snat-exempt-nodes ─▶ Exemptions ─▶ plan() ─▶ snat_exempt_v4, snat_exempt_v6
 //! ```
 
-use std::{collections::BTreeSet, net::Ipv6Addr, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 
 use crate::plan::Exemptions;
@@ -19,15 +19,10 @@ pub use file::{BadLine, parse};
 ///
 /// # Errors
 /// What is wrong with it and what to write instead.
-pub fn prefix(text: &str) -> Result<Ipv4Network, String> {
-    const WRITE: &str = "write an IPv4 network or address, as 192.0.2.0/24 or 192.0.2.7";
-    let Ok(network) = text.parse::<Ipv4Network>() else {
-        let address = text.split('/').next().unwrap_or(text);
-        if address.parse::<Ipv6Addr>().is_ok() {
-            return Err(format!("IPv6 is not exempted from masquerading yet; {WRITE}"));
-        }
-        return Err(WRITE.to_owned());
-    };
+pub fn prefix(text: &str) -> Result<IpNetwork, String> {
+    let network: IpNetwork = text.parse().map_err(|_| {
+        "write a network or an address, as 192.0.2.0/24, 192.0.2.7 or 2001:db8::/32".to_owned()
+    })?;
     if network.prefix() == 0 {
         return Err(
             "a network of /0 would exempt every destination: without masquerading pods reach nothing \
@@ -35,14 +30,14 @@ pub fn prefix(text: &str) -> Result<Ipv4Network, String> {
                 .to_owned(),
         );
     }
-    Ok(Ipv4Network::new_checked(network.network(), network.prefix()).unwrap_or(network))
+    Ok(IpNetwork::new(network.network(), network.prefix()).unwrap_or(network))
 }
 
 /// What the flags say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// `--snat-exempt-cidr`.
-    pub prefixes: BTreeSet<Ipv4Network>,
+    pub prefixes: BTreeSet<IpNetwork>,
     /// `--snat-exempt-file`.
     pub file: Option<PathBuf>,
     /// `--snat-exempt-nodes`.

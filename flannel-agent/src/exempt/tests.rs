@@ -5,11 +5,11 @@ use tokio::{sync::watch, time::timeout};
 
 use super::*;
 
-fn net(text: &str) -> Ipv4Network {
+fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn set<const N: usize>(all: [&str; N]) -> BTreeSet<Ipv4Network> {
+fn set<const N: usize>(all: [&str; N]) -> BTreeSet<IpNetwork> {
     all.into_iter().map(net).collect()
 }
 
@@ -18,14 +18,16 @@ fn a_prefix_is_a_network_or_a_host() {
     assert_eq!(prefix("192.0.2.0/24"), Ok(net("192.0.2.0/24")));
     assert_eq!(prefix("192.0.2.77/24"), Ok(net("192.0.2.0/24")));
     assert_eq!(prefix("192.0.2.7"), Ok(net("192.0.2.7/32")));
+    assert_eq!(prefix("2001:db8:1::7/32"), Ok(net("2001:db8::/32")));
+    assert_eq!(prefix("2001:db8::7"), Ok(net("2001:db8::7/128")));
     for (text, part) in [
         ("0.0.0.0/0", "every destination"),
         ("10.0.0.0/0", "every destination"),
-        ("10.0.0.0/33", "write an IPv4 network"),
-        ("10.0.0/8", "write an IPv4 network"),
-        ("", "write an IPv4 network"),
-        ("fd00::/64", "IPv6 is not exempted"),
-        ("::1", "IPv6 is not exempted"),
+        ("::/0", "every destination"),
+        ("10.0.0.0/33", "write a network"),
+        ("10.0.0/8", "write a network"),
+        ("2001:db8::/129", "write a network"),
+        ("", "write a network"),
     ] {
         let error = prefix(text).unwrap_err();
         assert!(error.contains(part), "{text}: {error}");
@@ -34,8 +36,8 @@ fn a_prefix_is_a_network_or_a_host() {
 
 #[test]
 fn a_file_is_networks_comments_and_empty_lines() {
-    let text = "# ours\n192.0.2.0/24\n\n  198.51.100.7   # the printer\r\n192.0.2.0/24";
-    assert_eq!(parse(text), Ok(set(["192.0.2.0/24", "198.51.100.7/32"])));
+    let text = "# ours\n192.0.2.0/24\n\n  198.51.100.7   # the printer\r\n2001:db8::/32\n192.0.2.0/24";
+    assert_eq!(parse(text), Ok(set(["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"])));
     assert_eq!(parse(""), Ok(BTreeSet::new()));
     let error = parse("# one\n192.0.2.0/24\n10.0.0.0/99 # typo\n").unwrap_err().to_string();
     assert!(error.starts_with("line 3: \"10.0.0.0/99\": write"), "{error}");
@@ -59,12 +61,12 @@ proptest! {
     }
 }
 
-async fn becomes(told: &mut watch::Receiver<Exemptions>, expected: BTreeSet<Ipv4Network>) {
+async fn becomes(told: &mut watch::Receiver<Exemptions>, expected: BTreeSet<IpNetwork>) {
     let same = told.wait_for(|now| now.prefixes == expected);
     timeout(Duration::from_secs(10), same).await.expect("in time").expect("still told");
 }
 
-async fn stays(told: &watch::Receiver<Exemptions>, expected: BTreeSet<Ipv4Network>) {
+async fn stays(told: &watch::Receiver<Exemptions>, expected: BTreeSet<IpNetwork>) {
     tokio::time::sleep(Duration::from_millis(1600)).await;
     assert_eq!(told.borrow().prefixes, expected);
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use flannel_common::layout::Exempt;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 
 use super::LocalStack;
 use crate::{family::Family, lease::Leases};
@@ -15,7 +15,7 @@ use crate::{family::Family, lease::Leases};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exemptions {
     /// Networks and hosts, host bits zero, none of them /0.
-    pub prefixes: BTreeSet<Ipv4Network>,
+    pub prefixes: BTreeSet<IpNetwork>,
     /// The address of every other node that holds a lease.
     pub nodes: bool,
 }
@@ -27,7 +27,7 @@ pub(super) fn prefixes(
     exemptions: &Exemptions,
 ) -> BTreeMap<IpNetwork, Exempt> {
     let family = Family::of_network(stack.network);
-    let named = exemptions.prefixes.iter().copied().map(IpNetwork::V4);
+    let named = exemptions.prefixes.iter().copied();
     let named = named.filter(|prefix| Family::of_network(*prefix) == family);
     let mut all: BTreeMap<_, _> = named.map(|prefix| (prefix, Exempt::User)).collect();
     if exemptions.nodes {

@@ -270,7 +270,7 @@ fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {
     let ours = lease("10.4.0.0/24", "192.0.2.1", mac(4));
     let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2)), skipped, ours]);
     let exempt = |fast_path, prefixes: &[&str], nodes| -> Vec<(String, Exempt)> {
-        let exemptions = Exemptions { prefixes: prefixes.iter().map(|prefix| net4(prefix)).collect(), nodes };
+        let exemptions = Exemptions { prefixes: prefixes.iter().map(|prefix| net(prefix)).collect(), nodes };
         let plan = plan(&Inputs {
             local: &local(fast_path),
             leases: &all,
@@ -577,7 +577,7 @@ prop_compose! {
         pod_links in prop::collection::btree_set(10..14u8, 0..4),
         overlays in prop::collection::btree_map(any_family(), 5..7u32, 0..=2),
         families in any_families(),
-        prefixes in prop::collection::btree_set(any_subnet(), 0..4),
+        prefixes in prop::collection::btree_set(any_network(), 0..4),
         nodes in any::<bool>(),
     ) -> Plan {
         let of_both = |n| Family::BOTH.map(|family| (node(family, n), hops_in(family, n)));

@@ -47,7 +47,7 @@ proptest! {
         let local = Local { direct_routing, ..local };
         let of_both = |n| Family::BOTH.map(|family| (node(family, n), hops_in(family, n)));
         let (hops, pods) = ((2..5).flat_map(of_both).collect(), pods([3]));
-        let prefixes = [net4("192.0.2.3/32"), net4("203.0.113.0/24")].into();
+        let prefixes = [net("192.0.2.3/32"), net("203.0.113.0/24"), net("2001:db8::/32")].into();
         let exemptions = Exemptions { prefixes, nodes };
         let mut held = leases(start);
         let mut now = plan(&inputs(&local, &held, &hops, &exemptions, &pods));
