@@ -52,7 +52,6 @@ const TOOLS: &[Tool] = &[
     tool("tcpdump", &["--version"], &["tcpdump"]),
     tool("ping", &["-V"], &["iputils-ping"]),
     tool("iperf3", &["--version"], &["iperf3"]),
-    tool("sockperf", &["--version"], &["sockperf"]),
     tool("strace", &["-V"], &["strace"]),
     tool("openssl", &["version"], &["openssl"]),
     tool("curl", &["--version"], &["curl"]),
