@@ -72,7 +72,7 @@ pub fn kubernetes_available() -> Result<bool> {
 
 /// Fails with what running Kubernetes in the lab lacks, and the remedy.
 pub fn check_kubernetes() -> Result<()> {
-    check(&[("curl", "curl"), ("conntrack", "conntrack")])?;
+    check(&[("curl", "curl"), ("conntrack", "conntrack"), ("dnsmasq", "dnsmasq-base")])?;
     ["kube-apiserver", "kube-proxy"].into_iter().try_for_each(|name| kubernetes_program(name).map(drop))
 }
 

@@ -20,6 +20,7 @@ mod changes;
 mod end_to_end;
 mod faults;
 mod installed;
+mod names;
 mod nodes;
 mod outage;
 mod rollback;
