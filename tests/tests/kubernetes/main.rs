@@ -15,6 +15,7 @@ use flannel_tests::{
 };
 use serde_json::{Value, json};
 
+mod absent;
 mod bench;
 mod changes;
 mod end_to_end;

@@ -152,11 +152,15 @@ impl ApiServer {
         self.daemon.take().context("no API server is running")?.kill()
     }
 
-    /// Has its address swallow what clients send to it, or take it again.
+    /// Has its address swallow what it and nodes and pods send to each other, or let it pass again. Whoever is in its
+    /// own namespace, as tests' requests are, still reaches it.
     pub fn set_silent(&self, silent: bool) -> Result<()> {
         let (what, port) = (if silent { "-I" } else { "-D" }, API_PORT.to_string());
-        let rule = ["--wait", what, "INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
-        self.netns.run("iptables", &rule).map(drop)
+        for [chain, by, end] in [["INPUT", "-i", "--dport"], ["OUTPUT", "-o", "--sport"]] {
+            let rule = ["--wait", what, chain, "!", by, "lo", "-p", "tcp", end, &port, "-j", "DROP"];
+            self.netns.run("iptables", &rule)?;
+        }
+        Ok(())
     }
 
     /// URL its clients use.
