@@ -32,7 +32,9 @@ fn the_benchmark_measures_nodes_of_kubernetes() -> Result<()> {
     }
     let json = report.to_json();
     let share = json["fast_path_share_of_packets"][flow.to_string()].as_f64();
-    ensure!(share.is_some_and(|share| share > 0.9), "{share:?} of the packets of {flow} were fast");
+    // What is to be translated is seen twice: the pod's program leaves it to the host, the overlay's does not. That
+    // packets between pods are fast was waited for.
+    ensure!(share.is_some_and(|share| share > 0.4), "{share:?} of the packets of {flow} were fast");
     let stocks = |row: &serde_json::Value| row["mode"] == "flow" && row["to_kernel_rules"].is_number();
     ensure!(json["results"].as_array().into_iter().flatten().any(stocks), "no ratio to stock: {json:#}");
     Ok(())
