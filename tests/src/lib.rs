@@ -23,5 +23,5 @@ pub mod requirements;
 pub mod traffic;
 pub mod wait;
 
-pub use requirements::lab_available;
+pub use requirements::{kubernetes_available, lab_available};
 pub use wait::eventually;

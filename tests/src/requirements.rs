@@ -67,10 +67,13 @@ pub fn lab_available() -> Result<bool> {
 
 /// The same for a test that runs Kubernetes in the lab.
 pub fn kubernetes_available() -> Result<bool> {
-    let programs = || ["kube-apiserver", "kube-proxy"].map(kubernetes_program).into_iter().collect();
-    available(
-        check(&[("curl", "curl"), ("conntrack", "conntrack")]).and_then(|()| programs()).map(|_: Vec<_>| ()),
-    )
+    available(check(&[]).and_then(|()| check_kubernetes()))
+}
+
+/// Fails with what running Kubernetes in the lab lacks, and the remedy.
+pub fn check_kubernetes() -> Result<()> {
+    check(&[("curl", "curl"), ("conntrack", "conntrack"), ("dnsmasq", "dnsmasq-base")])?;
+    ["kube-apiserver", "kube-proxy"].into_iter().try_for_each(|name| kubernetes_program(name).map(drop))
 }
 
 /// Where `cargo xtask setup --kubernetes` put a program of Kubernetes.

@@ -1,6 +1,7 @@
 //! The agent as a daemon: probes, service manager, lock, signals, names.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     os::unix::{fs::symlink, net::UnixDatagram},
@@ -91,6 +92,20 @@ fn connect(node: &Node) -> Result<TcpStream> {
     let stream = node.netns().inside(|| Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?))?;
     stream.set_read_timeout(Some(SOON))?;
     Ok(stream)
+}
+
+/// Waits until the daemon has taken the connection that `stream` is the other end of, and read what came by it.
+fn await_read(node: &Node, stream: &TcpStream) -> Result<()> {
+    let ports = (format!(":{PORT:04X}"), format!(":{:04X}", stream.local_addr()?.port()));
+    eventually(SOON, "the daemon reads its request", || {
+        let table = node.netns().inside(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?))?;
+        let mut sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let own = sockets.find(|words| words[1].ends_with(&ports.0) && words[2].ends_with(&ports.1));
+        let own = own.with_context(|| format!("no connection: {table}"))?;
+        // A socket that nobody has taken has no inode yet.
+        ensure!(own[4].ends_with(":00000000") && own[9] != "0", "{own:?}");
+        Ok(())
+    })
 }
 
 /// Status line and body of the answer to a request for `path`.
@@ -370,12 +385,12 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
         // A request that is never finished is waited for; the second signal does not.
         let mut slow = connect(&node)?;
         slow.write_all(b"GET /healthz HTTP/1.1\r\n")?;
-        sleep(Duration::from_millis(300));
+        await_read(&node, &slow)?;
         let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id())?);
         kill(pid, Signal::SIGTERM)?;
         await_log(&daemon, "the dataplane goes on without the agent")?;
         daemon.check_running()?;
-        let status = daemon.signal(Signal::SIGTERM, Duration::from_secs(2))?;
+        let status = daemon.signal(Signal::SIGTERM, SOON)?;
         ensure!(status.code() == Some(143), "{status}");
         Ok(())
     })

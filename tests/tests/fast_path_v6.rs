@@ -7,7 +7,7 @@ use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     counters::Counters,
     eventually,
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX, in_lab},
+    lab::{AgentOptions, CONVERGENCE, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX, in_lab},
     traffic::{
         Dialogue, Endpoint, Paced, dialogue::listen, every_kind_both_ways, overlay_frame, ping::ping, tcp,
         udp, udp::Receiver, wire::Wire,
@@ -215,7 +215,7 @@ fn policies_of_ip6tables_hold() -> Result<()> {
             ensure!(egress(&counted[0], Reason::EncapPod) >= 20, "{}", counted[0]);
             // The acceptance of what is established lasts as long as `--flow-refresh`.
             change("-I", &["-j", "DROP"])?;
-            eventually(Duration::from_secs(5), "a policy stops what is established", || {
+            eventually(CONVERGENCE, "a policy stops what is established", || {
                 ensure!(dialogue.exchange_within(Duration::from_millis(300)).is_err(), "it goes on");
                 Ok(())
             })?;

@@ -1,13 +1,13 @@
 //! The agent's dataplane carries everything the kernel's carries, on every fast path, and says so in its
 //! counters.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     eventually,
-    lab::{Cluster, FastPath, Lab, in_lab},
+    lab::{CONVERGENCE, Cluster, FastPath, Lab, in_lab},
     traffic::{every_kind, every_kind_both_ways, ping::ping, tcp},
 };
 
@@ -127,7 +127,7 @@ fn pods_come_and_go_while_the_agent_runs() -> Result<()> {
         every_kind_both_ways(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
         // The external interface, flannel.1, and the one pod that is left.
         let links = cluster.members[0].agent.bpffs().join("flannel/v1/links");
-        eventually(Duration::from_secs(5), "links of pods that are gone are unpinned", || {
+        eventually(CONVERGENCE, "links of pods that are gone are unpinned", || {
             let pinned = fs::read_dir(&links)?.count();
             ensure!(pinned == 3, "{pinned} interfaces have pins");
             Ok(())

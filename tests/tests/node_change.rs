@@ -99,7 +99,7 @@ fn knows_of_newcomers(cluster: &Cluster, backend: &str) -> Result<()> {
     let (kind, data) = if backend == VXLAN { ("vxlan", data) } else { ("host-gw", "") };
     let attrs = format!(r#"{{"PublicIP":"192.168.77.190","PublicIPv6":null,"BackendType":"{kind}"{data}}}"#);
     cluster.etcd.put_lease(subnet, &attrs)?;
-    eventually(Duration::from_secs(5), "the moved node routes to a newcomer", || {
+    eventually(Duration::from_secs(10), "the moved node routes to a newcomer", || {
         let shown = cluster.members[0].node.netns().ip(&format!("route show {subnet}"))?;
         ensure!(!shown.is_empty(), "no route to {subnet}");
         Ok(())

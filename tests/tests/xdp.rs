@@ -170,7 +170,7 @@ impl Forged {
         // The port of the frames that the fixtures are made of.
         let address = self.to.socket_address(5001);
         let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         stranger.netns().inside(|| {
             let sender = UdpSocket::bind((self.any, 0))?;
             let packet = [&[8, 0, 0, 0, 0, 0, 1, 0], &self.frame[..]].concat();
@@ -197,12 +197,16 @@ fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Res
             let before = cluster.members[0].counters()?;
             let arrived = forged.reaches(&stranger)?;
             ensure!(arrived == arrives, "to {}: arrived: {arrived}", forged.vtep);
-            let counted = cluster.members[0].counters()?.since(&before);
-            for each in [Reason::VtepDropped, Reason::VtepSeen] {
-                let packets = counted.get(Direction::Ingress, each).packets;
-                let expected = if Some(each) == reason { COPIES } else { 0 };
-                ensure!(packets == expected, "to {}: {each:?}: {packets} packets", forged.vtep);
-            }
+            // What was sent may still be on its way where CPUs are busy.
+            eventually(CONVERGENCE, "all are counted", || {
+                let counted = cluster.members[0].counters()?.since(&before);
+                for each in [Reason::VtepDropped, Reason::VtepSeen] {
+                    let packets = counted.get(Direction::Ingress, each).packets;
+                    let expected = if Some(each) == reason { COPIES } else { 0 };
+                    ensure!(packets == expected, "to {}: {each:?}: {packets} packets", forged.vtep);
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     })

@@ -30,6 +30,7 @@ mod compare;
 mod connect;
 pub mod control_plane;
 mod iperf;
+mod kubernetes;
 mod mode;
 mod ping_pong;
 pub mod programs;
@@ -45,6 +46,8 @@ mod workload;
 const OVERHEAD: Duration = Duration::from_millis(400);
 /// What building a subject takes.
 const BUILD: Duration = Duration::from_secs(5);
+/// What it takes with an API server.
+const BUILD_KUBERNETES: Duration = Duration::from_secs(25);
 
 /// What to measure, how often and how long.
 #[derive(Clone, Debug)]
@@ -69,14 +72,17 @@ impl Options {
     pub fn estimate(&self) -> Duration {
         let one = Duration::from_secs(self.seconds.into()) + OVERHEAD;
         let all = self.rounds * self.workloads.len() * self.cases.len();
-        one * u32::try_from(all).unwrap_or(u32::MAX)
-            + BUILD * u32::try_from(self.cases.len()).unwrap_or(u32::MAX)
+        let build = |case: &Case| if case.scenario.is_of_kubernetes() { BUILD_KUBERNETES } else { BUILD };
+        one * u32::try_from(all).unwrap_or(u32::MAX) + self.cases.iter().map(build).sum::<Duration>()
     }
 }
 
 /// Builds a pair of nodes for each case, measures in turns, and reports. `progress` is told each step.
 pub fn run(options: &Options, progress: impl Fn(&str)) -> Result<Report> {
     requirements::check(&Options::PROGRAMS)?;
+    if options.cases.iter().any(|case| case.scenario.is_of_kubernetes()) {
+        requirements::check_kubernetes()?;
+    }
     ensure!(options.rounds > 0 && options.seconds > 0, "at least one round of one second");
     ensure!(!options.cases.is_empty() && !options.workloads.is_empty(), "nothing to measure");
     let mut report = Report::new(options)?;

@@ -12,7 +12,7 @@ use crate::lab::FastPath;
 pub enum Mode {
     /// Node to node, no overlay.
     Bare,
-    /// The same with flannel's rules, which every node of a cluster has.
+    /// The same with flannel's rules, which every node of a cluster has; in Kubernetes with kube-proxy's, too.
     BareRules,
     /// Pod to pod by the kernel alone, no netfilter.
     Kernel,
@@ -104,7 +104,7 @@ pub struct Case {
 impl Case {
     /// `mode` in `scenario`; between nodes that is the same for several scenarios.
     pub fn new(scenario: Scenario, mode: Mode) -> Self {
-        let scenario = if mode.is_of_nodes() { scenario.of_nodes() } else { scenario };
+        let scenario = if mode.is_of_nodes() { scenario.of_nodes(mode) } else { scenario };
         Self { scenario, mode }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     TestRun as _, TestRunOptions,
     programs::{
@@ -79,8 +79,7 @@ struct Shot {
 
 /// The cost of each program on the client's node of `subject`.
 pub(super) fn cost(subject: &Subject) -> Result<Vec<Cost>> {
-    let cluster = subject.cluster().context("no agents")?;
-    let [here, there] = [&cluster.members[0], &cluster.members[1]];
+    let [here, there] = subject.members() else { bail!("no agents") };
     learn(&here.pod()?, &there.pod()?)?;
     let pins = Pins::under(here.agent.bpffs())?;
     let times: BTreeMap<&str, BTreeMap<String, f64>> = here.node.netns().inside(|| {

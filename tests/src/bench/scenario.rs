@@ -15,11 +15,20 @@ pub enum Scenario {
     Ipv6,
     /// A Service's address, which the client's node translates by kube-proxy's rules, over VXLAN.
     Service,
+    /// IPv4 pods over VXLAN on nodes of Kubernetes: a real API server and kube-proxy, agents of kube-flannel's DaemonSet.
+    Kubernetes,
+    /// There, a Service of the API server's, which the real kube-proxy translates.
+    KubernetesService,
 }
 
 impl Scenario {
     /// All of them.
-    pub const EACH: [Self; 4] = [Self::Vxlan, Self::HostGw, Self::Ipv6, Self::Service];
+    pub const EACH: [Self; 6] =
+        [Self::Vxlan, Self::HostGw, Self::Ipv6, Self::Service, Self::Kubernetes, Self::KubernetesService];
+
+    /// Those that are compared unless told otherwise. An API server for each dataplane of the others would take from
+    /// every figure of these, too.
+    pub const USUAL: [Self; 4] = [Self::Vxlan, Self::HostGw, Self::Ipv6, Self::Service];
 
     /// As tables call it.
     pub fn name(self) -> &'static str {
@@ -28,6 +37,8 @@ impl Scenario {
             Self::HostGw => "host-gw",
             Self::Ipv6 => "IPv6 over VXLAN",
             Self::Service => "Service over VXLAN",
+            Self::Kubernetes => "VXLAN in Kubernetes",
+            Self::KubernetesService => "Service in Kubernetes",
         }
     }
 
@@ -38,15 +49,29 @@ impl Scenario {
             Self::HostGw => "host-gw",
             Self::Ipv6 => "ipv6",
             Self::Service => "service",
+            Self::Kubernetes => "kubernetes",
+            Self::KubernetesService => "kubernetes-service",
         }
     }
 
-    /// The scenario whose nodes, without pods, this one is compared with: of the same address family.
-    pub fn of_nodes(self) -> Self {
+    /// The scenario whose nodes, without pods, this one is compared with in `mode`: of the same address family, and with
+    /// the same rules, where there are any.
+    pub fn of_nodes(self, mode: Mode) -> Self {
         match self {
-            Self::Vxlan | Self::HostGw | Self::Service => Self::Vxlan,
             Self::Ipv6 => Self::Ipv6,
+            Self::Kubernetes | Self::KubernetesService if mode != Mode::Bare => Self::Kubernetes,
+            _ => Self::Vxlan,
         }
+    }
+
+    /// Whether its nodes are Kubernetes's.
+    pub fn is_of_kubernetes(self) -> bool {
+        matches!(self, Self::Kubernetes | Self::KubernetesService)
+    }
+
+    /// Whether clients find the server by a Service's address.
+    pub(super) fn has_service(self) -> bool {
+        matches!(self, Self::Service | Self::KubernetesService)
     }
 
     /// What is compared unless told otherwise: all that differs with the first, for the others what tells whether they
@@ -56,7 +81,8 @@ impl Scenario {
             Self::Vxlan => {
                 &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Overlay, Mode::Flow, Mode::All]
             }
-            Self::HostGw | Self::Ipv6 | Self::Service => {
+            Self::Kubernetes => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow, Mode::All],
+            Self::HostGw | Self::Ipv6 | Self::Service | Self::KubernetesService => {
                 &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow]
             }
         }

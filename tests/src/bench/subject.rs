@@ -5,16 +5,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::{
     path::flow,
     reason::{Class, Direction, Reason},
 };
 use ipnetwork::Ipv4Network;
 
-use super::{Case, Mode, Scenario, service, workload::Workload};
+use super::{Case, Mode, Scenario, kubernetes, service, workload::Workload};
 use crate::{
-    lab::{AgentOptions, Cluster, FastPath, Lab, Member, Node, Pod, SubnetEnv, stock},
+    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, Pod, SubnetEnv, stock},
     traffic::{Endpoint, ping::ping, tcp, udp},
     wait::eventually,
 };
@@ -26,22 +26,30 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Subject {
     case: Case,
-    /// The agents, where there are any.
-    cluster: Option<Cluster>,
-    client: Endpoint,
-    server: Endpoint,
+    built: Built,
     /// Where the client finds the server.
     target: IpAddr,
     lab: Lab,
 }
 
-/// What stands between two endpoints.
+/// Two endpoints, and what stands between them. What is dropped first stands on what is dropped later.
+#[derive(Debug)]
 struct Built {
-    cluster: Option<Cluster>,
-    /// The client's node.
+    /// The nodes with agents, the client's first; none without.
+    members: Vec<Member>,
+    /// The client's node, where it has no agent.
     node: Option<Node>,
+    servers: Servers,
     client: Endpoint,
     server: Endpoint,
+}
+
+/// Where leases are, and what runs beside flannel.
+#[derive(Debug)]
+enum Servers {
+    None,
+    Etcd { _etcd: Etcd },
+    Kubernetes(Box<kubernetes::Servers>),
 }
 
 impl Subject {
@@ -52,21 +60,27 @@ impl Subject {
         let built = match (mode.fast_path(), scenario) {
             (Some(fast_path), _) => agents(&lab, scenario, fast_path)?,
             (None, _) if mode == Mode::Bare => bare(&lab, scenario)?,
+            (None, Scenario::Kubernetes | Scenario::KubernetesService) => stock_in_kubernetes(&lab, mode)?,
             (None, Scenario::HostGw) => direct(&lab, mode)?,
             (None, _) => overlay(&lab, scenario, mode)?,
         };
-        let Built { cluster, node, client, server } = built;
+        let (client, server) = (&built.client, &built.server);
         // An address of IPv6 is used when nobody else has claimed it for a while.
-        eventually(PATIENCE, "client and server reach each other", || ping(&client, &server, 56))?;
-        tcp::bulk(&client, &server, 16 << 20)?;
+        eventually(PATIENCE, "client and server reach each other", || ping(client, server, 56))?;
+        tcp::bulk(client, server, 16 << 20)?;
         let mut target = server.address();
-        if scenario == Scenario::Service && !mode.is_of_nodes() {
-            let node = cluster.as_ref().map(|cluster| &cluster.members[0].node).or(node.as_ref());
-            let node = node.context("no node to keep a Service's rules")?;
-            service::load(node, server.address_v4(), &Workload::PORTS)?;
+        if scenario.has_service() && !mode.is_of_nodes() {
+            match &built.servers {
+                Servers::Kubernetes(servers) => servers.serve(server.address_v4(), &Workload::PORTS)?,
+                Servers::None | Servers::Etcd { .. } => {
+                    let node = built.members.first().map(|member| &member.node).or(built.node.as_ref());
+                    let node = node.context("no node to keep a Service's rules")?;
+                    service::load(node, server.address_v4(), &Workload::PORTS)?;
+                }
+            }
             target = service::ADDRESS.into();
         }
-        Ok(Self { case, cluster, client, server, target, lab })
+        Ok(Self { case, built, target, lab })
     }
 
     /// What this is.
@@ -76,12 +90,12 @@ impl Subject {
 
     /// Who sends.
     pub fn client(&self) -> &Endpoint {
-        &self.client
+        &self.built.client
     }
 
     /// Who receives.
     pub fn server(&self) -> &Endpoint {
-        &self.server
+        &self.built.server
     }
 
     /// The server's address as the client knows it.
@@ -89,18 +103,18 @@ impl Subject {
         self.target
     }
 
-    /// The agents, where there are any.
-    pub(super) fn cluster(&self) -> Option<&Cluster> {
-        self.cluster.as_ref()
+    /// The nodes with agents, the client's first; none without.
+    pub(super) fn members(&self) -> &[Member] {
+        &self.built.members
     }
 
     /// Share of packets that took the fast path, of all that the client's programs saw leave; `None` where
     /// there are no programs. It shows that a mode measured what its name says.
     pub(super) fn fast_share(&self) -> Result<Option<f64>> {
-        let Some(cluster) = self.cluster.as_ref().filter(|_| self.case.mode != Mode::Off) else {
+        let Some(member) = self.members().first().filter(|_| self.case.mode != Mode::Off) else {
             return Ok(None);
         };
-        let counters = cluster.members[0].counters()?;
+        let counters = member.counters()?;
         let fast = counters.packets(Direction::Egress, Class::Fast) as f64;
         // A packet that a pod's program leaves to the host's stack comes by again at the overlay, and counts
         // there.
@@ -112,7 +126,7 @@ impl Subject {
 
     /// Removes it.
     pub(super) fn close(self) -> Result<()> {
-        drop(self.cluster);
+        drop(self.built);
         self.lab.close()
     }
 }
@@ -121,7 +135,7 @@ impl Subject {
 fn of_nodes(scenario: Scenario, nodes: [&Node; 2]) -> [Endpoint; 2] {
     match scenario {
         Scenario::Ipv6 => nodes.map(Node::underlay_endpoint_v6),
-        Scenario::Vxlan | Scenario::HostGw | Scenario::Service => nodes.map(Node::underlay_endpoint),
+        _ => nodes.map(Node::underlay_endpoint),
     }
 }
 
@@ -129,27 +143,28 @@ fn of_nodes(scenario: Scenario, nodes: [&Node; 2]) -> [Endpoint; 2] {
 fn of_pod(scenario: Scenario, pod: &Pod) -> Result<Endpoint> {
     match scenario {
         Scenario::Ipv6 => pod.endpoint_v6(),
-        Scenario::Vxlan | Scenario::HostGw | Scenario::Service => Ok(pod.endpoint()),
+        _ => Ok(pod.endpoint()),
     }
 }
 
 /// In the first pod of each of the two nodes.
-fn of_pods(scenario: Scenario, cluster: &Cluster) -> Result<[Endpoint; 2]> {
+fn of_pods(scenario: Scenario, members: &[Member]) -> Result<[Endpoint; 2]> {
+    let [a, b] = members else { bail!("{} nodes are no pair", members.len()) };
     let end = |member: &Member| of_pod(scenario, member.pods.first().context("a node without pods")?);
-    Ok([end(&cluster.members[0])?, end(&cluster.members[1])?])
+    Ok([end(a)?, end(b)?])
 }
 
 fn pair(lab: &Lab, scenario: Scenario) -> Result<(Node, Node)> {
     match scenario {
         Scenario::Ipv6 => lab.dual_pair(),
-        Scenario::Vxlan | Scenario::HostGw | Scenario::Service => lab.pair(),
+        _ => lab.pair(),
     }
 }
 
 fn bare(lab: &Lab, scenario: Scenario) -> Result<Built> {
     let (a, b) = pair(lab, scenario)?;
     let [client, server] = of_nodes(scenario, [&a, &b]);
-    Ok(Built { cluster: None, client, server, node: Some(a) })
+    Ok(Built { members: Vec::new(), node: Some(a), servers: Servers::None, client, server })
 }
 
 /// The kernel's VXLAN, as stock flannel sets it up.
@@ -186,34 +201,50 @@ fn pods(a: Node, b: Node, scenario: Scenario, mode: Mode) -> Result<Built> {
         Mode::BareRules => of_nodes(scenario, [&a, &b]),
         _ => ends,
     };
-    Ok(Built { cluster: None, client, server, node: Some(a) })
+    Ok(Built { members: Vec::new(), node: Some(a), servers: Servers::None, client, server })
+}
+
+/// What stock flannel sets up on nodes of Kubernetes, each with kube-proxy.
+fn stock_in_kubernetes(lab: &Lab, mode: Mode) -> Result<Built> {
+    let ([a, b], [from, to], servers) = kubernetes::stock(lab, mode)?;
+    let [client, server] = match mode {
+        Mode::BareRules => of_nodes(Scenario::Kubernetes, [&a, &b]),
+        _ => [from.endpoint(), to.endpoint()],
+    };
+    let servers = Servers::Kubernetes(servers.into());
+    Ok(Built { members: Vec::new(), node: Some(a), servers, client, server })
 }
 
 fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
     let options = AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] };
-    let cluster = match scenario {
+    let etcds = |Cluster { members, etcd }| (members, Servers::Etcd { _etcd: etcd });
+    let (members, servers) = match scenario {
         Scenario::HostGw => {
             let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
-            Cluster::pair_configured(lab, 1, config, options)?
+            etcds(Cluster::pair_configured(lab, 1, config, options)?)
         }
-        Scenario::Ipv6 => Cluster::dual_pair(lab, 1, options)?,
-        Scenario::Vxlan | Scenario::Service => Cluster::pair(lab, 1, options)?,
+        Scenario::Ipv6 => etcds(Cluster::dual_pair(lab, 1, options)?),
+        Scenario::Vxlan | Scenario::Service => etcds(Cluster::pair(lab, 1, options)?),
+        Scenario::Kubernetes | Scenario::KubernetesService => {
+            let (members, servers) = kubernetes::agents(lab, fast_path)?;
+            (members.into(), Servers::Kubernetes(servers.into()))
+        }
     };
-    await_fast(&cluster, scenario, fast_path)?;
-    let [client, server] = of_pods(scenario, &cluster)?;
-    Ok(Built { cluster: Some(cluster), node: None, client, server })
+    await_fast(&members, scenario, fast_path)?;
+    let [client, server] = of_pods(scenario, &members)?;
+    Ok(Built { members, node: None, servers, client, server })
 }
 
 /// Waits until packets take the way that the mode's name promises, at both ends.
-fn await_fast(cluster: &Cluster, scenario: Scenario, fast_path: FastPath) -> Result<()> {
+fn await_fast(members: &[Member], scenario: Scenario, fast_path: FastPath) -> Result<()> {
     let ways = match (fast_path, scenario) {
         // Where there is no tunnel there is no tunnel's work to take over.
         (FastPath::Off, _) | (FastPath::Overlay, Scenario::HostGw) => return Ok(()),
         (FastPath::Overlay, _) => &[Direction::Egress][..],
         (FastPath::Flow | FastPath::All, _) => &Direction::ALL[..],
     };
-    let [a, b] = [&cluster.members[0], &cluster.members[1]];
-    let [from, to] = of_pods(scenario, cluster)?;
+    let [a, b] = members else { bail!("{} nodes are no pair", members.len()) };
+    let [from, to] = of_pods(scenario, members)?;
     eventually(PATIENCE, "packets take the fast path", || {
         let before = [a.counters()?, b.counters()?];
         udp::echo(&from, &to, 56, 3)?;

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::{Endpoint, TICK, is_quiet, udp_pair};
 
 /// Longest a trickle runs, whatever its owner does.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// How long receivers wait for stragglers after the last packet was sent.
 const STRAGGLERS: Duration = Duration::from_secs(1);

@@ -53,7 +53,8 @@ async fn one_of_several_endpoints_hangs() {
         store.try_network_config().await.unwrap();
         let begun = Instant::now();
         store.try_network_config().await.unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(1), "the one that answered is asked first");
+        // The other one costs the five seconds that are given to an answer.
+        assert!(begun.elapsed() < Duration::from_secs(4), "the one that answered is asked first");
     }
 }
 

@@ -95,6 +95,17 @@ impl Log {
     fn count(&self, part: &str) -> usize {
         self.text().matches(part).count()
     }
+
+    /// Waits until `words` have been said so often.
+    async fn await_words(&self, words: &str, times: usize) {
+        let said = async {
+            while self.count(words) < times {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(SOON, said).await;
+        assert!(waited.is_ok(), "not {words:?}: {}", self.text());
+    }
 }
 
 impl io::Write for Log {

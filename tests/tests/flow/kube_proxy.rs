@@ -23,7 +23,7 @@ const BACKEND_PORT: u16 = 8080;
 
 /// Who writes the rules of Services on both nodes.
 enum Rules {
-    KubeProxy { proxies: Vec<KubeProxy>, api: ApiServer },
+    KubeProxy { proxies: Vec<KubeProxy>, api: Box<ApiServer> },
     Nftables,
 }
 
@@ -45,7 +45,7 @@ impl Site {
             api.add_node(&member.node, &[member.node.subnet_env()?.subnet.to_string()])?;
             proxies.push(KubeProxy::start(&member.node, kubeconfig.clone(), flags)?);
         }
-        Self::ready(lab, Rules::KubeProxy { proxies, api }, cluster, fast_path)
+        Self::ready(lab, Rules::KubeProxy { proxies, api: api.into() }, cluster, fast_path)
     }
 
     fn nftables(lab: &Lab) -> Result<Self> {

@@ -283,7 +283,7 @@ fn connection_tracking_is_made_tolerant() -> Result<()> {
         })?;
         // Undone by another's hand, it is done again at once.
         node.sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "0")?;
-        eventually(Duration::from_secs(5), "it is tolerant again", || {
+        eventually(CONVERGENCE, "it is tolerant again", || {
             ensure!(read("be_liberal")? == 1);
             Ok(())
         })?;

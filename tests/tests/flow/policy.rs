@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use flannel_common::reason::Reason;
 use flannel_tests::{
     eventually,
-    lab::{AgentOptions, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
+    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
     traffic::{Dialogue, Endpoint, Paced, dialogue::listen},
 };
 
@@ -277,7 +277,7 @@ fn a_new_policy_bites(writer: Writer) -> Result<()> {
             ensure!(fast(&counted[1])[1] == 0, "{}", counted[1]);
             writer.lift(&member.node)?;
             let resumed = trickle.received().0;
-            eventually(Duration::from_secs(5), "the flow resumes", || {
+            eventually(CONVERGENCE, "the flow resumes", || {
                 ensure!(trickle.received().0 > resumed + 100);
                 Ok(())
             })?;

@@ -50,7 +50,10 @@ fn start() -> Agent {
     Agent { leases, view, stop, task }
 }
 
-/// Waits until the kernel is as desired, at most two seconds, and returns how long that took.
+/// How long anything may take on a machine that does much else.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until the kernel is as desired, and returns how long that took.
 async fn becomes(desired: &State) -> Duration {
     let mut datapath = datapath();
     let start = Instant::now();
@@ -59,7 +62,7 @@ async fn becomes(desired: &State) -> Duration {
         if observed == *desired {
             return start.elapsed();
         }
-        assert!(start.elapsed() < Duration::from_secs(2), "{observed:#?}\ninstead of\n{desired:#?}");
+        assert!(start.elapsed() < SOON, "{observed:#?}\ninstead of\n{desired:#?}");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -96,7 +99,7 @@ fn brings_up_repairs_and_leaves_everything_in_place() {
         becomes(&desired).await;
 
         agent.stop.send(()).unwrap();
-        timeout(Duration::from_secs(1), agent.task).await.unwrap().unwrap();
+        timeout(SOON, agent.task).await.unwrap().unwrap();
         assert_eq!(datapath().observe().await.unwrap(), desired);
 
         // The next process adopts what it finds.
@@ -114,12 +117,15 @@ fn is_quiet_when_nothing_happens() {
         let mut agent = start();
         agent.leases.send(LeaseEvent::Snapshot((2..102).map(lease).collect())).unwrap();
         becomes(&planned(2..102).state).await;
-        sleep(Duration::from_millis(500)).await;
-        let before = agent.view.borrow_and_update().clone();
-        assert_eq!((before.peers, before.pending, before.last_error.clone()), (100, 0, None));
-        assert!(before.passes <= 4, "its own changes keep it busy: {before:?}");
-        sleep(Duration::from_secs(1)).await;
-        assert_eq!(*agent.view.borrow(), before);
+        // Notices of its own changes are still to come, and make for a pass or two: in a second without news it is over
+        // them. Who is kept busy by them has no such second.
+        let start = Instant::now();
+        while timeout(Duration::from_secs(1), agent.view.changed()).await.is_ok() {
+            assert!(start.elapsed() < SOON, "its own changes keep it busy: {:?}", agent.view.borrow());
+        }
+        let quiet = agent.view.borrow_and_update().clone();
+        assert_eq!((quiet.peers, quiet.pending, quiet.last_error.clone()), (100, 0, None));
+        assert!(quiet.passes <= 10, "its own changes kept it busy: {quiet:?}");
     });
 }
 
@@ -135,6 +141,6 @@ fn says_what_is_in_the_way_and_goes_on_when_it_is_gone() {
         ip("link delete vx0");
         becomes(&planned([2]).state).await;
         let cleared = agent.view.wait_for(|summary| summary.pending == 0);
-        assert_eq!(timeout(Duration::from_secs(1), cleared).await.unwrap().unwrap().last_error, None);
+        assert_eq!(timeout(SOON, cleared).await.unwrap().unwrap().last_error, None);
     });
 }

@@ -15,10 +15,13 @@ use flannel_tests::{
 };
 use serde_json::{Value, json};
 
+mod absent;
+mod bench;
 mod changes;
 mod end_to_end;
 mod faults;
 mod installed;
+mod names;
 mod nodes;
 mod outage;
 mod rollback;

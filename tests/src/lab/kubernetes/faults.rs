@@ -29,7 +29,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
-use super::{ApiServer, UNDERLAY_ADDRESS};
+use super::ApiServer;
 
 /// What becomes of the watches that are under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +84,9 @@ impl ApiServer {
         });
         let (stop, stopped) = oneshot::channel();
         let ours = faults.clone();
+        let address = self.address;
         let (thread, url) = self.netns.inside(move || {
-            let listener = TcpListener::bind((UNDERLAY_ADDRESS, 0)).context("listen")?;
+            let listener = TcpListener::bind((address, 0)).context("listen")?;
             listener.set_nonblocking(true)?;
             let url = format!("http://{}", listener.local_addr()?);
             // It is in here, as its parent is.

@@ -35,7 +35,11 @@ impl Image {
         for line in stage.lines().filter_map(|line| line.strip_prefix("COPY --from=build ")) {
             let (source, destination) = line.split_once(' ').context("a source and a destination")?;
             let source = match source.strip_prefix("/build/target/release/") {
-                Some(binary) => built.with_file_name(binary),
+                Some(binary) => {
+                    let path = built.with_file_name(binary);
+                    ensure!(path.is_file(), "no {}: build it (cargo build -p flannel-agent)", path.display());
+                    path
+                }
                 None => repository.join(source.trim_start_matches("/build/")),
             };
             let destination = root.directory().join(destination.trim_start_matches('/'));

@@ -12,6 +12,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rcgen::KeyPair;
 
-use super::{Etcd, Lab, Netns, UNDERLAY_ADDRESS, make_dir};
+use super::{Etcd, Lab, Netns, Node, UNDERLAY_ADDRESS, make_dir};
 use crate::{
     command::Daemon,
     etcd::{Authority, write_private},
@@ -45,7 +46,7 @@ mod proxy;
 mod request;
 mod services;
 
-/// Where the API server listens on [`UNDERLAY_ADDRESS`].
+/// Where the API server listens.
 pub const API_PORT: u16 = 6443;
 
 /// What clusterIPs are taken from; the API server's own Service `kubernetes` has the first address.
@@ -70,6 +71,7 @@ const START: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct ApiServer {
     netns: Netns,
+    address: Ipv4Addr,
     etcd: String,
     dir: PathBuf,
     log: PathBuf,
@@ -79,25 +81,30 @@ pub struct ApiServer {
 impl Lab {
     /// An API server in the underlay, reachable by every node, that keeps its objects in `etcd`, beside flannel's.
     pub fn api_server(&self, etcd: &Etcd) -> Result<ApiServer> {
-        ApiServer::prepare(self, etcd)
+        ApiServer::prepare(self, self.underlay()?, UNDERLAY_ADDRESS, etcd)
+    }
+
+    /// One on a node, for a lab made by [`Lab::pair`], which has no underlay.
+    pub fn api_server_on(&self, node: &Node, etcd: &Etcd) -> Result<ApiServer> {
+        ApiServer::prepare(self, node.netns().clone(), node.address(), etcd)
     }
 }
 
 impl ApiServer {
-    fn prepare(lab: &Lab, etcd: &Etcd) -> Result<Self> {
+    fn prepare(lab: &Lab, netns: Netns, address: Ipv4Addr, etcd: &Etcd) -> Result<Self> {
         let dir = lab.dir().join("kubernetes");
         make_dir(&dir)?;
         let authority = Authority::new("kubernetes")?;
         authority.write_to(&dir.join("ca.pem"))?;
-        let address = UNDERLAY_ADDRESS.to_string();
-        let hosts: Vec<&str> = NAMES.into_iter().chain([address.as_str()]).collect();
+        let own = address.to_string();
+        let hosts: Vec<&str> = NAMES.into_iter().chain([own.as_str()]).collect();
         authority.server_named("kube-apiserver", &hosts)?.write_to(&dir.join("server"))?;
         let tokens = KeyPair::generate()?;
         write_private(&dir.join("tokens.key"), &tokens.serialize_pem())?;
         write_private(&dir.join("tokens.pub"), &tokens.public_key_pem())?;
         write_private(&dir.join("users"), &format!("{ADMIN},admin,1,system:masters\n"))?;
-        let (netns, etcd) = (lab.underlay()?, etcd.endpoint().to_owned());
-        let mut server = Self { netns, etcd, dir, log: lab.dir().join("kube-apiserver.log"), daemon: None };
+        let (etcd, log) = (etcd.endpoint().to_owned(), lab.dir().join("kube-apiserver.log"));
+        let mut server = Self { netns, address, etcd, dir, log, daemon: None };
         server.start()?;
         Ok(server)
     }
@@ -108,7 +115,7 @@ impl ApiServer {
         let program = kubernetes_program("kube-apiserver")?;
         let mut command = self.netns.command(&program.to_string_lossy());
         let file = |name: &str| self.dir.join(name).to_string_lossy().into_owned();
-        let address = UNDERLAY_ADDRESS.to_string();
+        let address = self.address.to_string();
         let port = API_PORT.to_string();
         for (flag, value) in [
             ("etcd-servers", self.etcd.as_str()),
@@ -145,16 +152,20 @@ impl ApiServer {
         self.daemon.take().context("no API server is running")?.kill()
     }
 
-    /// Has its address swallow what clients send to it, or take it again.
+    /// Has its address swallow what it and nodes and pods send to each other, or let it pass again. Whoever is in its
+    /// own namespace, as tests' requests are, still reaches it.
     pub fn set_silent(&self, silent: bool) -> Result<()> {
         let (what, port) = (if silent { "-I" } else { "-D" }, API_PORT.to_string());
-        let rule = ["--wait", what, "INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
-        self.netns.run("iptables", &rule).map(drop)
+        for [chain, by, end] in [["INPUT", "-i", "--dport"], ["OUTPUT", "-o", "--sport"]] {
+            let rule = ["--wait", what, chain, "!", by, "lo", "-p", "tcp", end, &port, "-j", "DROP"];
+            self.netns.run("iptables", &rule)?;
+        }
+        Ok(())
     }
 
     /// URL its clients use.
     pub fn url(&self) -> String {
-        format!("https://{UNDERLAY_ADDRESS}:{API_PORT}")
+        format!("https://{}:{API_PORT}", self.address)
     }
 
     /// PEM file with the certificate that its own is signed by.

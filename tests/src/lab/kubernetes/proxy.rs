@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::{API_PORT, ApiServer, Netns, Service, UNDERLAY_ADDRESS};
+use super::{API_PORT, ApiServer, Netns, Service};
 use crate::{command::Daemon, lab::Node, requirements::kubernetes_program, wait::eventually};
 
 /// All pods of the lab's cluster: what comes from elsewhere to a clusterIP is masqueraded.
@@ -90,8 +90,9 @@ impl KubeProxy {
             self.daemon.as_mut().context("kube-proxy is not running")?.check_running()?;
             let rules = self.rules("nat")?;
             // The API server's own Service, by which pods find it, is the one that is always there.
-            let own = format!("--to-destination {UNDERLAY_ADDRESS}:{API_PORT}");
-            ensure!(rules.contains(&own), "{rules}");
+            let port = format!(":{API_PORT}");
+            let mut targets = rules.lines().filter_map(|rule| rule.split("--to-destination ").nth(1));
+            ensure!(targets.any(|target| target.ends_with(&port)), "{rules}");
             Ok(())
         })
     }
