@@ -51,13 +51,26 @@ pub(super) fn load(
         Ok((pins, programs))
     });
     match loaded {
-        Ok((pins, programs)) => {
+        Ok((pins, mut programs)) => {
             let (found, missing) = programs.features().names();
             info!(
                 found = found.join(" "),
                 missing = missing.join(" "),
                 "tried what this kernel can do for the programs"
             );
+            let by = match programs.attach_by(options.tc_attach) {
+                Ok(by) => by,
+                Err(feature) => {
+                    warn!(
+                        fast_path = "off",
+                        missing = feature.label(),
+                        because = programs.features().why_not(feature),
+                        tc_attach = options.tc_attach.label(),
+                        "programs cannot be attached on this kernel as --tc-attach asks: the kernel moves every packet"
+                    );
+                    return (FastPath::Off, Loaded::Nothing(Some(pins)));
+                }
+            };
             let (granted, without) = programs.features().grant(wanted);
             if let Some(feature) = without {
                 warn!(
@@ -71,7 +84,12 @@ pub(super) fn load(
             if granted == FastPath::Off {
                 return (granted, Loaded::Nothing(Some(pins)));
             }
-            info!(fast_path = granted.label(), because = "--fast-path asks for it", "programs loaded");
+            info!(
+                fast_path = granted.label(),
+                because = "--fast-path asks for it",
+                attached_by = by.label(),
+                "programs loaded"
+            );
             (granted, Loaded::Programs(pins, programs))
         }
         Err(error) => {

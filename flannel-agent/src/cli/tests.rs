@@ -83,6 +83,7 @@ const UPSTREAM: [Flag; 37] = [
     ("lease-file", |run| path(&run.lease_file), "", "/etc/flannel/nodes.yaml"),
     ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
     ("fast-path", |run| run.fast_path.0.label().to_owned(), "flow", "overlay"),
+    ("tc-attach", |run| run.tc_attach.label().to_owned(), "auto", "clsact"),
     ("xdp", |run| format!("{:?}", run.xdp).to_lowercase(), "off", "native"),
     ("xdp-unknown-vtep", |run| run.xdp_unknown_vtep.0.label().to_owned(), "drop", "count"),
     ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
-    bpf::{AttachError, MapFault, PinError, Pins, Programs, Tables},
+    bpf::{AttachError, HookError, MapFault, Pins, Programs, Tables, remove_all},
     plan::{BpfState, BpfStateV6, Change, EntryV6, KeyV6, Slot, State},
     telemetry::Said,
 };
@@ -55,10 +55,10 @@ impl EbpfDatapath {
         })
     }
 
-    fn adopt(&mut self) -> Result<(), PinError> {
+    fn adopt(&mut self) -> Result<(), HookError> {
         match (&mut self.loaded, &self.pins) {
             (Some(loaded), _) => loaded.programs.adopt()?,
-            (None, Some(pins)) => pins.remove_all()?,
+            (None, Some(pins)) => remove_all(pins)?,
             (None, None) => {}
         }
         self.adopted = true;
