@@ -29,7 +29,7 @@ const TRIAL: u32 = 0xffff;
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// The kernel's answer.
-    #[error("traffic control: {0}")]
+    #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// Which disciplines were made here cannot be written down.
     #[error(transparent)]

@@ -195,7 +195,8 @@ impl TrafficControl {
         let query = RouteNetlinkMessage::GetTrafficFilter(at(place, EVERY_PROTOCOL));
         match self.talk(query, NLM_F_ACK) {
             Ok(messages) => Ok(messages.iter().find_map(|message| filter(read(message)?))),
-            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            // EINVAL where there are no filters at all ("Cannot find specified filter chain").
+            Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL)) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -1,0 +1,180 @@
+//! Programs attached by filters of a clsact qdisc, and what others have there.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_agent::bpf::{Attachment, LogLevel, Programs, TcAttach, remove_all};
+use flannel_common::path::Hook;
+
+use crate::sandbox::{Sandbox, add_veth, bpftool, in_sandbox, ip};
+
+const POD: &str = "pod";
+const UNDERLAY: &str = "underlay";
+
+fn tc(words: &str) -> Result<String> {
+    let output = Command::new("tc").args(words.split_whitespace()).output().context("tc")?;
+    ensure!(output.status.success(), "tc {words}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn load(sandbox: &Sandbox) -> Result<Programs> {
+    let mut programs = Programs::load(sandbox.pins()?, LogLevel::Off)?;
+    let by = programs.attach_by(TcAttach::Clsact);
+    ensure!(by == Ok(Attachment::Clsact), "{by:?}");
+    Ok(programs)
+}
+
+fn id(programs: &mut Programs, hook: Hook) -> Result<u32> {
+    Ok(programs.program(hook)?.info()?.id())
+}
+
+/// What of tc `interface` runs: the kind of hook, the name there, and the program's id.
+fn running(interface: &str) -> Result<Vec<(String, String, u64)>> {
+    let shown = bpftool(&["net", "show", "dev", interface])?;
+    let entries = shown[0]["tc"].as_array().context("no tc")?;
+    let text = |entry: &serde_json::Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let program = |entry: &serde_json::Value| entry["id"].as_u64().or(entry["prog_id"].as_u64()).unwrap_or(0);
+    Ok(entries.iter().map(|entry| (text(entry, "kind"), text(entry, "name"), program(entry))).collect())
+}
+
+fn has_clsact(interface: &str) -> Result<bool> {
+    Ok(tc(&format!("qdisc show dev {interface}"))?.contains("clsact"))
+}
+
+#[test]
+fn the_next_load_replaces_the_program_in_its_filter() {
+    in_sandbox(|sandbox| {
+        let mut first = load(sandbox)?;
+        first.attach(POD, Hook::FromPod)?;
+        first.attach(UNDERLAY, Hook::FromUnderlay)?;
+        first.attach(UNDERLAY, Hook::ToUnderlay)?;
+        let old = id(&mut first, Hook::FromPod)?;
+        drop(first);
+        let at_pod =
+            |id: u32| vec![("clsact/ingress".to_owned(), "flannel_from_pod".to_owned(), u64::from(id))];
+        ensure!(running(POD)? == at_pod(old), "gone with its loader: {:?}", running(POD)?);
+        ensure!(running(UNDERLAY)?.len() == 2, "{:?}", running(UNDERLAY)?);
+
+        let mut second = load(sandbox)?;
+        ensure!(second.attached()?.is_empty(), "the hooks run the first agent's programs");
+        second.adopt()?;
+        ensure!(running(POD)? == at_pod(id(&mut second, Hook::FromPod)?), "{:?}", running(POD)?);
+        let all = [(POD, Hook::FromPod), (UNDERLAY, Hook::FromUnderlay), (UNDERLAY, Hook::ToUnderlay)];
+        let all = all.map(|(interface, hook)| (interface.to_owned(), hook));
+        ensure!(second.attached()? == all.into(), "{:?}", second.attached()?);
+        ensure!(sandbox.pins()?.pinned_links()?.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn either_way_replaces_the_other() {
+    in_sandbox(|sandbox| {
+        let pins = sandbox.pins()?;
+        let mut by_filter = load(sandbox)?;
+        by_filter.attach(POD, Hook::FromPod)?;
+        let mut by_link = Programs::load(pins.clone(), LogLevel::Off)?;
+        ensure!(by_link.attach_by(TcAttach::Auto) == Ok(Attachment::Tcx));
+        by_link.adopt()?;
+        let program = u64::from(id(&mut by_link, Hook::FromPod)?);
+        ensure!(
+            running(POD)? == [("tcx/ingress".to_owned(), "from_pod".to_owned(), program)],
+            "{:?}",
+            running(POD)?
+        );
+        ensure!(!has_clsact(POD)? && pins.pinned_links()?.len() == 1);
+
+        let mut by_filter = load(sandbox)?;
+        by_filter.adopt()?;
+        ensure!(pins.pinned_links()?.is_empty());
+        let program = u64::from(id(&mut by_filter, Hook::FromPod)?);
+        let there = [("clsact/ingress".to_owned(), "flannel_from_pod".to_owned(), program)];
+        crate::sandbox::eventually(|| Ok(running(POD)? == there))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_qdisc_goes_with_our_last_filter() {
+    in_sandbox(|sandbox| {
+        let mut programs = load(sandbox)?;
+        programs.attach(UNDERLAY, Hook::FromUnderlay)?;
+        programs.attach(UNDERLAY, Hook::ToUnderlay)?;
+        programs.detach(UNDERLAY, Hook::FromUnderlay)?;
+        ensure!(has_clsact(UNDERLAY)? && running(UNDERLAY)?.len() == 1);
+        programs.detach(UNDERLAY, Hook::ToUnderlay)?;
+        ensure!(!has_clsact(UNDERLAY)?);
+        programs.detach(UNDERLAY, Hook::ToUnderlay).context("what is not attached is detached already")?;
+
+        programs.attach(POD, Hook::FromPod)?;
+        programs.attach(UNDERLAY, Hook::FromUnderlay)?;
+        tc(&format!("filter del dev {POD} ingress"))?;
+        ensure!(programs.attached()? == [(UNDERLAY.to_owned(), Hook::FromUnderlay)].into());
+        // Also of an interface that is made anew: by its old index it is nobody's.
+        ip(&format!("link del {UNDERLAY}\n{}", add_veth(UNDERLAY, 77)))?;
+        ensure!(programs.attached()?.is_empty());
+        remove_all(&sandbox.pins()?)?;
+        ensure!(!has_clsact(POD)? && !has_clsact(UNDERLAY)?);
+        ensure!(!sandbox.pins()?.maps().exists(), "pins stayed");
+        Ok(())
+    });
+}
+
+/// Whoever else has filters keeps them, and the qdisc, whether it was there first or not.
+#[test]
+fn what_others_have_there_stays() {
+    const BEFORE: &str = "protocol all prio 1 matchall action ok";
+    const BEHIND: &str = "protocol ip prio 49000 flower ip_proto tcp dst_port 80 action drop";
+    in_sandbox(|sandbox| {
+        let show = |side: &str| tc(&format!("filter show dev {UNDERLAY} {side}"));
+        tc(&format!("qdisc add dev {UNDERLAY} clsact"))?;
+        tc(&format!("filter add dev {UNDERLAY} ingress {BEFORE}"))?;
+        tc(&format!("filter add dev {UNDERLAY} egress {BEHIND}"))?;
+        let others = [show("ingress")?, show("egress")?];
+        let mut programs = load(sandbox)?;
+        programs.attach(UNDERLAY, Hook::FromUnderlay)?;
+        programs.attach(UNDERLAY, Hook::ToUnderlay)?;
+        let ingress = show("ingress")?;
+        ensure!(ingress.find("matchall") < ingress.find("flannel_from_underlay"), "{ingress}");
+        ensure!(programs.attached()?.len() == 2);
+        programs.detach(UNDERLAY, Hook::FromUnderlay)?;
+        remove_all(&sandbox.pins()?)?;
+        ensure!([show("ingress")?, show("egress")?] == others, "{}{}", show("ingress")?, show("egress")?);
+
+        // And one that came to a qdisc of ours.
+        let mut programs = load(sandbox)?;
+        programs.attach(POD, Hook::FromPod)?;
+        tc(&format!("filter add dev {POD} egress {BEHIND}"))?;
+        programs.detach(POD, Hook::FromPod)?;
+        ensure!(running(POD)?.is_empty() && tc(&format!("filter show dev {POD} egress"))?.contains("flower"));
+        // It is no longer ours to remove.
+        tc(&format!("filter del dev {POD} egress"))?;
+        remove_all(&sandbox.pins()?)?;
+        ensure!(has_clsact(POD)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_in_the_way_is_named() {
+    in_sandbox(|sandbox| {
+        let mut programs = load(sandbox)?;
+        tc(&format!("qdisc add dev {UNDERLAY} ingress"))?;
+        programs.attach(UNDERLAY, Hook::FromUnderlay).context("an ingress qdisc is good for ingress")?;
+        ensure!(programs.attached()? == [(UNDERLAY.to_owned(), Hook::FromUnderlay)].into());
+        let Err(error) = programs.attach(UNDERLAY, Hook::ToUnderlay) else { anyhow::bail!("attached") };
+        ensure!(error.to_string().contains("clsact"), "{error}");
+        ensure!(running(UNDERLAY)?.len() == 1, "{:?}", running(UNDERLAY)?);
+        programs.detach(UNDERLAY, Hook::ToUnderlay)?;
+        ensure!(running(UNDERLAY)?.len() == 1, "{:?}", running(UNDERLAY)?);
+
+        tc(&format!("qdisc add dev {POD} clsact"))?;
+        tc(&format!("filter add dev {POD} ingress protocol all prio 8472 matchall action ok"))?;
+        let Err(error) = programs.attach(POD, Hook::FromPod) else { anyhow::bail!("attached") };
+        ensure!(error.to_string().contains("8472"), "{error}");
+        ensure!(tc(&format!("filter show dev {POD} ingress"))?.contains("matchall"));
+        let Err(error) = programs.attach("nosuch", Hook::FromPod) else { anyhow::bail!("attached") };
+        ensure!(error.to_string().contains("nosuch"), "{error}");
+        Ok(())
+    });
+}
