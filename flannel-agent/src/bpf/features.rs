@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use aya::{
     Ebpf, TestRun as _, TestRunOptions,
     programs::{
-        LinkOrder, Program, ProgramError, ProgramType, SchedClassifier, TcAttachType, tc::TcAttachOptions,
+        LinkOrder, Program, ProgramError, ProgramType, SchedClassifier, TcAttachType, Xdp,
+        tc::TcAttachOptions,
     },
     sys::{BpfHelper, is_helper_supported},
 };
 use flannel_common::{
     layout::FastPath,
-    map::{TO_POD, TRY_POP, TRY_POP_CLEAN, TRY_PUSH, TRY_ROOM},
+    map::{TO_POD, TRY_POP, TRY_POP_CLEAN, TRY_PUSH, TRY_ROOM, XDP_GENERIC, XDP_UNDERLAY},
     path::Hook,
 };
 
@@ -41,6 +42,8 @@ pub enum Feature {
     CsumLevel,
     /// A clock that costs next to nothing.
     CoarseClock,
+    /// Programs of XDP, for frames in several buffers, too.
+    Xdp,
 }
 
 /// What each feature turned out to be: there, or why not.
@@ -49,7 +52,7 @@ pub struct Features(BTreeMap<Feature, Result<(), String>>);
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Tcx,
         Self::Clsact,
         Self::Push,
@@ -60,6 +63,7 @@ impl Feature {
         Self::CheckMtu,
         Self::CsumLevel,
         Self::CoarseClock,
+        Self::Xdp,
     ];
 
     /// Name in tables and logs: `snake_case`, stable.
@@ -75,6 +79,7 @@ impl Feature {
             Self::CheckMtu => "check_mtu",
             Self::CsumLevel => "csum_level",
             Self::CoarseClock => "ktime_get_coarse_ns",
+            Self::Xdp => "xdp",
         }
     }
 
@@ -89,6 +94,7 @@ impl Feature {
             Self::Pop | Self::RedirectPeer | Self::CheckMtu | Self::CsumLevel => {
                 "pods' packets go through the host's stack, as with --fast-path=overlay"
             }
+            Self::Xdp => "no --xdp",
             Self::PopClean => {
                 "nothing: aggregates of UDP, and those for pods that forward, are popped by the kernel's VXLAN device"
             }
@@ -101,7 +107,7 @@ impl Feature {
             Self::Push | Self::RedirectNeigh | Self::CoarseClock => FastPath::Off,
             Self::Pop | Self::RedirectPeer | Self::CheckMtu | Self::CsumLevel => FastPath::Overlay,
             // One of the two is enough.
-            Self::Tcx | Self::Clsact | Self::PopClean => FastPath::All,
+            Self::Tcx | Self::Clsact | Self::PopClean | Self::Xdp => FastPath::All,
         }
     }
 
@@ -117,6 +123,7 @@ impl Feature {
             Self::CheckMtu => try_helper(BpfHelper::BPF_FUNC_check_mtu),
             Self::CsumLevel => try_helper(BpfHelper::BPF_FUNC_csum_level),
             Self::CoarseClock => try_helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns),
+            Self::Xdp => try_xdp(ebpf),
         }
     }
 }
@@ -173,14 +180,13 @@ impl Features {
 
     /// How much of what is `wanted` can be had, and for want of what not all of it.
     pub fn grant(&self, wanted: FastPath) -> (FastPath, Option<Feature>) {
-        if let (true, Err(feature)) = (wanted != FastPath::Off, self.attachment(TcAttach::Auto)) {
-            return (FastPath::Off, Some(feature));
-        }
         let missing = self.rows().filter(|(_, why)| why.is_some()).map(|(feature, _)| feature);
         let narrowest = missing.min_by_key(|feature| feature.allows());
-        match narrowest {
-            Some(feature) if feature.allows() < wanted => (feature.allows(), Some(feature)),
-            _ => (wanted, None),
+        let granted = narrowest.map_or(wanted, |feature| feature.allows().min(wanted));
+        match self.attachment(TcAttach::Auto) {
+            // Said last: where the programs are refused, that is why they cannot be attached.
+            Err(neither) if granted != FastPath::Off => (FastPath::Off, Some(neither)),
+            _ => (granted, narrowest.filter(|_| granted < wanted)),
         }
     }
 
@@ -188,8 +194,9 @@ impl Features {
     pub(super) fn can_run(&self, hook: Hook) -> bool {
         match hook {
             // The others have no use for what only delivery to pods needs.
-            Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay => {
-                self.grant(FastPath::All).0 == FastPath::All
+            Hook::FromUnderlay | Hook::FromOverlay => self.grant(FastPath::All).0 == FastPath::All,
+            Hook::XdpUnderlay | Hook::XdpGeneric => {
+                self.grant(FastPath::All).0 == FastPath::All && self.has(Feature::Xdp)
             }
             _ => self.grant(FastPath::All).0 != FastPath::Off,
         }
@@ -210,6 +217,16 @@ fn try_clsact(ebpf: &mut Ebpf) -> Result<(), String> {
     loaded(ebpf, TO_POD)?;
     let program: &Program = ebpf.program(TO_POD).ok_or_else(|| LoadError::Missing(TO_POD).to_string())?;
     clsact::try_it(program).map_err(|error| error.to_string())
+}
+
+/// Loads the programs.
+fn try_xdp(ebpf: &mut Ebpf) -> Result<(), String> {
+    for name in [XDP_UNDERLAY, XDP_GENERIC] {
+        let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Missing(name).to_string())?;
+        let program: &mut Xdp = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+        program.load().map_err(|error| chain(&error))?;
+    }
+    Ok(())
 }
 
 /// Lets the kernel change the headers of a packet of no importance, as `what` says.
@@ -275,6 +292,9 @@ mod tests {
         assert_eq!(peer.grant(Flow), (Overlay, Some(Feature::RedirectPeer)));
         assert_eq!(peer.grant(Overlay), (Overlay, None));
         assert!(!peer.can_run(Hook::FromUnderlay) && !peer.can_run(Hook::FromOverlay));
+        let xdp = without(&[Feature::Xdp]);
+        assert_eq!(xdp.grant(All), (All, None));
+        assert!(Hook::ALL.into_iter().all(|hook| xdp.can_run(hook) != hook.is_xdp()));
         assert!(peer.can_run(Hook::FromPod) && peer.can_run(Hook::ToOverlay));
         let clock = without(&[Feature::CoarseClock, Feature::RedirectPeer]);
         assert_eq!(clock.grant(All), (Off, Some(Feature::CoarseClock)));
@@ -297,6 +317,8 @@ mod tests {
         }
         let neither = without(&[Feature::Tcx, Feature::Clsact]);
         assert_eq!(neither.grant(All), (Off, Some(Feature::Clsact)));
+        let refused = without(&[Feature::Tcx, Feature::Clsact, Feature::CoarseClock]);
+        assert_eq!(refused.grant(All), (Off, Some(Feature::CoarseClock)));
         assert_eq!(neither.grant(Off), (Off, None));
     }
 

@@ -147,8 +147,10 @@ impl TrafficControl {
                 let found = messages.iter().find_map(|message| qdisc(read(message)?));
                 Ok(found.map(|(_, kind)| kind))
             }
-            // EINVAL where there has been one.
-            Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL)) => Ok(None),
+            // EINVAL where there has been one, ENODEV where the interface is gone.
+            Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

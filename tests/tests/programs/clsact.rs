@@ -1,19 +1,25 @@
 //! Programs attached by filters of a clsact qdisc, and what others have there.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use flannel_agent::bpf::{Attachment, LogLevel, Programs, TcAttach, remove_all};
 use flannel_common::path::Hook;
 
-use crate::sandbox::{Sandbox, add_veth, bpftool, in_sandbox, ip};
+use crate::sandbox::{Sandbox, add_veth, eventually, in_sandbox, ip};
 
 const POD: &str = "pod";
 const UNDERLAY: &str = "underlay";
 
+/// Runs `tc`; a colon in a program's text stands for a space.
 fn tc(words: &str) -> Result<String> {
-    let output = Command::new("tc").args(words.split_whitespace()).output().context("tc")?;
-    ensure!(output.status.success(), "tc {words}: {}", String::from_utf8_lossy(&output.stderr));
+    let words = words.split_whitespace().map(|word| match word.split_once(',') {
+        Some(_) => word.replace(':', " "),
+        None => word.to_owned(),
+    });
+    let output = Command::new("tc").args(words).output().context("tc")?;
+    ensure!(output.status.success(), "tc: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -28,13 +34,25 @@ fn id(programs: &mut Programs, hook: Hook) -> Result<u32> {
     Ok(programs.program(hook)?.info()?.id())
 }
 
-/// What of tc `interface` runs: the kind of hook, the name there, and the program's id.
-fn running(interface: &str) -> Result<Vec<(String, String, u64)>> {
-    let shown = bpftool(&["net", "show", "dev", interface])?;
-    let entries = shown[0]["tc"].as_array().context("no tc")?;
-    let text = |entry: &serde_json::Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-    let program = |entry: &serde_json::Value| entry["id"].as_u64().or(entry["prog_id"].as_u64()).unwrap_or(0);
-    Ok(entries.iter().map(|entry| (text(entry, "kind"), text(entry, "name"), program(entry))).collect())
+/// The filters with programs at `interface`: side, name there, and the program's id.
+fn running(interface: &str) -> Result<Vec<(&'static str, String, u32)>> {
+    let mut found = Vec::new();
+    for side in ["ingress", "egress"] {
+        let output = Command::new("tc").args(["-j", "filter", "show", "dev", interface, side]).output()?;
+        let listing: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        for options in listing.iter().map(|filter| &filter["options"]) {
+            if let (Some(name), Some(id)) = (options["bpf_name"].as_str(), options["prog"]["id"].as_u64()) {
+                found.push((side, name.to_owned(), u32::try_from(id)?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The ids of the programs in tcx links at ingress.
+fn linked(interface: &str) -> Result<Vec<u32>> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+    Ok(programs.iter().map(aya::programs::ProgramInfo::id).collect())
 }
 
 fn has_clsact(interface: &str) -> Result<bool> {
@@ -50,8 +68,7 @@ fn the_next_load_replaces_the_program_in_its_filter() {
         first.attach(UNDERLAY, Hook::ToUnderlay)?;
         let old = id(&mut first, Hook::FromPod)?;
         drop(first);
-        let at_pod =
-            |id: u32| vec![("clsact/ingress".to_owned(), "flannel_from_pod".to_owned(), u64::from(id))];
+        let at_pod = |id| [("ingress", "flannel_from_pod".to_owned(), id)];
         ensure!(running(POD)? == at_pod(old), "gone with its loader: {:?}", running(POD)?);
         ensure!(running(UNDERLAY)?.len() == 2, "{:?}", running(UNDERLAY)?);
 
@@ -76,20 +93,17 @@ fn either_way_replaces_the_other() {
         let mut by_link = Programs::load(pins.clone(), LogLevel::Off)?;
         ensure!(by_link.attach_by(TcAttach::Auto) == Ok(Attachment::Tcx));
         by_link.adopt()?;
-        let program = u64::from(id(&mut by_link, Hook::FromPod)?);
-        ensure!(
-            running(POD)? == [("tcx/ingress".to_owned(), "from_pod".to_owned(), program)],
-            "{:?}",
-            running(POD)?
-        );
+        ensure!(linked(POD)? == [id(&mut by_link, Hook::FromPod)?]);
+        ensure!(running(POD)?.is_empty(), "{:?}", running(POD)?);
         ensure!(!has_clsact(POD)? && pins.pinned_links()?.len() == 1);
 
         let mut by_filter = load(sandbox)?;
         by_filter.adopt()?;
         ensure!(pins.pinned_links()?.is_empty());
-        let program = u64::from(id(&mut by_filter, Hook::FromPod)?);
-        let there = [("clsact/ingress".to_owned(), "flannel_from_pod".to_owned(), program)];
-        crate::sandbox::eventually(|| Ok(running(POD)? == there))?;
+        let there = [("ingress", "flannel_from_pod".to_owned(), id(&mut by_filter, Hook::FromPod)?)];
+        ensure!(running(POD)? == there, "{:?}", running(POD)?);
+        // The kernel frees an unpinned link in its own time.
+        eventually(|| Ok(linked(POD)?.is_empty()))?;
         Ok(())
     });
 }
@@ -110,7 +124,7 @@ fn the_qdisc_goes_with_our_last_filter() {
         programs.attach(UNDERLAY, Hook::FromUnderlay)?;
         tc(&format!("filter del dev {POD} ingress"))?;
         ensure!(programs.attached()? == [(UNDERLAY.to_owned(), Hook::FromUnderlay)].into());
-        // Also of an interface that is made anew: by its old index it is nobody's.
+        // What is left of an interface that is gone is nobody's.
         ip(&format!("link del {UNDERLAY}\n{}", add_veth(UNDERLAY, 77)))?;
         ensure!(programs.attached()?.is_empty());
         remove_all(&sandbox.pins()?)?;
@@ -123,8 +137,8 @@ fn the_qdisc_goes_with_our_last_filter() {
 /// Whoever else has filters keeps them, and the qdisc, whether it was there first or not.
 #[test]
 fn what_others_have_there_stays() {
-    const BEFORE: &str = "protocol all prio 1 matchall action ok";
-    const BEHIND: &str = "protocol ip prio 49000 flower ip_proto tcp dst_port 80 action drop";
+    const BEFORE: &str = "protocol all prio 1 bpf da bytecode 1,6:0:0:4294967295,";
+    const BEHIND: &str = "protocol ip prio 49000 u32 match ip protocol 6 0xff classid 1:1";
     in_sandbox(|sandbox| {
         let show = |side: &str| tc(&format!("filter show dev {UNDERLAY} {side}"));
         tc(&format!("qdisc add dev {UNDERLAY} clsact"))?;
@@ -135,7 +149,7 @@ fn what_others_have_there_stays() {
         programs.attach(UNDERLAY, Hook::FromUnderlay)?;
         programs.attach(UNDERLAY, Hook::ToUnderlay)?;
         let ingress = show("ingress")?;
-        ensure!(ingress.find("matchall") < ingress.find("flannel_from_underlay"), "{ingress}");
+        ensure!(ingress.find("bytecode") < ingress.find("flannel_from_underlay"), "{ingress}");
         ensure!(programs.attached()?.len() == 2);
         programs.detach(UNDERLAY, Hook::FromUnderlay)?;
         remove_all(&sandbox.pins()?)?;
@@ -146,7 +160,7 @@ fn what_others_have_there_stays() {
         programs.attach(POD, Hook::FromPod)?;
         tc(&format!("filter add dev {POD} egress {BEHIND}"))?;
         programs.detach(POD, Hook::FromPod)?;
-        ensure!(running(POD)?.is_empty() && tc(&format!("filter show dev {POD} egress"))?.contains("flower"));
+        ensure!(running(POD)?.is_empty() && tc(&format!("filter show dev {POD} egress"))?.contains("u32"));
         // It is no longer ours to remove.
         tc(&format!("filter del dev {POD} egress"))?;
         remove_all(&sandbox.pins()?)?;
@@ -164,15 +178,21 @@ fn what_is_in_the_way_is_named() {
         ensure!(programs.attached()? == [(UNDERLAY.to_owned(), Hook::FromUnderlay)].into());
         let Err(error) = programs.attach(UNDERLAY, Hook::ToUnderlay) else { anyhow::bail!("attached") };
         ensure!(error.to_string().contains("clsact"), "{error}");
-        ensure!(running(UNDERLAY)?.len() == 1, "{:?}", running(UNDERLAY)?);
+        // Such a qdisc has one list, whichever side is asked for.
+        let names =
+            || anyhow::Ok(running(UNDERLAY)?.into_iter().map(|(_, name, _)| name).collect::<BTreeSet<_>>());
+        let ours = BTreeSet::from(["flannel_from_underlay".to_owned()]);
+        ensure!(names()? == ours, "{:?}", names()?);
         programs.detach(UNDERLAY, Hook::ToUnderlay)?;
-        ensure!(running(UNDERLAY)?.len() == 1, "{:?}", running(UNDERLAY)?);
+        ensure!(names()? == ours, "{:?}", names()?);
 
         tc(&format!("qdisc add dev {POD} clsact"))?;
-        tc(&format!("filter add dev {POD} ingress protocol all prio 8472 matchall action ok"))?;
+        tc(&format!(
+            "filter add dev {POD} ingress protocol all prio 8472 handle 1 bpf da bytecode 1,6:0:0:0,"
+        ))?;
         let Err(error) = programs.attach(POD, Hook::FromPod) else { anyhow::bail!("attached") };
         ensure!(error.to_string().contains("8472"), "{error}");
-        ensure!(tc(&format!("filter show dev {POD} ingress"))?.contains("matchall"));
+        ensure!(tc(&format!("filter show dev {POD} ingress"))?.contains("bytecode"));
         let Err(error) = programs.attach("nosuch", Hook::FromPod) else { anyhow::bail!("attached") };
         ensure!(error.to_string().contains("nosuch"), "{error}");
         Ok(())
