@@ -51,12 +51,23 @@ pub enum HookError {
     Filters(#[from] FilterError),
 }
 
-/// Takes every program off, in this network namespace as far as they are attached by filters, and removes every pin.
+/// Takes every program off, in this network namespace as far as they are attached by filters, and removes their pins
+/// and those of the maps.
 ///
 /// # Errors
 /// When one cannot be removed; what went before it is gone.
+pub fn detach_all(pins: &Pins) -> Result<(), HookError> {
+    clsact::detach_all()?;
+    Ok(pins.remove_all()?)
+}
+
+/// The same, and leaves no trace: the clsact qdiscs that were made for filters go, too, which costs packets.
+///
+/// # Errors
+/// When something cannot be removed; what went before it is gone.
 pub fn remove_all(pins: &Pins) -> Result<(), HookError> {
-    clsact::remove_all(pins)?;
+    clsact::detach_all()?;
+    clsact::remove_disciplines(pins)?;
     Ok(pins.remove_all()?)
 }
 
@@ -155,7 +166,7 @@ impl Programs {
         if self.attachment == Attachment::Tcx {
             for filter in filters {
                 if !kept.contains(&(filter.interface, filter.hook)) {
-                    clsact::detach(&self.pins, filter.ifindex, filter.hook)?;
+                    clsact::detach(filter.ifindex, filter.hook)?;
                 }
             }
         }
@@ -183,9 +194,7 @@ impl Programs {
     pub fn detach(&self, interface: &str, hook: Hook) -> Result<(), HookError> {
         self.pins.remove_link(interface, hook)?;
         match if_nametoindex(interface) {
-            Ok(ifindex) if self.attachment == Attachment::Clsact => {
-                Ok(clsact::detach(&self.pins, ifindex, hook)?)
-            }
+            Ok(ifindex) if self.attachment == Attachment::Clsact => Ok(clsact::detach(ifindex, hook)?),
             // Its filters went with it.
             _ => Ok(()),
         }

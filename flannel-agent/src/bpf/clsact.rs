@@ -2,7 +2,7 @@
 //!
 //! A filter is the interface's, so it outlives the agent as a pinned link does. Ours are known by all of priority,
 //! handle and name; what else is in a discipline is others'. That a discipline was made here is written down among
-//! the pins: it goes with the last filter, unless somebody else has come to use it.
+//! the pins, so that it can be removed with all the rest, unless somebody else has come to use it.
 
 use std::{
     collections::BTreeMap,
@@ -181,54 +181,46 @@ fn qdisc_for(tc: &mut TrafficControl, place: TcPlace, interface: &str) -> Result
     }
 }
 
-/// Takes the filter of `hook` off the interface, and the discipline with it if it was made here and holds nothing
-/// else.
+/// Takes the filter of `hook` off the interface. The discipline stays.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(super) fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<(), FilterError> {
+pub(super) fn detach(ifindex: u32, hook: Hook) -> Result<(), FilterError> {
     let Some(place) = place(ifindex, hook) else { return Ok(()) };
     let mut tc = TrafficControl::open()?;
-    let Some(qdisc) = tc.qdisc(ifindex)?.filter(|qdisc| sides(qdisc).contains(&place.side)) else {
-        return Ok(());
-    };
-    if tc.filter(place)?.is_some_and(|filter| owner(&filter, place.side) == Some(hook)) {
+    // A discipline for ingress alone would show its filters there at egress, too.
+    let has_side = tc.qdisc(ifindex)?.is_some_and(|qdisc| sides(&qdisc).contains(&place.side));
+    if has_side && tc.filter(place)?.is_some_and(|filter| owner(&filter, place.side) == Some(hook)) {
         tc.delete_filter(place)?;
     }
-    if !pins.has_noted_clsact(ifindex) {
-        return Ok(());
-    }
-    let mut others = false;
-    for &side in sides(&qdisc) {
-        for filter in tc.filters(ifindex, side)? {
-            if owner(&filter, side).is_some() {
-                return Ok(());
-            }
-            others |= !is_head(&filter);
-        }
-    }
-    if !others {
-        tc.delete_clsact(ifindex)?;
-    }
-    Ok(pins.forget_clsact(ifindex)?)
-}
-
-/// Whether it only stands for the filters of our priority, which are told of one by one.
-fn is_head(filter: &TcFilter) -> bool {
-    (filter.priority, filter.handle) == (PRIORITY, 0)
+    Ok(())
 }
 
 /// Takes every filter of ours off, in this network namespace.
 ///
 /// # Errors
 /// When the kernel refuses; what went before it is gone.
-pub(super) fn remove_all(pins: &Pins) -> Result<(), FilterError> {
+pub(super) fn detach_all() -> Result<(), FilterError> {
     for Placed { ifindex, hook, .. } in placed()? {
-        detach(pins, ifindex, hook)?;
+        detach(ifindex, hook)?;
     }
-    // Of filters that somebody else has removed, the disciplines are left.
+    Ok(())
+}
+
+/// Removes the disciplines that were made here and hold no filters. Meanwhile (as when one is made) the kernel drops
+/// what the interface sends, for some ten milliseconds: not to be done while an agent runs.
+///
+/// # Errors
+/// When the kernel refuses; what went before it is gone.
+pub(super) fn remove_disciplines(pins: &Pins) -> Result<(), FilterError> {
+    let mut tc = TrafficControl::open()?;
     for ifindex in pins.noted_clsacts()? {
-        detach(pins, ifindex, Hook::FromPod)?;
+        if tc.qdisc(ifindex)? == Some(TcQdisc::Clsact) {
+            let [ingress, egress] = [TcSide::Ingress, TcSide::Egress].map(|side| tc.filters(ifindex, side));
+            if ingress?.is_empty() && egress?.is_empty() {
+                tc.delete_clsact(ifindex)?;
+            }
+        }
         pins.forget_clsact(ifindex)?;
     }
     Ok(())

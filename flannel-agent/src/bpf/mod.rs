@@ -12,7 +12,7 @@ mod loader;
 mod maps;
 mod pins;
 
-pub use attach::{AttachError, HookError, remove_all};
+pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
 pub use clsact::FilterError;

@@ -115,11 +115,6 @@ impl Pins {
         Self::make(&self.clsact(ifindex))
     }
 
-    /// Whether that was noted.
-    pub(super) fn has_noted_clsact(&self, ifindex: u32) -> bool {
-        self.clsact(ifindex).exists()
-    }
-
     /// The interfaces it was noted of.
     pub(super) fn noted_clsacts(&self) -> Result<Vec<u32>, PinError> {
         Ok(entries(&self.clsacts())?.iter().filter_map(|name| name.parse().ok()).collect())

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
-    bpf::{AttachError, HookError, MapFault, Pins, Programs, Tables, remove_all},
+    bpf::{AttachError, HookError, MapFault, Pins, Programs, Tables, detach_all},
     plan::{BpfState, BpfStateV6, Change, EntryV6, KeyV6, Slot, State},
     telemetry::Said,
 };
@@ -58,7 +58,7 @@ impl EbpfDatapath {
     fn adopt(&mut self) -> Result<(), HookError> {
         match (&mut self.loaded, &self.pins) {
             (Some(loaded), _) => loaded.programs.adopt()?,
-            (None, Some(pins)) => remove_all(pins)?,
+            (None, Some(pins)) => detach_all(pins)?,
             (None, None) => {}
         }
         self.adopted = true;

@@ -95,7 +95,7 @@ fn either_way_replaces_the_other() {
         by_link.adopt()?;
         ensure!(linked(POD)? == [id(&mut by_link, Hook::FromPod)?]);
         ensure!(running(POD)?.is_empty(), "{:?}", running(POD)?);
-        ensure!(!has_clsact(POD)? && pins.pinned_links()?.len() == 1);
+        ensure!(pins.pinned_links()?.len() == 1);
 
         let mut by_filter = load(sandbox)?;
         by_filter.adopt()?;
@@ -109,7 +109,7 @@ fn either_way_replaces_the_other() {
 }
 
 #[test]
-fn the_qdisc_goes_with_our_last_filter() {
+fn qdiscs_of_ours_go_with_all_the_rest() {
     in_sandbox(|sandbox| {
         let mut programs = load(sandbox)?;
         programs.attach(UNDERLAY, Hook::FromUnderlay)?;
@@ -117,7 +117,7 @@ fn the_qdisc_goes_with_our_last_filter() {
         programs.detach(UNDERLAY, Hook::FromUnderlay)?;
         ensure!(has_clsact(UNDERLAY)? && running(UNDERLAY)?.len() == 1);
         programs.detach(UNDERLAY, Hook::ToUnderlay)?;
-        ensure!(!has_clsact(UNDERLAY)?);
+        ensure!(has_clsact(UNDERLAY)? && running(UNDERLAY)?.is_empty(), "to remove it costs packets");
         programs.detach(UNDERLAY, Hook::ToUnderlay).context("what is not attached is detached already")?;
 
         programs.attach(POD, Hook::FromPod)?;
@@ -160,11 +160,12 @@ fn what_others_have_there_stays() {
         programs.attach(POD, Hook::FromPod)?;
         tc(&format!("filter add dev {POD} egress {BEHIND}"))?;
         programs.detach(POD, Hook::FromPod)?;
+        remove_all(&sandbox.pins()?)?;
         ensure!(running(POD)?.is_empty() && tc(&format!("filter show dev {POD} egress"))?.contains("u32"));
         // It is no longer ours to remove.
         tc(&format!("filter del dev {POD} egress"))?;
         remove_all(&sandbox.pins()?)?;
-        ensure!(has_clsact(POD)?);
+        ensure!(has_clsact(POD)? && has_clsact(UNDERLAY)?);
         Ok(())
     });
 }
