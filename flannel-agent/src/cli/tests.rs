@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 37] = [
+const UPSTREAM: [Flag; 38] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
