@@ -18,8 +18,8 @@ use crate::{
 
 /// The whole of a node's dataplane: the kernel half, and the maps and programs, if there are any.
 ///
-/// What an earlier process left is recognised by its pins: maps keep their entries, links get this
-/// process's programs in place.
+/// What an earlier process left is recognised by its pins and filters: maps keep their entries, links and filters get
+/// this process's programs in place.
 pub struct EbpfDatapath {
     kernel: KernelDatapath,
     pins: Option<Pins>,
