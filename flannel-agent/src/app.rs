@@ -35,13 +35,12 @@ use crate::{
     subnet_file::{Previous, SubnetFile},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
-    xdp::XdpChoice,
 };
 
 mod load;
 mod settings;
 
-use load::{Loaded, load};
+use load::{Loaded, load, xdp};
 use settings::{
     etcd_options, exemptions, interface_choice, masq, shares, source_ports, warn_without_bridge_filter,
 };
@@ -232,7 +231,7 @@ impl Agent<'_> {
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
         let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths);
-        let xdp = if fast_path == FastPath::Off { XdpChoice::OFF } else { options.xdp() };
+        let xdp = xdp(&loaded, options.xdp());
         let local = Local {
             stacks,
             underlay_ifindex: external.index,

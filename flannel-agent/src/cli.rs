@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use regex::Regex;
 
 use crate::{
-    bpf::LogLevel,
+    bpf::{LogLevel, TcAttach},
     cmd, exempt,
     telemetry::log::LogFormat,
     xdp::{Strangers, XdpChoice, XdpMode},
@@ -147,6 +147,9 @@ pub struct RunOptions {
     /// How long the programs go on without an agent, 5 or more; 0 is for ever.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
     pub fast_path_hold: u32,
+    /// By what the programs of tc are attached.
+    #[arg(long, value_name = "WAY", default_value = "auto", help_heading = "eBPF")]
+    pub tc_attach: TcAttach,
     /// XDP on the external interface.
     #[arg(long, value_name = "MODE", default_value = "off", help_heading = "eBPF")]
     pub xdp: XdpMode,

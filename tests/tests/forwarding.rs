@@ -4,10 +4,11 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_agent::bpf::TcAttach;
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
     eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, Lab, in_lab},
+    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, in_lab},
     traffic::{every_kind, every_kind_both_ways, ping::ping, tcp},
 };
 
@@ -15,8 +16,10 @@ use flannel_tests::{
 const BULK: u64 = 32 << 20;
 const SEGMENTS: u64 = BULK / 1398;
 
-fn pods_and_hosts(lab: &Lab, fast_path: FastPath) -> Result<()> {
-    let cluster = Cluster::start(lab, 2, 1, fast_path)?;
+fn pods_and_hosts(lab: &Lab, options: impl Into<AgentOptions>) -> Result<()> {
+    let options = options.into();
+    let fast_path = options.fast_path;
+    let cluster = Cluster::start(lab, 2, 1, options)?;
     cluster.await_fast_path(0, 1, fast_path)?;
     cluster.await_fast_path(1, 0, fast_path)?;
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
@@ -48,6 +51,14 @@ fn flow_carries_every_kind_of_traffic() -> Result<()> {
 }
 
 #[test]
+fn each_carries_every_kind_of_traffic_by_clsact() -> Result<()> {
+    for fast_path in [FastPath::All, FastPath::Flow, FastPath::Overlay] {
+        in_lab(|lab| pods_and_hosts(lab, fast_path.attached_by(TcAttach::Clsact)))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn overlay_carries_every_kind_of_traffic() -> Result<()> {
     in_lab(|lab| pods_and_hosts(lab, FastPath::Overlay))
 }
@@ -72,8 +83,17 @@ fn all_carries_every_kind_of_traffic_beside_flannels_rules() -> Result<()> {
 
 #[test]
 fn all_takes_large_packets_past_the_stack_at_both_ends() -> Result<()> {
+    large_packets_go_past_the_stack(FastPath::All.into())
+}
+
+#[test]
+fn all_takes_large_packets_past_the_stack_at_both_ends_by_clsact() -> Result<()> {
+    large_packets_go_past_the_stack(FastPath::All.attached_by(TcAttach::Clsact))
+}
+
+fn large_packets_go_past_the_stack(options: AgentOptions) -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::start(lab, 2, 1, FastPath::All)?;
+        let cluster = Cluster::start(lab, 2, 1, options)?;
         cluster.await_fast_path(0, 1, FastPath::All)?;
         cluster.await_fast_path(1, 0, FastPath::All)?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];

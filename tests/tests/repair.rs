@@ -9,13 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{SchedClassifier, TcAttachType};
 use comfy_table::Table;
-use flannel_agent::bpf::{Pins, Tables};
+use flannel_agent::bpf::{Attachment, Pins, Tables, TcAttach};
 use flannel_common::{map, path::Hook};
 use flannel_tests::{
     command::{run, tool},
-    lab::{Cluster, FastPath, Member, in_lab},
+    lab::{AgentOptions, Cluster, FastPath, Member, in_lab},
     traffic::{Loss, Paced},
 };
 use serde_json::Value;
@@ -61,17 +60,8 @@ fn objects(member: &Member) -> Result<Objects> {
         put(map::PODS_V4, format!("{:?}", tables.pods.entries()?));
         put(map::SNAT_EXEMPT_V4, format!("{:?}", tables.exempt.entries()?));
     }
-    let links = pins.pinned_links()?;
-    let running = node.inside(|| {
-        let running = links.iter().map(|(interface, hook)| {
-            let side = if *hook == Hook::ToOverlay { TcAttachType::Egress } else { TcAttachType::Ingress };
-            let programs = SchedClassifier::query_tcx(interface, side).map(|(_, programs)| programs);
-            let ids: Vec<_> = programs.unwrap_or_default().iter().map(|program| program.id()).collect();
-            format!("{interface} {} {ids:?}", hook.program())
-        });
-        Ok(running.collect::<Vec<_>>().join("\n"))
-    })?;
-    put("programs", running);
+    put("pinned links", format!("{:?}", pins.pinned_links()?));
+    put("programs", format!("{:?}", node.attachments()?));
     Ok(all)
 }
 
@@ -115,12 +105,51 @@ fn detached(hook: Hook) -> Damage {
     })
 }
 
+/// Words of `tc` about the interface that runs the program of `hook`.
+fn tc(hook: Hook, words: &'static str) -> Damage {
+    Box::new(move |member| {
+        let node = member.node.netns();
+        let attached = node.attachments()?;
+        let found = attached.keys().find(|(_, program)| *program == hook.program());
+        let (interface, _) = found.with_context(|| format!("{} is not attached", hook.program()))?;
+        let words = words.replace("DEV", interface);
+        node.run("tc", &words.split_whitespace().collect::<Vec<_>>()).map(drop)
+    })
+}
+
+/// What only links can lose.
+fn damages_to_links(finds_pods: bool) -> Vec<(&'static str, Damage)> {
+    let mut all: Vec<(&'static str, Damage)> = vec![
+        ("link of from_pod: detached", detached(Hook::FromPod)),
+        ("link of from_pod: pin", unpinned(Hook::FromPod)),
+        ("link of to_overlay: detached", detached(Hook::ToOverlay)),
+        ("link of to_overlay: pin", unpinned(Hook::ToOverlay)),
+    ];
+    if finds_pods {
+        all.extend([
+            ("link of from_underlay: detached", detached(Hook::FromUnderlay)),
+            ("link of from_underlay: pin", unpinned(Hook::FromUnderlay)),
+        ]);
+    }
+    all
+}
+
+/// What only filters can lose.
+fn damages_to_filters() -> Vec<(&'static str, Damage)> {
+    vec![
+        ("filter of from_pod: deleted", tc(Hook::FromPod, "filter del dev DEV ingress")),
+        ("filter of to_overlay: deleted", tc(Hook::ToOverlay, "filter del dev DEV egress")),
+        ("qdisc of from_pod: deleted", tc(Hook::FromPod, "qdisc del dev DEV clsact")),
+        ("qdisc of to_overlay: deleted", tc(Hook::ToOverlay, "qdisc del dev DEV clsact")),
+    ]
+}
+
 /// The words of the first line of `text`.
 fn first_line(text: &str) -> Result<Vec<&str>> {
     Ok(text.lines().next().context("nothing is listed")?.split_whitespace().collect())
 }
 
-fn damages(fast_path: FastPath) -> Vec<(&'static str, Damage)> {
+fn damages(fast_path: FastPath, way: Attachment) -> Vec<(&'static str, Damage)> {
     let mut all: Vec<(&'static str, Damage)> = vec![
         (
             "map routes_v4: an entry",
@@ -149,10 +178,6 @@ fn damages(fast_path: FastPath) -> Vec<(&'static str, Damage)> {
             Box::new(|member| Ok(fs::remove_file(Pins::under(member.agent.bpffs())?.map(map::ROUTES_V4))?)),
         ),
         ("all pins, by bpf unload", Box::new(|member| Ok(Pins::under(member.agent.bpffs())?.remove_all()?))),
-        ("link of from_pod: detached", detached(Hook::FromPod)),
-        ("link of from_pod: pin", unpinned(Hook::FromPod)),
-        ("link of to_overlay: detached", detached(Hook::ToOverlay)),
-        ("link of to_overlay: pin", unpinned(Hook::ToOverlay)),
         ("flannel.1: deleted", ip("link del flannel.1")),
         ("flannel.1: down", ip("link set flannel.1 down")),
         ("flannel.1: another MAC", ip("link set flannel.1 address 0e:00:00:00:00:99")),
@@ -183,18 +208,19 @@ fn damages(fast_path: FastPath) -> Vec<(&'static str, Damage)> {
             }),
         ),
     ];
-    if matches!(fast_path, FastPath::Flow | FastPath::All) {
-        all.extend([
-            (
-                "map pods_v4: an entry",
-                tables(|tables| {
-                    let key = *tables.pods.entries()?.keys().next().context("no pods")?;
-                    Ok(tables.pods.remove(&key)?)
-                }),
-            ),
-            ("link of from_underlay: detached", detached(Hook::FromUnderlay)),
-            ("link of from_underlay: pin", unpinned(Hook::FromUnderlay)),
-        ]);
+    let finds_pods = matches!(fast_path, FastPath::Flow | FastPath::All);
+    if finds_pods {
+        all.push((
+            "map pods_v4: an entry",
+            tables(|tables| {
+                let key = *tables.pods.entries()?.keys().next().context("no pods")?;
+                Ok(tables.pods.remove(&key)?)
+            }),
+        ));
+    }
+    match way {
+        Attachment::Clsact => all.extend(damages_to_filters()),
+        Attachment::Tcx => all.extend(damages_to_links(finds_pods)),
     }
     all
 }
@@ -231,14 +257,16 @@ fn damaged(cluster: &Cluster, name: &str, damage: &Damage) -> Result<Cost> {
     Ok(Cost { recovery, forward: report.forward, backward: report.backward })
 }
 
-fn everything_comes_back(fast_path: FastPath) -> Result<()> {
+fn everything_comes_back(options: impl Into<AgentOptions>, way: Attachment) -> Result<()> {
+    let options = options.into();
+    let fast_path = options.fast_path;
     in_lab(|lab| {
-        let cluster = Cluster::start(lab, 3, 1, fast_path)?;
+        let cluster = Cluster::start(lab, 3, 1, options)?;
         cluster.await_fast_path(0, 1, fast_path)?;
         cluster.await_fast_path(1, 0, fast_path)?;
         let mut table = Table::new();
         table.set_header(["taken away", "back after", "lost out", "lost in", "longest gap"]);
-        for (name, damage) in damages(fast_path) {
+        for (name, damage) in damages(fast_path, way) {
             let Cost { recovery, forward, backward } = damaged(&cluster, name, &damage)?;
             table.add_row([
                 name.to_owned(),
@@ -248,7 +276,11 @@ fn everything_comes_back(fast_path: FastPath) -> Result<()> {
                 format!("{} ms", forward.longest_gap.max(backward.longest_gap).as_millis()),
             ]);
         }
-        println!("fast path {}, 1000 packets a second each way:\n{table}", fast_path.name());
+        println!(
+            "fast path {} by {}, 1000 packets a second each way:\n{table}",
+            fast_path.name(),
+            way.label()
+        );
         // And in the end everything is as fast as it was.
         cluster.await_fast_path(0, 1, fast_path)?;
         cluster.await_fast_path(1, 0, fast_path)
@@ -257,15 +289,20 @@ fn everything_comes_back(fast_path: FastPath) -> Result<()> {
 
 #[test]
 fn what_is_taken_away_comes_back_with_all() -> Result<()> {
-    everything_comes_back(FastPath::All)
+    everything_comes_back(FastPath::All, Attachment::Tcx)
 }
 
 #[test]
 fn what_is_taken_away_comes_back_with_flow() -> Result<()> {
-    everything_comes_back(FastPath::Flow)
+    everything_comes_back(FastPath::Flow, Attachment::Tcx)
+}
+
+#[test]
+fn what_is_taken_away_comes_back_with_flow_by_clsact() -> Result<()> {
+    everything_comes_back(FastPath::Flow.attached_by(TcAttach::Clsact), Attachment::Clsact)
 }
 
 #[test]
 fn what_is_taken_away_comes_back_with_overlay() -> Result<()> {
-    everything_comes_back(FastPath::Overlay)
+    everything_comes_back(FastPath::Overlay, Attachment::Tcx)
 }

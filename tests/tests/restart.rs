@@ -3,9 +3,10 @@
 use std::{thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
+use flannel_agent::bpf::{Attachment, TcAttach};
 use flannel_tests::{
     eventually,
-    lab::{Agent, CONVERGENCE, Cluster, FastPath, Lab, in_lab},
+    lab::{Agent, AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, in_lab},
     traffic::Paced,
 };
 
@@ -23,17 +24,21 @@ fn under_traffic(cluster: &mut Cluster, disturb: impl FnOnce(&mut Cluster) -> Re
     host.check_lossless()
 }
 
-fn ready(lab: &Lab, fast_path: FastPath) -> Result<Cluster> {
-    let cluster = Cluster::start(lab, 2, 1, fast_path)?;
+fn ready(lab: &Lab, options: impl Into<AgentOptions>) -> Result<Cluster> {
+    let options = options.into();
+    let fast_path = options.fast_path;
+    let cluster = Cluster::start(lab, 2, 1, options)?;
     cluster.await_fast_path(0, 1, fast_path)?;
     cluster.await_fast_path(1, 0, fast_path)?;
     Ok(cluster)
 }
 
 /// Ends the first node's agent with `end`, leaves it down for a while, and starts it again.
-fn restarted(fast_path: FastPath, end: impl Fn(&mut Agent) -> Result<()>) -> Result<()> {
+fn restarted(options: impl Into<AgentOptions>, end: impl Fn(&mut Agent) -> Result<()>) -> Result<()> {
+    let options = options.into();
+    let fast_path = options.fast_path;
     in_lab(|lab| {
-        let mut cluster = ready(lab, fast_path)?;
+        let mut cluster = ready(lab, options)?;
         under_traffic(&mut cluster, |cluster| {
             for _ in 0..2 {
                 let agent = &mut cluster.members[0].agent;
@@ -62,6 +67,16 @@ fn killed_with_all_loses_nothing() -> Result<()> {
 #[test]
 fn killed_with_flow_loses_nothing() -> Result<()> {
     restarted(FastPath::Flow, Agent::kill)
+}
+
+#[test]
+fn killed_with_all_by_clsact_loses_nothing() -> Result<()> {
+    restarted(FastPath::All.attached_by(TcAttach::Clsact), Agent::kill)
+}
+
+#[test]
+fn killed_with_flow_by_clsact_loses_nothing() -> Result<()> {
+    restarted(FastPath::Flow.attached_by(TcAttach::Clsact), Agent::kill)
 }
 
 #[test]
@@ -103,6 +118,42 @@ fn another_fast_path_after_a_restart_loses_nothing() -> Result<()> {
                 }
                 cluster.await_fast_path(0, 1, fast_path)?;
             }
+            Ok(())
+        })
+    })
+}
+
+/// From links to filters and back: each restart leaves the programs attached in one way alone, so that no packet is
+/// decided about twice.
+#[test]
+fn attached_another_way_after_a_restart_loses_nothing() -> Result<()> {
+    in_lab(|lab| {
+        // Qdiscs are there from the start: the kernel drops packets while one is made.
+        let mut cluster = ready(lab, FastPath::Flow.attached_by(TcAttach::Clsact))?;
+        let usual = cluster.members[0].node.netns().attachments()?;
+        under_traffic(&mut cluster, |cluster| {
+            let ways = [
+                (TcAttach::Tcx, Attachment::Tcx),
+                (TcAttach::Clsact, Attachment::Clsact),
+                (TcAttach::Auto, Attachment::Tcx),
+            ];
+            for (choice, way) in ways {
+                let member = &mut cluster.members[0];
+                member.agent.kill()?;
+                member.agent.set_flag("tc-attach", choice.label());
+                member.agent.start_again()?;
+                let member = &cluster.members[0];
+                eventually(CONVERGENCE, "programs are attached in one way", || {
+                    let now = member.node.netns().attachments()?;
+                    ensure!(now.keys().eq(usual.keys()), "{now:?}, not {usual:?}");
+                    ensure!(now.values().all(|ways| *ways == [way]), "not by {} alone: {now:?}", way.label());
+                    Ok(())
+                })?;
+                cluster.await_fast_path(0, 1, FastPath::Flow)?;
+                cluster.await_fast_path(1, 0, FastPath::Flow)?;
+            }
+            let said = cluster.members[0].agent.log();
+            ensure!(said.contains("attached_by=\"clsact\"") || said.contains("attached_by=clsact"), "{said}");
             Ok(())
         })
     })

@@ -20,8 +20,8 @@ pub(crate) struct Options {
     /// Where the BPF file system is mounted under which programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
-    /// Network namespace of the interface, by its name in /run/netns
-    #[arg(long, value_name = "NAME", requires = "interface")]
+    /// Network namespace of the interface, or of those to detach from, by its name in /run/netns
+    #[arg(long, value_name = "NAME")]
     netns: Option<String>,
     /// Interface to attach to; without one the programs are only loaded and pinned
     #[arg(long, value_name = "NAME", requires = "programs")]
@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Program to attach; repeatable
     #[arg(long = "program", value_name = "NAME", requires = "interface")]
     programs: Vec<String>,
+    /// By what it is attached
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = TcAttach::Auto)]
+    tc_attach: TcAttach,
     /// What the programs may log
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = BpfLog::Off)]
     bpf_log: BpfLog,
@@ -36,7 +39,7 @@ pub(crate) struct Options {
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// Detach and unpin instead
-    #[arg(long, conflicts_with_all = ["netns", "interface", "programs", "bpf_log"])]
+    #[arg(long, conflicts_with_all = ["interface", "programs", "tc_attach", "bpf_log"])]
     unload: bool,
 }
 
@@ -45,6 +48,13 @@ enum BpfLog {
     Off,
     Warn,
     Debug,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TcAttach {
+    Auto,
+    Tcx,
+    Clsact,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -66,13 +76,13 @@ fn command(agent: &Path, options: &Options) -> Command {
     let mut command = Command::new(agent);
     command.args(["bpf", if options.unload { "unload" } else { "load" }]);
     command.arg("--bpffs").arg(&options.bpffs).args(["--output", name(options.output).as_str()]);
+    command.args(options.netns.iter().flat_map(|netns| ["--netns", netns]));
     if options.unload {
         return command;
     }
     command.args(["--bpf-log", name(options.bpf_log).as_str()]);
-    for (option, value) in [("--netns", &options.netns), ("--interface", &options.interface)] {
-        command.args(value.iter().flat_map(|value| [option, value]));
-    }
+    command.args(["--tc-attach", name(options.tc_attach).as_str()]);
+    command.args(options.interface.iter().flat_map(|interface| ["--interface", interface]));
     command.args(options.programs.iter().flat_map(|program| ["--program", program]));
     command
 }

@@ -6,6 +6,7 @@ mod cargo;
 mod failure;
 mod host;
 mod lab;
+mod old_kernel;
 mod setup;
 mod test;
 mod ui;
@@ -33,6 +34,8 @@ enum Task {
     Demo(lab::Options),
     /// Measure bare network, kernel VXLAN and ours side by side
     Bench(lab::Options),
+    /// Boot another release's kernel in an emulator and see which way packets between two nodes take
+    OldKernel(old_kernel::Options),
     /// Run all tests, as root and without skipping any
     Test(test::Options),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Demo(options) => lab::run("demo", &options),
         Task::Bench(options) => lab::run("bench", &options),
+        Task::OldKernel(options) => old_kernel::run(&options),
         Task::Test(options) => test::run(&options),
     };
     match done {

@@ -4,10 +4,11 @@ use flannel_common::layout::FastPath;
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{Pins, PinsClaim, Programs, hold},
+    bpf::{Feature, Pins, PinsClaim, Programs, hold},
     cli::RunOptions,
     lease::Notice,
     privileges::Privileges,
+    xdp::{XdpChoice, XdpMode},
 };
 
 /// The programs, and what is pinned.
@@ -51,7 +52,7 @@ pub(super) fn load(
         Ok((pins, programs))
     });
     match loaded {
-        Ok((pins, programs)) => {
+        Ok((pins, mut programs)) => {
             let (found, missing) = programs.features().names();
             info!(
                 found = found.join(" "),
@@ -71,7 +72,25 @@ pub(super) fn load(
             if granted == FastPath::Off {
                 return (granted, Loaded::Nothing(Some(pins)));
             }
-            info!(fast_path = granted.label(), because = "--fast-path asks for it", "programs loaded");
+            let by = match programs.attach_by(options.tc_attach) {
+                Ok(by) => by,
+                Err(feature) => {
+                    warn!(
+                        fast_path = "off",
+                        missing = feature.label(),
+                        because = programs.features().why_not(feature),
+                        tc_attach = options.tc_attach.label(),
+                        "programs cannot be attached on this kernel as --tc-attach asks: the kernel moves every packet"
+                    );
+                    return (FastPath::Off, Loaded::Nothing(Some(pins)));
+                }
+            };
+            info!(
+                fast_path = granted.label(),
+                because = "--fast-path asks for it",
+                attached_by = by.label(),
+                "programs loaded"
+            );
             (granted, Loaded::Programs(pins, programs))
         }
         Err(error) => {
@@ -86,6 +105,21 @@ pub(super) fn load(
             });
             (FastPath::Off, Loaded::Nothing(left))
         }
+    }
+}
+
+/// What is done about XDP with what is loaded. Where the kernel refuses its programs, those of tc go on without.
+pub(super) fn xdp(loaded: &Loaded, asked: XdpChoice) -> XdpChoice {
+    let Loaded::Programs(_, programs) = loaded else { return XdpChoice::OFF };
+    match programs.features().why_not(Feature::Xdp) {
+        Some(because) if asked.mode != XdpMode::Off => {
+            warn!(
+                missing = Feature::Xdp.label(),
+                because, "this kernel does not take the programs of XDP: there are none"
+            );
+            XdpChoice::OFF
+        }
+        _ => asked,
     }
 }
 

@@ -22,7 +22,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use tracing::{debug, warn};
 
 use super::{
-    PinError, Pins, Programs,
+    Attachment, FilterError, PinError, Pins, Programs, clsact,
     loader::{chain, program},
 };
 
@@ -40,9 +40,40 @@ pub struct AttachError {
     pub reason: String,
 }
 
+/// Hooks that cannot be listed, or given up.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// Those of pinned links.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// Those of filters.
+    #[error(transparent)]
+    Filters(#[from] FilterError),
+}
+
+/// Takes every program off, in this network namespace as far as they are attached by filters, and removes their pins
+/// and those of the maps.
+///
+/// # Errors
+/// When one cannot be removed; what went before it is gone.
+pub fn detach_all(pins: &Pins) -> Result<(), HookError> {
+    clsact::detach_all()?;
+    Ok(pins.remove_all()?)
+}
+
+/// The same, and leaves no trace: the clsact qdiscs that were made for filters go, too, which costs packets.
+///
+/// # Errors
+/// When something cannot be removed; what went before it is gone.
+pub fn remove_all(pins: &Pins) -> Result<(), HookError> {
+    clsact::detach_all()?;
+    clsact::remove_disciplines(pins)?;
+    Ok(pins.remove_all()?)
+}
+
 /// How a program is attached.
 enum Side {
-    /// By a tcx link.
+    /// By a tcx link, or a filter.
     Tc(TcAttachType),
     /// By an XDP link.
     Xdp(XdpMode),
@@ -67,12 +98,23 @@ const fn rival(hook: Hook) -> Option<Hook> {
 }
 
 impl Programs {
-    /// Attaches the program of `hook` to `interface` and pins the link. A link an earlier agent pinned
-    /// gets the new program in one step: no packet meets a hook without one.
+    /// Attaches the program of `hook` to `interface`, by a link that it pins or by a filter. What an earlier agent
+    /// left gets the new program in one step: no packet meets a hook without one.
     ///
     /// # Errors
     /// When the kernel refuses; what was attached before stays.
     pub fn attach(&mut self, interface: &str, hook: Hook) -> Result<(), AttachError> {
+        if hook.is_xdp() || self.attachment == Attachment::Tcx {
+            return self.attach_by_link(interface, hook);
+        }
+        let failed = |reason: String| AttachError { interface: interface.to_owned(), hook, reason };
+        let program = program(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;
+        clsact::attach(&self.pins, interface, hook, program).map_err(|error| failed(error.to_string()))?;
+        // Only now, so that none is without: for a moment both decide, and alike.
+        self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))
+    }
+
+    fn attach_by_link(&mut self, interface: &str, hook: Hook) -> Result<(), AttachError> {
         let failed = |reason: String| AttachError { interface: interface.to_owned(), hook, reason };
         let pin = self.pins.link(interface, hook);
         if let Some(link) = pinned(&pin).map_err(|error| failed(chain(&error)))?
@@ -103,16 +145,29 @@ impl Programs {
         Ok(())
     }
 
-    /// Gives every pinned link this process's program, in place.
+    /// Gives every hook of an earlier agent this process's program, in place. One that was attached the other way is
+    /// attached by this process's way alone.
     ///
     /// # Errors
-    /// When pins cannot be listed or removed.
-    pub fn adopt(&mut self) -> Result<(), PinError> {
+    /// When pins or filters cannot be listed or removed.
+    pub fn adopt(&mut self) -> Result<(), HookError> {
         self.forget_gone()?;
-        for (interface, hook) in self.pins.pinned_links()? {
+        let filters = clsact::placed()?;
+        let mut hooks: BTreeSet<_> = self.pins.pinned_links()?.into_iter().collect();
+        hooks.extend(filters.iter().map(|filter| (filter.interface.clone(), filter.hook)));
+        let mut kept = BTreeSet::new();
+        for (interface, hook) in hooks {
             if let Err(error) = self.attach(&interface, hook) {
                 // The old program goes on; the plan says whether it should.
                 warn!(interface, hook = hook.program(), %error, "kept the program of an earlier agent");
+                kept.insert((interface, hook));
+            }
+        }
+        if self.attachment == Attachment::Tcx {
+            for filter in filters {
+                if !kept.contains(&(filter.interface, filter.hook)) {
+                    clsact::detach(filter.ifindex, filter.hook)?;
+                }
             }
         }
         Ok(())
@@ -122,32 +177,53 @@ impl Programs {
     ///
     /// # Errors
     /// When pins cannot be listed or removed.
-    pub fn forget_gone(&self) -> Result<(), PinError> {
+    pub fn forget_gone(&self) -> Result<(), HookError> {
         for (interface, hook) in self.pins.pinned_links()? {
             if if_nametoindex(interface.as_str()).is_err() {
                 debug!(interface, hook = hook.program(), "removed the link of an interface that is gone");
-                self.detach(&interface, hook)?;
+                self.pins.remove_link(&interface, hook)?;
             }
         }
-        Ok(())
+        Ok(clsact::forget_gone(&self.pins)?)
     }
 
     /// Takes the program of `hook` off `interface`.
     ///
     /// # Errors
-    /// When the pin cannot be removed.
-    pub fn detach(&self, interface: &str, hook: Hook) -> Result<(), PinError> {
-        self.pins.remove_link(interface, hook)
+    /// When the pin or the filter cannot be removed.
+    pub fn detach(&self, interface: &str, hook: Hook) -> Result<(), HookError> {
+        self.pins.remove_link(interface, hook)?;
+        match if_nametoindex(interface) {
+            Ok(ifindex) if self.attachment == Attachment::Clsact => Ok(clsact::detach(ifindex, hook)?),
+            // Its filters went with it.
+            _ => Ok(()),
+        }
     }
 
     /// The hooks of `interfaces` that run these very programs, as (interface, hook). A hook that runs
     /// an earlier agent's program is not among them.
     ///
     /// # Errors
-    /// When the pins cannot be listed.
-    pub fn attached(&mut self) -> Result<BTreeSet<(String, Hook)>, PinError> {
-        let pinned: Vec<_> = self.pins.pinned_links()?.into_iter().collect();
-        Ok(self.attached_to(&pinned))
+    /// When the pins or filters cannot be listed.
+    pub fn attached(&mut self) -> Result<BTreeSet<(String, Hook)>, HookError> {
+        let mut pinned = self.pins.pinned_links()?;
+        if self.attachment == Attachment::Tcx {
+            return Ok(self.attached_to(&pinned));
+        }
+        // Links of tc are an earlier agent's, which `adopt` did not get to replace.
+        pinned.retain(|(_, hook)| hook.is_xdp());
+        let mut found = self.attached_to(&pinned);
+        for filter in clsact::placed()? {
+            if self.id(filter.hook) == Some(filter.program) {
+                found.insert((filter.interface, filter.hook));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The kernel's id of the program of `hook`.
+    fn id(&mut self, hook: Hook) -> Option<u32> {
+        Some(program(&mut self.ebpf, hook).ok()?.info().ok()?.id())
     }
 
     /// Those of `hooks` whose pinned links hold these very programs where they should be.
@@ -164,8 +240,7 @@ impl Programs {
         let mut found = BTreeSet::new();
         for (interface, hook, link) in &links {
             let Ok(info) = link.info() else { continue };
-            let ours = program(&mut self.ebpf, *hook).ok().and_then(|program| program.info().ok());
-            if ours.is_some_and(|ours| ours.id() == info.program_id())
+            if self.id(*hook) == Some(info.program_id())
                 && if_nametoindex(interface.as_str())
                     .is_ok_and(|index| places.get(&info.id()) == Some(&index))
             {
@@ -260,7 +335,7 @@ fn describe_tc(error: &ProgramError) -> String {
         ProgramError::SyscallError(SyscallError { call, io_error }) => match io_error.raw_os_error() {
             Some(code) if code == Errno::EINVAL as i32 => format!(
                 "{call}: {io_error}: this kernel has no tcx links (Linux 6.6 and later do); \
-                 run with --fast-path=off"
+                 run with --tc-attach=clsact"
             ),
             _ => format!("{call}: {io_error}"),
         },

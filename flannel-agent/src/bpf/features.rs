@@ -5,22 +5,27 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, TestRun as _, TestRunOptions,
-    programs::{LinkOrder, ProgramError, ProgramType, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+    programs::{
+        LinkOrder, Program, ProgramError, ProgramType, SchedClassifier, TcAttachType, Xdp,
+        tc::TcAttachOptions,
+    },
     sys::{BpfHelper, is_helper_supported},
 };
 use flannel_common::{
     layout::FastPath,
-    map::{TO_POD, TRY_POP, TRY_POP_CLEAN, TRY_PUSH, TRY_ROOM},
+    map::{TO_POD, TRY_POP, TRY_POP_CLEAN, TRY_PUSH, TRY_ROOM, XDP_GENERIC, XDP_UNDERLAY},
     path::Hook,
 };
 
-use super::{LoadError, OBJECT, loader::chain};
+use super::{Attachment, LoadError, OBJECT, TcAttach, clsact, loader::chain};
 
 /// A thing that programs need, or would make use of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
     /// Programs are attached by tcx links, which are replaced in one step and outlive the agent.
     Tcx,
+    /// Programs are attached by filters of a clsact qdisc, for which the same holds: what older kernels have.
+    Clsact,
     /// Room for VXLAN in front of a packet, aggregates included.
     Push,
     /// VXLAN off a packet, aggregates included.
@@ -37,6 +42,8 @@ pub enum Feature {
     CsumLevel,
     /// A clock that costs next to nothing.
     CoarseClock,
+    /// Programs of XDP, for frames in several buffers, too.
+    Xdp,
 }
 
 /// What each feature turned out to be: there, or why not.
@@ -45,8 +52,9 @@ pub struct Features(BTreeMap<Feature, Result<(), String>>);
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Tcx,
+        Self::Clsact,
         Self::Push,
         Self::Pop,
         Self::PopClean,
@@ -55,12 +63,14 @@ impl Feature {
         Self::CheckMtu,
         Self::CsumLevel,
         Self::CoarseClock,
+        Self::Xdp,
     ];
 
     /// Name in tables and logs: `snake_case`, stable.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
             Self::Push => "adjust_room_push",
             Self::Pop => "adjust_room_pop",
             Self::PopClean => "adjust_room_decap_l4_udp",
@@ -69,18 +79,22 @@ impl Feature {
             Self::CheckMtu => "check_mtu",
             Self::CsumLevel => "csum_level",
             Self::CoarseClock => "ktime_get_coarse_ns",
+            Self::Xdp => "xdp",
         }
     }
 
     /// What is not to be had without it.
     pub const fn without_it(self) -> &'static str {
         match self {
-            Self::Tcx | Self::Push | Self::RedirectNeigh | Self::CoarseClock => {
+            Self::Tcx => "programs are attached by clsact",
+            Self::Clsact => "nothing, with tcx; with neither no fast path: the kernel moves every packet",
+            Self::Push | Self::RedirectNeigh | Self::CoarseClock => {
                 "no fast path: the kernel moves every packet"
             }
             Self::Pop | Self::RedirectPeer | Self::CheckMtu | Self::CsumLevel => {
                 "pods' packets go through the host's stack, as with --fast-path=overlay"
             }
+            Self::Xdp => "no --xdp",
             Self::PopClean => {
                 "nothing: aggregates of UDP, and those for pods that forward, are popped by the kernel's VXLAN device"
             }
@@ -90,15 +104,17 @@ impl Feature {
     /// The most that `--fast-path` can mean without it.
     const fn allows(self) -> FastPath {
         match self {
-            Self::Tcx | Self::Push | Self::RedirectNeigh | Self::CoarseClock => FastPath::Off,
+            Self::Push | Self::RedirectNeigh | Self::CoarseClock => FastPath::Off,
             Self::Pop | Self::RedirectPeer | Self::CheckMtu | Self::CsumLevel => FastPath::Overlay,
-            Self::PopClean => FastPath::All,
+            // One of the two is enough.
+            Self::Tcx | Self::Clsact | Self::PopClean | Self::Xdp => FastPath::All,
         }
     }
 
     fn try_it(self, ebpf: &mut Ebpf) -> Result<(), String> {
         match self {
             Self::Tcx => try_tcx(ebpf),
+            Self::Clsact => try_clsact(ebpf),
             Self::Push => try_room(ebpf, TRY_PUSH),
             Self::Pop => try_room(ebpf, TRY_POP),
             Self::PopClean => try_room(ebpf, TRY_POP_CLEAN),
@@ -107,6 +123,7 @@ impl Feature {
             Self::CheckMtu => try_helper(BpfHelper::BPF_FUNC_check_mtu),
             Self::CsumLevel => try_helper(BpfHelper::BPF_FUNC_csum_level),
             Self::CoarseClock => try_helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns),
+            Self::Xdp => try_xdp(ebpf),
         }
     }
 }
@@ -130,6 +147,11 @@ impl Features {
         self.0.iter().map(|(feature, found)| (*feature, found.as_ref().err().map(String::as_str)))
     }
 
+    /// Why `feature` is not there, as the kernel said; nothing if it is.
+    pub fn why_not(&self, feature: Feature) -> Option<&str> {
+        self.0.get(&feature)?.as_ref().err().map(String::as_str)
+    }
+
     /// Those that are there, and those that are not, by their names.
     pub fn names(&self) -> (Vec<&'static str>, Vec<&'static str>) {
         let named = |there: bool| {
@@ -139,13 +161,32 @@ impl Features {
         (named(true), named(false))
     }
 
+    fn has(&self, feature: Feature) -> bool {
+        self.0.get(&feature).is_some_and(Result::is_ok)
+    }
+
+    /// By what programs of tc are attached here.
+    ///
+    /// # Errors
+    /// What the kernel lacks for it.
+    pub fn attachment(&self, choice: TcAttach) -> Result<Attachment, Feature> {
+        match choice {
+            TcAttach::Auto | TcAttach::Tcx if self.has(Feature::Tcx) => Ok(Attachment::Tcx),
+            TcAttach::Auto | TcAttach::Clsact if self.has(Feature::Clsact) => Ok(Attachment::Clsact),
+            TcAttach::Tcx => Err(Feature::Tcx),
+            TcAttach::Auto | TcAttach::Clsact => Err(Feature::Clsact),
+        }
+    }
+
     /// How much of what is `wanted` can be had, and for want of what not all of it.
     pub fn grant(&self, wanted: FastPath) -> (FastPath, Option<Feature>) {
         let missing = self.rows().filter(|(_, why)| why.is_some()).map(|(feature, _)| feature);
         let narrowest = missing.min_by_key(|feature| feature.allows());
-        match narrowest {
-            Some(feature) if feature.allows() < wanted => (feature.allows(), Some(feature)),
-            _ => (wanted, None),
+        let granted = narrowest.map_or(wanted, |feature| feature.allows().min(wanted));
+        match self.attachment(TcAttach::Auto) {
+            // Said last: where the programs are refused, that is why they cannot be attached.
+            Err(neither) if granted != FastPath::Off => (FastPath::Off, Some(neither)),
+            _ => (granted, narrowest.filter(|_| granted < wanted)),
         }
     }
 
@@ -153,10 +194,11 @@ impl Features {
     pub(super) fn can_run(&self, hook: Hook) -> bool {
         match hook {
             // The others have no use for what only delivery to pods needs.
-            Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay => {
-                self.grant(FastPath::All).0 == FastPath::All
+            Hook::FromUnderlay | Hook::FromOverlay => self.grant(FastPath::All).0 == FastPath::All,
+            Hook::XdpUnderlay | Hook::XdpGeneric => {
+                self.grant(FastPath::All).0 == FastPath::All && self.has(Feature::Xdp)
             }
-            _ => true,
+            _ => self.grant(FastPath::All).0 != FastPath::Off,
         }
     }
 }
@@ -168,6 +210,23 @@ fn try_tcx(ebpf: &mut Ebpf) -> Result<(), String> {
     let link = program.attach_with_options("lo", TcAttachType::Egress, options);
     let link = link.map_err(|error| chain(&error))?;
     program.detach(link).map_err(|error| chain(&error))
+}
+
+/// The same by a filter.
+fn try_clsact(ebpf: &mut Ebpf) -> Result<(), String> {
+    loaded(ebpf, TO_POD)?;
+    let program: &Program = ebpf.program(TO_POD).ok_or_else(|| LoadError::Missing(TO_POD).to_string())?;
+    clsact::try_it(program).map_err(|error| error.to_string())
+}
+
+/// Loads the programs.
+fn try_xdp(ebpf: &mut Ebpf) -> Result<(), String> {
+    for name in [XDP_UNDERLAY, XDP_GENERIC] {
+        let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Missing(name).to_string())?;
+        let program: &mut Xdp = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+        program.load().map_err(|error| chain(&error))?;
+    }
+    Ok(())
 }
 
 /// Lets the kernel change the headers of a packet of no importance, as `what` says.
@@ -233,10 +292,34 @@ mod tests {
         assert_eq!(peer.grant(Flow), (Overlay, Some(Feature::RedirectPeer)));
         assert_eq!(peer.grant(Overlay), (Overlay, None));
         assert!(!peer.can_run(Hook::FromUnderlay) && !peer.can_run(Hook::FromOverlay));
+        let xdp = without(&[Feature::Xdp]);
+        assert_eq!(xdp.grant(All), (All, None));
+        assert!(Hook::ALL.into_iter().all(|hook| xdp.can_run(hook) != hook.is_xdp()));
         assert!(peer.can_run(Hook::FromPod) && peer.can_run(Hook::ToOverlay));
-        let tcx = without(&[Feature::Tcx, Feature::RedirectPeer]);
-        assert_eq!(tcx.grant(All), (Off, Some(Feature::Tcx)));
-        assert_eq!(tcx.grant(Off), (Off, None));
+        let clock = without(&[Feature::CoarseClock, Feature::RedirectPeer]);
+        assert_eq!(clock.grant(All), (Off, Some(Feature::CoarseClock)));
+        assert_eq!(clock.grant(Off), (Off, None));
+        assert!(Hook::ALL.into_iter().all(|hook| !clock.can_run(hook)), "the verifier refuses them");
+    }
+
+    #[test]
+    fn one_way_to_attach_is_enough() {
+        use FastPath::{All, Off};
+        use TcAttach::{Auto, Clsact, Tcx};
+        let attachments =
+            |missing: &[Feature]| [Auto, Tcx, Clsact].map(|choice| without(missing).attachment(choice));
+        let (tcx, clsact) = (Ok(Attachment::Tcx), Ok(Attachment::Clsact));
+        assert_eq!(attachments(&[]), [tcx, tcx, clsact]);
+        assert_eq!(attachments(&[Feature::Tcx]), [clsact, Err(Feature::Tcx), clsact]);
+        assert_eq!(attachments(&[Feature::Clsact]), [tcx, tcx, Err(Feature::Clsact)]);
+        for one in [Feature::Tcx, Feature::Clsact] {
+            assert_eq!(without(&[one]).grant(All), (All, None));
+        }
+        let neither = without(&[Feature::Tcx, Feature::Clsact]);
+        assert_eq!(neither.grant(All), (Off, Some(Feature::Clsact)));
+        let refused = without(&[Feature::Tcx, Feature::Clsact, Feature::CoarseClock]);
+        assert_eq!(refused.grant(All), (Off, Some(Feature::CoarseClock)));
+        assert_eq!(neither.grant(Off), (Off, None));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use flannel_common::{
 };
 use tracing::{info, warn};
 
-use super::{Features, OBJECT, PinError, Pins};
+use super::{Attachment, Feature, Features, OBJECT, PinError, Pins, TcAttach};
 
 /// Programs that could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,8 @@ pub struct Programs {
     /// The kernel's id of each pinned map.
     maps: BTreeMap<&'static str, u32>,
     features: Features,
+    /// By what the programs of tc are attached.
+    pub(super) attachment: Attachment,
 }
 
 /// What the kernel says of a loaded program.
@@ -142,7 +144,19 @@ impl Programs {
         for name in PINNED_MAPS {
             maps.insert(name, MapInfo::from_pin(pins.map(name))?.id());
         }
-        Ok(Self { ebpf, pins, maps, features })
+        // Without either nothing can be attached, as `grant` says; the attempt will say why.
+        let attachment = features.attachment(TcAttach::Auto).unwrap_or(Attachment::Clsact);
+        Ok(Self { ebpf, pins, maps, features, attachment })
+    }
+
+    /// Attaches programs of tc by what `choice` says, from now on; unless that, they are attached by the best there
+    /// is.
+    ///
+    /// # Errors
+    /// What the kernel lacks for it.
+    pub fn attach_by(&mut self, choice: TcAttach) -> Result<Attachment, Feature> {
+        self.attachment = self.features.attachment(choice)?;
+        Ok(self.attachment)
     }
 
     /// What this kernel does for the programs.

@@ -1,8 +1,10 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
 mod attach;
+mod attachment;
 mod batch;
 mod claim;
+mod clsact;
 mod counters;
 mod features;
 pub mod hold;
@@ -10,8 +12,10 @@ mod loader;
 mod maps;
 mod pins;
 
-pub use attach::AttachError;
+pub use attach::{AttachError, HookError, detach_all, remove_all};
+pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
+pub use clsact::FilterError;
 pub use counters::{Traffic, read as read_counters};
 pub use features::{Feature, Features};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};

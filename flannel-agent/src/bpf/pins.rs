@@ -34,7 +34,8 @@ pub enum PinError {
 }
 
 /// The pins under one bpffs: `flannel/v1/maps/<name>` and
-/// `flannel/v1/links/<interface>/<program>`, the dots of the interface's name written as colons.
+/// `flannel/v1/links/<interface>/<program>`, the dots of the interface's name written as colons. A directory
+/// `flannel/v1/clsact/<index>` says that the clsact qdisc of that interface was made by an agent.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -100,6 +101,36 @@ impl Pins {
         Ok(found)
     }
 
+    /// Directory of the notes about clsact qdiscs.
+    fn clsacts(&self) -> PathBuf {
+        self.root.join("clsact")
+    }
+
+    fn clsact(&self, ifindex: u32) -> PathBuf {
+        self.clsacts().join(ifindex.to_string())
+    }
+
+    /// Notes that the clsact qdisc of an interface was made here: the kernel does not say by whom.
+    pub(super) fn note_clsact(&self, ifindex: u32) -> Result<(), PinError> {
+        Self::make(&self.clsact(ifindex))
+    }
+
+    /// The interfaces it was noted of.
+    pub(super) fn noted_clsacts(&self) -> Result<Vec<u32>, PinError> {
+        Ok(entries(&self.clsacts())?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Removes the note.
+    pub(super) fn forget_clsact(&self, ifindex: u32) -> Result<(), PinError> {
+        let path = self.clsact(ifindex);
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(PinError::Io { action: "remove", path, error })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the directory `path` and those above it, for root only.
     pub(super) fn make(path: &Path) -> Result<(), PinError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| PinError::Io {
@@ -132,7 +163,7 @@ impl Pins {
         for name in entries(&self.maps())? {
             remove(&self.map(&name))?;
         }
-        for directory in [self.links(), self.maps(), self.root.clone()] {
+        for directory in [self.links(), self.clsacts(), self.maps(), self.root.clone()] {
             let _ = fs::remove_dir(directory);
         }
         if let Some(parent) = self.root.parent() {

@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 37] = [
+const UPSTREAM: [Flag; 38] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
@@ -83,6 +83,7 @@ const UPSTREAM: [Flag; 37] = [
     ("lease-file", |run| path(&run.lease_file), "", "/etc/flannel/nodes.yaml"),
     ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
     ("fast-path", |run| run.fast_path.0.label().to_owned(), "flow", "overlay"),
+    ("tc-attach", |run| run.tc_attach.label().to_owned(), "auto", "clsact"),
     ("xdp", |run| format!("{:?}", run.xdp).to_lowercase(), "off", "native"),
     ("xdp-unknown-vtep", |run| run.xdp_unknown_vtep.0.label().to_owned(), "drop", "count"),
     ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),
@@ -301,7 +302,7 @@ fn help_is_grouped_and_compact() {
             assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{help}");
         }
         assert!(help.contains("Usage: flanneld ") && help.contains("FLANNELD_"), "{help}");
-        assert!(help.lines().count() < 107, "{help}");
+        assert!(help.lines().count() < 109, "{help}");
     }
     let help = read(&["bpf", "counters", "--help"], &[]).unwrap_err();
     assert_eq!(help.kind(), ErrorKind::DisplayHelp);

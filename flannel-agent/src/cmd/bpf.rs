@@ -9,7 +9,7 @@ use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-use crate::bpf::{Features, LogLevel, Pins, Programs, read_counters};
+use crate::bpf::{Features, LogLevel, Pins, Programs, TcAttach, read_counters, remove_all};
 
 /// `flannel-agent bpf ...`.
 #[derive(Debug, Subcommand)]
@@ -17,7 +17,7 @@ pub enum BpfCommand {
     /// Load the programs through the verifier, pin maps, and attach to an interface if one is named.
     Load(LoadOptions),
     /// Detach every program and remove every pin.
-    Unload(Where),
+    Unload(UnloadOptions),
     /// Packets and bytes by direction and reason.
     Counters(CounterOptions),
     /// What this kernel does for the programs, found out by trying it, and what is missing without.
@@ -44,6 +44,17 @@ pub enum Output {
     Json,
 }
 
+/// Options of `bpf unload`.
+#[derive(Debug, Args)]
+pub struct UnloadOptions {
+    /// Which pins.
+    #[command(flatten)]
+    pub at: Where,
+    /// Network namespace of the interfaces whose filters are removed, by its name in /run/netns.
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+}
+
 /// Options of `bpf load`.
 #[derive(Debug, Args)]
 pub struct LoadOptions {
@@ -59,6 +70,9 @@ pub struct LoadOptions {
     /// Program to attach; repeatable.
     #[arg(long = "program", value_name = "NAME", requires = "interface", value_parser = hook)]
     pub programs: Vec<Hook>,
+    /// By what it is attached.
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub tc_attach: TcAttach,
     /// What the programs may log.
     #[arg(long, value_name = "LEVEL", default_value = "off")]
     pub bpf_log: LogLevel,
@@ -98,8 +112,9 @@ fn hook(name: &str) -> Result<Hook, String> {
 pub fn run(command: BpfCommand) -> anyhow::Result<()> {
     match command {
         BpfCommand::Load(options) => load(options),
-        BpfCommand::Unload(at) => {
-            Pins::under(&at.bpffs)?.remove_all()?;
+        BpfCommand::Unload(UnloadOptions { at, netns }) => {
+            enter(netns)?;
+            remove_all(&Pins::under(&at.bpffs)?)?;
             println!("removed every program and map under {}", at.bpffs.display());
             Ok(())
         }
@@ -108,22 +123,29 @@ pub fn run(command: BpfCommand) -> anyhow::Result<()> {
     }
 }
 
+/// Enters the network namespace of that name, if there is one.
+fn enter(netns: Option<String>) -> anyhow::Result<()> {
+    let Some(name) = netns else { return Ok(()) };
+    let path = PathBuf::from("/run/netns").join(&name);
+    let file = std::fs::File::open(&path)
+        .with_context(|| format!("--netns {name}: {} cannot be opened; see `ip netns`", path.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("--netns {name}: cannot enter it"))
+}
+
 fn load(options: LoadOptions) -> anyhow::Result<()> {
-    let LoadOptions { at, netns, interface, programs, bpf_log } = options;
+    let LoadOptions { at, netns, interface, programs, tc_attach, bpf_log } = options;
     if interface.is_some() && programs.is_empty() {
         bail!("--interface needs --program: name the programs to attach to it");
     }
     let pins = Pins::under(&at.bpffs)?;
-    if let Some(name) = netns {
-        let path = PathBuf::from("/run/netns").join(&name);
-        let file = std::fs::File::open(&path).with_context(|| {
-            format!("--netns {name}: {} cannot be opened; see `ip netns`", path.display())
-        })?;
-        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("--netns {name}: cannot enter it"))?;
-    }
+    enter(netns)?;
     let mut loaded = Programs::load(pins.clone(), bpf_log)?;
     let summaries = loaded.summaries()?;
     if let Some(interface) = &interface {
+        if let Err(feature) = loaded.attach_by(tc_attach) {
+            let why = loaded.features().why_not(feature).unwrap_or_default();
+            bail!("--tc-attach={}: this kernel has no {}: {why}", tc_attach.label(), feature.label());
+        }
         for hook in &programs {
             loaded.attach(interface, *hook)?;
         }

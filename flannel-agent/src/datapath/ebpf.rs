@@ -11,15 +11,15 @@ use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
-    bpf::{AttachError, MapFault, PinError, Pins, Programs, Tables},
+    bpf::{AttachError, HookError, MapFault, Pins, Programs, Tables, detach_all},
     plan::{BpfState, BpfStateV6, Change, EntryV6, KeyV6, Slot, State},
     telemetry::Said,
 };
 
 /// The whole of a node's dataplane: the kernel half, and the maps and programs, if there are any.
 ///
-/// What an earlier process left is recognised by its pins: maps keep their entries, links get this
-/// process's programs in place.
+/// What an earlier process left is recognised by its pins and filters: maps keep their entries, links and filters get
+/// this process's programs in place.
 pub struct EbpfDatapath {
     kernel: KernelDatapath,
     pins: Option<Pins>,
@@ -55,10 +55,10 @@ impl EbpfDatapath {
         })
     }
 
-    fn adopt(&mut self) -> Result<(), PinError> {
+    fn adopt(&mut self) -> Result<(), HookError> {
         match (&mut self.loaded, &self.pins) {
             (Some(loaded), _) => loaded.programs.adopt()?,
-            (None, Some(pins)) => pins.remove_all()?,
+            (None, Some(pins)) => detach_all(pins)?,
             (None, None) => {}
         }
         self.adopted = true;

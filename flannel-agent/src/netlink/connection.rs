@@ -219,7 +219,7 @@ pub(super) fn open(receive_buffer: usize, groups: u32) -> Result<TokioSocket, Ne
     Ok(socket)
 }
 
-fn encode(bytes: &mut Vec<u8>, request: &Request, flags: u16, sequence: u32) {
+pub(super) fn encode(bytes: &mut Vec<u8>, request: &Request, flags: u16, sequence: u32) {
     let mut message = NetlinkMessage::from(request.message.clone());
     message.header.flags = NLM_F_REQUEST | request.flags | flags;
     message.header.sequence_number = sequence;
@@ -229,7 +229,7 @@ fn encode(bytes: &mut Vec<u8>, request: &Request, flags: u16, sequence: u32) {
     message.serialize(&mut bytes[start..]);
 }
 
-fn decode(frame: &[u8]) -> Result<NetlinkMessage<RouteNetlinkMessage>, NetlinkError> {
+pub(super) fn decode(frame: &[u8]) -> Result<NetlinkMessage<RouteNetlinkMessage>, NetlinkError> {
     NetlinkMessage::deserialize(frame).map_err(|error| NetlinkError::Malformed(error.to_string()))
 }
 
@@ -249,7 +249,7 @@ pub(super) fn frames(datagram: &[u8]) -> impl Iterator<Item = Range<usize>> + us
 }
 
 /// The refusal that an error message stands for; none if it acknowledges.
-fn refusal(error: &ErrorMessage, flags: u16) -> Option<KernelError> {
+pub(super) fn refusal(error: &ErrorMessage, flags: u16) -> Option<KernelError> {
     let code = error.code?.get();
     let message = (flags & NLM_F_ACK_TLVS != 0).then(|| extended_message(&error.header, flags)).flatten();
     Some(KernelError { errno: Errno::from_raw(code.wrapping_neg()), message })

@@ -18,6 +18,7 @@ pub(crate) mod neighbour;
 mod pod_places;
 mod pods;
 pub(crate) mod route;
+pub(crate) mod tc;
 
 pub use address::Address;
 pub use connection::Netlink;
@@ -31,6 +32,7 @@ pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
 pub use route::Stray;
+pub use tc::{TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
 
 pub(crate) use connection::Request;
 

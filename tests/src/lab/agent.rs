@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use flannel_agent::bpf::TcAttach;
 use nix::sys::signal::Signal;
 
 use super::{Netns, Node};
@@ -51,6 +52,11 @@ impl FastPath {
             Self::Flow => "flow",
             Self::All => "all",
         }
+    }
+
+    /// With programs attached as `attach` says.
+    pub fn attached_by(self, attach: TcAttach) -> AgentOptions {
+        AgentOptions { fast_path: self, flags: vec![format!("--tc-attach={}", attach.label())] }
     }
 
     /// Together with `xdp`.

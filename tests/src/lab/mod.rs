@@ -29,6 +29,7 @@ pub use agent::{
     AGENT_BIN, Agent, AgentOptions, Dataplane, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, Xdp,
     agent_binary,
 };
+pub use attached::Attachments;
 pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member, counted};
 pub use docker::{Container, Docker};
@@ -48,6 +49,7 @@ use crate::{
 };
 
 mod agent;
+mod attached;
 mod cgroup;
 mod chain;
 mod cluster;

@@ -5,6 +5,7 @@
 
 mod attachment;
 mod budget;
+mod clsact;
 mod differential;
 mod features;
 mod judge;

@@ -14,7 +14,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use flannel_ebpf_toolchain::{KUBERNETES_VERSION, cache_dir, kubernetes_dir};
 
-use super::{apt, tools};
+use super::{
+    apt,
+    private_apt::{Kind, PrivateApt},
+    tools,
+};
 use crate::{
     failure::failure,
     host::{self, find_program},
@@ -26,9 +30,6 @@ const PROGRAMS: [&str; 2] = ["kube-apiserver", "kube-proxy"];
 
 /// The Debian release whose source package is of [`KUBERNETES_VERSION`]; later ones have kubectl only.
 const RELEASE: &str = "bookworm";
-
-/// The keys that Debian signs its releases with, on every Debian.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The compiler that the source is known to build with, where Debian puts it.
 const GO: &str = "/usr/lib/go-1.19/bin/go";
@@ -139,92 +140,27 @@ fn fetch(step: &Step, tree: &Path) -> Result<Archives> {
             by_hand(),
         ));
     }
-    let apt = PrivateApt::new(tree, &mirror()?)?;
+    let apt = PrivateApt::new(tree, Kind::Source, RELEASE)
+        .map_err(|error| failure(format!("{error:#}"), by_hand()))?;
     let fetched = step.run_as("apt-get", &mut apt.get(&["update"])).and_then(|()| {
         step.run_as("apt-get", &mut apt.get(&["source", "--download-only", "kubernetes", REFLECT]))
     });
     fetched.map_err(|error| failure(format!("cannot fetch Kubernetes's source: {error:#}"), by_hand()))?;
     let version = KUBERNETES_VERSION.trim_start_matches('v');
     Ok(Archives {
-        kubernetes: apt.archive("kubernetes_", version)?,
-        reflect: apt.archive(&format!("{REFLECT}_"), "")?,
+        kubernetes: archive(&apt, "kubernetes_", version)?,
+        reflect: archive(&apt, &format!("{REFLECT}_"), "")?,
     })
 }
 
-/// apt with lists of its own, so that the machine's stay without source packages, and as old as they are.
-struct PrivateApt {
-    options: Vec<String>,
-    downloads: PathBuf,
-}
-
-impl PrivateApt {
-    fn new(tree: &Path, mirror: &str) -> Result<Self> {
-        let [lists, cache, downloads] = ["lists", "cache", "downloads"].map(|name| tree.join(name));
-        for dir in [lists.join("partial"), cache.join("archives/partial"), downloads.clone()] {
-            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        }
-        let sources = tree.join("sources.list");
-        fs::write(&sources, source_line(mirror, Path::new(KEYRING).exists()))
-            .with_context(|| format!("cannot write {}", sources.display()))?;
-        let settings = [
-            ("Dir::Etc::SourceList", sources.as_path()),
-            ("Dir::Etc::SourceParts", Path::new("/dev/null")),
-            ("Dir::State::Lists", &lists),
-            ("Dir::Cache", &cache),
-            // Root's home is closed to the user that apt would else download as.
-            ("APT::Sandbox::User", Path::new("root")),
-        ];
-        let options = settings.map(|(key, value)| format!("-o{key}={}", value.display())).to_vec();
-        Ok(Self { options, downloads })
-    }
-
-    fn get(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("apt-get");
-        command.args(&self.options).args(arguments).current_dir(&self.downloads).env("LC_ALL", "C");
-        command
-    }
-
-    /// The archive of upstream's source of the package whose file names begin with `prefix`.
-    fn archive(&self, prefix: &str, version: &str) -> Result<PathBuf> {
-        let entries = fs::read_dir(&self.downloads).with_context(|| self.downloads.display().to_string())?;
-        let is_archive = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(prefix) && name.contains(&format!("{version}.orig.tar."))
-        };
-        let found = entries.flatten().map(|entry| entry.path()).find(is_archive);
-        found.ok_or_else(|| {
-            failure(format!("Debian {RELEASE} no longer has the source {prefix}{version}"), by_hand())
-        })
-    }
-}
-
-fn source_line(mirror: &str, has_keyring: bool) -> String {
-    let signed_by = if has_keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
-    format!("deb-src {signed_by}{mirror} {RELEASE} main\n")
-}
-
-/// Where this machine gets Debian's packages from.
-fn mirror() -> Result<String> {
-    let output = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(ORIGIN)", "Created-By: Packages"])
-        .env("LC_ALL", "C")
-        .output()
-        .context("cannot run apt-get")?;
-    let targets = String::from_utf8_lossy(&output.stdout);
-    let mirror = debian_mirror(&targets).map(str::to_owned);
-    mirror.ok_or_else(|| {
-        failure("apt gets no packages of Debian here, whose source Kubernetes is built from", by_hand())
-    })
-}
-
-/// The first address with a whole release of Debian: not its updates only, which have no source of ours.
-fn debian_mirror(targets: &str) -> Option<&str> {
-    targets.lines().find_map(|line| {
-        let mut words = line.splitn(3, ' ');
-        let (address, release, origin) = (words.next()?, words.next()?, words.next()?);
-        // Of a repository whose lists were never fetched apt knows no origin.
-        let is_debian = origin == "Debian" || origin.starts_with("$(");
-        (is_debian && !release.contains(['-', '/']) && !address.starts_with("cdrom:")).then_some(address)
+/// The archive of upstream's source of the package whose file names begin with `prefix`.
+fn archive(apt: &PrivateApt, prefix: &str, version: &str) -> Result<PathBuf> {
+    let is_archive = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(prefix) && name.contains(&format!("{version}.orig.tar."))
+    };
+    apt.downloaded()?.into_iter().find(is_archive).ok_or_else(|| {
+        failure(format!("Debian {RELEASE} no longer has the source {prefix}{version}"), by_hand())
     })
 }
 
@@ -282,33 +218,7 @@ fn build(step: &Step, tree: &Path, archives: &Archives) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{available, debian_mirror, source_line};
-
-    #[test]
-    fn the_mirror_is_that_of_a_whole_debian_release() {
-        let targets = "cdrom:[Debian 12]/ bookworm Debian\n\
-                       https://packages.example/apt stable Example\n\
-                       http://mirror.example/debian-security/ bookworm-security Debian\n\
-                       http://mirror.example/debian/ trixie Debian\n";
-        assert_eq!(debian_mirror(targets), Some("http://mirror.example/debian/"));
-        // As apt prints it before the first update.
-        assert_eq!(
-            debian_mirror("http://m.example/debian/ bookworm $(ORIGIN)\n"),
-            Some("http://m.example/debian/")
-        );
-        assert_eq!(debian_mirror("http://archive.example/ubuntu/ noble Ubuntu\n"), None);
-        assert_eq!(debian_mirror("\n"), None);
-    }
-
-    #[test]
-    fn sources_are_checked_by_debians_keys() {
-        let line = source_line("http://mirror.example/debian/", true);
-        assert!(
-            line.starts_with("deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http"),
-            "{line}"
-        );
-        assert_eq!(source_line("http://m.example/", false), "deb-src http://m.example/ bookworm main\n");
-    }
+    use super::available;
 
     #[test]
     fn free_room_is_read_from_df() {

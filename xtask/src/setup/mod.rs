@@ -6,6 +6,7 @@
 mod apt;
 mod install_linker;
 mod kubernetes;
+pub(crate) mod private_apt;
 mod table;
 mod toolchain;
 mod tools;
@@ -84,6 +85,14 @@ fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
         survey.found.extend(kubernetes::programs()?);
     }
     Ok((toolchain, survey))
+}
+
+/// Installs the packages of those programs that are not here.
+pub(crate) fn ensure_programs(programs: &[(&str, &'static str)]) -> Result<()> {
+    let mut packages = Packages::default();
+    let missing = programs.iter().filter(|(program, _)| host::find_program(program).is_none());
+    packages.extend(missing.map(|(_, package)| *package));
+    if packages.is_empty() { Ok(()) } else { install(&packages) }
 }
 
 /// Installs packages if we may, and otherwise says how.

@@ -1,0 +1,296 @@
+//! Programs at their hooks by filters of a clsact discipline: for kernels without tcx links (before Linux 6.6).
+//!
+//! A filter is the interface's, so it outlives the agent as a pinned link does. Ours are known by all of priority,
+//! handle and name; what else is in a discipline is others'. That a discipline was made here is written down among
+//! the pins, so that it can be removed with all the rest, unless somebody else has come to use it.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::programs::{Program, ProgramError};
+use flannel_common::path::Hook;
+use nix::{
+    errno::Errno,
+    net::if_::{Interface, if_nameindex, if_nametoindex},
+};
+
+use super::{PinError, Pins, loader::chain};
+use crate::netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl};
+
+/// Behind what an operator numbers by hand, from 1 on, and before what the kernel numbers, from 49152 down: the
+/// number of flannel's UDP port, which nobody else comes upon.
+const PRIORITY: u16 = 8472;
+/// Handle of the filter that finds out whether there are filters.
+const TRIAL: u32 = 0xffff;
+
+/// Filters that cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// The kernel's answer.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Which disciplines were made here cannot be written down.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// The program is not loaded.
+    #[error("{}", chain(.0))]
+    Program(#[from] ProgramError),
+    /// The interfaces cannot be listed.
+    #[error("cannot list interfaces: {}", .0.desc())]
+    Interfaces(Errno),
+    /// There is none of that name.
+    #[error("no such interface: {}", .0.desc())]
+    NoInterface(Errno),
+    /// Somebody else's discipline or filter is in the way.
+    #[error("{0}")]
+    Taken(String),
+}
+
+/// A filter of ours, of this process or an earlier one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    /// The interface, by the name it has now.
+    pub(super) interface: String,
+    /// Its index.
+    pub(super) ifindex: u32,
+    /// Where on it.
+    pub(super) hook: Hook,
+    /// The kernel's id of the program.
+    pub(super) program: u32,
+}
+
+/// Where programs of `hook` are put; `None` for XDP.
+const fn side(hook: Hook) -> Option<TcSide> {
+    match hook {
+        Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => Some(TcSide::Ingress),
+        Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay => Some(TcSide::Egress),
+        Hook::XdpUnderlay | Hook::XdpGeneric => None,
+    }
+}
+
+fn place(ifindex: u32, hook: Hook) -> Option<TcPlace> {
+    let number = Hook::ALL.into_iter().position(|other| other == hook)?;
+    let handle = u32::try_from(number).ok()? + 1;
+    Some(TcPlace { ifindex, side: side(hook)?, priority: PRIORITY, handle })
+}
+
+/// Name of the filter of `hook`, as `tc filter show` and `bpftool net` print it.
+fn name(hook: Hook) -> String {
+    format!("flannel_{}", hook.program())
+}
+
+/// The hook whose filter it is, at this side; `None` if it is not ours.
+fn owner(filter: &TcFilter, at: TcSide) -> Option<Hook> {
+    let program = filter.program.as_ref()?;
+    Hook::ALL.into_iter().find(|&hook| {
+        place(0, hook).is_some_and(|place| {
+            (place.side, place.priority, place.handle) == (at, filter.priority, filter.handle)
+        }) && program.name == name(hook)
+    })
+}
+
+/// The sides at which there are filters.
+const fn sides(qdisc: &TcQdisc) -> &'static [TcSide] {
+    match qdisc {
+        TcQdisc::Clsact => &[TcSide::Ingress, TcSide::Egress],
+        TcQdisc::Ingress => &[TcSide::Ingress],
+    }
+}
+
+/// Every filter of ours in this network namespace.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(super) fn placed() -> Result<Vec<Placed>, FilterError> {
+    let mut tc = TrafficControl::open()?;
+    let names: BTreeMap<u32, String> = if_nameindex()
+        .map_err(FilterError::Interfaces)?
+        .iter()
+        .filter_map(|interface| Some((interface.index(), interface.name().to_str().ok()?.to_owned())))
+        .collect();
+    let mut found = Vec::new();
+    for (ifindex, qdisc) in tc.qdiscs()? {
+        let Some(interface) = names.get(&ifindex) else { continue };
+        for &side in sides(&qdisc) {
+            let filters = tc.filters(ifindex, side)?;
+            found.extend(filters.iter().filter_map(|filter| {
+                let hook = owner(filter, side)?;
+                let program = filter.program.as_ref()?.id;
+                Some(Placed { interface: interface.clone(), ifindex, hook, program })
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Lets `interface` run `program` at `hook`. A filter of ours that is there gets the program in one step.
+///
+/// # Errors
+/// When the kernel refuses, or something of somebody else's is in the way.
+pub(super) fn attach(pins: &Pins, interface: &str, hook: Hook, program: &Program) -> Result<(), FilterError> {
+    let ifindex = if_nametoindex(interface).map_err(FilterError::NoInterface)?;
+    let Some(place) = place(ifindex, hook) else {
+        return Err(ProgramError::UnexpectedProgramType.into());
+    };
+    let mut tc = TrafficControl::open()?;
+    if qdisc_for(&mut tc, place, interface)?.is_made {
+        pins.note_clsact(ifindex)?;
+    }
+    if let Some(filter) = tc.filter(place)?
+        && owner(&filter, place.side) != Some(hook)
+    {
+        let name = filter.program.map_or_else(|| "no program".to_owned(), |program| program.name);
+        return Err(FilterError::Taken(format!(
+            "another's filter ({name}) has priority {PRIORITY} and handle {:#x}: give it another priority",
+            place.handle
+        )));
+    }
+    Ok(tc.put_program(place, &name(hook), descriptor(program)?.as_fd())?)
+}
+
+fn descriptor(program: &Program) -> Result<BorrowedFd<'_>, ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => Ok(program.fd()?.as_fd()),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// A discipline to put a filter in.
+struct Qdisc {
+    /// Whether it was not there before.
+    is_made: bool,
+}
+
+/// Sees to it that there is a discipline for a filter at `place`.
+fn qdisc_for(tc: &mut TrafficControl, place: TcPlace, interface: &str) -> Result<Qdisc, FilterError> {
+    match tc.qdisc(place.ifindex)? {
+        Some(qdisc) if sides(&qdisc).contains(&place.side) => Ok(Qdisc { is_made: false }),
+        // It would take the filter, and run it on what comes in.
+        Some(_) => Err(FilterError::Taken(format!(
+            "an ingress qdisc is in the place of clsact: put its filters into one (tc qdisc replace dev {interface} \
+             clsact), or run with --fast-path=off"
+        ))),
+        None => match tc.add_clsact(place.ifindex) {
+            Ok(()) => Ok(Qdisc { is_made: true }),
+            // Somebody was faster.
+            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(Qdisc { is_made: false }),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// Takes the filter of `hook` off the interface. The discipline stays.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn detach(ifindex: u32, hook: Hook) -> Result<(), FilterError> {
+    let Some(place) = place(ifindex, hook) else { return Ok(()) };
+    let mut tc = TrafficControl::open()?;
+    // A discipline for ingress alone would show its filters there at egress, too.
+    let has_side = tc.qdisc(ifindex)?.is_some_and(|qdisc| sides(&qdisc).contains(&place.side));
+    if has_side && tc.filter(place)?.is_some_and(|filter| owner(&filter, place.side) == Some(hook)) {
+        tc.delete_filter(place)?;
+    }
+    Ok(())
+}
+
+/// Takes every filter of ours off, in this network namespace.
+///
+/// # Errors
+/// When the kernel refuses; what went before it is gone.
+pub(super) fn detach_all() -> Result<(), FilterError> {
+    for Placed { ifindex, hook, .. } in placed()? {
+        detach(ifindex, hook)?;
+    }
+    Ok(())
+}
+
+/// Removes the disciplines that were made here and hold no filters. Meanwhile (as when one is made) the kernel drops
+/// what the interface sends, for some ten milliseconds: not to be done while an agent runs.
+///
+/// # Errors
+/// When the kernel refuses; what went before it is gone.
+pub(super) fn remove_disciplines(pins: &Pins) -> Result<(), FilterError> {
+    let mut tc = TrafficControl::open()?;
+    for ifindex in pins.noted_clsacts()? {
+        if tc.qdisc(ifindex)? == Some(TcQdisc::Clsact) {
+            let [ingress, egress] = [TcSide::Ingress, TcSide::Egress].map(|side| tc.filters(ifindex, side));
+            if ingress?.is_empty() && egress?.is_empty() {
+                tc.delete_clsact(ifindex)?;
+            }
+        }
+        pins.forget_clsact(ifindex)?;
+    }
+    Ok(())
+}
+
+/// Forgets the disciplines of interfaces that are gone.
+///
+/// # Errors
+/// When the pins cannot be listed or removed.
+pub(super) fn forget_gone(pins: &Pins) -> Result<(), FilterError> {
+    let noted = pins.noted_clsacts()?;
+    if noted.is_empty() {
+        return Ok(());
+    }
+    let listing = if_nameindex().map_err(FilterError::Interfaces)?;
+    let there: Vec<u32> = listing.iter().map(Interface::index).collect();
+    for ifindex in noted.into_iter().filter(|ifindex| !there.contains(ifindex)) {
+        pins.forget_clsact(ifindex)?;
+    }
+    Ok(())
+}
+
+/// Puts a filter that runs `program`, which does nothing there, to the loopback, and takes it off at once.
+pub(super) fn try_it(program: &Program) -> Result<(), FilterError> {
+    let ifindex = if_nametoindex("lo").map_err(FilterError::NoInterface)?;
+    let place = TcPlace { ifindex, side: TcSide::Egress, priority: PRIORITY, handle: TRIAL };
+    let mut tc = TrafficControl::open()?;
+    let qdisc = qdisc_for(&mut tc, place, "lo")?;
+    let put = descriptor(program)
+        .map_err(FilterError::from)
+        .and_then(|program| Ok(tc.put_program(place, "flannel_trial", program)?));
+    tc.delete_filter(place)?;
+    if qdisc.is_made {
+        tc.delete_clsact(ifindex)?;
+    }
+    put
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::TcProgram;
+
+    fn filter(hook: Hook) -> TcFilter {
+        let place = place(7, hook).unwrap();
+        let program = Some(TcProgram { name: name(hook), id: 1 });
+        TcFilter { priority: place.priority, handle: place.handle, program }
+    }
+
+    #[test]
+    fn our_filters_are_known_again_and_others_are_left_alone() {
+        for hook in Hook::ALL.into_iter().filter(|hook| !hook.is_xdp()) {
+            let (ours, at) = (filter(hook), side(hook).unwrap());
+            assert_eq!(owner(&ours, at), Some(hook));
+            let other_side = if at == TcSide::Ingress { TcSide::Egress } else { TcSide::Ingress };
+            assert_eq!(owner(&ours, other_side), None);
+            assert_eq!(owner(&TcFilter { priority: 1, ..ours.clone() }, at), None);
+            assert_eq!(owner(&TcFilter { handle: 99, ..ours.clone() }, at), None);
+            assert_eq!(owner(&TcFilter { program: None, ..ours.clone() }, at), None);
+            let renamed = Some(TcProgram { name: "cil_from_container".to_owned(), id: 1 });
+            assert_eq!(owner(&TcFilter { program: renamed, ..ours }, at), None);
+        }
+    }
+
+    #[test]
+    fn each_hook_has_a_place_of_its_own() {
+        let places: Vec<_> = Hook::ALL.into_iter().filter_map(|hook| place(7, hook)).collect();
+        for (number, one) in places.iter().enumerate() {
+            assert!(places[number + 1..].iter().all(|other| other != one), "{one:?}");
+        }
+        assert_eq!(places.len(), 6);
+    }
+}

@@ -1,0 +1,141 @@
+//! What the emulated machine boots into: the agent, the tools of a node, and the modules of its kernel.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::kernel::Kernel;
+use crate::host::find_program;
+
+/// The first process of the machine.
+const INIT: &str = include_str!("init.sh");
+
+/// Programs taken from this machine, with their libraries.
+const PROGRAMS: [&str; 8] =
+    ["dash", "ip", "tc", "ping", "iperf3", "nft", "xtables-nft-multi", "flannel-agent"];
+
+/// Names of iptables, which is one program.
+const IPTABLES: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+
+/// Words of busybox that are used. Its shell is not: to that all of busybox comes before PATH.
+const APPLETS: [&str; 17] = [
+    "cat", "dmesg", "grep", "kill", "mkdir", "modprobe", "mount", "poweroff", "sed", "sleep", "sysctl",
+    "tail", "test", "tr", "true", "head", "rm",
+];
+
+/// Directories of modules that networks need.
+const MODULES: [&str; 5] = ["kernel/net", "kernel/drivers/net", "kernel/lib", "kernel/crypto", "kernel/arch"];
+
+/// Makes it in `work` and returns where it is.
+pub(super) fn make(work: &Path, kernel: &Kernel, agent: &Path) -> Result<PathBuf> {
+    let root = work.join("root");
+    for directory in ["bin", "sbin", "usr/sbin", "proc", "sys", "dev", "run", "tmp", "var", "etc"] {
+        make_directory(&root.join(directory))?;
+    }
+    for program in PROGRAMS {
+        let path = if program == "flannel-agent" { Some(agent.to_owned()) } else { find_program(program) };
+        let path = path.with_context(|| format!("there is no {program}; `cargo xtask setup` installs it"))?;
+        copy_program(&root, &path, &root.join("bin").join(program))?;
+    }
+    run(Command::new("strip").arg("-g").arg(root.join("bin/flannel-agent")))?;
+    let busybox = find_program("busybox").context("there is no busybox; `cargo xtask setup` installs it")?;
+    copy_program(&root, &busybox, &root.join("bin/busybox"))?;
+    for applet in APPLETS {
+        link("busybox", &root.join("bin").join(applet))?;
+    }
+    // Where the kernel looks for it, to load what agents ask for.
+    link("/bin/busybox", &root.join("sbin/modprobe"))?;
+    link("dash", &root.join("bin/sh"))?;
+    for name in IPTABLES {
+        link("xtables-nft-multi", &root.join("bin").join(name))?;
+    }
+    copy_extensions(&root)?;
+    copy_modules(&root, kernel)?;
+    let init = root.join("init");
+    fs::write(&init, INIT).with_context(|| init.display().to_string())?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    pack(&root, &work.join("initramfs"))
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(directory) = to.parent() {
+        make_directory(directory)?;
+    }
+    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    Ok(())
+}
+
+fn link(target: &str, at: &Path) -> Result<()> {
+    symlink(target, at).with_context(|| format!("cannot create {}", at.display()))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// With the libraries that `ldd` names; of a static program it names none.
+fn copy_program(root: &Path, from: &Path, to: &Path) -> Result<()> {
+    copy(from, to)?;
+    let output = Command::new("ldd").arg(from).output().context("cannot run ldd")?;
+    let listing = String::from_utf8_lossy(&output.stdout).into_owned();
+    let libraries = listing.split_whitespace().filter_map(|word| word.strip_prefix('/'));
+    for library in libraries.filter(|library| !library.ends_with(':')) {
+        let to = root.join(library);
+        if !to.exists() {
+            copy(&Path::new("/").join(library), &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// The matches and targets of iptables, which it loads by name.
+fn copy_extensions(root: &Path) -> Result<()> {
+    const DIRECTORY: &str = "usr/lib/x86_64-linux-gnu/xtables";
+    let from = Path::new("/").join(DIRECTORY);
+    for entry in fs::read_dir(&from).with_context(|| from.display().to_string())?.flatten() {
+        copy(&entry.path(), &root.join(DIRECTORY).join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+fn copy_modules(root: &Path, kernel: &Kernel) -> Result<()> {
+    let to = root.join("lib/modules").join(&kernel.version);
+    make_directory(&to.join("kernel"))?;
+    for directory in MODULES {
+        let from = kernel.modules.join(directory);
+        let target = to.join(directory);
+        let parent = target.parent().context("a path within modules")?;
+        make_directory(parent)?;
+        run(Command::new("cp").arg("-r").arg(from).arg(parent))?;
+    }
+    for list in ["modules.order", "modules.builtin"] {
+        copy(&kernel.modules.join(list), &to.join(list))?;
+    }
+    run(Command::new("busybox").arg("depmod").arg("-b").arg(root).arg(&kernel.version))
+}
+
+fn pack(root: &Path, to: &Path) -> Result<PathBuf> {
+    let mut find = Command::new("find");
+    let mut find =
+        find.arg(".").current_dir(root).stdout(Stdio::piped()).spawn().context("cannot run find")?;
+    let names = find.stdout.take().context("find has no output")?;
+    let archive = File::create(to).with_context(|| to.display().to_string())?;
+    let mut cpio = Command::new("cpio");
+    cpio.args(["--create", "--format=newc", "--quiet"]).current_dir(root).stdin(names).stdout(archive);
+    let packed = cpio.status().context("cannot run cpio")?;
+    let listed = find.wait().context("find")?;
+    ensure!(packed.success() && listed.success(), "cpio ended with {packed}, find with {listed}");
+    Ok(to.to_owned())
+}

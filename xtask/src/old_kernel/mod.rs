@@ -1,0 +1,108 @@
+//! `old-kernel`: the agent on kernels that this machine does not run, such as have no tcx links.
+//!
+//! ```text
+//! the machine's mirror ─▶ linux-image-cloud-amd64 ─▶ ~/.cache/flannel-ebpf/kernel-RELEASE ─▶ qemu
+//!                              agent, ip, tc, iptables, init.sh ─▶ initramfs ──────────────┘
+//! ```
+
+mod initramfs;
+mod kernel;
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use flannel_ebpf_toolchain::cache_dir;
+
+use crate::{
+    cargo::{Profile, build_agent},
+    failure::failure,
+    setup,
+    ui::{Step, print},
+};
+
+/// How long the machine may take. It is emulated also where there is KVM, which in a guest may not work: thirty times
+/// slower, and the same everywhere.
+const PATIENCE: &str = "600";
+
+/// What is run, each with the package that brings it.
+const PROGRAMS: [(&str, &str); 3] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("cpio", "cpio"), ("strip", "binutils")];
+
+/// Options of `old-kernel`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Debian release whose kernel is booted
+    #[arg(value_enum, default_value_t = Release::Bookworm)]
+    release: Release,
+}
+
+/// A release of Debian.
+#[derive(Clone, Copy, ValueEnum)]
+enum Release {
+    /// Linux 5.10, which has not all that the programs need
+    Bullseye,
+    /// Linux 6.1, the fast path by clsact
+    Bookworm,
+}
+
+impl Release {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bullseye => "bullseye",
+            Self::Bookworm => "bookworm",
+        }
+    }
+
+    /// By which path packets travel on its kernel.
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Bullseye => "kernel",
+            Self::Bookworm => "fast",
+        }
+    }
+}
+
+/// Boots the kernel and prints what the machine says.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::ensure(setup::Scope::Lab)?;
+    setup::ensure_programs(&PROGRAMS)?;
+    let kernel = kernel::of(options.release.name())?;
+    let agent = build_agent(Profile::Dev)?;
+    let work = cache_dir().join(format!("old-kernel.{}", std::process::id()));
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let said = initramfs::make(&work, &kernel, &agent).and_then(|initramfs| {
+        let step = Step::start(format!("Two nodes on {}", kernel.version));
+        let said = boot(&kernel, &initramfs, options.release.path());
+        step.done("ended");
+        said
+    });
+    let _ = fs::remove_dir_all(&work);
+    let said = said?;
+    print(said.trim_end())?;
+    if said.lines().any(|line| line == "PASSED") {
+        return Ok(());
+    }
+    Err(failure(
+        format!("{}: the machine did not say PASSED", kernel.version),
+        "look at what it says above; xtask/src/old_kernel/init.sh is what it runs",
+    ))
+}
+
+/// Runs the machine until it ends, and returns what it wrote to its console.
+fn boot(kernel: &kernel::Kernel, initramfs: &std::path::Path, path: &str) -> Result<String> {
+    let mut qemu = Command::new("timeout");
+    qemu.args([PATIENCE, "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max"]);
+    qemu.args(["-m", "2000", "-smp", "2", "-nographic", "-no-reboot", "-nic", "none"]);
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 flannel_path={path}"));
+    let output = qemu.stdin(Stdio::null()).output().context("cannot run qemu-system-x86_64")?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).replace('\r', "");
+    // Before it are the firmware's words and control sequences.
+    let start = said.find("Linux version").unwrap_or(0);
+    Ok(said[start..].to_owned())
+}
