@@ -192,13 +192,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = changed(&mut self.exemptions) => {
                     self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
-                changed = self.host.changed() => {
-                    if changed.routes || changed.addresses {
-                        self.pending.hurry(Instant::now());
-                    }
-                    self.due.changed |= changed;
-                    self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
-                }
+                changed = self.host.changed() => self.heard(changed),
             }
         }
     }
@@ -227,6 +221,15 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
         let settle = SETTLE.max(self.length);
         self.due.leases.get_or_insert_with(|| Instant::now() + settle);
+    }
+
+    /// Lets a pass follow for what changed.
+    fn heard(&mut self, changed: Changed) {
+        if changed.routes || changed.addresses {
+            self.pending.hurry(Instant::now());
+        }
+        self.due.changed |= changed;
+        self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
     }
 
     /// Looks at maps and programs, and lets a pass follow at once if they are not as planned.
@@ -270,8 +273,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             self.due.full = start + FULL;
         }
         let changed = if full { Changed::EVERYTHING } else { changed };
+        let mut at_once = false;
         match self.pass(changed, start).await {
             Ok(again) => {
+                at_once = again;
                 self.failed_reads = 0;
                 self.journal.read();
                 self.due.retry = self.pending.next_due();
@@ -294,7 +299,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         if full {
             self.due.full = start + (self.length * FULL_REST).clamp(FULL, LONGEST_FULL);
         }
-        let rest = if self.due.changed_at.is_some() { Duration::ZERO } else { self.length * REST };
+        let rest = if at_once { Duration::ZERO } else { self.length * REST };
         self.due.rest = Instant::now() + rest;
     }
 
@@ -382,8 +387,12 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
 
     /// Makes `changes`, of which some are `repairs`; whether a device is new.
     async fn apply(&mut self, changes: &[Change], repairs: impl Fn(&Change) -> bool) -> bool {
+        self.host.making(changes);
         let results = self.datapath.apply(changes).await;
-        self.host.made(changes);
+        let heard = self.host.made(changes);
+        if heard.any() {
+            self.heard(heard);
+        }
         let mut new_device = false;
         for (change, result) in changes.iter().zip(results) {
             new_device |= result.is_ok() && matches!(change, Change::PutDevice(_));

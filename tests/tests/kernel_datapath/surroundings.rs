@@ -238,3 +238,26 @@ fn lost_notices_are_reported_and_then_listening_goes_on() {
         );
     });
 }
+
+#[test]
+fn a_pause_is_told_and_what_is_not_listened_to_is_not_heard() {
+    with_namespace(|| async {
+        let none = Changed::default();
+        let mut monitor = Monitor::of_interfaces().unwrap();
+        let no_overlays = BTreeSet::new();
+        ip("route add 172.16.0.0/24 via 192.0.2.254");
+        ip("link add one type bridge");
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { links: true, ..none });
+        monitor.hear_routes(true);
+        monitor.hear_routes(true);
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { overrun: true, ..none });
+        ip("route add 172.16.1.0/24 via 192.0.2.254");
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { routes: true, ..none });
+
+        monitor.pause();
+        ip("link add two type bridge");
+        assert!(monitor.resume().unwrap() && !monitor.resume().unwrap());
+        ip("link add three type bridge");
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { links: true, ..none });
+    });
+}
