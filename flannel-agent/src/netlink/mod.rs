@@ -17,6 +17,7 @@ mod monitor;
 pub(crate) mod neighbour;
 mod pod_places;
 mod pods;
+pub(crate) mod protocol;
 pub(crate) mod route;
 
 pub use address::Address;

@@ -16,7 +16,10 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, Request, address_family};
+use super::{
+    Netlink, NetlinkError, Request, address_family,
+    protocol::{self, Numbering},
+};
 use crate::{
     config::Pool,
     family::{Family, overlap},
@@ -37,24 +40,28 @@ pub(crate) struct Route {
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) metric: u32,
     onlink: bool,
-    boot: bool,
+    protocol: RouteProtocol,
 }
 
 impl Route {
-    /// Whether it has what all routes of flannel have: protocol boot, no metric given, and `onlink` over a VXLAN device
-    /// only.
+    /// Whether it has what all routes of flannel have: protocol boot, or over a VXLAN device one that stands for it
+    /// among many, no metric given, and `onlink` over a VXLAN device only.
     pub(super) fn is_as_ours(&self, over_device: bool) -> bool {
         let unasked = match Family::of_network(self.destination) {
             Family::V4 => 0,
             Family::V6 => IPV6_METRIC,
         };
-        self.boot && self.metric == unasked && self.onlink == over_device
+        let made_by_us = match over_device {
+            true => protocol::is_ours(self.destination, self.protocol),
+            false => self.protocol == RouteProtocol::Boot,
+        };
+        made_by_us && self.metric == unasked && self.onlink == over_device
     }
 }
 
 impl Netlink {
     /// The routes of one family over a VXLAN device that are as flannel makes them: `via GATEWAY onlink`, protocol
-    /// boot, no metric. Others are nobody's business.
+    /// boot or one of ours, no metric. Others are nobody's business.
     pub async fn onlink_routes(
         &mut self,
         family: Family,
@@ -219,26 +226,33 @@ pub(crate) fn delete_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
 }
 
-/// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol boot, scope global) in place of any
-/// route to `subnet` that has no metric either.
-pub(crate) fn put_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
+/// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol as `numbering` says, scope global) in place of
+/// any route to `subnet` that has no metric either.
+pub(crate) fn put_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr, numbering: Numbering) -> Request {
     Request {
-        message: RouteNetlinkMessage::NewRoute(onlink(ifindex, subnet, gateway)),
+        message: RouteNetlinkMessage::NewRoute(onlink(ifindex, subnet, gateway, numbering)),
         flags: NLM_F_CREATE | NLM_F_REPLACE,
     }
 }
 
 /// Deletes that route, and no other.
-pub(crate) fn delete_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
-    Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway)), flags: 0 }
+pub(crate) fn delete_onlink(
+    ifindex: u32,
+    subnet: IpNetwork,
+    gateway: IpAddr,
+    numbering: Numbering,
+) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway, numbering)), flags: 0 }
 }
 
 fn blackhole(subnet: IpNetwork) -> RouteMessage {
     route(subnet, RouteType::BlackHole)
 }
 
-fn onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> RouteMessage {
-    via(subnet, ifindex, gateway, RouteFlags::Onlink)
+fn onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr, numbering: Numbering) -> RouteMessage {
+    let mut message = via(subnet, ifindex, gateway, RouteFlags::Onlink);
+    message.header.protocol = numbering.protocol(subnet);
+    message
 }
 
 fn via(subnet: IpNetwork, ifindex: u32, gateway: IpAddr, flags: RouteFlags) -> RouteMessage {
@@ -309,7 +323,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         gateway,
         metric,
         onlink: header.flags.contains(RouteFlags::Onlink),
-        boot: header.protocol == RouteProtocol::Boot,
+        protocol: header.protocol,
     })
 }
 
