@@ -30,6 +30,9 @@ pub struct KernelDatapath {
     direct: BTreeSet<IpNetwork>,
 }
 
+/// A numbered change, and what became of it.
+type Made<'a> = (&'a (usize, &'a Change), Result<(), NetlinkError>);
+
 /// The VXLAN device of one family.
 #[derive(Clone, Debug)]
 struct Overlay {
@@ -169,11 +172,7 @@ impl KernelDatapath {
     }
 
     /// Looks for routes that were to be deleted, and not found as those of a few, as those of many.
-    async fn delete_spread(
-        &mut self,
-        indices: &BTreeMap<Family, u32>,
-        results: &mut [(&(usize, &Change), Result<(), NetlinkError>)],
-    ) {
+    async fn delete_spread(&mut self, indices: &BTreeMap<Family, u32>, results: &mut [Made<'_>]) {
         let missed = |change: &Change, result: &Result<(), NetlinkError>| {
             matches!(change, Change::DeleteRoute { .. }) && result.as_ref().is_err_and(is_gone)
         };

@@ -15,6 +15,7 @@ mod interface;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
+mod next_hop;
 mod pod_places;
 mod pods;
 pub(crate) mod protocol;
