@@ -19,6 +19,7 @@ pub mod datapath;
 pub mod exempt;
 pub mod family;
 mod gojson;
+mod heap;
 pub mod install;
 pub mod lease;
 pub mod lock;

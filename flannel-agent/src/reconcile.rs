@@ -18,6 +18,7 @@ use tracing::info;
 use crate::{
     datapath::{Datapath, ObserveError},
     family::Family,
+    heap,
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
     plan::{
@@ -94,8 +95,7 @@ pub struct Reconciler<D, H, L> {
     surroundings: Surroundings,
     next_hops: NextHops,
     plan: Plan,
-    /// The plan of the last pass after which nothing was left to do.
-    settled: Option<State>,
+    settled: Settled,
     pending: Pending,
     journal: Journal,
     due: Due,
@@ -106,6 +106,32 @@ pub struct Reconciler<D, H, L> {
     failed_reads: u32,
     summary: watch::Sender<Summary>,
     heart: Heart,
+}
+
+/// The plan of the last pass after which nothing was left to do.
+#[derive(Debug)]
+enum Settled {
+    /// There was no such pass.
+    Never,
+    /// That of the last pass.
+    AsPlanned,
+    /// An earlier one.
+    At(Box<State>),
+}
+
+impl Settled {
+    fn is_reached(&self) -> bool {
+        !matches!(self, Self::Never)
+    }
+
+    /// After the plan has changed from `before`, and all is `done` or not.
+    fn after(&mut self, done: bool, before: impl FnOnce() -> State) {
+        if done {
+            *self = Self::AsPlanned;
+        } else if matches!(self, Self::AsPlanned) {
+            *self = Self::At(Box::new(before()));
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +165,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             surroundings: Surroundings::default(),
             next_hops: NextHops::new(),
             plan: Plan::default(),
-            settled: None,
+            settled: Settled::Never,
             pending: Pending::default(),
             journal: Journal::default(),
             due: Due {
@@ -186,19 +212,13 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = &mut stop => return self.datapath,
                 () = self.heart.beat() => {}
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
-                () = sleep_until(self.due.look), if self.settled.is_some() => self.look().await,
+                () = sleep_until(self.due.look), if self.settled.is_reached() => self.look().await,
                 Ok(()) = self.locals.changed() => self.on_local(),
                 event = self.source.next() => self.on_lease(event).await,
                 () = changed(&mut self.exemptions) => {
                     self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
-                changed = self.host.changed() => {
-                    if changed.routes || changed.addresses {
-                        self.pending.hurry(Instant::now());
-                    }
-                    self.due.changed |= changed;
-                    self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
-                }
+                changed = self.host.changed() => self.heard(changed),
             }
         }
     }
@@ -227,6 +247,15 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
         let settle = SETTLE.max(self.length);
         self.due.leases.get_or_insert_with(|| Instant::now() + settle);
+    }
+
+    /// Lets a pass follow for what changed.
+    fn heard(&mut self, changed: Changed) {
+        if changed.routes || changed.addresses {
+            self.pending.hurry(Instant::now());
+        }
+        self.due.changed |= changed;
+        self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
     }
 
     /// Looks at maps and programs, and lets a pass follow at once if they are not as planned.
@@ -270,8 +299,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             self.due.full = start + FULL;
         }
         let changed = if full { Changed::EVERYTHING } else { changed };
+        let mut at_once = false;
         match self.pass(changed, start).await {
             Ok(again) => {
+                at_once = again;
                 self.failed_reads = 0;
                 self.journal.read();
                 self.due.retry = self.pending.next_due();
@@ -280,6 +311,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                     self.due.changed = Changed::EVERYTHING;
                     self.due.changed_at = Some(start);
                 }
+                heap::trim();
             }
             Err(error) => {
                 self.journal.read_failed(&error.to_string());
@@ -294,7 +326,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         if full {
             self.due.full = start + (self.length * FULL_REST).clamp(FULL, LONGEST_FULL);
         }
-        let rest = if self.due.changed_at.is_some() { Duration::ZERO } else { self.length * REST };
+        let rest = if at_once { Duration::ZERO } else { self.length * REST };
         self.due.rest = Instant::now() + rest;
     }
 
@@ -343,7 +375,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         self.journal.on_kernel(&plan.on_kernel);
         let retry = self.pending.next_due().is_some_and(|due| due <= now);
         if plan.state == self.plan.state
-            && self.settled.is_some()
+            && self.settled.is_reached()
             && !(changed.overlay || changed.overrun || retry)
         {
             self.plan = plan;
@@ -352,8 +384,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
         let observed = self.datapath.observe().await?;
         let again = self.bring_about(&plan, &observed, now).await;
-        self.journal.peers(&plan.peers);
-        self.plan = plan;
+        self.journal.peers(&self.plan.peers, &plan.peers);
+        let before = std::mem::replace(&mut self.plan, plan);
+        self.settled.after(self.pending.is_empty(), || before.state);
         self.report(true);
         Ok(again)
     }
@@ -363,27 +396,30 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let changes = delta(&plan.state, observed);
         // What the last plan had not, or what is left to do since all was done: while a change fails for long, others
         // come and go.
-        let planned: Option<BTreeSet<_>> = self.settled.as_ref().map(|settled| {
-            let news = [settled, &self.plan.state].map(|before| delta(&plan.state, before));
-            news.iter().flatten().map(Change::slot).collect()
-        });
+        let slots = |before| delta(&plan.state, before).iter().map(Change::slot).collect::<BTreeSet<_>>();
+        let planned = match &self.settled {
+            Settled::Never => None,
+            Settled::AsPlanned => Some(slots(&self.plan.state)),
+            Settled::At(settled) => Some(&slots(settled) | &slots(&self.plan.state)),
+        };
         let ready = self.pending.ready(changes, now);
         let repairs =
             |change: &Change| planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
         let again = self.apply(&ready, repairs).await;
-        if self.pending.is_empty() {
-            if self.settled.is_none() {
-                self.journal.in_place(plan.followed(), ready.len());
-            }
-            self.settled = Some(plan.state.clone());
+        if self.pending.is_empty() && !self.settled.is_reached() {
+            self.journal.in_place(plan.followed(), ready.len());
         }
         again
     }
 
     /// Makes `changes`, of which some are `repairs`; whether a device is new.
     async fn apply(&mut self, changes: &[Change], repairs: impl Fn(&Change) -> bool) -> bool {
+        self.host.making(changes);
         let results = self.datapath.apply(changes).await;
-        self.host.made(changes);
+        let heard = self.host.made(changes);
+        if heard.any() {
+            self.heard(heard);
+        }
         let mut new_device = false;
         for (change, result) in changes.iter().zip(results) {
             new_device |= result.is_ok() && matches!(change, Change::PutDevice(_));

@@ -45,7 +45,7 @@ impl Follower {
         external: ExternalInterface,
     ) -> Result<(Self, watch::Receiver<ExternalInterface>), NetlinkError> {
         let (tell, told) = watch::channel(external.clone());
-        let (netlink, monitor) = (Netlink::open()?, Monitor::open()?);
+        let (netlink, monitor) = (Netlink::open()?, Monitor::of_interfaces()?);
         Ok((Self { choice, netlink, monitor, standing: Standing::of(external), tell }, told))
     }
 
@@ -99,6 +99,8 @@ impl Follower {
         if let Some(external) = news {
             self.tell.send_replace(external);
         }
+        // A new route may make a choice possible where there was none.
+        self.monitor.hear_routes(self.standing.lost.is_some());
         Ok(None)
     }
 

@@ -10,7 +10,8 @@ use super::{ChangeError, Datapath, ObserveError};
 use crate::{
     family::{Family, overlap},
     netlink::{
-        FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, Stray, address, link, neighbour, route,
+        FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, Stray, address, link, neighbour,
+        protocol::Numbering, route,
     },
     plan::{Change, DirectRoute, State, VxlanDevice},
 };
@@ -19,7 +20,7 @@ use crate::{
 ///
 /// A later process recognises all of it: a device by its name and attributes, and on the device the
 /// addresses within the network of its family, the permanent neighbours and forwarding entries, and the routes that are
-/// `via GATEWAY onlink` with protocol boot. Routes past the device are recognised as [`Stray`] says, and those
+/// `via GATEWAY onlink` with protocol boot, or the one that [`Numbering`] gives it among many. Routes past the device are recognised as [`Stray`] says, and those
 /// this process has made, whatever they look like.
 pub struct KernelDatapath {
     netlink: Netlink,
@@ -28,6 +29,9 @@ pub struct KernelDatapath {
     /// Subnets this process has put a direct route to and not taken it away.
     direct: BTreeSet<IpNetwork>,
 }
+
+/// A numbered change, and what became of it.
+type Made<'a> = (&'a (usize, &'a Change), Result<(), NetlinkError>);
 
 /// The VXLAN device of one family.
 #[derive(Clone, Debug)]
@@ -151,16 +155,39 @@ impl KernelDatapath {
         indices: &BTreeMap<Family, u32>,
         changes: &[(usize, &Change)],
     ) -> Vec<(usize, Result<(), ChangeError>)> {
+        let put = |(_, change): &&(usize, &Change)| matches!(change, Change::PutRoute { .. });
+        let numbering = Numbering::of_many(changes.iter().filter(put).count());
         let requests: Vec<Request> = changes
             .iter()
-            .filter_map(|(_, change)| request(*indices.get(&change.device()?)?, change))
+            .filter_map(|(_, change)| request(*indices.get(&change.device()?)?, change, numbering))
             .collect();
         let results = self.netlink.transact(&requests).await;
-        let settled = changes.iter().zip(results).map(|((n, change), result)| match result {
+        let mut results: Vec<_> = changes.iter().zip(results).collect();
+        self.delete_spread(indices, &mut results).await;
+        let settled = results.into_iter().map(|((n, change), result)| match result {
             Err(error) if change.is_removal() && is_gone(&error) => (*n, Ok(())),
             result => (*n, result.map_err(ChangeError::from)),
         });
         settled.collect()
+    }
+
+    /// Looks for routes that were to be deleted, and not found as those of a few, as those of many.
+    async fn delete_spread(&mut self, indices: &BTreeMap<Family, u32>, results: &mut [Made<'_>]) {
+        let missed = |change: &Change, result: &Result<(), NetlinkError>| {
+            matches!(change, Change::DeleteRoute { .. }) && result.as_ref().is_err_and(is_gone)
+        };
+        let again: Vec<Request> = results
+            .iter()
+            .filter(|((_, change), result)| missed(change, result))
+            .filter_map(|((_, change), _)| {
+                request(*indices.get(&change.device()?)?, change, Numbering::Spread)
+            })
+            .collect();
+        let found = self.netlink.transact(&again).await;
+        let missing = results.iter_mut().filter(|((_, change), result)| missed(change, result));
+        for ((_, result), found) in missing.zip(found) {
+            *result = found;
+        }
     }
 
     /// What is on the device of a family, if that is there.
@@ -312,7 +339,7 @@ fn is_compatible(link: &Link, wanted: &VxlanDevice) -> bool {
 }
 
 /// The request that makes a change of what is on the device.
-fn request(index: u32, change: &Change) -> Option<Request> {
+fn request(index: u32, change: &Change, numbering: Numbering) -> Option<Request> {
     Some(match *change {
         Change::PutAddress(address) => address::put(index, address),
         Change::DeleteAddress(address) => address::delete(index, address),
@@ -320,8 +347,8 @@ fn request(index: u32, change: &Change) -> Option<Request> {
         Change::DeleteFdb { mac, public_ip } => neighbour::delete_fdb(index, FdbEntry { mac, public_ip }),
         Change::PutNeighbour { address, mac } => neighbour::put(index, address, mac),
         Change::DeleteNeighbour(address) => neighbour::delete(index, address),
-        Change::PutRoute { subnet, via } => route::put_onlink(index, subnet, via),
-        Change::DeleteRoute { subnet, via } => route::delete_onlink(index, subnet, via),
+        Change::PutRoute { subnet, via } => route::put_onlink(index, subnet, via, numbering),
+        Change::DeleteRoute { subnet, via } => route::delete_onlink(index, subnet, via, numbering),
         _ => return None,
     })
 }

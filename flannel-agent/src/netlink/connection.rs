@@ -125,8 +125,17 @@ impl Netlink {
         &mut self,
         query: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.dump_as(query, Some).await
+    }
+
+    /// Reads a table, and of its objects what `read` makes of them: as they come they take ten times the room.
+    pub(crate) async fn dump_as<T: Send>(
+        &mut self,
+        query: RouteNetlinkMessage,
+        read: impl Fn(RouteNetlinkMessage) -> Option<T> + Send + Sync,
+    ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_TRIES {
-            if let Some(table) = self.dump_once(query.clone()).await? {
+            if let Some(table) = self.dump_once(query.clone(), &read).await? {
                 return Ok(table);
             }
         }
@@ -134,10 +143,11 @@ impl Netlink {
     }
 
     /// The table, or nothing if it changed meanwhile and may be incomplete.
-    async fn dump_once(
+    async fn dump_once<T: Send>(
         &mut self,
         query: RouteNetlinkMessage,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+        read: &(impl Fn(RouteNetlinkMessage) -> Option<T> + Send + Sync),
+    ) -> Result<Option<Vec<T>>, NetlinkError> {
         self.renew()?;
         self.sequence = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
@@ -157,7 +167,7 @@ impl Netlink {
                 }
                 consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(object) => table.push(object),
+                    NetlinkPayload::InnerMessage(object) => table.extend(read(object)),
                     NetlinkPayload::Done(done) => {
                         self.unfinished = false;
                         if done.code < 0 {

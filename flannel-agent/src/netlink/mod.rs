@@ -15,8 +15,10 @@ mod interface;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
+mod next_hop;
 mod pod_places;
 mod pods;
+pub(crate) mod protocol;
 pub(crate) mod route;
 pub(crate) mod tc;
 

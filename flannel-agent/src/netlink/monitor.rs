@@ -20,8 +20,12 @@ use super::{
 /// Receive buffer, bytes: room for the notices of some ten thousand objects that change at once.
 const RECEIVE_BUFFER: usize = 16 << 20;
 const DATAGRAM: usize = 64 << 10;
-/// RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE.
-const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
+/// RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR.
+const INTERFACES: u32 = 0x1 | 0x10 | 0x100;
+/// RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE.
+const ROUTES: u32 = 0x40 | 0x400;
+/// RTMGRP_NEIGH.
+const NEIGHBOURS: u32 = 0x4;
 
 /// What changed since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,13 +66,52 @@ impl BitOrAssign for Changed {
 /// Listens to the kernel's notices about links, addresses, neighbours and routes.
 pub struct Monitor {
     socket: Option<TokioSocket>,
+    /// RTMGRP_* bits.
+    groups: u32,
     datagram: Vec<u8>,
 }
 
 impl Monitor {
-    /// Starts to listen. Needs a Tokio runtime.
+    /// Starts to listen to all that [`Changed`] tells apart. Needs a Tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Some(open(RECEIVE_BUFFER, GROUPS)?), datagram: Vec::new() })
+        Self::of(INTERFACES | ROUTES | NEIGHBOURS)
+    }
+
+    /// Starts to listen to interfaces and their addresses alone. Every listener costs whoever changes a table of ten
+    /// thousand entries one more copy of each.
+    pub fn of_interfaces() -> Result<Self, NetlinkError> {
+        Self::of(INTERFACES)
+    }
+
+    fn of(groups: u32) -> Result<Self, NetlinkError> {
+        Ok(Self { socket: Some(open(RECEIVE_BUFFER, groups)?), groups, datagram: Vec::new() })
+    }
+
+    /// From now on also listens to routes, or no longer does. Where that is news, the next [`Monitor::changed`]
+    /// reports an overrun.
+    pub fn hear_routes(&mut self, wanted: bool) {
+        let groups = if wanted { self.groups | ROUTES } else { self.groups & !ROUTES };
+        if groups != self.groups {
+            self.groups = groups;
+            self.pause();
+        }
+    }
+
+    /// Listens to nothing until it is asked again, which will be told that notices were missed.
+    pub fn pause(&mut self) {
+        self.socket = None;
+    }
+
+    /// Listens again after a pause; whether there was one.
+    ///
+    /// # Errors
+    /// There is no socket to be had. The next call of [`Monitor::changed`] tries again.
+    pub fn resume(&mut self) -> Result<bool, NetlinkError> {
+        let paused = self.socket.is_none();
+        if paused {
+            self.socket = Some(open(RECEIVE_BUFFER, self.groups)?);
+        }
+        Ok(paused)
     }
 
     /// Waits until something changed that can matter to us, and tells all that has been noticed by then.
@@ -77,14 +120,8 @@ impl Monitor {
     /// # Errors
     /// The socket failed. The next call opens another and reports an overrun, since notices were missed.
     pub async fn changed(&mut self, overlays: &BTreeSet<u32>) -> Result<Changed, NetlinkError> {
-        let mut changed = Changed::default();
-        let socket = match &mut self.socket {
-            Some(socket) => socket,
-            none => {
-                changed.overrun = true;
-                none.insert(open(RECEIVE_BUFFER, GROUPS)?)
-            }
-        };
+        let mut changed = Changed { overrun: self.resume()?, ..Changed::default() };
+        let Some(socket) = &mut self.socket else { return Ok(changed) };
         // The first wait is for whatever comes; what else has come by then is taken along without waiting.
         while !changed.any() {
             self.datagram.clear();

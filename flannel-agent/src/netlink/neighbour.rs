@@ -33,8 +33,11 @@ impl Netlink {
         let mut query = NeighbourMessage::default();
         query.header.family = address_family(family);
         query.attributes = vec![NeighbourAttribute::IfIndex(ifindex)];
-        let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
-        Ok(permanent(table, ifindex)
+        let table = self
+            .dump_as(RouteNetlinkMessage::GetNeighbour(query), |object| permanent(object, ifindex))
+            .await?;
+        Ok(table
+            .into_iter()
             .filter_map(|(destination, mac, _)| match destination? {
                 NeighbourAddress::Inet(address) => Some((address.into(), mac)),
                 NeighbourAddress::Inet6(address) => Some((address.into(), mac)),
@@ -49,13 +52,13 @@ impl Netlink {
         let mut query = NeighbourMessage::default();
         query.header.family = AddressFamily::Bridge;
         query.header.ifindex = ifindex;
-        let table = self.dump(RouteNetlinkMessage::GetNeighbour(query)).await?;
-        Ok(permanent(table, ifindex)
-            .filter(|(_, mac, flags)| flags.contains(NeighbourFlags::Own) && *mac != Mac([0; 6]))
-            .filter_map(|(destination, mac, _)| {
-                Some(FdbEntry { mac, public_ip: self::destination(&destination?)? })
-            })
-            .collect())
+        self.dump_as(RouteNetlinkMessage::GetNeighbour(query), |object| {
+            let (destination, mac, flags) = permanent(object, ifindex)?;
+            let ours = flags.contains(NeighbourFlags::Own) && mac != Mac([0; 6]);
+            let public_ip = self::destination(&destination?)?;
+            ours.then_some(FdbEntry { mac, public_ip })
+        })
+        .await
     }
 }
 
@@ -76,29 +79,28 @@ pub(super) fn destination(destination: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
+/// Destination, MAC and flags of a permanent entry of an interface.
 fn permanent(
-    table: Vec<RouteNetlinkMessage>,
+    object: RouteNetlinkMessage,
     ifindex: u32,
-) -> impl Iterator<Item = (Option<NeighbourAddress>, Mac, NeighbourFlags)> {
-    table.into_iter().filter_map(move |object| {
-        let RouteNetlinkMessage::NewNeighbour(message) = object else { return None };
-        let header = &message.header;
-        let permanent = u16::from(header.state) & u16::from(NeighbourState::Permanent) != 0;
-        if header.ifindex != ifindex || !permanent {
-            return None;
+) -> Option<(Option<NeighbourAddress>, Mac, NeighbourFlags)> {
+    let RouteNetlinkMessage::NewNeighbour(message) = object else { return None };
+    let header = &message.header;
+    let permanent = u16::from(header.state) & u16::from(NeighbourState::Permanent) != 0;
+    if header.ifindex != ifindex || !permanent {
+        return None;
+    }
+    let flags = header.flags;
+    let mut destination = None;
+    let mut mac = None;
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(address) => destination = Some(address),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+            _ => {}
         }
-        let flags = header.flags;
-        let mut destination = None;
-        let mut mac = None;
-        for attribute in message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(address) => destination = Some(address),
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
-                _ => {}
-            }
-        }
-        Some((destination, mac?, flags))
-    })
+    }
+    Some((destination, mac?, flags))
 }
 
 /// Puts a permanent neighbour in place of any there is.

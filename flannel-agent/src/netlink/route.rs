@@ -10,24 +10,24 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-        RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
     },
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, Request, address_family};
+use super::{
+    Netlink, NetlinkError, Request, address_family,
+    protocol::{self, Numbering},
+};
 use crate::{
     config::Pool,
     family::{Family, overlap},
-    plan::{DirectRoute, NextHop, NextHops, NoHop},
+    plan::DirectRoute,
 };
 
 /// The metric of an IPv6 route that is given none (include/uapi/linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
 const IPV6_METRIC: u32 = 1024;
-
-/// Up to so many addresses, each is asked for the route behind its next hop.
-const FEW: usize = 64;
 
 /// A unicast route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,24 +37,28 @@ pub(crate) struct Route {
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) metric: u32,
     onlink: bool,
-    boot: bool,
+    protocol: RouteProtocol,
 }
 
 impl Route {
-    /// Whether it has what all routes of flannel have: protocol boot, no metric given, and `onlink` over a VXLAN device
-    /// only.
+    /// Whether it has what all routes of flannel have: protocol boot, or over a VXLAN device one that stands for it
+    /// among many, no metric given, and `onlink` over a VXLAN device only.
     pub(super) fn is_as_ours(&self, over_device: bool) -> bool {
         let unasked = match Family::of_network(self.destination) {
             Family::V4 => 0,
             Family::V6 => IPV6_METRIC,
         };
-        self.boot && self.metric == unasked && self.onlink == over_device
+        let made_by_us = match over_device {
+            true => protocol::is_ours(self.destination, self.protocol),
+            false => self.protocol == RouteProtocol::Boot,
+        };
+        made_by_us && self.metric == unasked && self.onlink == over_device
     }
 }
 
 impl Netlink {
     /// The routes of one family over a VXLAN device that are as flannel makes them: `via GATEWAY onlink`, protocol
-    /// boot, no metric. Others are nobody's business.
+    /// boot or one of ours, no metric. Others are nobody's business.
     pub async fn onlink_routes(
         &mut self,
         family: Family,
@@ -104,17 +108,17 @@ impl Netlink {
         query.header.table = RouteHeader::RT_TABLE_MAIN;
         query.header.kind = RouteType::Unicast;
         query.attributes = ifindex.map(RouteAttribute::Oif).into_iter().collect();
-        let table = self.dump(RouteNetlinkMessage::GetRoute(query)).await?;
-        Ok(table
-            .iter()
-            .filter_map(|object| match object {
-                RouteNetlinkMessage::NewRoute(message) => read(message),
-                _ => None,
-            })
-            // A kernel without IPv6 may answer with IPv4.
-            .filter(|route| Family::of_network(route.destination) == family)
-            .filter(|route| ifindex.is_none_or(|wanted| wanted == route.ifindex))
-            .collect())
+        let read = |object| match object {
+            RouteNetlinkMessage::NewRoute(message) => read(&message),
+            _ => None,
+        };
+        let mut routes = self.dump_as(RouteNetlinkMessage::GetRoute(query), read).await?;
+        // A kernel without IPv6 may answer with IPv4.
+        routes.retain(|route| {
+            Family::of_network(route.destination) == family
+                && ifindex.is_none_or(|wanted| wanted == route.ifindex)
+        });
+        Ok(routes)
     }
 
     /// Adds `blackhole SUBNET` to the main table, protocol boot. Whether it was added: a route to `subnet`,
@@ -127,56 +131,6 @@ impl Netlink {
             Some(Err(error)) => Err(error),
             Some(Ok(())) | None => Ok(true),
         }
-    }
-
-    /// How packets from `source` reach each of `destinations`, all of its family, or why there is no one next hop on an
-    /// Ethernet link.
-    ///
-    /// The kernel is asked twice about each: its answer to which way a packet takes has the path MTU it has
-    /// learned, but of several next hops only the one it would choose now.
-    pub async fn next_hops(
-        &mut self,
-        source: IpAddr,
-        destinations: &BTreeSet<IpAddr>,
-    ) -> Result<NextHops, NetlinkError> {
-        if destinations.is_empty() {
-            return Ok(NextHops::new());
-        }
-        let mtus: BTreeMap<u32, u32> =
-            self.links().await?.into_iter().map(|link| (link.index, link.mtu)).collect();
-        // To a few, all are asked; for many, one look at all routes may spare half the questions.
-        let multipath = destinations.len() <= FEW || self.has_multipath(source).await?;
-        let ask = |flags| destinations.iter().map(move |destination| get(source, *destination, flags));
-        let mut requests: Vec<_> = ask(RouteFlags::empty()).collect();
-        if multipath {
-            requests.extend(ask(RouteFlags::FibMatch));
-        }
-        let answers = self.exchange(&requests).await?;
-        let (ways, entries) = answers.split_at(destinations.len());
-        let hops = destinations.iter().zip(ways).enumerate().map(|(n, (destination, way))| {
-            let hop = match (way, entries.get(n)) {
-                (Ok(Some(_)), Some(Ok(Some(RouteNetlinkMessage::NewRoute(entry)))))
-                    if is_multipath(entry) =>
-                {
-                    Err(NoHop::Multipath)
-                }
-                (Ok(Some(RouteNetlinkMessage::NewRoute(way))), _) => next_hop(*destination, way, &mtus),
-                _ => Err(NoHop::NoRoute),
-            };
-            (*destination, hop)
-        });
-        Ok(hops.collect())
-    }
-
-    /// Whether any route of the family of `source`, in whichever table, has several next hops.
-    async fn has_multipath(&mut self, source: IpAddr) -> Result<bool, NetlinkError> {
-        let mut query = RouteMessage::default();
-        query.header.address_family =
-            if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let routes = self.dump(RouteNetlinkMessage::GetRoute(query)).await?;
-        Ok(routes
-            .iter()
-            .any(|object| matches!(object, RouteNetlinkMessage::NewRoute(route) if is_multipath(route))))
     }
 }
 
@@ -219,26 +173,33 @@ pub(crate) fn delete_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
 }
 
-/// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol boot, scope global) in place of any
-/// route to `subnet` that has no metric either.
-pub(crate) fn put_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
+/// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol as `numbering` says, scope global) in place of
+/// any route to `subnet` that has no metric either.
+pub(crate) fn put_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr, numbering: Numbering) -> Request {
     Request {
-        message: RouteNetlinkMessage::NewRoute(onlink(ifindex, subnet, gateway)),
+        message: RouteNetlinkMessage::NewRoute(onlink(ifindex, subnet, gateway, numbering)),
         flags: NLM_F_CREATE | NLM_F_REPLACE,
     }
 }
 
 /// Deletes that route, and no other.
-pub(crate) fn delete_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
-    Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway)), flags: 0 }
+pub(crate) fn delete_onlink(
+    ifindex: u32,
+    subnet: IpNetwork,
+    gateway: IpAddr,
+    numbering: Numbering,
+) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway, numbering)), flags: 0 }
 }
 
 fn blackhole(subnet: IpNetwork) -> RouteMessage {
     route(subnet, RouteType::BlackHole)
 }
 
-fn onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> RouteMessage {
-    via(subnet, ifindex, gateway, RouteFlags::Onlink)
+fn onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr, numbering: Numbering) -> RouteMessage {
+    let mut message = via(subnet, ifindex, gateway, RouteFlags::Onlink);
+    message.header.protocol = numbering.protocol(subnet);
+    message
 }
 
 fn via(subnet: IpNetwork, ifindex: u32, gateway: IpAddr, flags: RouteFlags) -> RouteMessage {
@@ -260,17 +221,6 @@ fn route(subnet: IpNetwork, kind: RouteType) -> RouteMessage {
     message.header.kind = kind;
     message.attributes = vec![RouteAttribute::Destination(subnet.network().into())];
     message
-}
-
-fn get(source: IpAddr, destination: IpAddr, flags: RouteFlags) -> Request {
-    let mut message = RouteMessage::default();
-    message.header.address_family = address_family(Family::of(destination));
-    message.header.destination_prefix_length = IpNetwork::from(destination).prefix();
-    message.header.source_prefix_length = IpNetwork::from(source).prefix();
-    message.header.flags = flags;
-    message.attributes =
-        vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Source(source.into())];
-    Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
 }
 
 pub(super) fn read(message: &RouteMessage) -> Option<Route> {
@@ -309,53 +259,14 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         gateway,
         metric,
         onlink: header.flags.contains(RouteFlags::Onlink),
-        boot: header.protocol == RouteProtocol::Boot,
+        protocol: header.protocol,
     })
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some((*v4).into()),
         RouteAddress::Inet6(v6) => Some((*v6).into()),
         _ => None,
     }
-}
-
-fn is_multipath(entry: &RouteMessage) -> bool {
-    entry
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, RouteAttribute::MultiPath(hops) if hops.len() > 1))
-}
-
-fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Result<NextHop, NoHop> {
-    if route.header.kind != RouteType::Unicast {
-        return Err(NoHop::Special);
-    }
-    let mut ifindex = None;
-    let mut gateway = None;
-    let mut limit = None;
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
-                return Err(NoHop::Special);
-            }
-            RouteAttribute::Metrics(metrics) => {
-                limit = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    let ifindex = ifindex.ok_or(NoHop::Special)?;
-    let link = *mtus.get(&ifindex).ok_or(NoHop::NoRoute)?;
-    Ok(NextHop {
-        ifindex,
-        address: gateway.unwrap_or(destination),
-        mtu: limit.map_or(link, |limit| limit.min(link)),
-    })
 }

@@ -233,14 +233,15 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             state.addresses.insert(stack.subnet.network().into());
         }
     }
+    let tunnelled =
+        || peers.iter().filter_map(|(subnet, peer)| Some((subnet, peer.way.vtep_mac()?, peer.public_ip)));
+    // Collected rather than inserted: of a map that grows in order, half of each node stays empty.
+    state.neighbours = tunnelled().map(|(subnet, mac, _)| (subnet.network(), mac)).collect();
+    state.fdb = tunnelled().map(|(subnet, mac, to)| ((Family::of_network(*subnet), mac), to)).collect();
+    state.routes = tunnelled().map(|(subnet, ..)| (*subnet, subnet.network())).collect();
     for (subnet, peer) in &peers {
         match peer.way {
-            Way::Vxlan(mac) => {
-                let base = subnet.network();
-                state.neighbours.insert(base, mac);
-                state.fdb.insert((Family::of(base), mac), peer.public_ip);
-                state.routes.insert(*subnet, base);
-            }
+            Way::Vxlan(_) => {}
             Way::Direct => {
                 let ifindex = match inputs.next_hops.get(&peer.public_ip) {
                     Some(Ok(hop)) if local.direct_routing => hop.ifindex,

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::RangeInclusive,
 };
 
 use ipnetwork::IpNetwork;
@@ -15,6 +16,7 @@ use super::{BpfState, BpfStateV6, Change, Inputs, Plan, Skip, State, delta, plan
 use crate::{
     family::Family,
     lease::{Lease, LeaseSubnet, Leases},
+    mac::Mac,
 };
 
 /// The plan of one lease, before and after it changed.
@@ -33,7 +35,7 @@ impl Patch {
             return None;
         }
         let after = inputs.leases.get(&subnet);
-        let ours: BTreeSet<IpAddr> = before.into_iter().chain(after).flat_map(addresses).collect();
+        let ours: Vec<IpAddr> = before.into_iter().chain(after).flat_map(addresses).collect();
         let mut others = inputs.leases.iter().filter(|(key, _)| **key != subnet);
         if others.any(|(_, lease)| addresses(lease).any(|address| ours.contains(&address))) {
             return None;
@@ -57,12 +59,23 @@ impl Patch {
         {
             return false;
         }
-        let ours: Vec<_> = before.iter().chain(after).collect();
-        let bases: BTreeSet<_> = ours.iter().map(|(subnet, _)| subnet.network()).collect();
-        let macs: BTreeSet<_> = ours.iter().filter_map(|(_, peer)| peer.mac).collect();
-        plan.peers.iter().filter(|(subnet, _)| !before.contains_key(*subnet)).all(|(subnet, peer)| {
-            !bases.contains(&subnet.network()) && peer.mac.is_none_or(|mac| !macs.contains(&mac))
-        })
+        let ours = || before.iter().chain(after);
+        let mut bases = ours().map(|(subnet, _)| subnet.network());
+        let mut macs = ours().filter_map(|(_, peer)| peer.mac);
+        let others = |subnet: &IpNetwork| !before.contains_key(subnet);
+        bases.all(|base| !plan.peers.range(beginning_with(base)).any(|(subnet, _)| others(subnet)))
+            && macs.all(|mac| !self.is_anothers(mac, plan))
+    }
+
+    /// Whether a peer of `plan` that we are not publishes `mac`. None that has our address is asked about.
+    fn is_anothers(&self, mac: Mac, plan: &Plan) -> bool {
+        let (ours, all) = (&self.before.state, &plan.state);
+        let key = |family| (family, mac);
+        let tunnelled =
+            Family::BOTH.map(key).iter().any(|key| all.fdb.contains_key(key) && !ours.fdb.contains_key(key));
+        // The kernel is not told the MACs of those that are reached without the tunnel.
+        let mut direct = all.direct_routes.keys().filter(|subnet| !self.before.peers.contains_key(*subnet));
+        tunnelled || direct.any(|subnet| plan.peers.get(subnet).is_some_and(|peer| peer.mac == Some(mac)))
     }
 
     /// Whether the lengths of leased prefixes, which the programs try one after the other, stay what they are.
@@ -99,8 +112,7 @@ impl Patch {
         self.apply_to_state(&mut plan.state);
     }
 
-    /// Brings the state of a plan up to date.
-    pub fn apply_to_state(&self, state: &mut State) {
+    fn apply_to_state(&self, state: &mut State) {
         let (before, after) = (&self.before.state, &self.after.state);
         // Named one by one, so that none is forgotten when there are more.
         let State { devices: _, addresses: _, neighbours, fdb, routes, direct_routes, bpf } = state;
@@ -125,6 +137,13 @@ impl Skip {
     fn is_for_anothers_sake(&self) -> bool {
         matches!(self, Self::SameBase(_) | Self::SameMac { .. })
     }
+}
+
+/// The subnets whose first address is `base`, of whichever length, as they are ordered.
+fn beginning_with(base: IpAddr) -> RangeInclusive<IpNetwork> {
+    let longest = IpNetwork::from(base);
+    let shortest = IpNetwork::new(base, 0).unwrap_or(longest);
+    shortest..=longest
 }
 
 /// The addresses a lease publishes. An IPv6-only node's has no IPv4 address, and says 0.0.0.0.

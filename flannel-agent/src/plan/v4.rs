@@ -19,14 +19,15 @@ pub(super) fn fill(bpf: &mut BpfState, inputs: &Inputs<'_>, stack: &LocalStack, 
         return;
     };
     let device = stack.device.as_ref();
-    for peer in peers {
-        let (IpNetwork::V4(subnet), IpAddr::V4(public_ip)) = (peer.subnet, peer.public_ip) else { continue };
-        let key = subnet_key(subnet);
-        bpf.peers.insert(key, peer_value(device, peer, public_ip));
-        if peer.is_source {
-            bpf.vteps.insert(public_ip.octets(), VtepV4 { subnet: key });
-        }
-    }
+    let of_family = || {
+        peers.iter().filter_map(|peer| match (peer.subnet, peer.public_ip) {
+            (IpNetwork::V4(subnet), IpAddr::V4(public_ip)) => Some((subnet_key(subnet), peer, public_ip)),
+            _ => None,
+        })
+    };
+    bpf.peers = of_family().map(|(key, peer, to)| (key, peer_value(device, peer, to))).collect();
+    let sources = of_family().filter(|(_, peer, _)| peer.is_source);
+    bpf.vteps = sources.map(|(key, _, from)| (from.octets(), VtepV4 { subnet: key })).collect();
     bpf.config = Some(Config {
         fast_path: local.fast_path,
         vtep: address.octets(),

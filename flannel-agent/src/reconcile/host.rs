@@ -20,6 +20,9 @@ use crate::{
 
 /// Between attempts to listen to the kernel again.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// Of more objects of the kernel than these the notices are not heard when we change them: to have each stored until
+/// it is read takes the kernel longer than the change itself. Everything is looked at afterwards instead.
+const DEAFENING: usize = 1024;
 
 /// What of the node a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,9 +45,16 @@ pub trait Host: Send {
     /// logged and what follows reports that anything may have changed. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Changed> + Send;
 
-    /// Takes note that we have made `changes` just now, so that the kernel's notices of them are no news.
-    fn made(&mut self, changes: &[Change]) {
+    /// Takes note that we are about to make `changes`.
+    fn making(&mut self, changes: &[Change]) {
         let _ = changes;
+    }
+
+    /// Takes note that we have made `changes` just now, so that the kernel's notices of them are no news; what else
+    /// changed meanwhile.
+    fn made(&mut self, changes: &[Change]) -> Changed {
+        let _ = changes;
+        Changed::default()
     }
 
     /// Looks around, as the node that `local` says it is.
@@ -63,28 +73,18 @@ pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
     overlays: BTreeSet<u32>,
-    /// Noticed, not told yet.
-    heard: Changed,
 }
 
 impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self {
-            netlink: Netlink::open()?,
-            monitor: Monitor::open()?,
-            overlays: BTreeSet::new(),
-            heard: Changed::default(),
-        })
+        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlays: BTreeSet::new() })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
-        if self.heard.any() {
-            return std::mem::take(&mut self.heard);
-        }
         match self.monitor.changed(&self.overlays).await {
             Ok(changed) => changed,
             Err(error) => {
@@ -95,8 +95,18 @@ impl Host for KernelHost {
         }
     }
 
-    fn made(&mut self, changes: &[Change]) {
-        self.heard |= self.monitor.heard_but(&self.overlays, &Echoes::of(changes));
+    fn making(&mut self, changes: &[Change]) {
+        if changes.iter().filter(|change| !change.is_bpf()).count() > DEAFENING {
+            self.monitor.pause();
+        }
+    }
+
+    fn made(&mut self, changes: &[Change]) -> Changed {
+        match self.monitor.resume() {
+            Ok(false) => self.monitor.heard_but(&self.overlays, &Echoes::of(changes)),
+            // Without a socket, whoever waits next tries again.
+            Ok(true) | Err(_) => Changed { overrun: true, ..Changed::default() },
+        }
     }
 
     async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {

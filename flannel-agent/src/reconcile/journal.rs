@@ -17,7 +17,6 @@ const LINES: usize = 20;
 /// What has been told, so that nothing is told twice.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    peers: BTreeMap<IpNetwork, Peer>,
     skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     on_kernel: BTreeMap<IpNetwork, NoHop>,
     read_error: Option<String>,
@@ -89,11 +88,11 @@ impl Journal {
         }
     }
 
-    /// The peers that are reached now.
-    pub(super) fn peers(&mut self, now: &BTreeMap<IpNetwork, Peer>) {
+    /// The peers that were reached, and those that are now.
+    pub(super) fn peers(&self, before: &BTreeMap<IpNetwork, Peer>, now: &BTreeMap<IpNetwork, Peer>) {
         let mut lines = Lines::default();
         for (subnet, peer) in now {
-            match self.peers.get(subnet) {
+            match before.get(subnet) {
                 None => lines.joined(subnet, peer),
                 Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
                     lines.moved(subnet, before, peer);
@@ -101,7 +100,7 @@ impl Journal {
                 Some(_) => {}
             }
         }
-        for (subnet, peer) in &self.peers {
+        for (subnet, peer) in before {
             if !now.contains_key(subnet) {
                 lines.left(subnet, peer);
             }
@@ -115,7 +114,6 @@ impl Journal {
                 "peers changed"
             );
         }
-        self.peers.clone_from(now);
     }
 
     /// What became of one lease.
@@ -123,16 +121,15 @@ impl Journal {
         let Plan { peers, skipped, .. } = patch.after();
         let mut lines = Lines::default();
         for (subnet, peer) in peers {
-            match self.peers.insert(*subnet, *peer) {
+            match patch.before().peers.get(subnet) {
                 None => lines.joined(subnet, peer),
                 Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
-                    lines.moved(subnet, &before, peer);
+                    lines.moved(subnet, before, peer);
                 }
                 Some(_) => {}
             }
         }
         for (subnet, peer) in patch.before().peers.iter().filter(|(subnet, _)| !peers.contains_key(*subnet)) {
-            self.peers.remove(subnet);
             lines.left(subnet, peer);
         }
         for (key @ (subnet, family), skip) in skipped {

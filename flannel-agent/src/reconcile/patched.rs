@@ -48,7 +48,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let due = self.due.leases.is_some() || self.due.exemptions.is_some();
         let unheard =
             self.exemptions.has_changed().unwrap_or(false) || self.locals.has_changed().unwrap_or(false);
-        if self.settled.is_none() || !self.pending.is_empty() || due || unheard || !self.burst.take(now) {
+        if !self.settled.is_reached() || !self.pending.is_empty() || due || unheard || !self.burst.take(now) {
             return false;
         }
         let Some(leases) = &self.leases else { return false };
@@ -68,12 +68,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         };
         let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };
         self.apply(&patch.changes(), |_| false).await;
+        let plan = &self.plan;
+        self.settled.after(self.pending.is_empty(), || plan.state.clone());
         patch.apply(&mut self.plan);
-        if self.pending.is_empty()
-            && let Some(settled) = &mut self.settled
-        {
-            patch.apply_to_state(settled);
-        }
         self.journal.patched(&patch);
         self.journal.on_kernel(&self.plan.on_kernel);
         self.due.retry = self.pending.next_due();

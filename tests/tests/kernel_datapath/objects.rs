@@ -74,6 +74,35 @@ fn follow_the_leases_and_are_repaired() {
     });
 }
 
+/// Above some number the kernel is given routes of several protocols, lest it compares each with all.
+#[test]
+fn of_very_many_are_still_found_replaced_and_deleted_as_stock_flannels() {
+    with_namespace(|| async {
+        let many = || 2..3000;
+        bring_to(&planned(many()).state).await;
+        assert_eq!(bring_to(&planned(many()).state).await, 0);
+        let protocol = |subnet: &str| ip_json(&format!("-d route show {subnet}"))[0]["protocol"].clone();
+        assert_ne!(protocol("10.1.3.0/24"), "boot");
+
+        // As an administrator, or stock flannel when it takes over.
+        ip("route delete 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink");
+        ip("route replace 10.1.3.0/24 via 10.1.3.0 dev flannel.1 onlink");
+        assert_eq!(ip("route show 10.1.3.0/24").trim(), "10.1.3.0/24 via 10.1.3.0 dev flannel.1 onlink");
+        assert_eq!(bring_to(&planned(many()).state).await, 1);
+        // Whoever deletes few finds those of many, and those of few.
+        assert_eq!(bring_to(&planned((5..3000).chain([3001])).state).await, 12);
+        assert_eq!(protocol("10.12.185.0/24"), "boot");
+
+        // Of a protocol that is none of ours for this subnet, it is somebody else's.
+        let other = if protocol("10.1.9.0/24") == "170" { 171 } else { 170 };
+        ip(&format!("route add 10.1.9.0/24 via 10.1.9.0 dev flannel.1 onlink proto {other} metric 7"));
+        bring_to(&planned([5]).state).await;
+        let left = ip("route show dev flannel.1");
+        let left: Vec<_> = left.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+        assert_eq!(left, ["10.1.5.0/24", "10.1.9.0/24"]);
+    });
+}
+
 /// Upstream's TestEnsureV4AddressOnLink.
 #[test]
 fn ensure_v4_address_on_link() {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
@@ -166,6 +166,21 @@ fn next_hops_of_ipv6_are_the_kernels() {
             Err(NoHop::Multipath),
         ];
         assert_eq!(told, expected);
+
+        // And the same among so many that they are asked about together, one of which a rule tells from the others.
+        ip("-6 rule add to 2001:db8::8 lookup 99");
+        ip("-6 route add blackhole default table 99");
+        let mut many = wanted.clone();
+        many.extend(
+            (0..1000u128).map(|n| IpAddr::from(Ipv6Addr::from((0x2001_0db8_u128 << 96) + 0x100 + n))),
+        );
+        let [ruled, free] = ["2001:db8::8", "2001:db8::9"].map(|text| text.parse::<IpAddr>().unwrap());
+        many.extend([ruled, free]);
+        let mut found = netlink.next_hops("2001:db8::1".parse().unwrap(), &many).await.unwrap();
+        assert_eq!(found.len(), many.len());
+        assert_eq!((found[&ruled], found[&free].map(|hop| hop.address)), (Err(NoHop::NoRoute), Ok(free)));
+        found.retain(|address, _| wanted.contains(address));
+        assert_eq!(found, hops);
     });
 }
 
@@ -236,5 +251,28 @@ fn lost_notices_are_reported_and_then_listening_goes_on() {
             monitor.changed(&BTreeSet::new()).await.unwrap(),
             Changed { routes: true, ..Changed::default() }
         );
+    });
+}
+
+#[test]
+fn a_pause_is_told_and_what_is_not_listened_to_is_not_heard() {
+    with_namespace(|| async {
+        let none = Changed::default();
+        let mut monitor = Monitor::of_interfaces().unwrap();
+        let no_overlays = BTreeSet::new();
+        ip("route add 172.16.0.0/24 via 192.0.2.254");
+        ip("link add one type bridge");
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { links: true, ..none });
+        monitor.hear_routes(true);
+        monitor.hear_routes(true);
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { overrun: true, ..none });
+        ip("route add 172.16.1.0/24 via 192.0.2.254");
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { routes: true, ..none });
+
+        monitor.pause();
+        ip("link add two type bridge");
+        assert!(monitor.resume().unwrap() && !monitor.resume().unwrap());
+        ip("link add three type bridge");
+        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { links: true, ..none });
     });
 }

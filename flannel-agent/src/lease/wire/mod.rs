@@ -1,6 +1,9 @@
 //! Leases as etcd holds them: the JSON of the value and the text of the key.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -14,14 +17,14 @@ pub use key::{KeyError, lease_key, parse_lease_key};
 
 mod key;
 
-/// JSON text, kept as it came.
+/// JSON text, kept as it came. Copies share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawJson(String);
+pub struct RawJson(Arc<str>);
 
 impl RawJson {
     /// Checks that `text` is one JSON value.
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str::<&RawValue>(text).map(|raw| Self(raw.get().to_owned()))
+        serde_json::from_str::<&RawValue>(text).map(|raw| Self(raw.get().into()))
     }
 
     /// The text.
@@ -138,7 +141,7 @@ impl LeaseAttrs {
     /// Attributes of a node of the vxlan backend at `address`. `data` and `v6_data` are of its devices of IPv4
     /// and IPv6.
     pub fn vxlan_node(address: NodeAddress, data: Option<VxlanData>, v6_data: Option<VxlanData>) -> Self {
-        let json = |data: Option<VxlanData>| data.map(|data| RawJson(data.to_json()));
+        let json = |data: Option<VxlanData>| data.map(|data| RawJson(data.to_json().into()));
         Self { backend_data: json(data), backend_v6_data: json(v6_data), ..Self::plain(address, VXLAN) }
     }
 
@@ -181,7 +184,7 @@ impl LeaseAttrs {
         let address = |text: &str| text.parse().ok();
         let data = |name| {
             let present = object.raw(name).map(RawValue::get).filter(|text| *text != "null");
-            present.map(|text| RawJson(text.to_owned()))
+            present.map(|text| RawJson(text.into()))
         };
         Ok(Self {
             public_ip: object
@@ -197,7 +200,7 @@ impl LeaseAttrs {
     /// The lease's value: compact JSON, byte for byte what flannel writes.
     pub fn to_json(&self) -> String {
         let raw = |data: &'_ Option<RawJson>| -> Option<Box<RawValue>> {
-            data.as_ref().and_then(|RawJson(text)| RawValue::from_string(text.clone()).ok())
+            data.as_ref().and_then(|RawJson(text)| RawValue::from_string(text.to_string()).ok())
         };
         let (backend_data, backend_v6_data) = (raw(&self.backend_data), raw(&self.backend_v6_data));
         let wire = Wire {

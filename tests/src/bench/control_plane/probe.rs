@@ -95,7 +95,7 @@ impl Probe {
         let counts = [
             ("entries of routes_v4", self.tables.routes.entries()?.len()),
             ("entries of vteps", self.tables.vteps.entries()?.len()),
-            ("routes", lines(node.netns().ip("route show dev flannel.1 proto boot")?)),
+            ("routes", lines(node.netns().ip("route show dev flannel.1")?)),
             ("neighbours", lines(node.netns().ip("-4 neigh show dev flannel.1 nud permanent")?)),
             ("forwarding entries", lines(node.netns().bridge("fdb show dev flannel.1")?)),
         ];
