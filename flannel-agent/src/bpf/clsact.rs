@@ -7,6 +7,8 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, BorrowedFd},
+    panic::resume_unwind,
+    thread,
 };
 
 use aya::programs::{Program, ProgramError};
@@ -14,6 +16,7 @@ use flannel_common::path::Hook;
 use nix::{
     errno::Errno,
     net::if_::{Interface, if_nameindex, if_nametoindex},
+    sched::{CloneFlags, unshare},
 };
 
 use super::{PinError, Pins, loader::chain};
@@ -43,6 +46,9 @@ pub enum FilterError {
     /// There is none of that name.
     #[error("no such interface: {}", .0.desc())]
     NoInterface(Errno),
+    /// There is no network namespace to try in.
+    #[error("cannot make a network namespace: {}", .0.desc())]
+    Namespace(Errno),
     /// Somebody else's discipline or filter is in the way.
     #[error("{0}")]
     Taken(String),
@@ -243,20 +249,26 @@ pub(super) fn forget_gone(pins: &Pins) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// Puts a filter that runs `program`, which does nothing there, to the loopback, and takes it off at once.
+/// Gives an interface nobody uses a filter that runs `program`: in a network namespace of its own, for the kernel drops
+/// what an interface sends while it gets a discipline. Where the privilege to make one is missing, nothing is tried:
+/// whatever the kernel lacks is then said by the first attachment.
 pub(super) fn try_it(program: &Program) -> Result<(), FilterError> {
+    let program = descriptor(program)?;
+    // A thread's namespace is its own, and goes with it.
+    let trial = thread::scope(|scope| scope.spawn(|| try_in_private(program)).join());
+    trial.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn try_in_private(program: BorrowedFd<'_>) -> Result<(), FilterError> {
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        Err(Errno::EPERM) => return Ok(()),
+        made => made.map_err(FilterError::Namespace)?,
+    }
     let ifindex = if_nametoindex("lo").map_err(FilterError::NoInterface)?;
     let place = TcPlace { ifindex, side: TcSide::Egress, priority: PRIORITY, handle: TRIAL };
     let mut tc = TrafficControl::open()?;
-    let qdisc = qdisc_for(&mut tc, place, "lo")?;
-    let put = descriptor(program)
-        .map_err(FilterError::from)
-        .and_then(|program| Ok(tc.put_program(place, "flannel_trial", program)?));
-    tc.delete_filter(place)?;
-    if qdisc.is_made {
-        tc.delete_clsact(ifindex)?;
-    }
-    put
+    tc.add_clsact(ifindex)?;
+    Ok(tc.put_program(place, "flannel_trial", program)?)
 }
 
 #[cfg(test)]

@@ -16,8 +16,12 @@ pub(super) fn claim(id: &str, dir: &Path) -> Result<()> {
     let root = dir.parent().context("a lab has a directory above it")?;
     let draft = root.join(format!(".{id}.new"));
     let _ = fs::remove_dir_all(&draft);
-    super::make_dir(root)?;
-    super::make_dir(&draft)?;
+    // The last lab of another process takes the directory above with it, maybe while this one is made in it.
+    while let Err(error) = fs::create_dir_all(&draft) {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error).with_context(|| format!("create {}", draft.display()));
+        }
+    }
     let own = identity(std::process::id()).context("read own start time")?;
     write(&draft, &own)?;
     if let Err(error) = fs::rename(&draft, dir) {
