@@ -17,6 +17,8 @@ use super::{Endpoint, content::Content};
 
 /// How long a connection may stand still before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same of a stream, whose sender waits twice as long after each attempt that is lost.
+const STREAM_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes per write: many segments, so that the stack sends the largest packets it can.
 const CHUNK: usize = 256 << 10;
@@ -69,7 +71,7 @@ impl Stream {
 }
 
 fn pour(mut stream: TcpStream, seed: u64, stop: &AtomicBool) -> Result<()> {
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(STREAM_PATIENCE))?;
     let mut content = Content::new(seed);
     let mut buffer = vec![0; CHUNK];
     while !stop.load(Ordering::Relaxed) {
@@ -82,7 +84,7 @@ fn pour(mut stream: TcpStream, seed: u64, stop: &AtomicBool) -> Result<()> {
 
 fn follow(listener: &TcpListener, seed: u64, received: &AtomicU64) -> Result<Duration> {
     let (mut stream, _) = accept(listener, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(STREAM_PATIENCE))?;
     let mut content = Content::new(seed);
     let mut buffer = vec![0; CHUNK];
     let (mut longest, mut last) = (Duration::ZERO, Instant::now());
