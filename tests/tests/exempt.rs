@@ -35,11 +35,7 @@ const LARGE: usize = 4_000;
 fn seen(from: &Netns, to: &Endpoint, size: usize, mark: u32) -> Result<IpAddr> {
     let receiver = to.netns().inside(|| Ok(UdpSocket::bind((to.address(), 0))?))?;
     receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let any: IpAddr = match to.address() {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let sender = from.inside(|| Ok(UdpSocket::bind((any, 0))?))?;
+    let sender = from.inside(|| Ok(UdpSocket::bind((to.any_address(), 0))?))?;
     setsockopt(&sender, Mark, &mark).context("SO_MARK")?;
     sender.send_to(&vec![7; size], receiver.local_addr()?)?;
     let mut buffer = vec![0; size + 1];

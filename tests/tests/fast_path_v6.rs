@@ -9,8 +9,8 @@ use flannel_tests::{
     eventually,
     lab::{AgentOptions, CONVERGENCE, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX, in_lab},
     traffic::{
-        Dialogue, Endpoint, Paced, dialogue::listen, every_kind_both_ways, overlay_frame, ping::ping, tcp,
-        udp, udp::Receiver, wire::Wire,
+        Dialogue, Paced, dialogue::listen, every_kind_both_ways, overlay_frame, ping::ping, tcp, udp,
+        udp::Receiver, wire::Wire,
     },
 };
 
@@ -112,35 +112,6 @@ fn flow_takes_accepted_flows_past_the_stack() -> Result<()> {
     })
 }
 
-/// A namespace behind a bridge in the pod `pod` that has taken over the pod's address: the pod forwards all that
-/// comes for it, and what it answers.
-fn behind(lab: &Lab, pod: &Endpoint) -> Result<Endpoint> {
-    let nested = lab.netns("nested")?;
-    let address = pod.address();
-    let router = pod.netns();
-    router.ip_batch(&format!(
-        "link add inner0 type bridge forward_delay 0 stp_state 0\n\
-         addr add fd00:31::1/64 dev inner0 nodad\n\
-         link set inner0 up\n\
-         link add port type veth peer name eth0 netns {}\n\
-         link set port master inner0\n\
-         link set port up\n",
-        nested.name()
-    ))?;
-    nested.ip_batch(&format!(
-        "addr add fd00:31::2/64 dev eth0 nodad\n\
-         addr add {address}/128 dev lo\n\
-         link set eth0 mtu 1450\n\
-         link set eth0 up\n\
-         route add default via fd00:31::1 src {address}\n"
-    ))?;
-    router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    // The address stays on the pod's interface, for all to see; its packets do not.
-    router.ip(&format!("-6 route del local {address} dev eth0 table local"))?;
-    router.ip(&format!("-6 route add {address}/128 via fd00:31::2 dev inner0"))?;
-    Ok(Endpoint::new(format!("{} (nested)", pod.name()), nested, address))
-}
-
 /// A pod that forwards is noticed by what it sends, and from then on gets aggregates that the kernel has popped.
 #[test]
 fn a_pod_that_forwards() -> Result<()> {
@@ -148,7 +119,7 @@ fn a_pod_that_forwards() -> Result<()> {
         let cluster = start(lab, FastPath::Flow, dual)?;
         let [a, router] = [cluster.members[0].pod_v6()?, cluster.members[1].pod_v6()?];
         bulk_is_fast(&cluster).context("before it forwards")?;
-        let nested = behind(lab, &router)?;
+        let nested = lab.behind(&router)?;
         every_kind_both_ways(&a, &nested)?;
         let [_, received] = cluster.counted(|| tcp::bulk(&a, &nested, BULK).map(drop))?;
         ensure!(ingress(&received, Reason::PodForwards) > SEGMENTS / 2, "{received}");

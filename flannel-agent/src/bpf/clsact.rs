@@ -141,9 +141,7 @@ pub(super) fn attach(pins: &Pins, interface: &str, hook: Hook, program: &Program
         return Err(ProgramError::UnexpectedProgramType.into());
     };
     let mut tc = TrafficControl::open()?;
-    if qdisc_for(&mut tc, place, interface)?.is_made {
-        pins.note_clsact(ifindex)?;
-    }
+    see_to_qdisc(&mut tc, pins, place, interface)?;
     if let Some(filter) = tc.filter(place)?
         && owner(&filter, place.side) != Some(hook)
     {
@@ -163,25 +161,24 @@ fn descriptor(program: &Program) -> Result<BorrowedFd<'_>, ProgramError> {
     }
 }
 
-/// A discipline to put a filter in.
-struct Qdisc {
-    /// Whether it was not there before.
-    is_made: bool,
-}
-
-/// Sees to it that there is a discipline for a filter at `place`.
-fn qdisc_for(tc: &mut TrafficControl, place: TcPlace, interface: &str) -> Result<Qdisc, FilterError> {
+/// Sees to it that there is a discipline for a filter at `place`, and notes one that was not there before.
+fn see_to_qdisc(
+    tc: &mut TrafficControl,
+    pins: &Pins,
+    place: TcPlace,
+    interface: &str,
+) -> Result<(), FilterError> {
     match tc.qdisc(place.ifindex)? {
-        Some(qdisc) if sides(&qdisc).contains(&place.side) => Ok(Qdisc { is_made: false }),
+        Some(qdisc) if sides(&qdisc).contains(&place.side) => Ok(()),
         // It would take the filter, and run it on what comes in.
         Some(_) => Err(FilterError::Taken(format!(
             "an ingress qdisc is in the place of clsact: put its filters into one (tc qdisc replace dev {interface} \
              clsact), or run with --fast-path=off"
         ))),
         None => match tc.add_clsact(place.ifindex) {
-            Ok(()) => Ok(Qdisc { is_made: true }),
+            Ok(()) => Ok(pins.note_clsact(place.ifindex)?),
             // Somebody was faster.
-            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(Qdisc { is_made: false }),
+            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
             Err(error) => Err(error.into()),
         },
     }

@@ -56,6 +56,7 @@ mod cluster;
 mod docker;
 mod firewall;
 pub mod kubernetes;
+mod nested;
 mod netns;
 mod node;
 mod owner;

@@ -87,6 +87,14 @@ impl Netns {
         })
     }
 
+    /// What a sysctl is, given as in [`Netns::sysctl`].
+    pub fn read_sysctl(&self, key: &str) -> Result<String> {
+        let path = Path::new("/proc/sys").join(key);
+        let text =
+            self.inside(|| fs::read_to_string(&path).with_context(|| format!("read {}", path.display())))?;
+        Ok(text.trim().to_owned())
+    }
+
     /// Runs `work` on a thread that is in here. Sockets it opens stay in here, whoever uses them.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {

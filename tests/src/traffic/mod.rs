@@ -78,14 +78,18 @@ impl Endpoint {
         SocketAddr::new(self.address, port)
     }
 
+    /// What a socket is bound to that talks to here and leaves its address to the kernel.
+    pub fn any_address(&self) -> IpAddr {
+        match self.address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
     /// The source address the kernel chooses here for packets to `destination`.
     pub fn source_towards(&self, destination: &Self) -> Result<IpAddr> {
-        let any = match destination.address {
-            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
         self.netns.inside(|| {
-            let socket = UdpSocket::bind((any, 0))?;
+            let socket = UdpSocket::bind((destination.any_address(), 0))?;
             socket
                 .connect((destination.address, 9))
                 .with_context(|| format!("no route to {}", destination.address))?;

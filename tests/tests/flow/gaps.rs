@@ -92,11 +92,8 @@ fn strictness_that_comes_back_does_not_stay() -> Result<()> {
         // A sender whose every attempt met a node without tolerance has waited twice as long each time.
         eventually(CONVERGENCE, "tolerance is back", || {
             for member in &cluster.members {
-                let liberal = member
-                    .node
-                    .netns()
-                    .run("sysctl", &["-n", "net.netfilter.nf_conntrack_tcp_be_liberal"])?;
-                ensure!(liberal.trim() == "1", "{}: {liberal}", member.node.name());
+                let liberal = member.node.netns().read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal")?;
+                ensure!(liberal == "1", "{}: {liberal}", member.node.name());
             }
             Ok(())
         })?;

@@ -271,10 +271,8 @@ fn connection_tracking_is_made_tolerant() -> Result<()> {
     in_lab(|lab| {
         let cluster = cluster(lab, 1, REFRESH)?;
         let node = cluster.members[0].node.netns();
-        let directory = "/proc/sys/net/netfilter/nf_conntrack_tcp";
         let read = |name: &str| -> Result<u64> {
-            let path = format!("{directory}_{name}");
-            node.inside(|| Ok(fs::read_to_string(&path)?.trim().parse()?))
+            Ok(node.read_sysctl(&format!("net/netfilter/nf_conntrack_tcp_{name}"))?.parse()?)
         };
         eventually(CONVERGENCE, "connection tracking is tolerant", || {
             let found = (read("be_liberal")?, read("ignore_invalid_rst")?);

@@ -3,44 +3,13 @@
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
 use flannel_tests::{
-    lab::{Cluster, FastPath, Lab, Netns, Xdp, in_lab},
+    lab::{Cluster, FastPath, Xdp, in_lab},
     traffic::{Endpoint, every_kind_both_ways, tcp, udp, udp::Receiver},
 };
 
 use crate::{FAST, arrived, cluster, counted, left, on_each};
 
 const BULK: u64 = 64 << 20;
-
-/// A namespace behind a bridge in the pod `pod` that has taken over the pod's address: the pod forwards all that
-/// comes for it, and what it answers.
-fn behind(lab: &Lab, pod: &Endpoint) -> Result<Endpoint> {
-    let nested = lab.netns("nested")?;
-    let address = pod.address();
-    pod.netns().ip_batch(&format!(
-        "link add inner0 type bridge forward_delay 0 stp_state 0\n\
-         addr add 172.31.0.1/24 dev inner0\n\
-         link set inner0 up\n\
-         link add port type veth peer name eth0 netns {}\n\
-         link set port master inner0\n\
-         link set port up\n",
-        nested.name()
-    ))?;
-    nested.ip_batch(&format!(
-        "addr add 172.31.0.2/24 dev eth0\n\
-         addr add {address}/32 dev lo\n\
-         link set eth0 mtu 1450\n\
-         link set eth0 up\n\
-         route add default via 172.31.0.1 src {address}\n"
-    ))?;
-    let netns: &Netns = pod.netns();
-    netns.sysctl("net/ipv4/ip_forward", "1")?;
-    netns.sysctl("net/ipv4/conf/eth0/proxy_arp", "1")?;
-    netns.sysctl("net/ipv4/conf/inner0/accept_local", "1")?;
-    // The address stays on the pod's interface, for all to see; its packets do not.
-    netns.ip(&format!("route del local {address} dev eth0 table local"))?;
-    netns.ip(&format!("route add {address}/32 via 172.31.0.2 dev inner0"))?;
-    Ok(Endpoint::new(format!("{} (nested)", pod.name()), nested, address))
-}
 
 /// From pod `from` to pod `to`: most of a bulk transfer comes in aggregates, which are counted for `reason` at the
 /// receiver's node.
@@ -77,7 +46,7 @@ fn a_pod_that_forwards() -> Result<()> {
         let a = cluster.members[0].pod()?;
         let [router, neighbour] = &cluster.members[1].pods[..] else { anyhow::bail!("two pods") };
         bulk_by(&cluster, &a, &router.endpoint(), Reason::DeliverPod).context("before it forwards")?;
-        let nested = behind(lab, &router.endpoint())?;
+        let nested = lab.behind(&router.endpoint())?;
         every_kind_both_ways(&a, &nested)?;
         // What XDP pops is made into aggregates behind that, which nothing of the tunnel clings to.
         let clean = if dataplane.xdp == Xdp::Native { Reason::DeliverPod } else { Reason::DeliverOverlay };
