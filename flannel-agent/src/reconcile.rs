@@ -369,6 +369,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             exemptions: &self.exemptions.borrow_and_update(),
             next_hops: &self.next_hops,
             pods: &self.surroundings.pods,
+            policies: &self.surroundings.policies,
             overlays: &self.surroundings.overlays,
         });
         self.journal.skipped(&plan.skipped);

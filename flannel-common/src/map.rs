@@ -19,6 +19,9 @@ pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
 /// Map of the flows that netfilter has accepted: see [`crate::layout::FlowV4`] and
 /// [`crate::layout::Permit`]. The programs write it; the agent only removes what belongs to nobody.
 pub const FLOWS_V4: &str = "flows_v4";
+/// Map of a peer's public address to what the kernel's path through the tunnel does: see [`crate::layout::Tunnel`]. The
+/// programs write it; the agent only removes what belongs to nobody.
+pub const TUNNELS_V4: &str = "tunnels_v4";
 /// Map of pod subnet to peer: see [`crate::layout::SubnetV6`] and [`crate::layout::PeerV6`].
 pub const ROUTES_V6: &str = "routes_v6";
 /// Map of a peer's public IPv6 address to its lease: see [`crate::layout::VtepV6`].
@@ -30,6 +33,8 @@ pub const SNAT_EXEMPT_V6: &str = "snat_exempt_v6";
 /// Map of the IPv6 flows that netfilter has accepted: see [`crate::layout::FlowV6`] and
 /// [`crate::layout::Permit`].
 pub const FLOWS_V6: &str = "flows_v6";
+/// As [`TUNNELS_V4`], of peers' public IPv6 addresses.
+pub const TUNNELS_V6: &str = "tunnels_v6";
 /// One-element array: see [`crate::layout::ConfigV6`].
 pub const CONFIG_V6: &str = "config_v6";
 /// Map of the pods that forward for others, by the index of their veth: see [`crate::layout::Forwarder`]. The
@@ -43,12 +48,13 @@ pub const HOLD: &str = "hold";
 pub const COUNTERS: &str = "counters";
 
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 15] = [
+pub const PINNED_MAPS: [&str; 17] = [
     ROUTES_V4,
     VTEPS,
     PODS_V4,
     SNAT_EXEMPT_V4,
     FLOWS_V4,
+    TUNNELS_V4,
     FORWARDERS,
     CONFIG,
     HOLD,
@@ -58,6 +64,7 @@ pub const PINNED_MAPS: [&str; 15] = [
     PODS_V6,
     SNAT_EXEMPT_V6,
     FLOWS_V6,
+    TUNNELS_V6,
     CONFIG_V6,
 ];
 
@@ -100,6 +107,10 @@ pub const HANDED_OVER_MARK: u32 = 0x0800;
 /// [`FLOW_MARK`], on a stretch of the way where netfilter has not set that yet. `from_overlay` takes it off; what
 /// it never sees, netfilter's rule does.
 pub const CHECKED_MARK: u32 = FLOW_MARK;
+
+/// Value of `skb->tc_index` on what a program redirects to the external interface, which tells it from what the kernel's
+/// own path sends. Only programs of tc read that field; `to_underlay` sets it to zero.
+pub const REDIRECTED: u16 = 0xf1a7;
 
 /// Never attached: lets the agent try, before it relies on them, what the kernel makes of the flags that the other
 /// programs give `bpf_skb_adjust_room`. The first word of the packet's control block says which, the result is the

@@ -127,7 +127,7 @@ reasons! {
     RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
     HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
     NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
-    DeliverOverlay = 43, Fast, "deliver_overlay", "an aggregate that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
+    DeliverOverlay = 43, Fast, "deliver_overlay", "a packet that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
     PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it free of the tunnel's marks, which only the kernel's device removes";
     ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
     EncapDevice = 46, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
@@ -136,6 +136,10 @@ reasons! {
     VtepDropped = 49, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
     VtepSeen = 50, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
     PoppedEarly = 51, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
+    TunnelStale = 52, Kernel, "tunnel_stale", "the kernel's own VXLAN packet to this peer, or from it, has not been seen lately: this one takes the kernel's path through the tunnel, with all rules about the outer packet";
+    TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this peer, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
+    TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this peer take the kernel's path until one has been seen to leave";
+    TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this peer take the kernel's path";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

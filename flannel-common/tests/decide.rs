@@ -12,7 +12,7 @@ use flannel_common::{
     path::{Hook, Note, Verdict, decide, note, note_v6, v6::egress::is_handed_over},
     reason::Reason,
     testing::{
-        Frame, HERE, MemoryTables, THERE, fixtures,
+        Frame, HERE, MemoryTables, THERE, TUNNEL, fixtures,
         random::{any_arrival, arbitrary_bytes, case},
         seen_at,
     },
@@ -210,6 +210,7 @@ proptest! {
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.resize(4, 0);
         let mut tables = HERE.tables(&[]);
+        tables.tunnels.insert(THERE.vtep, TUNNEL);
         let config = tables.config.as_mut().unwrap();
         config.prefix_lengths.copy_from_slice(&lengths);
         config.network = SubnetV4::of([0; 4], 0);

@@ -28,7 +28,7 @@ prop_compose! {
     ) -> Encap {
         let source_ports = (a.min(b).into(), a.max(b).into());
         let forward = Some(Forward { tos: None, ttl: 63, protocol: 6, checksum: 0 });
-        Encap { peer, source, port, source_ports, inner_tos, frame_len, forward }
+        Encap { peer, source, port, source_ports, ttl: 64, inner_tos, frame_len, forward }
     }
 }
 

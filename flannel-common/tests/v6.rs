@@ -14,7 +14,7 @@ use flannel_common::{
     path::{Hook, Note, Verdict, decide, note_v6},
     reason::Reason,
     testing::{
-        FrameV6, HERE, MemoryTables, Node, THERE, fixtures, handed_over, popped_v6, pushed_v6,
+        FrameV6, HERE, MemoryTables, Node, THERE, TUNNEL, fixtures, handed_over, popped_v6, pushed_v6,
         random::any_arrival, random_v6::case_v6, seen_at, transport_checksum,
     },
 };
@@ -263,6 +263,7 @@ proptest! {
         lengths.resize(4, 0);
         let destination = AddressV6::new(destination);
         let mut tables = HERE.dual_tables(&[]);
+        tables.v6.tunnels.insert(THERE.vtep_v6(), TUNNEL);
         let config = tables.v6.config.as_mut().unwrap();
         config.prefix_lengths.copy_from_slice(&lengths);
         config.network = SubnetV6::of(destination, 0);

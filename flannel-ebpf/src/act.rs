@@ -15,7 +15,10 @@ use flannel_common::{
         Packet, hash,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, egress, flow, forwarding, ingress},
+    path::{
+        Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, Tables as _, TunnelNote, egress, flow,
+        forwarding, ingress, tunnel,
+    },
     reason::{Direction, Reason},
 };
 
@@ -82,6 +85,27 @@ pub(crate) fn take_note(skb: Skb, size: Size, direction: Direction) {
     });
 }
 
+/// Writes down what the kernel's own packet, about to leave, says about the tunnel it takes.
+#[inline(always)]
+pub(crate) fn take_note_of_tunnel(ctx: &TcContext, skb: Skb, size: Size) {
+    if tunnel::is_outer(&skb, &maps::Maps) != Some(true) {
+        return;
+    }
+    let skb = Skb::of(ctx, tunnel::LEAVING_READS as u32);
+    let Some(source) = maps::Maps.config().map(|config| config.vtep) else { return };
+    let route = |destination| skb.underlay_route(source, destination);
+    tunnel::note_leaving(&skb, &maps::Maps, &skb.arrival(), route, |note| {
+        write_down_tunnel(&note, Direction::Egress, size);
+    });
+}
+
+/// Writes down what is noted about a tunnel.
+#[inline(always)]
+pub(crate) fn write_down_tunnel(note: &TunnelNote, direction: Direction, size: Size) {
+    maps::write_down_tunnel(note);
+    maps::count(direction, note.reason, size);
+}
+
 /// Counts the packet, in the size it came with, and returns the tc action.
 #[inline(always)]
 pub(crate) fn conclude(
@@ -119,6 +143,9 @@ pub(crate) fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
     // check, no packet meets it.
     if written.is_none() {
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
+    }
+    if encap.forward.is_none() {
+        skb.drop_route();
     }
     Done { action: skb.redirect_neighbour(encap.peer.ifindex, encap.peer.next_hop), reason }
 }

@@ -8,30 +8,32 @@ mod xdp;
 
 pub(crate) use xdp::XdpFrame;
 
-use core::{ffi::c_void, hint::black_box};
+use core::{ffi::c_void, hint::black_box, mem::offset_of};
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1,
+        BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_OUTPUT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
-        bpf_skb_adjust_room, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
     },
     programs::TcContext,
 };
 use flannel_common::{
     layout::{AddressV6, POPPED_FOR_LEN, PodV4, PoppedFor},
-    map::{TRY_POP, TRY_PUSH},
+    map::{REDIRECTED, TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Packet,
-        headers::{ENCAP_LEN, ETHERNET_LEN},
+        headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
         ipv6::{self, ETHERTYPE_IPV6},
     },
+    path::UnderlayRoute,
     reason::Reason,
 };
 
@@ -290,6 +292,7 @@ impl Skb {
     pub(crate) fn redirect_neighbour(&self, ifindex: u32, next_hop: [u8; 4]) -> i32 {
         let [a, b, c, d] = next_hop;
         let mut next_hop = redir_neigh(AF_INET, [u32::from_ne_bytes([a, b, c, d]), 0, 0, 0]);
+        self.tell_redirected();
         // SAFETY: `next_hop` is initialised in full and outlives the call.
         unsafe {
             bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
@@ -305,10 +308,99 @@ impl Skb {
         };
         let [[a, b], [c, d]] = next_hop.halves().map(words);
         let mut placed = Placed { gap: 0, next_hop: redir_neigh(AF_INET6, [a, b, c, d]) };
+        self.tell_redirected();
         // Not looked through, or LLVM would drop the gap.
         let next_hop = &raw mut black_box(&mut placed).next_hop;
         // SAFETY: `next_hop` is initialised in full and outlives the call.
         unsafe { bpf_redirect_neigh(ifindex, next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    }
+
+    /// Tells `to_underlay` that this packet is not the kernel's own.
+    #[inline(always)]
+    fn tell_redirected(&self) {
+        // SAFETY: a field of the live context that programs of this kind may write.
+        unsafe { (*self.skb).tc_index = u32::from(REDIRECTED) }
+    }
+
+    /// Whether the packet of `ctx` was redirected by one of our programs. It is not so for whoever sees it next.
+    #[inline(always)]
+    pub(crate) fn take_redirected(ctx: &TcContext) -> bool {
+        let skb = ctx.skb.skb;
+        // SAFETY: a field of the live context that programs of this kind may write.
+        unsafe {
+            if (*skb).tc_index != u32::from(REDIRECTED) {
+                return false;
+            }
+            (*skb).tc_index = 0;
+        }
+        true
+    }
+
+    /// Takes from the packet the route by which the kernel has brought it here.
+    ///
+    /// While a neighbour is being resolved, packets for it wait; then each is sent by what its own route says is its
+    /// neighbour (net/core/neighbour.c, `__neigh_update`). For a packet that goes another way now that would be the
+    /// wrong one, and the wrong MAC. The helper puts a route in its place that names no neighbour, and that every
+    /// interface but a tunnel in metadata mode ignores.
+    #[inline(always)]
+    pub(crate) fn drop_route(&self) {
+        // SAFETY: a struct of integers.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        // SAFETY: `skb` is the live context, the key of integers is initialised and outlives the call.
+        unsafe { bpf_skb_set_tunnel_key(self.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) };
+    }
+
+    /// How the kernel's route sends what is from `source` to `destination` out of this interface, and what it finds to
+    /// be the next hop's MAC. `None` where there is no such way, or where the neighbour is not known.
+    #[inline(always)]
+    pub(crate) fn underlay_route(&self, source: [u8; 4], destination: [u8; 4]) -> Option<UnderlayRoute> {
+        // SAFETY: a struct of integers.
+        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+        lookup.family = AF_INET as u8;
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+        self.route(lookup, ETHERTYPE_IPV4)
+    }
+
+    /// As `underlay_route`, between IPv6 addresses.
+    #[inline(always)]
+    pub(crate) fn underlay_route_v6(
+        &self,
+        source: AddressV6,
+        destination: AddressV6,
+    ) -> Option<UnderlayRoute> {
+        let words = |address: AddressV6| -> [u32; 4] {
+            let [a, b] = address.halves();
+            [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
+        };
+        // SAFETY: a struct of integers.
+        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+        lookup.family = AF_INET6 as u8;
+        lookup.__bindgen_anon_3.ipv6_src = words(source);
+        lookup.__bindgen_anon_4.ipv6_dst = words(destination);
+        self.route(lookup, ETHERTYPE_IPV6)
+    }
+
+    #[inline(always)]
+    fn route(&self, mut lookup: FibLookup, ethertype: u16) -> Option<UnderlayRoute> {
+        // With a length the helper tells the route's MTU; one byte fits each.
+        lookup.__bindgen_anon_1.tot_len = 1;
+        // SAFETY: fields of the live context; the helper writes the lookup, which is initialised.
+        unsafe {
+            lookup.ifindex = (*self.skb).ifindex;
+            let len = size_of::<FibLookup>() as i32;
+            match bpf_fib_lookup(self.skb.cast(), &raw mut lookup, len, BPF_FIB_LOOKUP_OUTPUT) as u32 {
+                BPF_FIB_LKUP_RET_SUCCESS => Some(UnderlayRoute {
+                    stations: Ethernet::of_words(macs(&lookup), ethertype),
+                    mtu: u32::from(lookup.__bindgen_anon_1.mtu_result),
+                }),
+                // An interface that forwards nothing sends all the same; the helper says no more about it.
+                BPF_FIB_LKUP_RET_FWD_DISABLED => {
+                    Some(UnderlayRoute { stations: Ethernet::parse(self.view(0)?), mtu: u32::MAX })
+                }
+                _ => None,
+            }
+        }
     }
 
     /// Hands the packet to the other end of veth `ifindex`, in the pod, without a pass through the queue.
@@ -336,6 +428,17 @@ impl Skb {
         let start = self.data() + offset;
         if start + N > self.data_end() { None } else { Some(start as *mut [u8; N]) }
     }
+}
+
+/// The MACs that a lookup has found, source first, as words: each read by itself, since LLVM would read them in pieces
+/// that are not aligned.
+#[inline(always)]
+fn macs(lookup: &FibLookup) -> [u32; 3] {
+    const SOURCE: usize = offset_of!(FibLookup, smac);
+    const { assert!(SOURCE.is_multiple_of(4) && SOURCE + 12 == size_of::<FibLookup>()) };
+    let start = (&raw const *lookup).cast::<u32>();
+    // SAFETY: the last three words of a struct that is aligned to words.
+    [0, 1, 2].map(|word| unsafe { start.add(SOURCE / 4 + word).read_volatile() })
 }
 
 /// Whether an IP packet of `packet_len` bytes, or with 0 that of `ctx` itself, fits interface `ifindex`, and that

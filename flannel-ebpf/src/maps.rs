@@ -17,10 +17,10 @@ use aya_ebpf::{
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
-        Permit, PodV4, SubnetV4, SubnetV6, VtepV4, VtepV6,
+        Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_FLOWS_V6, MAX_PEERS, MAX_PODS},
-    path::{Note, Tables},
+    path::{Note, Tables, TunnelNote},
     reason::{self, Direction, Reason},
 };
 
@@ -44,6 +44,9 @@ static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREA
 #[btf_map(name = "flows_v4")]
 static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
+#[btf_map(name = "tunnels_v4")]
+static TUNNELS_V4: HashMap<[u8; 4], Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+
 #[btf_map(name = "forwarders")]
 static FORWARDERS: LruHashMap<u32, Forwarder, { MAX_PODS as usize }> = LruHashMap::new();
 
@@ -61,6 +64,9 @@ static SNAT_EXEMPT_V6: LpmTrie<[u8; 16], Exempt, { MAX_EXEMPT as usize }, NO_PRE
 
 #[btf_map(name = "flows_v6")]
 static FLOWS_V6: LruHashMap<FlowV6, Permit, { MAX_FLOWS_V6 as usize }> = LruHashMap::new();
+
+#[btf_map(name = "tunnels_v6")]
+static TUNNELS_V6: HashMap<AddressV6, Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "config_v6")]
 static CONFIG_V6: Array<ConfigV6, 1> = Array::new();
@@ -121,6 +127,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn tunnel_v4(&self, vtep: [u8; 4]) -> Option<Tunnel> {
+        // SAFETY: as in `route_v4`.
+        unsafe { TUNNELS_V4.get(vtep).copied() }
+    }
+
+    #[inline(always)]
     fn config_v6(&self) -> Option<ConfigV6> {
         let config = CONFIG_V6.get(0)?;
         // As with `config`. Looked at before it is copied: on a node without IPv6 that is all.
@@ -156,6 +168,12 @@ impl Tables for Maps {
     fn flow_v6(&self, flow: &FlowV6) -> Option<Permit> {
         // SAFETY: as in `flow_v4`.
         unsafe { FLOWS_V6.get(flow).copied() }
+    }
+
+    #[inline(always)]
+    fn tunnel_v6(&self, vtep: AddressV6) -> Option<Tunnel> {
+        // SAFETY: as in `route_v4`.
+        unsafe { TUNNELS_V6.get(vtep).copied() }
     }
 
     #[inline(always)]
@@ -202,6 +220,18 @@ pub(crate) fn write_down(note: &Note) {
         Note::Forget(flow) => FLOWS_V4.remove(flow),
         Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
+}
+
+/// Writes down what is noted about a peer, as a whole. A write that fails leaves the peer to the kernel's path.
+#[inline(always)]
+pub(crate) fn write_down_tunnel(note: &TunnelNote) {
+    let _ = TUNNELS_V4.insert(note.vtep, note.tunnel, 0);
+}
+
+/// As [`write_down_tunnel`], about a peer known by its IPv6 address.
+#[inline(always)]
+pub(crate) fn write_down_tunnel_v6(note: &TunnelNote<AddressV6>) {
+    let _ = TUNNELS_V6.insert(note.vtep, note.tunnel, 0);
 }
 
 /// The IP identification for the outer header of a packet that is about to be counted for `reason`: as many are used up

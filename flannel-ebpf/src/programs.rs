@@ -10,8 +10,9 @@ use flannel_common::{
     path::{
         self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
+        tunnel,
     },
-    reason::Direction,
+    reason::{Direction, Reason},
 };
 
 use crate::{
@@ -75,11 +76,16 @@ fn from_underlay(ctx: TcContext) -> i32 {
         |deliver, reason| act::pop(skb, &deliver, reason),
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
+    if matches!(verdict, Err(Reason::NotVxlan)) {
+        tunnel::note_error(&skb, &Maps, |note| {
+            act::write_down_tunnel(&note, Direction::Ingress, size);
+        });
+    }
     act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 
-/// tc ingress, flannel.<vni> and flannel-v6.<vni>: what the kernel has freed of its outer headers. Only aggregates that `from_underlay` has
-/// checked and cannot pop itself.
+/// tc ingress, flannel.<vni> and flannel-v6.<vni>: what the kernel has decapsulated. Only what `from_underlay` has checked
+/// and leaves to the kernel no further than that.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
     if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
@@ -91,6 +97,7 @@ fn from_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     skb.unmark(CHECKED_MARK);
     let size = skb.size();
+    tunnel::note_delivered(&skb, &Maps, |note| act::write_down_tunnel(&note, Direction::Ingress, size));
     let verdict =
         path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     act::conclude(&ctx, size, Direction::Ingress, verdict)
@@ -107,17 +114,23 @@ fn to_pod(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// tc egress, external interface: what the kernel's path sends to other nodes without a tunnel.
+/// tc egress, external interface: what the kernel's path sends to other nodes, in VXLAN or without a tunnel.
 #[classifier]
 fn to_underlay(ctx: TcContext) -> i32 {
-    // Most packets are none of ours: told before any of their bytes is looked at.
-    if flow::has_our_mark(Skb::mark_of(&ctx)) {
-        if Skb::is_ipv6(&ctx) {
-            return v6::to_underlay(&ctx);
-        }
-        let skb = Skb::of(&ctx, EGRESS_READS);
-        act::take_note(skb, skb.size(), Direction::Egress);
+    // Told before any byte is looked at.
+    if Skb::take_redirected(&ctx) {
+        return TC_ACT_UNSPEC;
     }
+    let marked = flow::has_our_mark(Skb::mark_of(&ctx));
+    if Skb::is_ipv6(&ctx) {
+        return v6::to_underlay(&ctx, marked);
+    }
+    let skb = Skb::of(&ctx, EGRESS_READS);
+    let size = skb.size();
+    if marked {
+        act::take_note(skb, size, Direction::Egress);
+    }
+    act::take_note_of_tunnel(&ctx, skb, size);
     TC_ACT_UNSPEC
 }
 

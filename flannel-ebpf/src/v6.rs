@@ -5,14 +5,15 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
+    layout::AddressV6,
     map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{Packet as _, hash, headers::ETHERNET_LEN, ipv6::IPV6_LEN},
     path::{
-        Routing as _,
+        Routing as _, Tables as _, TunnelNote,
         egress::exempt_reason,
         v6::{
             self as path, Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, forwarding,
-            ingress,
+            ingress, tunnel,
         },
     },
     reason::{Direction, Reason},
@@ -81,6 +82,9 @@ pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
         |deliver, reason| pop(skb, &deliver, reason),
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
+    if matches!(verdict, Err(Reason::NotVxlan)) {
+        tunnel::note_error(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
+    }
     conclude(ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 
@@ -90,6 +94,7 @@ pub(crate) fn from_overlay(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     skb.unmark(CHECKED_MARK);
     let size = skb.size();
+    tunnel::note_delivered(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
     let verdict =
         path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     conclude(ctx, size, Direction::Ingress, verdict)
@@ -103,12 +108,30 @@ pub(crate) fn to_pod(ctx: &TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// What the kernel's path sends to other nodes without a tunnel.
+/// What the kernel's path sends to other nodes; `marked` is what has one of our marks.
 #[inline(always)]
-pub(crate) fn to_underlay(ctx: &TcContext) -> i32 {
+pub(crate) fn to_underlay(ctx: &TcContext, marked: bool) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
-    take_note(skb, skb.size(), Direction::Egress);
+    let size = skb.size();
+    if marked {
+        take_note(skb, size, Direction::Egress);
+    }
+    if tunnel::is_outer(&skb, &Maps) == Some(true)
+        && let Some(source) = Maps.config_v6().map(|config| config.vtep)
+    {
+        let skb = Skb::of(ctx, tunnel::LEAVING_READS as u32);
+        let route = |destination| skb.underlay_route_v6(source, destination);
+        tunnel::note_leaving(&skb, &Maps, &skb.arrival(), route, |note| {
+            write_down_tunnel(&note, Direction::Egress, size);
+        });
+    }
     TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn write_down_tunnel(note: &TunnelNote<AddressV6>, direction: Direction, size: Size) {
+    maps::write_down_tunnel_v6(note);
+    maps::count(direction, note.reason, size);
 }
 
 #[inline(always)]
@@ -135,6 +158,9 @@ fn push(mut skb: Skb, encap: &Encap, reason: Reason) -> Done {
     // As with IPv4: the verifier needs the check, no packet meets it.
     if written.is_none() {
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
+    }
+    if encap.forward.is_none() {
+        skb.drop_route();
     }
     Done { action: skb.redirect_neighbour_v6(encap.peer.ifindex, encap.peer.next_hop), reason }
 }

@@ -10,12 +10,12 @@ use aya::{
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
-        Permit, PodV4, SubnetV4, SubnetV6, VtepV4, VtepV6,
+        Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{
         CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS,
         MAX_FLOWS_V6, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
-        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
+        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
     },
     path::Hook,
     reason,
@@ -257,6 +257,8 @@ fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
         PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>(), MAX_PODS),
         SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>(), MAX_EXEMPT),
         FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>(), MAX_FLOWS),
+        TUNNELS_V4 => (MapType::Hash, 4, size_of::<Tunnel>(), MAX_PEERS),
+        TUNNELS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<Tunnel>(), MAX_PEERS),
         FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>(), MAX_PODS),
         CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
         ROUTES_V6 => (MapType::Hash, size_of::<SubnetV6>(), size_of::<PeerV6>(), MAX_PEERS),

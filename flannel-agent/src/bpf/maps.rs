@@ -10,11 +10,11 @@ use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6, Permit, PodV4,
-        SubnetV4, SubnetV6, VtepV4, VtepV6,
+        SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{
         CONFIG, CONFIG_V6, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
-        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
+        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
     },
 };
 
@@ -56,6 +56,8 @@ pub struct Tables {
     pub exempt: Prefixes<SubnetV4, Exempt, 4, 8, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV4, Permit, 16, 24>,
+    /// `tunnels_v4`.
+    pub tunnels: Table<[u8; 4], Tunnel, 4, 32>,
     /// The pods that forward for others, by the index of their veth. The programs write it.
     pub forwarders: Table<u32, Forwarder, 4, 8>,
     /// This node's settings.
@@ -78,6 +80,8 @@ pub struct TablesV6 {
     pub exempt: Prefixes<SubnetV6, Exempt, 16, 20, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<FlowV6, Permit, 40, 24>,
+    /// `tunnels_v6`.
+    pub tunnels: Table<AddressV6, Tunnel, 16, 32>,
     /// This node's settings.
     pub config: Setting<ConfigV6, 112>,
 }
@@ -93,6 +97,7 @@ impl Tables {
             vteps: Table::open(pins, VTEPS, Map::HashMap)?,
             pods: Table::open(pins, PODS_V4, Map::HashMap)?,
             flows: Table::open(pins, FLOWS_V4, Map::LruHashMap)?,
+            tunnels: Table::open(pins, TUNNELS_V4, Map::HashMap)?,
             forwarders: Table::open(pins, FORWARDERS, Map::LruHashMap)?,
             exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
             config: Setting::open(pins, CONFIG)?,
@@ -102,6 +107,7 @@ impl Tables {
                 vteps: Table::open(pins, VTEPS_V6, Map::HashMap)?,
                 pods: Table::open(pins, PODS_V6, Map::HashMap)?,
                 flows: Table::open(pins, FLOWS_V6, Map::LruHashMap)?,
+                tunnels: Table::open(pins, TUNNELS_V6, Map::HashMap)?,
                 exempt: Prefixes::open(pins, SNAT_EXEMPT_V6)?,
                 config: Setting::open(pins, CONFIG_V6)?,
             },

@@ -219,7 +219,9 @@ impl Loaded {
             Change::PutPeer { subnet, peer } => tables.routes.put(subnet, peer),
             Change::DeletePeer(subnet) => tables.routes.remove(subnet),
             Change::PutVtep { address, vtep } => tables.vteps.put(address, vtep),
-            Change::DeleteVtep(address) => tables.vteps.remove(address),
+            Change::DeleteVtep(address) => {
+                tables.vteps.remove(address).and_then(|()| tables.tunnels.remove(address))
+            }
             Change::PutPod { address, pod } => tables.pods.put(address, pod),
             Change::DeletePod(address) => tables.pods.remove(address),
             Change::PutExempt { prefix, why } => tables.exempt.put(prefix, why),
@@ -234,7 +236,9 @@ impl Loaded {
             Change::DeleteV6(key) => match key {
                 KeyV6::Config => tables.v6.config.clear(),
                 KeyV6::Peer(subnet) => tables.v6.routes.remove(subnet),
-                KeyV6::Vtep(address) => tables.v6.vteps.remove(address),
+                KeyV6::Vtep(address) => {
+                    tables.v6.vteps.remove(address).and_then(|()| tables.v6.tunnels.remove(address))
+                }
                 KeyV6::Pod(address) => tables.v6.pods.remove(address),
                 KeyV6::Exempt(prefix) => tables.v6.exempt.remove(prefix),
             },

@@ -12,6 +12,7 @@ mod connection;
 mod echo;
 mod error;
 mod interface;
+mod ipsec;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
@@ -30,6 +31,7 @@ pub use interface::{
     Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,
     Reach, Stack,
 };
+pub use ipsec::IpsecPolicies;
 pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;

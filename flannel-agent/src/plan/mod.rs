@@ -22,6 +22,7 @@ use crate::{
 mod change;
 mod delta;
 mod exempt;
+mod ipsec;
 mod patch;
 mod peers;
 mod programs;
@@ -35,6 +36,7 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
+pub use ipsec::IpsecPolicy;
 pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};
@@ -150,6 +152,9 @@ pub enum NoHop {
     /// A peer to be reached without a tunnel is on another link, whose packets no program sees.
     #[error("its address is on the link of another interface than the external one")]
     OtherInterface,
+    /// The host wants the packets encrypted, or stopped: only its own path does that.
+    #[error("an IPsec policy covers its packets (ip xfrm policy)")]
+    Ipsec,
 }
 
 /// How the underlay reaches addresses, or why the programs cannot use that; an address that was not asked for is
@@ -185,6 +190,8 @@ pub struct Inputs<'a> {
     pub pods: &'a Pods,
     /// What the operator exempts from masquerading.
     pub exemptions: &'a Exemptions,
+    /// What the host's IPsec policies are about.
+    pub policies: &'a [IpsecPolicy],
     /// Indices of the VXLAN devices that exist.
     pub overlays: &'a BTreeMap<Family, u32>,
 }

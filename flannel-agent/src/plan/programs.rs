@@ -12,7 +12,9 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::{Backend, BpfState, Inputs, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6};
+use super::{
+    Backend, BpfState, Inputs, IpsecPolicy, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6,
+};
 use crate::{family::Family, mac::Mac};
 
 /// How the programs reach a peer.
@@ -38,15 +40,18 @@ pub(super) fn plan(
 ) -> (BpfState, BTreeMap<IpNetwork, NoHop>) {
     let (local, pods) = (inputs.local, inputs.pods);
     let (mut bpf, mut on_kernel) = (BpfState::default(), BTreeMap::new());
+    let mut exits = BTreeSet::from([local.underlay_ifindex]);
     if local.fast_path == FastPath::Off || local.backend == Backend::Alloc {
         return (bpf, on_kernel);
     }
     if let Some(stack) = local.stack(Family::V4) {
         let peers = reaches(inputs, Family::V4, stack, peers, &mut on_kernel);
+        exits.extend(peers.iter().filter_map(|peer| Some(peer.hop?.ifindex)));
         v4::fill(&mut bpf, inputs, stack, &peers);
     }
     if let Some(stack) = local.stack(Family::V6) {
         let peers = reaches(inputs, Family::V6, stack, peers, &mut on_kernel);
+        exits.extend(peers.iter().filter_map(|peer| Some(peer.hop?.ifindex)));
         bpf.v6 = v6::maps(inputs, stack, &peers);
     }
     // There is VXLAN to look at only with a device for it.
@@ -63,13 +68,11 @@ pub(super) fn plan(
     bpf.hooks.extend(pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::Flow {
         bpf.hooks.extend(pods.links.iter().map(|&link| (link, Hook::ToPod)));
-        if local.routes_direct() {
-            bpf.hooks.insert((local.underlay_ifindex, Hook::ToUnderlay));
-        }
     }
-    if local.fast_path.finds_pods() {
-        bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
-    }
+    // Whichever way packets leave, the kernel's own are looked at there.
+    bpf.hooks.extend(exits.into_iter().map(|exit| (exit, Hook::ToUnderlay)));
+    // Also where the kernel delivers all: errors about the tunnel come here.
+    bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
     (bpf, on_kernel)
 }
 
@@ -89,7 +92,13 @@ fn reaches(
 ) -> Vec<Reach> {
     let ours = peers.iter().filter(|(subnet, _)| Family::of_network(**subnet) == family);
     ours.map(|(subnet, peer)| {
-        let hop = next_hop(inputs.local, peer, inputs.next_hops);
+        let node = [stack.address.into(), stack.subnet];
+        let is_covered = |policy: &IpsecPolicy| policy.covers(node, [peer.public_ip.into(), *subnet]);
+        let hop = if inputs.policies.iter().any(is_covered) {
+            Err(NoHop::Ipsec)
+        } else {
+            next_hop(inputs.local, peer, inputs.next_hops)
+        };
         on_kernel.extend(hop.err().map(|why| (*subnet, why)));
         Reach {
             subnet: *subnet,
@@ -103,7 +112,7 @@ fn reaches(
             vtep_mac: peer.way.vtep_mac().unwrap_or(Mac([0; 6])),
             // The source check has room for one lease of a public address. With both ways in use a peer chooses for
             // itself, and may come through the tunnel whichever way it is reached.
-            is_source: peer.foremost && stack.device.is_some(),
+            is_source: peer.foremost && stack.device.is_some() && hop != Err(NoHop::Ipsec),
         }
     })
     .collect()

@@ -176,6 +176,7 @@ fn planned_for(local: &Local, leases: &Leases) -> Plan {
 
 fn plan_by(local: &Local, leases: &Leases, next_hops: &NextHops) -> Plan {
     plan(&Inputs {
+        policies: &[],
         local,
         leases,
         next_hops,
@@ -272,6 +273,7 @@ fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {
     let exempt = |fast_path, prefixes: &[&str], nodes| -> Vec<(String, Exempt)> {
         let exemptions = Exemptions { prefixes: prefixes.iter().map(|prefix| net(prefix)).collect(), nodes };
         let plan = plan(&Inputs {
+            policies: &[],
             local: &local(fast_path),
             leases: &all,
             next_hops: &BTreeMap::new(),
@@ -583,6 +585,7 @@ prop_compose! {
         let of_both = |n| Family::BOTH.map(|family| (node(family, n), hops_in(family, n)));
         let next_hops = hops.into_iter().flat_map(of_both).collect();
         plan(&Inputs {
+            policies: &[],
             local: &Local {
                 direct_routing: direct_routing && backend == Backend::Vxlan,
                 ..local_with(backend, fast_path, &families)

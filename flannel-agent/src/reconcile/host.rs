@@ -14,8 +14,8 @@ use tracing::warn;
 
 use crate::{
     family::Family,
-    netlink::{Changed, Echoes, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Change, Local, NextHops, NoHop, Pods},
+    netlink::{Changed, Echoes, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError},
+    plan::{Change, IpsecPolicy, Local, NextHops, NoHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -29,6 +29,8 @@ const DEAFENING: usize = 1024;
 pub struct Surroundings {
     /// Our pods: with fast path `overlay` their links alone, with `off` not even those.
     pub pods: Pods,
+    /// What the host's IPsec policies are about: not read with fast path `off`.
+    pub policies: Vec<IpsecPolicy>,
     /// Indices of the VXLAN devices that exist.
     pub overlays: BTreeMap<Family, u32>,
     /// Interfaces that can carry packets to other nodes: index, MTU, up. Routes go with their interface
@@ -72,6 +74,7 @@ pub trait Host: Send {
 pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
+    policies: IpsecPolicies,
     overlays: BTreeSet<u32>,
 }
 
@@ -79,13 +82,23 @@ impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlays: BTreeSet::new() })
+        Ok(Self {
+            netlink: Netlink::open()?,
+            monitor: Monitor::open()?,
+            policies: IpsecPolicies::default(),
+            overlays: BTreeSet::new(),
+        })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
-        match self.monitor.changed(&self.overlays).await {
+        let changed = tokio::select! {
+            changed = self.monitor.changed(&self.overlays) => changed,
+            // Whichever way packets have to take is looked at again.
+            changed = self.policies.changed() => changed.map(|()| Changed { routes: true, ..Changed::default() }),
+        };
+        match changed {
             Ok(changed) => changed,
             Err(error) => {
                 warn!(%error, "cannot listen to the kernel; trying again");
@@ -143,7 +156,13 @@ impl Host for KernelHost {
                 adrift.insert(*family);
             }
         }
-        Ok(Surroundings { pods, overlays, underlay, adrift })
+        let mut policies = match local.fast_path {
+            FastPath::Off => Vec::new(),
+            _ => self.policies.read().await?,
+        };
+        policies.sort_unstable();
+        policies.dedup();
+        Ok(Surroundings { pods, policies, overlays, underlay, adrift })
     }
 
     async fn next_hops(

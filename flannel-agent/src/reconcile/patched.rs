@@ -64,6 +64,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             exemptions: &exemptions,
             next_hops: &self.next_hops,
             pods: &self.surroundings.pods,
+            policies: &self.surroundings.policies,
             overlays: &self.surroundings.overlays,
         };
         let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };

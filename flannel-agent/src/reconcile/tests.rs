@@ -73,6 +73,7 @@ impl Host for Node {
         let mut world = self.0.0.lock().await;
         world.surveys += 1;
         Ok(Surroundings {
+            policies: Vec::new(),
             pods: world.pods.clone(),
             overlays: world.datapath.state.devices.keys().map(|family| (*family, OVERLAY)).collect(),
             underlay: world.underlay.clone(),
@@ -242,6 +243,7 @@ fn desired_as(
     let leases = nodes.into_iter().map(lease).map(|lease| (lease.subnet, lease)).collect();
     let next_hops: NextHops = next_hops.iter().map(|(to, hop)| (*to, Ok(*hop))).collect();
     let inputs = Inputs {
+        policies: &[],
         local,
         leases: &leases,
         next_hops: &next_hops,

@@ -14,6 +14,7 @@ mod hold;
 mod pod;
 mod popped_for;
 mod route;
+mod tunnel;
 mod v6;
 
 pub use config::{Config, FastPath, PREFIX_LENGTHS, UnknownVtep};
@@ -25,6 +26,7 @@ pub use hold::Hold;
 pub use pod::PodV4;
 pub use popped_for::{POPPED_FOR_LEN, PoppedFor};
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
+pub use tunnel::Tunnel;
 pub use v6::{AddressV6, ConfigV6, FlowV6, PeerV6, SubnetV6, VtepV6};
 
 /// Refuses, at compile time, a layout whose size or alignment is not the one written here.

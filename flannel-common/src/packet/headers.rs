@@ -72,6 +72,21 @@ impl Ethernet {
         Self { macs, ethertype }
     }
 
+    /// The header of a frame whose MACs stand in `words` the other way round, source before destination, the bytes of
+    /// each word in the order of memory.
+    #[inline(always)]
+    pub const fn of_words(words: [u32; 3], ethertype: u16) -> Self {
+        let [first, middle, last] = words;
+        let ([a, b, c, d], [e, f, g, h], [i, j, k, l]) =
+            (first.to_ne_bytes(), middle.to_ne_bytes(), last.to_ne_bytes());
+        let macs = [
+            u32::from_ne_bytes([g, h, i, j]),
+            u32::from_ne_bytes([k, l, a, b]),
+            u32::from_ne_bytes([c, d, e, f]),
+        ];
+        Self { macs, ethertype }
+    }
+
     /// Reads the header from its bytes.
     #[inline(always)]
     pub const fn parse(bytes: &[u8; ETHERNET_LEN]) -> Self {

@@ -3,10 +3,10 @@
 use super::{
     Direct, Encap, Forward, Tables, check_hold,
     flow::{self, Passage},
-    longest_match,
+    longest_match, tunnel,
 };
 use crate::{
-    layout::{Config, FastPath, PeerKind, PeerV4},
+    layout::{Config, FastPath, PeerKind, PeerV4, Tunnel},
     packet::{
         Arrival, Packet,
         headers::{
@@ -70,7 +70,8 @@ pub fn from_pod<R>(
         let direct = Direct { ifindex: peer.ifindex, next_hop: peer.next_hop, forward: Forward::hop(&ip) };
         return Ok(route(direct, Reason::RoutePod));
     }
-    let encap = encap(packet, arrival, &config, &ip, peer, Some(Forward::hop(&ip)))?;
+    let known = tunnel_to(tables, &config, &peer, now)?;
+    let encap = encap(packet, arrival, &config, &ip, (peer, known), Some(Forward::hop(&ip)))?;
     Ok(tunnel(encap, Reason::EncapPod))
 }
 
@@ -120,13 +121,14 @@ pub fn to_overlay<R>(
 ) -> Result<R, Reason> {
     let (ethernet, ip) = inner_headers(packet, arrival)?;
     let config = tables.config().ok_or(Reason::NoConfig)?;
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
     // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
     if !ethernet.same_stations(&Ethernet::new(peer.vtep_mac, peer.local_mac, ETHERTYPE_IPV4)) {
         return Err(Reason::NeighbourDiffers);
     }
-    let encap = encap(packet, arrival, &config, &ip, peer, None)?;
+    let tunnel = tunnel_to(tables, &config, &peer, now)?;
+    let encap = encap(packet, arrival, &config, &ip, (peer, tunnel), None)?;
     Ok(then(encap, Reason::EncapOverlay))
 }
 
@@ -163,19 +165,29 @@ pub(super) fn check_ipv4(ip: &Ipv4) -> Result<(), Reason> {
     Ok(())
 }
 
+/// The kernel's own path to `peer` at the time `now`.
+///
+/// # Errors
+/// It is not through the tunnel, or has not been seen lately.
+#[inline(always)]
+fn tunnel_to(tables: &impl Tables, config: &Config, peer: &PeerV4, now: u64) -> Result<Tunnel, Reason> {
+    if peer.kind != PeerKind::Vxlan {
+        return Err(Reason::PeerOnKernel);
+    }
+    tunnel::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.flow_refresh, now)
+}
+
 #[inline(always)]
 fn encap(
     packet: &(impl Packet + ?Sized),
     arrival: &Arrival,
     config: &Config,
     ip: &Ipv4,
-    peer: PeerV4,
+    (peer, tunnel): (PeerV4, Tunnel),
     forward: Option<Forward>,
 ) -> Result<Encap, Reason> {
-    if peer.kind != PeerKind::Vxlan {
-        return Err(Reason::PeerOnKernel);
-    }
-    if u64::from(segment_len(packet, ETHERNET_LEN, arrival, ip)?) + ENCAP_LEN as u64 > u64::from(peer.mtu) {
+    let mtu = if tunnel.mtu < peer.mtu { tunnel.mtu } else { peer.mtu };
+    if u64::from(segment_len(packet, ETHERNET_LEN, arrival, ip)?) + ENCAP_LEN as u64 > u64::from(mtu) {
         return Err(Reason::TooBig);
     }
     // An aggregate whose outer length overflows 16 bits is the kernel's to cut.
@@ -188,6 +200,7 @@ fn encap(
         source: config.vtep,
         port: config.port as u16,
         source_ports: (config.source_port_min, config.source_port_max),
+        ttl: tunnel.ttl as u8,
         inner_tos: ip.tos,
         frame_len: frame_len as u16,
         forward,

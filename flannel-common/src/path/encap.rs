@@ -12,9 +12,6 @@ use crate::{
     },
 };
 
-/// TTL of outer headers: the default of `net.ipv4.ip_default_ttl`, which the kernel's device uses.
-const OUTER_TTL: u8 = 64;
-
 /// What routing does to an IPv4 header: its fields as they become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
@@ -85,6 +82,8 @@ pub struct Encap {
     pub port: u16,
     /// Range of UDP source ports, host order, end exclusive.
     pub source_ports: (u32, u32),
+    /// TTL of the outer header: the one that the kernel's device was seen to write.
+    pub ttl: u8,
     /// TOS of the inner header before any change: decides the outer mark.
     pub inner_tos: u8,
     /// Length of the inner frame with its Ethernet header, bytes. With the outer headers it fits 16 bits.
@@ -113,7 +112,7 @@ impl Encap {
             total_len: udp_len.wrapping_add(IPV4_LEN as u16),
             id,
             fragment: 0,
-            ttl: OUTER_TTL,
+            ttl: self.ttl,
             protocol: PROTOCOL_UDP,
             checksum: 0,
             source: self.source,

@@ -4,7 +4,7 @@ use super::{
     Deliver, Forward, Tables, check_hold, direct, ecn,
     egress::{check_ipv4, segment_len},
     flow::{self, Passage},
-    forwarding,
+    forwarding, tunnel,
 };
 use crate::{
     layout::FastPath,
@@ -49,11 +49,14 @@ pub fn from_underlay<R>(
     }
     let outer_ip = Ipv4::parse(packet.view(ETHERNET_LEN).ok_or(Reason::Truncated)?);
     let config = tables.config().ok_or(Reason::NoConfig)?;
-    if config.subnet.contains(outer_ip.destination) {
+    if config.subnet.contains(outer_ip.destination) && config.fast_path.finds_pods() {
         return direct::from_underlay(packet, tables, arrival, &config, &outer, &outer_ip, hand);
     }
     if outer_ip.protocol != PROTOCOL_UDP || outer_ip.destination != config.vtep {
         return Err(Reason::NotVxlan);
+    }
+    if !config.fast_path.finds_pods() {
+        return Err(Reason::PodOnKernel);
     }
     if !outer.is_unicast() {
         return Err(Reason::NotUnicast);
@@ -111,6 +114,8 @@ pub fn from_underlay<R>(
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
+    let tunnel = tables.tunnel_v4(outer_ip.source);
+    tunnel::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
     // Last, so that all else has been looked at: see `is_checked`. A popped aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
     // without UDP_GRO, it drops.
@@ -127,8 +132,8 @@ pub fn from_underlay<R>(
 }
 
 /// Whether a packet that [`from_underlay`] leaves to the kernel for `reason` is one that `from_overlay` goes on with,
-/// because nothing is wrong with it but that a program cannot pop it.
+/// because nothing is wrong with it but that a program cannot decapsulate it, or may not before the kernel has.
 #[inline(always)]
 pub const fn is_checked(reason: Reason) -> bool {
-    matches!(reason, Reason::UdpAggregate | Reason::PodForwards)
+    matches!(reason, Reason::UdpAggregate | Reason::PodForwards | Reason::TunnelStale)
 }

@@ -16,18 +16,20 @@ pub mod flow;
 pub mod forwarding;
 pub mod ingress;
 mod overlay;
+pub mod tunnel;
 pub mod v6;
 
 pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
 pub use overlay::from_overlay;
+pub use tunnel::{TunnelNote, UnderlayRoute};
 
 use self::{egress::segment_len, flow::Passage};
 use crate::{
     layout::{
         AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodV4, SubnetV4,
-        SubnetV6, VtepV4, VtepV6,
+        SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map,
     packet::{
@@ -51,6 +53,8 @@ pub trait Tables {
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
     /// When netfilter accepted a flow.
     fn flow_v4(&self, flow: &FlowV4) -> Option<Permit>;
+    /// What the kernel's path through the tunnel to a peer does, by the peer's public address.
+    fn tunnel_v4(&self, vtep: [u8; 4]) -> Option<Tunnel>;
     /// The node's own settings in the cluster's IPv6 network; `None` where there is none, or until the agent has
     /// written them.
     fn config_v6(&self) -> Option<ConfigV6>;
@@ -64,6 +68,8 @@ pub trait Tables {
     fn is_exempt_v6(&self, address: AddressV6) -> bool;
     /// When netfilter accepted a flow.
     fn flow_v6(&self, flow: &FlowV6) -> Option<Permit>;
+    /// What the kernel's path through the tunnel to a peer does, by the peer's public IPv6 address.
+    fn tunnel_v6(&self, vtep: AddressV6) -> Option<Tunnel>;
     /// When the pod behind veth `ifindex` was last seen to forward for others, ns on the clock of [`Permit`]; 0 is
     /// never.
     fn forwarded(&self, ifindex: u32) -> u64;
@@ -290,6 +296,51 @@ pub fn note_v6(
         Hook::ToUnderlay => v6::flow::note_direct(packet, tables, arrival, |note| note),
         Hook::FromPod => v6::forwarding::note(packet, tables, arrival, |note| note),
         Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
+    }
+}
+
+/// What the program at `hook` notes about the tunnel that an IPv4 packet has taken, which no program has redirected.
+/// `route` is how the kernel sends what is for the packet's outer destination.
+pub fn note_tunnel(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    route: Option<UnderlayRoute>,
+) -> Option<TunnelNote> {
+    match hook {
+        Hook::ToUnderlay if tunnel::is_outer(packet, tables)? => {
+            tunnel::note_leaving(packet, tables, arrival, |_| route, |note| note)
+        }
+        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK != 0 => {
+            tunnel::note_delivered(packet, tables, |note| note)
+        }
+        Hook::FromUnderlay if decide(hook, packet, tables, arrival).reason() == Some(Reason::NotVxlan) => {
+            tunnel::note_error(packet, tables, |note| note)
+        }
+        _ => None,
+    }
+}
+
+/// As [`note_tunnel`], of an IPv6 packet.
+pub fn note_tunnel_v6(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    route: Option<UnderlayRoute>,
+) -> Option<TunnelNote<AddressV6>> {
+    match hook {
+        Hook::ToUnderlay if v6::tunnel::is_outer(packet, tables)? => {
+            v6::tunnel::note_leaving(packet, tables, arrival, |_| route, |note| note)
+        }
+        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK != 0 => {
+            v6::tunnel::note_delivered(packet, tables, |note| note)
+        }
+        Hook::FromUnderlay if decide(hook, packet, tables, arrival).reason() == Some(Reason::NotVxlan) => {
+            v6::tunnel::note_error(packet, tables, |note| note)
+        }
+        _ => None,
     }
 }
 

@@ -17,5 +17,5 @@ mod tables;
 pub use effect::{handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed};
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};
-pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, interface, seen_at};
+pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, TUNNEL, interface, seen_at};
 pub use tables::{MemoryTables, MemoryTablesV6};

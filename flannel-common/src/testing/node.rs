@@ -2,7 +2,7 @@
 
 use super::MemoryTables;
 use crate::{
-    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, UnknownVtep, VtepV4},
+    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, Tunnel, UnknownVtep, VtepV4},
     map::CHECKED_MARK,
     packet::Arrival,
     path::Hook,
@@ -29,6 +29,9 @@ pub mod interface {
     /// Those that exist.
     pub const ALL: [u32; 5] = [UNDERLAY, OVERLAY, POD, OTHER_POD, SMALL_POD];
 }
+
+/// What the kernel's path to a peer was seen to do a moment ago: it carries more than any interface here.
+pub const TUNNEL: Tunnel = Tunnel { egress: NOW, ingress: NOW, differs: 0, mtu: 9000, ttl: 64 };
 
 /// The time of the tables: any, but long enough after the start of the clock.
 pub const NOW: u64 = 3_600_000_000_000;
@@ -118,6 +121,7 @@ impl Node {
         for peer in peers {
             tables.routes.insert(peer.subnet, self.peer(peer));
             tables.vteps.insert(peer.vtep, VtepV4 { subnet: peer.subnet });
+            tables.tunnels.insert(peer.vtep, TUNNEL);
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];
         for (number, ifindex) in (2..).zip(veths) {

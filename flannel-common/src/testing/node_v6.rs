@@ -1,6 +1,6 @@
 //! The same nodes in a cluster that has an IPv6 network, too.
 
-use super::{MemoryTables, Node, interface};
+use super::{MemoryTables, Node, TUNNEL, interface};
 use crate::layout::{AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodV4, SubnetV6, UnknownVtep, VtepV6};
 
 /// `fd00:<high>::<low>`.
@@ -72,6 +72,7 @@ impl Node {
         for peer in peers {
             tables.v6.routes.insert(peer.subnet_v6(), self.peer_v6(peer));
             tables.v6.vteps.insert(peer.vtep_v6(), VtepV6 { subnet: peer.subnet_v6() });
+            tables.v6.tunnels.insert(peer.vtep_v6(), TUNNEL);
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];
         for (number, ifindex) in (2..).zip(veths) {

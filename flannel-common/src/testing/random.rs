@@ -5,18 +5,18 @@ use std::{vec, vec::Vec};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{ELSEWHERE, Frame, HERE, MemoryTables, NOW, THERE, interface, seen_at};
+use super::{ELSEWHERE, Frame, HERE, MemoryTables, NOW, THERE, TUNNEL, interface, seen_at};
 use crate::{
     layout::{
-        Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, UnknownVtep,
-        VtepV4,
+        Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, Tunnel,
+        UnknownVtep, VtepV4,
     },
     map::FLOW_MARK,
     packet::{
         Arrival, Packet as _, checksum,
         headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP},
     },
-    path::Hook,
+    path::{Hook, ecn},
     reason::Direction,
 };
 
@@ -211,7 +211,13 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
             Hook::ToOverlay => frame.macs(THERE.mac, HERE.mac).bytes(),
             Hook::FromOverlay => frame.macs(HERE.mac, THERE.mac).bytes(),
             Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
-            Hook::ToUnderlay => frame.macs(THERE.mac, interface::UNDERLAY_MAC).bytes(),
+            Hook::ToUnderlay if id & 1 == 0 => frame.macs(THERE.mac, interface::UNDERLAY_MAC).bytes(),
+            // As the kernel's device makes it; sometimes with a mark that it would not make.
+            Hook::ToUnderlay => {
+                let inner = frame.macs(THERE.mac, HERE.mac).bytes();
+                let tos = if id & 6 == 0 { tos } else { ecn::encapsulate(tos) };
+                Frame::vxlan(HERE.vtep, THERE.vtep, &inner).ip(|ip| ip.tos = tos).bytes()
+            }
             Hook::FromUnderlay if direct => frame.bytes(),
             Hook::FromUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => {
                 let inner = frame.macs(HERE.mac, THERE.mac).bytes();
@@ -268,6 +274,7 @@ enum Change {
     FlowRefresh(u32),
     UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV4>),
+    Tunnel(Option<Tunnel>),
 }
 
 impl Change {
@@ -298,6 +305,7 @@ impl Change {
             1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
+            4 => tunnel().prop_map(Self::Tunnel),
             4 => (lengths, any::<[u8; 4]>()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
         ]
     }
@@ -311,6 +319,7 @@ impl Change {
             exempt,
             flows: _,
             forwarders: _,
+            tunnels,
             v6: _,
             now: _,
             held_until: _,
@@ -354,7 +363,12 @@ impl Change {
             Self::Exempt(prefixes) => {
                 exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));
             }
+            Self::Tunnel(tunnel) => {
+                tunnels.clear();
+                tunnels.extend(tunnel.map(|tunnel| (THERE.vtep, tunnel)));
+            }
             Self::Leases(lengths, vtep) => {
+                tunnels.insert(vtep, TUNNEL);
                 config.iter_mut().for_each(|config| config.prefix_lengths = lengths);
                 for length in lengths.into_iter().filter(|length| *length != 0) {
                     let mut peer = HERE.peer(&THERE);
@@ -365,6 +379,24 @@ impl Change {
             }
         }
     }
+}
+
+/// What may have been seen of the kernel's path to a peer.
+pub(super) fn tunnel() -> impl Strategy<Value = Option<Tunnel>> {
+    // Far from every limit, as with flows.
+    let stamp = || prop_oneof![4 => Just(0), 2 => select(&[9, 60][..])];
+    let stamp = move || {
+        prop::option::weighted(0.9, stamp()).prop_map(|age| age.map_or(0, |age| NOW - age * 1_000_000_000))
+    };
+    let mtu = prop_oneof![3 => Just(1500), 1 => 68..2_200u32];
+    let tunnel = (stamp(), stamp(), mtu, 1..=255u32).prop_map(|(egress, ingress, mtu, ttl)| Tunnel {
+        egress,
+        ingress,
+        differs: 0,
+        mtu,
+        ttl,
+    });
+    prop::option::weighted(0.9, tunnel)
 }
 
 /// A prefix that holds a pod, here or there, or anything at all.

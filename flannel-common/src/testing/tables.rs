@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     layout::{
         AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4, SubnetV4,
-        SubnetV6, VtepV4, VtepV6,
+        SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     path::{Note, Tables},
 };
@@ -25,6 +25,8 @@ pub struct MemoryTables {
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// `flows_v4`.
     pub flows: BTreeMap<FlowV4, Permit>,
+    /// `tunnels_v4`.
+    pub tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// `forwarders`: when each veth's pod was last seen to forward.
     pub forwarders: BTreeMap<u32, u64>,
     /// Those for IPv6.
@@ -50,6 +52,8 @@ pub struct MemoryTablesV6 {
     pub exempt: BTreeMap<SubnetV6, Exempt>,
     /// `flows_v6`.
     pub flows: BTreeMap<FlowV6, Permit>,
+    /// `tunnels_v6`.
+    pub tunnels: BTreeMap<AddressV6, Tunnel>,
 }
 
 impl Tables for MemoryTables {
@@ -77,6 +81,10 @@ impl Tables for MemoryTables {
         self.flows.get(flow).copied()
     }
 
+    fn tunnel_v4(&self, vtep: [u8; 4]) -> Option<Tunnel> {
+        self.tunnels.get(&vtep).copied()
+    }
+
     fn config_v6(&self) -> Option<ConfigV6> {
         self.v6.config
     }
@@ -99,6 +107,10 @@ impl Tables for MemoryTables {
 
     fn flow_v6(&self, flow: &FlowV6) -> Option<Permit> {
         self.v6.flows.get(flow).copied()
+    }
+
+    fn tunnel_v6(&self, vtep: AddressV6) -> Option<Tunnel> {
+        self.v6.tunnels.get(&vtep).copied()
     }
 
     fn forwarded(&self, ifindex: u32) -> u64 {

@@ -6,10 +6,10 @@ use flannel_common::{
     map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
-        headers::{ETHERNET_LEN, IPV4_LEN},
+        headers::{ETHERNET_LEN, Ethernet, IPV4_LEN},
         ipv6::{self, IPV6_LEN, Ipv6},
     },
-    path::{Deliver, Encap, Hook, Note, Verdict, left, v6},
+    path::{Deliver, Encap, Hook, Note, UnderlayRoute, Verdict, left, note_tunnel, note_tunnel_v6, v6},
     reason::Reason,
     testing::{
         MemoryTables, handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed,
@@ -65,7 +65,18 @@ pub(crate) fn check(
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
-    let reasons = reason.into_iter().chain(noted);
+    // In the sandbox no interface forwards, so that the kernel's route is taken for the one the frame has taken.
+    let route = frame.read(0).map(|bytes| UnderlayRoute { stations: Ethernet::parse(&bytes), mtu: u32::MAX });
+    let tunnel = match v6::is_ipv6(frame) {
+        true => None,
+        false => note_tunnel(hook, frame, tables, arrival, route),
+    };
+    let tunnel_v6 = match v6::is_ipv6(frame) {
+        true => note_tunnel_v6(hook, frame, tables, arrival, route),
+        false => None,
+    };
+    let known = [tunnel.map(|note| note.reason), tunnel_v6.map(|note| note.reason)];
+    let reasons = reason.into_iter().chain(noted).chain(known.into_iter().flatten());
     let counted: Counted = reasons.map(|reason| ((hook.direction(), reason), size)).collect();
     ensure!(outcome.counted == counted, "counted {:?}, not {counted:?}", outcome.counted);
     let mut flows = tables.clone();
@@ -73,6 +84,12 @@ pub(crate) fn check(
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
     note_v6.iter().for_each(|note| flows.write_down_v6(note));
     ensure!(outcome.flows_v6 == flows.v6.flows, "flows {:?}, not {:?}", outcome.flows_v6, flows.v6.flows);
+    let mut tunnels = tables.tunnels.clone();
+    tunnels.extend(tunnel.map(|note| (note.vtep, note.tunnel)));
+    ensure!(outcome.tunnels == tunnels, "tunnels {:?}, not {tunnels:?}", outcome.tunnels);
+    let mut tunnels = tables.v6.tunnels.clone();
+    tunnels.extend(tunnel_v6.map(|note| (note.vtep, note.tunnel)));
+    ensure!(outcome.tunnels_v6 == tunnels, "tunnels {:?}, not {tunnels:?}", outcome.tunnels_v6);
     let mark = MARK | arrival.mark;
     let mark = match verdict {
         Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,

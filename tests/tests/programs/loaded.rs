@@ -11,7 +11,7 @@ use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, SubnetV4, SubnetV6,
-        UnknownVtep,
+        Tunnel, UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
@@ -102,6 +102,10 @@ pub(crate) struct Outcome {
     pub(crate) flows: BTreeMap<FlowV4, Permit>,
     /// The IPv6 flows known afterwards.
     pub(crate) flows_v6: BTreeMap<FlowV6, Permit>,
+    /// What is known of tunnels afterwards, on the same clock.
+    pub(crate) tunnels: BTreeMap<[u8; 4], Tunnel>,
+    /// The same of those over IPv6.
+    pub(crate) tunnels_v6: BTreeMap<AddressV6, Tunnel>,
     /// By how much counters were raised; those that were not are absent.
     pub(crate) counted: Counted,
 }
@@ -148,6 +152,20 @@ impl Loaded {
         }
         for (key, value) in &tables.v6.exempt {
             now.v6.exempt.put(key, value)?;
+        }
+        let at = |tunnel: Tunnel| Tunnel {
+            egress: ahead(tunnel.egress),
+            ingress: ahead(tunnel.ingress),
+            differs: ahead(tunnel.differs),
+            ..tunnel
+        };
+        now.tunnels.remove_all(|vtep| !tables.tunnels.contains_key(vtep))?;
+        for (key, value) in &tables.tunnels {
+            now.tunnels.put(key, &at(*value))?;
+        }
+        now.v6.tunnels.remove_all(|vtep| !tables.v6.tunnels.contains_key(vtep))?;
+        for (key, value) in &tables.v6.tunnels {
+            now.v6.tunnels.put(key, &at(*value))?;
         }
         now.v6.flows.remove_all(|flow| !tables.v6.flows.contains_key(flow))?;
         for (key, value) in &tables.v6.flows {
@@ -237,21 +255,40 @@ impl Loaded {
             frame: out,
             flows: self.on_their_clock(self.tables.flows.entries()?),
             flows_v6: self.on_their_clock(self.tables.v6.flows.entries()?),
+            tunnels: self.tunnels_on_their_clock(self.tables.tunnels.entries()?),
+            tunnels_v6: self.tunnels_on_their_clock(self.tables.v6.tunnels.entries()?),
             counted: self.raised()?,
         })
     }
 
     /// The flows in a map, on the clock of the tables.
     fn on_their_clock<Flow>(&self, mut flows: BTreeMap<Flow, Permit>) -> BTreeMap<Flow, Permit> {
-        let behind = |stamp: u64| match stamp.wrapping_sub(self.ahead) {
+        for permit in flows.values_mut() {
+            (permit.egress, permit.ingress) = (self.behind(permit.egress), self.behind(permit.ingress));
+        }
+        flows
+    }
+
+    /// The tunnels in a map, on the clock of the tables.
+    fn tunnels_on_their_clock<Address>(
+        &self,
+        mut tunnels: BTreeMap<Address, Tunnel>,
+    ) -> BTreeMap<Address, Tunnel> {
+        for tunnel in tunnels.values_mut() {
+            for stamp in [&mut tunnel.egress, &mut tunnel.ingress, &mut tunnel.differs] {
+                *stamp = self.behind(*stamp);
+            }
+        }
+        tunnels
+    }
+
+    /// A time of the kernel's on the clock of the tables.
+    fn behind(&self, stamp: u64) -> u64 {
+        match stamp.wrapping_sub(self.ahead) {
             _ if stamp == 0 => 0,
             just_now if (NOW..NOW + PATIENCE.as_nanos() as u64).contains(&just_now) => NOW,
             earlier => earlier,
-        };
-        for permit in flows.values_mut() {
-            (permit.egress, permit.ingress) = (behind(permit.egress), behind(permit.ingress));
         }
-        flows
     }
 
     /// By how much counters were raised since last asked.

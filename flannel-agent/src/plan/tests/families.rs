@@ -184,6 +184,7 @@ fn the_fast_path_of_ipv6_has_maps_of_its_own() {
         let place = PodV4 { ifindex: 11, mac: [1; 6], gateway_mac: [2; 6] };
         let places = BTreeMap::from([(ip("10.1.0.11"), place), (ip("fd00:10:0:1::b"), place)]);
         plan(&Inputs {
+            policies: &[],
             local: &local_with(Backend::Vxlan, fast_path, families),
             leases: &leases([dual_lease(2), six_lease(3)]),
             next_hops: &BTreeMap::from([(ip("2001:db8::2"), Ok(hop))]),

@@ -2,14 +2,14 @@
 
 use super::{Direct, Encap, Forward, HandOver, check_ipv6, first_ip, flow, frame_len, longest_match};
 use crate::{
-    layout::{ConfigV6, FastPath, PeerKind, PeerV6},
+    layout::{ConfigV6, FastPath, PeerKind, PeerV6, Tunnel},
     map::HANDED_OVER_MARK,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
     },
-    path::{Tables, check_hold, egress::has_no_packet, flow::Passage},
+    path::{Tables, check_hold, egress::has_no_packet, flow::Passage, tunnel},
     reason::{Direction, Reason},
 };
 
@@ -73,9 +73,9 @@ pub fn from_pod<R>(
         let direct = Direct { ifindex: peer.ifindex, next_hop: peer.next_hop, forward };
         return Ok(route(direct, Reason::RoutePod));
     }
-    check_peer(packet, arrival, &ip, &peer)?;
+    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &peer, now)?;
     if arrival.gso_size == 0 {
-        return Ok(then(encap(packet, &config, &ip, peer, Some(forward))?, Reason::EncapPod));
+        return Ok(then(encap(packet, &config, &ip, (peer, tunnel), Some(forward))?, Reason::EncapPod));
     }
     if config.overlay_ifindex == 0 {
         return Err(Reason::Ipv6Aggregate);
@@ -116,17 +116,17 @@ pub fn to_overlay<R>(
 ) -> Result<R, Reason> {
     let config = tables.config_v6().ok_or(Reason::NotIpv4)?;
     let (ethernet, ip) = inner_headers(packet, arrival)?;
-    check_hold(tables)?;
+    let now = check_hold(tables)?;
     let peer = longest_match(tables, &config, ip.destination).ok_or(Reason::NoRoute)?;
     // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
     if !ethernet.same_stations(&Ethernet::new(peer.vtep_mac, peer.local_mac, ETHERTYPE_IPV6)) {
         return Err(Reason::NeighbourDiffers);
     }
-    check_peer(packet, arrival, &ip, &peer)?;
+    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &peer, now)?;
     if arrival.gso_size != 0 {
         return Err(Reason::Ipv6Aggregate);
     }
-    Ok(then(encap(packet, &config, &ip, peer, None)?, Reason::EncapOverlay))
+    Ok(then(encap(packet, &config, &ip, (peer, tunnel), None)?, Reason::EncapOverlay))
 }
 
 /// The Ethernet and IPv6 headers of a packet simple enough for the fast path.
@@ -150,21 +150,29 @@ fn inner_headers(packet: &(impl Packet + ?Sized), arrival: &Arrival) -> Result<(
     Ok((ethernet, ip))
 }
 
-/// Refuses what does not fit the way to `peer`, or has none.
+/// The kernel's own path to `peer` at the time `now`, if the packet fits it.
+///
+/// # Errors
+/// It does not, or that path is not through the tunnel, or has not been seen lately.
 #[inline(always)]
-fn check_peer(
+fn tunnel_to(
     packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
     arrival: &Arrival,
+    config: &ConfigV6,
     ip: &Ipv6,
     peer: &PeerV6,
-) -> Result<(), Reason> {
+    now: u64,
+) -> Result<Tunnel, Reason> {
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > peer.mtu {
+    let tunnel = tunnel::check(tables.tunnel_v6(peer.vtep), Direction::Egress, config.flow_refresh, now)?;
+    let mtu = if tunnel.mtu < peer.mtu { tunnel.mtu } else { peer.mtu };
+    if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > mtu {
         return Err(Reason::TooBig);
     }
-    Ok(())
+    Ok(tunnel)
 }
 
 /// The encapsulation of a packet that is no aggregate.
@@ -173,7 +181,7 @@ fn encap(
     packet: &(impl Packet + ?Sized),
     config: &ConfigV6,
     ip: &Ipv6,
-    peer: PeerV6,
+    (peer, tunnel): (PeerV6, Tunnel),
     forward: Option<Forward>,
 ) -> Result<Encap, Reason> {
     check_transport(packet, ip)?;
@@ -187,6 +195,7 @@ fn encap(
         source: config.vtep,
         port: config.port as u16,
         source_ports: (config.source_port_min, config.source_port_max),
+        hop_limit: tunnel.ttl as u8,
         inner: *ip,
         frame_len: frame_len as u16,
         forward,

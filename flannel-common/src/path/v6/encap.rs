@@ -10,9 +10,6 @@ use crate::{
     path::{Routing, ecn},
 };
 
-/// Hop limit of outer headers: the default of `net.ipv6.conf.*.hop_limit`, which the kernel's device uses.
-const OUTER_HOP_LIMIT: u8 = 64;
-
 /// Offset of the hop limit in an IPv6 header.
 const HOP_LIMIT: usize = 7;
 
@@ -67,6 +64,8 @@ pub struct Encap {
     pub port: u16,
     /// Range of UDP source ports, host order, end exclusive.
     pub source_ports: (u32, u32),
+    /// Hop limit of the outer header: the one that the kernel's device was seen to write.
+    pub hop_limit: u8,
     /// The inner header before any change: decides the outer mark, and with it the checksum is made.
     pub inner: Ipv6,
     /// Length of the inner frame with its Ethernet header, bytes. With the outer headers it fits 16 bits.
@@ -95,7 +94,7 @@ impl Encap {
             class: (6 << 28) | ((outer_class as u32) << 20),
             payload_len: udp_len,
             next_header: PROTOCOL_UDP,
-            hop_limit: OUTER_HOP_LIMIT,
+            hop_limit: self.hop_limit,
             source: self.source,
             destination: self.peer.vtep,
         };

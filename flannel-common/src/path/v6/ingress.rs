@@ -8,7 +8,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
-    path::{Tables, check_hold, ecn, flow::Passage, forwarding},
+    path::{Tables, check_hold, ecn, flow::Passage, forwarding, tunnel},
     reason::{Direction, Reason},
 };
 
@@ -43,11 +43,14 @@ pub fn from_underlay<R>(
         return Err(Reason::NotIpv4);
     }
     let outer_ip = first_ip(packet)?;
-    if config.subnet.contains(outer_ip.destination) {
+    if config.subnet.contains(outer_ip.destination) && config.fast_path.finds_pods() {
         return direct::from_underlay(packet, tables, arrival, &config, &outer, &outer_ip, hand);
     }
     if outer_ip.next_header != PROTOCOL_UDP || outer_ip.destination != config.vtep {
         return Err(Reason::NotVxlan);
+    }
+    if !config.fast_path.finds_pods() {
+        return Err(Reason::PodOnKernel);
     }
     if !outer.is_unicast() {
         return Err(Reason::NotUnicast);
@@ -104,6 +107,8 @@ pub fn from_underlay<R>(
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
+    let tunnel = tables.tunnel_v6(outer_ip.source);
+    tunnel::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
     // Last, as with IPv4: a socket takes TCP whole, what forwards it does not.
     if arrival.gso_size != 0 {
         if ip.next_header != PROTOCOL_TCP {

@@ -13,6 +13,7 @@ pub mod flow;
 pub mod forwarding;
 pub mod ingress;
 mod overlay;
+pub mod tunnel;
 
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
 pub use overlay::from_overlay;

@@ -1,0 +1,175 @@
+//! The kernel's IPsec policies (NETLINK_XFRM, include/uapi/linux/xfrm.h): what they are about, and when they change.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_XFRM};
+use nix::errno::Errno;
+use tokio::time::timeout;
+
+use super::{
+    NetlinkError,
+    connection::frames,
+    error::{KernelError, errno},
+};
+use crate::plan::IpsecPolicy;
+
+const HEADER: usize = 16;
+const DATAGRAM: usize = 64 << 10;
+/// As for other requests: any wait is for a lock.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The bit of group XFRMNLGRP_POLICY.
+const POLICIES: u32 = 1 << 3;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const XFRM_MSG_NEWPOLICY: u16 = 0x13;
+const XFRM_MSG_GETPOLICY: u16 = 0x15;
+/// Attribute with what packets are transformed by.
+const XFRMA_TMPL: u16 = 5;
+const XFRM_POLICY_BLOCK: u8 = 1;
+/// Directions below are in, out and forward; those from here on belong to sockets.
+const XFRM_POLICY_MAX: u8 = 3;
+/// Size of `struct xfrm_userpolicy_info`, which begins with a selector.
+const POLICY: usize = 168;
+/// Size of `struct xfrm_userpolicy_id`.
+const POLICY_ID: usize = 64;
+
+/// Listens to changes of policies, and reads them. Where the kernel has no IPsec there are none.
+#[derive(Default)]
+pub struct IpsecPolicies {
+    listener: Option<TokioSocket>,
+}
+
+impl IpsecPolicies {
+    /// Waits until policies have changed. For ever where the kernel has no IPsec. Cancel safe.
+    ///
+    /// # Errors
+    /// The socket failed. The next call opens another and returns at once, since notices were missed.
+    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+        let Some(listener) = &mut self.listener else {
+            match open(POLICIES) {
+                Ok(socket) => {
+                    self.listener = Some(socket);
+                    return Ok(());
+                }
+                Err(NetlinkError::Open(Errno::EPROTONOSUPPORT)) => std::future::pending().await,
+                Err(error) => return Err(error),
+            }
+        };
+        let mut datagram = Vec::with_capacity(DATAGRAM);
+        match listener.recv(&mut datagram).await.map_err(|error| errno(&error)) {
+            // Notices that were lost were notices.
+            Ok(_) | Err(Errno::ENOBUFS) => {}
+            Err(error) => {
+                self.listener = None;
+                return Err(NetlinkError::Socket(error));
+            }
+        }
+        // What has come with it is the same news.
+        while listener.socket_ref().recv(&mut { Vec::with_capacity(DATAGRAM) }, 0).is_ok() {}
+        Ok(())
+    }
+
+    /// The policies there are that transform or block packets.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub async fn read(&self) -> Result<Vec<IpsecPolicy>, NetlinkError> {
+        match timeout(PATIENCE, dump()).await {
+            Ok(Err(NetlinkError::Open(Errno::EPROTONOSUPPORT))) => Ok(Vec::new()),
+            Ok(read) => read,
+            Err(_) => Err(NetlinkError::Silent(PATIENCE)),
+        }
+    }
+}
+
+fn open(groups: u32) -> Result<TokioSocket, NetlinkError> {
+    let refused = |error: io::Error| NetlinkError::Open(errno(&error));
+    let mut socket = TokioSocket::new(NETLINK_XFRM).map_err(refused)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, groups)).map_err(refused)?;
+    Ok(socket)
+}
+
+async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
+    let socket = open(0)?;
+    let failed = |error: io::Error| NetlinkError::Socket(errno(&error));
+    let length = HEADER + POLICY_ID;
+    let mut request = Vec::with_capacity(length);
+    request.extend((length as u32).to_ne_bytes());
+    request.extend(XFRM_MSG_GETPOLICY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.resize(length, 0);
+    socket.send(&request).await.map_err(failed)?;
+    let mut policies = Vec::new();
+    let mut datagram = Vec::with_capacity(DATAGRAM);
+    loop {
+        datagram.clear();
+        datagram.reserve(DATAGRAM);
+        socket.recv(&mut datagram).await.map_err(failed)?;
+        for frame in frames(&datagram) {
+            let message = &datagram[frame];
+            match number(message, 4) {
+                Some(NLMSG_DONE) => return Ok(policies),
+                Some(NLMSG_ERROR) => {
+                    let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
+                    let code = i32::from_ne_bytes(code.unwrap_or_default());
+                    return match Errno::from_raw(code.saturating_neg()) {
+                        Errno::ENOENT => Ok(policies),
+                        errno => Err(KernelError { errno, message: None }.into()),
+                    };
+                }
+                Some(XFRM_MSG_NEWPOLICY) => policies.extend(policy(&message[HEADER..])),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// The policy in a message, unless it lets packets pass as they are, or is a socket's own.
+fn policy(message: &[u8]) -> Option<IpsecPolicy> {
+    let info = message.get(..POLICY)?;
+    let (direction, action) = (info[160], info[161]);
+    if direction >= XFRM_POLICY_MAX || (action != XFRM_POLICY_BLOCK && !has_templates(&message[POLICY..])) {
+        return None;
+    }
+    let network = |at: usize, prefix: u8| match number(info, 40)? {
+        2 => {
+            let octets: [u8; 4] = info.get(at..at + 4)?.try_into().ok()?;
+            IpNetwork::new(IpAddr::V4(Ipv4Addr::from(octets)), prefix).ok()
+        }
+        10 => {
+            let octets: [u8; 16] = info.get(at..at + 16)?.try_into().ok()?;
+            IpNetwork::new(IpAddr::V6(Ipv6Addr::from(octets)), prefix).ok()
+        }
+        _ => None,
+    };
+    Some(IpsecPolicy {
+        source: network(16, info[43])?,
+        destination: network(0, info[42])?,
+        protocol: info[44],
+    })
+}
+
+fn has_templates(mut attributes: &[u8]) -> bool {
+    while let (Some(length), Some(kind)) = (number(attributes, 0), number(attributes, 2)) {
+        let length = usize::from(length);
+        if kind == XFRMA_TMPL {
+            return length > 4;
+        }
+        match attributes.get(length.next_multiple_of(4)..) {
+            Some(rest) if length >= 4 => attributes = rest,
+            _ => return false,
+        }
+    }
+    false
+}
