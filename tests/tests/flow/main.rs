@@ -16,6 +16,7 @@ mod learning;
 mod pods;
 mod policy;
 mod services;
+mod underlay;
 
 /// Runs `test` in a lab for each of `xdps`, behind which `flow` is tried.
 fn behind(xdps: &[Xdp], test: impl Fn(&Lab, Xdp) -> Result<()>) -> Result<()> {
