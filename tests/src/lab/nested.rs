@@ -39,7 +39,7 @@ impl Lab {
              addr add {own} dev lo\n\
              link set eth0 mtu 1450\n\
              link set eth0 up\n\
-             route add default via {near} src {address}\n"
+             route add default via {near} dev eth0 onlink src {address}\n"
         ))?;
         for setting in settings {
             router.sysctl(&format!("net/{setting}"), "1")?;
