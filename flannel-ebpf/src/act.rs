@@ -17,7 +17,7 @@ use flannel_common::{
     },
     path::{
         Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, Tables as _, TunnelNote, egress, flow,
-        forwarding, ingress, tunnel,
+        forwarding, gate, ingress,
     },
     reason::{Direction, Reason},
 };
@@ -88,13 +88,13 @@ pub(crate) fn take_note(skb: Skb, size: Size, direction: Direction) {
 /// Writes down what the kernel's own packet, about to leave, says about the tunnel it takes.
 #[inline(always)]
 pub(crate) fn take_note_of_tunnel(ctx: &TcContext, skb: Skb, size: Size) {
-    if tunnel::is_outer(&skb, &maps::Maps) != Some(true) {
+    if gate::is_outer(&skb, &maps::Maps) != Some(true) {
         return;
     }
-    let skb = Skb::of(ctx, tunnel::LEAVING_READS as u32);
+    let skb = Skb::of(ctx, gate::LEAVING_READS as u32);
     let Some(source) = maps::Maps.config().map(|config| config.vtep) else { return };
     let route = |destination| skb.underlay_route(source, destination);
-    tunnel::note_leaving(&skb, &maps::Maps, &skb.arrival(), route, |note| {
+    gate::note_leaving(&skb, &maps::Maps, &skb.arrival(), route, |note| {
         write_down_tunnel(&note, Direction::Egress, size);
     });
 }

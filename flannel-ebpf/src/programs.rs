@@ -8,9 +8,8 @@ use aya_ebpf::{
 use flannel_common::{
     map::CHECKED_MARK,
     path::{
-        self, early, egress, flow,
+        self, early, egress, flow, gate,
         ingress::{self, FROM_UNDERLAY_READS},
-        tunnel,
     },
     reason::{Direction, Reason},
 };
@@ -77,7 +76,7 @@ fn from_underlay(ctx: TcContext) -> i32 {
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
     if matches!(verdict, Err(Reason::NotVxlan)) {
-        tunnel::note_error(&skb, &Maps, |note| {
+        gate::note_error(&skb, &Maps, |note| {
             act::write_down_tunnel(&note, Direction::Ingress, size);
         });
     }
@@ -97,7 +96,7 @@ fn from_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     skb.unmark(CHECKED_MARK);
     let size = skb.size();
-    tunnel::note_delivered(&skb, &Maps, |note| act::write_down_tunnel(&note, Direction::Ingress, size));
+    gate::note_delivered(&skb, &Maps, |note| act::write_down_tunnel(&note, Direction::Ingress, size));
     let verdict =
         path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     act::conclude(&ctx, size, Direction::Ingress, verdict)

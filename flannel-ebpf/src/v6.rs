@@ -12,8 +12,8 @@ use flannel_common::{
         Routing as _, Tables as _, TunnelNote,
         egress::exempt_reason,
         v6::{
-            self as path, Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, forwarding,
-            ingress, tunnel,
+            self as path, Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, forwarding, gate,
+            ingress,
         },
     },
     reason::{Direction, Reason},
@@ -83,7 +83,7 @@ pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
     if matches!(verdict, Err(Reason::NotVxlan)) {
-        tunnel::note_error(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
+        gate::note_error(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
     }
     conclude(ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
@@ -94,7 +94,7 @@ pub(crate) fn from_overlay(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     skb.unmark(CHECKED_MARK);
     let size = skb.size();
-    tunnel::note_delivered(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
+    gate::note_delivered(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
     let verdict =
         path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
     conclude(ctx, size, Direction::Ingress, verdict)
@@ -116,12 +116,12 @@ pub(crate) fn to_underlay(ctx: &TcContext, marked: bool) -> i32 {
     if marked {
         take_note(skb, size, Direction::Egress);
     }
-    if tunnel::is_outer(&skb, &Maps) == Some(true)
+    if gate::is_outer(&skb, &Maps) == Some(true)
         && let Some(source) = Maps.config_v6().map(|config| config.vtep)
     {
-        let skb = Skb::of(ctx, tunnel::LEAVING_READS as u32);
+        let skb = Skb::of(ctx, gate::LEAVING_READS as u32);
         let route = |destination| skb.underlay_route_v6(source, destination);
-        tunnel::note_leaving(&skb, &Maps, &skb.arrival(), route, |note| {
+        gate::note_leaving(&skb, &Maps, &skb.arrival(), route, |note| {
             write_down_tunnel(&note, Direction::Egress, size);
         });
     }

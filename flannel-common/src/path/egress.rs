@@ -3,7 +3,7 @@
 use super::{
     Direct, Encap, Forward, Tables, check_hold,
     flow::{self, Passage},
-    longest_match, tunnel,
+    gate, longest_match,
 };
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4, Tunnel},
@@ -174,7 +174,7 @@ fn tunnel_to(tables: &impl Tables, config: &Config, peer: &PeerV4, now: u64) -> 
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    tunnel::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.flow_refresh, now)
+    gate::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.flow_refresh, now)
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use super::{
     Deliver, Forward, Tables, check_hold, direct, ecn,
     egress::{check_ipv4, segment_len},
     flow::{self, Passage},
-    forwarding, tunnel,
+    forwarding, gate,
 };
 use crate::{
     layout::FastPath,
@@ -115,7 +115,7 @@ pub fn from_underlay<R>(
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     let tunnel = tables.tunnel_v4(outer_ip.source);
-    tunnel::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
+    gate::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
     // Last, so that all else has been looked at: see `is_checked`. A popped aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
     // without UDP_GRO, it drops.

@@ -14,16 +14,16 @@ pub mod egress;
 mod encap;
 pub mod flow;
 pub mod forwarding;
+pub mod gate;
 pub mod ingress;
 mod overlay;
-pub mod tunnel;
 pub mod v6;
 
 pub use direct::Direct;
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN};
 pub use flow::Note;
+pub use gate::{TunnelNote, UnderlayRoute};
 pub use overlay::from_overlay;
-pub use tunnel::{TunnelNote, UnderlayRoute};
 
 use self::{egress::segment_len, flow::Passage};
 use crate::{
@@ -309,14 +309,14 @@ pub fn note_tunnel(
     route: Option<UnderlayRoute>,
 ) -> Option<TunnelNote> {
     match hook {
-        Hook::ToUnderlay if tunnel::is_outer(packet, tables)? => {
-            tunnel::note_leaving(packet, tables, arrival, |_| route, |note| note)
+        Hook::ToUnderlay if gate::is_outer(packet, tables)? => {
+            gate::note_leaving(packet, tables, arrival, |_| route, |note| note)
         }
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK != 0 => {
-            tunnel::note_delivered(packet, tables, |note| note)
+            gate::note_delivered(packet, tables, |note| note)
         }
         Hook::FromUnderlay if decide(hook, packet, tables, arrival).reason() == Some(Reason::NotVxlan) => {
-            tunnel::note_error(packet, tables, |note| note)
+            gate::note_error(packet, tables, |note| note)
         }
         _ => None,
     }
@@ -331,14 +331,14 @@ pub fn note_tunnel_v6(
     route: Option<UnderlayRoute>,
 ) -> Option<TunnelNote<AddressV6>> {
     match hook {
-        Hook::ToUnderlay if v6::tunnel::is_outer(packet, tables)? => {
-            v6::tunnel::note_leaving(packet, tables, arrival, |_| route, |note| note)
+        Hook::ToUnderlay if v6::gate::is_outer(packet, tables)? => {
+            v6::gate::note_leaving(packet, tables, arrival, |_| route, |note| note)
         }
         Hook::FromOverlay if arrival.mark & map::CHECKED_MARK != 0 => {
-            v6::tunnel::note_delivered(packet, tables, |note| note)
+            v6::gate::note_delivered(packet, tables, |note| note)
         }
         Hook::FromUnderlay if decide(hook, packet, tables, arrival).reason() == Some(Reason::NotVxlan) => {
-            v6::tunnel::note_error(packet, tables, |note| note)
+            v6::gate::note_error(packet, tables, |note| note)
         }
         _ => None,
     }

@@ -9,7 +9,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
     },
-    path::{Tables, check_hold, egress::has_no_packet, flow::Passage, tunnel},
+    path::{Tables, check_hold, egress::has_no_packet, flow::Passage, gate},
     reason::{Direction, Reason},
 };
 
@@ -167,7 +167,7 @@ fn tunnel_to(
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    let tunnel = tunnel::check(tables.tunnel_v6(peer.vtep), Direction::Egress, config.flow_refresh, now)?;
+    let tunnel = gate::check(tables.tunnel_v6(peer.vtep), Direction::Egress, config.flow_refresh, now)?;
     let mtu = if tunnel.mtu < peer.mtu { tunnel.mtu } else { peer.mtu };
     if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > mtu {
         return Err(Reason::TooBig);

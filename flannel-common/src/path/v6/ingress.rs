@@ -8,7 +8,7 @@ use crate::{
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
-    path::{Tables, check_hold, ecn, flow::Passage, forwarding, tunnel},
+    path::{Tables, check_hold, ecn, flow::Passage, forwarding, gate},
     reason::{Direction, Reason},
 };
 
@@ -108,7 +108,7 @@ pub fn from_underlay<R>(
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     let tunnel = tables.tunnel_v6(outer_ip.source);
-    tunnel::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
+    gate::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
     // Last, as with IPv4: a socket takes TCP whole, what forwards it does not.
     if arrival.gso_size != 0 {
         if ip.next_header != PROTOCOL_TCP {

@@ -11,9 +11,9 @@ pub mod egress;
 mod encap;
 pub mod flow;
 pub mod forwarding;
+pub mod gate;
 pub mod ingress;
 mod overlay;
-pub mod tunnel;
 
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
 pub use overlay::from_overlay;

@@ -10,7 +10,7 @@ use crate::{
     },
     path::{
         Tables, ecn,
-        tunnel::{TunnelNote, UnderlayRoute, closed, is_news, left},
+        gate::{TunnelNote, UnderlayRoute, closed, is_news, left},
     },
     reason::Reason,
 };
@@ -28,7 +28,7 @@ const ABOUT: usize = ICMP + 8;
 /// The highest type of an ICMPv6 error about delivery (RFC 4443): destination unreachable is 1, packet too big 2.
 const PACKET_TOO_BIG: u8 = 2;
 
-/// As [`crate::path::tunnel::is_outer`].
+/// As [`crate::path::gate::is_outer`].
 #[inline(always)]
 pub fn is_outer(packet: &(impl Packet + ?Sized), tables: &impl Tables) -> Option<bool> {
     let config = tables.config_v6()?;
@@ -44,7 +44,7 @@ pub fn is_outer(packet: &(impl Packet + ?Sized), tables: &impl Tables) -> Option
     Some(ip.source == config.vtep && u32::from(udp.destination) == config.port)
 }
 
-/// As [`crate::path::tunnel::note_leaving`].
+/// As [`crate::path::gate::note_leaving`].
 #[inline(always)]
 pub fn note_leaving<R>(
     packet: &(impl Packet + ?Sized),
@@ -84,7 +84,7 @@ pub fn note_leaving<R>(
     Some(then(left(peer.vtep, known, now, outer_ip.hop_limit, mtu)))
 }
 
-/// As [`crate::path::tunnel::note_delivered`].
+/// As [`crate::path::gate::note_delivered`].
 #[inline(always)]
 pub fn note_delivered<R>(
     packet: &(impl Packet + ?Sized),
@@ -107,7 +107,7 @@ pub fn note_delivered<R>(
     Some(then(TunnelNote { vtep, tunnel, reason: Reason::TunnelSeen }))
 }
 
-/// As [`crate::path::tunnel::note_error`], of ICMPv6 "destination unreachable" and "packet too big".
+/// As [`crate::path::gate::note_error`], of ICMPv6 "destination unreachable" and "packet too big".
 #[inline(always)]
 pub fn note_error<R>(
     packet: &(impl Packet + ?Sized),
