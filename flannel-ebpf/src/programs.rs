@@ -11,12 +11,12 @@ use flannel_common::{
         self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
-    reason::Direction,
+    reason::{Direction, Reason},
 };
 
 use crate::{
-    act,
-    ctx::{self, Skb, XdpFrame},
+    act::{self, Done},
+    ctx::{self, Size, Skb, XdpFrame},
     maps::Maps,
     v6,
 };
@@ -27,10 +27,13 @@ const EGRESS_READS: u32 = 14 + 20 + 20;
 /// tc ingress, host side of a pod's veth: what the pod sends.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
-    if Skb::is_ipv6(&ctx) {
-        return v6::from_pod(&ctx);
-    }
-    let skb = Skb::of(&ctx, EGRESS_READS);
+    let (size, verdict) = if Skb::is_ipv6(&ctx) { v6::from_pod(&ctx) } else { from_pod_v4(&ctx) };
+    act::conclude(&ctx, size, Direction::Egress, act::refuse_forged(&ctx, verdict))
+}
+
+#[inline(always)]
+fn from_pod_v4(ctx: &TcContext) -> (Size, Result<Done, Reason>) {
+    let skb = Skb::of(ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note_of_pod(skb, size);
     let verdict = egress::from_pod(
@@ -40,7 +43,7 @@ fn from_pod(ctx: TcContext) -> i32 {
         |encap, reason| act::push(skb, &encap, reason),
         |direct, reason| act::route(skb, &direct, reason),
     );
-    act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
+    (size, act::mark_exempt(skb, verdict))
 }
 
 /// tc egress, flannel.<vni> and flannel-v6.<vni>: what the kernel routed into the overlay.
@@ -78,12 +81,12 @@ fn from_underlay(ctx: TcContext) -> i32 {
     act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 
-/// tc ingress, flannel.<vni> and flannel-v6.<vni>: what the kernel has freed of its outer headers. Only aggregates that `from_underlay` has
-/// checked and cannot pop itself.
+/// tc ingress, flannel.<vni> and flannel-v6.<vni>: what the kernel has freed of its outer headers. Only aggregates
+/// that `from_underlay` has checked and cannot pop itself, and what no pod may send.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
     if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
-        return TC_ACT_UNSPEC;
+        return act::drop_forged(&ctx);
     }
     if Skb::is_ipv6(&ctx) {
         return v6::from_overlay(&ctx);
@@ -125,7 +128,7 @@ fn to_underlay(ctx: TcContext) -> i32 {
 #[xdp(frags)]
 fn xdp_underlay(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::of(&ctx);
-    if let Some(reason) = early::stranger(&frame, &Maps) {
+    if let Some(reason) = early::stranger(&frame, &Maps, &frame.arrival()) {
         return act::judge(frame, reason);
     }
     let size = frame.size();
@@ -143,7 +146,7 @@ fn xdp_underlay(ctx: XdpContext) -> u32 {
 #[xdp]
 fn xdp_generic(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::of(&ctx);
-    early::stranger(&frame, &Maps).map_or(XDP_PASS, |reason| act::judge(frame, reason))
+    early::stranger(&frame, &Maps, &frame.arrival()).map_or(XDP_PASS, |reason| act::judge(frame, reason))
 }
 
 /// Attached nowhere: tries what the kernel makes of the flags of the programs above.

@@ -13,9 +13,11 @@ pub mod ecn;
 pub mod egress;
 mod encap;
 pub mod flow;
+pub mod forged;
 pub mod forwarding;
 pub mod ingress;
 mod overlay;
+pub mod tunnel;
 pub mod v6;
 
 pub use direct::Direct;
@@ -208,9 +210,17 @@ pub fn decide(
     arrival: &Arrival,
 ) -> Verdict {
     if hook.is_xdp()
-        && let Some(reason) = early::stranger(packet, tables)
+        && let Some(reason) = early::stranger(packet, tables, arrival)
     {
         return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
+    }
+    // What `from_underlay` has not checked is the kernel's, and has been counted.
+    if hook == Hook::FromOverlay && arrival.mark & map::CHECKED_MARK == 0 {
+        return if is_forged(packet, tables, arrival) {
+            Verdict::Drop(Reason::PodVxlan)
+        } else {
+            Verdict::Pass
+        };
     }
     if v6::is_ipv6(packet) {
         return decide_v6(hook, packet, tables, arrival);
@@ -221,15 +231,13 @@ pub fn decide(
         Hook::FromUnderlay => {
             ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
         }
-        // What `from_underlay` has not checked is the kernel's, and has been counted.
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
         Hook::XdpUnderlay => {
             Ok(early::pop(packet, tables, arrival, Verdict::PopEarly).unwrap_or(Verdict::Pass))
         }
         Hook::ToPod | Hook::ToUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
-    .unwrap_or_else(|reason| left(hook, packet, tables, reason))
+    .unwrap_or_else(|reason| left(hook, packet, tables, arrival, reason))
 }
 
 fn decide_v6(
@@ -252,12 +260,15 @@ fn decide_v6(
         Hook::FromUnderlay => {
             v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6, Verdict::HandV6)
         }
-        // As with IPv4.
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => v6::from_overlay(packet, tables, arrival, Verdict::HandV6),
         Hook::ToPod | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
-    .unwrap_or_else(|reason| left(hook, packet, tables, reason))
+    .unwrap_or_else(|reason| left(hook, packet, tables, arrival, reason))
+}
+
+/// As the programs ask.
+fn is_forged(packet: &(impl Packet + ?Sized), tables: &impl Tables, arrival: &Arrival) -> bool {
+    !forged::is_out_of_question(packet) && forged::is_for_a_node(packet, tables, arrival)
 }
 
 /// What the program at `hook` notes about the flow of `packet`.
@@ -295,12 +306,19 @@ pub fn note_v6(
 
 /// What becomes of a packet at `hook` that stays with the kernel for `reason`, be that decided here or by
 /// the kernel's refusal to change the packet.
-pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> Verdict {
+pub fn left(
+    hook: Hook,
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables,
+    arrival: &Arrival,
+    reason: Reason,
+) -> Verdict {
     let is_exempt = || match v6::is_ipv6(packet) {
         true => v6::egress::is_exempt(packet, tables, reason),
         false => egress::is_exempt(packet, tables, reason),
     };
     match hook {
+        Hook::FromPod if is_forged(packet, tables, arrival) => Verdict::Drop(Reason::PodVxlan),
         Hook::FromPod if is_exempt() => Verdict::Exempt(egress::exempt_reason(reason)),
         Hook::FromUnderlay if ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),

@@ -21,6 +21,7 @@ use crate::loaded::{Counted, MARK, Outcome};
 
 /// include/uapi/linux/pkt_cls.h
 const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_REDIRECT: i32 = 7;
 /// include/uapi/linux/bpf.h
 const XDP_DROP: i32 = 1;
@@ -61,7 +62,9 @@ pub(crate) fn check(
         Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
         Verdict::PopEarly(deliver, reason) => (XDP_PASS, Some(*reason), popped_early(frame, deliver)),
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
-        Verdict::Drop(reason) => (XDP_DROP, Some(*reason), unchanged()),
+        Verdict::Drop(reason) => {
+            (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
+        }
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
@@ -151,11 +154,11 @@ pub(crate) fn in_kernel(
     verdict: Verdict,
     frame: &[u8],
     tables: &MemoryTables,
-    gso_size: u32,
+    arrival: &Arrival,
     mtu_of: impl Fn(u32) -> Option<u32>,
 ) -> Verdict {
     // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
-    let refused = gso_size != 0;
+    let refused = arrival.gso_size != 0;
     match verdict {
         Verdict::Deliver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
@@ -181,9 +184,9 @@ pub(crate) fn in_kernel(
             Some(_) => verdict,
         },
         Verdict::HandOver(to, _) if mtu_of(to.ifindex).is_none() => {
-            left(hook, frame, tables, Reason::Ipv6Aggregate)
+            left(hook, frame, tables, arrival, Reason::Ipv6Aggregate)
         }
-        Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
+        Verdict::Encap(..) if refused => left(hook, frame, tables, arrival, Reason::Refused),
         _ => verdict,
     }
 }
