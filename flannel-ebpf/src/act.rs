@@ -56,32 +56,21 @@ pub(crate) fn mark_exempt(skb: Skb, verdict: Result<Done, Reason>) -> Result<Don
     Err(egress::exempt_reason(reason))
 }
 
-/// Drops a pod's packet that would stay with the kernel, but is VXLAN that no pod may send.
+/// Whether a packet of a pod is VXLAN that no pod may send.
 #[inline(always)]
-pub(crate) fn refuse_forged(ctx: &TcContext, verdict: Result<Done, Reason>) -> Result<Done, Reason> {
-    if matches!(verdict, Ok(Done { action: TC_ACT_UNSPEC, .. }) | Err(_)) && is_forged(ctx) {
-        return Ok(Done { action: TC_ACT_SHOT, reason: Reason::PodVxlan });
-    }
-    verdict
-}
-
-/// Drops what came out of the tunnel and is VXLAN that no pod may send. Nothing else is looked at, or counted.
-#[inline(always)]
-pub(crate) fn drop_forged(ctx: &TcContext) -> i32 {
-    if !is_forged(ctx) {
-        return TC_ACT_UNSPEC;
-    }
-    maps::count(Direction::Ingress, Reason::PodVxlan, Skb::of(ctx, 0).size());
-    TC_ACT_SHOT
-}
-
-#[inline(always)]
-fn is_forged(ctx: &TcContext) -> bool {
-    if forged::is_out_of_question(&Skb::of(ctx, 0)) {
+pub(crate) fn is_forged(ctx: &TcContext) -> bool {
+    if forged::is_out_of_question(&Skb::of(ctx, 0), &maps::Maps) {
         return false;
     }
     let skb = Skb::of(ctx, tunnel::READS as u32);
     forged::is_for_a_node(&skb, &maps::Maps, &skb.arrival())
+}
+
+/// Drops such a packet.
+#[inline(always)]
+pub(crate) fn drop_forged(ctx: &TcContext, direction: Direction) -> i32 {
+    maps::count(direction, Reason::PodVxlan, Skb::of(ctx, 0).size());
+    TC_ACT_SHOT
 }
 
 /// Sets the mark on what other nodes send, and only the kernel's device can pop, if nothing else keeps it from a pod.

@@ -11,12 +11,12 @@ use flannel_common::{
         self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
     },
-    reason::{Direction, Reason},
+    reason::Direction,
 };
 
 use crate::{
-    act::{self, Done},
-    ctx::{self, Size, Skb, XdpFrame},
+    act,
+    ctx::{self, Skb, XdpFrame},
     maps::Maps,
     v6,
 };
@@ -27,13 +27,14 @@ const EGRESS_READS: u32 = 14 + 20 + 20;
 /// tc ingress, host side of a pod's veth: what the pod sends.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
-    let (size, verdict) = if Skb::is_ipv6(&ctx) { v6::from_pod(&ctx) } else { from_pod_v4(&ctx) };
-    act::conclude(&ctx, size, Direction::Egress, act::refuse_forged(&ctx, verdict))
-}
-
-#[inline(always)]
-fn from_pod_v4(ctx: &TcContext) -> (Size, Result<Done, Reason>) {
-    let skb = Skb::of(ctx, EGRESS_READS);
+    // First, and not only for what stays with the kernel: the verifier then walks through it once.
+    if act::is_forged(&ctx) {
+        return act::drop_forged(&ctx, Direction::Egress);
+    }
+    if Skb::is_ipv6(&ctx) {
+        return v6::from_pod(&ctx);
+    }
+    let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note_of_pod(skb, size);
     let verdict = egress::from_pod(
@@ -43,7 +44,7 @@ fn from_pod_v4(ctx: &TcContext) -> (Size, Result<Done, Reason>) {
         |encap, reason| act::push(skb, &encap, reason),
         |direct, reason| act::route(skb, &direct, reason),
     );
-    (size, act::mark_exempt(skb, verdict))
+    act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
 /// tc egress, flannel.<vni> and flannel-v6.<vni>: what the kernel routed into the overlay.
@@ -86,7 +87,7 @@ fn from_underlay(ctx: TcContext) -> i32 {
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
     if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
-        return act::drop_forged(&ctx);
+        return if act::is_forged(&ctx) { act::drop_forged(&ctx, Direction::Ingress) } else { TC_ACT_UNSPEC };
     }
     if Skb::is_ipv6(&ctx) {
         return v6::from_overlay(&ctx);

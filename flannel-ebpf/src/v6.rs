@@ -26,7 +26,7 @@ use crate::{
 
 /// What a pod sends.
 #[inline(always)]
-pub(crate) fn from_pod(ctx: &TcContext) -> (Size, Result<Done, Reason>) {
+pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     let size = skb.size();
     forwarding::note(&skb, &Maps, &skb.arrival(), |note| {
@@ -50,7 +50,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> (Size, Result<Done, Reason>) {
         }
         other => other,
     };
-    (size, verdict)
+    conclude(ctx, size, Direction::Egress, verdict)
 }
 
 /// What the kernel routed into the overlay, and what [`from_pod`] handed to it.

@@ -11,15 +11,44 @@ use super::{
 };
 use crate::packet::{
     Arrival, Fib, Packet,
-    headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, Ipv4, PROTOCOL_UDP},
+    headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, Udp},
+    ipv6::{ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
 };
 
-/// Whether the packet cannot be VXLAN, by as much of it as every decision reads: most are told apart here.
+/// Whether the packet cannot be VXLAN of our port, by as much of it as every decision reads: most are told apart here.
 #[inline(always)]
-pub fn is_out_of_question(packet: &(impl Packet + ?Sized)) -> bool {
+pub fn is_out_of_question(packet: &(impl Packet + ?Sized), tables: &impl Tables) -> bool {
     let Some(ethernet) = packet.view(0).map(Ethernet::parse) else { return false };
-    let Some(ip) = packet.view(ETHERNET_LEN).map(Ipv4::parse) else { return false };
-    ethernet.ethertype == ETHERTYPE_IPV4 && ip.protocol != PROTOCOL_UDP
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => {
+            let Some(ip) = packet.view(ETHERNET_LEN).map(Ipv4::parse) else { return false };
+            let is_ours = || {
+                ip.version_ihl != 0x45
+                    || tables.config().is_some_and(|config| is_to(packet, IPV4_LEN, config.port))
+            };
+            ip.protocol != PROTOCOL_UDP || !is_ours()
+        }
+        ETHERTYPE_IPV6 => {
+            let Some(ip) = packet.view(ETHERNET_LEN).map(Ipv6::parse) else { return false };
+            match ip.next_header {
+                PROTOCOL_TCP | PROTOCOL_ICMPV6 => true,
+                PROTOCOL_UDP => {
+                    !tables.config_v6().is_some_and(|config| is_to(packet, IPV6_LEN, config.port))
+                }
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}
+
+/// Whether the UDP header behind an IP header of `ip_len` bytes is, or may be, to `port`.
+#[inline(always)]
+fn is_to(packet: &(impl Packet + ?Sized), ip_len: usize, port: u32) -> bool {
+    match packet.view(ETHERNET_LEN + ip_len).map(Udp::parse) {
+        Some(udp) => u32::from(udp.destination) == port,
+        None => true,
+    }
 }
 
 /// Whether a packet from a pod, of this node or of another, is VXLAN of our network for a node.

@@ -214,13 +214,16 @@ pub fn decide(
     {
         return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
     }
+    let unchecked = hook == Hook::FromOverlay && arrival.mark & map::CHECKED_MARK == 0;
+    if (hook == Hook::FromPod || unchecked)
+        && !forged::is_out_of_question(packet, tables)
+        && forged::is_for_a_node(packet, tables, arrival)
+    {
+        return Verdict::Drop(Reason::PodVxlan);
+    }
     // What `from_underlay` has not checked is the kernel's, and has been counted.
-    if hook == Hook::FromOverlay && arrival.mark & map::CHECKED_MARK == 0 {
-        return if is_forged(packet, tables, arrival) {
-            Verdict::Drop(Reason::PodVxlan)
-        } else {
-            Verdict::Pass
-        };
+    if unchecked {
+        return Verdict::Pass;
     }
     if v6::is_ipv6(packet) {
         return decide_v6(hook, packet, tables, arrival);
@@ -237,7 +240,7 @@ pub fn decide(
         }
         Hook::ToPod | Hook::ToUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
-    .unwrap_or_else(|reason| left(hook, packet, tables, arrival, reason))
+    .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
 
 fn decide_v6(
@@ -263,12 +266,7 @@ fn decide_v6(
         Hook::FromOverlay => v6::from_overlay(packet, tables, arrival, Verdict::HandV6),
         Hook::ToPod | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
-    .unwrap_or_else(|reason| left(hook, packet, tables, arrival, reason))
-}
-
-/// As the programs ask.
-fn is_forged(packet: &(impl Packet + ?Sized), tables: &impl Tables, arrival: &Arrival) -> bool {
-    !forged::is_out_of_question(packet) && forged::is_for_a_node(packet, tables, arrival)
+    .unwrap_or_else(|reason| left(hook, packet, tables, reason))
 }
 
 /// What the program at `hook` notes about the flow of `packet`.
@@ -306,19 +304,12 @@ pub fn note_v6(
 
 /// What becomes of a packet at `hook` that stays with the kernel for `reason`, be that decided here or by
 /// the kernel's refusal to change the packet.
-pub fn left(
-    hook: Hook,
-    packet: &(impl Packet + ?Sized),
-    tables: &impl Tables,
-    arrival: &Arrival,
-    reason: Reason,
-) -> Verdict {
+pub fn left(hook: Hook, packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> Verdict {
     let is_exempt = || match v6::is_ipv6(packet) {
         true => v6::egress::is_exempt(packet, tables, reason),
         false => egress::is_exempt(packet, tables, reason),
     };
     match hook {
-        Hook::FromPod if is_forged(packet, tables, arrival) => Verdict::Drop(Reason::PodVxlan),
         Hook::FromPod if is_exempt() => Verdict::Exempt(egress::exempt_reason(reason)),
         Hook::FromUnderlay if ingress::is_checked(reason) => Verdict::Checked(reason),
         _ => Verdict::Kernel(reason),

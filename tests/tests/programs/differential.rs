@@ -78,7 +78,7 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
         arrival.for_other_station = is_for_other_station(frame);
     }
     let verdict = decide(*hook, &frame[..], tables, &arrival);
-    let verdict = in_kernel(*hook, verdict, frame, tables, &arrival, mtu_of);
+    let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
     let notes = (note(*hook, &frame[..], tables, &arrival), note_v6(*hook, &frame[..], tables, &arrival));
     loaded.fill(tables)?;

@@ -154,11 +154,11 @@ pub(crate) fn in_kernel(
     verdict: Verdict,
     frame: &[u8],
     tables: &MemoryTables,
-    arrival: &Arrival,
+    gso_size: u32,
     mtu_of: impl Fn(u32) -> Option<u32>,
 ) -> Verdict {
     // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
-    let refused = arrival.gso_size != 0;
+    let refused = gso_size != 0;
     match verdict {
         Verdict::Deliver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             None => Verdict::Kernel(Reason::PodGone),
@@ -184,9 +184,9 @@ pub(crate) fn in_kernel(
             Some(_) => verdict,
         },
         Verdict::HandOver(to, _) if mtu_of(to.ifindex).is_none() => {
-            left(hook, frame, tables, arrival, Reason::Ipv6Aggregate)
+            left(hook, frame, tables, Reason::Ipv6Aggregate)
         }
-        Verdict::Encap(..) if refused => left(hook, frame, tables, arrival, Reason::Refused),
+        Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,
     }
 }

@@ -41,9 +41,7 @@ fn run_all(hook: Hook) {
         for fixture in fixtures::of(hook) {
             let verdict = match fixture.in_kernel {
                 InKernel::Agrees => fixture.verdict,
-                InKernel::Overrules(reason) => {
-                    left(hook, &fixture.frame[..], &fixture.tables, &fixture.arrival, reason)
-                }
+                InKernel::Overrules(reason) => left(hook, &fixture.frame[..], &fixture.tables, reason),
                 InKernel::LetsPass => Verdict::Pass,
                 InKernel::CannotRun(_) => continue,
             };
