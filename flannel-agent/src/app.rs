@@ -244,7 +244,9 @@ impl Agent<'_> {
         };
         let kernel = backend.kernel_datapath(netlink, &external, shares);
         let datapath = match loaded {
-            Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
+            Loaded::Programs(pins, programs, tables) => {
+                EbpfDatapath::with_programs(kernel, pins, *programs, *tables)
+            }
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
         };
         let file = SubnetFile {

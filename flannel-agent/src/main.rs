@@ -39,7 +39,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error:#}", invoked_name());
+            // What somebody else wrote into a lease or an answer may be part of it.
+            eprintln!("{}: {}", invoked_name(), telemetry::visible(&format_args!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -52,6 +52,25 @@ pub fn raise_file_limit() {
     }
 }
 
+/// How many files this process may have open: without an end where the kernel does not tell.
+pub fn file_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+}
+
+/// What to do about too few.
+pub fn too_few_files() -> String {
+    format!(
+        "this process may have {} files open: let it have {FILES} or more (LimitNOFILE= of its unit, `ulimit -n`, \
+         --ulimit nofile= of its container)",
+        file_limit()
+    )
+}
+
+/// Enough for programs, maps and connections, and for the links of some hundred pods.
+const FILES: u64 = 1024;
+/// With fewer than these it would run out of them while packets depend on it.
+pub const FEWEST_FILES: u64 = 128;
+
 #[cfg(test)]
 mod tests {
     use super::*;

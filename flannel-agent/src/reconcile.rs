@@ -47,8 +47,8 @@ use pulse::Heart;
 
 /// How long a burst of events is gathered before a pass.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Between passes for the kernel's notices, so many times the length of the last pass is waited: on a large
-/// node they take at most a fifth of a CPU, however fast its pods come and go.
+/// Between passes that pods can cause (by the kernel's notices, or without an address), so many times the length of the
+/// last pass is waited: on a large node they take at most a fifth of a CPU, however fast its pods come and go.
 const REST: u32 = 4;
 /// Maps and programs give no notice when someone changes them: so often they are looked at, and so many
 /// times the length of the look apart, which keeps the looks at a two-hundredth of a CPU: a lease that comes meanwhile
@@ -63,6 +63,9 @@ const LONGEST_LOOK: Duration = Duration::from_secs(4);
 const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
 const LONGEST_FULL: Duration = Duration::from_secs(120);
+
+/// So long after a change the number of peers is told, if there were many.
+const TOTAL: Duration = Duration::from_secs(3);
 
 /// How things stand, for status and health.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,6 +179,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 retry: None,
                 exemptions: None,
                 look: now,
+                total: None,
                 pods: None,
                 rest: now,
             },
@@ -213,6 +217,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = self.heart.beat() => {}
                 () = sleep_until(self.due.next()), if synced => self.run_pass().await,
                 () = sleep_until(self.due.look), if self.settled.is_reached() => self.look().await,
+                () = until(self.due.total) => {
+                    self.due.total = None;
+                    self.journal.total(self.plan.peers.len());
+                }
                 Ok(()) = self.locals.changed() => self.on_local(),
                 event = self.source.next() => self.on_lease(event).await,
                 () = changed(&mut self.exemptions) => {
@@ -359,6 +367,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             } else {
                 None
             };
+            self.journal.crowded(&surroundings.pods);
             self.surroundings = surroundings;
         }
         let wanted = public_addresses(&self.local, leases);
@@ -437,7 +446,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         new_device
     }
 
-    fn report(&self, read: bool) {
+    fn report(&mut self, read: bool) {
+        if self.journal.is_unsettled() {
+            self.due.total.get_or_insert_with(|| Instant::now() + TOTAL);
+        }
         let summary = Summary {
             synced: true,
             peers: self.plan.followed(),
@@ -447,6 +459,14 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             passes: self.summary.borrow().passes + u64::from(read),
         };
         self.summary.send_replace(summary);
+    }
+}
+
+/// Waits until then; for ever where that is never. Cancel safe.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -33,7 +33,7 @@ pub enum Class {
     Fast,
     /// It was left to the kernel, every byte as it was.
     Kernel,
-    /// A program dropped it, because the operator asked for that.
+    /// A program dropped it, because the operator asked for that, or because nobody but an attacker sends it.
     Drop,
     /// Not a path: what was noted about a flow while a packet of it went by, which is counted for its path
     /// as well.
@@ -140,6 +140,7 @@ reasons! {
     TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this peer, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
     TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this peer take the kernel's path until one has been seen to leave";
     TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this peer take the kernel's path";
+    PodVxlan = 61, Drop, "pod_vxlan", "a pod made VXLAN of our own network for a node, which would have taken what is in it for another pod's";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.
@@ -148,7 +149,13 @@ pub const SLOTS: u32 = 64;
 /// Entries of the `counters` map.
 pub const COUNTERS: u32 = SLOTS * 2;
 
-const _: () = assert!(Reason::ALL.len() <= SLOTS as usize);
+const _: () = {
+    let mut at = 0;
+    while at < Reason::ALL.len() {
+        assert!((Reason::ALL[at] as u32) < SLOTS);
+        at += 1;
+    }
+};
 
 /// Index in the `counters` map.
 #[inline(always)]
@@ -164,10 +171,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_positions_and_labels_are_unique() {
+    fn numbers_rise_and_labels_are_unique() {
         let mut labels = BTreeSet::new();
-        for (position, reason) in Reason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, position);
+        assert!(Reason::ALL.is_sorted_by_key(|reason| *reason as u32), "add at the end");
+        for reason in Reason::ALL {
             assert!(labels.insert(reason.label()), "{} stands twice", reason.label());
             assert!(
                 reason.label().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

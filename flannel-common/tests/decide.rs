@@ -6,13 +6,13 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{FastPath, PeerKind, PeerV4, SubnetV4},
+    layout::{AddressV6, FastPath, PeerKind, PeerV4, SubnetV4, UnknownVtep},
     map::{CHECKED_MARK, FLOW_MARK},
-    packet::Arrival,
+    packet::{Arrival, Fib, Packet},
     path::{Hook, Note, Verdict, decide, note, note_v6, v6::egress::is_handed_over},
     reason::Reason,
     testing::{
-        Frame, HERE, MemoryTables, THERE, TUNNEL, fixtures,
+        ELSEWHERE, Frame, FrameV6, HERE, MemoryTables, THERE, TUNNEL, fixtures,
         random::{any_arrival, arbitrary_bytes, case},
         seen_at,
     },
@@ -76,6 +76,58 @@ fn longest(tables: &MemoryTables, address: [u8; 4]) -> Option<PeerV4> {
     best.map(|(_, peer)| *peer)
 }
 
+/// A frame, and what routing does with it.
+struct Routed(Vec<u8>, Fib);
+
+impl Packet for Routed {
+    fn len(&self) -> u32 {
+        Packet::len(&self.0[..])
+    }
+
+    fn view<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        self.0[..].view(offset)
+    }
+
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        self.0[..].write(offset, bytes)
+    }
+
+    fn fib_v4(&self, _: u32, _: [u8; 4], _: [u8; 4]) -> Fib {
+        self.1
+    }
+
+    fn fib_v6(&self, _: u32, _: AddressV6, _: AddressV6) -> Fib {
+        self.1
+    }
+}
+
+/// VXLAN of our network to an address that is in no lease: routing tells whose it is.
+#[test]
+fn vxlan_that_passes_by_is_left_alone_and_that_for_the_node_is_not() {
+    let mut tables = HERE.dual_tables(&[THERE]);
+    tables.config.iter_mut().for_each(|config| config.unknown_vtep = UnknownVtep::Drop);
+    tables.v6.config.iter_mut().for_each(|config| config.unknown_vtep = UnknownVtep::Drop);
+    let (gateway, gateway_v6) = ([10, 244, 1, 1], HERE.pod_v6(1));
+    let frames = [
+        Frame::vxlan(ELSEWHERE.vtep, gateway, &[0; 64]).bytes(),
+        FrameV6::vxlan(ELSEWHERE.vtep_v6(), gateway_v6, &[0; 64]).bytes(),
+    ];
+    for frame in frames {
+        let at = |hook, fib| decide(hook, &Routed(frame.clone(), fib), &tables, &Arrival::default());
+        let dropped = Verdict::Drop(Reason::VtepDropped);
+        for hook in [Hook::XdpGeneric, Hook::XdpUnderlay] {
+            assert_eq!(at(hook, Fib::Forwarded), Verdict::Pass);
+            assert_eq!([at(hook, Fib::Local), at(hook, Fib::Unknown)], [dropped; 2]);
+        }
+        // Pods' packets are dropped only for what is known to be a node's.
+        let dropped = Verdict::Drop(Reason::PodVxlan);
+        for hook in [Hook::FromPod, Hook::FromOverlay] {
+            assert_eq!(at(hook, Fib::Local), dropped);
+            assert!([Fib::Forwarded, Fib::Unknown].into_iter().all(|fib| at(hook, fib) != dropped));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 2_000, failure_persistence: None, ..ProptestConfig::default()
@@ -92,7 +144,8 @@ proptest! {
         let ignored = hook == Hook::FromOverlay && arrival.mark & CHECKED_MARK == 0;
         let only_noted = matches!(hook, Hook::ToPod | Hook::ToUnderlay);
         prop_assert!(verdict.reason().is_some() || only_noted || ignored || uncounted);
-        prop_assert!(verdict.reason().is_none() || !(only_noted || ignored));
+        let refused = verdict.reason() == Some(Reason::PodVxlan);
+        prop_assert!(verdict.reason().is_none() || !(only_noted || ignored) || refused);
         note_v6(hook, &frame[..], &tables, &arrival);
         note(hook, &frame[..], &tables, &arrival);
     }

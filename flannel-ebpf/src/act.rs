@@ -17,7 +17,7 @@ use flannel_common::{
     },
     path::{
         Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, Tables as _, TunnelNote, egress, flow,
-        forwarding, gate, ingress,
+        forged, forwarding, gate, ingress, tunnel,
     },
     reason::{Direction, Reason},
 };
@@ -54,6 +54,23 @@ pub(crate) fn mark_exempt(skb: Skb, verdict: Result<Done, Reason>) -> Result<Don
     }
     skb.mark(SNAT_EXEMPT_MARK);
     Err(egress::exempt_reason(reason))
+}
+
+/// Whether a packet of a pod is VXLAN that no pod may send.
+#[inline(always)]
+pub(crate) fn is_forged(ctx: &TcContext) -> bool {
+    if forged::is_out_of_question(&Skb::of(ctx, 0), &maps::Maps) {
+        return false;
+    }
+    let skb = Skb::of(ctx, tunnel::READS as u32);
+    forged::is_for_a_node(&skb, &maps::Maps, &skb.arrival())
+}
+
+/// Drops such a packet.
+#[inline(always)]
+pub(crate) fn drop_forged(ctx: &TcContext, direction: Direction) -> i32 {
+    maps::count(direction, Reason::PodVxlan, Skb::of(ctx, 0).size());
+    TC_ACT_SHOT
 }
 
 /// Sets the mark on what other nodes send, and only the kernel's device can pop, if nothing else keeps it from a pod.

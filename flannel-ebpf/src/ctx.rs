@@ -4,6 +4,7 @@
 //! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
+mod fib;
 mod xdp;
 
 pub(crate) use xdp::XdpFrame;
@@ -29,7 +30,7 @@ use flannel_common::{
     layout::{AddressV6, POPPED_FOR_LEN, PodV4, PoppedFor},
     map::{REDIRECTED, TRY_POP, TRY_PUSH},
     packet::{
-        Arrival, Packet,
+        Arrival, Fib, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
         ipv6::{self, ETHERTYPE_IPV6},
     },
@@ -475,5 +476,15 @@ impl Packet for Skb {
         // SAFETY: as in `view`; the program holds the packet exclusively (the verifier's prologue
         // unclones it).
         self.at(offset).map(|place| unsafe { place.write(bytes) })
+    }
+
+    #[inline(always)]
+    fn fib_v4(&self, ifindex: u32, source: [u8; 4], destination: [u8; 4]) -> Fib {
+        fib::v4(self.skb.cast(), ifindex, source, destination)
+    }
+
+    #[inline(always)]
+    fn fib_v6(&self, ifindex: u32, source: AddressV6, destination: AddressV6) -> Fib {
+        fib::v6(self.skb.cast(), ifindex, source, destination)
     }
 }

@@ -27,6 +27,10 @@ const EGRESS_READS: u32 = 14 + 20 + 20;
 /// tc ingress, host side of a pod's veth: what the pod sends.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
+    // First, and not only for what stays with the kernel: the verifier then walks through it once.
+    if act::is_forged(&ctx) {
+        return act::drop_forged(&ctx, Direction::Egress);
+    }
     if Skb::is_ipv6(&ctx) {
         return v6::from_pod(&ctx);
     }
@@ -84,11 +88,11 @@ fn from_underlay(ctx: TcContext) -> i32 {
 }
 
 /// tc ingress, flannel.<vni> and flannel-v6.<vni>: what the kernel has decapsulated. Only what `from_underlay` has checked
-/// and leaves to the kernel no further than that.
+/// and leaves to the kernel no further than that; and what no pod may send.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
     if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
-        return TC_ACT_UNSPEC;
+        return if act::is_forged(&ctx) { act::drop_forged(&ctx, Direction::Ingress) } else { TC_ACT_UNSPEC };
     }
     if Skb::is_ipv6(&ctx) {
         return v6::from_overlay(&ctx);
@@ -137,7 +141,7 @@ fn to_underlay(ctx: TcContext) -> i32 {
 #[xdp(frags)]
 fn xdp_underlay(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::of(&ctx);
-    if let Some(reason) = early::stranger(&frame, &Maps) {
+    if let Some(reason) = early::stranger(&frame, &Maps, &frame.arrival()) {
         return act::judge(frame, reason);
     }
     let size = frame.size();
@@ -155,7 +159,7 @@ fn xdp_underlay(ctx: XdpContext) -> u32 {
 #[xdp]
 fn xdp_generic(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::of(&ctx);
-    early::stranger(&frame, &Maps).map_or(XDP_PASS, |reason| act::judge(frame, reason))
+    early::stranger(&frame, &Maps, &frame.arrival()).map_or(XDP_PASS, |reason| act::judge(frame, reason))
 }
 
 /// Attached nowhere: tries what the kernel makes of the flags of the programs above.

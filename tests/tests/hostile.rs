@@ -50,8 +50,14 @@ fn hostile(peer: u8) -> Vec<(String, String)> {
     let garbage =
         ["", "{", "null", "[]", r#"{"PublicIP":7}"#, r#"{"PublicIP":"192.168.77.62","BackendType":"vxlan"}"#];
     let values = values.chain(garbage.map(str::to_owned));
+    // Ends the line, forges one, clears the screen and turns the reading direction.
+    let forged = r#"{"PublicIP":"192.168.77.62","BackendType":"x\n2026 ERROR forged\u001b[2J\u009b\u202e"}"#;
     let long = format!(r#"{{"PublicIP":"192.168.77.62","BackendType":"{}"}}"#, "x".repeat(10_000));
-    all.extend((200..).zip(values.chain([long])).map(|(n, value)| (format!("10.244.{n}.0-24"), value)));
+    all.extend(
+        (200..)
+            .zip(values.chain([forged.to_owned(), long]))
+            .map(|(n, value)| (format!("10.244.{n}.0-24"), value)),
+    );
     all
 }
 
@@ -101,6 +107,11 @@ fn hostile_leases_cost_nobody_a_packet() -> Result<()> {
         ensure!(told.len() < all.len() * 4, "{} lines:\n{}", told.len(), told.join("\n"));
         let longest = told.iter().map(|line| line.len()).max().unwrap_or_default();
         ensure!(longest < 1000, "a line of {longest} bytes");
+        let strange = |character: char| character.is_control() || character == '\u{202e}';
+        let forged: Vec<_> =
+            told.iter().filter(|line| line.starts_with("2026 ") || line.contains(strange)).collect();
+        ensure!(forged.is_empty(), "{forged:#?}");
+        ensure!(told.iter().any(|line| line.contains(r"x\n2026 ERROR forged\u{1b}[2J")), "it is not told of");
         // Nobody touched what the agent keeps, though two of the routes could not be made.
         let repairs: Vec<_> = told.iter().filter(|line| line.contains("repaired:")).collect();
         ensure!(repairs.is_empty(), "{repairs:#?}");

@@ -139,7 +139,8 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
 /// A datagram of one pod to another as a frame within VXLAN, its outer addresses, and where it is heard.
 struct Forged {
     to: Endpoint,
-    vtep: IpAddr,
+    /// The address of the lease, and another one of the node: the kernel's device takes VXLAN at any.
+    vteps: [IpAddr; 2],
     any: IpAddr,
     frame: Vec<u8>,
 }
@@ -150,7 +151,8 @@ impl Forged {
         let (source, to) = (other.pod()?.address_v4().octets(), member.pod()?);
         let mac = Wire::open(member.node.netns(), "flannel.1")?.mac()?;
         let frame = Frame::udp(source, to.address_v4().octets(), 32).macs(mac, SENDER).bytes();
-        Ok(Self { to, vtep: member.node.address().into(), any: Ipv4Addr::UNSPECIFIED.into(), frame })
+        let vteps = [member.node.address().into(), member.node.overlay_endpoint()?.address()];
+        Ok(Self { to, vteps, any: Ipv4Addr::UNSPECIFIED.into(), frame })
     }
 
     fn over_ipv6(cluster: &Cluster) -> Result<Self> {
@@ -162,23 +164,38 @@ impl Forged {
         let (source, to) = (address(&other.pod_v6()?)?, member.pod_v6()?);
         let mac = Wire::open(member.node.netns(), "flannel-v6.1")?.mac()?;
         let frame = FrameV6::udp(source, address(&to)?, 32).macs(mac, SENDER).bytes();
-        Ok(Self { to, vtep: member.node.address_v6().into(), any: Ipv6Addr::UNSPECIFIED.into(), frame })
+        let vteps = [member.node.address_v6().into(), member.node.overlay_endpoint_v6()?.address()];
+        Ok(Self { to, vteps, any: Ipv6Addr::UNSPECIFIED.into(), frame })
     }
 
-    /// Sends it from `stranger`, a node that holds no lease, and says whether it arrived.
-    fn reaches(&self, stranger: &Node) -> Result<bool> {
+    /// Sends it to `vtep` from `stranger`, a node that holds no lease, and says whether it arrived.
+    fn reaches(&self, stranger: &Node, vtep: IpAddr) -> Result<bool> {
         // The port of the frames that the fixtures are made of.
         let address = self.to.socket_address(5001);
         let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        self.send(stranger, vtep)?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
+    }
+
+    fn send(&self, stranger: &Node, to: IpAddr) -> Result<()> {
         stranger.netns().inside(|| {
             let sender = UdpSocket::bind((self.any, 0))?;
             let packet = [&[8, 0, 0, 0, 0, 0, 1, 0], &self.frame[..]].concat();
             for _ in 0..COPIES {
-                sender.send_to(&packet, (self.vtep, 8472))?;
+                sender.send_to(&packet, (to, 8472))?;
             }
             Ok(())
-        })?;
+        })
+    }
+
+    /// Whether the same reaches a pod that has a tunnel of its own, by way of the node: whatever its port and VNI, it is
+    /// none of the node's.
+    fn passes_by(&self, stranger: &Node) -> Result<bool> {
+        let address = self.to.socket_address(8472);
+        let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        self.send(stranger, self.to.address())?;
         Ok(socket.recv(&mut [0; 64]).is_ok())
     }
 }
@@ -193,20 +210,28 @@ fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Res
         cluster.await_fast_path_v6(0, 1, FastPath::All)?;
         cluster.await_fast_path_v6(1, 0, FastPath::All)?;
         let stranger = lab.dual_node()?;
+        let node = &cluster.members[0].node;
+        // Whoever is on the link may send to any address of the node.
+        let (subnet, subnet_v6) = (node.subnet_env()?.subnet, node.subnet_env_v6()?.subnet);
+        stranger.netns().ip(&format!("route add {subnet} via {}", node.address()))?;
+        stranger.netns().ip(&format!("route add {subnet_v6} via {}", node.address_v6()))?;
         for forged in [Forged::over_ipv4(&cluster)?, Forged::over_ipv6(&cluster)?] {
-            let before = cluster.members[0].counters()?;
-            let arrived = forged.reaches(&stranger)?;
-            ensure!(arrived == arrives, "to {}: arrived: {arrived}", forged.vtep);
-            // What was sent may still be on its way where CPUs are busy.
-            eventually(CONVERGENCE, "all are counted", || {
-                let counted = cluster.members[0].counters()?.since(&before);
-                for each in [Reason::VtepDropped, Reason::VtepSeen] {
-                    let packets = counted.get(Direction::Ingress, each).packets;
-                    let expected = if Some(each) == reason { COPIES } else { 0 };
-                    ensure!(packets == expected, "to {}: {each:?}: {packets} packets", forged.vtep);
-                }
-                Ok(())
-            })?;
+            for vtep in forged.vteps {
+                let before = cluster.members[0].counters()?;
+                let arrived = forged.reaches(&stranger, vtep)?;
+                ensure!(arrived == arrives, "to {vtep}: arrived: {arrived}");
+                // What was sent may still be on its way where CPUs are busy.
+                eventually(CONVERGENCE, "all are counted", || {
+                    let counted = cluster.members[0].counters()?.since(&before);
+                    for each in [Reason::VtepDropped, Reason::VtepSeen] {
+                        let packets = counted.get(Direction::Ingress, each).packets;
+                        let expected = if Some(each) == reason { COPIES } else { 0 };
+                        ensure!(packets == expected, "to {vtep}: {each:?}: {packets} packets");
+                    }
+                    Ok(())
+                })?;
+            }
+            ensure!(forged.passes_by(&stranger)?, "for {}, behind the node: dropped", forged.to.address());
         }
         Ok(())
     })

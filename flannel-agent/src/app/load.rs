@@ -1,20 +1,21 @@
 //! Whether the programs move packets on this node, and why not.
 
+use anyhow::ensure;
 use flannel_common::layout::FastPath;
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{Feature, Pins, PinsClaim, Programs, hold},
+    bpf::{Feature, Pins, PinsClaim, Programs, Tables, hold},
     cli::RunOptions,
     lease::Notice,
-    privileges::Privileges,
+    privileges::{FEWEST_FILES, Privileges, file_limit, too_few_files},
     xdp::{XdpChoice, XdpMode},
 };
 
 /// The programs, and what is pinned.
 pub(super) enum Loaded {
-    /// The programs, with where they are pinned.
-    Programs(Pins, Programs),
+    /// The programs, with where they are pinned, and their maps.
+    Programs(Pins, Box<Programs>, Box<Tables>),
     /// None. What an earlier process pinned there is to be taken off.
     Nothing(Option<Pins>),
 }
@@ -46,13 +47,15 @@ pub(super) fn load(
     }
     let left = pins.as_ref().ok().cloned();
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
+        ensure!(file_limit() >= FEWEST_FILES, "{}", too_few_files());
         let mut programs = Programs::load(pins.clone(), options.bpf_log)?;
         programs.forward_log(options.bpf_log);
         hold::put_off(&pins, options.hold())?;
-        Ok((pins, programs))
+        let tables = Tables::open(&pins)?;
+        Ok((pins, programs, tables))
     });
     match loaded {
-        Ok((pins, mut programs)) => {
+        Ok((pins, mut programs, tables)) => {
             let (found, missing) = programs.features().names();
             info!(
                 found = found.join(" "),
@@ -91,7 +94,7 @@ pub(super) fn load(
                 attached_by = by.label(),
                 "programs loaded"
             );
-            (granted, Loaded::Programs(pins, programs))
+            (granted, Loaded::Programs(pins, programs.into(), tables.into()))
         }
         Err(error) => {
             let because = refused(&error, Privileges::read());
@@ -110,7 +113,7 @@ pub(super) fn load(
 
 /// What is done about XDP with what is loaded. Where the kernel refuses its programs, those of tc go on without.
 pub(super) fn xdp(loaded: &Loaded, asked: XdpChoice) -> XdpChoice {
-    let Loaded::Programs(_, programs) = loaded else { return XdpChoice::OFF };
+    let Loaded::Programs(_, programs, _) = loaded else { return XdpChoice::OFF };
     match programs.features().why_not(Feature::Xdp) {
         Some(because) if asked.mode != XdpMode::Off => {
             warn!(

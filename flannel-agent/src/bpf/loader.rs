@@ -1,6 +1,6 @@
 //! The programs, through the verifier and into the kernel.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -20,9 +20,11 @@ use flannel_common::{
     path::Hook,
     reason,
 };
+use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::{Attachment, Feature, Features, OBJECT, PinError, Pins, TcAttach};
+use crate::privileges::too_few_files;
 
 /// Programs that could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +48,7 @@ pub enum LoadError {
     },
 }
 
-/// An error and what caused it, on one line each.
+/// An error and what caused it, in one line, with the remedy where that is the same whatever was tried.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -55,6 +57,10 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
+        }
+        let errno = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if errno == Some(Errno::EMFILE as i32) {
+            text.push_str(&format!("; {}", too_few_files()));
         }
         next = cause.source();
     }
@@ -178,7 +184,7 @@ impl Programs {
             let Some(map) = self.ebpf.map(name) else { continue };
             Pins::make(&self.pins.maps())?;
             match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(PinError::Io { action: "remove", path, error }.into());
                 }
                 _ => {}
@@ -186,7 +192,7 @@ impl Programs {
             map.pin(&path).map_err(|error| PinError::Io {
                 action: "pin a map at",
                 path: path.clone(),
-                error: std::io::Error::other(chain(&error)),
+                error: io::Error::other(chain(&error)),
             })?;
             info!(pin = %path.display(), "repaired: pin map {name}");
         }

@@ -20,13 +20,13 @@ use flannel_common::{
 
 use nix::errno::Errno;
 
-use super::{Pins, batch::Batches};
+use super::{Pins, batch::Batches, loader::chain};
 
 /// A map that could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MapFault {
     /// The kernel's answer.
-    #[error("map {map}: {error}")]
+    #[error("map {map}: {}", chain(.error))]
     Kernel {
         /// Which.
         map: &'static str,

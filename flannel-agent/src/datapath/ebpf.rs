@@ -41,18 +41,14 @@ impl EbpfDatapath {
         Self { kernel, pins, loaded: None, adopted: false }
     }
 
-    /// The kernel half and `programs`.
-    ///
-    /// # Errors
-    /// When their maps cannot be opened.
-    pub fn with_programs(kernel: KernelDatapath, pins: Pins, programs: Programs) -> Result<Self, MapFault> {
-        let tables = Tables::open(&pins)?;
-        Ok(Self {
+    /// The kernel half, and `programs` with their maps.
+    pub fn with_programs(kernel: KernelDatapath, pins: Pins, programs: Programs, tables: Tables) -> Self {
+        Self {
             kernel,
             pins: Some(pins),
             loaded: Some(Loaded { programs, tables, unpinned: Said::default() }),
             adopted: false,
-        })
+        }
     }
 
     fn adopt(&mut self) -> Result<(), HookError> {

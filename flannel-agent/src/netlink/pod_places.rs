@@ -20,6 +20,10 @@ use netlink_packet_route::{
 use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
 use crate::{family::Family, mac::Mac, plan::Pods};
 
+/// So many addresses of one family are followed behind one veth. What a pod makes up beyond that costs no time and takes no
+/// other pod's room in the maps: its packets are the kernel's.
+const MOST_ADDRESSES: usize = 128;
+
 impl Netlink {
     /// The pods of `subnets`: the host sides of their veths, and where their addresses within those
     /// are. A pod whose namespace goes away meanwhile is left out.
@@ -33,7 +37,7 @@ impl Netlink {
         let macs: BTreeMap<u32, Mac> =
             links.iter().filter_map(|link| Some((link.index, link.mac?))).collect();
         let mut places = BTreeMap::new();
-        let mut contested = BTreeSet::new();
+        let (mut contested, mut crowded) = (BTreeSet::new(), BTreeMap::new());
         for veth in links.iter().filter(|link| pod_links.contains(&link.index)) {
             let Some(peer) = veth.peer else { continue };
             // A pod's gateway is the bridge its veth is a port of, else the veth itself.
@@ -41,8 +45,13 @@ impl Netlink {
             let Some(mac) = self.peer_mac(peer).await? else { continue };
             let place = PodV4 { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
             for subnet in subnets {
-                let addresses = self.peer_addresses(peer, Family::of_network(*subnet)).await?;
-                for address in addresses.into_iter().filter(|address| subnet.contains(*address)) {
+                let mut addresses = self.peer_addresses(peer, *subnet).await?;
+                if addresses.len() > MOST_ADDRESSES {
+                    // In the kernel's order: what the pod was given comes before what it has added.
+                    addresses.truncate(MOST_ADDRESSES);
+                    crowded.insert(veth.index, veth.name.clone());
+                }
+                for address in addresses {
                     if places.insert(address, place).is_some() {
                         contested.insert(address);
                     }
@@ -50,7 +59,7 @@ impl Netlink {
             }
         }
         places.retain(|address, _| !contested.contains(address));
-        Ok(Pods { links: pod_links, places })
+        Ok(Pods { links: pod_links, places, crowded })
     }
 
     /// The MAC of an interface that is up in another namespace.
@@ -70,25 +79,28 @@ impl Netlink {
         })
     }
 
-    /// The addresses of one family of an interface in another namespace; none when the namespace is gone.
-    async fn peer_addresses(&mut self, peer: PeerEnd, family: Family) -> Result<Vec<IpAddr>, NetlinkError> {
+    /// The addresses within `subnet` of an interface in another namespace; none when the namespace is gone.
+    async fn peer_addresses(
+        &mut self,
+        peer: PeerEnd,
+        subnet: IpNetwork,
+    ) -> Result<Vec<IpAddr>, NetlinkError> {
         let mut query = AddressMessage::default();
-        query.header.family = address_family(family);
+        query.header.family = address_family(Family::of_network(subnet));
         query.header.index = peer.index;
         query.attributes = vec![AddressAttribute::TargetNetNsId(peer.namespace)];
-        let table = match self.dump(RouteNetlinkMessage::GetAddress(query)).await {
-            Ok(table) => table,
-            Err(error) if error.errno().is_some() => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+        let within = |object| match object {
+            RouteNetlinkMessage::NewAddress(message) => address::read(&message)
+                .filter(|address| address.ifindex == peer.index)
+                .map(|address| address.network.ip())
+                .filter(|address| subnet.contains(*address)),
+            _ => None,
         };
-        Ok(table
-            .into_iter()
-            .filter_map(|object| match object {
-                RouteNetlinkMessage::NewAddress(message) => address::read(&message),
-                _ => None,
-            })
-            .filter(|address| address.ifindex == peer.index)
-            .map(|address| address.network.ip())
-            .collect())
+        match self.dump_as(RouteNetlinkMessage::GetAddress(query), within).await {
+            Err(error) if error.errno().is_some() => Ok(Vec::new()),
+            // A pod that never keeps still holds nobody up but itself.
+            Err(NetlinkError::Unstable) => Ok(Vec::new()),
+            addresses => addresses,
+        }
     }
 }

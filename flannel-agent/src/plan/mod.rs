@@ -175,6 +175,8 @@ pub struct Pods {
     pub links: BTreeSet<u32>,
     /// Where each address is. An address that two pods claim is absent: the kernel decides.
     pub places: BTreeMap<IpAddr, PodV4>,
+    /// The veths behind which there are more addresses than are followed, and their names.
+    pub crowded: BTreeMap<u32, String>,
 }
 
 /// All that [`plan`] depends on.

@@ -162,7 +162,7 @@ fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
     let place = |n: u8| PodV4 { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
     let places: BTreeMap<_, _> =
         links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
-    Pods { links: places.values().map(|place| place.ifindex).collect(), places }
+    Pods { links: places.values().map(|place| place.ifindex).collect(), places, ..Pods::default() }
 }
 
 fn planned(fast_path: FastPath, leases: &Leases) -> Plan {

@@ -18,20 +18,20 @@ pub(super) struct Due {
     pub(super) exemptions: Option<Instant>,
     /// When to look at maps and programs alone.
     pub(super) look: Instant,
+    /// When to say how many peers there are.
+    pub(super) total: Option<Instant>,
     /// When to look for the addresses of new pods.
     pub(super) pods: Option<Instant>,
-    /// No pass for the kernel's notices before this.
+    /// No pass before this but for leases, exemptions and the clock: notices, pods without an address and changes that
+    /// fail may come as fast as somebody makes them.
     pub(super) rest: Instant,
 }
 
 impl Due {
     /// When the next pass is due.
     pub(super) fn next(&self) -> Instant {
-        let changed = self.changed_at.map(|at| at.max(self.rest));
-        [self.leases, changed, self.retry, self.exemptions, self.pods]
-            .into_iter()
-            .flatten()
-            .fold(self.full, Instant::min)
+        let rested = [self.changed_at, self.retry, self.pods].map(|at| at.map(|at| at.max(self.rest)));
+        [self.leases, self.exemptions].into_iter().chain(rested).flatten().fold(self.full, Instant::min)
     }
 }
 

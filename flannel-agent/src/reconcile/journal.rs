@@ -1,6 +1,9 @@
 //! What the log says of a pass: each change of state once, bursts in one line.
 
-use std::{collections::BTreeMap, mem::take};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::take,
+};
 
 use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
@@ -8,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::{
     family::Family,
     lease::LeaseSubnet,
-    plan::{Change, NoHop, Patch, Peer, Plan, Skip, Way},
+    plan::{Change, NoHop, Patch, Peer, Plan, Pods, Skip, Way},
 };
 
 /// So many lines of one kind are written per pass; of more, only their number.
@@ -19,6 +22,11 @@ const LINES: usize = 20;
 pub(super) struct Journal {
     skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     on_kernel: BTreeMap<IpNetwork, NoHop>,
+    crowded: BTreeSet<u32>,
+    /// Peers that came, left or changed since their number was last told, or not told for being few.
+    moves: usize,
+    /// Their number, where it was told of late.
+    told: Option<usize>,
     read_error: Option<String>,
     changes: usize,
     repairs: Vec<String>,
@@ -40,6 +48,20 @@ impl Journal {
         if self.read_error.take().is_some() {
             info!("the state of the kernel can be read again");
         }
+    }
+
+    /// The veths behind which there are more addresses than are followed: each is named once as long as it is there, for
+    /// its pod may take the addresses away and give them to itself again.
+    pub(super) fn crowded(&mut self, pods: &Pods) {
+        for (veth, name) in &pods.crowded {
+            if self.crowded.insert(*veth) {
+                warn!(
+                    veth = name,
+                    "a pod has more addresses than are followed: the kernel moves packets of the others"
+                );
+            }
+        }
+        self.crowded.retain(|veth| pods.links.contains(veth));
     }
 
     /// A change was made.
@@ -89,7 +111,7 @@ impl Journal {
     }
 
     /// The peers that were reached, and those that are now.
-    pub(super) fn peers(&self, before: &BTreeMap<IpNetwork, Peer>, now: &BTreeMap<IpNetwork, Peer>) {
+    pub(super) fn peers(&mut self, before: &BTreeMap<IpNetwork, Peer>, now: &BTreeMap<IpNetwork, Peer>) {
         let mut lines = Lines::default();
         for (subnet, peer) in now {
             match before.get(subnet) {
@@ -113,6 +135,24 @@ impl Journal {
                 peers = now.len(),
                 "peers changed"
             );
+            self.told = Some(now.len());
+        } else {
+            self.moves += lines.written;
+        }
+    }
+
+    /// Whether [`Journal::total`] may have something to say.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.moves > 0 || self.told.is_some()
+    }
+
+    /// After many changes: how many peers there are now, if the log does not say so already. The single lines of a storm
+    /// may be left out, and what follows one is few changes at a time.
+    pub(super) fn total(&mut self, peers: usize) {
+        let many = take(&mut self.moves) > LINES;
+        let outdated = self.told.take().is_some_and(|told| told != peers);
+        if many || outdated {
+            info!(peers, "peers changed: how many there are now");
         }
     }
 
@@ -132,6 +172,7 @@ impl Journal {
         for (subnet, peer) in patch.before().peers.iter().filter(|(subnet, _)| !peers.contains_key(*subnet)) {
             lines.left(subnet, peer);
         }
+        self.moves += lines.written;
         for (key @ (subnet, family), skip) in skipped {
             if self.skipped.insert(*key, skip.clone()).as_ref() == Some(skip) {
                 continue;

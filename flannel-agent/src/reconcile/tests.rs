@@ -40,6 +40,8 @@ struct World {
     underlay: BTreeSet<(u32, u32, bool)>,
     adrift: bool,
     surveys: u32,
+    /// How long each takes.
+    survey: Duration,
 }
 
 #[derive(Clone, Default)]
@@ -70,6 +72,8 @@ impl Host for Node {
     }
 
     async fn survey(&mut self, _: &Local) -> Result<Surroundings, NetlinkError> {
+        let takes = self.0.0.lock().await.survey;
+        sleep(takes).await;
         let mut world = self.0.0.lock().await;
         world.surveys += 1;
         Ok(Surroundings {
@@ -426,6 +430,30 @@ async fn the_address_of_a_new_pod_is_found_without_notice() {
     agent.notice(Changed { links: true, ..Changed::default() }).await;
     sleep(FULL * 10).await;
     assert!(agent.world.0.lock().await.surveys < 40);
+}
+
+/// A pod that may change its interface can raise notices, lose its address and get it again, without an end.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_keeps_still_has_a_fifth_of_the_time_and_no_more() {
+    const TIME: Duration = Duration::from_secs(60);
+    const SURVEY: Duration = Duration::from_millis(50);
+    let agent = Agent::settled([2]).await;
+    agent.world.0.lock().await.survey = SURVEY;
+    agent.world.0.lock().await.pods.links.extend([40, 41, 42]);
+    let before = agent.world.0.lock().await.surveys;
+    let start = Instant::now();
+    let mut turn = 0;
+    while start.elapsed() < TIME {
+        turn = (turn + 1) % 3;
+        let address = Ipv4Addr::new(10, 1, 0, 5).into();
+        let place = PodV4 { ifindex: 40 + turn, mac: [2; 6], gateway_mac: [4; 6] };
+        agent.world.0.lock().await.pods.places = BTreeMap::from([(address, place)]);
+        agent.notices.send(Changed { links: true, ..Changed::default() }).unwrap();
+        sleep(Duration::from_millis(7)).await;
+    }
+    let surveys = agent.world.0.lock().await.surveys - before;
+    let fifth = TIME.div_duration_f64(SURVEY * 5) as u32;
+    assert!((fifth / 2..=fifth + 2).contains(&surveys), "{surveys} surveys, a fifth are {fifth}");
 }
 
 #[tokio::test(start_paused = true)]

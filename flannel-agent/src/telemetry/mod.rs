@@ -6,5 +6,7 @@ pub mod http;
 pub mod log;
 mod said;
 pub mod systemd;
+mod visible;
 
 pub(crate) use said::Said;
+pub use visible::visible;

@@ -15,6 +15,7 @@ use sd_notify::NotifyState;
 use tokio::{select, sync::watch, time::sleep};
 use tracing::{debug, warn};
 
+use super::visible;
 use crate::reconcile::{Pulse, Summary};
 
 /// Messages that wait for a service manager that does not read. More are dropped.
@@ -59,12 +60,13 @@ impl ServiceManager {
         Self { messages, watchdog, stopping: AtomicBool::new(false) }
     }
 
-    fn say(&self, message: Message) {
-        if let Some(messages) = &self.messages
-            && messages.try_send(message).is_err()
-        {
+    /// Whether it will be told, if there is anybody to tell.
+    fn say(&self, message: Message) -> bool {
+        let said = self.messages.as_ref().is_none_or(|messages| messages.try_send(message).is_ok());
+        if !said {
             debug!("the service manager does not read its notifications");
         }
+        said
     }
 
     /// Pods can be started.
@@ -72,10 +74,10 @@ impl ServiceManager {
         self.say(Message::Ready);
     }
 
-    /// How things stand, in one line.
-    pub fn status(&self, text: &str) {
-        let line: String = text.replace(['\n', '\r'], " ").chars().take(STATUS_LENGTH).collect();
-        self.say(Message::Status(line));
+    /// How things stand, in one line. Whether the service manager will be told; if not, it does not read.
+    pub fn status(&self, text: &str) -> bool {
+        let line: String = visible(&text).chars().take(STATUS_LENGTH).collect();
+        self.say(Message::Status(line))
     }
 
     /// We are about to end; said once.
@@ -127,11 +129,14 @@ impl ServiceManager {
             loop {
                 let text =
                     describe(&summary.borrow_and_update(), server, trouble.borrow_and_update().as_deref());
-                if text != last && !self.stopping.load(Ordering::Relaxed) {
-                    self.status(&text);
+                let news = text != last && !self.stopping.load(Ordering::Relaxed);
+                let untold = news && !self.status(&text);
+                if news && !untold {
                     last = text;
                 }
                 select! {
+                    // Who reads again is told how things stand then, whether they change once more or not.
+                    () = sleep(STATUS_PAUSE), if untold => continue,
                     changed = summary.changed() => if changed.is_err() { std::future::pending().await },
                     changed = trouble.changed() => if changed.is_err() { std::future::pending().await },
                 }

@@ -5,6 +5,19 @@ pub mod hash;
 pub mod headers;
 pub mod ipv6;
 
+use crate::layout::AddressV6;
+
+/// What the kernel's routing does with a packet, as far as a program can ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fib {
+    /// It is for this node itself, by whichever of its addresses.
+    Local,
+    /// It goes on to somebody else.
+    Forwarded,
+    /// Neither is known: there is no route, or the interface forwards nothing.
+    Unknown,
+}
+
 /// A frame that begins with its Ethernet header.
 ///
 /// The bounds check and the access are one step, so callers need no `unsafe`. A view lives no longer than
@@ -29,6 +42,20 @@ pub trait Packet {
 
     /// Replaces the `N` bytes at `offset`; `None`, and nothing changed, when the frame ends before them.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+
+    /// What routing does with an IPv4 packet that came by interface `ifindex`. Bytes alone have no routing.
+    #[inline(always)]
+    fn fib_v4(&self, ifindex: u32, source: [u8; 4], destination: [u8; 4]) -> Fib {
+        let _ = (ifindex, source, destination);
+        Fib::Unknown
+    }
+
+    /// As [`Packet::fib_v4`], with an IPv6 packet.
+    #[inline(always)]
+    fn fib_v6(&self, ifindex: u32, source: AddressV6, destination: AddressV6) -> Fib {
+        let _ = (ifindex, source, destination);
+        Fib::Unknown
+    }
 }
 
 impl Packet for [u8] {

@@ -13,10 +13,12 @@ pub mod ecn;
 pub mod egress;
 mod encap;
 pub mod flow;
+pub mod forged;
 pub mod forwarding;
 pub mod gate;
 pub mod ingress;
 mod overlay;
+pub mod tunnel;
 pub mod v6;
 
 pub use direct::Direct;
@@ -214,9 +216,20 @@ pub fn decide(
     arrival: &Arrival,
 ) -> Verdict {
     if hook.is_xdp()
-        && let Some(reason) = early::stranger(packet, tables)
+        && let Some(reason) = early::stranger(packet, tables, arrival)
     {
         return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
+    }
+    let unchecked = hook == Hook::FromOverlay && arrival.mark & map::CHECKED_MARK == 0;
+    if (hook == Hook::FromPod || unchecked)
+        && !forged::is_out_of_question(packet, tables)
+        && forged::is_for_a_node(packet, tables, arrival)
+    {
+        return Verdict::Drop(Reason::PodVxlan);
+    }
+    // What `from_underlay` has not checked is the kernel's, and has been counted.
+    if unchecked {
+        return Verdict::Pass;
     }
     if v6::is_ipv6(packet) {
         return decide_v6(hook, packet, tables, arrival);
@@ -227,8 +240,6 @@ pub fn decide(
         Hook::FromUnderlay => {
             ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
         }
-        // What `from_underlay` has not checked is the kernel's, and has been counted.
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
         Hook::XdpUnderlay => {
             Ok(early::pop(packet, tables, arrival, Verdict::PopEarly).unwrap_or(Verdict::Pass))
@@ -258,8 +269,6 @@ fn decide_v6(
         Hook::FromUnderlay => {
             v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6, Verdict::HandV6)
         }
-        // As with IPv4.
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => v6::from_overlay(packet, tables, arrival, Verdict::HandV6),
         Hook::ToPod | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }

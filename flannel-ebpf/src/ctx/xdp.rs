@@ -8,12 +8,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use flannel_common::{
-    layout::{POPPED_FOR_LEN, PoppedFor},
-    packet::{Arrival, Packet, headers::ENCAP_LEN},
+    layout::{AddressV6, POPPED_FOR_LEN, PoppedFor},
+    packet::{Arrival, Fib, Packet, headers::ENCAP_LEN},
     reason::Reason,
 };
 
-use super::{Size, fits};
+use super::{Size, fib, fits};
 
 /// A frame at the XDP hook, in one buffer or several. A copy is the same frame.
 #[derive(Clone, Copy)]
@@ -108,5 +108,15 @@ impl Packet for XdpFrame {
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
         // SAFETY: as in `view`; the program holds the frame exclusively.
         self.at(offset).map(|place| unsafe { place.write(bytes) })
+    }
+
+    #[inline(always)]
+    fn fib_v4(&self, ifindex: u32, source: [u8; 4], destination: [u8; 4]) -> Fib {
+        fib::v4(self.md.cast(), ifindex, source, destination)
+    }
+
+    #[inline(always)]
+    fn fib_v6(&self, ifindex: u32, source: AddressV6, destination: AddressV6) -> Fib {
+        fib::v6(self.md.cast(), ifindex, source, destination)
     }
 }

@@ -72,6 +72,19 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
         elsewhere.ip("address add 10.1.0.5/32 dev x-routed");
         let pods = netlink.pods(&subnets, &links).await.unwrap();
         assert_eq!(pods.places.len(), 1, "two pods claim 10.1.0.5: {pods:?}");
+        assert!(pods.crowded.is_empty());
+
+        // What a pod makes up takes no other's room.
+        let lines: String =
+            (0..200).map(|n| format!("address add fd00:1::{n:x}/64 dev x-port nodad\n")).collect();
+        let batch = std::env::temp_dir().join(format!("flannel-addresses-{}", std::process::id()));
+        std::fs::write(&batch, lines).unwrap();
+        elsewhere.ip(&format!("-batch {}", batch.display()));
+        std::fs::remove_file(&batch).unwrap();
+        let both = ["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()];
+        let pods = netlink.pods(&both, &links).await.unwrap();
+        assert_eq!(pods.places.len(), 1 + 128);
+        assert!(pods.crowded.into_values().eq(["port"]));
 
         ip("address delete 10.1.0.1/24 dev anything");
         assert_eq!(netlink.pod_links(&subnets, &links).await.unwrap(), BTreeSet::from([routed]));

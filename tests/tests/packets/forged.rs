@@ -14,7 +14,7 @@ use flannel_common::{
 use flannel_tests::{
     counters::Counters,
     eventually,
-    lab::{CONVERGENCE, Cluster, Dataplane, Lab, Member, Xdp},
+    lab::{CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Member, Xdp},
     traffic::{every_kind, udp, udp_pair, wire::Wire},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -250,5 +250,72 @@ fn a_pod_cannot_use_anothers_address() -> Result<()> {
             ensure!(left(&at_a, Reason::EncapPod) == 0, "from {source}: {at_a}");
         }
         udp::echo(&victim.endpoint(), &there, 64, 5)
+    })
+}
+
+/// Masqueraded it would carry its node's address, and be the tunnel's to the other node.
+#[test]
+fn a_pod_that_makes_vxlan_itself_speaks_for_no_other_pod() -> Result<()> {
+    let overlay = FastPath::Overlay.with(Xdp::Off);
+    on_each([overlay, FAST[0], FAST[3]], |lab, dataplane| {
+        let cluster = cluster(lab, dataplane, 1)?;
+        let [a, b] = [&cluster.members[0], &cluster.members[1]];
+        let (pod, there) = (a.pod()?, b.pod()?);
+        let victim: Ipv4Addr = a.node.subnet_env()?.subnet.nth(200).context("a host")?;
+        let sender = pod.netns().inside(|| Ok(UdpSocket::bind(pod.socket_address(0))?))?;
+        // Each packet within VXLAN of `vni` for a pod of `to`, sent to `address`.
+        let send = |to: &Member, address: Ipv4Addr, vni: u8| -> Result<()> {
+            let (inner, mac) = (to.pod()?.address_v4().octets(), mac_of(to, "flannel.1")?);
+            let frame = Frame::udp(victim.octets(), inner, 32).macs(mac, [0x0e, 0, 0, 0, 0, 1]).bytes();
+            let packet = [&[8, 0, 0, 0, 0, 0, vni, 0], &frame[..]].concat();
+            for _ in 0..COPIES {
+                sender.send_to(&packet, (address, 8472))?;
+            }
+            Ok(())
+        };
+        let heard = |member: &Member| -> Result<UdpSocket> {
+            let pod = member.pod()?;
+            // The port of the frames.
+            let socket = pod.netns().inside(|| Ok(UdpSocket::bind(pod.socket_address(5001))?))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        let sockets = [heard(a)?, heard(b)?];
+        let dropped = |about, member: &Member, direction, work: &dyn Fn() -> Result<()>| -> Result<()> {
+            let before = member.counters()?;
+            work()?;
+            eventually(CONVERGENCE, about, || {
+                let packets = member.counters()?.since(&before).get(direction, Reason::PodVxlan).packets;
+                ensure!(packets == COPIES, "{about}: {packets} dropped");
+                Ok(())
+            })
+        };
+        let egress = Direction::Egress;
+        dropped("for the other node", a, egress, &|| send(b, b.node.address(), 1))?;
+        dropped("for its own node", a, egress, &|| send(a, a.node.address(), 1))?;
+        let gateway = a.node.subnet_env()?.subnet.nth(1).context("a gateway")?;
+        dropped("for its gateway", a, egress, &|| send(a, gateway, 1))?;
+        if dataplane != overlay {
+            // Its own node cannot tell that address from a pod's.
+            let device = b.node.overlay_endpoint()?.address_v4();
+            dropped("for the other node's device", b, Direction::Ingress, &|| send(b, device, 1))?;
+        }
+        // Another network's goes its way, and so does what is for a pod.
+        let socket = there.netns().inside(|| Ok(UdpSocket::bind(there.socket_address(8472))?))?;
+        socket.set_nonblocking(true)?;
+        let counts = counted(&cluster, || {
+            send(b, b.node.address(), 9)?;
+            send(b, there.address_v4(), 1)?;
+            eventually(CONVERGENCE, "a pod hears of a tunnel of its own", || Ok(socket.recv(&mut [0; 9])?))?;
+            Ok(())
+        })?;
+        for counters in counts {
+            let refused = left(&counters, Reason::PodVxlan) + arrived(&counters, Reason::PodVxlan);
+            ensure!(refused == 0, "{counters}");
+        }
+        for socket in sockets {
+            ensure!(socket.recv(&mut [0; 9]).is_err(), "what a pod sent as another arrived");
+        }
+        Ok(())
     })
 }

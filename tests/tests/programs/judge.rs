@@ -21,6 +21,7 @@ use crate::loaded::{Counted, MARK, Outcome};
 
 /// include/uapi/linux/pkt_cls.h
 const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_REDIRECT: i32 = 7;
 /// include/uapi/linux/bpf.h
 const XDP_DROP: i32 = 1;
@@ -61,7 +62,9 @@ pub(crate) fn check(
         Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
         Verdict::PopEarly(deliver, reason) => (XDP_PASS, Some(*reason), popped_early(frame, deliver)),
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
-        Verdict::Drop(reason) => (XDP_DROP, Some(*reason), unchanged()),
+        Verdict::Drop(reason) => {
+            (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
+        }
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));

@@ -188,7 +188,7 @@ fn the_fast_path_of_ipv6_has_maps_of_its_own() {
             local: &local_with(Backend::Vxlan, fast_path, families),
             leases: &leases([dual_lease(2), six_lease(3)]),
             next_hops: &BTreeMap::from([(ip("2001:db8::2"), Ok(hop))]),
-            pods: &Pods { links: BTreeSet::from([11]), places },
+            pods: &Pods { links: BTreeSet::from([11]), places, ..Pods::default() },
             overlays: &BTreeMap::from([(Family::V4, 5), (Family::V6, 6)]),
             exemptions: &Exemptions::default(),
         })

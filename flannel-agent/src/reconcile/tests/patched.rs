@@ -68,6 +68,55 @@ async fn a_flood_of_leases_is_one_pass() {
     assert_eq!(agent.observations().await, before + 1);
 }
 
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_storm_the_log_ends_with_the_number_of_peers_there_are() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let lines = || {
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains("peers changed")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let agent = Agent::settled([2]).await;
+    // Few need no summary.
+    agent.tell(LeaseEvent::Upsert(lease(3))).await;
+    sleep(TOTAL * 2).await;
+    assert_eq!(lines(), [] as [&str; 0]);
+    for n in 4..=250 {
+        agent.leases.send(LeaseEvent::Upsert(lease(n))).unwrap();
+    }
+    sleep(TOTAL * 2).await;
+    assert!(lines().last().unwrap().ends_with(" peers=249"), "{:#?}", lines());
+    // Each is taken by itself, and says so itself.
+    for n in 3..=250 {
+        agent.leases.send(LeaseEvent::Remove(lease(n).subnet)).unwrap();
+        sleep(Duration::from_millis(20)).await;
+    }
+    sleep(TOTAL * 2).await;
+    assert!(lines().last().unwrap().ends_with(" peers=1"), "{:#?}", lines());
+    assert_eq!(agent.view.borrow().peers, 1);
+    // Then a single change is told by itself again.
+    let told = lines().len();
+    agent.tell(LeaseEvent::Upsert(lease(3))).await;
+    sleep(TOTAL * 2).await;
+    assert_eq!(lines().len(), told);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_fails_of_a_lease_is_tried_again() {
     let agent = Agent::settled([2, 3]).await;
