@@ -1,6 +1,6 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{convert::Infallible, env, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{cell::Cell, convert::Infallible, env, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, ensure};
 use flannel_common::layout::FastPath;
@@ -30,9 +30,9 @@ use crate::{
     netlink::Netlink,
     node::{Node, published, stacks},
     plan::Local,
-    privileges::{Privileges, raise_file_limit},
+    privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     reconcile::{KernelHost, Reconciler, Summary},
-    subnet_file::{Previous, SubnetFile},
+    subnet_file::{Others, Previous, SubnetFile},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
 };
@@ -59,6 +59,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
+    refuse_core_dumps();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -75,11 +76,14 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
 fn on_signal(service: Arc<ServiceManager>) -> anyhow::Result<watch::Receiver<bool>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // What supervisord sends some programs, and would end us with a core.
+    let mut quit = signal(SignalKind::quit())?;
     let (stop, stopped) = watch::channel(false);
     let mut next = async move || {
         select! {
             _ = terminate.recv() => ("SIGTERM", SignalKind::terminate()),
             _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
+            _ = quit.recv() => ("SIGQUIT", SignalKind::quit()),
         }
     };
     // Ends with the runtime.
@@ -111,7 +115,8 @@ async fn serve(
         );
     }
     let readiness = Readiness::new();
-    let mut agent = Agent { options, stopped, service, readiness: readiness.clone() };
+    let mut agent =
+        Agent { options, stopped, service, readiness: readiness.clone(), announced: Cell::new(false) };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
     let lock = select! {
         lock = lock => lock?,
@@ -126,7 +131,7 @@ async fn serve(
     let held = async {
         match &claim {
             PinsClaim::Ours(_) => hold::keep(&bpffs, hold).await,
-            PinsClaim::Anothers => std::future::pending().await,
+            PinsClaim::Anothers(_) => std::future::pending().await,
         }
     };
     let result = select! {
@@ -145,6 +150,8 @@ struct Agent<'a> {
     stopped: watch::Receiver<bool>,
     service: &'a ServiceManager,
     readiness: Readiness,
+    /// This process has written the subnet file.
+    announced: Cell<bool>,
 }
 
 /// How the agent ended without an error.
@@ -322,7 +329,9 @@ impl Agent<'_> {
         };
         let path = &self.options.subnet_file;
         file.mtu = *mtu.borrow_and_update();
-        write(&file, path).await;
+        // At the start alone it is replaced as by stock flannel: what turns it into options for docker runs after that.
+        let others = if self.announced.replace(true) { Others::Kept } else { Others::Replaced };
+        write(&file, path, others).await;
         self.readiness.set();
         self.service.ready();
         let subnet = LeaseSubnet { v4: file.v4.map(|(_, own)| own), v6: file.v6.map(|(_, own)| own) };
@@ -335,14 +344,14 @@ impl Agent<'_> {
                     // Without it no pod starts on this node. What somebody else wrote there stays.
                     if let Ok(false) = path.try_exists() {
                         warn!(file = %path.display(), "the subnet file is gone: writing it again");
-                        write(&file, path).await;
+                        write(&file, path, Others::Kept).await;
                     }
                     continue;
                 }
             }
             let old = file.mtu;
             file.mtu = *mtu.borrow_and_update();
-            write(&file, path).await;
+            write(&file, path, Others::Kept).await;
             info!(
                 old, mtu = file.mtu, file = %path.display(),
                 "new pods get another MTU; those that run keep theirs until they are restarted"
@@ -353,9 +362,9 @@ impl Agent<'_> {
 
 /// Writes the subnet file, as often as it takes: pods that start meanwhile fail, or get what an earlier file
 /// says, but those that run need us.
-async fn write(file: &SubnetFile, path: &Path) {
+async fn write(file: &SubnetFile, path: &Path, others: Others) {
     let mut said = Said::default();
-    while let Err(error) = file.write(path) {
+    while let Err(error) = file.write(path, others) {
         if said.is_news(&error) {
             error!(%error, "trying again");
         }

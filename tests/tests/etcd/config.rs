@@ -1,4 +1,6 @@
-use std::time::Duration;
+use std::{process::Command, time::Duration};
+
+use flannel_tests::command::run;
 
 use super::*;
 
@@ -16,8 +18,19 @@ async fn the_config_is_read() {
 #[tokio::test]
 async fn etcd_registry_missing_config() {
     let etcd = Etcd::start().unwrap();
-    let error = store(&etcd).try_network_config().await.unwrap_err().to_string();
-    assert_eq!(error, "flannel config not found in etcd store. Did you create your config using etcdv3 API?");
+    let store = store(&etcd);
+    let error = store.try_network_config().await.unwrap_err().to_string();
+    let words = "flannel config not found in etcd store. Did you create your config using etcdv3 API?";
+    assert!(error.starts_with(words), "{error}");
+    // As an operator types what it says.
+    let (_, put) = error.split_once("Write it by: ").unwrap();
+    let (put, _) = put.split_once(". ").unwrap();
+    run(Command::new("sh").args(["-c", put])).unwrap();
+    assert_eq!(store.try_network_config().await.unwrap().network_v4().unwrap().to_string(), "10.244.0.0/16");
+    let (_, get) = error.split_once("what is there shows: ").unwrap();
+    // This etcd has no v2 store, and etcdctl has got as far as to be told so.
+    let shown = run(Command::new("sh").args(["-c", get])).unwrap_err();
+    assert!(format!("{shown:#}").contains("404"), "{shown:#}");
 }
 
 /// What upstream exits over, it does not wait for to be corrected.
