@@ -17,7 +17,7 @@ use crate::{
     bpf::{PinsClaim, hold},
     cli::RunOptions,
     conntrack,
-    datapath::ebpf::EbpfDatapath,
+    datapath::{Datapath as _, ebpf::EbpfDatapath},
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
         etcd::EtcdStore,
@@ -29,7 +29,7 @@ use crate::{
     masq::Rules,
     netlink::Netlink,
     node::{Node, published, stacks},
-    plan::Local,
+    plan::{Local, inherited},
     privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Others, Previous, SubnetFile},
@@ -249,7 +249,14 @@ impl Agent<'_> {
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
-        let kernel = backend.kernel_datapath(netlink, &external, shares);
+        let mut kernel = backend.kernel_datapath(netlink, &external, shares);
+        let inherited = match kernel.observe().await {
+            Ok(observed) => inherited(&local, &observed),
+            Err(error) => {
+                warn!(%error, "cannot read what an earlier daemon left: what etcd has no lease of is not kept");
+                Vec::new()
+            }
+        };
         let datapath = match loaded {
             Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
@@ -264,7 +271,7 @@ impl Agent<'_> {
         let (node, locals, published, mtu) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
-            true => Peers::Watched(store.watch(leased)),
+            true => Peers::Watched(store.watch(&own, inherited)),
             false => Peers::Unwatched(Unwatched::default()),
         };
         let keeper = store.keep(own);

@@ -22,6 +22,7 @@ use crate::{
 mod change;
 mod delta;
 mod exempt;
+mod inherited;
 mod patch;
 mod peers;
 mod programs;
@@ -35,6 +36,7 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
+pub use inherited::inherited;
 pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
 pub use state::{BpfState, DirectRoute, State, VxlanDevice};

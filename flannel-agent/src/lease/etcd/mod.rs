@@ -37,7 +37,7 @@ use crate::{
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
 pub use options::{EtcdOptions, LeaseTiming};
-pub use watch::EtcdWatch;
+pub use watch::{EtcdWatch, Inherited};
 
 mod acquire;
 mod advice;
