@@ -4,12 +4,7 @@ use std::{cell::Cell, convert::Infallible, env, net::SocketAddr, path::Path, syn
 
 use anyhow::{Context as _, anyhow, ensure};
 use flannel_common::layout::FastPath;
-use tokio::{
-    select,
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    time::sleep,
-};
+use tokio::{select, sync::watch, time::sleep};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -39,11 +34,13 @@ use crate::{
 
 mod load;
 mod settings;
+mod signals;
 
 use load::{Loaded, load, xdp};
 use settings::{
     etcd_options, exemptions, interface_choice, masq, shares, source_ports, warn_without_bridge_filter,
 };
+use signals::on_signal;
 
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
@@ -70,34 +67,6 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         service.flush();
         result
     })
-}
-
-/// Becomes true with the first signal to stop. A second one ends the process at once.
-fn on_signal(service: Arc<ServiceManager>) -> anyhow::Result<watch::Receiver<bool>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    // What supervisord sends some programs, and would end us with a core.
-    let mut quit = signal(SignalKind::quit())?;
-    let (stop, stopped) = watch::channel(false);
-    let mut next = async move || {
-        select! {
-            _ = terminate.recv() => ("SIGTERM", SignalKind::terminate()),
-            _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
-            _ = quit.recv() => ("SIGQUIT", SignalKind::quit()),
-        }
-    };
-    // Ends with the runtime.
-    tokio::spawn(async move {
-        let (name, _) = next().await;
-        info!(signal = name, "stopping; the dataplane goes on without the agent");
-        service.stopping();
-        stop.send_replace(true);
-        let (name, kind) = next().await;
-        warn!(signal = name, "the second signal: ending at once");
-        // As a shell tells of a process that a signal ended.
-        std::process::exit(128 + kind.as_raw_value());
-    });
-    Ok(stopped)
 }
 
 /// The agent between the things that begin before it and end after it: lock and health server.

@@ -164,7 +164,7 @@ fn a_port_in_use_is_refused_before_anything_is_touched() -> Result<()> {
         let (code, log) = Start::new(&node, &etcd)?.with_health().refused()?;
         ensure!(code == Some(1), "{code:?}: {log}");
         ensure!(log.contains("--healthz-port") && log.contains(&format!("127.0.0.1:{PORT}")), "{log}");
-        ensure!(log.contains(&format!("by process {} (", std::process::id())), "{log}");
+        ensure!(log.contains(&format!(", by process {} (", std::process::id())), "{log}");
         ensure!(etcd.leases()?.is_empty() && !node.subnet_file().exists(), "{log}");
         ensure!(!node.netns().ip("link show")?.contains("flannel.1"));
         Ok(())

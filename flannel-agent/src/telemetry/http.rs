@@ -46,7 +46,7 @@ pub struct HealthServer {
 #[error(
     "--healthz-ip, --healthz-port: cannot serve at {address}: {error}{}; give an address of this node and a port that \
      is free, or --healthz-port=0 to serve nothing",
-    .holder.as_ref().map_or(String::new(), |holder| format!(" by {holder}"))
+    .holder.as_ref().map_or(String::new(), |holder| format!(", by {holder}"))
 )]
 pub struct BindError {
     address: SocketAddr,
@@ -60,7 +60,13 @@ impl HealthServer {
     pub async fn start(address: SocketAddr, readiness: Readiness) -> Result<Self, BindError> {
         let failed = |error: io::Error| {
             let in_use = error.kind() == io::ErrorKind::AddrInUse;
-            let holder = if in_use { holder::of_port(address).map(holder::describe) } else { None };
+            // Whose it is the kernel tells only those who may trace that process.
+            let holder = || {
+                let holder = holder::of_port(address).map(holder::describe);
+                holder
+                    .unwrap_or_else(|| format!("a process that `ss -ltnp sport = :{}` shows", address.port()))
+            };
+            let holder = in_use.then(holder);
             BindError { address, error, holder }
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
