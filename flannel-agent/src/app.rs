@@ -1,15 +1,10 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{convert::Infallible, env, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{cell::Cell, convert::Infallible, env, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, ensure};
 use flannel_common::layout::FastPath;
-use tokio::{
-    select,
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    time::sleep,
-};
+use tokio::{select, sync::watch, time::sleep};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -17,7 +12,7 @@ use crate::{
     bpf::{PinsClaim, hold},
     cli::RunOptions,
     conntrack,
-    datapath::ebpf::EbpfDatapath,
+    datapath::{Datapath as _, ebpf::EbpfDatapath},
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
         etcd::EtcdStore,
@@ -29,21 +24,23 @@ use crate::{
     masq::Rules,
     netlink::Netlink,
     node::{Node, published, stacks},
-    plan::Local,
-    privileges::{Privileges, raise_file_limit},
+    plan::{Local, inherited},
+    privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     reconcile::{KernelHost, Reconciler, Summary},
-    subnet_file::{Previous, SubnetFile},
+    subnet_file::{Others, Previous, SubnetFile},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
     underlay::Follower,
 };
 
 mod load;
 mod settings;
+mod signals;
 
 use load::{Loaded, load, xdp};
 use settings::{
     etcd_options, exemptions, interface_choice, masq, shares, source_ports, warn_without_bridge_filter,
 };
+use signals::on_signal;
 
 /// Between attempts to write the subnet file.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
@@ -59,6 +56,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What stopped it.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
+    refuse_core_dumps();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -69,31 +67,6 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         service.flush();
         result
     })
-}
-
-/// Becomes true with the first signal to stop. A second one ends the process at once.
-fn on_signal(service: Arc<ServiceManager>) -> anyhow::Result<watch::Receiver<bool>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, stopped) = watch::channel(false);
-    let mut next = async move || {
-        select! {
-            _ = terminate.recv() => ("SIGTERM", SignalKind::terminate()),
-            _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
-        }
-    };
-    // Ends with the runtime.
-    tokio::spawn(async move {
-        let (name, _) = next().await;
-        info!(signal = name, "stopping; the dataplane goes on without the agent");
-        service.stopping();
-        stop.send_replace(true);
-        let (name, kind) = next().await;
-        warn!(signal = name, "the second signal: ending at once");
-        // As a shell tells of a process that a signal ended.
-        std::process::exit(128 + kind.as_raw_value());
-    });
-    Ok(stopped)
 }
 
 /// The agent between the things that begin before it and end after it: lock and health server.
@@ -111,7 +84,8 @@ async fn serve(
         );
     }
     let readiness = Readiness::new();
-    let mut agent = Agent { options, stopped, service, readiness: readiness.clone() };
+    let mut agent =
+        Agent { options, stopped, service, readiness: readiness.clone(), announced: Cell::new(false) };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
     let lock = select! {
         lock = lock => lock?,
@@ -126,7 +100,7 @@ async fn serve(
     let held = async {
         match &claim {
             PinsClaim::Ours(_) => hold::keep(&bpffs, hold).await,
-            PinsClaim::Anothers => std::future::pending().await,
+            PinsClaim::Anothers(_) => std::future::pending().await,
         }
     };
     let result = select! {
@@ -145,6 +119,8 @@ struct Agent<'a> {
     stopped: watch::Receiver<bool>,
     service: &'a ServiceManager,
     readiness: Readiness,
+    /// This process has written the subnet file.
+    announced: Cell<bool>,
 }
 
 /// How the agent ended without an error.
@@ -242,7 +218,14 @@ impl Agent<'_> {
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
-        let kernel = backend.kernel_datapath(netlink, &external, shares);
+        let mut kernel = backend.kernel_datapath(netlink, &external, shares);
+        let inherited = match kernel.observe().await {
+            Ok(observed) => inherited(&local, &observed),
+            Err(error) => {
+                warn!(%error, "cannot read what an earlier daemon left: what etcd has no lease of is not kept");
+                Vec::new()
+            }
+        };
         let datapath = match loaded {
             Loaded::Programs(pins, programs, tables) => {
                 EbpfDatapath::with_programs(kernel, pins, *programs, *tables)
@@ -259,7 +242,7 @@ impl Agent<'_> {
         let (node, locals, published, mtu) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
-            true => Peers::Watched(store.watch(leased)),
+            true => Peers::Watched(store.watch(&own, inherited)),
             false => Peers::Unwatched(Unwatched::default()),
         };
         let keeper = store.keep(own);
@@ -324,7 +307,9 @@ impl Agent<'_> {
         };
         let path = &self.options.subnet_file;
         file.mtu = *mtu.borrow_and_update();
-        write(&file, path).await;
+        // At the start alone it is replaced as by stock flannel: what turns it into options for docker runs after that.
+        let others = if self.announced.replace(true) { Others::Kept } else { Others::Replaced };
+        write(&file, path, others).await;
         self.readiness.set();
         self.service.ready();
         let subnet = LeaseSubnet { v4: file.v4.map(|(_, own)| own), v6: file.v6.map(|(_, own)| own) };
@@ -337,14 +322,14 @@ impl Agent<'_> {
                     // Without it no pod starts on this node. What somebody else wrote there stays.
                     if let Ok(false) = path.try_exists() {
                         warn!(file = %path.display(), "the subnet file is gone: writing it again");
-                        write(&file, path).await;
+                        write(&file, path, Others::Kept).await;
                     }
                     continue;
                 }
             }
             let old = file.mtu;
             file.mtu = *mtu.borrow_and_update();
-            write(&file, path).await;
+            write(&file, path, Others::Kept).await;
             info!(
                 old, mtu = file.mtu, file = %path.display(),
                 "new pods get another MTU; those that run keep theirs until they are restarted"
@@ -355,9 +340,9 @@ impl Agent<'_> {
 
 /// Writes the subnet file, as often as it takes: pods that start meanwhile fail, or get what an earlier file
 /// says, but those that run need us.
-async fn write(file: &SubnetFile, path: &Path) {
+async fn write(file: &SubnetFile, path: &Path, others: Others) {
     let mut said = Said::default();
-    while let Err(error) = file.write(path) {
+    while let Err(error) = file.write(path, others) {
         if said.is_news(&error) {
             error!(%error, "trying again");
         }

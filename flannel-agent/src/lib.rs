@@ -20,6 +20,7 @@ pub mod exempt;
 pub mod family;
 mod gojson;
 mod heap;
+pub mod holder;
 pub mod install;
 pub mod lease;
 pub mod lock;

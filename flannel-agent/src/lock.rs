@@ -11,6 +11,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
+use crate::holder::{describe, of_lock};
+
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -26,10 +28,10 @@ pub enum LockError {
     /// Another daemon has it.
     #[error(
         "{holder} already serves this subnet file, and holds {path}: stop it, or give this daemon a --subnet-file and \
-         an --etcd-prefix of its own"
+         an --etcd-prefix of its own. A script that starts the daemon without exec leaves it running when it ends itself"
     )]
     Held {
-        /// Its process, as it says itself.
+        /// Its process, and its command line if that can be read.
         holder: String,
         /// The lock.
         path: PathBuf,
@@ -92,11 +94,15 @@ fn sign(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
+/// Who has the lock: as the kernel says, else as it says itself, which across PID namespaces is another's number.
 fn holder(file: &mut File) -> String {
+    if let Some(pid) = of_lock(file) {
+        return describe(pid);
+    }
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(32).read_to_string(&mut text));
     match (read, text.trim().parse::<u32>()) {
-        (Ok(_), Ok(pid)) => format!("process {pid}"),
+        (Ok(_), Ok(pid)) => format!("process {pid} of a container"),
         _ => "another process".to_owned(),
     }
 }
@@ -140,7 +146,8 @@ mod tests {
             fs::write(&lock, content).unwrap();
             let error =
                 SubnetFileLock::take(&dir.path().join("subnet.env"), Duration::ZERO).await.unwrap_err();
-            assert!(error.to_string().contains("process"), "{error}");
+            let holder = format!("process {} (", std::process::id());
+            assert!(error.to_string().starts_with(&holder), "{error}");
         }
     }
 

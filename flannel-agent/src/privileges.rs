@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    prctl,
+    resource::{Resource, getrlimit, setrlimit},
+};
 
 /// The effective capabilities, a bit each (include/uapi/linux/capability.h).
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +74,15 @@ const FILES: u64 = 1024;
 /// With fewer than these it would run out of them while packets depend on it.
 pub const FEWEST_FILES: u64 = 128;
 
+/// Has the kernel write no image of this process when it is killed or fails: the key and the password of etcd are in it.
+/// The limit is for what dumps to a file; a program that cores are piped to is not bound by it (fs/coredump.c), but only
+/// by whether the process may be dumped. Root may still trace it.
+pub fn refuse_core_dumps() {
+    // Neither fails: to give up a right takes none.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let _ = prctl::set_dumpable(false);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +107,12 @@ mod tests {
         setrlimit(Resource::RLIMIT_NOFILE, 256.min(hard), hard).unwrap();
         raise_file_limit();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
+
+    #[test]
+    fn no_core_is_dumped_to_a_file_nor_to_a_program() {
+        refuse_core_dumps();
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+        assert_eq!(prctl::get_dumpable(), Ok(false));
     }
 }

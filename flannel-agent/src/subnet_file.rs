@@ -30,6 +30,26 @@ pub struct SubnetFile {
     pub ip_masq: bool,
 }
 
+/// What becomes of lines in the file that are not flannel's: options of docker, where `mk-docker-opts.sh` is told to
+/// write them there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// They stay, behind ours.
+    Kept,
+    /// They go, as with stock flannel.
+    Replaced,
+}
+
+/// The variables of the file that are ours.
+const OURS: [&str; 6] = [
+    "FLANNEL_NETWORK",
+    "FLANNEL_SUBNET",
+    "FLANNEL_IPV6_NETWORK",
+    "FLANNEL_IPV6_SUBNET",
+    "FLANNEL_MTU",
+    "FLANNEL_IPMASQ",
+];
+
 /// The file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("--subnet-file {path}: {doing}: {source}; pods cannot start on this node without it")]
@@ -64,7 +84,7 @@ impl SubnetFile {
 
     /// Replaces the file, mode 0644, in one step: a reader finds the old text or the new, also after a crash.
     /// A missing directory is made, mode 0755.
-    pub fn write(&self, path: &Path) -> Result<(), WriteError> {
+    pub fn write(&self, path: &Path, others: Others) -> Result<(), WriteError> {
         let failed = |doing| move |source| WriteError { path: path.to_owned(), doing, source };
         let dir = match path.parent() {
             Some(dir) if dir != Path::new("") => dir,
@@ -79,13 +99,35 @@ impl SubnetFile {
             .prefix(".subnet.env.")
             .tempfile_in(dir)
             .map_err(failed("cannot make a file beside it"))?;
-        let written = file.write_all(self.render().as_bytes());
+        let kept = match others {
+            Others::Kept => lines_of_others(path).map_err(failed("cannot read what others wrote there"))?,
+            Others::Replaced => Vec::new(),
+        };
+        let written = file.write_all(&[self.render().into_bytes(), kept].concat());
         // Set, not created with: the umask of the agent has no say.
         let moded = written.and_then(|()| file.as_file().set_permissions(Permissions::from_mode(0o644)));
         moded.and_then(|()| file.as_file().sync_all()).map_err(failed("cannot write a file beside it"))?;
         file.persist(path).map_err(|e| failed("cannot replace it")(e.error))?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("cannot sync its directory"))
     }
+}
+
+/// The lines of the file that are not ours, as they are.
+fn lines_of_others(path: &Path) -> io::Result<Vec<u8>> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
+    let ours = |line: &[u8]| {
+        let line = String::from_utf8_lossy(line);
+        assignment(&line).is_some_and(|(name, _)| OURS.contains(&name))
+    };
+    let others = text.split_inclusive(|byte| *byte == b'\n').filter(|line| !ours(line));
+    let mut kept: Vec<u8> = others.flatten().copied().collect();
+    if kept.last().is_some_and(|last| *last != b'\n') {
+        kept.push(b'\n');
+    }
+    Ok(kept)
 }
 
 /// What an earlier run left behind.
@@ -198,25 +240,42 @@ mod tests {
     fn written_whole_readable_by_all_and_nothing_left_beside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/flannel/subnet.env");
-        sample().write(&path).unwrap();
+        sample().write(&path, Others::Replaced).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o644);
-        SubnetFile { ip_masq: false, ..sample() }.write(&path).unwrap();
+        SubnetFile { ip_masq: false, ..sample() }.write(&path, Others::Kept).unwrap();
         assert!(fs::read_to_string(&path).unwrap().ends_with("FLANNEL_IPMASQ=false\n"));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         assert_eq!(Previous::read(&path).subnet_v4.unwrap().to_string(), "10.244.57.0/24");
     }
 
     #[test]
+    fn what_others_wrote_into_the_file_stays_but_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        let others = b"# docker\nDOCKER_OPTS=\" --bip=10.244.57.1/24\n --mtu=1450\"\n\xff=1";
+        let old = b"FLANNEL_SUBNET=10.244.57.1/24\nexport FLANNEL_MTU=1400\n";
+        fs::write(&path, [&old[..], others].concat()).unwrap();
+        for _ in 0..2 {
+            sample().write(&path, Others::Kept).unwrap();
+            let expected = [sample().render().as_bytes(), others, b"\n"].concat();
+            assert_eq!(fs::read(&path).unwrap(), expected);
+        }
+        sample().write(&path, Others::Replaced).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), sample().render());
+    }
+
+    #[test]
     fn a_file_that_cannot_be_written_names_the_flag_and_the_path() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        let error = sample().write(&dir.path().join("file/subnet.env")).unwrap_err().to_string();
+        let error =
+            sample().write(&dir.path().join("file/subnet.env"), Others::Replaced).unwrap_err().to_string();
         assert!(
             error.starts_with("--subnet-file ") && error.contains("file/subnet.env: cannot make"),
             "{error}"
         );
-        assert!(sample().write(dir.path()).is_err());
+        assert!(sample().write(dir.path(), Others::Replaced).is_err());
     }
 
     #[test]

@@ -50,6 +50,16 @@ pub fn flannels() -> Result<Vec<Value>> {
     Ok(objects)
 }
 
+/// The cluster role of flannel's manifests up to v0.20.0, which does not let a node be read by its name.
+pub fn flannels_first_role() -> Result<Value> {
+    let mut role = object("ClusterRole")?;
+    let rules = role["rules"].as_array_mut().context("a role without rules")?;
+    rules.retain(|rule| rule["resources"] != json!(["events"]));
+    let nodes = rules.iter_mut().find(|rule| rule["resources"] == json!(["nodes"]));
+    nodes.context("a role without nodes")?["verbs"] = json!(["list", "watch"]);
+    Ok(role)
+}
+
 fn without(list: &mut Value, name: &str) {
     if let Some(list) = list.as_array_mut() {
         list.retain(|one| one["name"] != name);

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
-    os::unix::{fs::symlink, net::UnixDatagram},
+    os::unix::{fs::symlink, net::UnixDatagram, process::ExitStatusExt as _},
     path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
@@ -164,6 +164,7 @@ fn a_port_in_use_is_refused_before_anything_is_touched() -> Result<()> {
         let (code, log) = Start::new(&node, &etcd)?.with_health().refused()?;
         ensure!(code == Some(1), "{code:?}: {log}");
         ensure!(log.contains("--healthz-port") && log.contains(&format!("127.0.0.1:{PORT}")), "{log}");
+        ensure!(log.contains(&format!(", by process {} (", std::process::id())), "{log}");
         ensure!(etcd.leases()?.is_empty() && !node.subnet_file().exists(), "{log}");
         ensure!(!node.netns().ip("link show")?.contains("flannel.1"));
         Ok(())
@@ -275,8 +276,8 @@ fn a_second_daemon_on_the_same_subnet_file_is_refused() -> Result<()> {
         let (code, log) = start.refused()?;
         ensure!(code == Some(1), "{code:?}: {log}");
         let lock = format!("{}.lock", node.subnet_file().display());
-        for part in [&*format!("process {} ", first.id()), &lock, "stop it", "--subnet-file", "--etcd-prefix"]
-        {
+        let holder = format!("process {} ({} ", first.id(), start.binary.display());
+        for part in [&*holder, &lock, "stop it", "exec", "--subnet-file", "--etcd-prefix"] {
             ensure!(log.contains(part), "{part:?} is not in {log}");
         }
         first.check_running()?;
@@ -309,6 +310,7 @@ fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
         })?;
         ensure!(env.network.to_string() == "10.99.0.0/16", "{env:?}");
         await_log(&second, "another daemon on this node has the programs")?;
+        await_log(&second, &format!("process {} (", first.id()))?;
         await_log(&second, "ready")?;
         // A start replaces the chains of rules, which the first puts right when it looks next, maybe
         // while the second still writes: two that fight are never quiet for longer than a look takes.
@@ -358,7 +360,7 @@ fn signals_end_it_with_success_whatever_it_does() -> Result<()> {
     in_lab(|lab| {
         let (etcd, node) = (lab.etcd()?, lab.node()?);
         let start = Start::new(&node, &etcd)?.with_health();
-        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
             let mut daemon = start.daemon()?;
             eventually(SOON, "ready", || check_probe(&node, "/readyz", READY))?;
             let status = daemon.signal(signal, SOON)?;
@@ -366,12 +368,21 @@ fn signals_end_it_with_success_whatever_it_does() -> Result<()> {
             ensure!(node.netns().ip("link show")?.contains("flannel.1"), "the dataplane is gone");
         }
         etcd.delete(&format!("{PREFIX}/config"))?;
-        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
             let mut daemon = start.daemon()?;
             eventually(SOON, "the server is up", || check_probe(&node, "/healthz", RUNNING))?;
             let status = daemon.signal(signal, SOON)?;
             ensure!(status.code() == Some(0), "waiting for the config, {signal}: {status}");
         }
+        // However it ends, the secrets in it are written nowhere, also where whoever starts it asks for that.
+        let mut daemon = start.daemon()?;
+        eventually(SOON, "the server is up", || check_probe(&node, "/healthz", RUNNING))?;
+        let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id()))?;
+        let cores =
+            limits.lines().find(|line| line.starts_with("Max core file size")).context("no such limit")?;
+        ensure!(cores.split_whitespace().skip(4).take(2).all(|limit| limit == "0"), "{cores}");
+        let status = daemon.signal(Signal::SIGABRT, SOON)?;
+        ensure!(!status.core_dumped(), "{status}");
         Ok(())
     })
 }

@@ -335,7 +335,8 @@ fn behind_a_nat_it_refuses_to_start() -> Result<()> {
     })
 }
 
-/// What a flannel left that nobody leases any more goes, what an administrator set up stays.
+/// What a flannel left that nobody leases any more goes as soon as etcd is known to be the one it had its leases in, what
+/// an administrator set up stays.
 #[test]
 fn stale_routes_go_at_the_start() -> Result<()> {
     in_lab(|lab| {
@@ -354,8 +355,13 @@ fn stale_routes_go_at_the_start() -> Result<()> {
         for route in kept {
             a.netns().ip(&format!("route add {route}"))?;
         }
-        let a = Member::start(a, &etcd, FastPath::Off, 1)?;
-        await_route(&a, "10.244.150.0/24".parse()?, "")?;
+        let mut a = Member::start(a, &etcd, FastPath::Off, 1)?;
+        let stale = "10.244.150.0/24".parse()?;
+        await_route(&a, stale, "10.244.150.0/24 via 192.168.77.99 dev eth0")?;
+        ensure!(a.agent.log().contains("peers that have no lease in etcd"), "{}", a.agent.log());
+        a.agent.terminate()?;
+        a.agent.start_again()?;
+        await_route(&a, stale, "")?;
         await_route(&a, to, &format!("{to} via {} dev eth0", b.node.address()))?;
         for route in kept {
             let destination = route.split(' ').next().context("empty")?.parse()?;

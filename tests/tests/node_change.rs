@@ -2,6 +2,8 @@
 //! lease follow, and pods keep their addresses.
 
 use std::{
+    fs,
+    io::Write as _,
     net::Ipv4Addr,
     thread::sleep,
     time::{Duration, Instant},
@@ -277,12 +279,18 @@ fn mtu_changes(backend: &str, overhead: u32) -> Result<()> {
             Ok(if backend == VXLAN { device(&cluster)?["ifindex"].clone() } else { Value::Null })
         };
         let before = (lease(&cluster)?, index()?);
+        // As mk-docker-opts.sh -d writes it, where docker reads its options from the same file.
+        let options = "DOCKER_OPTS=\" --bip=10.244.1.1/24 --mtu=1450\"\n";
+        let file = member.node.subnet_file();
+        fs::OpenOptions::new().append(true).open(&file)?.write_all(options.as_bytes())?;
         for mtu in [1400, 1500] {
             let flow = Paced::usual(&member.pod()?, &cluster.members[1].pod()?)?;
             member.node.netns().ip(&format!("link set eth0 mtu {mtu}"))?;
             eventually(CONVERGENCE, "subnet.env and device have the MTU", || {
                 let env = member.node.subnet_env()?;
                 ensure!(env.mtu == mtu - overhead, "{env:?}");
+                let text = fs::read_to_string(&file)?;
+                ensure!(text.ends_with(options), "{text}");
                 if backend == VXLAN {
                     let device = device(&cluster)?;
                     ensure!(device["mtu"] == mtu - overhead, "{device}");

@@ -206,6 +206,43 @@ fn after_a_rollback_stock_flannel_has_the_say() -> Result<()> {
     })
 }
 
+/// flannel up to 0.17 has its leases in etcd's v2 store: the v3 store has the network's configuration at first, and a
+/// lease of each node that has gone on. Neither daemon sees the leases of the other's.
+#[test]
+fn nodes_whose_leases_are_in_another_store_stay_reached_until_they_come() -> Result<()> {
+    in_lab(|lab| {
+        let Swaps { machines, etcd, .. } = &mut Swaps::start(lab)?;
+        for subnet in etcd.leases()?.into_keys() {
+            etcd.delete_lease(subnet)?;
+        }
+        let pods: Vec<Endpoint> = machines.iter().map(|machine| machine.pod.endpoint()).collect();
+        for at in 0..machines.len() {
+            let traffic = [1, 2].map(|next| Paced::usual(&pods[at], &pods[(at + next) % pods.len()]));
+            let before = machines[at].identity()?;
+            machines[at].start_agent(etcd, FastPath::Flow)?;
+            let after = machines[at].identity()?;
+            ensure!(before == after, "before {before}\nafter  {after}");
+            ensure!(etcd.leases()?.len() == at + 1, "{:?}", etcd.leases()?);
+            eventually(CONVERGENCE, "every pod reaches every pod", || reachability(&pods).check_complete())?;
+            for one in traffic {
+                one?.stop()?.check_lossless()?;
+            }
+            let Daemon::Agent(agent) = &machines[at].daemon else { bail!("the agent runs") };
+            let said = agent.log().contains("peers that have no lease in etcd");
+            ensure!(said == (at < 2), "{}", agent.log());
+        }
+        // Now every lease is there, and one that goes is gone.
+        let gone = machines[2].node.subnet_env()?.subnet;
+        machines[2].daemon = Daemon::Nothing;
+        etcd.delete_lease(gone)?;
+        eventually(CONVERGENCE, "a peer that leaves is forgotten", || {
+            let route = machines[0].node.netns().ip(&format!("route show {gone}"))?;
+            ensure!(route.is_empty(), "{route}");
+            Ok(())
+        })
+    })
+}
+
 #[test]
 fn rolling_swap_with_all_loses_nothing() -> Result<()> {
     rolling(FastPath::All)

@@ -36,9 +36,10 @@ pub(super) fn load(
         info!(fast_path = "off", because, "the kernel moves every packet");
         return (FastPath::Off, Loaded::Nothing(pins.ok().filter(|_| ours)));
     }
-    if !ours {
+    if let PinsClaim::Anothers(daemon) = claim {
         warn!(
             fast_path = "off",
+            daemon,
             bpffs = %options.bpffs.display(),
             "another daemon on this node has the programs, which serve one network: the kernel moves every packet \
              of this one"

@@ -9,6 +9,8 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
+use crate::holder::{describe, of_lock};
+
 /// How long a predecessor, of which the kernel frees one lock after the other, may hold the pins.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between attempts.
@@ -20,8 +22,8 @@ pub enum PinsClaim {
     /// They are, until this is dropped or the process ends. Without a lock where the directory cannot be
     /// opened: then there are no pins either.
     Ours(Option<File>),
-    /// A daemon that runs has them.
-    Anothers,
+    /// A daemon that runs has them; its process and command line, where they can be found out.
+    Anothers(Option<String>),
 }
 
 impl PinsClaim {
@@ -33,7 +35,9 @@ impl PinsClaim {
             match directory.try_lock() {
                 Ok(()) => return Self::Ours(Some(directory)),
                 Err(TryLockError::Error(_)) => return Self::Ours(None),
-                Err(TryLockError::WouldBlock) if start.elapsed() >= PATIENCE => return Self::Anothers,
+                Err(TryLockError::WouldBlock) if start.elapsed() >= PATIENCE => {
+                    return Self::Anothers(of_lock(&directory).map(describe));
+                }
                 Err(TryLockError::WouldBlock) => sleep(RETRY).await,
             }
         }
@@ -49,7 +53,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = PinsClaim::of(dir.path()).await;
         assert!(matches!(first, PinsClaim::Ours(Some(_))));
-        assert!(matches!(PinsClaim::of(dir.path()).await, PinsClaim::Anothers));
+        assert!(matches!(PinsClaim::of(dir.path()).await, PinsClaim::Anothers(Some(_))));
         drop(first);
         assert!(matches!(PinsClaim::of(dir.path()).await, PinsClaim::Ours(Some(_))));
         assert!(matches!(PinsClaim::of(&dir.path().join("none")).await, PinsClaim::Ours(None)));

@@ -18,6 +18,8 @@ pub struct Given {
     refused: Vec<Refused>,
     /// Of those, the first that upstream does not start with either.
     fatal: Option<Refused>,
+    /// Variables of other names than the flags' own, and the ones to write instead.
+    misnamed: Vec<(String, String)>,
     /// The flag that the ignored words follow, and how many there are.
     ignored: Option<(String, usize)>,
 }
@@ -63,7 +65,11 @@ impl Given {
                 continue;
             }
             let variable = twin(name);
-            let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else { continue };
+            let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else {
+                let is_set = |other: &String| environment(other).is_some_and(|value| !value.is_empty());
+                given.misnamed.extend(misnomers(name).filter(is_set).map(|other| (other, variable.clone())));
+                continue;
+            };
             match check(command, name, &value) {
                 Ok(()) => given.set(name, value, true),
                 Err(error) => {
@@ -112,6 +118,13 @@ impl Given {
         for Refused { variable, reason } in &self.refused {
             warn!(variable, reason, "a bad variable is not used, the default is; correct or unset it");
         }
+        for (variable, instead) in &self.misnamed {
+            warn!(
+                variable,
+                "this variable is not read: write {instead}, or the flag. Scripts that start flanneld read it, which \
+                 the daemon itself never did"
+            );
+        }
         if let Some((name, words)) = &self.ignored {
             warn!(
                 words,
@@ -130,6 +143,11 @@ impl Given {
     #[cfg(test)]
     pub(super) fn refused(&self) -> Vec<String> {
         self.refused.iter().map(|refused| format!("{}: {}", refused.variable, refused.reason)).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn misnamed(&self) -> &[(String, String)] {
+        &self.misnamed
     }
 
     #[cfg(test)]
@@ -152,6 +170,17 @@ impl fmt::Debug for Setting {
 /// The variable that stands for the flag `name`.
 fn twin(name: &str) -> String {
     format!("FLANNELD_{}", name.to_uppercase().replace('-', "_"))
+}
+
+/// Variables by which files of distributions, for the scripts that start flanneld there, have the flag `name`.
+fn misnomers(name: &str) -> impl Iterator<Item = String> {
+    let oldest = match name {
+        "etcd-endpoints" => Some("FLANNEL_ETCD"),
+        "etcd-prefix" => Some("FLANNEL_ETCD_KEY"),
+        _ => None,
+    };
+    let same = twin(name).replacen("FLANNELD_", "FLANNEL_", 1);
+    [same].into_iter().chain(oldest.map(str::to_owned))
 }
 
 /// Whether values of the flag add up; else the last one counts.

@@ -216,6 +216,28 @@ fn a_bad_variable_is_reported_and_the_default_used() {
     assert!(read(&["--healthz-port=1"], &twins).unwrap().given.refused().len() == 3);
 }
 
+#[test]
+fn variables_of_scripts_are_named_where_their_flags_are_not_given() {
+    let twins = [
+        ("FLANNEL_ETCD_ENDPOINTS", "http://192.0.2.1:2379"),
+        ("FLANNEL_ETCD_KEY", "/atomic.io/network"),
+        ("FLANNEL_IFACE", ""),
+        ("FLANNEL_OPTIONS", "-iface=eth0"),
+    ];
+    let misnamed = |flags: &[&str], twins: &[(&str, &str)]| -> Vec<String> {
+        let given = read(flags, twins).unwrap().given;
+        given.misnamed().iter().map(|(name, instead)| format!("{name} {instead}")).collect()
+    };
+    let prefix = "FLANNEL_ETCD_KEY FLANNELD_ETCD_PREFIX";
+    let endpoints = "FLANNEL_ETCD_ENDPOINTS FLANNELD_ETCD_ENDPOINTS";
+    let mut found = misnamed(&[], &twins);
+    found.sort();
+    assert_eq!(found, [endpoints, prefix]);
+    assert_eq!(misnamed(&["-etcd-endpoints=http://192.0.2.1:2379"], &twins), [prefix]);
+    let both = [&twins[..], &[("FLANNELD_ETCD_PREFIX", "/atomic.io/network")]].concat();
+    assert_eq!(misnamed(&[], &both), [endpoints]);
+}
+
 /// As with upstream, and for a reason: the default would be another interface, another address.
 #[test]
 fn a_bad_variable_that_decides_where_packets_go_is_an_error() {

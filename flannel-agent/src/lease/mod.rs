@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, future::Future, time::SystemTime};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::family::Family;
+use crate::family::{Family, overlap};
 pub use store::{KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
 pub use wire::LeaseAttrs;
 
@@ -32,6 +32,14 @@ impl LeaseSubnet {
             Family::V4 => self.v4.map(IpNetwork::V4),
             Family::V6 => self.v6.map(IpNetwork::V6),
         }
+    }
+
+    /// Whether an address is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        Family::BOTH.iter().any(|family| match (self.of(*family), other.of(*family)) {
+            (Some(a), Some(b)) => overlap(a, b),
+            _ => false,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{LeaseAttrs, LeaseSource, LeaseSubnet};
+use super::{Lease, LeaseAttrs, LeaseSource, LeaseSubnet};
 use crate::config::NetworkConfig;
 
 /// A store of leases: etcd, and others like it. Each waits for its server as long as it takes, logs each distinct
@@ -48,8 +48,9 @@ pub trait LeaseStore {
         previous: Option<LeaseSubnet>,
     ) -> impl Future<Output = Result<Self::Own, Self::Error>>;
 
-    /// Watches the leases of all nodes but this, which holds `own`, until the returned source is dropped.
-    fn watch(&self, own: LeaseSubnet) -> Self::Watch;
+    /// Watches the leases of all nodes but this, which holds `own`, until the returned source is dropped. What is
+    /// `inherited` was in force when this process started; a store that did not know it may not be the one that did.
+    fn watch(&self, own: &Self::Own, inherited: Vec<Lease>) -> Self::Watch;
 
     /// Keeps `own` until the returned keeper is dropped. The lease itself stays.
     fn keep(&self, own: Self::Own) -> Self::Keeper;

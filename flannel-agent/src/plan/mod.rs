@@ -22,6 +22,7 @@ use crate::{
 mod change;
 mod delta;
 mod exempt;
+mod inherited;
 mod ipsec;
 mod patch;
 mod peers;
@@ -36,6 +37,7 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
+pub use inherited::inherited;
 pub use ipsec::IpsecPolicy;
 pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};

@@ -148,19 +148,21 @@ type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 /// then the lower. Each family is judged for itself.
 ///
 /// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
-/// tunnel, as upstream decides. Which leases are followed does not depend on that.
+/// tunnel, as upstream decides. Which leases are followed does not depend on that, but for one that names no MAC: without
+/// the tunnel none is needed.
 pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
     let (mut peers, mut skipped) = Peers::default();
+    let on_link = |public_ip: IpAddr| {
+        local.direct_routing
+            && matches!(next_hops.get(&public_ip), Some(Ok(hop)) if hop.is_on_link(public_ip))
+    };
     if local.backend != Backend::Alloc {
         for (family, stack) in &local.stacks {
-            follow(*family, stack, local.backend, leases, &mut peers, &mut skipped);
+            let judge = |lease: &Lease| candidate(*family, stack, local.backend, lease, on_link);
+            follow(*family, leases, judge, &mut peers, &mut skipped);
         }
-        if local.direct_routing {
-            for peer in peers.values_mut() {
-                let hop = next_hops.get(&peer.public_ip);
-                let on_link = matches!(hop, Some(Ok(hop)) if hop.is_on_link(peer.public_ip));
-                peer.way = if on_link { Way::Direct } else { peer.way };
-            }
+        for peer in peers.values_mut() {
+            peer.way = if on_link(peer.public_ip) { Way::Direct } else { peer.way };
         }
     }
     // Anew and in order: of a map that has grown in order, half of each node is empty.
@@ -170,15 +172,14 @@ pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
 /// Adds the peers of one family.
 fn follow(
     family: Family,
-    stack: &LocalStack,
-    backend: Backend,
     leases: &Leases,
+    judge: impl Fn(&Lease) -> Result<(IpNetwork, Candidate), Skip>,
     peers: &mut BTreeMap<IpNetwork, Peer>,
     skipped: &mut BTreeMap<(LeaseSubnet, Family), Skip>,
 ) {
     let mut candidates = Vec::new();
     for (key, lease) in leases {
-        match candidate(family, stack, backend, lease) {
+        match judge(lease) {
             Ok((subnet, peer)) => candidates.push((Reverse(end(lease)), subnet, peer, (*key, family))),
             Err(skip) => {
                 skipped.insert((*key, family), skip);
@@ -230,6 +231,7 @@ fn candidate(
     stack: &LocalStack,
     backend: Backend,
     lease: &Lease,
+    on_link: impl Fn(IpAddr) -> bool,
 ) -> Result<(IpNetwork, Candidate), Skip> {
     let subnet = lease.subnet.of(family).ok_or(Skip::NoSubnet(family))?;
     let attrs = &lease.attrs;
@@ -252,9 +254,12 @@ fn candidate(
         return Ok((subnet, Candidate { public_ip, way: Way::Direct }));
     }
     let data = attrs.vxlan(family).map_err(|error| Skip::Unreadable(error.to_string()))?;
-    let mac = data.vtep_mac.filter(Mac::is_of_one_device);
-    let mac = mac.ok_or(Skip::NoMac(family, data.vtep_mac))?;
-    Ok((subnet, Candidate { public_ip, way: Way::Vxlan(mac) }))
+    let way = match data.vtep_mac.filter(Mac::is_of_one_device) {
+        Some(mac) => Way::Vxlan(mac),
+        None if on_link(public_ip) => Way::Direct,
+        None => return Err(Skip::NoMac(family, data.vtep_mac)),
+    };
+    Ok((subnet, Candidate { public_ip, way }))
 }
 
 /// Whether packets can be sent to one node at `address`.

@@ -24,6 +24,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::health::Readiness;
+use crate::holder;
 
 /// For a client to send its request and take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,18 +44,31 @@ pub struct HealthServer {
 /// The address cannot be served at.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "--healthz-ip, --healthz-port: cannot serve at {address}: {error}; give an address of this node and a port that \
-     is free, or --healthz-port=0 to serve nothing"
+    "--healthz-ip, --healthz-port: cannot serve at {address}: {error}{}; give an address of this node and a port that \
+     is free, or --healthz-port=0 to serve nothing",
+    .holder.as_ref().map_or(String::new(), |holder| format!(", by {holder}"))
 )]
 pub struct BindError {
     address: SocketAddr,
     error: io::Error,
+    /// Who serves there.
+    holder: Option<String>,
 }
 
 impl HealthServer {
     /// Starts to serve at `address`.
     pub async fn start(address: SocketAddr, readiness: Readiness) -> Result<Self, BindError> {
-        let failed = |error| BindError { address, error };
+        let failed = |error: io::Error| {
+            let in_use = error.kind() == io::ErrorKind::AddrInUse;
+            // Whose it is the kernel tells only those who may trace that process.
+            let holder = || {
+                let holder = holder::of_port(address).map(holder::describe);
+                holder
+                    .unwrap_or_else(|| format!("a process that `ss -ltnp sport = :{}` shows", address.port()))
+            };
+            let holder = in_use.then(holder);
+            BindError { address, error, holder }
+        };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
         let (stop, stopped) = watch::channel(false);

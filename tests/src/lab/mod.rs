@@ -42,6 +42,7 @@ pub use stock::{Peer, Stock};
 pub use stock_v6::StockV6;
 pub use store::{Etcd, NETWORK_V6, PREFIX};
 pub use subnet_env::{SubnetEnv, SubnetEnvV6};
+pub use systemd::Systemd;
 
 use crate::{
     command::{run, tool},
@@ -66,6 +67,7 @@ pub mod stock;
 mod stock_v6;
 mod store;
 mod subnet_env;
+mod systemd;
 pub mod teardown;
 
 /// Set, it makes labs stay when dropped, and prints how to enter and remove them.

@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use flannel_agent::lease::etcd::LeaseTiming;
+use flannel_agent::lease::etcd::{Inherited, LeaseTiming};
 
 use super::{proxy::Proxy, *};
 
@@ -181,6 +181,35 @@ async fn a_store_that_forgot_leases_takes_none_away_at_once() {
     let all = vec![old[0].clone(), moved, lease("10.3.9.0/24", 9)];
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(all));
     silent(&mut watch).await;
+}
+
+#[tokio::test]
+async fn leases_in_force_at_the_start_stay_where_the_store_may_be_another() {
+    let old: Vec<_> = (2..6).map(|number| lease(&format!("10.3.{number}.0/24"), number)).collect();
+    let etcd = Etcd::start().unwrap();
+    let timing = LeaseTiming { ttl: Duration::from_secs(6), ..LeaseTiming::default() };
+    let store = EtcdStore::connect(&EtcdOptions { timing, ..options(&etcd) }).unwrap();
+    let start = |newcomer| store.watch_after(subnet(OWN), Inherited { leases: old.clone(), newcomer });
+    let subnets = |event| -> Vec<String> {
+        let LeaseEvent::Snapshot(all) = event else { panic!("{event:?}") };
+        all.iter().map(|lease: &Lease| format!("{} {}", lease.subnet, lease.expiration.is_some())).collect()
+    };
+    // Empty, as when flannel's leases are still in the v2 store; or with few of those that were.
+    for newcomer in [true, false] {
+        let mut watch = start(newcomer);
+        assert_eq!(subnets(next(&mut watch).await).len(), 4, "{newcomer}");
+    }
+    // One node has come with its subnet, one with another, and one new node has part of a third one's.
+    etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
+    etcd.put(&key("10.3.8.0-24"), &node(3).to_json()).unwrap();
+    etcd.put(&key("10.3.4.128-25"), &node(9).to_json()).unwrap();
+    let leased = ["10.3.2.0/24 false", "10.3.4.128/25 false", "10.3.8.0/24 false"];
+    let mut watch = start(true);
+    let kept = subnets(next(&mut watch).await);
+    assert_eq!(kept, [leased[0], leased[1], "10.3.5.0/24 true", leased[2]]);
+    assert_eq!(subnets(next(&mut watch).await), leased, "the last is given up");
+    // A node that was there before knows by its absence that it has left.
+    assert_eq!(subnets(next(&mut start(false)).await), leased);
 }
 
 #[tokio::test]

@@ -65,11 +65,19 @@ fn three_nodes_by_the_manifests_role_and_config() -> Result<()> {
     })
 }
 
+/// In a cluster that came by one of flannel's first manifests.
 #[test]
 fn stock_nodes_before_and_after_ours() -> Result<()> {
     in_kubernetes_lab(|lab| {
         let mut kube = Kube::start(lab)?;
         let (early_node, mut early) = kube.join_stock(lab)?;
+        kube.api.apply(&[manifest::flannels_first_role()?])?;
+        eventually(CONVERGENCE, "a node may only be listed", || {
+            let by_name = format!("/api/v1/nodes/{}", early_node.name());
+            let answer = kube.api.request_as(&kube.token, "GET", &by_name, None)?;
+            ensure!(answer.status == 403, "{answer:?}");
+            Ok(())
+        })?;
         kube.join(lab, FastPath::All)?;
         kube.join(lab, FastPath::Off)?;
         let (late_node, mut late) = kube.join_stock(lab)?;

@@ -60,6 +60,7 @@ const TOOLS: &[Tool] = &[
     tool("dockerd", &["--version"], &["docker.io"]),
     tool("docker", &["--version"], &["docker-cli | docker.io"]),
     tool("busybox", &["--help"], &["busybox-static"]),
+    tool("systemd-nspawn", &["--version"], &["systemd-container"]),
     tool("dnsmasq", &["--version"], &["dnsmasq-base"]),
 ];
 

@@ -36,6 +36,8 @@ pub struct OwnLease {
     pub attrs: LeaseAttrs,
     /// When it ends unless renewed; `None` for a reservation.
     pub expiration: Option<SystemTime>,
+    /// The store had no lease of this node.
+    pub newcomer: bool,
     pub(super) seen: Seen,
 }
 
@@ -155,7 +157,7 @@ impl EtcdStore {
                     Why::Free => "it is free",
                 };
                 info!(%subnet, why, until, "lease acquired");
-                Ok(Attempt::Ours(OwnLease { subnet, attrs: attrs.clone(), expiration, seen }))
+                Ok(Attempt::Ours(OwnLease { subnet, attrs: attrs.clone(), expiration, newcomer: new, seen }))
             }
             Claim::Held(holder) => {
                 info!(%subnet, holder = holder.map(|address| address.to_string()), "another node was faster; trying another subnet");

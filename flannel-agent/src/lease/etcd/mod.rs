@@ -24,6 +24,7 @@ use tokio::sync::watch::Receiver;
 use tracing::{debug, error, info, warn};
 
 use self::{
+    ctl::Etcdctl,
     endpoint::EndpointError,
     members::{Member, Members},
     tls::{Files, TlsError},
@@ -36,12 +37,13 @@ use crate::{
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
 pub use options::{EtcdOptions, LeaseTiming};
-pub use watch::EtcdWatch;
+pub use watch::{EtcdWatch, Inherited};
 
 mod acquire;
 mod advice;
 mod claim;
 mod config_watch;
+mod ctl;
 mod endpoint;
 mod follow;
 mod keep;
@@ -101,9 +103,17 @@ pub enum EtcdError {
         /// The key.
         key: String,
     },
-    /// There is no configuration. The message is upstream's.
-    #[error("flannel config not found in etcd store. Did you create your config using etcdv3 API?")]
-    NoConfig,
+    /// There is no configuration. The beginning is upstream's.
+    #[error(
+        "flannel config not found in etcd store. Did you create your config using etcdv3 API? Write it by: {put}. \
+         etcd's v2 store, which flannel up to 0.17 kept it in, is not read; what is there shows: {get_v2}"
+    )]
+    NoConfig {
+        /// The command that writes one.
+        put: String,
+        /// The command that shows the one of the v2 store.
+        get_v2: String,
+    },
     /// The configuration is wrong.
     #[error("{key}: {error}")]
     Config {
@@ -121,6 +131,8 @@ pub struct EtcdStore {
     prefix: Arc<str>,
     timing: LeaseTiming,
     undecodable: Arc<AtomicU64>,
+    /// How an operator reaches the same etcd.
+    ctl: Arc<Etcdctl>,
 }
 
 impl EtcdStore {
@@ -137,6 +149,11 @@ impl EtcdStore {
         let encrypted = endpoints.iter().any(|endpoint| endpoint.tls);
         let have_certificate = pair.is_some();
         let files = Files { ca: options.cafile.clone(), pair };
+        let ctl = Etcdctl {
+            endpoints: endpoints.iter().map(ToString::to_string).collect(),
+            files: encrypted.then(|| files.clone()),
+            user: options.username.clone().filter(|_| options.password.is_some()),
+        };
         if encrypted || have_certificate {
             tls::options(&files)?;
         }
@@ -178,6 +195,7 @@ impl EtcdStore {
             prefix: clean(&options.prefix).into(),
             timing: options.timing,
             undecodable: Arc::default(),
+            ctl: Arc::new(ctl),
         })
     }
 
@@ -211,7 +229,10 @@ impl EtcdStore {
     pub async fn try_network_config(&self) -> Result<NetworkConfig, EtcdError> {
         let key = self.config_key();
         let response = self.get("read the network config", key.clone().into_bytes(), false).await?;
-        let kv = response.kvs().first().ok_or(EtcdError::NoConfig)?;
+        let kv = response.kvs().first().ok_or_else(|| {
+            let (put, get_v2) = self.ctl.for_config(&key);
+            EtcdError::NoConfig { put, get_v2 }
+        })?;
         NetworkConfig::parse(kv.value()).map_err(|error| EtcdError::Config { key, error })
     }
 

@@ -4,10 +4,10 @@ use std::convert::Infallible;
 
 use tokio::sync::watch::Receiver;
 
-use super::{AcquireError, EtcdStore, EtcdWatch, LeaseKeeper, OwnLease, OwnLeaseReport};
+use super::{AcquireError, EtcdStore, EtcdWatch, Inherited, LeaseKeeper, OwnLease, OwnLeaseReport};
 use crate::{
     config::NetworkConfig,
-    lease::{KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease},
+    lease::{KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease},
 };
 
 impl LeaseStore for EtcdStore {
@@ -31,8 +31,8 @@ impl LeaseStore for EtcdStore {
         self.acquire(config, attrs, previous).await
     }
 
-    fn watch(&self, own: LeaseSubnet) -> EtcdWatch {
-        self.watch(own)
+    fn watch(&self, own: &OwnLease, inherited: Vec<Lease>) -> EtcdWatch {
+        self.watch_after(own.subnet, Inherited { leases: inherited, newcomer: own.newcomer })
     }
 
     fn keep(&self, own: OwnLease) -> LeaseKeeper {

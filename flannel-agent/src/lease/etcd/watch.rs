@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use etcd_client::KeyValue;
@@ -35,18 +35,39 @@ pub struct EtcdWatch {
     _task: AbortOnDropHandle<()>,
 }
 
+/// What was in force before this process.
+#[derive(Clone, Debug, Default)]
+pub struct Inherited {
+    /// Leases that what is in the kernel stands for.
+    pub leases: Vec<Lease>,
+    /// The store had no lease of this node: it may never have had those.
+    pub newcomer: bool,
+}
+
 impl EtcdStore {
     /// Watches the leases of all nodes but `own`, in a task that ends with the returned source.
     pub fn watch(&self, own: LeaseSubnet) -> EtcdWatch {
+        self.watch_after(own, Inherited::default())
+    }
+
+    /// The same after a start that found leases in force. Those that the store lacks stay until their nodes write them,
+    /// where it is another store than before: it did not know this node either, as when flannel's leases move from
+    /// etcd's v2 store, or it lacks most of them, as one restored from a backup. Else their nodes have left, and so do
+    /// they.
+    pub fn watch_after(&self, own: LeaseSubnet, inherited: Inherited) -> EtcdWatch {
         let (sender, events) = mpsc::channel(QUEUE);
         let follower =
             Follower::new(self.members.clone(), "the leases of all nodes", self.leases_key(), true);
+        let Inherited { leases, newcomer } = inherited;
+        let last: BTreeMap<Vec<u8>, Lease> =
+            leases.into_iter().map(|lease| (self.lease_key(&lease.subnet).into_bytes(), lease)).collect();
         let decoder = Decoder {
             store: self.clone(),
             own,
             unreadable: BTreeMap::new(),
-            last: BTreeMap::new(),
-            forgotten: BTreeSet::new(),
+            forgotten: last.keys().cloned().collect(),
+            inherited: Some((last.len(), newcomer)),
+            last,
             until: None,
         };
         EtcdWatch { events, _task: AbortOnDropHandle::new(tokio::spawn(run(follower, decoder, sender))) }
@@ -103,6 +124,8 @@ struct Decoder {
     forgotten: BTreeSet<Vec<u8>>,
     /// When they are given up.
     until: Option<Instant>,
+    /// How many there were before the first list, and whether the store did not know this node.
+    inherited: Option<(usize, bool)>,
 }
 
 impl Decoder {
@@ -114,7 +137,43 @@ impl Decoder {
         for kv in all {
             self.put(kv);
         }
+        if let Some((total, newcomer)) = self.inherited.take() {
+            self.judge_inherited(total, newcomer);
+        }
         self.leases()
+    }
+
+    /// Decides what becomes of the leases in force at the start that the store lacks.
+    fn judge_inherited(&mut self, total: usize, newcomer: bool) {
+        let lacking = self.forgotten.len();
+        if lacking == 0 {
+            return;
+        }
+        let patience = match newcomer {
+            // As long as they would last in the store that has them.
+            true => self.store.timing.ttl,
+            false if lacking > 1 && lacking * 2 > total => FORGOTTEN.min(self.store.timing.ttl),
+            false => {
+                let gone = std::mem::take(&mut self.forgotten);
+                self.last.retain(|key, _| !gone.contains(key));
+                return;
+            }
+        };
+        self.until = Some(Instant::now() + patience);
+        // Leases of etcd's have no end here: where two exclude each other, the store's is the one that counts.
+        let end = SystemTime::now() + patience;
+        for (key, lease) in &mut self.last {
+            if self.forgotten.contains(key) {
+                lease.expiration = Some(end);
+            }
+        }
+        warn!(
+            peers = lacking,
+            patience = ?patience,
+            "this node reaches peers that have no lease in etcd: has their daemon still its leases elsewhere, as in \
+             etcd's v2 store, or was etcd restored from a backup? They stay reached until their nodes write leases \
+             here, or patience ends"
+        );
     }
 
     /// All that another store holds, or the same in an older state: what it lacks was not taken back.
@@ -141,7 +200,7 @@ impl Decoder {
         if !forgotten.is_empty() {
             warn!(
                 leases = forgotten.len(),
-                "giving up leases that etcd has forgotten and no node has written again"
+                "giving up leases that etcd does not have and no node has written"
             );
         }
         self.last.retain(|key, _| !forgotten.contains(key));
@@ -192,12 +251,14 @@ impl Decoder {
         }
     }
 
-    /// Gives up the forgotten leases of a node that has another now; whether there were any.
+    /// Gives up the forgotten leases of a node that has another now, and those whose addresses it has; whether there were any.
     fn has_moved(&mut self, lease: &Lease) -> bool {
         let last = &mut self.last;
         let before = self.forgotten.len();
         self.forgotten.retain(|key| {
-            let moved = last.get(key).is_some_and(|old| old.attrs.same_node(&lease.attrs));
+            let moved = last
+                .get(key)
+                .is_some_and(|old| old.attrs.same_node(&lease.attrs) || old.subnet.overlaps(&lease.subnet));
             if moved {
                 last.remove(key);
             }

@@ -158,7 +158,9 @@ impl LeaseStore for FileStore {
         self.own_node().await.map(OwnNode)
     }
 
-    fn watch(&self, own: LeaseSubnet) -> FileWatch {
+    /// The file names all nodes there are.
+    fn watch(&self, own: &OwnNode, _inherited: Vec<Lease>) -> FileWatch {
+        let own = own.subnet();
         let mut known = self.known.clone();
         known.mark_changed();
         FileWatch { known, name: self.own.get().cloned().unwrap_or_default(), own }

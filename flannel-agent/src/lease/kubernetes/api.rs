@@ -61,7 +61,7 @@ impl ApiError {
                  that have not expired",
             ),
             403 => Some(
-                "let the cluster role of our account get pods, get, list and watch nodes, and patch nodes/status, as \
+                "let the cluster role of our account get pods, list and watch nodes, and patch nodes/status, as \
                  flannel's manifest does",
             ),
             _ => None,
@@ -90,6 +90,11 @@ impl ApiError {
             Self::Refused { code, .. } => Some(*code),
             Self::Unreachable { .. } => None,
         }
+    }
+
+    /// Our account has no right to that.
+    fn is_forbidden(&self) -> bool {
+        self.code() == Some(403)
     }
 
     /// What was asked for is not there.
@@ -183,8 +188,23 @@ impl ApiServer {
         &self.trouble
     }
 
+    /// One node. The roles of flannel's manifests let nodes be listed, but until v0.20 not be read one by one: what may
+    /// not be read is listed, as the server remembers it.
     pub(super) async fn node(&self, name: &str) -> Result<NodeRecord, ApiError> {
-        self.get("read this node", &format!("/api/v1/nodes/{name}")).await
+        const WHAT: &str = "read this node";
+        let read = self.get(WHAT, &format!("/api/v1/nodes/{name}")).await;
+        match read {
+            Err(error) if error.is_forbidden() => {}
+            read => return read,
+        }
+        let listed = self.list(WHAT, Some(&by_name(name)), Freshness::Cached).await?;
+        let node = listed.nodes.into_iter().find(|node| node.name() == name);
+        node.ok_or_else(|| ApiError::Refused {
+            what: WHAT.to_owned(),
+            code: 404,
+            status: format!("nodes \"{name}\" not found"),
+            advice: None,
+        })
     }
 
     /// The node a pod runs on; empty while it is not assigned.
@@ -274,6 +294,11 @@ impl ApiServer {
         let answer = timeout(ANSWER, self.client.request(built(what, request)?)).await;
         answer.map_err(|_| late(what))?.map_err(|error| ApiError::new(what, error))
     }
+}
+
+/// Selects the object of this name.
+pub(super) fn by_name(name: &str) -> String {
+    format!("metadata.name={name}")
 }
 
 fn built(what: &str, request: http::Result<Request<Vec<u8>>>) -> Result<Request<Vec<u8>>, ApiError> {

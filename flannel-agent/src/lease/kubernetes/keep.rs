@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::{
     KubeStore,
-    api::ApiServer,
+    api::{ApiServer, by_name},
     backoff::Backoff,
     follow::{Followed, Nodes, is_earlier},
     identity::Networks,
@@ -84,7 +84,7 @@ impl KubeStore {
         let (ender, ends) = mpsc::channel(1);
         let (attrs, changes) = watch::channel(own.attrs.clone());
         let name = own.node.name().to_owned();
-        let nodes = Nodes::follow(self.api.clone(), "our own node", Some(format!("metadata.name={name}")));
+        let nodes = Nodes::follow(self.api.clone(), "our own node", Some(by_name(&name)));
         let keep = Keep {
             store: self.clone(),
             name,

@@ -7,7 +7,7 @@ use tokio::sync::watch::Receiver;
 use super::{KubeError, KubeStore, NodeKeeper, NodeWatch, OwnNode, net_config};
 use crate::{
     config::NetworkConfig,
-    lease::{LeaseAttrs, LeaseStore, LeaseSubnet, Notice, ThisNode},
+    lease::{Lease, LeaseAttrs, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, ThisNode},
 };
 
 /// For notices that are on their way when the agent ends.
@@ -50,8 +50,9 @@ impl LeaseStore for KubeStore {
         taken
     }
 
-    fn watch(&self, own: LeaseSubnet) -> NodeWatch {
-        self.start_watch(own)
+    /// The Nodes are all there are: a cluster has no other list of them.
+    fn watch(&self, own: &OwnNode, _inherited: Vec<Lease>) -> NodeWatch {
+        self.start_watch(own.subnet())
     }
 
     fn keep(&self, own: OwnNode) -> NodeKeeper {
