@@ -145,8 +145,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1..=30))]
     pub flow_refresh: u32,
-    /// Flows of each IP family that the programs remember, 1024 to 4194304: 100 bytes of memory each, used or not, with
-    /// IPv6 some 130.
+    /// Flows of each IP family that the programs remember, 1024 to 4194304: each takes 110 bytes, with IPv6 130, used or
+    /// not.
     #[arg(long, value_name = "NUMBER", default_value_t = MAX_FLOWS, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub flow_table_size: u32,
