@@ -202,7 +202,8 @@ impl Agent<'_> {
         let stacks = stacks(&backend, &external, public, networks);
 
         let kernel_only = backend.kernel_only();
-        let (fast_path, loaded) = load(&options, claim, kernel_only, |notice| store.tell(notice));
+        let families = (config.network_v4().is_some(), config.network_v6().is_some());
+        let (fast_path, loaded) = load(&options, claim, kernel_only, families, |notice| store.tell(notice));
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);

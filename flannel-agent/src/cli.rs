@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+use flannel_common::map::MAX_FLOWS;
 use ipnetwork::IpNetwork;
 use regex::Regex;
 
@@ -144,6 +145,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1..=30))]
     pub flow_refresh: u32,
+    /// Flows of each IP family that the programs remember, 1024 to 4194304: each takes 110 bytes, with IPv6 130, used or
+    /// not.
+    #[arg(long, value_name = "NUMBER", default_value_t = MAX_FLOWS, help_heading = "eBPF",
+          value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub flow_table_size: u32,
     /// How long the programs go on without an agent, 5 or more; 0 is for ever.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
     pub fast_path_hold: u32,

@@ -1,13 +1,16 @@
 //! Putting a file where a container runtime looks for it, in one step.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, Write as _},
+    fs::{File, Permissions},
+    io::{self, Read as _, Seek as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
+
+/// The most of a CNI configuration that is read, in bytes; those of the API server's ConfigMaps are no larger.
+const CONF_LIMIT: u64 = 4 << 20;
 
 /// A file cannot be put in place; what was there is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +48,14 @@ pub fn install(source: &Path, destination: &Path) -> Result<(), InstallError> {
         let path = path.to_owned();
         move |error| InstallError::Io { doing, path, error }
     };
-    let content = fs::read(source).map_err(io("read", source))?;
-    let mode = fs::metadata(source).map_err(io("examine", source))?.permissions().mode() & 0o755;
-    check(source, destination, &content)?;
+    let mut from = File::open(source).map_err(io("read", source))?;
+    let mode = from.metadata().map_err(io("examine", source))?.permissions().mode() & 0o755;
+    if let Some(form) = Form::of(destination) {
+        let mut content = Vec::new();
+        (&from).take(CONF_LIMIT).read_to_end(&mut content).map_err(io("read", source))?;
+        check(source, form, &content)?;
+        from.rewind().map_err(io("read", source))?;
+    }
     let directory = match destination.parent() {
         Some(directory) if directory != Path::new("") => directory,
         _ => Path::new("."),
@@ -55,20 +63,35 @@ pub fn install(source: &Path, destination: &Path) -> Result<(), InstallError> {
     // A runtime reads only names that end as these do not.
     let file = tempfile::Builder::new().prefix(".install-").suffix(".tmp").tempfile_in(directory);
     let mut file = file.map_err(io("make a file in", directory))?;
-    let written = file.write_all(&content);
-    let moded = written.and_then(|()| file.as_file().set_permissions(Permissions::from_mode(mode)));
+    // Never a whole program in memory: an init container has little.
+    let written = io::copy(&mut from, file.as_file_mut());
+    let moded = written.and_then(|_| file.as_file().set_permissions(Permissions::from_mode(mode)));
     moded.and_then(|()| file.as_file().sync_all()).map_err(io("write a file in", directory))?;
     file.persist(destination).map_err(|error| io("replace", destination)(error.error))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io("sync", directory))
 }
 
-fn check(source: &Path, destination: &Path, content: &[u8]) -> Result<(), InstallError> {
-    let ending = destination.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    let list = match ending {
-        "conflist" => true,
-        "conf" | "json" => false,
-        _ => return Ok(()),
-    };
+/// What a runtime reads a file of its directory as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A list of plugins.
+    List,
+    /// One plugin.
+    Single,
+}
+
+impl Form {
+    /// By the name; `None` for one that runtimes do not read.
+    fn of(destination: &Path) -> Option<Self> {
+        match destination.extension()?.to_str()? {
+            "conflist" => Some(Self::List),
+            "conf" | "json" => Some(Self::Single),
+            _ => None,
+        }
+    }
+}
+
+fn check(source: &Path, form: Form, content: &[u8]) -> Result<(), InstallError> {
     let refused = |because: String, remedy| InstallError::NotCni { path: source.to_owned(), because, remedy };
     let conf: Value = serde_json::from_slice(content)
         .map_err(|error| refused(format!("no JSON: {error}"), "correct cni-conf.json"))?;
@@ -79,7 +102,7 @@ fn check(source: &Path, destination: &Path, content: &[u8]) -> Result<(), Instal
     let plugins = conf["plugins"].as_array();
     // Runtimes take a list under the other names as well.
     match plugins {
-        None if list => {
+        None if form == Form::List => {
             Err(refused("it has no plugins".to_owned(), r#"write "plugins": [{"type": "flannel"}]"#))
         }
         None if !text(&conf, "type") => {

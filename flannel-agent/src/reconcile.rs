@@ -13,7 +13,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::{
     datapath::{Datapath, ObserveError},
@@ -435,11 +435,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             new_device |= result.is_ok() && matches!(change, Change::PutDevice(_));
             match result {
                 Ok(()) => self.journal.done(change, repairs(change), self.pending.succeeded(change)),
-                Err(error) => {
-                    if let Some(error) = self.pending.failed(change, &error, Instant::now()) {
-                        self.journal.failed(change, error);
-                    }
-                }
+                Err(error) => match self.pending.failed(change, &error, Instant::now()) {
+                    Some(error) => self.journal.failed(change, error),
+                    None => debug!(%change, %error, "not done"),
+                },
             }
         }
         self.journal.flush();

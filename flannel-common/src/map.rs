@@ -74,12 +74,10 @@ pub const MAX_PEERS: u32 = 65_536;
 pub const MAX_PODS: u32 = 4_096;
 /// Entries that `snat_exempt_v4` and `snat_exempt_v6` hold: the cluster's network, nodes, and what the operator names.
 pub const MAX_EXEMPT: u32 = 65_536;
-/// Entries that `flows_v4` holds, some 14 MB of the kernel's memory: half of what conntrack tracks by default
-/// on a node of 1 GB and more. Beyond, the flows longest unused are forgotten, and take the kernel path until
-/// they are learned anew.
-pub const MAX_FLOWS: u32 = 131_072;
-/// Entries that `flows_v6` holds, some 9 MB of the kernel's memory.
-pub const MAX_FLOWS_V6: u32 = 65_536;
+/// Entries that `flows_v4` and `flows_v6` hold unless `--flow-table-size` says otherwise, some 7 and 8 MB of the
+/// kernel's memory: a quarter of what conntrack tracks by default on a node of 1 GB and more. Beyond, the flows longest
+/// unused are forgotten, and take the kernel path until they are learned anew.
+pub const MAX_FLOWS: u32 = 65_536;
 
 /// Bit of a packet's mark (`skb->mark`) that `from_pod` sets on what pods send, through the host's stack,
 /// to a prefix of `snat_exempt_v4`. The first rule of nat POSTROUTING returns on `mark 0x2000/0x6000`: with

@@ -19,7 +19,7 @@ use flannel_common::{
         AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
         Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
-    map::{MAX_EXEMPT, MAX_FLOWS, MAX_FLOWS_V6, MAX_PEERS, MAX_PODS},
+    map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
     path::{Note, Tables, TunnelNote},
     reason::{self, Direction, Reason},
 };
@@ -63,7 +63,7 @@ static PODS_V6: HashMap<AddressV6, PodV4, { MAX_PODS as usize }, NO_PREALLOC> = 
 static SNAT_EXEMPT_V6: LpmTrie<[u8; 16], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
 
 #[btf_map(name = "flows_v6")]
-static FLOWS_V6: LruHashMap<FlowV6, Permit, { MAX_FLOWS_V6 as usize }> = LruHashMap::new();
+static FLOWS_V6: LruHashMap<FlowV6, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "tunnels_v6")]
 static TUNNELS_V6: HashMap<AddressV6, Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();

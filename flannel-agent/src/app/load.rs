@@ -5,7 +5,7 @@ use flannel_common::layout::FastPath;
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{Feature, Pins, PinsClaim, Programs, Tables, hold},
+    bpf::{Feature, MapSizes, Pins, PinsClaim, Programs, Tables, hold},
     cli::RunOptions,
     lease::Notice,
     privileges::{FEWEST_FILES, Privileges, file_limit, too_few_files},
@@ -21,11 +21,13 @@ pub(super) enum Loaded {
 }
 
 /// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
-/// takes them; says which it is, and why, once, and does `tell` where the operator wanted otherwise.
+/// takes them, with maps for a network that has IPv4, IPv6 or both; says which it is, and why, once, and does `tell`
+/// where the operator wanted otherwise.
 pub(super) fn load(
     options: &RunOptions,
     claim: &PinsClaim,
     kernel_only: Option<&'static str>,
+    (has_v4, has_v6): (bool, bool),
     tell: impl Fn(Notice),
 ) -> (FastPath, Loaded) {
     let wanted = options.fast_path.0;
@@ -49,7 +51,8 @@ pub(super) fn load(
     let left = pins.as_ref().ok().cloned();
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
         ensure!(file_limit() >= FEWEST_FILES, "{}", too_few_files());
-        let mut programs = Programs::load(pins.clone(), options.bpf_log)?;
+        let sizes = MapSizes::of(wanted, has_v4, has_v6, options.flow_table_size);
+        let mut programs = Programs::load_sized(pins.clone(), options.bpf_log, sizes)?;
         programs.forward_log(options.bpf_log);
         hold::put_off(&pins, options.hold())?;
         let tables = Tables::open(&pins)?;

@@ -13,17 +13,15 @@ use flannel_common::{
         Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS,
-        MAX_FLOWS_V6, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
-        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
+        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PINNED_MAPS, PODS_V4, PODS_V6,
+        ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
     },
     path::Hook,
-    reason,
 };
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::{Attachment, Feature, Features, OBJECT, PinError, Pins, TcAttach};
+use super::{Attachment, Feature, Features, MapSizes, OBJECT, PinError, Pins, TcAttach};
 use crate::privileges::too_few_files;
 
 /// Programs that could not be loaded.
@@ -115,18 +113,29 @@ pub struct ProgramSummary {
 }
 
 impl Programs {
-    /// Loads all programs. Maps that an earlier agent pinned are adopted with their entries, the others
-    /// are created and pinned. Nothing is attached.
+    /// [`Programs::load_sized`], with room for everything.
+    ///
+    /// # Errors
+    /// As those of [`Programs::load_sized`].
+    pub fn load(pins: Pins, log: LogLevel) -> Result<Self, LoadError> {
+        Self::load_sized(pins, log, MapSizes::default())
+    }
+
+    /// Loads all programs. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
+    /// wanted, the others are created and pinned. Nothing is attached.
     ///
     /// # Errors
     /// When the kernel, or the file system, refuses a part.
-    pub fn load(pins: Pins, log: LogLevel) -> Result<Self, LoadError> {
+    pub fn load_sized(pins: Pins, log: LogLevel, sizes: MapSizes) -> Result<Self, LoadError> {
         Pins::make(&pins.maps())?;
         Pins::make(&pins.links())?;
         let mut loader = EbpfLoader::new();
         for name in PINNED_MAPS {
-            drop_foreign(&pins, name)?;
             loader.map_pin_path(name, pins.map(name));
+            if let Some(entries) = sizes.entries(name) {
+                drop_foreign(&pins, name, entries)?;
+                loader.map_max_entries(name, entries);
+            }
         }
         let level = log.number();
         let mut ebpf = loader
@@ -251,42 +260,47 @@ pub(super) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Program, LoadE
 }
 
 /// Removes the pin of a map whose shape is not the one the programs have: entries of another layout
-/// mean nothing, and programs that still use the map keep it until they are replaced.
-fn drop_foreign(pins: &Pins, name: &'static str) -> Result<(), LoadError> {
+/// mean nothing, those of a map of another size are written anew, and programs that still use the map keep it until
+/// they are replaced.
+fn drop_foreign(pins: &Pins, name: &'static str, entries: u32) -> Result<(), LoadError> {
     let path = pins.map(name);
     let Ok(found) = MapData::from_pin(&path).and_then(|map| map.info()) else {
         return Ok(());
     };
-    let expected = match name {
-        ROUTES_V4 => (MapType::Hash, size_of::<SubnetV4>(), size_of::<PeerV4>(), MAX_PEERS),
-        VTEPS => (MapType::Hash, 4, size_of::<VtepV4>(), MAX_PEERS),
-        PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>(), MAX_PODS),
-        SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>(), MAX_EXEMPT),
-        FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>(), MAX_FLOWS),
-        TUNNELS_V4 => (MapType::Hash, 4, size_of::<Tunnel>(), MAX_PEERS),
-        TUNNELS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<Tunnel>(), MAX_PEERS),
-        FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>(), MAX_PODS),
-        CONFIG => (MapType::Array, 4, size_of::<Config>(), 1),
-        ROUTES_V6 => (MapType::Hash, size_of::<SubnetV6>(), size_of::<PeerV6>(), MAX_PEERS),
-        VTEPS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<VtepV6>(), MAX_PEERS),
-        PODS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<PodV4>(), MAX_PODS),
+    let (kind, key, value) = match name {
+        ROUTES_V4 => (MapType::Hash, size_of::<SubnetV4>(), size_of::<PeerV4>()),
+        VTEPS => (MapType::Hash, 4, size_of::<VtepV4>()),
+        PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>()),
+        SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>()),
+        FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>()),
+        TUNNELS_V4 => (MapType::Hash, 4, size_of::<Tunnel>()),
+        TUNNELS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<Tunnel>()),
+        FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>()),
+        CONFIG => (MapType::Array, 4, size_of::<Config>()),
+        ROUTES_V6 => (MapType::Hash, size_of::<SubnetV6>(), size_of::<PeerV6>()),
+        VTEPS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<VtepV6>()),
+        PODS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<PodV4>()),
         // A trie's key has a length of four bytes.
-        SNAT_EXEMPT_V6 => (MapType::LpmTrie, 4 + size_of::<AddressV6>(), size_of::<Exempt>(), MAX_EXEMPT),
-        FLOWS_V6 => (MapType::LruHash, size_of::<FlowV6>(), size_of::<Permit>(), MAX_FLOWS_V6),
-        CONFIG_V6 => (MapType::Array, 4, size_of::<ConfigV6>(), 1),
-        HOLD => (MapType::Array, 4, size_of::<Hold>(), 1),
-        COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>(), reason::COUNTERS),
+        SNAT_EXEMPT_V6 => (MapType::LpmTrie, 4 + size_of::<AddressV6>(), size_of::<Exempt>()),
+        FLOWS_V6 => (MapType::LruHash, size_of::<FlowV6>(), size_of::<Permit>()),
+        CONFIG_V6 => (MapType::Array, 4, size_of::<ConfigV6>()),
+        HOLD => (MapType::Array, 4, size_of::<Hold>()),
+        COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>()),
         _ => return Ok(()),
     };
-    let (kind, key, value, entries) = expected;
     let same = found.map_type().is_ok_and(|found| found == kind)
-        && (found.key_size() as usize, found.value_size() as usize) == (key, value)
-        && found.max_entries() == entries;
-    if !same {
-        warn!(map = name, pin = %path.display(), "replaced a pinned map of another layout");
-        std::fs::remove_file(&path).map_err(|error| PinError::Io { action: "remove", path, error })?;
+        && (found.key_size() as usize, found.value_size() as usize) == (key, value);
+    if same && found.max_entries() == entries {
+        return Ok(());
     }
-    Ok(())
+    let pin = path.display();
+    match same {
+        true => {
+            info!(map = name, %pin, found = found.max_entries(), entries, "replaced a pinned map of another size");
+        }
+        false => warn!(map = name, %pin, "replaced a pinned map of another layout"),
+    }
+    std::fs::remove_file(&path).map_err(|error| PinError::Io { action: "remove", path, error }.into())
 }
 
 impl From<MapError> for LoadError {

@@ -11,6 +11,7 @@ pub mod hold;
 mod loader;
 mod maps;
 mod pins;
+mod sizes;
 
 pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attachment::{Attachment, TcAttach};
@@ -21,6 +22,7 @@ pub use features::{Feature, Features};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};
 pub use maps::{MapFault, Tables};
 pub use pins::{PinError, Pins};
+pub use sizes::MapSizes;
 
 /// The compiled programs.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));

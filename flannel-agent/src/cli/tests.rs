@@ -265,11 +265,15 @@ fn a_bad_variable_that_decides_where_packets_go_is_an_error() {
 
 #[test]
 fn flows_are_asked_for_by_flag_or_variable() {
-    let asked = |run: RunOptions| (run.fast_path.0.label(), run.flow_refresh);
-    assert_eq!(asked(run(&["-flow-refresh", "5"], &[])), ("flow", 5));
-    let variables = [("FLANNELD_FAST_PATH", "all"), ("FLANNELD_FLOW_REFRESH", "7")];
-    assert_eq!(asked(run(&[], &variables)), ("all", 7));
-    assert_eq!(asked(run(&[], &[])), ("flow", 30));
+    let asked = |run: RunOptions| (run.fast_path.0.label(), run.flow_refresh, run.flow_table_size);
+    assert_eq!(asked(run(&["-flow-refresh", "5"], &[])), ("flow", 5, 65_536));
+    let variables = [
+        ("FLANNELD_FAST_PATH", "all"),
+        ("FLANNELD_FLOW_REFRESH", "7"),
+        ("FLANNELD_FLOW_TABLE_SIZE", "200000"),
+    ];
+    assert_eq!(asked(run(&[], &variables)), ("all", 7, 200_000));
+    assert_eq!(asked(run(&["--flow-table-size=1024"], &[])), ("flow", 30, 1024));
 }
 
 #[test]
@@ -278,6 +282,7 @@ fn wrong_values_name_flag_and_remedy() {
         (&["--fast-path=fast"][..], &["'fast'", "--fast-path", "overlay"][..]),
         (&["--flow-refresh=0"], &["'0'", "--flow-refresh", "1..=30"]),
         (&["--flow-refresh=31"], &["'31'", "--flow-refresh", "1..=30"]),
+        (&["--flow-table-size=0"], &["'0'", "--flow-table-size", "1024"]),
         (&["--public-ip", "node1"], &["'node1'", "--public-ip", "IPv4 address"]),
         (&["--subnet-lease-renew-margin=1440"], &["'1440'", "--subnet-lease-renew-margin", "1439"]),
         (&["-healthz-port=http"], &["'http'", "--healthz-port", "65535"]),
@@ -324,7 +329,7 @@ fn help_is_grouped_and_compact() {
             assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{help}");
         }
         assert!(help.contains("Usage: flanneld ") && help.contains("FLANNELD_"), "{help}");
-        assert!(help.lines().count() < 109, "{help}");
+        assert!(help.lines().count() < 114, "{help}");
     }
     let help = read(&["bpf", "counters", "--help"], &[]).unwrap_err();
     assert_eq!(help.kind(), ErrorKind::DisplayHelp);

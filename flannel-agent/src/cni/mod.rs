@@ -26,7 +26,7 @@ pub use version::SUPPORTED;
 
 use invocation::{Invocation, Verb};
 use invoke::Plugin;
-use state::State;
+use state::{Saved, State};
 
 mod delegate;
 mod error;
@@ -126,31 +126,35 @@ fn add(invocation: &Invocation, conf: &NetConf) -> Result<Vec<u8>, CniError> {
     version::complete(result, conf)
 }
 
-/// DEL. Of a container that nothing is known of, there is nothing to remove.
+/// DEL. Where what ADD kept is gone or damaged, the delegate is asked by what is configured now.
 fn del(invocation: &Invocation, conf: &NetConf) -> Result<(), CniError> {
     let state = State::of(conf, &invocation.container);
-    let Some(saved) = state.load()? else { return Ok(()) };
-    match object(&saved) {
-        Some(config) => {
-            Plugin::find(&config, &invocation.path)?.run(Verb::Del, &saved)?;
+    match state.load()? {
+        Saved::Config(config, text) => {
+            Plugin::find(&config, &invocation.path)?.run(Verb::Del, &text)?;
         }
-        None => {
-            // A crash while another plugin wrote it. Its address can be given back all the same, as long as the
-            // configuration is what it was; where it is not, there is nobody to ask.
-            let again = SubnetEnv::read(&conf.subnet_file).and_then(|env| delegate::config(conf, &env));
-            let told = again
-                .and_then(|config| Plugin::find(&config, &invocation.path)?.run(Verb::Del, &render(&config)));
-            let what = told
-                .map_or_else(|error| error.to_string(), |_| "released by what is configured now".to_owned());
-            let _ = writeln!(
-                std::io::stderr(),
-                "{}: not the JSON of a network configuration: {what}",
-                state.path().display()
-            );
-        }
+        Saved::Nothing => release(invocation, conf, "no configuration of the delegate was kept", &state),
+        Saved::Damaged => release(invocation, conf, "not the JSON of a network configuration", &state),
     }
     state.remove();
     Ok(())
+}
+
+/// Gives the container's address back though nobody knows any more how it was got: a crash while the file was written,
+/// or a data directory that was emptied. That works as long as the configuration is what it was; where it is not, there
+/// is nobody to ask. Of a container that has nothing the delegates find nothing.
+fn release(invocation: &Invocation, conf: &NetConf, because: &str, state: &State) {
+    let told = SubnetEnv::read(&conf.subnet_file).and_then(|env| {
+        // ADD refused it, and the delegate would take the host's own interface away.
+        netns::check_not_ours_if_there(invocation)?;
+        let config = delegate::config(conf, &env)?;
+        Plugin::find(&config, &invocation.path)?.run(Verb::Del, &render(&config))
+    });
+    let what = told.map_or_else(
+        |error| format!("nothing is released: {error}"),
+        |_| "released by what is configured now".to_owned(),
+    );
+    let _ = writeln!(std::io::stderr(), "{}: {because}: {what}", state.path().display());
 }
 
 /// STATUS: whether ADD could work now.

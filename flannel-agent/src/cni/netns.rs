@@ -7,6 +7,14 @@ use super::{
     invocation::Invocation,
 };
 
+/// [`check_not_ours`] of a namespace that may be gone, or that the runtime does not name any more.
+pub(super) fn check_not_ours_if_there(invocation: &Invocation) -> Result<(), CniError> {
+    match invocation.netns.try_exists() {
+        Ok(true) => check_not_ours(invocation),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses our own namespace for a pod: the delegate would move the host's addresses and routes about.
 pub(super) fn check_not_ours(invocation: &Invocation) -> Result<(), CniError> {
     if invocation.netns_may_be_ours {

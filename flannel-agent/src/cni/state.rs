@@ -9,12 +9,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::{Map, Value};
+
 use super::{
     error::{CniError, Code},
     invocation::is_identifier,
     netconf::NetConf,
     object,
 };
+
+/// What is kept of one container.
+#[derive(Debug)]
+pub(super) enum Saved {
+    /// Nothing: it is not known, or its file is gone.
+    Nothing,
+    /// Something that is no configuration.
+    Damaged,
+    /// The delegate's configuration, and its text.
+    Config(Map<String, Value>, Vec<u8>),
+}
 
 /// The file of one container.
 #[derive(Debug)]
@@ -43,22 +56,33 @@ impl State {
         let mut file = tempfile::Builder::new().prefix(".flannel-").tempfile_in(&self.directory)?;
         file.write_all(config)?;
         file.as_file().sync_all()?;
-        file.persist(&self.path)?;
+        file.persist(&self.path).or_else(|failed| match failed.error.kind() {
+            io::ErrorKind::IsADirectory => {
+                fs::remove_dir(&self.path)?;
+                failed.file.persist(&self.path).map_err(|failed| failed.error)
+            }
+            _ => Err(failed.error),
+        })?;
         File::open(&self.directory)?.sync_all()
     }
 
-    /// What was kept; `None` if nothing was.
-    pub(super) fn load(&self) -> Result<Option<Vec<u8>>, CniError> {
+    /// What was kept.
+    pub(super) fn load(&self) -> Result<Saved, CniError> {
         match fs::read(&self.path) {
-            Ok(config) => Ok(Some(config)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(text) => Ok(object(&text).map_or(Saved::Damaged, |config| Saved::Config(config, text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Saved::Nothing),
+            // A container runtime makes one for a mount whose source is not there.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => Ok(Saved::Damaged),
             Err(error) => Err(self.failed("read", &error)),
         }
     }
 
-    /// Forgets the container. Where that fails, the next DEL finds the file once more, which does no harm.
+    /// Forgets the container. Where that fails, the next DEL finds the file once more, which does no harm. A directory
+    /// with something in it is not ours to empty.
     pub(super) fn remove(&self) {
-        let _ = fs::remove_file(&self.path);
+        if fs::remove_file(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::IsADirectory) {
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 
     fn failed(&self, doing: &str, error: &io::Error) -> CniError {
@@ -86,8 +110,9 @@ pub(super) fn forget_all_but(conf: &NetConf, valid: &BTreeSet<String>) -> Result
         }
         let state = State::of(conf, &name);
         // The directory may serve several networks.
-        let saved = state.load().ok().flatten().and_then(|config| object(&config));
-        if saved.is_some_and(|config| config.get("name").is_some_and(|name| *name == conf.name)) {
+        if let Ok(Saved::Config(config, _)) = state.load()
+            && config.get("name").is_some_and(|name| *name == conf.name)
+        {
             state.remove();
         }
     }

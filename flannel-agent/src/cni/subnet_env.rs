@@ -56,7 +56,16 @@ impl SubnetEnv {
             0 | 1 => Ok(found),
             _ => Err(format!("{name} is more than one network")),
         };
-        let both = |a: Vec<IpNetwork>, b: Vec<IpNetwork>| [a, b].concat();
+        // One that is listed twice is one route of a pod: the kernel takes no second one.
+        let both = |a: Vec<IpNetwork>, b: Vec<IpNetwork>| {
+            let mut all = Vec::with_capacity(a.len() + b.len());
+            for network in a.into_iter().chain(b) {
+                if !all.contains(&network) {
+                    all.push(network);
+                }
+            }
+            all
+        };
         let networks = both(of_family("FLANNEL_NETWORK", v4)?, of_family("FLANNEL_IPV6_NETWORK", v6)?);
         let subnets = both(
             one("FLANNEL_SUBNET", of_family("FLANNEL_SUBNET", v4)?)?,

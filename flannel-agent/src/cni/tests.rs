@@ -193,6 +193,9 @@ fn subnet_env_of_each_family() {
     let row = |networks: &str, subnets: &str| (networks.to_owned(), subnets.to_owned(), 1472, true);
     assert_eq!(read(V4), row("10.1.0.0/16", "10.1.17.0/24"));
     assert_eq!(read(V4_TWO_NETWORKS), row("10.1.0.0/16 192.168.0.0/16", "10.1.17.0/24"));
+    let listed_twice = V4_TWO_NETWORKS.replace("192.168.0.0/16", "192.168.0.0/16,10.1.0.0/16");
+    assert_eq!(read(&listed_twice), row("10.1.0.0/16 192.168.0.0/16", "10.1.17.0/24"));
+    assert_eq!(read(&format!("FLANNEL_NETWORK=10.9.0.0/16{V4}")), row("10.1.0.0/16", "10.1.17.0/24"));
     assert_eq!(read(V6), row("fc00::/48", "fc00::/64"));
     assert_eq!(read(DUAL), row("10.1.0.0/16 fc00::/48", "10.1.17.0/24 fc00::/64"));
 }

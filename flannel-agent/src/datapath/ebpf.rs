@@ -6,7 +6,7 @@ use std::{
 };
 
 use flannel_common::{layout::AddressV6, path::Hook};
-use nix::net::if_::if_nameindex;
+use nix::net::if_::{if_nameindex, if_nametoindex};
 use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
@@ -144,8 +144,7 @@ impl Loaded {
         for run in changes.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
             match self.put_all(run) {
                 Some(put) => results.extend(put),
-                None => results
-                    .extend(run.iter().map(|change| self.make(change, &names).map_err(ChangeError::Bpf))),
+                None => results.extend(run.iter().map(|change| self.make(change, &names))),
             }
         }
         let moved: BTreeSet<[u8; 4]> = changes
@@ -207,7 +206,7 @@ impl Loaded {
         }
     }
 
-    fn make(&mut self, change: &Change, names: &BTreeMap<u32, String>) -> Result<(), String> {
+    fn make(&mut self, change: &Change, names: &BTreeMap<u32, String>) -> Result<(), ChangeError> {
         let tables = &mut self.tables;
         match change {
             Change::PutBpfConfig(config) => tables.config.put(config),
@@ -239,17 +238,25 @@ impl Loaded {
                 KeyV6::Exempt(prefix) => tables.v6.exempt.remove(prefix),
             },
             Change::Attach { ifindex, hook } => return self.attach(*ifindex, *hook, names),
-            Change::Detach { ifindex, hook } => return self.detach(*ifindex, *hook, names),
-            _ => return Err("not a change of maps or programs".to_owned()),
+            Change::Detach { ifindex, hook } => {
+                return self.detach(*ifindex, *hook, names).map_err(ChangeError::Bpf);
+            }
+            _ => return Err(ChangeError::Unsupported),
         }
-        .map_err(|error| error.to_string())
+        .map_err(|error| ChangeError::Bpf(error.to_string()))
     }
 
-    fn attach(&mut self, ifindex: u32, hook: Hook, names: &BTreeMap<u32, String>) -> Result<(), String> {
+    fn attach(&mut self, ifindex: u32, hook: Hook, names: &BTreeMap<u32, String>) -> Result<(), ChangeError> {
         let Some(interface) = names.get(&ifindex) else {
-            return Err(format!("interface {ifindex} is gone"));
+            return Err(ChangeError::Gone(ifindex));
         };
-        self.programs.attach(interface, hook).map_err(|error: AttachError| error.to_string())
+        self.programs.attach(interface, hook).map_err(|error: AttachError| {
+            // It may have gone since it was looked up, or at this moment.
+            match if_nametoindex(interface.as_str()) {
+                Ok(index) if index == ifindex => ChangeError::Bpf(error.to_string()),
+                _ => ChangeError::Gone(ifindex),
+            }
+        })
     }
 
     fn detach(&mut self, ifindex: u32, hook: Hook, names: &BTreeMap<u32, String>) -> Result<(), String> {

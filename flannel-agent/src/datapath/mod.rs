@@ -49,6 +49,9 @@ pub enum ChangeError {
     /// It cannot succeed before an earlier one has, which failed.
     #[error("the change it depends on failed")]
     Blocked,
+    /// The interface of this index, which it is about, is no more: the next look will not ask for it again.
+    #[error("interface {0} is gone")]
+    Gone(u32),
     /// A map or a program refused.
     #[error("{0}")]
     Bpf(String),

@@ -78,8 +78,10 @@ impl Pending {
         let blocked = matches!(error, ChangeError::Blocked);
         let before = self.entries.remove(&change.slot());
         let attempts = before.as_ref().map_or(0, |entry| entry.attempts).saturating_add(1);
-        let news = !blocked && before.is_none_or(|entry| entry.error != text);
-        if !blocked {
+        // A pod that ends while its veth is looked at is no fault of anything.
+        let fault = !blocked && !matches!(error, ChangeError::Gone(_));
+        let news = fault && before.is_none_or(|entry| entry.error != text);
+        if fault {
             self.last_error = Some(format!("cannot {change}: {text}"));
         }
         let entry = Entry {
@@ -116,5 +118,27 @@ impl Pending {
     /// The last failure, as long as anything is pending.
     pub(super) fn last_error(&self) -> Option<String> {
         if self.is_empty() { None } else { self.last_error.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_common::path::Hook;
+
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_is_no_fault() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        let change = Change::Attach { ifindex: 7, hook: Hook::FromPod };
+        assert_eq!(pending.failed(&change, &ChangeError::Gone(7), now), None);
+        assert_eq!(pending.last_error(), None);
+        assert!(
+            pending.ready(vec![change.clone()], now).is_empty(),
+            "not at once, while it is still asked for"
+        );
+        let refused = ChangeError::Bpf("no".to_owned());
+        assert_eq!(pending.failed(&change, &refused, now), Some("no".to_owned()));
+        assert!(pending.last_error().is_some());
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::bpf::TcAttach;
 use nix::sys::signal::Signal;
 
-use super::{Netns, Node};
+use super::{MemoryGroup, Netns, Node};
 use crate::{
     command::{Daemon, last_lines},
     wait::eventually,
@@ -162,6 +162,8 @@ pub struct Agent {
     /// A program and its first arguments that end in starting an agent; `None` to start the one that was built.
     starter: Option<Vec<String>>,
     arguments: Vec<String>,
+    /// Words that start what follows them in a control group; none for our own.
+    group: Vec<String>,
     environment: Vec<(&'static str, String)>,
     subnet_file: PathBuf,
     log: PathBuf,
@@ -215,6 +217,7 @@ impl Agent {
             netns: node.netns().clone(),
             starter,
             arguments,
+            group: Vec::new(),
             environment,
             subnet_file: node.subnet_file(),
             log: node.log("agent"),
@@ -259,10 +262,14 @@ impl Agent {
         };
         let (program, words) = starter.split_first().context("nothing to start")?;
         let mut command = self.netns.command(program);
-        command
-            .args(words)
-            .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(words).args(&self.arguments);
+        // Before it enters the namespace, where `ip` hides the control groups.
+        if let Some((first, words)) = self.group.split_first() {
+            let mut grouped = Command::new(first);
+            grouped.args(words).arg(command.get_program()).args(command.get_args());
+            command = grouped;
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.daemon = Some(Daemon::spawn(&mut command, &self.log)?);
         Ok(())
     }
@@ -278,6 +285,11 @@ impl Agent {
     pub fn set_variable(&mut self, name: &'static str, value: &str) {
         self.environment.retain(|(other, _)| *other != name);
         self.environment.push((name, value.to_owned()));
+    }
+
+    /// Has it run in `group` from the next start on.
+    pub fn join(&mut self, group: &MemoryGroup) {
+        self.group = group.starter();
     }
 
     /// Kills it with SIGKILL.

@@ -30,6 +30,7 @@ pub use agent::{
     agent_binary,
 };
 pub use attached::Attachments;
+pub use cgroup::MemoryGroup;
 pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member, counted};
 pub use docker::{Container, Docker};

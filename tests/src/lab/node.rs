@@ -133,6 +133,11 @@ impl Node {
         Agent::start(self, LeasesIn::Etcd(etcd.endpoint()), options)
     }
 
+    /// The same, not yet started: for starts in other surroundings.
+    pub fn prepared_agent(&self, etcd: &Etcd, options: impl Into<AgentOptions>) -> Agent {
+        Agent::prepare(self, LeasesIn::Etcd(etcd.endpoint()), options.into())
+    }
+
     /// Starts the agent here, with its leases on the nodes of Kubernetes. Our Node object must be there.
     pub fn agent_in_kubernetes(&self, access: &KubernetesAccess, options: AgentOptions) -> Result<Agent> {
         Agent::start(self, LeasesIn::Kubernetes(access), options)

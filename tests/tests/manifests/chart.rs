@@ -1,6 +1,6 @@
 //! The Helm chart, rendered by Go's template language with those of Helm's functions that it uses.
 
-use std::fs;
+use std::{cell::RefCell, fs};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flannel_agent::config::NetworkConfig;
@@ -74,8 +74,18 @@ fn int(arguments: &[Go]) -> Result<Go, FuncError> {
     arguments.first().cloned().ok_or_else(|| FuncError::AtLeastXArgs("int".to_owned(), 1))
 }
 
-fn fail(arguments: &[Go]) -> Result<Go, FuncError> {
-    Err(FuncError::Generic(text(arguments, 0)?))
+thread_local! {
+    /// The cluster's DaemonSet, for `lookup`.
+    static THERE: RefCell<Value> = const { RefCell::new(Value::Null) };
+}
+
+/// As Helm's: an empty map where there is none.
+fn lookup(arguments: &[Go]) -> Result<Go, FuncError> {
+    let asked = (0..4).map(|at| text(arguments, at)).collect::<Result<Vec<_>, _>>()?;
+    if asked != ["apps/v1", "DaemonSet", "kube-flannel", "kube-flannel-ds"] {
+        return Err(FuncError::Generic(format!("lookup of {asked:?}")));
+    }
+    Ok(THERE.with_borrow(|there| if there.is_null() { go(&json!({})) } else { go(there) }))
 }
 
 /// `given` laid over `values`, as `--set` does.
@@ -105,7 +115,7 @@ fn render(given: &Value) -> Result<Vec<Value>> {
             ("nindent", nindent),
             ("toYaml", to_yaml),
             ("int", int),
-            ("fail", fail),
+            ("lookup", lookup),
         ]);
         template.parse(fs::read_to_string(&path)?).map_err(|error| anyhow!("{}: {error}", path.display()))?;
         let text = template
@@ -211,7 +221,48 @@ fn the_charts_network_configuration_follows_the_values() -> Result<()> {
     ensure!(both == expected, "{both:#}");
     let six = net_conf(&json!({ "podCidr": "", "podCidrv6": "fd00:10::/48" }))?;
     ensure!(six["EnableIPv4"] == json!(false) && six["Network"].is_null(), "{six:#}");
-    let refused = render(&json!({ "netpol": { "enabled": true } }));
-    ensure!(refused.is_err_and(|error| format!("{error:#}").contains("netpol.enabled")));
+    let wireguard = net_conf(&json!({ "flannel": {
+        "backend": "wireguard", "backendPort": 51820, "backendPortv6": 51821, "psk": "key", "tunnelMode": "auto",
+        "keepaliveInterval": 25, "mtu": 1400,
+    } }))?;
+    let expected = json!({
+        "ListenPort": 51820, "ListenPortV6": 51821, "PSK": "key", "Mode": "auto", "PersistentKeepaliveInterval": 25,
+        "MTU": 1400, "Type": "wireguard",
+    });
+    ensure!(wireguard["Backend"] == expected, "{wireguard:#}");
+    Ok(())
+}
+
+#[test]
+fn the_charts_controller_for_network_policies_is_that_of_flannels_chart() -> Result<()> {
+    let objects = render(&json!({ "netpol": { "enabled": true } }))?;
+    super::check(&objects)?;
+    let pod = of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"].take();
+    let names = pod["containers"].as_array().context("containers")?.iter().map(|one| &one["name"]);
+    ensure!(names.eq([&json!("kube-flannel"), &json!("kube-network-policies")]), "{pod:#}");
+    let controller = &pod["containers"][1];
+    ensure!(controller["args"] == json!(["--hostname-override=$(MY_NODE_NAME)", "--v=2"]), "{controller:#}");
+    let rules = of_kind(&objects, "ClusterRole")?["rules"].take();
+    ensure!(rules.to_string().contains("networkpolicies"), "{rules:#}");
+    Ok(())
+}
+
+/// The API server refuses another selector than the one that is there.
+#[test]
+fn the_chart_keeps_the_selector_of_a_release_of_flannels() -> Result<()> {
+    for selector in [
+        json!({ "app": "flannel" }),
+        json!({ "app": "flannel", "k8s-app": "flannel" }),
+        json!({
+            "app": "flannel", "tier": "node", "app.kubernetes.io/name": "flannel", "app.kubernetes.io/instance": "mine",
+        }),
+    ] {
+        THERE.set(json!({ "spec": { "selector": { "matchLabels": selector } } }));
+        let objects = render(&json!({}))?;
+        super::check(&objects)?;
+        let rendered = &of_kind(&objects, "DaemonSet")?["spec"]["selector"]["matchLabels"];
+        ensure!(*rendered == selector, "{rendered} is not {selector}");
+    }
+    THERE.take();
     Ok(())
 }

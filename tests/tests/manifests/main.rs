@@ -71,11 +71,12 @@ fn check(objects: &[Value]) -> Result<()> {
     ensure!(mounted.is_subset(&volumes), "mounted {mounted:?}, there are {volumes:?}");
 
     // What is started is in the image, and the agent takes its flags.
-    for container in &containers {
+    for container in containers.iter().filter(|container| container["name"] != "kube-network-policies") {
         let command = container["command"][0].as_str().context("a command")?;
         ensure!(UPSTREAMS_PATHS.contains(&command) || command == "cp", "{command} is not in the image");
     }
-    let agent = list(&pod["containers"]).pop().context("a container")?;
+    let named = |container: &Value| container["name"] == "kube-flannel";
+    let agent = list(&pod["containers"]).into_iter().find(named).context("a container")?;
     let words = [list(&agent["command"]), list(&agent["args"])].concat();
     let words: Vec<_> = words.iter().filter_map(Value::as_str).map(Into::into).collect();
     let cli = Cli::read(words, |_| None)?;
@@ -90,6 +91,14 @@ fn check(objects: &[Value]) -> Result<()> {
     let mount = |path: &str| list(&agent["volumeMounts"]).into_iter().any(|mount| mount["mountPath"] == path);
     ensure!(mount("/run/flannel") && mount("/run/xtables.lock"), "the agent does not see the host's files");
     ensure!(mount(&cli.run.bpffs.to_string_lossy()), "--bpffs is not the host's");
+    for container in &containers {
+        for mount in list(&container["volumeMounts"]) {
+            ensure!(
+                mount["mountPropagation"].is_null(),
+                "refused where the host's mounts are private: {mount}"
+            );
+        }
+    }
 
     // The files of the ConfigMap are what their readers want.
     let net_conf = config["data"]["net-conf.json"].as_str().context("net-conf.json")?;
@@ -127,6 +136,9 @@ fn the_manifest_is_what_the_api_and_the_agent_know() -> Result<()> {
         .filter_map(|object| object["metadata"]["namespace"].as_str().map(str::to_owned))
         .collect();
     ensure!(namespaces == BTreeSet::from(["kube-flannel".to_owned()]), "{namespaces:?}");
+    // Of the manifest that flannel releases: applied over another one, the API server refuses it.
+    let selector = &manifest::object("DaemonSet")?["spec"]["selector"];
+    ensure!(*selector == json!({ "matchLabels": { "app": "flannel", "k8s-app": "flannel" } }), "{selector}");
     Ok(())
 }
 

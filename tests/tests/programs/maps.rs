@@ -111,7 +111,7 @@ fn a_pinned_map_of_another_shape_is_replaced() {
         // The same sizes, but not a hash map: its keys would be indexes.
         (VTEPS, "type array key 4 value 8 entries 65536"),
         // The same sizes, but full it would take no new flow.
-        (FLOWS_V4, "type hash key 16 value 24 entries 131072"),
+        (FLOWS_V4, "type hash key 16 value 24 entries 65536"),
         (COUNTERS, "type array key 4 value 16 entries 128"),
         (ROUTES_V6, "type hash key 24 value 60 entries 65536"),
         (SNAT_EXEMPT_V6, "type lpm_trie key 24 value 4 entries 65536 flags 1"),

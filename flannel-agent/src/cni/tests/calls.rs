@@ -81,7 +81,7 @@ fn add_keeps_what_it_delegates_and_del_takes_it_back() {
     assert_eq!(fs::read_dir(stage.at("data")).unwrap().count(), 0);
     fs::remove_file(stage.at("told")).unwrap();
     assert_eq!(stage.call("DEL", &conf).unwrap(), Answer::Nothing);
-    assert!(!stage.at("told").exists(), "a container that is not known is nobody's business");
+    assert!(!stage.at("told").exists(), "there is nothing to tell the delegate");
 }
 
 #[test]
@@ -122,18 +122,53 @@ fn a_delegate_that_reads_nothing_and_one_that_writes_much() {
 }
 
 #[test]
-fn state_that_is_damaged_does_not_keep_a_pod_from_going() {
+fn state_that_is_damaged_or_gone_does_not_keep_a_pod_or_its_address() {
     let stage = Stage::new("");
     let conf = stage.conf(json!({}));
+    let state = stage.at("data/pod-1");
     fs::create_dir(stage.at("data")).unwrap();
-    fs::write(stage.at("data/pod-1"), "{\"cniVersion\": \"1.").unwrap();
-    stage.call("DEL", &conf).unwrap();
-    assert_eq!(stage.told(), delegate_of(&conf, V4), "its address is given back by what is configured now");
-    assert!(!stage.at("data/pod-1").exists());
-    fs::write(stage.at("data/pod-1"), "\0\0").unwrap();
+    let damages: [(&str, fn(&Path)); 4] = [
+        ("cut", |state| fs::write(state, "{\"cniVersion\": \"1.").unwrap()),
+        ("empty", |state| fs::write(state, "").unwrap()),
+        ("gone", |_| ()),
+        ("a directory", |state| fs::create_dir(state).unwrap()),
+    ];
+    for (damage, make) in damages {
+        make(&state);
+        assert_eq!(stage.call("DEL", &conf).unwrap(), Answer::Nothing, "{damage}");
+        assert_eq!(stage.told(), delegate_of(&conf, V4), "{damage}: given back by what is configured now");
+        assert!(!state.exists(), "{damage}");
+        fs::remove_file(stage.at("told")).unwrap();
+    }
+    fs::create_dir(&state).unwrap();
+    let told = Stage::new("echo '{}'");
+    fs::copy(told.at("bin/bridge"), stage.at("bin/bridge")).unwrap();
+    assert!(matches!(stage.call("ADD", &conf).unwrap(), Answer::Text(_)), "a directory is in ADD's way");
+    assert!(state.is_file());
+    fs::write(&state, "\0\0").unwrap();
     fs::remove_file(stage.at("subnet.env")).unwrap();
     stage.call("DEL", &conf).unwrap();
-    assert!(!stage.at("data/pod-1").exists());
+    assert!(!state.exists());
+}
+
+/// A delegate that fails would keep kubelet trying for ever about a container of which nothing is known.
+#[test]
+fn what_is_released_without_state_may_fail_and_never_is_the_hosts() {
+    let stage = Stage::new("echo boom; exit 1");
+    let conf = stage.conf(json!({}));
+    assert_eq!(stage.call("DEL", &conf).unwrap(), Answer::Nothing);
+    assert_eq!(stage.told(), delegate_of(&conf, V4));
+    fs::remove_file(stage.at("told")).unwrap();
+    let environment = |name: &str| match name {
+        "CNI_NETNS" => Some("/proc/self/ns/net".into()),
+        "CNI_COMMAND" => Some("DEL".into()),
+        "CNI_PATH" => Some(stage.at("bin").into()),
+        "CNI_NETNS_OVERRIDE" => None,
+        _ => Some("x1".into()),
+    };
+    let answer = answer(environment, &mut conf.to_string().as_bytes(), &mut String::new()).unwrap();
+    assert_eq!(answer, Answer::Nothing);
+    assert!(!stage.at("told").exists(), "the delegate would remove the host's own interface");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{record::NodeRecord, trouble::Trouble};
+use super::{decode::decode, record::NodeRecord, trouble::Trouble};
 use crate::gojson::shorten;
 
 /// For an answer: the list of thousands of nodes is some tens of megabytes.
@@ -245,7 +245,7 @@ impl ApiServer {
             if let Some(fields) = fields {
                 path = format!("{path}&fieldSelector={}", escaped(fields));
             }
-            let page: Page = self.get(what, &path).await?;
+            let page: Page = self.read(what, &path).await?;
             nodes.extend(page.items.unwrap_or_default());
             if nodes.iter().any(|node| node.name().is_empty()) {
                 return Err(ApiError::unreachable(what, "it lists a node without a name"));
@@ -284,6 +284,21 @@ impl ApiServer {
 
     async fn get<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T, ApiError> {
         self.ask(what, Request::get(path).body(Vec::new())).await
+    }
+
+    /// [`ApiServer::get`] of what may be large.
+    async fn read<T: DeserializeOwned + Send + 'static>(
+        &self,
+        what: &str,
+        path: &str,
+    ) -> Result<T, ApiError> {
+        let request = built(what, Request::get(path).body(Vec::new()))?;
+        let answer = async {
+            let body =
+                self.client.request_stream(request).await.map_err(|error| ApiError::new(what, error))?;
+            decode(Box::pin(body)).await.map_err(|error| ApiError::unreachable(what, &error.to_string()))
+        };
+        timeout(ANSWER, answer).await.map_err(|_| late(what))?
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -51,6 +51,10 @@ pub(super) async fn client(options: &KubeOptions) -> Result<Client, KubeError> {
             ))
         })?,
     };
+    if config.cluster_url.scheme_str() == Some("http") {
+        // Nothing is encrypted, so no authority has to be there: without this the system's bundle is looked for.
+        config.root_cert.get_or_insert_default();
+    }
     config.connect_timeout = Some(CONNECT);
     // Each caller has its own pauses and its own word for what fails.
     config.default_retry = false;

@@ -47,6 +47,7 @@ mod annotations;
 mod api;
 mod backoff;
 mod connect;
+mod decode;
 mod follow;
 mod identity;
 mod keep;

@@ -37,6 +37,7 @@ fn what_is_in_the_kernel_stands_for_the_same_peers() {
         let local = Local { direct_routing, ..local_with(backend, FastPath::Off, &Family::BOTH) };
         let plan_of = |leases: &Leases| {
             plan(&Inputs {
+                policies: &[],
                 local: &local,
                 leases,
                 next_hops: &hops,
@@ -60,6 +61,7 @@ fn what_is_in_the_kernel_stands_for_the_same_peers() {
 fn what_does_not_fit_together_stands_for_nobody() {
     let local = local(FastPath::Off);
     let whole = plan(&Inputs {
+        policies: &[],
         local: &local,
         leases: &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]),
         next_hops: &NextHops::new(),

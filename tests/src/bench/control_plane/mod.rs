@@ -25,7 +25,10 @@ use self::{
     requests::Requests,
     store::Store,
 };
-use crate::{lab::Lab, requirements};
+use crate::{
+    lab::{Etcd, Lab, Node},
+    requirements,
+};
 
 pub use report::Report;
 
@@ -85,6 +88,14 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> Result<Report> {
         figures.push(measure(leases, options, &progress).with_context(|| format!("{leases} leases"))?);
     }
     Report::new(options, figures)
+}
+
+/// Writes the configuration of a network for very many nodes into `etcd`, which runs on `server`, and the leases of so
+/// many nodes that exist as leases only.
+pub fn fill(server: &Node, etcd: &Etcd, leases: u32) -> Result<()> {
+    let mut store = Store::connect(server.netns(), etcd.endpoint())?;
+    store.configure()?;
+    store.write(Peers::new(leases).all())
 }
 
 fn measure(leases: u32, options: &Options, progress: &impl Fn(&str)) -> Result<Figures> {

@@ -1,0 +1,87 @@
+//! How many entries each map has room for: what a map has room for is memory of the agent's control group, used or not.
+
+use flannel_common::{
+    layout::FastPath,
+    map::{
+        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS,
+        MAX_PODS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4,
+        TUNNELS_V6, VTEPS, VTEPS_V6,
+    },
+    reason,
+};
+
+/// For a map that nothing is written to: the kernel makes none without an entry.
+const UNUSED: u32 = 1;
+
+/// What the maps have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Peers with an IPv4 subnet.
+    peers_v4: u32,
+    /// Peers with an IPv6 subnet.
+    peers_v6: u32,
+    flows_v4: u32,
+    flows_v6: u32,
+}
+
+impl Default for MapSizes {
+    /// Everything, as the object has it.
+    fn default() -> Self {
+        Self { peers_v4: MAX_PEERS, peers_v6: MAX_PEERS, flows_v4: MAX_FLOWS, flows_v6: MAX_FLOWS }
+    }
+}
+
+impl MapSizes {
+    /// What a node needs that is in a network of these families, has packets skip the host's stack by `fast_path`, and
+    /// is to remember `flows` of each family.
+    pub fn of(fast_path: FastPath, has_v4: bool, has_v6: bool, flows: u32) -> Self {
+        let if_needed = |needed: bool, entries: u32| if needed { entries } else { UNUSED };
+        let remembers = fast_path == FastPath::Flow;
+        Self {
+            peers_v4: if_needed(has_v4, MAX_PEERS),
+            peers_v6: if_needed(has_v6, MAX_PEERS),
+            flows_v4: if_needed(has_v4 && remembers, flows),
+            flows_v6: if_needed(has_v6 && remembers, flows),
+        }
+    }
+
+    /// The number of entries of a pinned map; `None` for a name that none has.
+    pub(super) fn entries(&self, map: &str) -> Option<u32> {
+        Some(match map {
+            ROUTES_V4 | VTEPS | TUNNELS_V4 => self.peers_v4,
+            ROUTES_V6 | VTEPS_V6 | TUNNELS_V6 => self.peers_v6,
+            FLOWS_V4 => self.flows_v4,
+            FLOWS_V6 => self.flows_v6,
+            // Their memory is that of the entries there are.
+            PODS_V4 | PODS_V6 | FORWARDERS => MAX_PODS,
+            SNAT_EXEMPT_V4 | SNAT_EXEMPT_V6 => MAX_EXEMPT,
+            CONFIG | CONFIG_V6 | HOLD => 1,
+            COUNTERS => reason::COUNTERS,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_common::map::PINNED_MAPS;
+
+    use super::*;
+
+    #[test]
+    fn what_a_node_does_not_use_has_no_room() {
+        let flows = |sizes: MapSizes| (sizes.entries(FLOWS_V4), sizes.entries(FLOWS_V6));
+        let peers = |sizes: MapSizes| (sizes.entries(ROUTES_V4), sizes.entries(VTEPS_V6));
+        let v4 = MapSizes::of(FastPath::Flow, true, false, 4_096);
+        assert_eq!((flows(v4), peers(v4)), ((Some(4_096), Some(1)), (Some(MAX_PEERS), Some(1))));
+        let v6 = MapSizes::of(FastPath::Flow, false, true, 4_096);
+        assert_eq!((flows(v6), peers(v6)), ((Some(1), Some(4_096)), (Some(1), Some(MAX_PEERS))));
+        for fast_path in [FastPath::Overlay, FastPath::All, FastPath::Off] {
+            let both = MapSizes::of(fast_path, true, true, 4_096);
+            assert_eq!((flows(both), peers(both)), ((Some(1), Some(1)), (Some(MAX_PEERS), Some(MAX_PEERS))));
+        }
+        for map in PINNED_MAPS {
+            assert!(MapSizes::default().entries(map).is_some(), "{map} has no size");
+        }
+    }
+}
