@@ -121,6 +121,8 @@ fn check(source: &Path, form: Form, content: &[u8]) -> Result<(), InstallError> 
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const CONFLIST: &str = r#"{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel"}]}"#;
