@@ -20,11 +20,11 @@ use nix::{
 };
 
 use super::{PinError, Pins, loader::chain};
-use crate::netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl};
+use crate::{
+    netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl, tc::PRIORITY},
+    plan::HookPlace,
+};
 
-/// Behind what an operator numbers by hand, from 1 on, and before what the kernel numbers, from 49152 down: the
-/// number of flannel's UDP port, which nobody else comes upon.
-const PRIORITY: u16 = 8472;
 /// Handle of the filter that finds out whether there are filters.
 const TRIAL: u32 = 0xffff;
 
@@ -97,8 +97,20 @@ fn owner(filter: &TcFilter, at: TcSide) -> Option<Hook> {
     })
 }
 
+/// Where somebody else's filter meets packets, from our filters' point of view; `None` if it is one of ours.
+pub(crate) fn foreign(filter: &TcFilter, at: TcSide) -> Option<HookPlace> {
+    if owner(filter, at).is_some() {
+        return None;
+    }
+    Some(match at {
+        TcSide::Egress => HookPlace::Egress,
+        TcSide::Ingress if (1..PRIORITY).contains(&filter.priority) => HookPlace::Ahead,
+        TcSide::Ingress => HookPlace::Ingress,
+    })
+}
+
 /// The sides at which there are filters.
-const fn sides(qdisc: &TcQdisc) -> &'static [TcSide] {
+pub(crate) const fn sides(qdisc: &TcQdisc) -> &'static [TcSide] {
     match qdisc {
         TcQdisc::Clsact => &[TcSide::Ingress, TcSide::Egress],
         TcQdisc::Ingress => &[TcSide::Ingress],

@@ -15,10 +15,12 @@ mod interface;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
+mod netfilter;
 mod next_hop;
 mod pod_places;
 mod pods;
 pub(crate) mod protocol;
+mod raw;
 pub(crate) mod route;
 pub(crate) mod tc;
 
@@ -33,8 +35,9 @@ pub use interface::{
 pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
+pub use netfilter::{Chain, Chains, Netfilter};
 pub use route::Stray;
-pub use tc::{TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
+pub use tc::{TcDiscipline, TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
 
 pub(crate) use connection::Request;
 

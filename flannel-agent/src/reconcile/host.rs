@@ -9,13 +9,14 @@ use std::{
 
 use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
-use tokio::time::sleep;
+use tokio::{select, time::sleep};
 use tracing::warn;
 
+use super::foreign::Look;
 use crate::{
     family::Family,
     netlink::{Changed, Echoes, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Change, Local, NextHops, NoHop, Pods},
+    plan::{Change, Foreign, Local, NextHops, NoHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -37,6 +38,8 @@ pub struct Surroundings {
     /// The families of which our address is gone from the external interface. The kernel then names no next hop for
     /// packets from it.
     pub adrift: BTreeSet<Family>,
+    /// What others have set up at the interfaces that packets between pods meet.
+    pub foreign: Foreign,
 }
 
 /// The node around the dataplane.
@@ -73,19 +76,31 @@ pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
     overlays: BTreeSet<u32>,
+    look: Look,
 }
 
 impl KernelHost {
     /// Looks at, and listens to, the network namespace of this thread. What the fast path does not need is
     /// not looked for.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, monitor: Monitor::open()?, overlays: BTreeSet::new() })
+        Ok(Self {
+            netlink: Netlink::open()?,
+            monitor: Monitor::open()?,
+            overlays: BTreeSet::new(),
+            look: Look::open()?,
+        })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
-        match self.monitor.changed(&self.overlays).await {
+        let heard = select! {
+            heard = self.monitor.changed(&self.overlays) => heard,
+            heard = self.look.chains_changed() => {
+                heard.map(|()| Changed { hooks: true, ..Changed::default() })
+            }
+        };
+        match heard {
             Ok(changed) => changed,
             Err(error) => {
                 warn!(%error, "cannot listen to the kernel; trying again");
@@ -128,6 +143,10 @@ impl Host for KernelHost {
             }
             FastPath::Off => Pods::default(),
         };
+        let foreign = match local.fast_path {
+            FastPath::Off => Foreign::default(),
+            _ => self.look.around(local, &links, &self.overlays, &pods)?,
+        };
         let external = local.underlay_ifindex;
         let underlay = links
             .iter()
@@ -143,7 +162,7 @@ impl Host for KernelHost {
                 adrift.insert(*family);
             }
         }
-        Ok(Surroundings { pods, overlays, underlay, adrift })
+        Ok(Surroundings { pods, overlays, underlay, adrift, foreign })
     }
 
     async fn next_hops(

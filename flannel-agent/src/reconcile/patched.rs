@@ -65,6 +65,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             next_hops: &self.next_hops,
             pods: &self.surroundings.pods,
             overlays: &self.surroundings.overlays,
+            foreign: &self.foreign,
         };
         let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };
         self.apply(&patch.changes(), |_| false).await;

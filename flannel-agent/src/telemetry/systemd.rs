@@ -197,6 +197,14 @@ fn describe(summary: &Summary, server: &str, trouble: Option<&str>) -> String {
     if summary.skipped > 0 {
         parts.push(format!("leases that cannot be followed, see the log: {}", summary.skipped));
     }
+    if let Some((count, first)) = &summary.hooked {
+        parts.push(format!(
+            "left to the kernel's path for others' hooks: {count} ({} on {}{})",
+            first.hook,
+            first.interface,
+            if *count > 1 { ", ..." } else { "" }
+        ));
+    }
     if let Some(trouble) = trouble {
         parts.push(format!("forwarding goes on without {server}: {trouble}"));
     }
