@@ -20,6 +20,7 @@ use crate::{
 
 mod backends;
 mod families;
+mod hooks;
 mod patch;
 
 const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);

@@ -214,6 +214,7 @@ fn describe(summary: &Summary, server: &str, trouble: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{ForeignHook, HookPlace, Hooked};
 
     #[test]
     fn status_lines() {
@@ -226,6 +227,19 @@ mod tests {
             "peers reached: 3; changes that failed and will be tried again: 2; no route; leases that cannot be followed, \
              see the log: 1; forwarding goes on without etcd: refused"
         );
+    }
+
+    #[test]
+    fn what_is_left_to_the_kernel_is_said() {
+        let hook = ForeignHook::new(HookPlace::Egress, "qdisc tbf");
+        let hooked = Hooked { interface: "veth1".to_owned(), hook };
+        let summary =
+            |count| Summary { synced: true, hooked: Some((count, hooked.clone())), ..Summary::default() };
+        assert_eq!(
+            describe(&summary(2), "etcd", None),
+            "peers reached: 0; left to the kernel's path for others' hooks: 2 (qdisc tbf at egress on veth1, ...)"
+        );
+        assert!(describe(&summary(1), "etcd", None).ends_with("on veth1)"));
     }
 
     #[tokio::test(start_paused = true)]
