@@ -7,7 +7,13 @@
 //! leases, surroundings -> plan() -> delta(planned, observed) -> apply
 //! ```
 
-use std::{collections::BTreeSet, future::Future, net::IpAddr, pin::pin, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::IpAddr,
+    pin::pin,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -22,12 +28,13 @@ use crate::{
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
     plan::{
-        Change, Exemptions, Inputs, Local, NextHop, NextHops, NoHop, Plan, State, delta, plan,
-        public_addresses,
+        Change, Exemptions, Foreign, ForeignHook, Hooked, Inputs, Local, NextHop, NextHops, NoHop, Plan,
+        State, delta, plan, public_addresses,
     },
 };
 
 mod due;
+mod foreign;
 mod host;
 mod journal;
 mod patched;
@@ -80,6 +87,8 @@ pub struct Summary {
     pub pending: usize,
     /// The last failure that is still standing.
     pub last_error: Option<String>,
+    /// How much is left to the kernel's path for others' hooks, and one of them.
+    pub hooked: Option<(usize, Hooked)>,
     /// Passes that read the state of the kernel.
     pub passes: u64,
 }
@@ -96,6 +105,10 @@ pub struct Reconciler<D, H, L> {
     leases: Option<Leases>,
     exemptions: watch::Receiver<Exemptions>,
     surroundings: Surroundings,
+    /// Programs of others, which give no notice, by interface.
+    programs: BTreeMap<u32, BTreeSet<ForeignHook>>,
+    /// All that is others': of the surroundings, and these programs.
+    foreign: Foreign,
     next_hops: NextHops,
     plan: Plan,
     settled: Settled,
@@ -166,6 +179,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             leases: None,
             exemptions: watch::channel(Exemptions::default()).1,
             surroundings: Surroundings::default(),
+            programs: BTreeMap::new(),
+            foreign: Foreign::default(),
             next_hops: NextHops::new(),
             plan: Plan::default(),
             settled: Settled::Never,
@@ -280,6 +295,14 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             cost += self.length;
             (rest, longest) = (REPAIR_REST, FULL);
         }
+        let begun = Instant::now();
+        let interfaces = self.surroundings.foreign.0.keys().copied().collect();
+        let programs = self.datapath.foreign_programs(&interfaces).await;
+        if programs.is_ok_and(|programs| programs != self.programs) {
+            self.due.changed.hooks = true;
+            self.due.changed_at = Some(start);
+        }
+        cost += begun.elapsed();
         self.due.look = Instant::now() + (cost * rest).clamp(LOOK, longest);
     }
 
@@ -341,7 +364,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     /// Does what is to be done; whether another pass must follow at once.
     async fn pass(&mut self, mut changed: Changed, now: Instant) -> Result<bool, PassError> {
         let Some(leases) = &self.leases else { return Ok(false) };
-        if changed.links || changed.addresses || changed.routes || changed.overrun {
+        if changed.links || changed.addresses || changed.routes || changed.hooks || changed.overrun {
             let surroundings = self.host.survey(&self.local).await?;
             let moved = changed.routes || changed.addresses || changed.overrun;
             let underlay = surroundings.underlay != self.surroundings.underlay;
@@ -369,6 +392,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             };
             self.journal.crowded(&surroundings.pods);
             self.surroundings = surroundings;
+            let interfaces = self.surroundings.foreign.0.keys().copied().collect();
+            self.programs = self.datapath.foreign_programs(&interfaces).await?;
+            self.foreign = self.surroundings.foreign.clone().with(&self.programs);
         }
         let wanted = public_addresses(&self.local, leases);
         resolve(&mut self.host, &self.local, &mut self.next_hops, wanted).await?;
@@ -380,9 +406,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             pods: &self.surroundings.pods,
             policies: &self.surroundings.policies,
             overlays: &self.surroundings.overlays,
+            foreign: &self.foreign,
         });
         self.journal.skipped(&plan.skipped);
         self.journal.on_kernel(&plan.on_kernel);
+        self.journal.hooked(&plan.hooked);
         let retry = self.pending.next_due().is_some_and(|due| due <= now);
         if plan.state == self.plan.state
             && self.settled.is_reached()
@@ -455,6 +483,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             skipped: self.plan.faults(),
             pending: self.pending.len(),
             last_error: self.pending.last_error(),
+            hooked: self.plan.hooked.values().next().map(|hooked| (self.plan.hooked.len(), hooked.clone())),
             passes: self.summary.borrow().passes + u64::from(read),
         };
         self.summary.send_replace(summary);

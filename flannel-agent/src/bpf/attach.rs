@@ -88,6 +88,11 @@ const fn side(hook: Hook) -> Side {
     }
 }
 
+/// Whether it is one of tc, on what an interface receives.
+const fn is_ingress(hook: Hook) -> bool {
+    matches!(side(hook), Side::Tc(TcAttachType::Ingress))
+}
+
 /// The hook that cannot be in use on an interface at the same time.
 const fn rival(hook: Hook) -> Option<Hook> {
     match hook {
@@ -123,7 +128,7 @@ impl Programs {
         {
             return Ok(());
         }
-        // No link, or one of an interface that is gone or renamed.
+        // No link, one of an interface that is gone or renamed, or one ahead of others: a new one is behind them.
         self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))?;
         if let Some(rival) = rival(hook) {
             self.pins.remove_link(interface, rival).map_err(|error| failed(chain(&error)))?;
@@ -222,11 +227,12 @@ impl Programs {
     }
 
     /// The kernel's id of the program of `hook`.
-    fn id(&mut self, hook: Hook) -> Option<u32> {
+    pub(super) fn id(&mut self, hook: Hook) -> Option<u32> {
         Some(program(&mut self.ebpf, hook).ok()?.info().ok()?.id())
     }
 
-    /// Those of `hooks` whose pinned links hold these very programs where they should be.
+    /// Those of `hooks` whose pinned links hold these very programs where they should be: at ingress behind those of
+    /// others, which would not see what ours redirect.
     fn attached_to(&mut self, hooks: &[(String, Hook)]) -> BTreeSet<(String, Hook)> {
         // Kept open: the kernel tells where a link is only of open ones.
         let links: Vec<_> = hooks
@@ -240,9 +246,10 @@ impl Programs {
         let mut found = BTreeSet::new();
         for (interface, hook, link) in &links {
             let Ok(info) = link.info() else { continue };
+            let Ok(index) = if_nametoindex(interface.as_str()) else { continue };
             if self.id(*hook) == Some(info.program_id())
-                && if_nametoindex(interface.as_str())
-                    .is_ok_and(|index| places.get(&info.id()) == Some(&index))
+                && places.get(&info.id()) == Some(&index)
+                && !(is_ingress(*hook) && self.is_overtaking(index, info.program_id()))
             {
                 found.insert(((*interface).clone(), *hook));
             }
@@ -254,7 +261,7 @@ impl Programs {
 /// The index of the interface each tcx link is attached to, by the link's id, of the links this process has
 /// open; 0 if the interface is gone.
 ///
-/// To ask the interface which programs it runs would take `CAP_SYS_ADMIN`.
+/// The interface itself tells the ids of its programs, but not which links hold them.
 fn places() -> BTreeMap<u32, u32> {
     let Ok(files) = fs::read_dir("/proc/self/fdinfo") else { return BTreeMap::new() };
     let texts = files.flatten().filter_map(|file| fs::read_to_string(file.path()).ok());

@@ -20,11 +20,11 @@ use nix::{
 };
 
 use super::{PinError, Pins, loader::chain};
-use crate::netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl};
+use crate::{
+    netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl, tc::PRIORITY},
+    plan::HookPlace,
+};
 
-/// Behind what an operator numbers by hand, from 1 on, and before what the kernel numbers, from 49152 down: the
-/// number of flannel's UDP port, which nobody else comes upon.
-const PRIORITY: u16 = 8472;
 /// Handle of the filter that finds out whether there are filters.
 const TRIAL: u32 = 0xffff;
 
@@ -97,8 +97,22 @@ fn owner(filter: &TcFilter, at: TcSide) -> Option<Hook> {
     })
 }
 
+/// Where somebody else's filter meets packets, from our filters' point of view; `None` if it is one of ours.
+pub(crate) fn foreign(filter: &TcFilter, at: TcSide) -> Option<HookPlace> {
+    // A listing begins with what all filters of a priority have in common.
+    let is_heading = (filter.priority, filter.handle) == (PRIORITY, 0);
+    if is_heading || owner(filter, at).is_some() {
+        return None;
+    }
+    Some(match at {
+        TcSide::Egress => HookPlace::Egress,
+        TcSide::Ingress if (1..PRIORITY).contains(&filter.priority) => HookPlace::Ahead,
+        TcSide::Ingress => HookPlace::Ingress,
+    })
+}
+
 /// The sides at which there are filters.
-const fn sides(qdisc: &TcQdisc) -> &'static [TcSide] {
+pub(crate) const fn sides(qdisc: &TcQdisc) -> &'static [TcSide] {
     match qdisc {
         TcQdisc::Clsact => &[TcSide::Ingress, TcSide::Egress],
         TcQdisc::Ingress => &[TcSide::Ingress],
@@ -292,6 +306,26 @@ mod tests {
             let renamed = Some(TcProgram { name: "cil_from_container".to_owned(), id: 1 });
             assert_eq!(owner(&TcFilter { program: renamed, ..ours }, at), None);
         }
+    }
+
+    #[test]
+    fn a_filter_of_somebody_else_is_ahead_of_ours_or_behind() {
+        let ours = filter(Hook::FromPod);
+        assert_eq!(foreign(&ours, TcSide::Ingress), None);
+        assert_eq!(foreign(&TcFilter { handle: 0, program: None, ..ours.clone() }, TcSide::Ingress), None);
+        // One that cannot be read has priority 0.
+        for (priority, place) in [
+            (1, HookPlace::Ahead),
+            (8471, HookPlace::Ahead),
+            (8473, HookPlace::Ingress),
+            (49152, HookPlace::Ingress),
+            (0, HookPlace::Ingress),
+        ] {
+            let other = TcFilter { priority, ..ours.clone() };
+            assert_eq!(foreign(&other, TcSide::Ingress), Some(place), "{priority}");
+            assert_eq!(foreign(&other, TcSide::Egress), Some(HookPlace::Egress), "{priority}");
+        }
+        assert_eq!(foreign(&TcFilter { handle: 99, ..ours }, TcSide::Ingress), Some(HookPlace::Ingress));
     }
 
     #[test]

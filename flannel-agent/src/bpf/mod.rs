@@ -10,13 +10,16 @@ mod features;
 pub mod hold;
 mod loader;
 mod maps;
+mod others;
 mod pins;
+mod query;
 mod sizes;
 
 pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
 pub use clsact::FilterError;
+pub(crate) use clsact::{foreign, sides};
 pub use counters::{Traffic, read as read_counters};
 pub use features::{Feature, Features};
 pub use loader::{LoadError, LogLevel, ProgramSummary, Programs};

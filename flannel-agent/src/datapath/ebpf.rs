@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
     bpf::{AttachError, HookError, MapFault, Pins, Programs, Tables, detach_all},
-    plan::{BpfState, BpfStateV6, Change, EntryV6, KeyV6, Slot, State},
+    plan::{BpfState, BpfStateV6, Change, EntryV6, ForeignHook, KeyV6, Slot, State},
     telemetry::Said,
 };
 
@@ -32,6 +32,8 @@ struct Loaded {
     tables: Tables,
     /// Why maps could not be pinned again, as it was last said.
     unpinned: Said,
+    /// Why programs of others cannot be seen, as it was last said.
+    unseen: Said,
 }
 
 impl EbpfDatapath {
@@ -46,7 +48,7 @@ impl EbpfDatapath {
         Self {
             kernel,
             pins: Some(pins),
-            loaded: Some(Loaded { programs, tables, unpinned: Said::default() }),
+            loaded: Some(Loaded { programs, tables, unpinned: Said::default(), unseen: Said::default() }),
             adopted: false,
         }
     }
@@ -76,6 +78,13 @@ impl Datapath for EbpfDatapath {
 
     async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
         self.loaded.as_mut().map(Loaded::observe).transpose().map_err(ObserveError::Bpf)
+    }
+
+    async fn foreign_programs(
+        &mut self,
+        interfaces: &BTreeSet<u32>,
+    ) -> Result<BTreeMap<u32, BTreeSet<ForeignHook>>, ObserveError> {
+        Ok(self.loaded.as_mut().map(|loaded| loaded.foreign_programs(interfaces)).unwrap_or_default())
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
@@ -119,6 +128,25 @@ impl Loaded {
             },
             hooks,
         })
+    }
+
+    /// Those that can be seen: whoever may attach programs may ask for them.
+    fn foreign_programs(&mut self, interfaces: &BTreeSet<u32>) -> BTreeMap<u32, BTreeSet<ForeignHook>> {
+        match self.programs.others(interfaces) {
+            Ok(found) => {
+                self.unseen.is_over();
+                found
+            }
+            Err(error) => {
+                if self.unseen.is_news(&error) {
+                    warn!(
+                        %error,
+                        "cannot ask which tcx programs of others there are: packets on the fast path may pass them by"
+                    );
+                }
+                BTreeMap::new()
+            }
+        }
     }
 
     /// A map without its pin works on, so nothing else waits for one that cannot be pinned.

@@ -1,10 +1,13 @@
 //! Where plans meet the kernel.
 
-use std::future::Future;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+};
 
 use crate::{
     netlink::NetlinkError,
-    plan::{BpfState, Change, State},
+    plan::{BpfState, Change, ForeignHook, State},
 };
 
 pub mod ebpf;
@@ -19,6 +22,15 @@ pub trait Datapath: Send {
     /// Reads the eBPF half alone, which gives no notice when it changes. `None` where there is none.
     fn observe_bpf(&mut self) -> impl Future<Output = Result<Option<BpfState>, ObserveError>> + Send {
         async { Ok(None) }
+    }
+
+    /// Programs of others at `interfaces`, which give no notice when they come and go, by interface.
+    fn foreign_programs(
+        &mut self,
+        interfaces: &BTreeSet<u32>,
+    ) -> impl Future<Output = Result<BTreeMap<u32, BTreeSet<ForeignHook>>, ObserveError>> + Send {
+        let _ = interfaces;
+        async { Ok(BTreeMap::new()) }
     }
 
     /// Makes `changes`, in their order as far as one depends on another; one result for each. A change

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
+        LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+    },
 };
 use nix::errno::Errno;
 
@@ -31,6 +34,12 @@ pub struct Link {
     pub master: Option<u32>,
     /// Its other end, if that is in another network namespace.
     pub peer: Option<PeerEnd>,
+    /// A program of XDP is attached to it.
+    pub xdp: bool,
+    /// As a port of a bridge it does not let everything pass: it is up and not forwarding (IEEE 802.1D), or locked.
+    pub closed_port: bool,
+    /// It is a bridge that filters by VLAN.
+    pub vlan_filtering: bool,
 }
 
 /// The end of a veth in another network namespace.
@@ -210,6 +219,7 @@ fn set(index: u32, attributes: Vec<LinkAttribute>) -> Request {
 
 pub(super) fn read(message: LinkMessage) -> Option<Link> {
     let mut name = None;
+    let running = message.header.flags.contains(LinkFlags::Running);
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
@@ -219,6 +229,9 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
         peer: None,
+        xdp: false,
+        closed_port: false,
+        vlan_filtering: false,
     };
     let mut peer_index = None;
     let mut namespace = None;
@@ -230,7 +243,18 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::Link(index) => peer_index = Some(index),
             LinkAttribute::LinkNetNsId(number) => namespace = Some(number),
-            LinkAttribute::LinkInfo(info) => link.kind = kind(&info),
+            LinkAttribute::LinkInfo(info) => {
+                link.kind = kind(&info);
+                // One without a carrier is closed by itself.
+                link.closed_port = running && info.iter().any(is_closed_port);
+                link.vlan_filtering = info.iter().any(is_vlan_filtering);
+            }
+            LinkAttribute::Xdp(xdp) => {
+                link.xdp = xdp.iter().any(|item| match item {
+                    LinkXdp::Attached(attached) => *attached != XdpAttached::None,
+                    _ => false,
+                });
+            }
             _ => {}
         }
     }
@@ -250,6 +274,20 @@ fn kind(info: &[LinkInfo]) -> LinkKind {
         }
     }
     found
+}
+
+fn is_closed_port(info: &LinkInfo) -> bool {
+    let LinkInfo::PortData(InfoPortData::BridgePort(items)) = info else { return false };
+    items.iter().any(|item| match item {
+        InfoBridgePort::State(state) => *state != BridgePortState::Forwarding,
+        InfoBridgePort::Locked(locked) => *locked,
+        _ => false,
+    })
+}
+
+fn is_vlan_filtering(info: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Bridge(items)) = info else { return false };
+    items.iter().any(|item| matches!(item, InfoBridge::VlanFiltering(true)))
 }
 
 fn vxlan(data: &[InfoVxlan]) -> Vxlan {

@@ -16,10 +16,12 @@ mod ipsec;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
+mod netfilter;
 mod next_hop;
 mod pod_places;
 mod pods;
 pub(crate) mod protocol;
+mod raw;
 pub(crate) mod route;
 pub(crate) mod tc;
 
@@ -35,8 +37,9 @@ pub use ipsec::IpsecPolicies;
 pub use link::{Link, LinkKind, PeerEnd, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
+pub use netfilter::{Chain, Chains, Netfilter};
 pub use route::Stray;
-pub use tc::{TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
+pub use tc::{TcDiscipline, TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
 
 pub(crate) use connection::Request;
 

@@ -15,6 +15,7 @@ use super::{
     Echoes, NetlinkError,
     connection::{frames, open},
     error::errno,
+    tc,
 };
 
 /// Receive buffer, bytes: room for the notices of some ten thousand objects that change at once.
@@ -26,6 +27,8 @@ const INTERFACES: u32 = 0x1 | 0x10 | 0x100;
 const ROUTES: u32 = 0x40 | 0x400;
 /// RTMGRP_NEIGH.
 const NEIGHBOURS: u32 = 0x4;
+/// RTMGRP_TC.
+const TRAFFIC_CONTROL: u32 = 0x8;
 
 /// What changed since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct Changed {
     pub addresses: bool,
     /// A route over another interface.
     pub routes: bool,
+    /// What others have set up at an interface: a queueing discipline, a filter, a chain of nftables.
+    pub hooks: bool,
     /// Notices were lost: anything may have changed.
     pub overrun: bool,
 }
@@ -45,7 +50,7 @@ pub struct Changed {
 impl Changed {
     /// Anything may have changed.
     pub const EVERYTHING: Self =
-        Self { overlay: true, links: true, addresses: true, routes: true, overrun: true };
+        Self { overlay: true, links: true, addresses: true, routes: true, hooks: true, overrun: true };
 
     /// Whether anything did.
     pub fn any(self) -> bool {
@@ -59,11 +64,12 @@ impl BitOrAssign for Changed {
         self.links |= other.links;
         self.addresses |= other.addresses;
         self.routes |= other.routes;
+        self.hooks |= other.hooks;
         self.overrun |= other.overrun;
     }
 }
 
-/// Listens to the kernel's notices about links, addresses, neighbours and routes.
+/// Listens to the kernel's notices about links, addresses, neighbours, routes and traffic control.
 pub struct Monitor {
     socket: Option<TokioSocket>,
     /// RTMGRP_* bits.
@@ -74,7 +80,7 @@ pub struct Monitor {
 impl Monitor {
     /// Starts to listen to all that [`Changed`] tells apart. Needs a Tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::of(INTERFACES | ROUTES | NEIGHBOURS)
+        Self::of(INTERFACES | ROUTES | NEIGHBOURS | TRAFFIC_CONTROL)
     }
 
     /// Starts to listen to interfaces and their addresses alone. Every listener costs whoever changes a table of ten
@@ -177,6 +183,11 @@ fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, Netli
 fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, echoes: Option<&Echoes<'_>>) -> Changed {
     let mut changed = Changed::default();
     for frame in frames(datagram) {
+        // Of every kind of discipline and filter, whether this crate can read it or not.
+        if let Some(hooks) = tc::notice(&datagram[frame.clone()]) {
+            changed.hooks |= hooks;
+            continue;
+        }
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[frame]) else {
             // Something changed, in words we do not know.
             return Changed::EVERYTHING;

@@ -28,19 +28,31 @@ use super::{
     NetlinkError, Request,
     connection::{decode, encode, frames, refusal},
     error::{KernelError, errno},
+    raw::{HEADER, attributes, number, text, word},
 };
 
 /// Room for one datagram, bytes. Dumps come in pieces of at most 32 KiB.
 const DATAGRAM: usize = 64 << 10;
 /// How long the kernel may take, which is as long as others hold the RTNL lock.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Length of a netlink message's header.
-const HEADER: usize = 16;
 /// Number of a message that tells of a filter (include/uapi/linux/rtnetlink.h, RTM_NEWTFILTER).
 const NEW_FILTER: u16 = 44;
+/// Of its end (RTM_DELTFILTER), and of disciplines (RTM_NEWQDISC, RTM_DELQDISC).
+const DELETED_FILTER: u16 = 45;
+const NEW_QDISC: u16 = 36;
+const DELETED_QDISC: u16 = 37;
+/// Every kind of message of traffic control: disciplines, classes, filters, actions, chains.
+const KINDS: [std::ops::RangeInclusive<u16>; 2] = [36..=50, 100..=102];
+/// Length of `struct tcmsg`, bytes.
+const TCMSG: usize = 20;
 /// Protocol of a filter that takes every packet (include/uapi/linux/if_ether.h, ETH_P_ALL).
 const EVERY_PROTOCOL: u16 = 3;
 const CLSACT: &str = "clsact";
+const INGRESS: &str = "ingress";
+
+/// Priority of our filters: behind what an operator numbers by hand, from 1 on, and before what the kernel numbers,
+/// from 49152 down. It is the number of flannel's UDP port, which nobody else comes upon.
+pub(crate) const PRIORITY: u16 = 8472;
 
 /// Where a filter sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +80,32 @@ pub enum TcQdisc {
     Clsact,
     /// Filters at ingress alone.
     Ingress,
+}
+
+/// A discipline, of whatever kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcDiscipline {
+    /// Index of its interface.
+    pub ifindex: u32,
+    /// Its kind, as `tc qdisc` names it.
+    pub kind: String,
+}
+
+impl TcDiscipline {
+    /// The discipline for filters that it is.
+    pub fn filters(&self) -> Option<TcQdisc> {
+        match self.kind.as_str() {
+            CLSACT => Some(TcQdisc::Clsact),
+            INGRESS => Some(TcQdisc::Ingress),
+            _ => None,
+        }
+    }
+
+    /// Whether it lets every packet go at once: those that the kernel gives interfaces without a queue, or with the
+    /// queue that all have.
+    pub fn is_without_effect(&self) -> bool {
+        matches!(self.kind.as_str(), "noqueue" | "pfifo_fast")
+    }
 }
 
 /// Where a filter is, among those of one side of an interface.
@@ -133,6 +171,16 @@ impl TrafficControl {
         let query = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
         let messages = self.talk(query, NLM_F_DUMP)?;
         Ok(messages.iter().filter_map(|message| qdisc(read(message)?)).collect())
+    }
+
+    /// Every discipline of every interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or its answer cannot be read.
+    pub fn disciplines(&mut self) -> Result<Vec<TcDiscipline>, NetlinkError> {
+        let query = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let messages = self.talk(query, NLM_F_DUMP)?;
+        Ok(messages.iter().filter_map(|message| discipline(message)).collect())
     }
 
     /// The discipline for filters on an interface.
@@ -302,9 +350,32 @@ fn at(place: TcPlace, protocol: u16) -> TcMessage {
     message
 }
 
-/// What kind of message it is (RTM_*).
-fn number(message: &[u8]) -> Option<u16> {
-    Some(u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?)).filter(|_| message.len() >= HEADER)
+/// Whether a notice of traffic control tells of a discipline or a filter that is not one of ours, or for ours; `None`
+/// of one that is not of traffic control.
+pub(super) fn notice(message: &[u8]) -> Option<bool> {
+    let kind = number(message)?;
+    if !KINDS.iter().any(|kinds| kinds.contains(&kind)) {
+        return None;
+    }
+    Some(match kind {
+        NEW_FILTER | DELETED_FILTER => {
+            word(message, TCMSG - 4).is_none_or(|info| info >> 16 != u32::from(PRIORITY))
+        }
+        // A place for filters does nothing to packets; that all in it are gone is news.
+        NEW_QDISC => discipline(message).is_none_or(|discipline| discipline.filters().is_none()),
+        DELETED_QDISC => true,
+        _ => false,
+    })
+}
+
+fn discipline(message: &[u8]) -> Option<TcDiscipline> {
+    const KIND: u16 = 1;
+    if !matches!(number(message)?, NEW_QDISC | DELETED_QDISC) {
+        return None;
+    }
+    let mut attributes = attributes(message.get(HEADER + TCMSG..)?);
+    let kind = attributes.find_map(|(kind, value)| (kind == KIND).then(|| text(value)))?;
+    Some(TcDiscipline { ifindex: word(message, 4)?, kind })
 }
 
 fn read(message: &[u8]) -> Option<RouteNetlinkMessage> {
@@ -319,7 +390,7 @@ fn qdisc(message: RouteNetlinkMessage) -> Option<(u32, TcQdisc)> {
     let RouteNetlinkMessage::NewQueueDiscipline(message) = message else { return None };
     let kind = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Kind(kind) if kind == CLSACT => Some(TcQdisc::Clsact),
-        TcAttribute::Kind(kind) if kind == "ingress" => Some(TcQdisc::Ingress),
+        TcAttribute::Kind(kind) if kind == INGRESS => Some(TcQdisc::Ingress),
         _ => None,
     })?;
     Some((message.header.index.cast_unsigned(), kind))

@@ -22,6 +22,7 @@ use crate::{
 mod change;
 mod delta;
 mod exempt;
+mod hooks;
 mod inherited;
 mod ipsec;
 mod patch;
@@ -37,6 +38,7 @@ pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
+pub use hooks::{Foreign, ForeignHook, HookPlace, Hooked, HookedInterface, LeftToKernel, Stretch};
 pub use inherited::inherited;
 pub use ipsec::IpsecPolicy;
 pub use patch::Patch;
@@ -198,6 +200,8 @@ pub struct Inputs<'a> {
     pub policies: &'a [IpsecPolicy],
     /// Indices of the VXLAN devices that exist.
     pub overlays: &'a BTreeMap<Family, u32>,
+    /// What of others' the fast path may pass by.
+    pub foreign: &'a Foreign,
 }
 
 /// What [`plan`] concludes.
@@ -211,6 +215,8 @@ pub struct Plan {
     pub skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     /// The peers whose packets the programs leave to the kernel, and why, by pod subnet.
     pub on_kernel: BTreeMap<IpNetwork, NoHop>,
+    /// What the programs leave to the kernel for others' hooks.
+    pub hooked: LeftToKernel,
 }
 
 impl Plan {
@@ -236,7 +242,8 @@ impl Plan {
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let local = inputs.local;
     let (peers, skipped) = peers(local, inputs.leases, inputs.next_hops);
-    let (bpf, on_kernel) = programs::plan(inputs, &peers);
+    let hooked = hooks::left_to_kernel(inputs);
+    let (bpf, on_kernel) = programs::plan(inputs, &peers, &hooked);
     let mut state = State { bpf, ..State::default() };
     for (family, stack) in &local.stacks {
         if let Some(device) = &stack.device {
@@ -263,5 +270,5 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             }
         }
     }
-    Plan { state, peers, skipped, on_kernel }
+    Plan { state, peers, skipped, on_kernel, hooked }
 }

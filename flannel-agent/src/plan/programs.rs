@@ -7,13 +7,14 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{FastPath, PREFIX_LENGTHS, PeerKind},
+    layout::{FastPath, PREFIX_LENGTHS, PeerKind, UnknownVtep},
     path::Hook,
 };
 use ipnetwork::IpNetwork;
 
 use super::{
-    Backend, BpfState, Inputs, IpsecPolicy, Local, LocalStack, NextHop, NextHops, NoHop, Peer, Way, v4, v6,
+    Backend, BpfState, Inputs, IpsecPolicy, LeftToKernel, Local, LocalStack, NextHop, NextHops, NoHop, Peer,
+    Stretch, Way, hooks, v4, v6,
 };
 use crate::{family::Family, mac::Mac};
 
@@ -37,7 +38,10 @@ pub(super) struct Reach {
 pub(super) fn plan(
     inputs: &Inputs<'_>,
     peers: &BTreeMap<IpNetwork, Peer>,
+    left: &LeftToKernel,
 ) -> (BpfState, BTreeMap<IpNetwork, NoHop>) {
+    let served = hooks::served(inputs, left);
+    let inputs = &Inputs { pods: &served, ..inputs.clone() };
     let (local, pods) = (inputs.local, inputs.pods);
     let (mut bpf, mut on_kernel) = (BpfState::default(), BTreeMap::new());
     let mut exits = BTreeSet::from([local.underlay_ifindex]);
@@ -56,9 +60,19 @@ pub(super) fn plan(
     }
     // There is VXLAN to look at only with a device for it.
     let xdp = local.xdp.hook.filter(|_| local.devices().next().is_some());
+    let xdp = match xdp {
+        Some(_) if left.contains_key(&(local.underlay_ifindex, Stretch::EarlyPop)) => {
+            // What is left to do, generic XDP does as well.
+            Some(Hook::XdpGeneric).filter(|_| local.xdp.unknown_vtep != UnknownVtep::Off)
+        }
+        xdp => xdp,
+    };
     bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
     for (family, _) in local.devices() {
         let Some(overlay) = inputs.overlays.get(&family) else { continue };
+        if left.contains_key(&(*overlay, Stretch::Overlay(family))) {
+            continue;
+        }
         bpf.hooks.insert((*overlay, Hook::ToOverlay));
         if local.fast_path.finds_pods() {
             bpf.hooks.insert((*overlay, Hook::FromOverlay));
@@ -67,12 +81,16 @@ pub(super) fn plan(
     // Where pods' packets all go through the host's stack, the program only marks them.
     bpf.hooks.extend(pods.links.iter().map(|&link| (link, Hook::FromPod)));
     if local.fast_path == FastPath::Flow {
-        bpf.hooks.extend(pods.links.iter().map(|&link| (link, Hook::ToPod)));
+        // Of a pod that the kernel serves there is nothing to learn; of the others' hooks there, nothing is disturbed.
+        let served = pods.links.iter().filter(|link| hooks::serves_link(inputs, left, **link));
+        bpf.hooks.extend(served.map(|&link| (link, Hook::ToPod)));
     }
     // Whichever way packets leave, the kernel's own are looked at there.
     bpf.hooks.extend(exits.into_iter().map(|exit| (exit, Hook::ToUnderlay)));
     // Also where the kernel delivers all: errors about the tunnel come here.
-    bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
+    if !left.contains_key(&(local.underlay_ifindex, Stretch::Arrivals)) {
+        bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
+    }
     (bpf, on_kernel)
 }
 

@@ -20,6 +20,7 @@ use crate::{
 
 mod backends;
 mod families;
+mod hooks;
 mod inherited;
 mod patch;
 
@@ -183,6 +184,7 @@ fn plan_by(local: &Local, leases: &Leases, next_hops: &NextHops) -> Plan {
         next_hops,
         pods: &pods([11, 12]),
         overlays: &BTreeMap::from([(Family::V4, 5)]),
+        foreign: &Foreign::default(),
         exemptions: &Exemptions::default(),
     })
 }
@@ -280,6 +282,7 @@ fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {
             next_hops: &BTreeMap::new(),
             pods: &Pods::default(),
             overlays: &BTreeMap::new(),
+            foreign: &Foreign::default(),
             exemptions: &exemptions,
         });
         let exempt = plan.state.bpf.exempt.into_iter();
@@ -595,6 +598,7 @@ prop_compose! {
             next_hops: &next_hops,
             pods: &pods(pod_links),
             overlays: &overlays,
+            foreign: &Foreign::default(),
             exemptions: &Exemptions { prefixes, nodes },
         })
     }

@@ -9,13 +9,14 @@ use std::{
 
 use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
-use tokio::time::sleep;
+use tokio::{select, time::sleep};
 use tracing::warn;
 
+use super::foreign::Look;
 use crate::{
     family::Family,
     netlink::{Changed, Echoes, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError},
-    plan::{Change, IpsecPolicy, Local, NextHops, NoHop, Pods},
+    plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -39,6 +40,8 @@ pub struct Surroundings {
     /// The families of which our address is gone from the external interface. The kernel then names no next hop for
     /// packets from it.
     pub adrift: BTreeSet<Family>,
+    /// What others have set up at the interfaces that packets between pods meet.
+    pub foreign: Foreign,
 }
 
 /// The node around the dataplane.
@@ -76,6 +79,7 @@ pub struct KernelHost {
     monitor: Monitor,
     policies: IpsecPolicies,
     overlays: BTreeSet<u32>,
+    look: Look,
 }
 
 impl KernelHost {
@@ -87,18 +91,22 @@ impl KernelHost {
             monitor: Monitor::open()?,
             policies: IpsecPolicies::default(),
             overlays: BTreeSet::new(),
+            look: Look::open()?,
         })
     }
 }
 
 impl Host for KernelHost {
     async fn changed(&mut self) -> Changed {
-        let changed = tokio::select! {
-            changed = self.monitor.changed(&self.overlays) => changed,
+        let heard = select! {
+            heard = self.monitor.changed(&self.overlays) => heard,
+            heard = self.look.chains_changed() => {
+                heard.map(|()| Changed { hooks: true, ..Changed::default() })
+            }
             // Whichever way packets have to take is looked at again.
-            changed = self.policies.changed() => changed.map(|()| Changed { routes: true, ..Changed::default() }),
+            heard = self.policies.changed() => heard.map(|()| Changed { routes: true, ..Changed::default() }),
         };
-        match changed {
+        match heard {
             Ok(changed) => changed,
             Err(error) => {
                 warn!(%error, "cannot listen to the kernel; trying again");
@@ -141,6 +149,10 @@ impl Host for KernelHost {
             }
             FastPath::Off => Pods::default(),
         };
+        let foreign = match local.fast_path {
+            FastPath::Off => Foreign::default(),
+            _ => self.look.around(local, &links, &self.overlays, &pods)?,
+        };
         let external = local.underlay_ifindex;
         let underlay = links
             .iter()
@@ -162,7 +174,7 @@ impl Host for KernelHost {
         };
         policies.sort_unstable();
         policies.dedup();
-        Ok(Surroundings { pods, policies, overlays, underlay, adrift })
+        Ok(Surroundings { pods, policies, overlays, underlay, adrift, foreign })
     }
 
     async fn next_hops(

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::{
     family::Family,
     lease::LeaseSubnet,
-    plan::{Change, NoHop, Patch, Peer, Plan, Pods, Skip, Way},
+    plan::{Change, LeftToKernel, NoHop, Patch, Peer, Plan, Pods, Skip, Way},
 };
 
 /// So many lines of one kind are written per pass; of more, only their number.
@@ -27,6 +27,7 @@ pub(super) struct Journal {
     moves: usize,
     /// Their number, where it was told of late.
     told: Option<usize>,
+    hooked: LeftToKernel,
     read_error: Option<String>,
     changes: usize,
     repairs: Vec<String>,
@@ -234,6 +235,41 @@ impl Journal {
             );
         }
         self.on_kernel.clone_from(now);
+    }
+
+    /// What is left to the kernel's path now for others' hooks.
+    pub(super) fn hooked(&mut self, now: &LeftToKernel) {
+        let mut written = 0;
+        for (key @ (_, stretch), hooked) in now {
+            if self.hooked.contains_key(key) {
+                continue;
+            }
+            written += 1;
+            match written {
+                ..=LINES => info!(
+                    interface = %hooked.interface, hook = %hooked.hook,
+                    "the kernel moves {stretch}, not the programs: they would pass this hook by"
+                ),
+                _ => debug!(interface = %hooked.interface, hook = %hooked.hook, "the kernel moves {stretch}"),
+            }
+        }
+        for (key @ (_, stretch), hooked) in &self.hooked {
+            if now.contains_key(key) {
+                continue;
+            }
+            written += 1;
+            match written {
+                ..=LINES => info!(
+                    interface = %hooked.interface, hook = %hooked.hook,
+                    "the hook is gone: no reason any more to leave {stretch} to the kernel"
+                ),
+                _ => debug!(interface = %hooked.interface, hook = %hooked.hook, "the hook is gone"),
+            }
+        }
+        if written > LINES {
+            info!(left = now.len(), "hooks of others came or went at more interfaces than are listed");
+        }
+        self.hooked.clone_from(now);
     }
 }
 

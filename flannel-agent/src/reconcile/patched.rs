@@ -66,6 +66,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             pods: &self.surroundings.pods,
             policies: &self.surroundings.policies,
             overlays: &self.surroundings.overlays,
+            foreign: &self.foreign,
         };
         let Some(patch) = Patch::of(&self.plan, &inputs, subnet, before) else { return false };
         self.apply(&patch.changes(), |_| false).await;

@@ -22,7 +22,7 @@ use crate::{
     family::Family,
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, BpfState, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
+    plan::{Backend, BpfState, Foreign, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
 };
 
 mod direct;
@@ -39,6 +39,7 @@ struct World {
     pods: Pods,
     underlay: BTreeSet<(u32, u32, bool)>,
     adrift: bool,
+    foreign: Foreign,
     surveys: u32,
     /// How long each takes.
     survey: Duration,
@@ -82,6 +83,7 @@ impl Host for Node {
             overlays: world.datapath.state.devices.keys().map(|family| (*family, OVERLAY)).collect(),
             underlay: world.underlay.clone(),
             adrift: world.adrift.then_some(Family::V4).into_iter().collect(),
+            foreign: world.foreign.clone(),
         })
     }
 
@@ -253,13 +255,14 @@ fn desired_as(
         next_hops: &next_hops,
         pods: &Pods::default(),
         overlays: &BTreeMap::from([(Family::V4, OVERLAY)]),
+        foreign: &Foreign::default(),
         exemptions: &Exemptions::default(),
     };
     plan(&inputs).state
 }
 
 const OVERLAY_CHANGED: Changed =
-    Changed { overlay: true, links: false, addresses: false, routes: false, overrun: false };
+    Changed { overlay: true, links: false, addresses: false, routes: false, hooks: false, overrun: false };
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_touched_before_the_first_snapshot() {

@@ -202,6 +202,14 @@ fn describe(summary: &Summary, server: &str, trouble: Option<&str>) -> String {
     if summary.skipped > 0 {
         parts.push(format!("leases that cannot be followed, see the log: {}", summary.skipped));
     }
+    if let Some((count, first)) = &summary.hooked {
+        parts.push(format!(
+            "left to the kernel's path for others' hooks: {count} ({} on {}{})",
+            first.hook,
+            first.interface,
+            if *count > 1 { ", ..." } else { "" }
+        ));
+    }
     if let Some(trouble) = trouble {
         parts.push(format!("forwarding goes on without {server}: {trouble}"));
     }
@@ -211,6 +219,7 @@ fn describe(summary: &Summary, server: &str, trouble: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{ForeignHook, HookPlace, Hooked};
 
     #[test]
     fn status_lines() {
@@ -223,6 +232,19 @@ mod tests {
             "peers reached: 3; changes that failed and will be tried again: 2; no route; leases that cannot be followed, \
              see the log: 1; forwarding goes on without etcd: refused"
         );
+    }
+
+    #[test]
+    fn what_is_left_to_the_kernel_is_said() {
+        let hook = ForeignHook::new(HookPlace::Egress, "qdisc tbf");
+        let hooked = Hooked { interface: "veth1".to_owned(), hook };
+        let summary =
+            |count| Summary { synced: true, hooked: Some((count, hooked.clone())), ..Summary::default() };
+        assert_eq!(
+            describe(&summary(2), "etcd", None),
+            "peers reached: 0; left to the kernel's path for others' hooks: 2 (qdisc tbf at egress on veth1, ...)"
+        );
+        assert!(describe(&summary(1), "etcd", None).ends_with("on veth1)"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use flannel_tests::{
 
 mod endings;
 mod gaps;
+mod hooks;
 mod kube_proxy;
 mod learning;
 mod pods;

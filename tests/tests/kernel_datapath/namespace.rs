@@ -16,7 +16,7 @@ use flannel_agent::{
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     mac::Mac,
     netlink::Netlink,
-    plan::{Backend, Exemptions, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan},
+    plan::{Backend, Exemptions, Foreign, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan},
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -173,6 +173,7 @@ pub(crate) fn planned_as(local: &Local, leases: &Leases) -> Plan {
         next_hops: &BTreeMap::new(),
         pods: &Pods::default(),
         overlays: &BTreeMap::new(),
+        foreign: &Foreign::default(),
         exemptions: &Exemptions::default(),
     })
 }

@@ -231,6 +231,19 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
             let changed = monitor.changed(&BTreeSet::from([overlay])).await.unwrap();
             assert_eq!(changed, expected, "{command}");
         }
+        let hooks = Changed { hooks: true, ..none };
+        // A place for filters is nothing yet, and filters of our priority are ours.
+        run("tc", "qdisc add dev eth0 clsact");
+        run("tc", "filter add dev eth0 ingress prio 8472 protocol all u32 match u32 0 0 classid 1:1");
+        for command in [
+            "qdisc add dev eth0 root pfifo",
+            "qdisc del dev eth0 root",
+            "filter add dev eth0 ingress prio 8473 protocol all u32 match u32 0 0 classid 1:1",
+            "qdisc del dev eth0 clsact",
+        ] {
+            run("tc", command);
+            assert_eq!(monitor.changed(&BTreeSet::from([overlay])).await.unwrap(), hooks, "{command}");
+        }
         run("bridge", "fdb add 0e:00:00:00:00:03 dev flannel.1 dst 198.18.0.3 self permanent");
         assert_eq!(monitor.changed(&BTreeSet::from([overlay])).await.unwrap(), on_overlay);
         ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:0a nud permanent dev eth0");

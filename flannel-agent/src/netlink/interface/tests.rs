@@ -21,6 +21,9 @@ fn host() -> HostInterfaces {
         up: true,
         master: None,
         peer: None,
+        xdp: false,
+        closed_port: false,
+        vlan_filtering: false,
     };
     HostInterfaces {
         links: vec![

@@ -190,6 +190,7 @@ fn the_fast_path_of_ipv6_has_maps_of_its_own() {
             next_hops: &BTreeMap::from([(ip("2001:db8::2"), Ok(hop))]),
             pods: &Pods { links: BTreeSet::from([11]), places, ..Pods::default() },
             overlays: &BTreeMap::from([(Family::V4, 5), (Family::V6, 6)]),
+            foreign: &Foreign::default(),
             exemptions: &Exemptions::default(),
         })
         .state

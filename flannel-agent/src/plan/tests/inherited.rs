@@ -38,6 +38,7 @@ fn what_is_in_the_kernel_stands_for_the_same_peers() {
         let plan_of = |leases: &Leases| {
             plan(&Inputs {
                 policies: &[],
+                foreign: &Foreign::default(),
                 local: &local,
                 leases,
                 next_hops: &hops,
@@ -62,6 +63,7 @@ fn what_does_not_fit_together_stands_for_nobody() {
     let local = local(FastPath::Off);
     let whole = plan(&Inputs {
         policies: &[],
+        foreign: &Foreign::default(),
         local: &local,
         leases: &leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]),
         next_hops: &NextHops::new(),

@@ -11,7 +11,8 @@ fn inputs<'a>(
     pods: &'a Pods,
 ) -> Inputs<'a> {
     const OVERLAYS: &BTreeMap<Family, u32> = &BTreeMap::new();
-    Inputs { local, leases, next_hops, pods, exemptions, policies: &[], overlays: OVERLAYS }
+    const FOREIGN: &Foreign = &Foreign(BTreeMap::new());
+    Inputs { local, leases, next_hops, pods, exemptions, policies: &[], overlays: OVERLAYS, foreign: FOREIGN }
 }
 
 /// Few of everything, so that leases get in each other's way.

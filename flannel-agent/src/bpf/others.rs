@@ -1,0 +1,79 @@
+//! Programs of others at the tcx hooks of an interface, beside ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use flannel_common::path::Hook;
+use nix::{errno::Errno, net::if_::if_indextoname};
+
+use super::{Programs, query};
+use crate::{
+    netlink::TcSide,
+    plan::{ForeignHook, HookPlace},
+};
+
+impl Programs {
+    /// Those at `interfaces`, by interface. What they do at ingress, they do before ours: see [`Programs::attached`].
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn others(
+        &mut self,
+        interfaces: &BTreeSet<u32>,
+    ) -> Result<BTreeMap<u32, BTreeSet<ForeignHook>>, Errno> {
+        let ours = self.ids();
+        let mut found = BTreeMap::<u32, BTreeSet<ForeignHook>>::new();
+        for &ifindex in interfaces {
+            for (side, place) in [(TcSide::Ingress, HookPlace::Ahead), (TcSide::Egress, HookPlace::Egress)] {
+                let programs = query::programs(ifindex, side)?;
+                for (id, name) in strangers(ifindex, side, &programs, &ours) {
+                    let what = format!("tcx program {name} (id {id})");
+                    found.entry(ifindex).or_default().insert(ForeignHook::new(place, what));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether packets that an interface receives meet our program `id` before one of somebody else's, which they
+    /// would never meet where ours redirects them.
+    pub(super) fn is_overtaking(&mut self, ifindex: u32, id: u32) -> bool {
+        // Who may not ask finds out when `others` does.
+        let Ok(programs) = query::programs(ifindex, TcSide::Ingress) else { return false };
+        let behind = programs.iter().skip_while(|other| **other != id).skip(1).copied().collect::<Vec<_>>();
+        !behind.is_empty() && !strangers(ifindex, TcSide::Ingress, &behind, &self.ids()).is_empty()
+    }
+
+    /// The kernel's ids of our programs of tc.
+    fn ids(&mut self) -> BTreeSet<u32> {
+        Hook::ALL.into_iter().filter(|hook| !hook.is_xdp()).filter_map(|hook| self.id(hook)).collect()
+    }
+}
+
+/// Those of `programs`, which are at one side of an interface, that are neither `ours` nor another daemon's of our kind,
+/// for another network: id and name.
+fn strangers(ifindex: u32, side: TcSide, programs: &[u32], ours: &BTreeSet<u32>) -> Vec<(u32, String)> {
+    let others: Vec<u32> = programs.iter().copied().filter(|id| !ours.contains(id)).collect();
+    if others.is_empty() {
+        return Vec::new();
+    }
+    let names = names(ifindex, side);
+    let is_of_our_kind = |name: &String| Hook::ALL.into_iter().any(|hook| hook.program() == name);
+    let others = others.into_iter().map(|id| (id, names.get(&id).cloned().unwrap_or_default()));
+    others.filter(|(_, name)| !is_of_our_kind(name)).collect()
+}
+
+/// The names of the programs at one side of an interface, by id; none without CAP_SYS_ADMIN.
+fn names(ifindex: u32, side: TcSide) -> BTreeMap<u32, String> {
+    let side = match side {
+        TcSide::Ingress => TcAttachType::Ingress,
+        TcSide::Egress => TcAttachType::Egress,
+    };
+    let Ok(interface) = if_indextoname(ifindex) else { return BTreeMap::new() };
+    let programs = SchedClassifier::query_tcx(&interface.to_string_lossy(), side);
+    let programs = programs.map(|(_, programs)| programs).unwrap_or_default();
+    programs
+        .iter()
+        .map(|program| (program.id(), program.name_as_str().unwrap_or_default().to_owned()))
+        .collect()
+}

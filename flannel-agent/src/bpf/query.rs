@@ -1,0 +1,65 @@
+//! Which programs an interface runs at its tcx hooks (Linux 6.6), in their order: BPF_PROG_QUERY.
+//!
+//! The kernel tells the numbers of programs to whoever has CAP_NET_ADMIN, and opens them, which their names take, only
+//! for CAP_SYS_ADMIN; aya asks for both at once.
+#![expect(unsafe_code, reason = "bpf(2) is asked for what aya asks otherwise; its attributes are pointers")]
+
+use nix::{errno::Errno, libc};
+
+use crate::netlink::TcSide;
+
+/// Number of the command, and of the places asked about (include/uapi/linux/bpf.h, `enum bpf_cmd`,
+/// `enum bpf_attach_type`).
+const PROG_QUERY: libc::c_long = 16;
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+/// So many programs may be at one hook (include/linux/bpf_mprog.h, BPF_MPROG_MAX).
+const MOST: usize = 64;
+
+/// The `query` part of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    /// Room on the way in, programs on the way out.
+    count: u32,
+    reserved: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+const _: () = assert!(size_of::<Attributes>() == 64);
+
+/// The numbers of the programs at one side of an interface, in the order in which packets meet them; none where there is
+/// no such interface, or the kernel has no tcx.
+///
+/// # Errors
+/// The kernel's answer: `EPERM` without CAP_NET_ADMIN.
+pub(super) fn programs(ifindex: u32, side: TcSide) -> Result<Vec<u32>, Errno> {
+    let mut ids = [0u32; MOST];
+    let mut attributes = Attributes {
+        target_ifindex: ifindex,
+        attach_type: match side {
+            TcSide::Ingress => TCX_INGRESS,
+            TcSide::Egress => TCX_EGRESS,
+        },
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        ..Attributes::default()
+    };
+    // SAFETY: the attributes are as long as is said, and `ids` has room for `count` numbers and outlives the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, PROG_QUERY, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
+    };
+    match Errno::result(result) {
+        Ok(_) => Ok(ids[..(attributes.count as usize).min(MOST)].to_vec()),
+        Err(Errno::EINVAL | Errno::ENOENT | Errno::ENODEV) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}

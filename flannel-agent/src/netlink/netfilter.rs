@@ -1,0 +1,283 @@
+//! Chains of nftables that belong to an interface or to bridges, and the kernel's notices that they have changed.
+//!
+//! Blocking, as [`TrafficControl`](super::TrafficControl): the kernel answers before it returns from the request.
+
+use std::{collections::BTreeSet, io, time::Duration};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_sys::{
+    AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
+};
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::TimeVal,
+    },
+};
+
+use super::{
+    NetlinkError,
+    connection::frames,
+    error::errno,
+    raw::{HEADER, attributes, number, text},
+};
+
+/// Subsystem of nftables, in the upper byte of a message's type (include/uapi/linux/netfilter/nfnetlink.h).
+const NFTABLES: u16 = 10 << 8;
+/// Kinds of its messages (include/uapi/linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`).
+const NEW_CHAIN: u16 = NFTABLES | 3;
+const GET_CHAIN: u16 = NFTABLES | 4;
+/// Kinds of every message.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// Bit of the multicast group NFNLGRP_NFTABLES, number 7.
+const GROUP: u32 = 1 << 6;
+/// Length of `struct nfgenmsg`, bytes.
+const GENERIC: usize = 4;
+/// Families of tables (include/uapi/linux/netfilter.h, NFPROTO_*).
+const INET: u8 = 1;
+const NETDEV: u8 = 5;
+const BRIDGE: u8 = 7;
+/// Verdict of a policy that lets everything pass.
+const ACCEPT: u32 = 1;
+/// NF_NETDEV_EGRESS; the other hook of an interface, and that of inet tables, is at ingress.
+const NETDEV_EGRESS: u32 = 1;
+
+/// Room for one datagram, bytes. Dumps come in pieces of at most 32 KiB.
+const DATAGRAM: usize = 64 << 10;
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a dump is repeated that changes interrupted; of a further one there is notice.
+const DUMP_TRIES: usize = 5;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
+/// A chain that packets of some interfaces meet, and that may do something to them: it has rules, or its policy is
+/// not to accept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chain {
+    /// Family, table and name, as `nft list chain` takes them.
+    pub name: String,
+    /// Whether it sees what the interfaces send, and not what they receive.
+    pub egress: bool,
+    /// The interfaces; of a name that ends in an asterisk, all that begin so.
+    pub devices: BTreeSet<String>,
+}
+
+impl Chain {
+    /// Whether packets of this interface meet it.
+    pub fn is_of(&self, interface: &str) -> bool {
+        self.devices.iter().any(|device| match device.strip_suffix('*') {
+            Some(beginning) => interface.starts_with(beginning),
+            None => device == interface,
+        })
+    }
+}
+
+/// The chains of a network namespace besides those of IP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chains {
+    /// Those of interfaces.
+    pub devices: BTreeSet<Chain>,
+    /// Those of bridges, by name as [`Chain::name`].
+    pub bridges: BTreeSet<String>,
+}
+
+/// Reads chains, and hears of their changes, in the network namespace of the thread that opened it.
+pub struct Netfilter {
+    socket: Socket,
+    sequence: u32,
+    notices: Option<TokioSocket>,
+    datagram: Vec<u8>,
+}
+
+impl Netfilter {
+    /// Opens a connection, and listens. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket; not where it only gives no notices, for want of CAP_NET_ADMIN or of nftables.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let refused = |error: io::Error| NetlinkError::Open(errno(&error));
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(refused)?;
+        let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(NetlinkError::Open)?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(refused)?;
+        let mut notices = TokioSocket::new(NETLINK_NETFILTER).map_err(refused)?;
+        let listens = notices.socket_mut().bind(&SocketAddr::new(0, GROUP)).is_ok();
+        Ok(Self { socket, sequence: 0, notices: Some(notices).filter(|_| listens), datagram: Vec::new() })
+    }
+
+    /// The chains there are now.
+    ///
+    /// # Errors
+    /// When the kernel refuses. That it has no nftables is no error.
+    pub fn chains(&mut self) -> Result<Chains, NetlinkError> {
+        let mut chains = Chains::default();
+        for family in [NETDEV, INET, BRIDGE] {
+            for message in self.dump(family)? {
+                add(&mut chains, family, &message);
+            }
+        }
+        Ok(chains)
+    }
+
+    fn dump(&mut self, family: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let mut last = Vec::new();
+        for _ in 0..DUMP_TRIES {
+            let (messages, consistent) = self.dump_once(family)?;
+            last = messages;
+            if consistent {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
+    /// The chains of a family, and whether none changed meanwhile.
+    fn dump_once(&mut self, family: u8) -> Result<(Vec<Vec<u8>>, bool), NetlinkError> {
+        let failed = |error: io::Error| match errno(&error) {
+            Errno::EAGAIN => NetlinkError::Silent(PATIENCE),
+            errno => NetlinkError::Socket(errno),
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        request.extend(((HEADER + GENERIC) as u32).to_ne_bytes());
+        request.extend(GET_CHAIN.to_ne_bytes());
+        request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+        request.extend(self.sequence.to_ne_bytes());
+        request.extend([0; 4]);
+        request.extend([family, 0, 0, 0]);
+        self.socket.send_to(&request, &SocketAddr::new(0, 0), 0).map_err(failed)?;
+        let (mut messages, mut consistent) = (Vec::new(), true);
+        loop {
+            let mut datagram = Vec::with_capacity(DATAGRAM);
+            self.socket.recv(&mut datagram, 0).map_err(failed)?;
+            for frame in frames(&datagram) {
+                let message = &datagram[frame];
+                let sequence =
+                    message.get(8..12).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+                if sequence != Some(self.sequence) {
+                    continue;
+                }
+                let flags =
+                    message.get(6..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_ne_bytes);
+                consistent &= flags & NLM_F_DUMP_INTR == 0;
+                match number(message) {
+                    Some(NEW_CHAIN) => messages.push(message.to_vec()),
+                    Some(DONE) => return Ok((messages, consistent)),
+                    Some(ERROR) => {
+                        let code = message.get(HEADER..HEADER + 4).and_then(|bytes| bytes.try_into().ok());
+                        return match Errno::from_raw(-code.map_or(0, i32::from_ne_bytes)) {
+                            // There is no nftables, or not this family of it.
+                            Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::ENOENT => {
+                                Ok((Vec::new(), true))
+                            }
+                            errno => Err(NetlinkError::Socket(errno)),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Waits until something may have changed among the chains of [`Netfilter::chains`] since the last call; for ever
+    /// where there are no notices. Cancel safe.
+    ///
+    /// # Errors
+    /// The socket failed. The next call waits for ever.
+    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+        let Some(socket) = &mut self.notices else { return std::future::pending().await };
+        loop {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            match socket.recv(&mut self.datagram).await {
+                Ok(()) if !matters(&self.datagram) => {}
+                Ok(()) => break,
+                // More than there was room for: anything may have changed.
+                Err(error) if errno(&error) == Errno::ENOBUFS => break,
+                Err(error) => {
+                    self.notices = None;
+                    return Err(NetlinkError::Socket(errno(&error)));
+                }
+            }
+        }
+        // What else has come by now is the same news; an error is for the next call to meet.
+        loop {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            if socket.socket_ref().recv(&mut self.datagram, 0).is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether a notice is of a family of which chains are looked at. kube-proxy and the like write those of IP, all the
+/// time.
+fn matters(datagram: &[u8]) -> bool {
+    frames(datagram).any(|frame| matches!(datagram[frame].get(HEADER), Some(&(INET | NETDEV | BRIDGE))))
+}
+
+/// Adds the chain of `family` that `message` tells of, if packets meet it.
+fn add(chains: &mut Chains, family: u8, message: &[u8]) {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const POLICY: u16 = 5;
+    const USE: u16 = 6;
+    let (mut table, mut name, mut hook, mut policy, mut rules) =
+        (String::new(), String::new(), None, ACCEPT, 1);
+    for (kind, value) in attributes(message.get(HEADER + GENERIC..).unwrap_or_default()) {
+        match kind {
+            TABLE => table = text(value),
+            NAME => name = text(value),
+            HOOK => hook = Some(value),
+            POLICY => policy = big_endian(value).unwrap_or(0),
+            USE => rules = big_endian(value).unwrap_or(1),
+            _ => {}
+        }
+    }
+    // Without a hook it is one that others jump to.
+    let Some(hook) = hook.filter(|_| rules > 0 || policy != ACCEPT) else { return };
+    let words = match family {
+        NETDEV => "netdev",
+        BRIDGE => "bridge",
+        _ => "inet",
+    };
+    let name = format!("{words} {table} {name}");
+    if family == BRIDGE {
+        chains.bridges.insert(name);
+        return;
+    }
+    let (number, devices) = of_hook(hook);
+    if !devices.is_empty() {
+        let egress = family == NETDEV && number == NETDEV_EGRESS;
+        chains.devices.insert(Chain { name, egress, devices });
+    }
+}
+
+/// The number of a hook, and its interfaces.
+fn of_hook(hook: &[u8]) -> (u32, BTreeSet<String>) {
+    const NUMBER: u16 = 1;
+    const DEVICE: u16 = 3;
+    const DEVICES: u16 = 4;
+    const DEVICE_PREFIX: u16 = 2;
+    let (mut hook_number, mut devices) = (0, BTreeSet::new());
+    for (kind, value) in attributes(hook) {
+        match kind {
+            NUMBER => hook_number = big_endian(value).unwrap_or(0),
+            DEVICE => drop(devices.insert(text(value))),
+            DEVICES => devices.extend(attributes(value).map(|(kind, value)| match kind {
+                DEVICE_PREFIX => format!("{}*", text(value)),
+                _ => text(value),
+            })),
+            _ => {}
+        }
+    }
+    (hook_number, devices)
+}
+
+fn big_endian(value: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?))
+}

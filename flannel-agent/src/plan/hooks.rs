@@ -1,0 +1,184 @@
+//! What of somebody else's packets on the fast path would pass by, and what is left to the kernel for it.
+//!
+//! A redirect ends a packet's way through an interface. Whoever has set up a limit, a filter or a mirror there counts
+//! on seeing the packets, as with stock flannel. So what belongs to one interface decides for that interface, or for
+//! the pods behind it; everything else goes on by the fast path.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use flannel_common::{layout::FastPath, path::Hook};
+
+use super::{Inputs, Pods};
+use crate::family::Family;
+
+/// Where at an interface packets meet a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HookPlace {
+    /// On what it receives, before our program's place.
+    Ahead,
+    /// On what it receives, behind our program's place.
+    Ingress,
+    /// On what it sends.
+    Egress,
+    /// In the bridge that it is, or is a port of.
+    Bridge,
+}
+
+/// Something of somebody else's that packets meet at an interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignHook {
+    /// Where.
+    pub place: HookPlace,
+    /// What, in the words of the tool that shows it.
+    pub what: String,
+}
+
+impl ForeignHook {
+    /// `what` at `place`.
+    pub fn new(place: HookPlace, what: impl Into<String>) -> Self {
+        Self { place, what: what.into() }
+    }
+}
+
+impl fmt::Display for ForeignHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        match self.place {
+            HookPlace::Ahead | HookPlace::Ingress => f.write_str(" at ingress"),
+            HookPlace::Egress => f.write_str(" at egress"),
+            HookPlace::Bridge => Ok(()),
+        }
+    }
+}
+
+/// An interface that packets between pods of different nodes meet on the kernel's path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HookedInterface {
+    /// Its name.
+    pub name: String,
+    /// The bridge it is a port of.
+    pub bridge: Option<u32>,
+    /// What others have there.
+    pub hooks: BTreeSet<ForeignHook>,
+}
+
+/// Every such interface, by its index: the external one, the VXLAN devices, the veths of pods and their bridges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Foreign(pub BTreeMap<u32, HookedInterface>);
+
+impl Foreign {
+    /// Also the hooks `more`, by interface.
+    #[must_use]
+    pub fn with(mut self, more: &BTreeMap<u32, BTreeSet<ForeignHook>>) -> Self {
+        for (index, hooks) in more {
+            if let Some(interface) = self.0.get_mut(index) {
+                interface.hooks.extend(hooks.iter().cloned());
+            }
+        }
+        self
+    }
+}
+
+/// What is left to the kernel's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stretch {
+    /// What comes from other nodes, by the external interface.
+    Arrivals,
+    /// Only the early pop of it, by XDP.
+    EarlyPop,
+    /// The whole of a family's traffic, for its VXLAN device.
+    Overlay(Family),
+    /// The pods on this bridge.
+    Bridge,
+    /// The pod behind this veth.
+    Pod,
+}
+
+/// As the log says it.
+impl fmt::Display for Stretch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arrivals => f.write_str("packets that arrive from other nodes"),
+            Self::EarlyPop => f.write_str("the removal of outer headers before tc"),
+            Self::Overlay(family) => write!(f, "pods' {family} packets"),
+            Self::Bridge => f.write_str("packets of the pods on this bridge"),
+            Self::Pod => f.write_str("packets of the pod behind this interface"),
+        }
+    }
+}
+
+/// Why a stretch is the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hooked {
+    /// Name of the interface.
+    pub interface: String,
+    /// One of the hooks there.
+    pub hook: ForeignHook,
+}
+
+/// The stretches that are left to the kernel, each by the interface it hangs on.
+pub type LeftToKernel = BTreeMap<(u32, Stretch), Hooked>;
+
+/// What the fast path of `inputs` would pass by.
+pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
+    let local = inputs.local;
+    let mut left = LeftToKernel::new();
+    let mut look = |index: u32, stretch: Stretch, counts: &dyn Fn(HookPlace) -> bool| {
+        let Some(interface) = inputs.foreign.0.get(&index) else { return };
+        if let Some(hook) = interface.hooks.iter().find(|hook| counts(hook.place)) {
+            let hooked = Hooked { interface: interface.name.clone(), hook: hook.clone() };
+            left.insert((index, stretch), hooked);
+        }
+    };
+    let past_the_stack = local.fast_path.finds_pods();
+    if local.fast_path != FastPath::Off {
+        for (family, overlay) in inputs.overlays {
+            // Netfilter and routing send packets there with fast path `overlay`, too, and take them from there.
+            let counts = |place| past_the_stack || place == HookPlace::Egress;
+            look(*overlay, Stretch::Overlay(*family), &counts);
+        }
+    }
+    if !past_the_stack {
+        return left;
+    }
+    look(local.underlay_ifindex, Stretch::Arrivals, &|place| place == HookPlace::Ingress);
+    if local.xdp.hook == Some(Hook::XdpUnderlay) {
+        // What is ahead of our program of tc would get packets without the headers it looks for.
+        let counts = |place| matches!(place, HookPlace::Ahead | HookPlace::Ingress);
+        look(local.underlay_ifindex, Stretch::EarlyPop, &counts);
+    }
+    for link in &inputs.pods.links {
+        look(*link, Stretch::Pod, &|place| place != HookPlace::Ahead);
+        if let Some(bridge) = inputs.foreign.0.get(link).and_then(|veth| veth.bridge) {
+            look(bridge, Stretch::Bridge, &|_| true);
+        }
+    }
+    left
+}
+
+/// Those of the pods of `inputs` that the fast path may serve: all links, but only the places of these.
+pub(super) fn served(inputs: &Inputs<'_>, left: &LeftToKernel) -> Pods {
+    let mut pods = inputs.pods.clone();
+    if !left.is_empty() {
+        pods.places.retain(|address, place| {
+            serves_link(inputs, left, place.ifindex) && {
+                let family = Family::of(*address);
+                !inputs
+                    .overlays
+                    .get(&family)
+                    .is_some_and(|overlay| left.contains_key(&(*overlay, Stretch::Overlay(family))))
+            }
+        });
+    }
+    pods
+}
+
+/// Whether the fast path may serve the pod behind veth `link`.
+pub(super) fn serves_link(inputs: &Inputs<'_>, left: &LeftToKernel, link: u32) -> bool {
+    let bridge = inputs.foreign.0.get(&link).and_then(|veth| veth.bridge);
+    !left.contains_key(&(link, Stretch::Pod))
+        && !bridge.is_some_and(|bridge| left.contains_key(&(bridge, Stretch::Bridge)))
+}

@@ -1,0 +1,123 @@
+//! What others have set up at the interfaces that packets between pods meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    bpf,
+    netlink::{Chains, Link, Netfilter, NetlinkError, TcSide, TrafficControl},
+    plan::{Foreign, ForeignHook, HookPlace, HookedInterface, Local, Pods},
+};
+
+/// Looks at queueing disciplines, filters, chains of nftables, XDP and bridges.
+pub(super) struct Look {
+    tc: TrafficControl,
+    pub(super) netfilter: Netfilter,
+    /// The chains that were found the last time.
+    chains: Chains,
+}
+
+impl Look {
+    /// Opens the connections to the kernel.
+    pub(super) fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { tc: TrafficControl::open()?, netfilter: Netfilter::open()?, chains: Chains::default() })
+    }
+
+    /// Waits until a chain of an interface or of bridges comes or goes. Cancel safe.
+    pub(super) async fn chains_changed(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            self.netfilter.changed().await?;
+            // Rules come and go in chains that are none of these, too.
+            if self.netfilter.chains()? != self.chains {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is there now. `links` are all interfaces; `overlays`, `pods` are those of ours.
+    pub(super) fn around(
+        &mut self,
+        local: &Local,
+        links: &[Link],
+        overlays: &BTreeSet<u32>,
+        pods: &Pods,
+    ) -> Result<Foreign, NetlinkError> {
+        let masters: BTreeSet<u32> = links
+            .iter()
+            .filter(|link| pods.links.contains(&link.index))
+            .filter_map(|link| link.master)
+            .collect();
+        let is_met = |index: u32| {
+            index == local.underlay_ifindex
+                || overlays.contains(&index)
+                || pods.links.contains(&index)
+                || masters.contains(&index)
+        };
+        self.chains = self.netfilter.chains()?;
+        let mut found: BTreeMap<u32, HookedInterface> = links
+            .iter()
+            .filter(|link| is_met(link.index))
+            .map(|link| {
+                let is_pod = pods.links.contains(&link.index);
+                let hooks =
+                    of_link(link, is_pod, link.index == local.underlay_ifindex)
+                        .into_iter()
+                        .chain(of_chains(&self.chains, &link.name))
+                        .chain(self.chains.bridges.iter().filter(|_| masters.contains(&link.index)).map(
+                            |chain| ForeignHook::new(HookPlace::Bridge, format!("nftables chain {chain}")),
+                        ));
+                let bridge = link.master.filter(|_| is_pod);
+                (link.index, HookedInterface { name: link.name.clone(), bridge, hooks: hooks.collect() })
+            })
+            .collect();
+        for discipline in self.tc.disciplines()? {
+            let Some(interface) = found.get_mut(&discipline.ifindex) else { continue };
+            let Some(qdisc) = discipline.filters() else {
+                if !discipline.is_without_effect() {
+                    let what = format!("qdisc {}", discipline.kind);
+                    interface.hooks.insert(ForeignHook::new(HookPlace::Egress, what));
+                }
+                continue;
+            };
+            for &side in bpf::sides(&qdisc) {
+                let filters = match self.tc.filters(discipline.ifindex, side) {
+                    Ok(filters) => filters,
+                    // It went away meanwhile, of which there is notice.
+                    Err(_) => continue,
+                };
+                interface.hooks.extend(filters.iter().filter_map(|filter| of_filter(filter, side)));
+            }
+        }
+        Ok(Foreign(found))
+    }
+}
+
+fn of_filter(filter: &crate::netlink::TcFilter, side: TcSide) -> Option<ForeignHook> {
+    let place = bpf::foreign(filter, side)?;
+    let what = match &filter.program {
+        Some(program) => format!("tc filter {} of priority {}", program.name, filter.priority),
+        None => format!("tc filter of priority {}", filter.priority),
+    };
+    Some(ForeignHook::new(place, what))
+}
+
+fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook> {
+    let mut hooks = BTreeSet::new();
+    // At the veth of a pod and at the external interface it comes before our programs.
+    if link.xdp && !is_pod && !is_external {
+        hooks.insert(ForeignHook::new(HookPlace::Ingress, "XDP"));
+    }
+    if link.closed_port && is_pod {
+        hooks.insert(ForeignHook::new(HookPlace::Bridge, "a bridge port that is locked or not forwarding"));
+    }
+    if link.vlan_filtering {
+        hooks.insert(ForeignHook::new(HookPlace::Bridge, "VLAN filtering"));
+    }
+    hooks
+}
+
+fn of_chains<'a>(chains: &'a Chains, name: &'a str) -> impl Iterator<Item = ForeignHook> + 'a {
+    chains.devices.iter().filter(move |chain| chain.is_of(name)).map(|chain| {
+        let place = if chain.egress { HookPlace::Egress } else { HookPlace::Ingress };
+        ForeignHook::new(place, format!("nftables chain {}", chain.name))
+    })
+}
