@@ -29,7 +29,7 @@ use crate::{
     masq::Rules,
     netlink::Netlink,
     node::{Node, published, stacks},
-    plan::Local,
+    plan::{FlowRefresh, Local},
     privileges::{Privileges, raise_file_limit},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Previous, SubnetFile},
@@ -230,7 +230,8 @@ impl Agent<'_> {
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
-        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths);
+        let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
+        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes);
         let xdp = xdp(&loaded, options.xdp());
         let local = Local {
             stacks,
@@ -239,7 +240,7 @@ impl Agent<'_> {
             direct_routing: backend.direct_routing(),
             fast_path,
             xdp: xdp.on(&external.name),
-            flow_refresh: options.flow_refresh(),
+            flow_refresh: *refresh_now.borrow(),
             source_ports: source_ports(),
         };
         let kernel = backend.kernel_datapath(netlink, &external, shares);
@@ -285,7 +286,7 @@ impl Agent<'_> {
                 }
             },
             never = follower.run() => match never {},
-            never = node.follow(externals, fast_path_now) => match never {},
+            never = node.follow(externals, fast_path_now, refresh_now) => match never {},
             () = following => Ok(End::Stopped),
             never = store.report_config_changes(config) => match never {},
             never = flows => match never {},
@@ -365,7 +366,12 @@ async fn write(file: &SubnetFile, path: &Path) {
 
 /// Keeps up what flows need that skip the stack, where there are any. Where it cannot be had, everything goes as with
 /// `overlay`; the log says so once.
-async fn keep_flows(rules: &Rules, refresh: Duration, fast_paths: &watch::Sender<FastPath>) -> Infallible {
+async fn keep_flows(
+    rules: &Rules,
+    asked: Duration,
+    fast_paths: &watch::Sender<FastPath>,
+    refreshes: &watch::Sender<FlowRefresh>,
+) -> Infallible {
     if *fast_paths.borrow() != FastPath::Flow {
         return std::future::pending().await;
     }
@@ -379,9 +385,10 @@ async fn keep_flows(rules: &Rules, refresh: Duration, fast_paths: &watch::Sender
             fast_paths.send_replace(FastPath::Overlay);
             std::future::pending().await
         }
-        never = conntrack::tolerate_gaps(refresh, |tolerant| {
+        never = conntrack::tolerate_gaps(|tolerant| {
             fast_paths.send_replace(if tolerant { FastPath::Flow } else { FastPath::Overlay });
         }) => never,
+        never = conntrack::follow_timeouts(asked, refreshes) => never,
     }
 }
 

@@ -264,9 +264,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let found = self.datapath.observe_bpf().await;
         let mut cost = start.elapsed();
         let (mut rest, mut longest) = (LOOK_REST, LONGEST_LOOK);
-        if !matches!(found, Ok(None))
-            && !found.is_ok_and(|found| found.as_ref() == Some(&self.plan.state.bpf))
-        {
+        let planned = &self.plan.state.bpf;
+        if !matches!(&found, Ok(None)) && !matches!(&found, Ok(Some(found)) if found == planned) {
+            // A program takes a pod's address out of the map when it is announced from elsewhere: the kernel is asked
+            // anew where it is.
+            self.due.changed.links |= matches!(&found, Ok(Some(found)) if !found.has_pods_of(planned));
             self.due.changed.overlay = true;
             self.due.changed_at = Some(start);
             cost += self.length;

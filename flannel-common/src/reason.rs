@@ -136,6 +136,9 @@ reasons! {
     VtepDropped = 49, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
     VtepSeen = 50, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
     PoppedEarly = 51, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
+    NotGateway = 58, Kernel, "not_gateway", "the frame is not for the gateway's MAC: the pod sends it through another one";
+    FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel's path with another DSCP or TTL than routing gives it: rules change them, so that the flow does not skip the stack";
+    PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel's path takes its packets";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.
@@ -143,8 +146,6 @@ pub const SLOTS: u32 = 64;
 
 /// Entries of the `counters` map.
 pub const COUNTERS: u32 = SLOTS * 2;
-
-const _: () = assert!(Reason::ALL.len() <= SLOTS as usize);
 
 /// Index in the `counters` map.
 #[inline(always)]
@@ -160,10 +161,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_positions_and_labels_are_unique() {
+    fn numbers_ascend_and_labels_are_unique() {
         let mut labels = BTreeSet::new();
-        for (position, reason) in Reason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, position);
+        let mut next = 0;
+        for reason in Reason::ALL {
+            assert!((next..SLOTS).contains(&(*reason as u32)), "{} is out of order", reason.label());
+            next = *reason as u32 + 1;
             assert!(labels.insert(reason.label()), "{} stands twice", reason.label());
             assert!(
                 reason.label().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use flannel_common::{
     map::CHECKED_MARK,
+    packet::headers::ETHERNET_LEN,
     path::{
         self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
@@ -40,6 +41,7 @@ fn from_pod(ctx: TcContext) -> i32 {
         |encap, reason| act::push(skb, &encap, reason),
         |direct, reason| act::route(skb, &direct, reason),
     );
+    act::begin(skb, &verdict, || Some(ETHERNET_LEN));
     act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
@@ -75,6 +77,7 @@ fn from_underlay(ctx: TcContext) -> i32 {
         |deliver, reason| act::pop(skb, &deliver, reason),
         |deliver, reason| act::hand(skb, &deliver, reason),
     );
+    act::begin(skb, &verdict, || ingress::found_at(&skb, &Maps));
     act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 

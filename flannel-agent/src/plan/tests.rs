@@ -53,7 +53,7 @@ fn local(fast_path: FastPath) -> Local {
         direct_routing: false,
         fast_path,
         xdp: Xdp::OFF,
-        flow_refresh: Duration::from_secs(30),
+        flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }
 }
@@ -257,7 +257,7 @@ fn pods_are_known_to_the_programs_that_serve_them() {
     let pods = |fast_path| planned(fast_path, &Leases::new()).state.bpf.pods.len();
     assert_eq!(FAST_PATHS.map(pods), [0, 0, 2, 2]);
     let config = planned(FastPath::Flow, &Leases::new()).state.bpf.config.unwrap();
-    assert_eq!((config.fast_path, config.flow_refresh), (FastPath::Flow, 30));
+    assert_eq!((config.fast_path, config.tcp_refresh, config.udp_refresh), (FastPath::Flow, 30_000, 30_000));
 }
 
 const FAST_PATHS: [FastPath; 4] = [FastPath::Off, FastPath::Overlay, FastPath::Flow, FastPath::All];

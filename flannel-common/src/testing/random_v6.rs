@@ -229,7 +229,7 @@ impl Change {
             Self::Network(length) => config.network = SubnetV6::of(HERE.pod_v6(2), length),
             Self::Overlay(ifindex) => config.overlay_ifindex = ifindex,
             Self::FastPath(fast_path) => config.fast_path = fast_path,
-            Self::FlowRefresh(refresh) => config.flow_refresh = refresh,
+            Self::FlowRefresh(refresh) => (config.tcp_refresh, config.udp_refresh) = (refresh, refresh / 2),
             Self::UnknownVtep(unknown) => config.unknown_vtep = unknown,
             Self::Exempt(prefixes) => {
                 v6.exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));

@@ -73,6 +73,8 @@ pub(crate) fn check(
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
     note_v6.iter().for_each(|note| flows.write_down_v6(note));
     ensure!(outcome.flows_v6 == flows.v6.flows, "flows {:?}, not {:?}", outcome.flows_v6, flows.v6.flows);
+    let pods = (flows.pods, flows.v6.pods);
+    ensure!(outcome.pods == pods, "pods {:?}, not {pods:?}", outcome.pods);
     let mark = MARK | arrival.mark;
     let mark = match verdict {
         Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,
