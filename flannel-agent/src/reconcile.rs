@@ -335,7 +335,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     /// Does what is to be done; whether another pass must follow at once.
     async fn pass(&mut self, mut changed: Changed, now: Instant) -> Result<bool, PassError> {
         let Some(leases) = &self.leases else { return Ok(false) };
-        if changed.links || changed.addresses || changed.routes || changed.overrun {
+        let surveyed = changed.links || changed.addresses || changed.routes || changed.overrun;
+        if surveyed {
             let surroundings = self.host.survey(&self.local).await?;
             let moved = changed.routes || changed.addresses || changed.overrun;
             let underlay = surroundings.underlay != self.surroundings.underlay;
@@ -385,6 +386,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             return Ok(false);
         }
         let observed = self.datapath.observe().await?;
+        if !surveyed && !observed.bpf.has_pods_of(&self.plan.state.bpf) {
+            // A program has taken a pod out of the map, which may be somewhere else by now: first that is looked for.
+            return Ok(true);
+        }
         let again = self.bring_about(&plan, &observed, now).await;
         self.journal.peers(&self.plan.peers, &plan.peers);
         let before = std::mem::replace(&mut self.plan, plan);
