@@ -25,6 +25,7 @@ use crate::{
     plan::{Backend, BpfState, FlowRefresh, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
 };
 
+mod announced;
 mod direct;
 mod moved;
 mod patched;

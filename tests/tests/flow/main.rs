@@ -13,8 +13,10 @@ mod endings;
 mod gaps;
 mod kube_proxy;
 mod learning;
+mod places;
 mod pods;
 mod policy;
+mod rules;
 mod services;
 
 /// Runs `test` in a lab for each of `xdps`, behind which `flow` is tried.

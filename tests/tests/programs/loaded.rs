@@ -10,8 +10,8 @@ use aya::{
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{
-        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, SubnetV4, SubnetV6,
-        UnknownVtep,
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, PodV4, SubnetV4,
+        SubnetV6, UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
