@@ -269,6 +269,7 @@ enum Change {
     SourcePorts(u16, u16),
     Leases([u8; PREFIX_LENGTHS], [u8; 4]),
     FastPath(FastPath),
+    /// Of TCP, ms; that of UDP is half of it.
     FlowRefresh(u32),
     UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV4>),
@@ -299,7 +300,7 @@ impl Change {
             1 => length().prop_map(Self::Network),
             2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
-            1 => select(&[0, 500, 5_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
+            1 => select(&[0, 12_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
             4 => (lengths, any::<[u8; 4]>()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),

@@ -194,7 +194,7 @@ impl Change {
             1 => length().prop_map(Self::Network),
             2 => select(&[0, interface::OVERLAY, interface::GONE][..]).prop_map(Self::Overlay),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
-            1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
+            1 => select(&[0, 12_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt, 0..4).prop_map(Self::Exempt),
             4 => (lengths, any_address()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
