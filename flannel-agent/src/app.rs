@@ -24,7 +24,7 @@ use crate::{
     masq::Rules,
     netlink::Netlink,
     node::{Node, published, stacks},
-    plan::{Local, inherited},
+    plan::{FlowRefresh, Local, inherited},
     privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Others, Previous, SubnetFile},
@@ -207,7 +207,8 @@ impl Agent<'_> {
         let exemptions = exemptions(&options, fast_path).await;
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
-        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths);
+        let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
+        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes);
         let xdp = xdp(&loaded, options.xdp());
         let local = Local {
             stacks,
@@ -216,7 +217,7 @@ impl Agent<'_> {
             direct_routing: backend.direct_routing(),
             fast_path,
             xdp: xdp.on(&external.name),
-            flow_refresh: options.flow_refresh(),
+            flow_refresh: *refresh_now.borrow(),
             source_ports: source_ports(),
         };
         let mut kernel = backend.kernel_datapath(netlink, &external, shares);
@@ -271,7 +272,7 @@ impl Agent<'_> {
                 }
             },
             never = follower.run() => match never {},
-            never = node.follow(externals, fast_path_now) => match never {},
+            never = node.follow(externals, fast_path_now, refresh_now) => match never {},
             () = following => Ok(End::Stopped),
             never = store.report_config_changes(config) => match never {},
             never = flows => match never {},
@@ -353,7 +354,12 @@ async fn write(file: &SubnetFile, path: &Path, others: Others) {
 
 /// Keeps up what flows need that skip the stack, where there are any. Where it cannot be had, everything goes as with
 /// `overlay`; the log says so once.
-async fn keep_flows(rules: &Rules, refresh: Duration, fast_paths: &watch::Sender<FastPath>) -> Infallible {
+async fn keep_flows(
+    rules: &Rules,
+    asked: Duration,
+    fast_paths: &watch::Sender<FastPath>,
+    refreshes: &watch::Sender<FlowRefresh>,
+) -> Infallible {
     if *fast_paths.borrow() != FastPath::Flow {
         return std::future::pending().await;
     }
@@ -367,9 +373,10 @@ async fn keep_flows(rules: &Rules, refresh: Duration, fast_paths: &watch::Sender
             fast_paths.send_replace(FastPath::Overlay);
             std::future::pending().await
         }
-        never = conntrack::tolerate_gaps(refresh, |tolerant| {
+        never = conntrack::tolerate_gaps(|tolerant| {
             fast_paths.send_replace(if tolerant { FastPath::Flow } else { FastPath::Overlay });
         }) => never,
+        never = conntrack::follow_timeouts(asked, refreshes) => never,
     }
 }
 

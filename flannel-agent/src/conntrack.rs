@@ -2,14 +2,14 @@
 
 use std::{convert::Infallible, io, time::Duration};
 
-use flannel_common::path::flow::LONGEST_UDP;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::sysctl::{self, Settings};
 
-/// How long it remembers a UDP flow of up to two seconds, seconds.
-const UDP_TIMEOUT: &str = "netfilter/nf_conntrack_udp_timeout";
+mod timeouts;
+
+pub use timeouts::{follow_timeouts, refresh};
 
 /// Between looks: for so long connections may stand still where somebody undoes the settings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -47,13 +47,11 @@ struct SettingError {
     error: io::Error,
 }
 
-/// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process, where
-/// netfilter's acceptance of a flow holds for `refresh`. Tells `tolerant` whenever that has become impossible, with
+/// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process. Tells `tolerant` whenever that has become impossible, with
 /// false, or possible again. Never returns. The settings stay at exit, as the flows do that need them.
-pub async fn tolerate_gaps(refresh: Duration, tolerant: impl Fn(bool)) -> Infallible {
+pub async fn tolerate_gaps(tolerant: impl Fn(bool)) -> Infallible {
     let mut failures: u32 = 0;
     let mut able = true;
-    let mut compared = false;
     loop {
         match set_all(&sysctl::NET) {
             Ok(()) => {
@@ -65,10 +63,6 @@ pub async fn tolerate_gaps(refresh: Duration, tolerant: impl Fn(bool)) -> Infall
                     );
                     able = true;
                     tolerant(able);
-                }
-                if !compared {
-                    compare(refresh);
-                    compared = true;
                 }
             }
             Err(SettingError { path, error }) => {
@@ -89,22 +83,6 @@ pub async fn tolerate_gaps(refresh: Duration, tolerant: impl Fn(bool)) -> Infall
             }
         }
         sleep(PAUSE).await;
-    }
-}
-
-/// Says so if connection tracking would forget a UDP flow before the flow shows itself again.
-fn compare(refresh: Duration) {
-    let longest = refresh.min(Duration::from_nanos(LONGEST_UDP));
-    let timeout = sysctl::NET.read(UDP_TIMEOUT).ok();
-    let timeout = timeout.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-    if let Some(timeout) = timeout.filter(|timeout| *timeout < longest * 2) {
-        warn!(
-            setting = UDP_TIMEOUT,
-            ?timeout,
-            "connection tracking forgets UDP flows before they ask netfilter again, which then judges them as \
-             new ones: set it to {} s at least, or --flow-refresh to at most half of it",
-            longest.as_secs() * 2
-        );
     }
 }
 

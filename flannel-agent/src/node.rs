@@ -12,7 +12,7 @@ use crate::{
     family::Family,
     lease::{LeaseAttrs, wire::NodeAddress},
     netlink::ExternalInterface,
-    plan::{Local, LocalStack},
+    plan::{FlowRefresh, Local, LocalStack},
     xdp::XdpChoice,
 };
 
@@ -46,12 +46,13 @@ impl Node {
         (Self { backend, fixed, xdp, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
-    /// Brings everything into line with the external interface, and with how far packets may skip the stack, whenever
-    /// one changes. Runs as long as it is polled.
+    /// Brings everything into line with the external interface, and with how far and how long packets may skip the
+    /// stack, whenever one changes. Runs as long as it is polled.
     pub async fn follow(
         self,
         mut externals: watch::Receiver<ExternalInterface>,
         mut fast_paths: watch::Receiver<FastPath>,
+        mut refreshes: watch::Receiver<FlowRefresh>,
     ) -> Infallible {
         loop {
             select! {
@@ -60,6 +61,10 @@ impl Node {
                     self.become_of(&external);
                 }
                 Ok(()) = fast_paths.changed() => self.take(*fast_paths.borrow_and_update()),
+                Ok(()) = refreshes.changed() => {
+                    let flow_refresh = *refreshes.borrow_and_update();
+                    set(&self.locals, |local| Local { flow_refresh, ..local.clone() });
+                }
                 else => pending().await,
             }
         }
@@ -160,7 +165,7 @@ mod tests {
             direct_routing: backend.direct_routing(),
             fast_path: FastPath::Off,
             xdp: Xdp::OFF,
-            flow_refresh: std::time::Duration::from_secs(30),
+            flow_refresh: FlowRefresh::of(std::time::Duration::from_secs(30)),
             source_ports: 32768..60999,
         };
         let (attrs, mtu) = (backend.attrs(public), backend.pod_mtu(start));
@@ -222,7 +227,8 @@ mod tests {
         let before = locals.borrow_and_update().clone();
         let (_externals, external) = watch::channel(ExternalInterface::eth0(2, 1500, 1));
         let (fast_paths, fast_path) = watch::channel(FastPath::Off);
-        let following = tokio::spawn(node.follow(external, fast_path));
+        let (_refreshes, refresh) = watch::channel(node.locals.borrow().flow_refresh);
+        let following = tokio::spawn(node.follow(external, fast_path, refresh));
         fast_paths.send_replace(FastPath::Overlay);
         locals.changed().await.unwrap();
         assert_eq!(*locals.borrow(), Local { fast_path: FastPath::Overlay, ..before });

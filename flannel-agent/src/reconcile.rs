@@ -287,9 +287,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let found = self.datapath.observe_bpf().await;
         let mut cost = start.elapsed();
         let (mut rest, mut longest) = (LOOK_REST, LONGEST_LOOK);
-        if !matches!(found, Ok(None))
-            && !found.is_ok_and(|found| found.as_ref() == Some(&self.plan.state.bpf))
-        {
+        let planned = &self.plan.state.bpf;
+        if !matches!(&found, Ok(None)) && !matches!(&found, Ok(Some(found)) if found == planned) {
+            // A program takes a pod's address out of the map when it is announced from elsewhere: the kernel is asked
+            // anew where it is.
+            self.due.changed.links |= matches!(&found, Ok(Some(found)) if !found.has_pods_of(planned));
             self.due.changed.overlay = true;
             self.due.changed_at = Some(start);
             cost += self.length;
@@ -364,7 +366,9 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     /// Does what is to be done; whether another pass must follow at once.
     async fn pass(&mut self, mut changed: Changed, now: Instant) -> Result<bool, PassError> {
         let Some(leases) = &self.leases else { return Ok(false) };
-        if changed.links || changed.addresses || changed.routes || changed.hooks || changed.overrun {
+        let surveyed =
+            changed.links || changed.addresses || changed.routes || changed.hooks || changed.overrun;
+        if surveyed {
             let surroundings = self.host.survey(&self.local).await?;
             let moved = changed.routes || changed.addresses || changed.overrun;
             let underlay = surroundings.underlay != self.surroundings.underlay;
@@ -421,6 +425,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             return Ok(false);
         }
         let observed = self.datapath.observe().await?;
+        if !surveyed && !observed.bpf.has_pods_of(&self.plan.state.bpf) {
+            // A program has taken a pod out of the map, which may be somewhere else by now: first that is looked for.
+            return Ok(true);
+        }
         let again = self.bring_about(&plan, &observed, now).await;
         self.journal.peers(&self.plan.peers, &plan.peers);
         let before = std::mem::replace(&mut self.plan, plan);

@@ -140,6 +140,9 @@ reasons! {
     TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this peer, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
     TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this peer take the kernel's path until one has been seen to leave";
     TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this peer take the kernel's path";
+    NotGateway = 58, Kernel, "not_gateway", "the frame is not for the gateway's MAC: the pod sends it through another one";
+    FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel's path with another DSCP or TTL than routing gives it: rules change them, so that the flow does not skip the stack";
+    PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel's path takes its packets";
     PodVxlan = 61, Drop, "pod_vxlan", "a pod made VXLAN of our own network for a node, which would have taken what is in it for another pod's";
 }
 
@@ -171,10 +174,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_rise_and_labels_are_unique() {
+    fn numbers_ascend_and_labels_are_unique() {
         let mut labels = BTreeSet::new();
-        assert!(Reason::ALL.is_sorted_by_key(|reason| *reason as u32), "add at the end");
+        let mut next = 0;
         for reason in Reason::ALL {
+            assert!((next..SLOTS).contains(&(*reason as u32)), "{} is out of order", reason.label());
+            next = *reason as u32 + 1;
             assert!(labels.insert(reason.label()), "{} stands twice", reason.label());
             assert!(
                 reason.label().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

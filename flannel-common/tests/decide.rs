@@ -8,8 +8,8 @@ use std::{
 use flannel_common::{
     layout::{AddressV6, FastPath, PeerKind, PeerV4, SubnetV4, UnknownVtep},
     map::{CHECKED_MARK, FLOW_MARK},
-    packet::{Arrival, Fib, Packet},
-    path::{Hook, Note, Verdict, decide, note, note_v6, v6::egress::is_handed_over},
+    packet::{Arrival, Fib, Packet, headers::folded},
+    path::{Hook, Note, Verdict, decide, note, note_v6, trail, v6::egress::is_handed_over},
     reason::Reason,
     testing::{
         ELSEWHERE, Frame, FrameV6, HERE, MemoryTables, THERE, TUNNEL, fixtures,
@@ -128,6 +128,14 @@ fn vxlan_that_passes_by_is_left_alone_and_that_for_the_node_is_not() {
     }
 }
 
+/// `frame` to the station that a packet at `hook`, of pods or routed into the overlay, is for.
+fn sent(hook: Hook, frame: Frame) -> Frame {
+    match hook {
+        Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)),
+        _ => frame.macs(THERE.mac, HERE.mac),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 2_000, failure_persistence: None, ..ProptestConfig::default()
@@ -213,11 +221,12 @@ proptest! {
         prop_assert!(permit.egress != 0 && permit.ingress != 0);
         let own = if case.hook == Hook::FromPod { permit.egress } else { permit.ingress };
         let age = Duration::from_nanos(case.tables.now - own);
-        let refresh = Duration::from_secs(case.tables.config.unwrap().flow_refresh.into());
-        prop_assert!(age < refresh);
+        let config = case.tables.config.unwrap();
+        prop_assert_eq!(permit.gateway, folded(&HERE.gateway_mac()));
+        prop_assert!(case.hook != Hook::FromPod || case.frame[..6] == HERE.gateway_mac());
         match inner[23] {
-            6 => prop_assert_eq!(inner[47] & 0b111, 0),
-            17 => prop_assert!(age < Duration::from_secs(15)),
+            6 => prop_assert!(inner[47] & 0b111 == 0 && age < Duration::from_millis(config.tcp_refresh.into())),
+            17 => prop_assert!(age < Duration::from_millis(config.udp_refresh.into())),
             other => panic!("fast with protocol {other}"),
         }
     }
@@ -243,8 +252,16 @@ proptest! {
                 };
                 prop_assert_eq!((permit.egress, permit.ingress), expected);
                 let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
-                let refresh = case.tables.config.unwrap().flow_refresh;
+                let refresh = case.tables.config.unwrap().udp_refresh;
                 prop_assert!(again.is_none() || refresh == 0, "noted twice");
+                prop_assert!(!trail::is_changed(case.arrival.tc_index, case.frame[15], case.frame[22]));
+            }
+            Note::Changed(flow) => {
+                prop_assert!(case.arrival.mark & FLOW_MARK != 0 && tables.flows.is_empty());
+                prop_assert!(case.tables.pods.contains_key(&flow.local) && trail::is_ours(case.arrival.tc_index));
+            }
+            Note::Moved(address) => {
+                prop_assert!(case.hook == Hook::FromPod && case.tables.pods.contains_key(&address));
             }
             Note::Forwards { ifindex, seen } => {
                 prop_assert_eq!((case.hook, ifindex), (Hook::FromPod, case.arrival.ifindex));
@@ -274,11 +291,11 @@ proptest! {
             peer.vni = number as u32;
             tables.routes.insert(SubnetV4::of(address, length), peer);
         }
-        let frame = Frame::udp(HERE.pod(2), destination, 10).macs(THERE.mac, HERE.mac);
+        let frame = Frame::udp(HERE.pod(2), destination, 10);
         prop_assume!(!HERE.subnet.contains(destination));
         let expected = longest(&tables, destination);
         for hook in [Hook::FromPod, Hook::ToOverlay] {
-            let peer = match decide(hook, &frame.bytes()[..], &tables, &seen_at(hook)) {
+            let peer = match decide(hook, &sent(hook, frame.clone()).bytes()[..], &tables, &seen_at(hook)) {
                 Verdict::Encap(encap, _) => Some(encap.peer),
                 Verdict::Kernel(Reason::NoRoute) => None,
                 other => panic!("{other:?}"),
@@ -313,8 +330,8 @@ proptest! {
         let mut tables = HERE.tables(&[THERE]);
         tables.routes.values_mut().for_each(|peer| peer.mtu = mtu);
         for (gso_size, len) in [(size, size as usize * segments), (0, size as usize)] {
-            let frame = make(len).macs(THERE.mac, HERE.mac);
             for hook in [Hook::FromPod, Hook::ToOverlay] {
+                let frame = sent(hook, make(len));
                 let arrival = Arrival { gso_size, ..seen_at(hook) };
                 let verdict = decide(hook, &frame.bytes()[..], &tables, &arrival);
                 let fits = matches!(verdict, Verdict::Encap(..));
@@ -339,7 +356,8 @@ proptest! {
         tables.routes.values_mut().for_each(|peer| (peer.kind, peer.mtu) = (PeerKind::Direct, mtu));
         for (gso_size, len) in [(size, size as usize * segments), (0, size as usize)] {
             let arrival = Arrival { gso_size, ..seen_at(Hook::FromPod) };
-            let verdict = decide(Hook::FromPod, &make(len).bytes()[..], &tables, &arrival);
+            let frame = sent(Hook::FromPod, make(len));
+            let verdict = decide(Hook::FromPod, &frame.bytes()[..], &tables, &arrival);
             let fits = matches!(verdict, Verdict::Route(..));
             prop_assert!(fits || verdict == Verdict::Kernel(Reason::TooBig), "{verdict:?}");
             prop_assert_eq!(fits, over <= 0, "{:?} at {}", verdict, gso_size);

@@ -117,6 +117,14 @@ fn longest(tables: &MemoryTables, address: AddressV6) -> Option<PeerV6> {
     found.max_by_key(|(subnet, _)| subnet.prefix_len).map(|(_, peer)| *peer)
 }
 
+/// `frame` to the station that a packet at `hook`, of pods or routed into the overlay, is for.
+fn sent(hook: Hook, frame: FrameV6) -> FrameV6 {
+    match hook {
+        Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)),
+        _ => frame.macs(THERE.mac_v6(), HERE.mac_v6()),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1_000, failure_persistence: None, ..ProptestConfig::default()
@@ -239,8 +247,8 @@ proptest! {
         let size = u32::try_from(i64::from(exact) + over).unwrap();
         let mut tables = HERE.dual_tables(&[THERE]);
         tables.v6.routes.values_mut().for_each(|peer| peer.mtu = mtu);
-        let frame = make(size as usize * segments).macs(THERE.mac_v6(), HERE.mac_v6());
         for hook in [Hook::FromPod, Hook::ToOverlay] {
+            let frame = sent(hook, make(size as usize * segments));
             let gso_size = if segments == 1 { 0 } else { size };
             let verdict = decide(hook, &frame.bytes()[..], &tables, &Arrival { gso_size, ..seen_at(hook) });
             let expected = match (hook, segments, over) {
@@ -276,9 +284,9 @@ proptest! {
             tables.v6.routes.insert(SubnetV6::of(address, length), peer);
         }
         let expected = longest(&tables, destination);
-        let frame = FrameV6::udp(HERE.pod_v6(2), destination, 10).macs(THERE.mac_v6(), HERE.mac_v6());
+        let frame = FrameV6::udp(HERE.pod_v6(2), destination, 10);
         for hook in [Hook::FromPod, Hook::ToOverlay] {
-            let peer = match decide(hook, &frame.bytes()[..], &tables, &seen_at(hook)) {
+            let peer = match decide(hook, &sent(hook, frame.clone()).bytes()[..], &tables, &seen_at(hook)) {
                 Verdict::EncapV6(encap, _) => Some(encap.peer),
                 Verdict::Kernel(Reason::NoRoute) => None,
                 other => panic!("{other:?}"),
@@ -329,10 +337,11 @@ proptest! {
         prop_assert!(permit.egress != 0 && permit.ingress != 0);
         let own = if egress { permit.egress } else { permit.ingress };
         let age = Duration::from_nanos(case.tables.now - own);
-        prop_assert!(age < Duration::from_secs(case.tables.v6.config.unwrap().flow_refresh.into()));
+        let config = case.tables.v6.config.unwrap();
+        prop_assert!(!egress || inner[..6] == HERE.gateway_mac());
         match ip.next_header {
-            6 => prop_assert_eq!(inner[67] & 0b111, 0),
-            17 => prop_assert!(age < Duration::from_secs(15)),
+            6 => prop_assert!(inner[67] & 0b111 == 0 && age < Duration::from_millis(config.tcp_refresh.into())),
+            17 => prop_assert!(age < Duration::from_millis(config.udp_refresh.into())),
             other => panic!("fast with protocol {other}"),
         }
     }
@@ -346,6 +355,10 @@ proptest! {
             Note::Forwards { ifindex, seen } => {
                 prop_assert!(!case.arrival.from_socket);
                 prop_assert_eq!((ifindex, seen), (case.arrival.ifindex, case.tables.now));
+            }
+            Note::Changed(_) => prop_assert!(case.arrival.mark & FLOW_MARK != 0 && tables.v6.flows.is_empty()),
+            Note::Moved(address) => {
+                prop_assert!(case.hook == Hook::FromPod && case.tables.v6.pods.contains_key(&address));
             }
             Note::Forget(flow) => {
                 prop_assert!(case.tables.v6.flows.contains_key(&flow) && tables.v6.flows.is_empty());

@@ -12,12 +12,12 @@ use flannel_common::{
     layout::{PodV4, PoppedFor},
     map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
-        Packet, hash,
-        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
+        Arrival, Packet, hash,
+        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, Ipv4},
     },
     path::{
-        Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Routing, Tables as _, TunnelNote, egress, flow,
-        forged, forwarding, gate, ingress, tunnel,
+        Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, Note, Routing, Tables as _, TunnelNote, egress,
+        flow, forged, forwarding, gate, ingress, moved, trail, tunnel,
     },
     reason::{Direction, Reason},
 };
@@ -87,19 +87,43 @@ pub(crate) fn mark_checked(skb: Skb, verdict: Result<Done, Reason>) -> Result<Do
 /// Writes down what a packet of a pod says about the pod.
 #[inline(always)]
 pub(crate) fn take_note_of_pod(skb: Skb, size: Size) {
-    forwarding::note(&skb, &maps::Maps, &skb.arrival(), |note| {
+    let write_down = |note: Note| {
         maps::write_down(&note);
         maps::count(Direction::Egress, note.reason(), size);
-    });
+    };
+    moved::note(&skb, &maps::Maps, &skb.arrival(), write_down);
+    forwarding::note(&skb, &maps::Maps, &skb.arrival(), write_down);
+}
+
+/// Notes beside a packet of IPv4, which stands at what `offset` says and is left to the kernel's path by the flow gate,
+/// what rules may change of it there.
+#[inline(always)]
+pub(crate) fn begin(skb: Skb, verdict: &Result<Done, Reason>, offset: impl FnOnce() -> Option<usize>) {
+    if let Err(reason) = verdict
+        && flow::is_refusal(*reason)
+        && let Some(ip) = offset().and_then(|offset| skb.view(offset)).map(Ipv4::parse)
+    {
+        skb.note_beside(trail::begins(ip.tos, ip.ttl));
+    }
 }
 
 /// Writes down what the packet, at the end of the kernel's path, says about its flow.
 #[inline(always)]
 pub(crate) fn take_note(skb: Skb, size: Size, direction: Direction) {
-    flow::note(direction, &skb, &maps::Maps, &skb.arrival(), |note| {
+    let arrival = skb.arrival();
+    flow::note(direction, &skb, &maps::Maps, &arrival, |note| {
         maps::write_down(&note);
         maps::count(direction, note.reason(), size);
     });
+    end(skb, &arrival);
+}
+
+/// Takes the note away that [`begin`] has made beside the packet: nobody else knows it.
+#[inline(always)]
+pub(crate) fn end(skb: Skb, arrival: &Arrival) {
+    if trail::is_ours(arrival.tc_index) {
+        skb.note_beside(0);
+    }
 }
 
 /// Writes down what the kernel's own packet, about to leave, says about the tunnel it takes.

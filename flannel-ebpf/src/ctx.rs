@@ -158,6 +158,7 @@ impl Skb {
                 ifindex: (*self.skb).ifindex,
                 gso_size: (*self.skb).gso_size,
                 mark: (*self.skb).mark,
+                tc_index: (*self.skb).tc_index as u16,
                 vlan_tagged: (*self.skb).vlan_present != 0,
                 for_other_station: (*self.skb).pkt_type == PACKET_OTHERHOST,
                 from_socket: self.is_of_socket(),
@@ -219,6 +220,13 @@ impl Skb {
     pub(crate) fn mark(&self, bits: u32) {
         // SAFETY: a field of the live context that programs of this kind may write.
         unsafe { (*self.skb).mark |= bits }
+    }
+
+    /// Notes beside the packet what rules may change of it.
+    #[inline(always)]
+    pub(crate) fn note_beside(&self, note: u16) {
+        // SAFETY: as in `mark`.
+        unsafe { (*self.skb).tc_index = u32::from(note) }
     }
 
     /// Makes room for the outer headers behind the first 14 bytes; `None`, and nothing changed, where

@@ -206,7 +206,8 @@ struct InTrie {
 pub(crate) fn write_down_v6(note: &Note<FlowV6>) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
-        Note::Forget(flow) => FLOWS_V6.remove(flow),
+        Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),
+        Note::Moved(address) => PODS_V6.remove(address),
         Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
 }
@@ -217,7 +218,8 @@ pub(crate) fn write_down_v6(note: &Note<FlowV6>) {
 pub(crate) fn write_down(note: &Note) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
-        Note::Forget(flow) => FLOWS_V4.remove(flow),
+        Note::Forget(flow) | Note::Changed(flow) => FLOWS_V4.remove(flow),
+        Note::Moved(address) => PODS_V4.remove(address),
         Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
     };
 }

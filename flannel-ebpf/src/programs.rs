@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use flannel_common::{
     map::CHECKED_MARK,
+    packet::headers::ETHERNET_LEN,
     path::{
         self, early, egress, flow, gate,
         ingress::{self, FROM_UNDERLAY_READS},
@@ -44,6 +45,7 @@ fn from_pod(ctx: TcContext) -> i32 {
         |encap, reason| act::push(skb, &encap, reason),
         |direct, reason| act::route(skb, &direct, reason),
     );
+    act::begin(skb, &verdict, || Some(ETHERNET_LEN));
     act::conclude(&ctx, size, Direction::Egress, act::mark_exempt(skb, verdict))
 }
 
@@ -84,6 +86,7 @@ fn from_underlay(ctx: TcContext) -> i32 {
             act::write_down_tunnel(&note, Direction::Ingress, size);
         });
     }
+    act::begin(skb, &verdict, || ingress::found_at(&skb, &Maps));
     act::conclude(&ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 

@@ -5,15 +5,21 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
-    layout::AddressV6,
+    layout::{AddressV6, FlowV6},
     map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
-    packet::{Packet as _, hash, headers::ETHERNET_LEN, ipv6::IPV6_LEN},
+    packet::{
+        Packet as _, hash,
+        headers::ETHERNET_LEN,
+        ipv6::{IPV6_LEN, Ipv6},
+    },
     path::{
-        Routing as _, Tables as _, TunnelNote,
+        Note, Routing as _, Tables as _, TunnelNote,
         egress::exempt_reason,
+        flow::is_refusal,
+        trail,
         v6::{
             self as path, Deliver, Encap, HEADERS_AT, HEADERS_LEN, HandOver, egress, flow, forwarding, gate,
-            ingress,
+            ingress, moved,
         },
     },
     reason::{Direction, Reason},
@@ -30,10 +36,12 @@ use crate::{
 pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     let size = skb.size();
-    forwarding::note(&skb, &Maps, &skb.arrival(), |note| {
+    let write_down = |note: Note<FlowV6>| {
         maps::write_down_v6(&note);
         maps::count(Direction::Egress, note.reason(), size);
-    });
+    };
+    moved::note(&skb, &Maps, &skb.arrival(), write_down);
+    forwarding::note(&skb, &Maps, &skb.arrival(), write_down);
     let verdict = egress::from_pod(
         &skb,
         &Maps,
@@ -42,6 +50,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
         |to, reason| hand_over(skb, &to, reason),
         |direct, reason| act::route(skb, &direct, reason),
     );
+    begin(skb, &verdict, || Some(ETHERNET_LEN));
     let verdict = match verdict {
         Ok(Done { action: TC_ACT_UNSPEC, reason }) | Err(reason)
             if egress::is_exempt(&skb, &Maps, reason) =>
@@ -85,6 +94,7 @@ pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
     if matches!(verdict, Err(Reason::NotVxlan)) {
         gate::note_error(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
     }
+    begin(skb, &verdict, || ingress::found_at(&skb, &Maps));
     conclude(ctx, size, Direction::Ingress, act::mark_checked(skb, verdict))
 }
 
@@ -136,10 +146,23 @@ fn write_down_tunnel(note: &TunnelNote<AddressV6>, direction: Direction, size: S
 
 #[inline(always)]
 fn take_note(skb: Skb, size: Size, direction: Direction) {
-    flow::note(direction, &skb, &Maps, &skb.arrival(), |note| {
+    let arrival = skb.arrival();
+    flow::note(direction, &skb, &Maps, &arrival, |note| {
         maps::write_down_v6(&note);
         maps::count(direction, note.reason(), size);
     });
+    act::end(skb, &arrival);
+}
+
+/// As [`act::begin`], of a packet of IPv6.
+#[inline(always)]
+fn begin(skb: Skb, verdict: &Result<Done, Reason>, offset: impl FnOnce() -> Option<usize>) {
+    if let Err(reason) = verdict
+        && is_refusal(*reason)
+        && let Some(ip) = offset().and_then(|offset| skb.view(offset)).map(Ipv6::parse)
+    {
+        skb.note_beside(trail::begins(ip.traffic_class(), ip.hop_limit));
+    }
 }
 
 /// Pushes VXLAN and sends the packet to the peer.

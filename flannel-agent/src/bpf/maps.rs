@@ -61,7 +61,7 @@ pub struct Tables {
     /// The pods that forward for others, by the index of their veth. The programs write it.
     pub forwarders: Table<u32, Forwarder, 4, 8>,
     /// This node's settings.
-    pub config: Setting<Config, 60>,
+    pub config: Setting<Config, 64>,
     /// Until when the programs act.
     pub hold: Setting<Hold, 8>,
     /// Those for IPv6.

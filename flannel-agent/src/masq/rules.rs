@@ -6,6 +6,10 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::family::Family;
 
+/// `IPS_HELPER` of `enum ip_conntrack_status` (include/uapi/linux/netfilter/nf_conntrack_common.h), which nft has no
+/// name for.
+pub(super) const IPS_HELPER: u32 = 1 << 13;
+
 /// Mark of kube-proxy and kubelet: masquerade this.
 const KUBE_MASQUERADE: u32 = 0x4000;
 
@@ -86,6 +90,8 @@ pub(super) enum State {
     Established,
     /// An address or port of it is changed on its way.
     Translated,
+    /// A helper reads it, for the connections that it announces (FTP's, SIP's): `IPS_HELPER`.
+    Helped,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +195,8 @@ fn forward(cluster: IpNetwork) -> Vec<Rule> {
     vec![Rule { source: within(cluster), ..accept }, Rule { destination: within(cluster), ..accept }]
 }
 
-/// First the bit is cleared, whoever has set it. Then two rules, not one with a negation, which versions of nft
-/// write each in its own way.
+/// First the bit is cleared, whoever has set it. Then a rule for each thing, not one with negations, which versions of
+/// nft write each in its own way.
 fn flow(cluster: IpNetwork) -> Vec<Rule> {
     let rule = |state, verdict| Rule {
         source: within(cluster),
@@ -203,6 +209,7 @@ fn flow(cluster: IpNetwork) -> Vec<Rule> {
     vec![
         rule(None, Verdict::Unmark(FLOW_MARK)),
         rule(Some(State::Translated), Verdict::Return),
+        rule(Some(State::Helped), Verdict::Return),
         rule(Some(State::Established), Verdict::Mark(FLOW_MARK)),
     ]
 }

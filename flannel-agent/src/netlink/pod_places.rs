@@ -26,7 +26,8 @@ const MOST_ADDRESSES: usize = 128;
 
 impl Netlink {
     /// The pods of `subnets`: the host sides of their veths, and where their addresses within those
-    /// are. A pod whose namespace goes away meanwhile is left out.
+    /// are. Where the kernel would not send them straight to the pod there is no place: a veth or bridge that is down, a
+    /// port that is blocked, a route through another pod. A pod whose namespace goes away meanwhile is left out.
     ///
     /// `links` is what [`Netlink::links`] returned.
     ///
@@ -34,14 +35,19 @@ impl Netlink {
     /// When the kernel's own tables cannot be read.
     pub async fn pods(&mut self, subnets: &[IpNetwork], links: &[Link]) -> Result<Pods, NetlinkError> {
         let pod_links = self.pod_links(subnets, links).await?;
-        let macs: BTreeMap<u32, Mac> =
-            links.iter().filter_map(|link| Some((link.index, link.mac?))).collect();
+        let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let detours = self.detours(subnets, links).await?;
         let mut places = BTreeMap::new();
         let (mut contested, mut crowded) = (BTreeSet::new(), BTreeMap::new());
         for veth in links.iter().filter(|link| pod_links.contains(&link.index)) {
             let Some(peer) = veth.peer else { continue };
             // A pod's gateway is the bridge its veth is a port of, else the veth itself.
-            let Some(gateway_mac) = macs.get(&veth.master.unwrap_or(veth.index)) else { continue };
+            let Some(gateway) = by_index.get(&veth.master.unwrap_or(veth.index)) else { continue };
+            let Some(gateway_mac) = gateway.mac else { continue };
+            // Past bridge and routing a packet would get through where the kernel lets none.
+            if !veth.carrier || veth.blocked || !gateway.up {
+                continue;
+            }
             let Some(mac) = self.peer_mac(peer).await? else { continue };
             let place = PodV4 { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
             for subnet in subnets {
@@ -58,7 +64,9 @@ impl Netlink {
                 }
             }
         }
-        places.retain(|address, _| !contested.contains(address));
+        places.retain(|address, _| {
+            !contested.contains(address) && !detours.iter().any(|detour| detour.contains(*address))
+        });
         Ok(Pods { links: pod_links, places, crowded })
     }
 

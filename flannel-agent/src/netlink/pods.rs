@@ -24,17 +24,7 @@ impl Netlink {
         }
         let is_ours = |address: IpAddr| subnets.iter().any(|subnet| subnet.contains(address));
         let families: BTreeSet<Family> = subnets.iter().copied().map(Family::of_network).collect();
-        let mut holders = BTreeSet::new();
-        for family in &families {
-            let addresses = self.addresses(*family, None).await?.into_iter();
-            let ours = addresses.filter(|address| is_ours(address.network.ip()));
-            holders.extend(ours.map(|address| address.ifindex));
-        }
-        let bridges: BTreeSet<u32> = links
-            .iter()
-            .filter(|link| link.kind == LinkKind::Bridge && holders.contains(&link.index))
-            .map(|link| link.index)
-            .collect();
+        let bridges = self.pod_bridges(subnets, links).await?;
         let mut found = BTreeSet::new();
         let mut unexplained = BTreeSet::new();
         for veth in veths() {
@@ -47,6 +37,45 @@ impl Netlink {
                 routes.filter(|route| route.destination == IpNetwork::from(route.destination.ip()));
             let to_pods = to_hosts.filter(|route| is_ours(route.destination.ip()));
             found.extend(to_pods.map(|route| route.ifindex).filter(|index| unexplained.contains(index)));
+        }
+        Ok(found)
+    }
+
+    /// The bridges that hold an address of one of `subnets`.
+    async fn pod_bridges(
+        &mut self,
+        subnets: &[IpNetwork],
+        links: &[Link],
+    ) -> Result<BTreeSet<u32>, NetlinkError> {
+        let mut holders = BTreeSet::new();
+        for family in subnets.iter().copied().map(Family::of_network).collect::<BTreeSet<_>>() {
+            let addresses = self.addresses(family, None).await?.into_iter();
+            let ours =
+                addresses.filter(|held| subnets.iter().any(|subnet| subnet.contains(held.network.ip())));
+            holders.extend(ours.map(|address| address.ifindex));
+        }
+        let is_bridge = |link: &&Link| link.kind == LinkKind::Bridge && holders.contains(&link.index);
+        Ok(links.iter().filter(is_bridge).map(|link| link.index).collect())
+    }
+
+    /// Networks of pods to which the host has routes through another pod, over the bridge both are on: a firewall or a
+    /// router among the pods. What is sent to their addresses is not for their own veths.
+    pub(super) async fn detours(
+        &mut self,
+        subnets: &[IpNetwork],
+        links: &[Link],
+    ) -> Result<Vec<IpNetwork>, NetlinkError> {
+        let mut found = Vec::new();
+        for bridge in self.pod_bridges(subnets, links).await? {
+            for family in subnets.iter().copied().map(Family::of_network).collect::<BTreeSet<_>>() {
+                let routes = self.main_routes(family, Some(bridge)).await?.into_iter();
+                let through = routes.filter(|route| route.gateway.is_some()).map(|route| route.destination);
+                // What is as wide as the bridge's own route, or wider, leads no pod's packets.
+                let narrower = |to: &IpNetwork| {
+                    subnets.iter().any(|subnet| subnet.contains(to.ip()) && to.prefix() > subnet.prefix())
+                };
+                found.extend(through.filter(narrower));
+            }
         }
         Ok(found)
     }

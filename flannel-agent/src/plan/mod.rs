@@ -61,11 +61,32 @@ pub struct Local {
     pub fast_path: FastPath,
     /// XDP on the external interface.
     pub xdp: Xdp,
-    /// How long netfilter's acceptance of a flow holds, whole seconds: with fast path `flow`.
-    pub flow_refresh: Duration,
+    /// How long netfilter's acceptance of a flow holds: with fast path `flow`.
+    pub flow_refresh: FlowRefresh,
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
     /// kernel's formula, which never reaches the end.
     pub source_ports: Range<u16>,
+}
+
+/// How long netfilter's acceptance of a flow holds; in the programs' maps in whole milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRefresh {
+    /// Of TCP.
+    pub tcp: Duration,
+    /// Of UDP.
+    pub udp: Duration,
+}
+
+impl FlowRefresh {
+    /// One length for both.
+    pub const fn of(length: Duration) -> Self {
+        Self { tcp: length, udp: length }
+    }
+
+    /// As the programs have it: TCP's and UDP's, ms.
+    fn millis(self) -> [u32; 2] {
+        [self.tcp, self.udp].map(|length| u32::try_from(length.as_millis()).unwrap_or(u32::MAX))
+    }
 }
 
 /// This node in one family. All addresses are of that family.

@@ -85,10 +85,15 @@ pub(super) fn plan(
         let served = pods.links.iter().filter(|link| hooks::serves_link(inputs, left, **link));
         bpf.hooks.extend(served.map(|&link| (link, Hook::ToPod)));
     }
-    // Whichever way packets leave, the kernel's own are looked at there.
-    bpf.hooks.extend(exits.into_iter().map(|exit| (exit, Hook::ToUnderlay)));
+    // Whichever way packets leave, the kernel's own are looked at there: in a tunnel to know its state, without one to
+    // learn flows.
+    let tunnels = local.devices().next().is_some();
+    if tunnels || local.fast_path == FastPath::Flow && local.routes_direct() {
+        bpf.hooks.extend(exits.into_iter().map(|exit| (exit, Hook::ToUnderlay)));
+    }
     // Also where the kernel delivers all: errors about the tunnel come here.
-    if !left.contains_key(&(local.underlay_ifindex, Stretch::Arrivals)) {
+    let heard = tunnels || local.fast_path.finds_pods();
+    if heard && !left.contains_key(&(local.underlay_ifindex, Stretch::Arrivals)) {
         bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
     }
     (bpf, on_kernel)

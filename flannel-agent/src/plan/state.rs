@@ -73,6 +73,14 @@ pub struct State {
     pub bpf: BpfState,
 }
 
+impl BpfState {
+    /// Whether the pods map holds every address that that of `planned` holds.
+    pub fn has_pods_of(&self, planned: &Self) -> bool {
+        planned.pods.keys().all(|address| self.pods.contains_key(address))
+            && planned.v6.pods.keys().all(|address| self.v6.pods.contains_key(address))
+    }
+}
+
 /// The eBPF half of [`State`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BpfState {

@@ -55,7 +55,7 @@ fn local(fast_path: FastPath) -> Local {
         direct_routing: false,
         fast_path,
         xdp: Xdp::OFF,
-        flow_refresh: Duration::from_secs(30),
+        flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }
 }
@@ -239,7 +239,13 @@ fn hooks_are_those_of_the_fast_path() {
     assert!(hooks(FastPath::Off).is_empty());
     assert_eq!(
         hooks(FastPath::Overlay),
-        BTreeSet::from([(5, Hook::ToOverlay), (11, Hook::FromPod), (12, Hook::FromPod)])
+        BTreeSet::from([
+            (5, Hook::ToOverlay),
+            (2, Hook::FromUnderlay),
+            (2, Hook::ToUnderlay),
+            (11, Hook::FromPod),
+            (12, Hook::FromPod),
+        ])
     );
     assert_eq!(
         hooks(FastPath::All),
@@ -247,6 +253,7 @@ fn hooks_are_those_of_the_fast_path() {
             (5, Hook::ToOverlay),
             (5, Hook::FromOverlay),
             (2, Hook::FromUnderlay),
+            (2, Hook::ToUnderlay),
             (11, Hook::FromPod),
             (12, Hook::FromPod),
         ])
@@ -261,7 +268,7 @@ fn pods_are_known_to_the_programs_that_serve_them() {
     let pods = |fast_path| planned(fast_path, &Leases::new()).state.bpf.pods.len();
     assert_eq!(FAST_PATHS.map(pods), [0, 0, 2, 2]);
     let config = planned(FastPath::Flow, &Leases::new()).state.bpf.config.unwrap();
-    assert_eq!((config.fast_path, config.flow_refresh), (FastPath::Flow, 30));
+    assert_eq!((config.fast_path, config.tcp_refresh, config.udp_refresh), (FastPath::Flow, 30_000, 30_000));
 }
 
 const FAST_PATHS: [FastPath; 4] = [FastPath::Off, FastPath::Overlay, FastPath::Flow, FastPath::All];

@@ -28,6 +28,7 @@ pub(super) fn fill(bpf: &mut BpfState, inputs: &Inputs<'_>, stack: &LocalStack, 
     bpf.peers = of_family().map(|(key, peer, to)| (key, peer_value(device, peer, to))).collect();
     let sources = of_family().filter(|(_, peer, _)| peer.is_source);
     bpf.vteps = sources.map(|(key, _, from)| (from.octets(), VtepV4 { subnet: key })).collect();
+    let [tcp_refresh, udp_refresh] = local.flow_refresh.millis();
     bpf.config = Some(Config {
         fast_path: local.fast_path,
         vtep: address.octets(),
@@ -37,7 +38,8 @@ pub(super) fn fill(bpf: &mut BpfState, inputs: &Inputs<'_>, stack: &LocalStack, 
         source_port_max: local.source_ports.end.into(),
         network: subnet_key(network),
         subnet: subnet_key(subnet),
-        flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
+        tcp_refresh,
+        udp_refresh,
         prefix_lengths: prefix_lengths(peers),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
         unknown_vtep: local.xdp.unknown_vtep,

@@ -139,6 +139,7 @@ pub(super) fn maps(inputs: &Inputs<'_>, stack: &LocalStack, peers: &[Reach]) -> 
             bpf.vteps.insert(address_key(public_ip), VtepV6 { subnet: key });
         }
     }
+    let [tcp_refresh, udp_refresh] = local.flow_refresh.millis();
     bpf.config = Some(ConfigV6 {
         fast_path: local.fast_path,
         port: device.map_or(0, |device| device.port.into()),
@@ -146,14 +147,15 @@ pub(super) fn maps(inputs: &Inputs<'_>, stack: &LocalStack, peers: &[Reach]) -> 
         network: subnet_key(network),
         subnet: subnet_key(subnet),
         vni: device.map_or(0, |device| device.vni),
-        flow_refresh: u32::try_from(local.flow_refresh.as_secs()).unwrap_or(u32::MAX),
+        tcp_refresh,
+        udp_refresh,
         source_port_min: local.source_ports.start.into(),
         source_port_max: local.source_ports.end.into(),
         overlay_ifindex: device.and(inputs.overlays.get(&Family::V6).copied()).unwrap_or(0),
         prefix_lengths: prefix_lengths(peers),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
         unknown_vtep: local.xdp.unknown_vtep,
-        reserved: [0; 6],
+        reserved: [0; 2],
     });
     let exempt = exempt::prefixes(stack, inputs.leases, inputs.exemptions);
     bpf.exempt.extend(exempt.into_iter().filter_map(|(prefix, why)| match prefix {

@@ -22,9 +22,10 @@ use crate::{
     family::Family,
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     mac::Mac,
-    plan::{Backend, BpfState, Foreign, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
+    plan::{Backend, BpfState, FlowRefresh, Foreign, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
 };
 
+mod announced;
 mod direct;
 mod moved;
 mod patched;
@@ -186,7 +187,7 @@ fn local() -> Local {
         direct_routing: false,
         fast_path: FastPath::All,
         xdp: crate::xdp::Xdp::OFF,
-        flow_refresh: Duration::from_secs(30),
+        flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }
 }

@@ -83,8 +83,10 @@ pub struct Config {
     pub network: SubnetV4,
     /// This node's pod subnet.
     pub subnet: SubnetV4,
-    /// How long netfilter's acceptance of a flow holds, seconds.
-    pub flow_refresh: u32,
+    /// How long netfilter's acceptance of a TCP flow holds, ms.
+    pub tcp_refresh: u32,
+    /// How long netfilter's acceptance of a UDP flow holds, ms.
+    pub udp_refresh: u32,
     /// What XDP does with VXLAN from unknown addresses; of no meaning to the programs at other hooks.
     pub unknown_vtep: UnknownVtep,
     /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
@@ -96,4 +98,4 @@ pub struct Config {
     pub reserved: [u8; 2],
 }
 
-super::assert_layout!(Config, 60, 4);
+super::assert_layout!(Config, 64, 4);

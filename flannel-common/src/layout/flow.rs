@@ -12,6 +12,16 @@ pub enum FlowProtocol {
     Udp = 17,
 }
 
+/// A flow of either family.
+pub trait FlowKey {
+    /// An address of a pod, as the key of the pods map has it.
+    type Address;
+}
+
+impl FlowKey for FlowV4 {
+    type Address = [u8; 4];
+}
+
 /// Key of `flows_v4`: a flow as a local pod sees it, whichever way a packet of it travels.
 ///
 /// Aligned to eight bytes: on a program's stack LLVM writes two fields at once, which the verifier takes there
@@ -43,8 +53,9 @@ pub struct Permit {
     pub ingress: u64,
     /// The pod's veth then: one with another veth is another pod, and inherits nothing.
     pub ifindex: u32,
-    /// Always zero: keeps the size a multiple of eight.
-    pub reserved: u32,
+    /// The MAC of the pod's gateway then, folded ([`crate::packet::headers::folded`]): what the pod sends to another
+    /// station, another pod that forwards for it, was not accepted.
+    pub gateway: u32,
 }
 
 super::assert_layout!(FlowProtocol, 4, 4);

@@ -20,7 +20,7 @@ mod v6;
 pub use config::{Config, FastPath, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
 pub use exempt::Exempt;
-pub use flow::{FlowProtocol, FlowV4, Permit};
+pub use flow::{FlowKey, FlowProtocol, FlowV4, Permit};
 pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodV4;

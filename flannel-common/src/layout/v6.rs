@@ -125,6 +125,10 @@ pub struct FlowV6 {
     pub protocol: FlowProtocol,
 }
 
+impl super::FlowKey for FlowV6 {
+    type Address = AddressV6;
+}
+
 /// Value of `config_v6`, whose only key is 0: what the programs know of this node in the cluster's IPv6 network.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit, CheckedBitPattern)]
@@ -141,8 +145,10 @@ pub struct ConfigV6 {
     pub subnet: SubnetV6,
     /// VXLAN network identifier accepted from peers, 0 to 2^24-1.
     pub vni: u32,
-    /// How long netfilter's acceptance of a flow holds, seconds.
-    pub flow_refresh: u32,
+    /// How long netfilter's acceptance of a TCP flow holds, ms.
+    pub tcp_refresh: u32,
+    /// How long netfilter's acceptance of a UDP flow holds, ms.
+    pub udp_refresh: u32,
     /// Lowest UDP source port of outer headers, host order (`net.ipv4.ip_local_port_range`, which is for both
     /// families).
     pub source_port_min: u32,
@@ -157,7 +163,7 @@ pub struct ConfigV6 {
     /// MAC of our own VXLAN device for IPv6: the inner destination accepted from peers.
     pub local_mac: [u8; 6],
     /// Always zero: keeps the size a multiple of eight.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
 }
 
 super::assert_layout!(AddressV6, 16, 8);

@@ -34,7 +34,7 @@ pub const VXLAN_FLAGS: u8 = 0x08;
 
 /// `N` bytes of a header from `at`: copied as one piece, which byte by byte they would not be.
 #[inline(always)]
-pub(super) const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut taken = [0; N];
     taken.copy_from_slice(bytes.split_at(at).1.split_at(N).0);
     taken
@@ -44,6 +44,21 @@ pub(super) const fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 #[inline(always)]
 pub(super) const fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) {
     bytes.split_at_mut(at).1.split_at_mut(N).0.copy_from_slice(&field);
+}
+
+/// Whether the two are the same station. By words: an array on a program's stack would be compared in pieces that are
+/// not aligned.
+#[inline(always)]
+pub(crate) const fn is_same_mac(a: &[u8; 6], b: &[u8; 6]) -> bool {
+    let words = [u32::from_ne_bytes(take(a, 0)), u32::from_ne_bytes(take(b, 0))];
+    let rest: [[u8; 2]; 2] = [take(a, 4), take(b, 4)];
+    words[0] == words[1] && u16::from_ne_bytes(rest[0]) == u16::from_ne_bytes(rest[1])
+}
+
+/// A MAC as one word, which differs for MACs that differ in their first four bytes alone, or in their last two alone.
+#[inline(always)]
+pub const fn folded(mac: &[u8; 6]) -> u32 {
+    u32::from_ne_bytes(take(mac, 0)) ^ u16::from_ne_bytes(take(mac, 4)) as u32
 }
 
 /// Ethernet II.
@@ -140,6 +155,13 @@ impl Ethernet {
         let middle = self.macs[1].to_ne_bytes();
         self.macs[0] == u32::from_ne_bytes(take(mac, 0))
             && u16::from_ne_bytes(take(&middle, 0)) == u16::from_ne_bytes(low)
+    }
+
+    /// The destination, [`folded`].
+    #[inline(always)]
+    pub const fn destination_folded(&self) -> u32 {
+        let middle = self.macs[1].to_ne_bytes();
+        self.macs[0] ^ u16::from_ne_bytes(take(&middle, 0)) as u32
     }
 
     /// Whether the two headers name the same stations.

@@ -82,6 +82,9 @@ pub struct Arrival {
     pub gso_size: u32,
     /// The packet's mark (`skb->mark`).
     pub mark: u32,
+    /// What is written beside the packet (`skb->tc_index`), by us or by whoever else classifies: see
+    /// [`crate::path::trail`].
+    pub tc_index: u16,
     /// A VLAN tag stands in the packet's metadata.
     pub vlan_tagged: bool,
     /// The destination MAC is another station's: the interface hears more than what is sent to it.

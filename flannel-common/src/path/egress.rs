@@ -30,7 +30,7 @@ pub fn from_pod<R>(
     tunnel: impl FnOnce(Encap, Reason) -> R,
     route: impl FnOnce(Direct, Reason) -> R,
 ) -> Result<R, Reason> {
-    let (_, ip) = inner_headers(packet, arrival)?;
+    let (ethernet, ip) = inner_headers(packet, arrival)?;
     let config = tables.config().ok_or(Reason::NoConfig)?;
     let gated = match config.fast_path {
         FastPath::All => false,
@@ -43,17 +43,22 @@ pub fn from_pod<R>(
     }
     let now = check_hold(tables)?;
     let refusal = if gated {
-        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, now };
+        let gateway = ethernet.destination_folded();
+        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, now };
         flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
     } else {
         None
     };
-    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. A flow is
-    // written down with the veth of its address, so for one that is admitted there is nothing to look up.
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. And the frame
+    // must be for the gateway: another station, a pod that forwards perhaps, gets what is sent to it. A flow is written
+    // down with the veth of its address and the gateway, so for one that is admitted there is nothing to look up.
     if !gated || refusal.is_some() {
         let pod = tables.pod_v4(ip.source).ok_or(Reason::UnknownPod)?;
         if pod.ifindex != arrival.ifindex {
             return Err(Reason::Spoofed);
+        }
+        if !ethernet.is_to(&pod.gateway_mac) {
+            return Err(Reason::NotGateway);
         }
     }
     if ip.ttl <= 1 {
@@ -174,7 +179,7 @@ fn tunnel_to(tables: &impl Tables, config: &Config, peer: &PeerV4, now: u64) -> 
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    gate::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.flow_refresh, now)
+    gate::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.tcp_refresh, now)
 }
 
 #[inline(always)]

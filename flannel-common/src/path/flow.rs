@@ -3,30 +3,26 @@
 //! A flow begins on the kernel's path. Once connection tracking calls it established, and nobody translates
 //! its addresses, a rule behind all filters marks its packets ([`FLOW_MARK`]); at the ends of the path
 //! [`note`] writes down that this direction was accepted, and for how long that holds is
-//! [`Config::flow_refresh`]. [`admit`] lets packets of such flows skip the stack. A direction whose time is
+//! [`Config::tcp_refresh`] or [`Config::udp_refresh`]. [`admit`] lets packets of such flows skip the stack. A direction whose time is
 //! over takes the kernel's path again, where its next accepted packet renews it: that keeps connection
 //! tracking's own entry alive, and is when a changed policy bites.
 
-use super::{Tables, egress::check_ipv4};
+use super::{Tables, egress::check_ipv4, trail};
 use crate::{
-    layout::{Config, FastPath, FlowProtocol, FlowV4, Permit},
+    layout::{Config, FastPath, FlowKey, FlowProtocol, FlowV4, Permit, PodV4},
     map::{FLOW_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet,
         headers::{
             ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK,
-            TCP_FIN, TCP_RST, TCP_SYN, TCP_TO_FLAGS,
+            TCP_FIN, TCP_RST, TCP_SYN, TCP_TO_FLAGS, folded,
         },
     },
     reason::{Direction, Reason},
 };
 
 const SECOND: u64 = 1_000_000_000;
-
-/// Longest time that acceptance of a UDP flow holds, ns. For the first two seconds of a flow, which may be
-/// all that connection tracking sees before the flow skips it, it keeps an entry for 30 s only
-/// (net/netfilter/nf_conntrack_proto_udp.c): the next packet it sees must come well before.
-pub const LONGEST_UDP: u64 = 15 * SECOND;
+const MILLISECOND: u64 = 1_000_000;
 
 /// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
 pub(super) const RENEW: u64 = SECOND;
@@ -35,16 +31,27 @@ pub(super) const RENEW: u64 = SECOND;
 pub const REFUSALS: [Reason; 5] =
     [Reason::FlowUnknown, Reason::FlowHalf, Reason::FlowStale, Reason::FlowControl, Reason::FlowProtocol];
 
+/// Whether `reason` is one of [`REFUSALS`].
+#[inline(always)]
+pub const fn is_refusal(reason: Reason) -> bool {
+    use Reason::{FlowControl, FlowHalf, FlowProtocol, FlowStale, FlowUnknown};
+    matches!(reason, FlowUnknown | FlowHalf | FlowStale | FlowControl | FlowProtocol)
+}
+
 /// The value of a flow that the map does not have. No interface has index 0.
-pub(super) const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, reserved: 0 };
+pub(super) const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, gateway: 0 };
 
 /// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note<Flow = FlowV4> {
+pub enum Note<Flow: FlowKey = FlowV4> {
     /// Netfilter has accepted it: put this.
     Permit(Flow, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
     Forget(Flow),
+    /// Netfilter has accepted it, but its packets do not leave the kernel's path as they came ([`trail`]): delete it.
+    Changed(Flow),
+    /// Not of a flow: the address of a pod is announced from somewhere else ([`super::moved`]). Delete its place.
+    Moved(Flow::Address),
     /// Not of a flow: the pod behind the veth forwards for others. Put that.
     Forwards {
         /// Host side of the pod's veth.
@@ -54,13 +61,15 @@ pub enum Note<Flow = FlowV4> {
     },
 }
 
-impl<Flow> Note<Flow> {
+impl<Flow: FlowKey> Note<Flow> {
     /// What it is counted for.
     #[inline(always)]
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Permit(..) => Reason::FlowLearned,
             Self::Forget(_) => Reason::FlowForgotten,
+            Self::Changed(_) => Reason::FlowChanged,
+            Self::Moved(_) => Reason::PodMoved,
             Self::Forwards { .. } => Reason::ForwarderLearned,
         }
     }
@@ -73,6 +82,8 @@ pub(super) struct Passage {
     pub(super) way: Direction,
     /// Host side of the veth of the pod that it comes from, or is for.
     pub(super) ifindex: u32,
+    /// The station that a pod's packet goes to, folded; of no meaning for those to a pod.
+    pub(super) gateway: u32,
     /// The time, on the clock of [`Permit`].
     pub(super) now: u64,
 }
@@ -97,21 +108,19 @@ pub(super) fn admit(
     let transport = Transport::at(packet, offset + IPV4_LEN, ip.protocol)?;
     transport.check_control()?;
     let permit = tables.flow_v4(&transport.flow(passage.way, ip)).ok_or(Reason::FlowUnknown)?;
-    check_permit(passage, &permit, config.flow_refresh, transport.protocol)
+    check_permit(passage, &permit, lifetime(config.tcp_refresh, config.udp_refresh, transport.protocol))
 }
 
-/// Whether `permit` lets a packet skip the stack.
+/// Whether `permit` lets a packet skip the stack, where acceptance holds for `lifetime`, ns.
 ///
 /// # Errors
 /// Why it does not.
 #[inline(always)]
-pub(super) fn check_permit(
-    passage: &Passage,
-    permit: &Permit,
-    flow_refresh: u32,
-    protocol: FlowProtocol,
-) -> Result<(), Reason> {
+pub(super) fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(), Reason> {
     if permit.ifindex != passage.ifindex {
+        return Err(Reason::FlowUnknown);
+    }
+    if matches!(passage.way, Direction::Egress) && permit.gateway != passage.gateway {
         return Err(Reason::FlowUnknown);
     }
     if permit.egress == 0 || permit.ingress == 0 {
@@ -121,7 +130,7 @@ pub(super) fn check_permit(
         Direction::Egress => permit.egress,
         Direction::Ingress => permit.ingress,
     };
-    if age(passage.now, stamp) >= lifetime(flow_refresh, protocol) {
+    if age(passage.now, stamp) >= lifetime {
         return Err(Reason::FlowStale);
     }
     Ok(())
@@ -164,24 +173,29 @@ pub fn note<R>(
     if arrival.mark & FLOW_MARK == 0 || transport.begins_or_ends() {
         return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
     }
-    let permit = renewed(way, &known, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())?;
+    if trail::is_changed(arrival.tc_index, ip.tos, ip.ttl) {
+        return Some(then(Note::Changed(flow)));
+    }
+    let lifetime = lifetime(config.tcp_refresh, config.udp_refresh, transport.protocol);
+    let permit = renewed(way, &known, &pod, lifetime, tables.now())?;
     Some(then(Note::Permit(flow, permit)))
 }
 
-/// `known` after netfilter has accepted a packet that travels `way` at the time `now`, of the pod behind interface
-/// `ifindex`; `None` while what is known is recent enough.
+/// `known` after netfilter has accepted a packet of `pod` that travels `way` at the time `now`, where that holds for
+/// `lifetime`, ns; `None` while what is known is recent enough.
 #[inline(always)]
 pub(super) fn renewed(
     way: Direction,
     known: &Permit,
-    ifindex: u32,
-    flow_refresh: u32,
-    protocol: FlowProtocol,
+    pod: &PodV4,
+    lifetime: u64,
     now: u64,
 ) -> Option<Permit> {
-    // Another pod had this address: nothing is inherited.
-    let Permit { egress, ingress, .. } = if known.ifindex == ifindex { *known } else { NEVER };
-    let half = lifetime(flow_refresh, protocol) / 2;
+    let (ifindex, gateway) = (pod.ifindex, folded(&pod.gateway_mac));
+    // Another pod had this address, or this one another gateway: nothing is inherited.
+    let same = known.ifindex == ifindex && known.gateway == gateway;
+    let Permit { egress, ingress, .. } = if same { *known } else { NEVER };
+    let half = lifetime / 2;
     let (egress, ingress, before) = match way {
         Direction::Egress => (now, ingress, egress),
         Direction::Ingress => (egress, now, ingress),
@@ -189,7 +203,7 @@ pub(super) fn renewed(
     if age(now, before) < if half < RENEW { half } else { RENEW } {
         return None;
     }
-    Some(Permit { egress, ingress, ifindex, reserved: 0 })
+    Some(Permit { egress, ingress, ifindex, gateway })
 }
 
 /// [`note`] at tc egress on the external interface, for packets that leave without a tunnel.
@@ -293,12 +307,12 @@ pub(super) const fn age(now: u64, stamp: u64) -> u64 {
     if stamp == 0 { u64::MAX } else { now.saturating_sub(stamp) }
 }
 
-/// How long acceptance holds, ns.
+/// How long acceptance holds, ns, given [`Config::tcp_refresh`] and [`Config::udp_refresh`].
 #[inline(always)]
-const fn lifetime(flow_refresh: u32, protocol: FlowProtocol) -> u64 {
-    let configured = flow_refresh as u64 * SECOND;
-    match protocol {
-        FlowProtocol::Udp if configured > LONGEST_UDP => LONGEST_UDP,
-        _ => configured,
-    }
+pub(super) const fn lifetime(tcp_refresh: u32, udp_refresh: u32, protocol: FlowProtocol) -> u64 {
+    let refresh = match protocol {
+        FlowProtocol::Tcp => tcp_refresh,
+        FlowProtocol::Udp => udp_refresh,
+    };
+    refresh as u64 * MILLISECOND
 }

@@ -6,7 +6,8 @@
 //! decapsulates skips the same on the way in. So a packet of each peer takes the kernel's path now and then, and is
 //! looked at where that path ends: [`note_leaving`] at tc egress on the external interface, [`note_delivered`] at tc
 //! ingress on the VXLAN device. Only a packet that got there, and that the programs would have made and sent just the
-//! same, opens the gate for its peer, for [`Config::flow_refresh`](crate::layout::Config::flow_refresh).
+//! same, opens the gate for its peer, for as long as acceptance holds at most:
+//! [`Config::tcp_refresh`](crate::layout::Config::tcp_refresh).
 //! [`note_error`] closes it at once.
 
 use super::{Tables, ecn, flow::RENEW, flow::age, longest_match};
@@ -27,7 +28,7 @@ pub const LEAVING_READS: usize = INNER_IP + IPV4_LEN;
 /// Bytes that [`note_error`] reads: up to the ports of the packet that an error is about.
 pub const ERROR_READS: usize = ABOUT + IPV4_LEN + 4;
 
-const SECOND: u64 = 1_000_000_000;
+const MILLISECOND: u64 = 1_000_000;
 const UDP: usize = ETHERNET_LEN + IPV4_LEN;
 const INNER_IP: usize = ENCAP_LEN + ETHERNET_LEN;
 const ICMP: usize = ETHERNET_LEN + IPV4_LEN;
@@ -62,12 +63,12 @@ pub struct UnderlayRoute {
 /// the kernel's place.
 ///
 /// # Errors
-/// The kernel has not done so for as long as `flow_refresh` says, in seconds.
+/// The kernel has not done so for as long as `refresh` says, ms.
 #[inline(always)]
 pub(super) fn check(
     tunnel: Option<Tunnel>,
     way: Direction,
-    flow_refresh: u32,
+    refresh: u32,
     now: u64,
 ) -> Result<Tunnel, Reason> {
     let tunnel = tunnel.ok_or(Reason::TunnelStale)?;
@@ -75,7 +76,7 @@ pub(super) fn check(
         Direction::Egress => tunnel.egress,
         Direction::Ingress => tunnel.ingress,
     };
-    if age(now, stamp) >= flow_refresh as u64 * SECOND {
+    if age(now, stamp) >= refresh as u64 * MILLISECOND {
         return Err(Reason::TunnelStale);
     }
     Ok(tunnel)
@@ -83,8 +84,8 @@ pub(super) fn check(
 
 /// Whether a packet tells something new about a tunnel that was last looked at `stamp`: rarely enough to cost nothing.
 #[inline(always)]
-pub(super) fn is_news(stamp: u64, flow_refresh: u32, now: u64) -> bool {
-    let half = flow_refresh as u64 * SECOND / 2;
+pub(super) fn is_news(stamp: u64, refresh: u32, now: u64) -> bool {
+    let half = refresh as u64 * MILLISECOND / 2;
     age(now, stamp) >= if half < RENEW { half } else { RENEW }
 }
 
@@ -156,7 +157,7 @@ pub fn note_leaving<R>(
     }
     let now = tables.now();
     let known = tables.tunnel_v4(peer.vtep).unwrap_or_default();
-    if !is_news(known.egress, config.flow_refresh, now) || !is_news(known.differs, config.flow_refresh, now) {
+    if !is_news(known.egress, config.tcp_refresh, now) || !is_news(known.differs, config.tcp_refresh, now) {
         return None;
     }
     // Field for field what `Encap::headers` writes, and redirect_neigh after it. The TTL is taken over from here.
@@ -187,7 +188,7 @@ pub fn note_delivered<R>(
     tables.vtep(vtep)?;
     let now = tables.now();
     let known = tables.tunnel_v4(vtep).unwrap_or_default();
-    if !is_news(known.ingress, config.flow_refresh, now) {
+    if !is_news(known.ingress, config.tcp_refresh, now) {
         return None;
     }
     let tunnel = Tunnel { ingress: now, ..known };

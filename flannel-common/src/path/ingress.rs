@@ -111,11 +111,11 @@ pub fn from_underlay<R>(
     let tos = ecn::decapsulate(outer_ip.tos, ip.tos).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     let tunnel = tables.tunnel_v4(outer_ip.source);
-    gate::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
+    gate::check(tunnel, Direction::Ingress, config.tcp_refresh, now)?;
     // Last, so that all else has been looked at: see `is_checked`. A popped aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
     // without UDP_GRO, it drops.
@@ -129,6 +129,14 @@ pub fn from_underlay<R>(
     }
     let packet_len = segment_len(packet, INNER_IP, arrival, &ip)?;
     Ok(pop(Deliver { pod, forward: Forward::hop_with_tos(&ip, tos), packet_len }, Reason::DeliverPod))
+}
+
+/// Where the header stands of the packet for a pod that [`from_underlay`] has found in a frame: behind the outer headers,
+/// or without a tunnel at the frame's own place. `None` for frames it does not look into.
+#[inline(always)]
+pub fn found_at(packet: &(impl Packet + ?Sized), tables: &impl Tables) -> Option<usize> {
+    let ip = Ipv4::parse(packet.view(ETHERNET_LEN)?);
+    Some(if tables.config()?.subnet.contains(ip.destination) { ETHERNET_LEN } else { INNER_IP })
 }
 
 /// Whether a packet that [`from_underlay`] leaves to the kernel for `reason` is one that `from_overlay` goes on with,

@@ -17,7 +17,9 @@ pub mod forged;
 pub mod forwarding;
 pub mod gate;
 pub mod ingress;
+pub mod moved;
 mod overlay;
+pub mod trail;
 pub mod tunnel;
 pub mod v6;
 
@@ -285,7 +287,8 @@ pub fn note(
     match hook {
         Hook::ToOverlay | Hook::ToPod => flow::note(hook.direction(), packet, tables, arrival, |note| note),
         Hook::ToUnderlay => flow::note_direct(packet, tables, arrival, |note| note),
-        Hook::FromPod => forwarding::note(packet, tables, arrival, |note| note),
+        Hook::FromPod => moved::note(packet, tables, arrival, |note| note)
+            .or_else(|| forwarding::note(packet, tables, arrival, |note| note)),
         Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
@@ -303,7 +306,8 @@ pub fn note_v6(
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }
         Hook::ToUnderlay => v6::flow::note_direct(packet, tables, arrival, |note| note),
-        Hook::FromPod => v6::forwarding::note(packet, tables, arrival, |note| note),
+        Hook::FromPod => v6::moved::note(packet, tables, arrival, |note| note)
+            .or_else(|| v6::forwarding::note(packet, tables, arrival, |note| note)),
         Hook::FromUnderlay | Hook::FromOverlay | Hook::XdpUnderlay | Hook::XdpGeneric => None,
     }
 }
@@ -407,7 +411,7 @@ fn hand(
     }
     let pod = tables.pod_v4(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
         flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
     }
     let packet_len = segment_len(packet, ETHERNET_LEN, arrival, ip)?;

@@ -54,14 +54,15 @@ impl Node {
             network: SubnetV6 { prefix_len: 32, network: address([0, 0x10, 0, 0], 0) },
             subnet: self.subnet_v6(),
             vni: 1,
-            flow_refresh: 30,
+            tcp_refresh: 30_000,
+            udp_refresh: 15_000,
             source_port_min: 32_768,
             source_port_max: 60_999,
             overlay_ifindex: interface::OVERLAY,
             prefix_lengths: [64, 0, 0, 0],
             local_mac: self.mac_v6(),
             unknown_vtep: UnknownVtep::Off,
-            reserved: [0; 6],
+            reserved: [0; 2],
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     map::FLOW_MARK,
     packet::{
         Arrival, Packet as _, checksum,
-        headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP},
+        headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, folded},
     },
     path::{Hook, ecn},
     reason::Direction,
@@ -72,7 +72,7 @@ pub(super) fn permit() -> impl Strategy<Value = Option<Permit>> {
         egress,
         ingress,
         ifindex,
-        reserved: 0,
+        gateway: folded(&HERE.gateway_mac()),
     });
     prop::option::weighted(0.9, permit)
 }
@@ -116,11 +116,12 @@ pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
 /// Any arrival at all.
 pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
-    (any::<u32>(), gso_size, any::<u32>(), any::<[bool; 3]>()).prop_map(
-        |(ifindex, gso_size, mark, [vlan_tagged, for_other_station, from_socket])| Arrival {
+    (any::<u32>(), gso_size, any::<u32>(), any::<u16>(), any::<[bool; 3]>()).prop_map(
+        |(ifindex, gso_size, mark, tc_index, [vlan_tagged, for_other_station, from_socket])| Arrival {
             ifindex,
             gso_size,
             mark,
+            tc_index,
             vlan_tagged,
             for_other_station,
             from_socket,
@@ -133,12 +134,15 @@ pub(super) fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let ifindex = prop_oneof![12 => Just(natural.ifindex), 1 => select(&interface::ALL[..])];
     let gso_size = prop_oneof![8 => Just(0), 1 => 1_300..1_500u32, 1 => 1..=u32::from(u16::MAX)];
     let mark = prop_oneof![3 => Just(FLOW_MARK), 1 => Just(0), 1 => any::<u32>()];
+    let tc_index =
+        prop_oneof![3 => Just(0), 1 => any::<u16>(), 1 => any::<u16>().prop_map(|low| 0xd000 | low & 0xfff)];
     let rarely = || prop::bool::weighted(0.03);
-    (ifindex, gso_size, mark, rarely(), rarely(), rarely()).prop_map(
-        |(ifindex, gso_size, mark, vlan_tagged, for_other_station, forwarded)| Arrival {
+    (ifindex, gso_size, mark, tc_index, rarely(), rarely(), rarely()).prop_map(
+        |(ifindex, gso_size, mark, tc_index, vlan_tagged, for_other_station, forwarded)| Arrival {
             ifindex,
             gso_size,
             mark,
+            tc_index,
             vlan_tagged,
             for_other_station,
             from_socket: !forwarded,
@@ -271,6 +275,7 @@ enum Change {
     SourcePorts(u16, u16),
     Leases([u8; PREFIX_LENGTHS], [u8; 4]),
     FastPath(FastPath),
+    /// Of TCP, ms; that of UDP is half of it.
     FlowRefresh(u32),
     UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV4>),
@@ -302,7 +307,7 @@ impl Change {
             1 => length().prop_map(Self::Network),
             2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
-            1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
+            1 => select(&[0, 12_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
             4 => tunnel().prop_map(Self::Tunnel),
@@ -355,7 +360,9 @@ impl Change {
             }),
             Self::FastPath(fast_path) => config.iter_mut().for_each(|config| config.fast_path = fast_path),
             Self::FlowRefresh(refresh) => {
-                config.iter_mut().for_each(|config| config.flow_refresh = refresh);
+                config.iter_mut().for_each(|config| {
+                    (config.tcp_refresh, config.udp_refresh) = (refresh, refresh / 2);
+                });
             }
             Self::UnknownVtep(unknown) => {
                 config.iter_mut().for_each(|config| config.unknown_vtep = unknown);

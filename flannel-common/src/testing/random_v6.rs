@@ -194,7 +194,7 @@ impl Change {
             1 => length().prop_map(Self::Network),
             2 => select(&[0, interface::OVERLAY, interface::GONE][..]).prop_map(Self::Overlay),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
-            1 => select(&[0, 1, 5, 3_600][..]).prop_map(Self::FlowRefresh),
+            1 => select(&[0, 12_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt, 0..4).prop_map(Self::Exempt),
             4 => (lengths, any_address()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
@@ -229,7 +229,7 @@ impl Change {
             Self::Network(length) => config.network = SubnetV6::of(HERE.pod_v6(2), length),
             Self::Overlay(ifindex) => config.overlay_ifindex = ifindex,
             Self::FastPath(fast_path) => config.fast_path = fast_path,
-            Self::FlowRefresh(refresh) => config.flow_refresh = refresh,
+            Self::FlowRefresh(refresh) => (config.tcp_refresh, config.udp_refresh) = (refresh, refresh / 2),
             Self::UnknownVtep(unknown) => config.unknown_vtep = unknown,
             Self::Exempt(prefixes) => {
                 v6.exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     layout::{
-        AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4, SubnetV4,
-        SubnetV6, Tunnel, VtepV4, VtepV6,
+        AddressV6, Config, ConfigV6, Exempt, FlowKey, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4,
+        SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     path::{Note, Tables},
 };
@@ -133,6 +133,9 @@ impl MemoryTables {
             Note::Forwards { ifindex, seen } => {
                 self.forwarders.insert(*ifindex, *seen);
             }
+            Note::Moved(address) => {
+                self.pods.remove(address);
+            }
             note => write_down(&mut self.flows, note),
         }
     }
@@ -143,20 +146,23 @@ impl MemoryTables {
             Note::Forwards { ifindex, seen } => {
                 self.forwarders.insert(*ifindex, *seen);
             }
+            Note::Moved(address) => {
+                self.v6.pods.remove(address);
+            }
             note => write_down(&mut self.v6.flows, note),
         }
     }
 }
 
-fn write_down<Flow: Ord + Copy>(flows: &mut BTreeMap<Flow, Permit>, note: &Note<Flow>) {
+fn write_down<Flow: FlowKey + Ord + Copy>(flows: &mut BTreeMap<Flow, Permit>, note: &Note<Flow>) {
     match note {
         Note::Permit(flow, permit) => {
             flows.insert(*flow, *permit);
         }
-        Note::Forget(flow) => {
+        Note::Forget(flow) | Note::Changed(flow) => {
             flows.remove(flow);
         }
         // Not of a flow.
-        Note::Forwards { .. } => {}
+        Note::Forwards { .. } | Note::Moved(_) => {}
     }
 }

@@ -14,8 +14,10 @@ mod gaps;
 mod hooks;
 mod kube_proxy;
 mod learning;
+mod places;
 mod pods;
 mod policy;
+mod rules;
 mod services;
 mod underlay;
 

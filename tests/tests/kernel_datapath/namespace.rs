@@ -16,7 +16,9 @@ use flannel_agent::{
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     mac::Mac,
     netlink::Netlink,
-    plan::{Backend, Exemptions, Foreign, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan},
+    plan::{
+        Backend, Exemptions, FlowRefresh, Foreign, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan,
+    },
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -133,7 +135,7 @@ pub(crate) fn local() -> Local {
         direct_routing: false,
         fast_path: FastPath::Off,
         xdp: flannel_agent::xdp::Xdp::OFF,
-        flow_refresh: Duration::from_secs(30),
+        flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }
 }

@@ -66,8 +66,13 @@ fn mtu_of(ifindex: u32) -> Option<u32> {
 
 fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let Case { hook, frame, tables, .. } = case;
-    let mut arrival =
-        Arrival { vlan_tagged: false, for_other_station: false, from_socket: true, ..case.arrival };
+    let mut arrival = Arrival {
+        tc_index: 0,
+        vlan_tagged: false,
+        for_other_station: false,
+        from_socket: true,
+        ..case.arrival
+    };
     if hook.is_xdp() {
         // It knows no more than where a frame came in.
         arrival = Arrival { ifindex: interface::UNDERLAY, ..Arrival::default() };

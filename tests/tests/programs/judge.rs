@@ -93,6 +93,8 @@ pub(crate) fn check(
     let mut tunnels = tables.v6.tunnels.clone();
     tunnels.extend(tunnel_v6.map(|note| (note.vtep, note.tunnel)));
     ensure!(outcome.tunnels_v6 == tunnels, "tunnels {:?}, not {tunnels:?}", outcome.tunnels_v6);
+    let pods = (flows.pods, flows.v6.pods);
+    ensure!(outcome.pods == pods, "pods {:?}, not {pods:?}", outcome.pods);
     let mark = MARK | arrival.mark;
     let mark = match verdict {
         Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,

@@ -10,8 +10,8 @@ use aya::{
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{
-        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, SubnetV4, SubnetV6,
-        Tunnel, UnknownVtep,
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, PodV4, SubnetV4,
+        SubnetV6, Tunnel, UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
@@ -32,7 +32,8 @@ const NO_CONFIG: Config = Config {
     source_port_max: 0,
     network: SubnetV4 { prefix_len: 0, network: [0; 4] },
     subnet: SubnetV4 { prefix_len: 0, network: [0; 4] },
-    flow_refresh: 0,
+    tcp_refresh: 0,
+    udp_refresh: 0,
     prefix_lengths: [0; 4],
     local_mac: [0; 6],
     unknown_vtep: UnknownVtep::Off,
@@ -47,14 +48,15 @@ const NO_CONFIG_V6: ConfigV6 = ConfigV6 {
     network: SubnetV6 { prefix_len: 0, network: AddressV6::new([0; 16]) },
     subnet: SubnetV6 { prefix_len: 0, network: AddressV6::new([0; 16]) },
     vni: 0,
-    flow_refresh: 0,
+    tcp_refresh: 0,
+    udp_refresh: 0,
     source_port_min: 0,
     source_port_max: 0,
     overlay_ifindex: 0,
     unknown_vtep: UnknownVtep::Off,
     prefix_lengths: [0; 4],
     local_mac: [0; 6],
-    reserved: [0; 6],
+    reserved: [0; 2],
 };
 
 /// Room that a push needs behind the longest frame.
@@ -106,6 +108,8 @@ pub(crate) struct Outcome {
     pub(crate) tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// The same of those over IPv6.
     pub(crate) tunnels_v6: BTreeMap<AddressV6, Tunnel>,
+    /// Where pods are by the maps afterwards.
+    pub(crate) pods: (BTreeMap<[u8; 4], PodV4>, BTreeMap<AddressV6, PodV4>),
     /// By how much counters were raised; those that were not are absent.
     pub(crate) counted: Counted,
 }
@@ -257,6 +261,7 @@ impl Loaded {
             flows_v6: self.on_their_clock(self.tables.v6.flows.entries()?),
             tunnels: self.tunnels_on_their_clock(self.tables.tunnels.entries()?),
             tunnels_v6: self.tunnels_on_their_clock(self.tables.v6.tunnels.entries()?),
+            pods: (self.tables.pods.entries()?, self.tables.v6.pods.entries()?),
             counted: self.raised()?,
         })
     }

@@ -33,7 +33,7 @@ fn a_second_load_adopts_the_maps() {
         let mut first = Loaded::new(sandbox)?;
         let mut tables = HERE.tables(&[THERE]);
         tables.exempt.insert(HERE.config().network, Exempt::Cluster);
-        tables.flows.insert(FLOW, Permit { egress: NOW, ingress: 0, ifindex: interface::POD, reserved: 0 });
+        tables.flows.insert(FLOW, Permit { egress: NOW, ingress: 0, ifindex: interface::POD, gateway: 0 });
         first.fill(&tables)?;
         let flows = first.tables.flows.entries()?;
         let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 64).bytes();
@@ -154,7 +154,7 @@ fn there_is_always_room_for_a_flow() {
             let [_, a, b, c] = number.to_be_bytes();
             FlowV4 { remote: [10, a, b, c], ..FLOW }
         };
-        let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, reserved: 0 };
+        let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, gateway: 0 };
         let flows = &mut loaded.tables.flows;
         for number in 0..MAX_FLOWS + 2_000 {
             flows.put(&flow(number), &permit).with_context(|| format!("flow {number}"))?;

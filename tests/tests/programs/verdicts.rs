@@ -21,12 +21,18 @@ use crate::{
 };
 
 /// What BPF_PROG_TEST_RUN cannot produce, and which test has it instead.
-const ELSEWHERE: [(Reason, &[Hook], &str); 2] = [
+const ELSEWHERE: [(Reason, &[Hook], &str); 3] = [
     // The tag's place in the metadata cannot be set.
     (
         Reason::Vlan,
         &[Hook::FromPod, Hook::ToOverlay, Hook::FromUnderlay, Hook::FromOverlay],
         "live::tagged_frames_are_the_kernels",
+    ),
+    // Nothing can be beside it.
+    (
+        Reason::FlowChanged,
+        &[Hook::ToOverlay, Hook::ToPod, Hook::ToUnderlay],
+        "rules::what_rules_write_into_packets_is_in_all_of_them",
     ),
     // There is always a socket.
     (Reason::ForwarderLearned, &[Hook::FromPod], "aggregates::a_pod_that_forwards"),
@@ -167,6 +173,7 @@ fn a_flow_keeps_its_source_port_and_flows_differ() {
             // The inner UDP source port is the flow; length and TTL are the packet's.
             let mut port_of = |len, ttl| -> Result<Option<u16>> {
                 let mut frame = Frame::udp(HERE.pod(2), THERE.pod(2), len).ip(|ip| ip.ttl = ttl);
+                frame = frame.macs(HERE.gateway_mac(), HERE.pod_mac(2));
                 frame.payload[1] = flow;
                 let hook = Hook::FromPod;
                 Ok(source_port(&loaded.run(hook, &frame.bytes(), &seen_at(hook), 0)?))

@@ -6,14 +6,15 @@ use tracing::{info, warn};
 use super::{
     exec::{Exec, ExecError},
     keep::{Firewall, Flows, Look},
-    rules::RuleSet,
+    rules::{FLOW, RuleSet},
 };
 use crate::family::Family;
 use backend::{Backend, Kind};
-use saved::Saved;
+use saved::{Saved, SavedRule};
 use table::Table;
 
 mod backend;
+mod helped;
 mod saved;
 mod spec;
 mod table;
@@ -34,12 +35,16 @@ pub(super) struct Iptables<E> {
     exec: E,
     backend: Backend,
     rules: RuleSet,
+    /// The cluster's network.
+    network: Option<IpNetwork>,
     /// Families that are to have no rules.
     without: Vec<Family>,
     /// Networks that past runs may have left rules for, of either family.
     earlier: Vec<IpNetwork>,
     /// Why the rules that mark established flows are not among them.
     unmarked: Option<String>,
+    /// What is kept from that mark, as the last look has found it.
+    exceptions: Vec<SavedRule>,
 }
 
 impl<E: Exec> Iptables<E> {
@@ -60,7 +65,8 @@ impl<E: Exec> Iptables<E> {
             "masquerade and forward rules by iptables"
         );
         let rules = rules(backend.has_random_fully());
-        Ok(Self { exec, backend, rules, without, earlier, unmarked: None })
+        let network = rules.flow.iter().flatten().find_map(|rule| rule.source.map(|source| source.network));
+        Ok(Self { exec, backend, rules, network, without, earlier, unmarked: None, exceptions: Vec::new() })
     }
 
     /// Whether the kernel tells of changes to these rules.
@@ -69,7 +75,8 @@ impl<E: Exec> Iptables<E> {
     }
 
     fn tables(&self) -> [Table; 3] {
-        Table::of(&self.rules, &of_family(&self.earlier, self.rules.family))
+        let [nat, filter, mangle] = Table::of(&self.rules, &of_family(&self.earlier, self.rules.family));
+        [nat, filter, mangle.with_exceptions(&self.exceptions)]
     }
 
     /// Whether to look at `table`. Asking for it makes it, and packets then take the way through it: what
@@ -82,6 +89,29 @@ impl<E: Exec> Iptables<E> {
         let program = self.backend.program(self.rules.family, "-save");
         let text = self.exec.run(&program, &["-t", table.name], "").await?;
         Ok(Saved::parse(&text))
+    }
+
+    /// Looks which flows connection tracking has to see whole.
+    async fn look_for_exceptions(&mut self) {
+        let family = self.rules.family;
+        let Some(network) = self.rules.flow.as_ref().and(self.network) else { return };
+        // With legacy iptables, asking for a table makes it.
+        let there = self.backend.is_nft() || legacy_tables(family).iter().any(|table| table == helped::RAW);
+        let program = self.backend.program(family, "-save");
+        let raw = match there {
+            true => self.exec.run(&program, &["-t", helped::RAW], "").await.ok(),
+            false => None,
+        };
+        // Without that table nothing has a helper.
+        let saved = raw.map(|text| Saved::parse(&text).table(helped::RAW)).unwrap_or_default();
+        let found = helped::exceptions(&saved, network, FLOW);
+        for rule in found.iter().filter(|rule| !self.exceptions.contains(rule)) {
+            info!(
+                rule = rule.text,
+                "a rule gives flows a helper of connection tracking, or timeouts of their own: they do not skip the stack"
+            );
+        }
+        self.exceptions = found;
     }
 
     async fn put_right(&mut self, table: &Table, look: Look) -> Result<(), ExecError> {
@@ -134,6 +164,7 @@ impl<E: Exec> Iptables<E> {
 impl<E: Exec + Send> Firewall for Iptables<E> {
     async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
         let mut faults = Vec::new();
+        self.look_for_exceptions().await;
         for table in self.tables().into_iter().filter(Self::is_kept) {
             match self.save(&table).await {
                 Ok(saved) => faults.extend(table.faults(&saved.table(table.name), look)),
@@ -194,6 +225,15 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
             (None, None) => Flows::NotAsked,
         }
     }
+}
+
+/// The tables that legacy iptables has made.
+fn legacy_tables(family: Family) -> Vec<String> {
+    let file = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
 /// Removes all rules of flannel's from iptables, of both families and in both back ends, as far as there are

@@ -60,6 +60,11 @@ impl Saved {
 }
 
 impl SavedTable {
+    /// The rules of all chains.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &SavedRule> {
+        self.chains.values().flatten()
+    }
+
     /// The rules of a chain; none if there is no such chain.
     pub(super) fn chain(&self, name: &str) -> Option<&[SavedRule]> {
         self.chains.get(name).map(Vec::as_slice)
@@ -75,6 +80,14 @@ impl SavedRule {
     /// Its `--comment`.
     pub(super) fn has_comment(&self, comment: &str) -> bool {
         self.options.contains(&vec!["--comment".to_owned(), comment.to_owned()])
+    }
+
+    /// What stands behind an option, if the rule has it, not negated.
+    pub(super) fn value(&self, option: &str) -> Option<&str> {
+        self.options.iter().find_map(|words| match words.as_slice() {
+            [name, value] if name == option => Some(value.as_str()),
+            _ => None,
+        })
     }
 
     /// Whether it jumps to `chain`.

@@ -18,12 +18,11 @@ pub(super) fn spec(rule: &Rule, comment: &str) -> String {
     if let Some(mark) = rule.mark {
         words.push(format!("-m mark {}--mark {:#x}/{:#x}", not(mark.negated), mark.value, mark.mask));
     }
-    if let Some(state) = rule.state {
-        let name = match state {
-            State::Established => "ESTABLISHED",
-            State::Translated => "SNAT,DNAT",
-        };
-        words.push(format!("-m conntrack --ctstate {name}"));
+    match rule.state {
+        Some(State::Established) => words.push("-m conntrack --ctstate ESTABLISHED".to_owned()),
+        Some(State::Translated) => words.push("-m conntrack --ctstate SNAT,DNAT".to_owned()),
+        // iptables has no words for it.
+        Some(State::Helped) | None => {}
     }
     words.push(format!("-m comment --comment \"{comment}\""));
     words.push(match rule.verdict {

@@ -10,7 +10,7 @@ use crate::{
     family::Family,
     masq::{
         keep::Look,
-        rules::{EXEMPT, FLOW, FORWARD, MASQ, RuleSet},
+        rules::{EXEMPT, FLOW, FORWARD, MASQ, Rule, RuleSet, State},
     },
 };
 
@@ -34,8 +34,10 @@ pub(super) struct Table {
 impl Table {
     /// The tables that hold `rules`. Of the networks in `earlier`, past runs have left rules.
     pub(super) fn of(rules: &RuleSet, earlier: &[IpNetwork]) -> [Self; 3] {
-        let render = |rules: &[_], comment| {
-            rules.iter().map(|rule| SavedRule::new(&spec(rule, comment))).collect::<Vec<_>>()
+        let render = |rules: &[Rule], comment| {
+            // iptables has no words for it: see `helped`.
+            let sayable = rules.iter().filter(|rule| rule.state != Some(State::Helped));
+            sayable.map(|rule| SavedRule::new(&spec(rule, comment))).collect::<Vec<_>>()
         };
         let old = earlier.iter().flat_map(|network| uncommented(*network));
         [
@@ -73,6 +75,14 @@ impl Table {
     pub(super) fn without_ours(family: Family, earlier: &[IpNetwork]) -> [Self; 3] {
         let nothing = RuleSet { family, exempt: Vec::new(), masq: None, forward: None, flow: None };
         Self::of(&nothing, earlier)
+    }
+
+    /// With `exceptions` behind the first of the rules, which clears the mark.
+    pub(super) fn with_exceptions(mut self, exceptions: &[SavedRule]) -> Self {
+        if let Some(rules) = self.rules.as_mut().filter(|rules| !rules.is_empty()) {
+            rules.splice(1..1, exceptions.iter().cloned());
+        }
+        self
     }
 
     /// Whether it is to hold anything.

@@ -142,6 +142,13 @@ async fn flows_are_marked_where_programs_learn_them() {
     kept.change("mangle", "FLANNEL-FLOW", |rules| rules.swap(0, 1));
     kept.settle(Look::Resync).await;
     assert_eq!(kept.exec.save("iptables", "mangle"), MANGLE);
+    // A helper needs each packet of its flows.
+    kept.exec.chains("iptables", "raw");
+    kept.change("raw", "OUTPUT", |rules| rules.push("-p tcp -m tcp --dport 21 -j CT --helper ftp".into()));
+    kept.settle(Look::Resync).await;
+    let rules = kept.rules("mangle", "FLANNEL-FLOW");
+    assert_eq!(rules.len(), 4, "{rules:?}");
+    assert!(rules[1].contains("-p tcp -m tcp --dport 21 ") && rules[1].ends_with("-j RETURN"), "{rules:?}");
     kept.change("mangle", "POSTROUTING", |rules| rules.insert(0, "-j TTL --ttl-inc 1".into()));
     kept.settle(Look::Resync).await;
     let last = kept.rules("mangle", "POSTROUTING").pop().unwrap();

@@ -11,7 +11,7 @@ use crate::{
     family::Family,
     masq::{
         keep::Look,
-        rules::{In, Rule, State, Verdict},
+        rules::{IPS_HELPER, In, Rule, State, Verdict},
     },
 };
 
@@ -94,6 +94,7 @@ fn expressions(rule: &Rule, family: Family) -> Value {
         let (key, right) = match state {
             State::Established => ("state", json!("established")),
             State::Translated => ("status", json!(["snat", "dnat"])),
+            State::Helped => ("status", json!(IPS_HELPER)),
         };
         all.push(json!({ "match": { "op": "in", "left": { "ct": { "key": key } }, "right": right } }));
     }

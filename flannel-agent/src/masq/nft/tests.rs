@@ -51,6 +51,7 @@ fn flows_are_marked_behind_all_filters() {
 		type filter hook postrouting priority mangle; policy accept;
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 meta mark set meta mark & 0xffffefff
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status snat,dnat return
+		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status & 0x2000 != 0 return
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct state established meta mark set meta mark | 0x1000
 	}
 }
@@ -75,6 +76,9 @@ fn flows_are_marked_behind_all_filters() {
                           "value": { "&": [{ "meta": { "key": "mark" } }, 4294963199u32] } } }])),
         rule(json!([network("saddr"), network("daddr"),
             { "match": { "op": "in", "left": { "ct": { "key": "status" } }, "right": ["snat", "dnat"] } },
+            { "return": null }])),
+        rule(json!([network("saddr"), network("daddr"),
+            { "match": { "op": "in", "left": { "ct": { "key": "status" } }, "right": 8192 } },
             { "return": null }])),
         rule(json!([network("saddr"), network("daddr"),
             { "match": { "op": "in", "left": { "ct": { "key": "state" } }, "right": "established" } },

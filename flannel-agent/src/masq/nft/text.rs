@@ -5,7 +5,7 @@ use ipnetwork::IpNetwork;
 use super::{Chain, Table};
 use crate::{
     family::Family,
-    masq::rules::{In, Rule, State, Verdict},
+    masq::rules::{IPS_HELPER, In, Rule, State, Verdict},
 };
 
 /// Input of `nft -f -` that puts `table` in place of what it was, in one step.
@@ -51,12 +51,10 @@ pub(super) fn line(rule: &Rule, family: Family) -> String {
     if let Some(network) = rule.destination_not {
         words.push(format!("{ip} daddr != {network}"));
     }
-    words.extend(rule.state.map(|state| {
-        match state {
-            State::Established => "ct state established",
-            State::Translated => "ct status snat,dnat",
-        }
-        .to_owned()
+    words.extend(rule.state.map(|state| match state {
+        State::Established => "ct state established".to_owned(),
+        State::Translated => "ct status snat,dnat".to_owned(),
+        State::Helped => format!("ct status & {IPS_HELPER:#x} != 0"),
     }));
     words.push(match rule.verdict {
         Verdict::Return => "return".to_owned(),

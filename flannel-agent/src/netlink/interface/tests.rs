@@ -19,6 +19,8 @@ fn host() -> HostInterfaces {
         mtu,
         mac: None,
         up: true,
+        carrier: true,
+        blocked: false,
         master: None,
         peer: None,
         xdp: false,

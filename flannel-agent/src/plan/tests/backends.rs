@@ -167,7 +167,7 @@ fn a_way_that_changes_loses_no_packet() {
 }
 
 #[test]
-fn what_leaves_without_a_tunnel_is_learned_where_it_leaves() {
+fn what_the_kernel_sends_is_looked_at_where_it_leaves() {
     let hooks = |local: Local| {
         let hooks = planned_for(&local, &Leases::new()).state.bpf.hooks;
         (hooks.contains(&(2, Hook::ToUnderlay)), hooks.contains(&(2, Hook::FromUnderlay)))
@@ -175,7 +175,7 @@ fn what_leaves_without_a_tunnel_is_learned_where_it_leaves() {
     let host_gw = |fast_path| local_by(Backend::HostGw, fast_path);
     assert_eq!(hooks(host_gw(FastPath::Flow)), (true, true));
     assert_eq!(hooks(direct_routing(FastPath::Flow)), (true, true));
-    assert_eq!(hooks(local(FastPath::Flow)), (false, true));
+    assert_eq!(hooks(local(FastPath::Flow)), (true, true));
     assert_eq!(hooks(host_gw(FastPath::All)), (false, true));
     assert_eq!(hooks(host_gw(FastPath::Overlay)), (false, false));
     let overlay = planned_for(&host_gw(FastPath::Overlay), &Leases::new()).state.bpf;

@@ -33,7 +33,7 @@ pub fn from_pod<R>(
     route: impl FnOnce(Direct, Reason) -> R,
 ) -> Result<R, Reason> {
     let config = tables.config_v6().ok_or(Reason::NotIpv4)?;
-    let (_, ip) = inner_headers(packet, arrival)?;
+    let (ethernet, ip) = inner_headers(packet, arrival)?;
     let gated = match config.fast_path {
         FastPath::All => false,
         FastPath::Flow => true,
@@ -45,17 +45,22 @@ pub fn from_pod<R>(
     }
     let now = check_hold(tables)?;
     let refusal = if gated {
-        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, now };
+        let gateway = ethernet.destination_folded();
+        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, now };
         flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
     } else {
         None
     };
-    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. A flow is
-    // written down with the veth of its address, so for one that is admitted there is nothing to look up.
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. And the frame
+    // must be for the gateway: another station, a pod that forwards perhaps, gets what is sent to it. A flow is written
+    // down with the veth of its address and the gateway, so for one that is admitted there is nothing to look up.
     if !gated || refusal.is_some() {
         let pod = tables.pod_v6(ip.source).ok_or(Reason::UnknownPod)?;
         if pod.ifindex != arrival.ifindex {
             return Err(Reason::Spoofed);
+        }
+        if !ethernet.is_to(&pod.gateway_mac) {
+            return Err(Reason::NotGateway);
         }
     }
     if ip.hop_limit <= 1 {
@@ -167,7 +172,7 @@ fn tunnel_to(
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    let tunnel = gate::check(tables.tunnel_v6(peer.vtep), Direction::Egress, config.flow_refresh, now)?;
+    let tunnel = gate::check(tables.tunnel_v6(peer.vtep), Direction::Egress, config.tcp_refresh, now)?;
     let mtu = if tunnel.mtu < peer.mtu { tunnel.mtu } else { peer.mtu };
     if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > mtu {
         return Err(Reason::TooBig);

@@ -11,7 +11,8 @@ use crate::{
     },
     path::{
         Tables,
-        flow::{NEVER, Note, Passage, Transport, check_permit, has_our_mark, renewed},
+        flow::{NEVER, Note, Passage, Transport, check_permit, has_our_mark, lifetime, renewed},
+        trail,
     },
     reason::{Direction, Reason},
 };
@@ -32,7 +33,7 @@ pub(super) fn admit(
     let transport = Transport::at(packet, offset + IPV6_LEN, ip.next_header)?;
     transport.check_control()?;
     let permit = tables.flow_v6(&flow(&transport, passage.way, ip)).ok_or(Reason::FlowUnknown)?;
-    check_permit(passage, &permit, config.flow_refresh, transport.protocol)
+    check_permit(passage, &permit, lifetime(config.tcp_refresh, config.udp_refresh, transport.protocol))
 }
 
 /// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:
@@ -71,7 +72,11 @@ pub fn note<R>(
     if arrival.mark & FLOW_MARK == 0 || transport.begins_or_ends() {
         return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
     }
-    let permit = renewed(way, &known, pod.ifindex, config.flow_refresh, transport.protocol, tables.now())?;
+    if trail::is_changed(arrival.tc_index, ip.traffic_class(), ip.hop_limit) {
+        return Some(then(Note::Changed(flow)));
+    }
+    let lifetime = lifetime(config.tcp_refresh, config.udp_refresh, transport.protocol);
+    let permit = renewed(way, &known, &pod, lifetime, tables.now())?;
     Some(then(Note::Permit(flow, permit)))
 }
 

@@ -71,7 +71,7 @@ pub fn note_leaving<R>(
     }
     let now = tables.now();
     let known = tables.tunnel_v6(peer.vtep).unwrap_or_default();
-    if !is_news(known.egress, config.flow_refresh, now) || !is_news(known.differs, config.flow_refresh, now) {
+    if !is_news(known.egress, config.tcp_refresh, now) || !is_news(known.differs, config.tcp_refresh, now) {
         return None;
     }
     // As with IPv4; the flow label is 0.
@@ -100,7 +100,7 @@ pub fn note_delivered<R>(
     tables.vtep_v6(vtep)?;
     let now = tables.now();
     let known = tables.tunnel_v6(vtep).unwrap_or_default();
-    if !is_news(known.ingress, config.flow_refresh, now) {
+    if !is_news(known.ingress, config.tcp_refresh, now) {
         return None;
     }
     let tunnel = Tunnel { ingress: now, ..known };

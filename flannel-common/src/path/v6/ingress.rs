@@ -20,6 +20,13 @@ const VXLAN: usize = UDP + UDP_LEN;
 const INNER: usize = ENCAP_LEN;
 const INNER_IP: usize = INNER + ETHERNET_LEN;
 
+/// As [`found_at`](crate::path::ingress::found_at) of IPv4.
+#[inline(always)]
+pub fn found_at(packet: &(impl Packet + ?Sized), tables: &impl Tables) -> Option<usize> {
+    let ip = first_ip(packet).ok()?;
+    Some(if tables.config_v6()?.subnet.contains(ip.destination) { ETHERNET_LEN } else { INNER_IP })
+}
+
 /// tc ingress on the external interface: `pop` says what to do with a packet in VXLAN for a local pod, `hand`
 /// with one without.
 ///
@@ -104,11 +111,11 @@ pub fn from_underlay<R>(
     let class = ecn::decapsulate(outer_ip.traffic_class(), ip.traffic_class()).ok_or(Reason::Ecn)?;
     let pod = tables.pod_v6(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     let tunnel = tables.tunnel_v6(outer_ip.source);
-    gate::check(tunnel, Direction::Ingress, config.flow_refresh, now)?;
+    gate::check(tunnel, Direction::Ingress, config.tcp_refresh, now)?;
     // Last, as with IPv4: a socket takes TCP whole, what forwards it does not.
     if arrival.gso_size != 0 {
         if ip.next_header != PROTOCOL_TCP {

@@ -13,6 +13,7 @@ pub mod flow;
 pub mod forwarding;
 pub mod gate;
 pub mod ingress;
+pub mod moved;
 mod overlay;
 
 pub use encap::{Encap, Forward, HEADERS_AT, HEADERS_LEN, HandOver};
@@ -60,7 +61,7 @@ fn hand(
     }
     let pod = tables.pod_v6(ip.destination).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, now };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
         flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
     }
     let packet_len = egress::segment_len(packet, ETHERNET_LEN, arrival, ip)?;

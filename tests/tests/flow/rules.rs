@@ -1,0 +1,131 @@
+//! Rules that change the packets of flows, or read along in them: of such flows each packet meets them.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use flannel_agent::bpf::{Pins, Tables};
+use flannel_common::reason::Reason;
+use flannel_tests::{
+    eventually,
+    lab::{CONVERGENCE, Cluster, in_lab},
+    traffic::{Dialogue, Endpoint, dialogue::listen, udp},
+};
+
+use crate::{cluster, counted, fast, nftables_cluster, packets};
+
+const REFRESH: Duration = Duration::from_secs(30);
+const DATAGRAMS: u64 = 200;
+const FTP: u16 = 21;
+
+/// Makes `pod` deaf to UDP that has not been given DSCP CS1.
+fn deafen(pod: &Endpoint) -> Result<()> {
+    let rules = "add table ip judge; \
+         add chain ip judge in { type filter hook input priority 0; }; \
+         add rule ip judge in meta l4proto udp ip dscp != cs1 drop";
+    pod.netns().run("nft", &[rules]).map(drop)
+}
+
+/// Rules of an administrator, with iptables and with nft, on the node that packets leave and on the one they come to:
+/// every packet has what they write, and flows are fast again without them.
+#[test]
+fn what_rules_write_into_packets_is_in_all_of_them() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        deafen(&b)?;
+        let forward = format!("-d {} -p udp -j DSCP --set-dscp-class cs1", b.address());
+        let nft = format!(
+            "add table ip admin; add chain ip admin forward {{ type filter hook forward priority -150; }}; \
+             add rule ip admin forward ip daddr {} meta l4proto udp ip dscp set cs1",
+            b.address()
+        );
+        for (member, chain) in [(0, Some("FORWARD")), (0, None), (1, Some("POSTROUTING")), (1, None)] {
+            let node = &cluster.members[member].node;
+            match chain {
+                Some(chain) => node.iptables(&format!("-t mangle -A {chain} {forward}"))?,
+                None => drop(node.netns().run("nft", &[&nft])?),
+            }
+            let counted = counted(&cluster, || udp::echo(&a, &b, 200, DATAGRAMS))?;
+            let counters = &counted[member];
+            ensure!(fast(counters)[member] == 0, "{chain:?} on {}: {counters}", node.name());
+            ensure!(packets(counters, Reason::FlowChanged) > DATAGRAMS / 2, "{counters}");
+            match chain {
+                Some(chain) => node.iptables(&format!("-t mangle -D {chain} {forward}"))?,
+                None => drop(node.netns().run("nft", &["delete table ip admin"])?),
+            }
+        }
+        b.netns().run("nft", &["delete table ip judge"])?;
+        let counted = counted(&cluster, || udp::echo(&a, &b, 200, DATAGRAMS))?;
+        ensure!(counted.iter().all(|counters| fast(counters).into_iter().all(|some| some > DATAGRAMS / 2)));
+        Ok(())
+    })
+}
+
+/// A connection to the FTP server `b`, and how many packets of it skip the stack on the client's node.
+fn control_connection(cluster: &Cluster, a: &Endpoint, b: &Endpoint) -> Result<[u64; 2]> {
+    let listener = listen(b, FTP)?;
+    let mut dialogue = Dialogue::through(a, 0, b.socket_address(FTP), &[&listener])?;
+    Ok(fast(&counted(cluster, || dialogue.exchanges(50))?[0]))
+}
+
+/// A helper of connection tracking reads along for the connections that are announced: it sees each packet.
+#[test]
+fn a_helper_sees_each_packet_of_its_flows() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let node = &cluster.members[0].node;
+        ensure!(control_connection(&cluster, &a, &b)?.into_iter().all(|packets| packets > 40));
+        node.iptables("-t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp")?;
+        eventually(CONVERGENCE, "the helper is known to the agent", || {
+            let rules = node.netns().run("iptables-save", &["-t", "mangle"])?;
+            ensure!(rules.contains("--dport 21 -m comment --comment \"flanneld flow\" -j RETURN"), "{rules}");
+            Ok(())
+        })?;
+        let found = control_connection(&cluster, &a, &b)?;
+        ensure!(found == [0, 0], "{found:?}");
+        Ok(())
+    })
+}
+
+/// The same by nft, which can tell a flow with a helper by itself.
+#[test]
+fn a_helper_of_nftables_sees_each_packet_of_its_flows() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = nftables_cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let rules = "add table ip admin; \
+             add ct helper ip admin ftp { type \"ftp\" protocol tcp; }; \
+             add chain ip admin in { type filter hook prerouting priority -150; }; \
+             add rule ip admin in tcp dport 21 ct helper set \"ftp\"";
+        cluster.members[0].node.netns().run("nft", &[rules])?;
+        let found = control_connection(&cluster, &a, &b)?;
+        ensure!(found == [0, 0], "{found:?}");
+        let log = cluster.members[0].agent.log();
+        ensure!(!log.contains("repaired rules"), "the rules do not read as they were written:\n{log}");
+        Ok(())
+    })
+}
+
+/// An operator lets connection tracking forget UDP sooner: flows show themselves before it does.
+#[test]
+fn acceptance_follows_the_timeouts_of_connection_tracking() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        for member in &cluster.members {
+            for name in ["udp_timeout", "udp_timeout_stream"] {
+                member.node.netns().sysctl(&format!("net/netfilter/nf_conntrack_{name}"), "2")?;
+            }
+            let tables = Tables::open(&Pins::under(member.agent.bpffs())?)?;
+            eventually(CONVERGENCE, "acceptance holds for a tenth of that", || {
+                let refresh = tables.config.get()?.map(|config| (config.tcp_refresh, config.udp_refresh));
+                ensure!(refresh == Some((30_000, 200)), "{refresh:?}");
+                Ok(())
+            })?;
+        }
+        let counted = counted(&cluster, || udp::echo(&a, &b, 200, 2_000))?;
+        ensure!(counted.iter().all(|counters| fast(counters).into_iter().all(|packets| packets > 1_000)));
+        Ok(())
+    })
+}
