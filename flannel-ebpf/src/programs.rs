@@ -6,7 +6,6 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use flannel_common::{
-    map::CHECKED_MARK,
     path::{
         self, early, egress, flow,
         ingress::{self, FROM_UNDERLAY_READS},
@@ -17,7 +16,7 @@ use flannel_common::{
 use crate::{
     act,
     ctx::{self, Skb, XdpFrame},
-    maps::Maps,
+    maps::{self, Maps},
     v6,
 };
 
@@ -52,6 +51,8 @@ fn to_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note(skb, size, Direction::Egress);
+    // The outer packet takes the mark over, and is routed by it.
+    skb.unmark(maps::marks().both());
     let verdict =
         egress::to_overlay(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
     act::conclude(&ctx, size, Direction::Egress, verdict)
@@ -82,14 +83,14 @@ fn from_underlay(ctx: TcContext) -> i32 {
 /// checked and cannot pop itself.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
-    if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
+    if Skb::mark_of(&ctx) & maps::marks().flow == 0 {
         return TC_ACT_UNSPEC;
     }
     if Skb::is_ipv6(&ctx) {
         return v6::from_overlay(&ctx);
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
-    skb.unmark(CHECKED_MARK);
+    skb.unmark(maps::marks().flow);
     let size = skb.size();
     let verdict =
         path::from_overlay(&skb, &Maps, &skb.arrival(), |deliver, reason| act::hand(skb, &deliver, reason));
@@ -104,6 +105,8 @@ fn to_pod(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
+    // Here ends its use, here as at the other ends of the kernel's path.
+    skb.unmark(maps::marks().both());
     TC_ACT_UNSPEC
 }
 
@@ -111,12 +114,13 @@ fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 fn to_underlay(ctx: TcContext) -> i32 {
     // Most packets are none of ours: told before any of their bytes is looked at.
-    if flow::has_our_mark(Skb::mark_of(&ctx)) {
+    if flow::has_our_mark(Skb::mark_of(&ctx), maps::marks()) {
         if Skb::is_ipv6(&ctx) {
             return v6::to_underlay(&ctx);
         }
         let skb = Skb::of(&ctx, EGRESS_READS);
         act::take_note(skb, skb.size(), Direction::Egress);
+        skb.unmark(maps::marks().both());
     }
     TC_ACT_UNSPEC
 }

@@ -46,7 +46,7 @@ pub(super) fn load(
     }
     let left = pins.as_ref().ok().cloned();
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
-        let mut programs = Programs::load(pins.clone(), options.bpf_log)?;
+        let mut programs = Programs::load_with(pins.clone(), options.bpf_log, options.marks())?;
         programs.forward_log(options.bpf_log);
         hold::put_off(&pins, options.hold())?;
         Ok((pins, programs))

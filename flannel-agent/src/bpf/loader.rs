@@ -13,10 +13,11 @@ use flannel_common::{
         Permit, PodV4, SubnetV4, SubnetV6, VtepV4, VtepV6,
     },
     map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS,
-        MAX_FLOWS_V6, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
-        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
+        CONFIG, CONFIG_V6, COUNTERS, FLOW_MARK_CONSTANT, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT,
+        MAX_FLOWS, MAX_FLOWS_V6, MAX_PEERS, MAX_PODS, PINNED_MAPS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
+        SNAT_EXEMPT_MARK_CONSTANT, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
     },
+    mark::Marks,
     path::Hook,
     reason,
 };
@@ -109,12 +110,20 @@ pub struct ProgramSummary {
 }
 
 impl Programs {
-    /// Loads all programs. Maps that an earlier agent pinned are adopted with their entries, the others
-    /// are created and pinned. Nothing is attached.
+    /// [`Self::load_with`] the marks of which an operator says nothing.
     ///
     /// # Errors
     /// When the kernel, or the file system, refuses a part.
     pub fn load(pins: Pins, log: LogLevel) -> Result<Self, LoadError> {
+        Self::load_with(pins, log, Marks::DEFAULT)
+    }
+
+    /// Loads all programs, which use `marks`. Maps that an earlier agent pinned are adopted with their entries, the
+    /// others are created and pinned. Nothing is attached.
+    ///
+    /// # Errors
+    /// When the kernel, or the file system, refuses a part.
+    pub fn load_with(pins: Pins, log: LogLevel, marks: Marks) -> Result<Self, LoadError> {
         Pins::make(&pins.maps())?;
         Pins::make(&pins.links())?;
         let mut loader = EbpfLoader::new();
@@ -126,6 +135,8 @@ impl Programs {
         let mut ebpf = loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("AYA_LOG_LEVEL", &level, true)
+            .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
+            .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
             .load(OBJECT)?;
         let features = Features::of(&mut ebpf);
         for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {

@@ -30,6 +30,7 @@ use crate::{
         SubnetV6, VtepV4, VtepV6,
     },
     map,
+    mark::Marks,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ipv4},
@@ -71,6 +72,8 @@ pub trait Tables {
     fn now(&self) -> u64;
     /// When the maps are out of date, on the same clock.
     fn held_until(&self) -> u64;
+    /// The bits of packets' marks that are ours.
+    fn marks(&self) -> Marks;
 }
 
 /// What to do with a packet.
@@ -80,9 +83,9 @@ pub enum Verdict {
     Pass,
     /// Leave it, untouched, to the kernel.
     Kernel(Reason),
-    /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
+    /// The same, but with [`Marks::exempt`] in its mark, so that nobody masquerades it.
     Exempt(Reason),
-    /// The same, but with [`map::CHECKED_MARK`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
+    /// The same, but with [`Marks::flow`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
     /// on with it.
     Checked(Reason),
     /// Push VXLAN and send it to a peer.
@@ -222,7 +225,7 @@ pub fn decide(
             ingress::from_underlay(packet, tables, arrival, Verdict::Deliver, Verdict::Hand)
         }
         // What `from_underlay` has not checked is the kernel's, and has been counted.
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
+        Hook::FromOverlay if arrival.mark & tables.marks().flow == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => from_overlay(packet, tables, arrival, Verdict::Hand),
         Hook::XdpUnderlay => {
             Ok(early::pop(packet, tables, arrival, Verdict::PopEarly).unwrap_or(Verdict::Pass))
@@ -247,13 +250,13 @@ fn decide_v6(
             Verdict::HandOver,
             Verdict::RouteV6,
         ),
-        Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
+        Hook::ToOverlay if v6::egress::is_handed_over(arrival, tables.marks()) => Ok(Verdict::Pass),
         Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
         Hook::FromUnderlay => {
             v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6, Verdict::HandV6)
         }
         // As with IPv4.
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK == 0 => Ok(Verdict::Pass),
+        Hook::FromOverlay if arrival.mark & tables.marks().flow == 0 => Ok(Verdict::Pass),
         Hook::FromOverlay => v6::from_overlay(packet, tables, arrival, Verdict::HandV6),
         Hook::ToPod | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => Ok(Verdict::Pass),
     }
@@ -283,7 +286,7 @@ pub fn note_v6(
     arrival: &Arrival,
 ) -> Option<Note<FlowV6>> {
     match hook {
-        Hook::ToOverlay if v6::egress::is_handed_over(arrival) => None,
+        Hook::ToOverlay if v6::egress::is_handed_over(arrival, tables.marks()) => None,
         Hook::ToOverlay | Hook::ToPod => {
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }

@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use flannel_common::{
     layout::FlowV6,
-    map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, IPV4_LEN},
@@ -73,15 +72,15 @@ pub(crate) fn check(
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
     note_v6.iter().for_each(|note| flows.write_down_v6(note));
     ensure!(outcome.flows_v6 == flows.v6.flows, "flows {:?}, not {:?}", outcome.flows_v6, flows.v6.flows);
+    let marks = tables.marks;
     let mark = MARK | arrival.mark;
     let mark = match verdict {
-        Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,
-        Verdict::HandOver(..) => mark | HANDED_OVER_MARK,
-        // At the device the mark has done its work.
-        Verdict::Pass if hook == Hook::ToOverlay => mark & !HANDED_OVER_MARK,
-        Verdict::Checked(_) => mark | CHECKED_MARK,
-        // Its way ends here, whatever becomes of the packet.
-        _ if hook == Hook::FromOverlay => mark & !CHECKED_MARK,
+        Verdict::Exempt(_) => mark | marks.exempt,
+        Verdict::HandOver(..) => marks.handed_over(mark),
+        Verdict::Checked(_) => mark | marks.flow,
+        // Their way ends here, whatever becomes of the packet.
+        _ if hook == Hook::FromOverlay => mark & !marks.flow,
+        _ if matches!(hook, Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay) => mark & !marks.both(),
         _ => mark,
     };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
