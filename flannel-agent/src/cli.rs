@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
-use flannel_common::map::MAX_FLOWS;
+use flannel_common::{map::MAX_FLOWS, mark::Marks};
 use ipnetwork::IpNetwork;
 use regex::Regex;
 
@@ -29,7 +29,9 @@ pub use given::Given;
 pub use value::FastPath;
 
 use syntax::Stop;
-use value::{HIDDEN, go_bool, healthz_port, hold, ipv4, regex, renew_margin, seconds, shown, verbosity};
+use value::{
+    HIDDEN, go_bool, healthz_port, hold, ipv4, mark_bit, regex, renew_margin, seconds, shown, verbosity,
+};
 
 /// A drop-in flanneld whose dataplane is eBPF.
 #[derive(Debug, Parser)]
@@ -132,6 +134,12 @@ pub struct RunOptions {
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub snat_exempt_nodes: bool,
+    /// Bit of packets' marks that keeps pods' packets from being masqueraded.
+    #[arg(long, value_name = "BIT", default_value = "0x40", help_heading = "Rules", value_parser = mark_bit)]
+    pub snat_exempt_mark: u32,
+    /// Bit of packets' marks that tells the programs which flows netfilter has accepted.
+    #[arg(long, value_name = "BIT", default_value = "0x1000", help_heading = "Rules", value_parser = mark_bit)]
+    pub flow_mark: u32,
     /// Address that /healthz and /readyz are served at.
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = "Health")]
     pub healthz_ip: IpAddr,
@@ -259,6 +267,11 @@ impl RunOptions {
         XdpChoice { mode: self.xdp, strangers: self.xdp_unknown_vtep }
     }
 
+    /// `--snat-exempt-mark` and `--flow-mark`.
+    pub const fn marks(&self) -> Marks {
+        Marks { exempt: self.snat_exempt_mark, flow: self.flow_mark }
+    }
+
     /// `--fast-path-hold`; zero is for ever.
     pub fn hold(&self) -> Duration {
         Duration::from_secs(self.fast_path_hold.into())
@@ -322,6 +335,13 @@ impl Cli {
         let mut cli = Self::from_arg_matches(&command.try_get_matches_from_mut(canonical)?)?;
         if let Some(reason) = given.fatal().filter(|_| !cli.version && cli.command.is_none()) {
             return Err(command.error(ErrorKind::ValueValidation, reason));
+        }
+        let Marks { exempt, flow } = cli.run.marks();
+        if exempt == flow && !cli.version && cli.command.is_none() {
+            let text = format!(
+                "--snat-exempt-mark and --flow-mark are both {flow:#x}: give each a bit of its own, as 0x40 and 0x1000"
+            );
+            return Err(command.error(ErrorKind::ValueValidation, text));
         }
         cli.given = given;
         Ok(cli)

@@ -2,6 +2,7 @@
 //!
 //! - [`layout`]: keys and values of the BPF maps, exactly as both sides see them.
 //! - [`map`]: names of maps, programs and hooks, and the version of their layout.
+//! - [`mark`]: the bits of packets' marks that are ours.
 //! - [`reason`]: the one table of why a packet took the path it took.
 //! - [`packet`]: header views, checksums and the flow hash, over the [`packet::Packet`] trait.
 //! - [`path`]: `decide`: a packet and the tables in, a [`path::Verdict`] out.
@@ -16,6 +17,7 @@ extern crate std;
 
 pub mod layout;
 pub mod map;
+pub mod mark;
 pub mod packet;
 pub mod path;
 pub mod reason;

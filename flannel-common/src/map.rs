@@ -79,32 +79,10 @@ pub const MAX_EXEMPT: u32 = 65_536;
 /// unused are forgotten, and take the kernel path until they are learned anew.
 pub const MAX_FLOWS: u32 = 65_536;
 
-/// Bit of a packet's mark (`skb->mark`) that `from_pod` sets on what pods send, through the host's stack,
-/// to a prefix of `snat_exempt_v4`. The first rule of nat POSTROUTING returns on `mark 0x2000/0x6000`: with
-/// kube-proxy's 0x4000, which asks for masquerading, the packet is masqueraded all the same.
-///
-/// Nobody else can have set it on a pod's packet: a veth zeroes the mark of what leaves its namespace
-/// (net/core/skbuff.c, `skb_scrub_packet`), so the bit is only ever set here, never cleared. Programs that
-/// are attached ahead of ours at the same hook may use the other bits.
-pub const SNAT_EXEMPT_MARK: u32 = 0x2000;
-
-/// Bit of a packet's mark by which netfilter tells the programs at the ends of the kernel's path that it has
-/// accepted the packet as part of a flow in both directions, and has changed no address or port of it. One
-/// rule at the end of mangle POSTROUTING sets it, which what a filter drops does not reach; and what drops
-/// packets after that rule keeps them from those programs.
-///
-/// As with [`SNAT_EXEMPT_MARK`], a pod cannot set it: its packets leave its namespace with a mark of 0.
-pub const FLOW_MARK: u32 = 0x1000;
-
-/// Bit of a packet's mark that `from_pod` sets on what it hands to the VXLAN device itself, past the host's
-/// stack, and `to_overlay` at that device clears: the packet is counted, and netfilter has not seen it. Nothing in
-/// between looks at marks.
-pub const HANDED_OVER_MARK: u32 = 0x0800;
-/// Bit of a packet's mark by which `from_underlay` tells `from_overlay` that it has checked an aggregate, its
-/// outer headers included, and leaves to the kernel's VXLAN device only to pop them. It is that of
-/// [`FLOW_MARK`], on a stretch of the way where netfilter has not set that yet. `from_overlay` takes it off; what
-/// it never sees, netfilter's rule does.
-pub const CHECKED_MARK: u32 = FLOW_MARK;
+/// Constant of the programs that the agent sets: [`crate::mark::Marks::exempt`].
+pub const SNAT_EXEMPT_MARK_CONSTANT: &str = "SNAT_EXEMPT_MARK";
+/// Constant of the programs that the agent sets: [`crate::mark::Marks::flow`].
+pub const FLOW_MARK_CONSTANT: &str = "FLOW_MARK";
 
 /// Value of `skb->tc_index` on what a program redirects to the external interface, which tells it from what the kernel's
 /// own path sends. Only programs of tc read that field; `to_underlay` sets it to zero.

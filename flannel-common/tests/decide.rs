@@ -7,7 +7,7 @@ use std::{
 
 use flannel_common::{
     layout::{AddressV6, FastPath, PeerKind, PeerV4, SubnetV4, UnknownVtep},
-    map::{CHECKED_MARK, FLOW_MARK},
+    mark::FLOW_MARK,
     packet::{Arrival, Fib, Packet, headers::folded},
     path::{Hook, Note, Verdict, decide, note, note_v6, trail, v6::egress::is_handed_over},
     reason::Reason,
@@ -148,8 +148,8 @@ proptest! {
         let tables = if tables { HERE.tables(&[THERE]) } else { MemoryTables::default() };
         let verdict = decide(hook, &frame[..], &tables, &arrival);
         prop_assert!(verdict.reason().is_none_or(|reason| fixtures::decided(hook).contains(&reason)));
-        let uncounted = hook.is_xdp() || hook == Hook::ToOverlay && is_handed_over(&arrival);
-        let ignored = hook == Hook::FromOverlay && arrival.mark & CHECKED_MARK == 0;
+        let uncounted = hook.is_xdp() || hook == Hook::ToOverlay && is_handed_over(&arrival, tables.marks);
+        let ignored = hook == Hook::FromOverlay && arrival.mark & FLOW_MARK == 0;
         let only_noted = matches!(hook, Hook::ToPod | Hook::ToUnderlay);
         prop_assert!(verdict.reason().is_some() || only_noted || ignored || uncounted);
         let refused = verdict.reason() == Some(Reason::PodVxlan);

@@ -2,7 +2,7 @@
 
 use flannel_common::{
     layout::{PeerKind, Tunnel},
-    map::CHECKED_MARK,
+    mark::FLOW_MARK,
     packet::{Packet as _, checksum, headers::Ethernet},
     path::{Hook, TunnelNote, UnderlayRoute, note_tunnel, note_tunnel_v6},
     reason::Reason,
@@ -97,7 +97,7 @@ fn other_packets_say_nothing() {
 #[test]
 fn what_the_device_delivers_opens_the_way_in() {
     let at = seen_at(Hook::FromOverlay);
-    assert_ne!(at.mark & CHECKED_MARK, 0);
+    assert_ne!(at.mark & FLOW_MARK, 0);
     let tables = never();
     for source in [THERE.pod(2), THERE.vtep] {
         let frame = Frame::udp(source, HERE.pod(2), 64).macs(HERE.mac, THERE.mac).bytes();

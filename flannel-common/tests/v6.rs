@@ -9,7 +9,7 @@ use etherparse::{
 };
 use flannel_common::{
     layout::{AddressV6, FastPath, PeerV6, SubnetV6},
-    map::FLOW_MARK,
+    mark::FLOW_MARK,
     packet::{Arrival, ipv6::Ipv6},
     path::{Hook, Note, Verdict, decide, note_v6},
     reason::Reason,

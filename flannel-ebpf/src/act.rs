@@ -10,7 +10,6 @@ use aya_ebpf::{
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
     layout::{PodV4, PoppedFor},
-    map::{CHECKED_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet, hash,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, Ipv4},
@@ -52,7 +51,7 @@ pub(crate) fn mark_exempt(skb: Skb, verdict: Result<Done, Reason>) -> Result<Don
     if !egress::is_exempt(&skb, &maps::Maps, reason) {
         return Err(reason);
     }
-    skb.mark(SNAT_EXEMPT_MARK);
+    skb.mark(maps::marks().exempt);
     Err(egress::exempt_reason(reason))
 }
 
@@ -79,7 +78,7 @@ pub(crate) fn mark_checked(skb: Skb, verdict: Result<Done, Reason>) -> Result<Do
     if let Err(reason) = verdict
         && ingress::is_checked(reason)
     {
-        skb.mark(CHECKED_MARK);
+        skb.mark(maps::marks().flow);
     }
     verdict
 }

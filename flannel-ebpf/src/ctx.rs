@@ -188,8 +188,19 @@ impl Skb {
     /// Clears `bits` in the packet's mark; the others stay.
     #[inline(always)]
     pub(crate) fn unmark(&self, bits: u32) {
-        // SAFETY: as in `mark`.
-        unsafe { (*self.skb).mark &= !bits }
+        // SAFETY: as in `set_mark`.
+        let mark = unsafe { (*self.skb).mark };
+        // Most packets have none of them.
+        if mark & bits != 0 {
+            self.set_mark(mark & !bits);
+        }
+    }
+
+    /// Gives the packet `mark` for the one it has.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, mark: u32) {
+        // SAFETY: a field of the live context that programs of this kind may write.
+        unsafe { (*self.skb).mark = mark }
     }
 
     /// How much the packet counts for.

@@ -10,6 +10,7 @@
 use core::hint::black_box;
 
 use aya_ebpf::{
+    Global,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
@@ -20,6 +21,7 @@ use flannel_common::{
         Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
+    mark::{self, Marks},
     path::{Note, Tables, TunnelNote},
     reason::{self, Direction, Reason},
 };
@@ -79,6 +81,13 @@ static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Counter, { reason::COUNTERS as usize }> = PerCpuArray::new();
+
+// Constants to the verifier: the agent sets them before it loads the programs.
+#[unsafe(no_mangle)]
+static SNAT_EXEMPT_MARK: Global<u32> = Global::new(mark::SNAT_EXEMPT_MARK);
+
+#[unsafe(no_mangle)]
+static FLOW_MARK: Global<u32> = Global::new(mark::FLOW_MARK);
 
 // The kernel lends GPL-only helpers (redirect_peer among them) to GPL-compatible programs.
 #[unsafe(no_mangle)]
@@ -192,6 +201,17 @@ impl Tables for Maps {
     fn held_until(&self) -> u64 {
         HOLD.get(0).map_or(0, |hold| hold.until)
     }
+
+    #[inline(always)]
+    fn marks(&self) -> Marks {
+        marks()
+    }
+}
+
+/// The bits of packets' marks that are ours.
+#[inline(always)]
+pub(crate) fn marks() -> Marks {
+    Marks { exempt: SNAT_EXEMPT_MARK.load(), flow: FLOW_MARK.load() }
 }
 
 /// A trie's key so placed on the stack that its address, which LLVM moves as two words, is aligned.

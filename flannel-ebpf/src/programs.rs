@@ -6,7 +6,6 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use flannel_common::{
-    map::CHECKED_MARK,
     packet::headers::ETHERNET_LEN,
     path::{
         self, early, egress, flow, gate,
@@ -18,7 +17,7 @@ use flannel_common::{
 use crate::{
     act,
     ctx::{self, Skb, XdpFrame},
-    maps::Maps,
+    maps::{self, Maps},
     v6,
 };
 
@@ -58,6 +57,8 @@ fn to_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx, EGRESS_READS);
     let size = skb.size();
     act::take_note(skb, size, Direction::Egress);
+    // The outer packet takes the mark over, and is routed by it.
+    skb.unmark(maps::marks().both());
     let verdict =
         egress::to_overlay(&skb, &Maps, &skb.arrival(), |encap, reason| act::push(skb, &encap, reason));
     act::conclude(&ctx, size, Direction::Egress, verdict)
@@ -94,14 +95,14 @@ fn from_underlay(ctx: TcContext) -> i32 {
 /// and leaves to the kernel no further than that; and what no pod may send.
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
-    if Skb::mark_of(&ctx) & CHECKED_MARK == 0 {
+    if Skb::mark_of(&ctx) & maps::marks().flow == 0 {
         return if act::is_forged(&ctx) { act::drop_forged(&ctx, Direction::Ingress) } else { TC_ACT_UNSPEC };
     }
     if Skb::is_ipv6(&ctx) {
         return v6::from_overlay(&ctx);
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
-    skb.unmark(CHECKED_MARK);
+    skb.unmark(maps::marks().flow);
     let size = skb.size();
     gate::note_delivered(&skb, &Maps, |note| act::write_down_tunnel(&note, Direction::Ingress, size));
     let verdict =
@@ -117,6 +118,8 @@ fn to_pod(ctx: TcContext) -> i32 {
     }
     let skb = Skb::of(&ctx, EGRESS_READS);
     act::take_note(skb, skb.size(), Direction::Ingress);
+    // Here ends its use, here as at the other ends of the kernel's path.
+    skb.unmark(maps::marks().both());
     TC_ACT_UNSPEC
 }
 
@@ -127,7 +130,7 @@ fn to_underlay(ctx: TcContext) -> i32 {
     if Skb::take_redirected(&ctx) {
         return TC_ACT_UNSPEC;
     }
-    let marked = flow::has_our_mark(Skb::mark_of(&ctx));
+    let marked = flow::has_our_mark(Skb::mark_of(&ctx), maps::marks());
     if Skb::is_ipv6(&ctx) {
         return v6::to_underlay(&ctx, marked);
     }
@@ -135,6 +138,7 @@ fn to_underlay(ctx: TcContext) -> i32 {
     let size = skb.size();
     if marked {
         act::take_note(skb, size, Direction::Egress);
+        skb.unmark(maps::marks().both());
     }
     act::take_note_of_tunnel(&ctx, skb, size);
     TC_ACT_UNSPEC

@@ -6,7 +6,6 @@ use aya_ebpf::{
 };
 use flannel_common::{
     layout::{AddressV6, FlowV6},
-    map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Packet as _, hash,
         headers::ETHERNET_LEN,
@@ -55,7 +54,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
         Ok(Done { action: TC_ACT_UNSPEC, reason }) | Err(reason)
             if egress::is_exempt(&skb, &Maps, reason) =>
         {
-            skb.mark(SNAT_EXEMPT_MARK);
+            skb.mark(maps::marks().exempt);
             Err(exempt_reason(reason))
         }
         other => other,
@@ -69,12 +68,12 @@ pub(crate) fn to_overlay(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     let size = skb.size();
     let arrival = skb.arrival();
-    if egress::is_handed_over(&arrival) {
-        // The device takes the mark over to the outer packet, where routing rules would see it.
-        skb.unmark(HANDED_OVER_MARK);
+    if egress::is_handed_over(&arrival, maps::marks()) {
+        skb.unmark(maps::marks().both());
         return TC_ACT_UNSPEC;
     }
     take_note(skb, size, Direction::Egress);
+    skb.unmark(maps::marks().both());
     let verdict = egress::to_overlay(&skb, &Maps, &arrival, |encap, reason| push(skb, &encap, reason));
     conclude(ctx, size, Direction::Egress, verdict)
 }
@@ -102,7 +101,7 @@ pub(crate) fn from_underlay(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn from_overlay(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
-    skb.unmark(CHECKED_MARK);
+    skb.unmark(maps::marks().flow);
     let size = skb.size();
     gate::note_delivered(&skb, &Maps, |note| write_down_tunnel(&note, Direction::Ingress, size));
     let verdict =
@@ -115,6 +114,7 @@ pub(crate) fn from_overlay(ctx: &TcContext) -> i32 {
 pub(crate) fn to_pod(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     take_note(skb, skb.size(), Direction::Ingress);
+    skb.unmark(maps::marks().both());
     TC_ACT_UNSPEC
 }
 
@@ -125,6 +125,7 @@ pub(crate) fn to_underlay(ctx: &TcContext, marked: bool) -> i32 {
     let size = skb.size();
     if marked {
         take_note(skb, size, Direction::Egress);
+        skb.unmark(maps::marks().both());
     }
     if gate::is_outer(&skb, &Maps) == Some(true)
         && let Some(source) = Maps.config_v6().map(|config| config.vtep)
@@ -200,7 +201,7 @@ fn hand_over(mut skb: Skb, to: &HandOver, reason: Reason) -> Done {
     if written.is_none() {
         return Done { action: TC_ACT_SHOT, reason: Reason::Refused };
     }
-    skb.mark(HANDED_OVER_MARK);
+    skb.set_mark(maps::marks().handed_over(skb.arrival().mark));
     Done { action: skb.redirect(*ifindex), reason }
 }
 

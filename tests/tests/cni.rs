@@ -1,12 +1,12 @@
 //! Our CNI plugin, with the real `bridge`, `host-local` and `portmap`.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_tests::{
     eventually,
-    lab::{Chain, FastPath, Lab, Member, Netns, Node, Plugins, PodOptions, in_lab},
-    traffic::{every_kind_both_ways, reachability},
+    lab::{AgentOptions, Chain, FastPath, Lab, Member, Netns, Node, PREFIX, Plugins, PodOptions, in_lab},
+    traffic::{every_kind_both_ways, reachability, source_seen},
 };
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
@@ -200,43 +200,79 @@ fn pods_of_kube_flannels_conflist_reach_each_other() -> Result<()> {
     })
 }
 
-/// `hostPort`, by portmap behind our plugin: from another node and from a pod of another node, and no more once the
-/// pod is gone.
-#[test]
-fn host_ports_are_forwarded_by_portmap() -> Result<()> {
+/// `hostPort`, by portmap behind our plugin, which asks for masquerading by a mark, from wherever one may call it; also
+/// once the agent is gone and stock flannel's rules stand beside what it leaves; and no more once the pod is gone.
+fn host_ports(fast_path: FastPath, nftables: bool) -> Result<()> {
     in_lab(|lab| {
         let etcd = lab.etcd()?;
-        let a = Member::start(lab.node()?, &etcd, FastPath::Flow, 1)?;
-        let b = Member::start(lab.node()?, &etcd, FastPath::Flow, 0)?;
+        let config = format!(
+            r#"{{"Network":"10.244.0.0/16","EnableNFTables":{nftables},"Backend":{{"Type":"vxlan"}}}}"#
+        );
+        etcd.put(&format!("{PREFIX}/config"), &config)?;
+        let options = AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] };
+        let a = Member::start(lab.node()?, &etcd, options.clone(), 1)?;
+        let mut b = Member::start(lab.node()?, &etcd, options, 0)?;
+        let outside = lab.node()?.underlay_endpoint();
         let options = PodOptions { plugins: Plugins::KubeFlannel, host_ports: vec![(8080, 80)] };
-        let server = b.node.pod_with("server", &options)?;
-        let target = SocketAddr::from((b.node.address(), 8080));
-        let listener =
-            server.netns().inside(|| std::net::TcpListener::bind("0.0.0.0:80").context("listen"))?;
-        let served = std::thread::spawn(move || {
-            for stream in listener.incoming().take(2) {
-                use std::io::Write as _;
-                let _ = stream.and_then(|mut stream| stream.write_all(b"here"));
-            }
-        });
-        let read = |from: &Netns| {
-            from.inside(|| {
-                use std::io::Read as _;
-                let mut stream = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
-                stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-                let mut text = String::new();
-                stream.read_to_string(&mut text)?;
-                ensure!(text == "here", "{text:?}");
+        let published = b.node.pod_with("server", &options)?;
+        let beside = b.node.pod_with("beside", &PodOptions { host_ports: Vec::new(), ..options })?.endpoint();
+        let (server, peer) = (published.endpoint(), a.pod()?);
+        let [node_a, node_b] = [&a, &b].map(|member| member.node.underlay_endpoint());
+        // And whom the server sees; for one on its own node, whose address portmap has masqueraded, no matter whom.
+        let ways = [
+            (&node_a, node_b.address(), Some(node_a.address())),
+            (&outside, node_b.address(), Some(outside.address())),
+            (&peer, node_b.address(), Some(node_a.address())),
+            (&beside, node_b.address(), None),
+            (&server, node_b.address(), None),
+            (&node_b, Ipv4Addr::LOCALHOST.into(), None),
+            (&node_b, node_b.address(), None),
+        ];
+        let call = || {
+            ways.iter().try_for_each(|(from, address, expected)| {
+                let seen = source_seen(from, &server, 80, (*address, 8080))?;
+                ensure!(
+                    expected.is_none_or(|expected| seen == expected),
+                    "{} is seen as {seen}",
+                    from.name()
+                );
                 Ok(())
             })
         };
-        eventually(PATIENCE, "the node's port leads to the pod", || read(a.node.netns()))?;
-        eventually(PATIENCE, "for a pod, too", || read(a.pods[0].netns()))?;
-        served.join().map_err(|_| anyhow::anyhow!("the server panicked"))?;
-        server.remove()?;
-        ensure!(read(a.node.netns()).is_err(), "the port is still forwarded");
+        let keep_addresses = || {
+            let seen = source_seen(&beside, &peer, 81, (peer.address(), 81))?;
+            ensure!(seen == beside.address(), "a pod of another node sees {seen}");
+            Ok(())
+        };
+        eventually(PATIENCE, "the node's port leads to the pod", call)?;
+        (0..2).try_for_each(|_| call())?;
+        eventually(PATIENCE, "pods keep their addresses", keep_addresses)?;
+
+        b.agent.kill()?;
+        b.node.load_flannel_rules()?;
+        (0..3)
+            .try_for_each(|_| call().and_then(|()| keep_addresses()))
+            .context("the agent is gone, and stock flannel's rules are there")?;
+
+        published.remove()?;
         let rules = b.node.netns().run("iptables-save", &["-t", "nat"])?;
         ensure!(!rules.contains("8080"), "portmap's rules are still there:\n{rules}");
+        ensure!(call().is_err(), "the port is still forwarded");
         Ok(())
     })
+}
+
+#[test]
+fn host_ports_with_flow() -> Result<()> {
+    host_ports(FastPath::Flow, false)
+}
+
+#[test]
+fn host_ports_with_overlay_and_nftables() -> Result<()> {
+    host_ports(FastPath::Overlay, true)
+}
+
+#[test]
+fn host_ports_with_all() -> Result<()> {
+    host_ports(FastPath::All, false)
 }

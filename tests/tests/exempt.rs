@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_common::map::SNAT_EXEMPT_MARK;
+use flannel_common::mark::SNAT_EXEMPT_MARK;
 use flannel_tests::{
     eventually,
     lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, Netns, in_lab},
@@ -88,10 +88,7 @@ impl Scene {
     fn lets_marked_packets_be(&self) -> Result<bool> {
         let netns = self.cluster.members[0].node.netns();
         let rules = netns.run("iptables", &["--wait", "-t", "nat", "-S", "POSTROUTING"])?;
-        Ok(rules
-            .lines()
-            .find(|line| line.starts_with("-A"))
-            .is_some_and(|rule| rule.contains("0x2000/0x6000")))
+        Ok(rules.lines().find(|line| line.starts_with("-A")).is_some_and(|rule| rule.contains("0x40/0x4040")))
     }
 
     /// Puts it there, unless the agent has.
@@ -99,7 +96,7 @@ impl Scene {
         if self.lets_marked_packets_be()? {
             return Ok(());
         }
-        self.iptables("-t nat -I POSTROUTING 1 -m mark --mark 0x2000/0x6000 -j RETURN")
+        self.iptables("-t nat -I POSTROUTING 1 -m mark --mark 0x40/0x4040 -j RETURN")
     }
 
     fn seen(&self, to: &Endpoint, size: usize, mark: u32) -> Result<IpAddr> {

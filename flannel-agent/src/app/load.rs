@@ -52,7 +52,7 @@ pub(super) fn load(
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
         ensure!(file_limit() >= FEWEST_FILES, "{}", too_few_files());
         let sizes = MapSizes::of(wanted, has_v4, has_v6, options.flow_table_size);
-        let mut programs = Programs::load_sized(pins.clone(), options.bpf_log, sizes)?;
+        let mut programs = Programs::load_sized(pins.clone(), options.bpf_log, sizes, options.marks())?;
         programs.forward_log(options.bpf_log);
         hold::put_off(&pins, options.hold())?;
         let tables = Tables::open(&pins)?;

@@ -132,8 +132,8 @@ pub(super) fn masq(
         ip_masq: options.ip_masq,
         forward: options.iptables_forward_rules,
         random_fully: !options.ip_masq_fully_random_disable,
-        exempt_mark: served,
-        flow_mark: served && fast_path == FastPath::Flow,
+        exempt_mark: served.then_some(options.snat_exempt_mark),
+        flow_mark: (served && fast_path == FastPath::Flow).then_some(options.flow_mark),
     };
     MasqOptions {
         rules: stacks.values().map(rules).collect(),

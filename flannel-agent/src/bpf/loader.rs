@@ -13,9 +13,11 @@ use flannel_common::{
         Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PINNED_MAPS, PODS_V4, PODS_V6,
-        ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
+        CONFIG, CONFIG_V6, COUNTERS, FLOW_MARK_CONSTANT, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PINNED_MAPS,
+        PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_MARK_CONSTANT, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6,
+        TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
     },
+    mark::Marks,
     path::Hook,
 };
 use nix::errno::Errno;
@@ -113,20 +115,20 @@ pub struct ProgramSummary {
 }
 
 impl Programs {
-    /// [`Programs::load_sized`], with room for everything.
+    /// [`Programs::load_sized`], with room for everything and the marks of which an operator says nothing.
     ///
     /// # Errors
     /// As those of [`Programs::load_sized`].
     pub fn load(pins: Pins, log: LogLevel) -> Result<Self, LoadError> {
-        Self::load_sized(pins, log, MapSizes::default())
+        Self::load_sized(pins, log, MapSizes::default(), Marks::DEFAULT)
     }
 
-    /// Loads all programs. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
+    /// Loads all programs, which use `marks`. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
     /// wanted, the others are created and pinned. Nothing is attached.
     ///
     /// # Errors
     /// When the kernel, or the file system, refuses a part.
-    pub fn load_sized(pins: Pins, log: LogLevel, sizes: MapSizes) -> Result<Self, LoadError> {
+    pub fn load_sized(pins: Pins, log: LogLevel, sizes: MapSizes, marks: Marks) -> Result<Self, LoadError> {
         Pins::make(&pins.maps())?;
         Pins::make(&pins.links())?;
         let mut loader = EbpfLoader::new();
@@ -141,6 +143,8 @@ impl Programs {
         let mut ebpf = loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("AYA_LOG_LEVEL", &level, true)
+            .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
+            .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
             .load(OBJECT)?;
         let features = Features::of(&mut ebpf);
         for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {

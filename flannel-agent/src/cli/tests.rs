@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 38] = [
+const UPSTREAM: [Flag; 40] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
@@ -87,6 +87,8 @@ const UPSTREAM: [Flag; 38] = [
     ("xdp", |run| format!("{:?}", run.xdp).to_lowercase(), "off", "native"),
     ("xdp-unknown-vtep", |run| run.xdp_unknown_vtep.0.label().to_owned(), "drop", "count"),
     ("bpffs", |run| run.bpffs.display().to_string(), "/sys/fs/bpf", "/bpf"),
+    ("snat-exempt-mark", |run| format!("{:#x}", run.snat_exempt_mark), "0x40", "0x20"),
+    ("flow-mark", |run| format!("{:#x}", run.flow_mark), "0x1000", "0x800"),
     ("bpf-log", |run| format!("{:?}", run.bpf_log).to_lowercase(), "off", "warn"),
 ];
 
@@ -334,6 +336,18 @@ fn help_is_grouped_and_compact() {
     let help = read(&["bpf", "counters", "--help"], &[]).unwrap_err();
     assert_eq!(help.kind(), ErrorKind::DisplayHelp);
     assert!(help.to_string().contains("Usage: flanneld bpf counters"), "{help}");
+}
+
+#[test]
+fn two_marks_of_one_bit_are_refused() {
+    let (own, default) = (["--flow-mark=0x20", "--snat-exempt-mark=32"], ["--flow-mark=0x40"]);
+    for (arguments, bit) in [(&own[..], "0x20"), (&default[..], "0x40")] {
+        let error = read(arguments, &[]).unwrap_err().to_string();
+        assert!(error.contains(&format!("are both {bit}: give each a bit of its own")), "{error}");
+    }
+    assert!(read(&[], &[("FLANNELD_FLOW_MARK", "0x40")]).is_err());
+    let other = run(&["--flow-mark=0x40", "--snat-exempt-mark=0x1000"], &[]).marks();
+    assert_eq!((other.exempt, other.flow), (0x1000, 0x40));
 }
 
 #[test]

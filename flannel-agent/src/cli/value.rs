@@ -79,6 +79,19 @@ pub(super) fn hold(text: &str) -> Result<u32, String> {
     })
 }
 
+/// `--snat-exempt-mark` and `--flow-mark`: one bit, which is not Kubernetes'.
+pub(super) fn mark_bit(text: &str) -> Result<u32, String> {
+    /// kubelet's KUBE-MARK-DROP and kube-proxy's KUBE-MARK-MASQ.
+    const KUBERNETES: u32 = 0x8000 | 0x4000;
+    const REMEDY: &str =
+        "write a number of one bit, as 0x1000, that no other program of this node uses in packets' marks";
+    match within::<u32>(text, 1..=u32::MAX.into(), REMEDY)? {
+        bit if bit & KUBERNETES != 0 => Err(format!("{bit:#x} is Kubernetes': {REMEDY}")),
+        bit if bit.is_power_of_two() => Ok(bit),
+        bits => Err(format!("{bits:#x} has {} bits: {REMEDY}", bits.count_ones())),
+    }
+}
+
 /// `--iptables-resync`.
 pub(super) fn seconds(text: &str) -> Result<u32, String> {
     within(text, 1..=u32::MAX.into(), "write a number of seconds, at least 1")
@@ -185,6 +198,25 @@ mod tests {
         assert!(seconds("0").is_err() && seconds("-5").is_err());
         assert_eq!((healthz_port("65535"), healthz_port("0"), healthz_port("-1")), (Ok(65535), Ok(0), Ok(0)));
         assert!(healthz_port("65536").is_err());
+    }
+
+    #[test]
+    fn a_mark_is_one_bit_that_is_not_kubernetes() {
+        for (text, bit) in [("0x1000", 0x1000), ("1", 1), ("0x80000000", 0x8000_0000), ("0b10", 2)] {
+            assert_eq!(mark_bit(text), Ok(bit));
+        }
+        for (text, said) in [
+            ("0", "number of one bit"),
+            ("0x100000000", "number of one bit"),
+            ("bit", "number of one bit"),
+            ("0x3000", "0x3000 has 2 bits"),
+            ("0x4000", "0x4000 is Kubernetes'"),
+            ("0x8000", "0x8000 is Kubernetes'"),
+            ("0x4001", "0x4001 is Kubernetes'"),
+        ] {
+            let error = mark_bit(text).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
     }
 
     proptest! {

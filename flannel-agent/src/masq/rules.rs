@@ -1,7 +1,6 @@
 //! Which rules there should be: upstream's, in upstream's order, before them the exemptions, and behind all
 //! filters the mark that flows are learned from.
 
-use flannel_common::map::{FLOW_MARK, SNAT_EXEMPT_MARK};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::family::Family;
@@ -36,10 +35,10 @@ pub struct RuleOptions {
     pub forward: bool,
     /// The masquerade's ports are drawn at random, which spares connections that start at once a clash.
     pub random_fully: bool,
-    /// The programs mark what is exempt ([`SNAT_EXEMPT_MARK`]).
-    pub exempt_mark: bool,
-    /// The programs learn flows from the mark of their packets ([`FLOW_MARK`]).
-    pub flow_mark: bool,
+    /// The bit by which the programs mark what is exempt, if they do ([`flannel_common::mark::Marks::exempt`]).
+    pub exempt_mark: Option<u32>,
+    /// The bit of marks from which the programs learn flows, if they do ([`flannel_common::mark::Marks::flow`]).
+    pub flow_mark: Option<u32>,
 }
 
 /// The rules of one address family, whatever program loads them.
@@ -130,7 +129,7 @@ impl RuleSet {
             exempt: exempt(options),
             masq: options.ip_masq.then(|| masq(options, family)),
             forward: options.forward.then(|| forward(options.network)),
-            flow: options.flow_mark.then(|| flow(options.network)),
+            flow: options.flow_mark.map(|bit| flow(options.network, bit)),
         }
     }
 }
@@ -148,7 +147,9 @@ fn exempt(options: &RuleOptions) -> Vec<Rule> {
         state: None,
         verdict: Verdict::Keep,
     };
-    let marked = Rule { mark: mark(SNAT_EXEMPT_MARK, SNAT_EXEMPT_MARK | KUBE_MASQUERADE, false), ..any };
+    // Only of our pods: what else has that bit, somebody else has marked.
+    let marked =
+        |bit| Rule { source: within(options.subnet), mark: mark(bit, bit | KUBE_MASQUERADE, false), ..any };
     let to_peers = Rule {
         source: within(options.subnet),
         destination: within(options.network),
@@ -156,7 +157,7 @@ fn exempt(options: &RuleOptions) -> Vec<Rule> {
         mark: mark(KUBE_MASQUERADE, KUBE_MASQUERADE, true),
         ..any
     };
-    options.exempt_mark.then_some(marked).into_iter().chain([to_peers]).collect()
+    options.exempt_mark.map(marked).into_iter().chain([to_peers]).collect()
 }
 
 /// Upstream's order. Its nftables version lacks the fourth rule and has `saddr != P daddr C return` in its
@@ -197,7 +198,7 @@ fn forward(cluster: IpNetwork) -> Vec<Rule> {
 
 /// First the bit is cleared, whoever has set it. Then a rule for each thing, not one with negations, which versions of
 /// nft write each in its own way.
-fn flow(cluster: IpNetwork) -> Vec<Rule> {
+fn flow(cluster: IpNetwork, bit: u32) -> Vec<Rule> {
     let rule = |state, verdict| Rule {
         source: within(cluster),
         destination: within(cluster),
@@ -207,10 +208,10 @@ fn flow(cluster: IpNetwork) -> Vec<Rule> {
         verdict,
     };
     vec![
-        rule(None, Verdict::Unmark(FLOW_MARK)),
+        rule(None, Verdict::Unmark(bit)),
         rule(Some(State::Translated), Verdict::Return),
         rule(Some(State::Helped), Verdict::Return),
-        rule(Some(State::Established), Verdict::Mark(FLOW_MARK)),
+        rule(Some(State::Established), Verdict::Mark(bit)),
     ]
 }
 
@@ -224,6 +225,8 @@ fn outside(network: IpNetwork) -> Option<In> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use flannel_common::mark::SNAT_EXEMPT_MARK;
+
     use super::RuleOptions;
 
     /// Every rule there is, but that of the flows.
@@ -234,8 +237,8 @@ pub(super) mod tests {
             ip_masq: true,
             forward: true,
             random_fully: true,
-            exempt_mark: true,
-            flow_mark: false,
+            exempt_mark: Some(SNAT_EXEMPT_MARK),
+            flow_mark: None,
         }
     }
 }

@@ -81,7 +81,7 @@ pub fn from_pod<R>(
 }
 
 /// Whether a packet of a pod that stays with the kernel for `reason` is to be marked
-/// [`crate::map::SNAT_EXEMPT_MARK`]: IPv4 from our pod subnet to an exempt prefix, whole or a fragment, with
+/// [`crate::mark::Marks::exempt`]: IPv4 from our pod subnet to an exempt prefix, whole or a fragment, with
 /// options or without. What the fast path takes never meets a rule, and needs no mark.
 #[inline(always)]
 pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> bool {

@@ -1,7 +1,7 @@
 //! The flow gate: past the host's stack go only flows that netfilter has accepted, both ways.
 //!
 //! A flow begins on the kernel's path. Once connection tracking calls it established, and nobody translates
-//! its addresses, a rule behind all filters marks its packets ([`FLOW_MARK`]); at the ends of the path
+//! its addresses, a rule behind all filters marks its packets ([`Marks::flow`]); at the ends of the path
 //! [`note`] writes down that this direction was accepted, and for how long that holds is
 //! [`Config::tcp_refresh`] or [`Config::udp_refresh`]. [`admit`] lets packets of such flows skip the stack. A direction whose time is
 //! over takes the kernel's path again, where its next accepted packet renews it: that keeps connection
@@ -10,7 +10,7 @@
 use super::{Tables, egress::check_ipv4, trail};
 use crate::{
     layout::{Config, FastPath, FlowKey, FlowProtocol, FlowV4, Permit, PodV4},
-    map::{FLOW_MARK, SNAT_EXEMPT_MARK},
+    mark::Marks,
     packet::{
         Arrival, Packet,
         headers::{
@@ -170,7 +170,7 @@ pub fn note<R>(
     let flow = transport.flow(way, &ip);
     let known = tables.flow_v4(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
-    if arrival.mark & FLOW_MARK == 0 || transport.begins_or_ends() {
+    if arrival.mark & tables.marks().flow == 0 || transport.begins_or_ends() {
         return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
     }
     if trail::is_changed(arrival.tc_index, ip.tos, ip.ttl) {
@@ -218,13 +218,17 @@ pub fn note_direct<R>(
     arrival: &Arrival,
     then: impl FnOnce(Note) -> R,
 ) -> Option<R> {
-    if has_our_mark(arrival.mark) { note(Direction::Egress, packet, tables, arrival, then) } else { None }
+    if has_our_mark(arrival.mark, tables.marks()) {
+        note(Direction::Egress, packet, tables, arrival, then)
+    } else {
+        None
+    }
 }
 
 /// Whether a packet's mark lets [`note_direct`] look at the packet.
 #[inline(always)]
-pub const fn has_our_mark(mark: u32) -> bool {
-    mark & (FLOW_MARK | SNAT_EXEMPT_MARK) != 0
+pub const fn has_our_mark(mark: u32, marks: Marks) -> bool {
+    mark & marks.both() != 0
 }
 
 /// The pod's address and the other end's.

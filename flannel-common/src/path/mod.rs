@@ -36,6 +36,7 @@ use crate::{
         SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map,
+    mark::Marks,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ipv4},
@@ -81,6 +82,8 @@ pub trait Tables {
     fn now(&self) -> u64;
     /// When the maps are out of date, on the same clock.
     fn held_until(&self) -> u64;
+    /// The bits of packets' marks that are ours.
+    fn marks(&self) -> Marks;
 }
 
 /// What to do with a packet.
@@ -90,9 +93,9 @@ pub enum Verdict {
     Pass,
     /// Leave it, untouched, to the kernel.
     Kernel(Reason),
-    /// The same, but with [`map::SNAT_EXEMPT_MARK`] in its mark, so that nobody masquerades it.
+    /// The same, but with [`Marks::exempt`] in its mark, so that nobody masquerades it.
     Exempt(Reason),
-    /// The same, but with [`map::CHECKED_MARK`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
+    /// The same, but with [`Marks::flow`] in its mark: once the kernel has popped VXLAN, `from_overlay` goes
     /// on with it.
     Checked(Reason),
     /// Push VXLAN and send it to a peer.
@@ -222,7 +225,7 @@ pub fn decide(
     {
         return if reason == Reason::VtepDropped { Verdict::Drop(reason) } else { Verdict::Seen(reason) };
     }
-    let unchecked = hook == Hook::FromOverlay && arrival.mark & map::CHECKED_MARK == 0;
+    let unchecked = hook == Hook::FromOverlay && arrival.mark & tables.marks().flow == 0;
     if (hook == Hook::FromPod || unchecked)
         && !forged::is_out_of_question(packet, tables)
         && forged::is_for_a_node(packet, tables, arrival)
@@ -266,7 +269,7 @@ fn decide_v6(
             Verdict::HandOver,
             Verdict::RouteV6,
         ),
-        Hook::ToOverlay if v6::egress::is_handed_over(arrival) => Ok(Verdict::Pass),
+        Hook::ToOverlay if v6::egress::is_handed_over(arrival, tables.marks()) => Ok(Verdict::Pass),
         Hook::ToOverlay => v6::egress::to_overlay(packet, tables, arrival, Verdict::EncapV6),
         Hook::FromUnderlay => {
             v6::ingress::from_underlay(packet, tables, arrival, Verdict::DeliverV6, Verdict::HandV6)
@@ -301,7 +304,7 @@ pub fn note_v6(
     arrival: &Arrival,
 ) -> Option<Note<FlowV6>> {
     match hook {
-        Hook::ToOverlay if v6::egress::is_handed_over(arrival) => None,
+        Hook::ToOverlay if v6::egress::is_handed_over(arrival, tables.marks()) => None,
         Hook::ToOverlay | Hook::ToPod => {
             v6::flow::note(hook.direction(), packet, tables, arrival, |note| note)
         }
@@ -325,7 +328,7 @@ pub fn note_tunnel(
         Hook::ToUnderlay if gate::is_outer(packet, tables)? => {
             gate::note_leaving(packet, tables, arrival, |_| route, |note| note)
         }
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK != 0 => {
+        Hook::FromOverlay if arrival.mark & tables.marks().flow != 0 => {
             gate::note_delivered(packet, tables, |note| note)
         }
         Hook::FromUnderlay if decide(hook, packet, tables, arrival).reason() == Some(Reason::NotVxlan) => {
@@ -347,7 +350,7 @@ pub fn note_tunnel_v6(
         Hook::ToUnderlay if v6::gate::is_outer(packet, tables)? => {
             v6::gate::note_leaving(packet, tables, arrival, |_| route, |note| note)
         }
-        Hook::FromOverlay if arrival.mark & map::CHECKED_MARK != 0 => {
+        Hook::FromOverlay if arrival.mark & tables.marks().flow != 0 => {
             v6::gate::note_delivered(packet, tables, |note| note)
         }
         Hook::FromUnderlay if decide(hook, packet, tables, arrival).reason() == Some(Reason::NotVxlan) => {

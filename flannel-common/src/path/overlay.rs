@@ -9,7 +9,7 @@ use crate::{
     reason::Reason,
 };
 
-/// tc ingress on flannel.<vni>, for packets with [`crate::map::CHECKED_MARK`]: `then` says what to do with one for a
+/// tc ingress on flannel.<vni>, for packets with [`crate::mark::Marks::flow`]: `then` says what to do with one for a
 /// local pod.
 ///
 /// The outer headers are gone; that they were right is what the mark says. All else is looked at again: a mark may be

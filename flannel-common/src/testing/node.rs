@@ -3,7 +3,7 @@
 use super::MemoryTables;
 use crate::{
     layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, Tunnel, UnknownVtep, VtepV4},
-    map::CHECKED_MARK,
+    mark::FLOW_MARK,
     packet::Arrival,
     path::Hook,
 };
@@ -141,6 +141,6 @@ pub fn seen_at(hook: Hook) -> Arrival {
         Hook::FromUnderlay | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
     };
     // What the kernel's device has popped only matters to a program when another has checked it.
-    let mark = if hook == Hook::FromOverlay { CHECKED_MARK } else { 0 };
+    let mark = if hook == Hook::FromOverlay { FLOW_MARK } else { 0 };
     Arrival { ifindex, mark, from_socket: true, ..Arrival::default() }
 }

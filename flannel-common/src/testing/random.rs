@@ -11,7 +11,7 @@ use crate::{
         Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, Tunnel,
         UnknownVtep, VtepV4,
     },
-    map::FLOW_MARK,
+    mark::FLOW_MARK,
     packet::{
         Arrival, Packet as _, checksum,
         headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, folded},
@@ -328,6 +328,7 @@ impl Change {
             v6: _,
             now: _,
             held_until: _,
+            marks: _,
         } = tables;
         match self {
             Self::NoConfig => *config = None,

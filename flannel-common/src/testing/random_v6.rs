@@ -13,7 +13,6 @@ use crate::{
         AddressV6, Exempt, FastPath, FlowProtocol, FlowV6, PREFIX_LENGTHS, PeerKind, SubnetV6, UnknownVtep,
         VtepV6,
     },
-    map::HANDED_OVER_MARK,
     packet::{
         Packet as _,
         headers::{ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP},
@@ -44,10 +43,12 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
                 });
                 tables.v6.flows.extend(flow_of(hook, &frame).zip(permit));
             }
-            // The bit means something only where from_pod may have set it.
-            arrival.mark &= !HANDED_OVER_MARK;
-            if handed_over && hook == Hook::ToOverlay {
-                arrival.mark |= HANDED_OVER_MARK;
+            if hook == Hook::ToOverlay {
+                let marks = tables.marks;
+                arrival.mark = match handed_over {
+                    true => marks.handed_over(arrival.mark),
+                    false => arrival.mark | marks.exempt,
+                };
             }
             Case { hook, frame, arrival, tables }
         },

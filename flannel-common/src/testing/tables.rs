@@ -7,6 +7,7 @@ use crate::{
         AddressV6, Config, ConfigV6, Exempt, FlowKey, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4,
         SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
+    mark::Marks,
     path::{Note, Tables},
 };
 
@@ -35,6 +36,8 @@ pub struct MemoryTables {
     pub now: u64,
     /// `hold`: no end unless given.
     pub held_until: Option<u64>,
+    /// The bits of marks: the default ones unless given.
+    pub marks: Marks,
 }
 
 /// The contents of the maps with `_v6` in their names.
@@ -123,6 +126,10 @@ impl Tables for MemoryTables {
 
     fn held_until(&self) -> u64 {
         self.held_until.unwrap_or(Hold::FOREVER.until)
+    }
+
+    fn marks(&self) -> Marks {
+        self.marks
     }
 }
 

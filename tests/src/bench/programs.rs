@@ -21,7 +21,7 @@ use aya::{
 };
 use etherparse::PacketBuilder;
 use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs, Tables};
-use flannel_common::{layout::SubnetV4, map::FLOW_MARK, path::Hook};
+use flannel_common::{layout::SubnetV4, mark::FLOW_MARK, path::Hook};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use anyhow::{Result, ensure};
-use flannel_common::{map::FLOW_MARK, reason::Reason};
+use flannel_common::{mark::FLOW_MARK, reason::Reason};
 use flannel_tests::{
     eventually,
     lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, in_lab},

@@ -170,6 +170,7 @@ pub(crate) fn planned(nodes: impl IntoIterator<Item = u16>) -> Plan {
 
 pub(crate) fn planned_as(local: &Local, leases: &Leases) -> Plan {
     plan(&Inputs {
+        policies: &[],
         local,
         leases,
         next_hops: &BTreeMap::new(),

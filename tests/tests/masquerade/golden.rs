@@ -18,7 +18,7 @@ pub(crate) fn nat(node: &Node, others: &[&str]) -> Result<Vec<String>> {
     let exempt = "-m comment --comment \"flanneld exempt\" -j RETURN";
     let range = format!("{}-{}", p.network(), p.broadcast());
     let mut rules = vec![
-        format!("POSTROUTING -m mark --mark 0x2000/0x6000 {exempt}"),
+        format!("POSTROUTING -s {p} -m mark --mark 0x40/0x4040 {exempt}"),
         format!(
             "POSTROUTING -s {p} -d {c} -m iprange ! --dst-range {range} -m mark ! --mark 0x4000/0x4000 {exempt}"
         ),
@@ -80,7 +80,7 @@ pub(crate) fn nft_golden(node: &Node) -> Result<Vec<String>> {
     let (p, c) = (env.subnet, env.network);
     let text = format!(
         "chain exempt {{
-        meta mark & 0x6000 == 0x2000 snat to ip saddr
+        meta mark & 0x4040 == 0x40 ip saddr {p} snat to ip saddr
         meta mark & 0x4000 != 0x4000 ip saddr {p} ip daddr {c} ip daddr != {p} snat to ip saddr
         chain postrtg {{
         meta mark & 0x4000 == 0x4000 return

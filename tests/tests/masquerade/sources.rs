@@ -109,15 +109,15 @@ fn check_mark(a: &Member, mode: Mode, outside: &Node) -> Result<()> {
         let rule = format!("-t mangle -{verb} PREROUTING -d {destination} -j MARK --set-xmark {mark}");
         iptables(&a.node, mode, &rule)
     };
-    mark("A", "0x2000/0x2000")?;
+    mark("A", "0x40/0x40")?;
     // No answer: outside there is no route to pods.
     let seen = source_seen(&pod, &end, false)?;
     ensure!(seen == pod.address(), "marked exempt, and seen as {seen}");
-    mark("D", "0x2000/0x2000")?;
-    mark("A", "0x6000/0x6000")?;
+    mark("D", "0x40/0x40")?;
+    mark("A", "0x4040/0x4040")?;
     let seen = source_seen(&pod, &end, true)?;
     ensure!(seen == a.node.address(), "marked for masquerade by kube-proxy, and seen as {seen}");
-    mark("D", "0x6000/0x6000")?;
+    mark("D", "0x4040/0x4040")?;
     Ok(())
 }
 

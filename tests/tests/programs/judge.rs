@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use flannel_common::{
     layout::FlowV6,
-    map::{CHECKED_MARK, HANDED_OVER_MARK, SNAT_EXEMPT_MARK},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, Ethernet, IPV4_LEN},
@@ -95,15 +94,15 @@ pub(crate) fn check(
     ensure!(outcome.tunnels_v6 == tunnels, "tunnels {:?}, not {tunnels:?}", outcome.tunnels_v6);
     let pods = (flows.pods, flows.v6.pods);
     ensure!(outcome.pods == pods, "pods {:?}, not {pods:?}", outcome.pods);
+    let marks = tables.marks;
     let mark = MARK | arrival.mark;
     let mark = match verdict {
-        Verdict::Exempt(_) => mark | SNAT_EXEMPT_MARK,
-        Verdict::HandOver(..) => mark | HANDED_OVER_MARK,
-        // At the device the mark has done its work.
-        Verdict::Pass if hook == Hook::ToOverlay => mark & !HANDED_OVER_MARK,
-        Verdict::Checked(_) => mark | CHECKED_MARK,
-        // Its way ends here, whatever becomes of the packet.
-        _ if hook == Hook::FromOverlay => mark & !CHECKED_MARK,
+        Verdict::Exempt(_) => mark | marks.exempt,
+        Verdict::HandOver(..) => marks.handed_over(mark),
+        Verdict::Checked(_) => mark | marks.flow,
+        // Their way ends here, whatever becomes of the packet.
+        _ if hook == Hook::FromOverlay => mark & !marks.flow,
+        _ if matches!(hook, Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay) => mark & !marks.both(),
         _ => mark,
     };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);

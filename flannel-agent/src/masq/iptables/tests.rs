@@ -1,5 +1,6 @@
 use super::*;
 use crate::masq::rules::{RuleOptions, tests::options};
+use flannel_common::mark::FLOW_MARK;
 use memory::Memory;
 
 mod memory;
@@ -45,7 +46,7 @@ const NAT: &str = r#"*nat
 :OUTPUT - [0:0]
 :POSTROUTING - [0:0]
 :FLANNEL-POSTRTG - [0:0]
--A POSTROUTING -m mark --mark 0x2000/0x6000 -m comment --comment "flanneld exempt" -j RETURN
+-A POSTROUTING -s 10.244.1.0/24 -m mark --mark 0x40/0x4040 -m comment --comment "flanneld exempt" -j RETURN
 -A POSTROUTING -s 10.244.1.0/24 -d 10.244.0.0/16 -m iprange ! --dst-range 10.244.1.0-10.244.1.255 -m mark ! --mark 0x4000/0x4000 -m comment --comment "flanneld exempt" -j RETURN
 -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
 -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
@@ -92,7 +93,7 @@ async fn rules_of_ipv6_are_the_same_with_its_networks() {
 
 #[tokio::test]
 async fn without_flags_only_the_exemption_of_peers_is_left() {
-    let options = RuleOptions { ip_masq: false, forward: false, exempt_mark: false, ..options() };
+    let options = RuleOptions { ip_masq: false, forward: false, exempt_mark: None, ..options() };
     let mut kept = iptables(Memory::with(&["iptables"]), options).await;
     kept.settle(Look::Start).await;
     let all = kept.exec.save("iptables", "nat") + &kept.exec.save("iptables", "filter");
@@ -135,7 +136,7 @@ COMMIT
 /// table that nobody needs is not even looked at, which would make it.
 #[tokio::test]
 async fn flows_are_marked_where_programs_learn_them() {
-    let flowing = RuleOptions { flow_mark: true, ..options() };
+    let flowing = RuleOptions { flow_mark: Some(FLOW_MARK), ..options() };
     let mut kept = iptables(Memory::with(&["iptables"]), flowing).await;
     kept.settle(Look::Start).await;
     assert_eq!(kept.exec.save("iptables", "mangle"), MANGLE);
@@ -385,7 +386,7 @@ async fn kernel_without_iprange_has_all_rules_but_the_one() {
 
 #[tokio::test]
 async fn kernel_that_cannot_mark_flows_has_all_other_rules() {
-    let marking = RuleOptions { flow_mark: true, ..options() };
+    let marking = RuleOptions { flow_mark: Some(FLOW_MARK), ..options() };
     for lacks in ["conntrack", "*mangle"] {
         let mut memory = Memory::with(&["iptables"]);
         memory.lacks = Some(lacks);

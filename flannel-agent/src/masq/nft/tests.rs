@@ -1,3 +1,4 @@
+use flannel_common::mark::FLOW_MARK;
 use serde_json::{Value, json};
 
 use super::*;
@@ -11,7 +12,7 @@ table ip flannel-ipv4 {
 	chain exempt {
 		comment "chain to let traffic keep its source, before anybody masquerades it"
 		type nat hook postrouting priority srcnat - 5; policy accept;
-		meta mark & 0x6000 == 0x2000 snat to ip saddr
+		meta mark & 0x4040 == 0x40 ip saddr 10.244.1.0/24 snat to ip saddr
 		meta mark & 0x4000 != 0x4000 ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 ip daddr != 10.244.1.0/24 snat to ip saddr
 	}
 	chain postrtg {
@@ -45,7 +46,7 @@ fn rules_of_ipv4_are_upstreams_in_its_order() {
 
 #[test]
 fn flows_are_marked_behind_all_filters() {
-    let flow = RuleOptions { flow_mark: true, ..options() };
+    let flow = RuleOptions { flow_mark: Some(FLOW_MARK), ..options() };
     let golden = r#"	chain established {
 		comment "chain to mark packets of established flows behind all filters"
 		type filter hook postrouting priority mangle; policy accept;
@@ -109,7 +110,7 @@ fn rules_of_ipv6_are_the_same_with_its_networks() {
 #[test]
 fn without_flags_only_the_exemption_of_peers_is_left() {
     let options =
-        RuleOptions { ip_masq: false, forward: false, random_fully: false, exempt_mark: false, ..options() };
+        RuleOptions { ip_masq: false, forward: false, random_fully: false, exempt_mark: None, ..options() };
     let table = Table::of(&RuleSet::new(&options));
     assert_eq!(table.chains.iter().map(|chain| chain.name).collect::<Vec<_>>(), ["exempt"]);
     assert_eq!(table.chains[0].rules.len(), 1);
@@ -119,7 +120,7 @@ fn without_flags_only_the_exemption_of_peers_is_left() {
 
 /// What nft 1.0.6 writes of a small table, and the table.
 fn listed() -> (Table, Value) {
-    let options = RuleOptions { exempt_mark: true, ip_masq: false, ..options() };
+    let options = RuleOptions { ip_masq: false, ..options() };
     let network = json!({ "prefix": { "addr": "10.244.0.0", "len": 16 } });
     let subnet = json!({ "prefix": { "addr": "10.244.1.0", "len": 24 } });
     let field = |name: &str| json!({ "payload": { "protocol": "ip", "field": name } });
@@ -137,7 +138,7 @@ fn listed() -> (Table, Value) {
         { "table": { "family": "ip", "name": "flannel-ipv4", "handle": 17 } },
         chain("exempt", "nat", "postrouting", 95),
         chain("forward", "filter", "forward", 0),
-        rule("exempt", json!([compare("==", mark(0x6000), &json!(0x2000)), keep])),
+        rule("exempt", json!([compare("==", mark(0x4040), &json!(0x40)), compare("==", field("saddr"), &subnet), keep])),
         rule("exempt", json!([
             compare("!=", mark(0x4000), &json!(0x4000)),
             compare("==", field("saddr"), &subnet),
@@ -233,7 +234,7 @@ impl Exec for Without {
 
 #[tokio::test]
 async fn kernel_that_cannot_mark_flows_has_all_other_rules() {
-    let rules = [RuleSet::new(&RuleOptions { flow_mark: true, ..options() })];
+    let rules = [RuleSet::new(&RuleOptions { flow_mark: Some(FLOW_MARK), ..options() })];
     let nft = async |what| {
         let exec = Without { what, loaded: Vec::new() };
         Nft::detect(exec, &rules, Vec::new()).await.unwrap()

@@ -3,7 +3,7 @@
 use super::{Direct, Encap, Forward, HandOver, check_ipv6, first_ip, flow, frame_len, longest_match};
 use crate::{
     layout::{ConfigV6, FastPath, PeerKind, PeerV6, Tunnel},
-    map::HANDED_OVER_MARK,
+    mark::Marks,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN},
@@ -90,7 +90,7 @@ pub fn from_pod<R>(
 }
 
 /// Whether a packet of a pod that stays with the kernel for `reason` is to be marked
-/// [`crate::map::SNAT_EXEMPT_MARK`], as with IPv4.
+/// [`crate::mark::Marks::exempt`], as with IPv4.
 #[inline(always)]
 pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: Reason) -> bool {
     if has_no_packet(reason) {
@@ -103,8 +103,8 @@ pub fn is_exempt(packet: &(impl Packet + ?Sized), tables: &impl Tables, reason: 
 
 /// Whether `arrival` is what [`from_pod`] has handed to the VXLAN device, where all is done about it.
 #[inline(always)]
-pub const fn is_handed_over(arrival: &Arrival) -> bool {
-    arrival.mark & HANDED_OVER_MARK != 0 && arrival.gso_size != 0
+pub const fn is_handed_over(arrival: &Arrival, marks: Marks) -> bool {
+    marks.is_handed_over(arrival.mark) && arrival.gso_size != 0
 }
 
 /// tc egress on flannel-v6.<vni>, where netfilter, routing, neighbour and hop limit are done: `then` says what to

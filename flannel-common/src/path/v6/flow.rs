@@ -3,7 +3,6 @@
 use super::{check_ipv6, first_ip};
 use crate::{
     layout::{AddressV6, ConfigV6, FastPath, FlowV6},
-    map::FLOW_MARK,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet},
@@ -69,7 +68,7 @@ pub fn note<R>(
     let flow = flow(&transport, way, &ip);
     let known = tables.flow_v6(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
-    if arrival.mark & FLOW_MARK == 0 || transport.begins_or_ends() {
+    if arrival.mark & tables.marks().flow == 0 || transport.begins_or_ends() {
         return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
     }
     if trail::is_changed(arrival.tc_index, ip.traffic_class(), ip.hop_limit) {
@@ -89,7 +88,11 @@ pub fn note_direct<R>(
     arrival: &Arrival,
     then: impl FnOnce(Note<FlowV6>) -> R,
 ) -> Option<R> {
-    if has_our_mark(arrival.mark) { note(Direction::Egress, packet, tables, arrival, then) } else { None }
+    if has_our_mark(arrival.mark, tables.marks()) {
+        note(Direction::Egress, packet, tables, arrival, then)
+    } else {
+        None
+    }
 }
 
 /// The pod's address and the other end's.

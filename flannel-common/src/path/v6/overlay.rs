@@ -11,7 +11,7 @@ use crate::{
     reason::Reason,
 };
 
-/// tc ingress on flannel-v6.<vni>, for packets with [`crate::map::CHECKED_MARK`]: `then` says what to do with one for
+/// tc ingress on flannel-v6.<vni>, for packets with [`crate::mark::Marks::flow`]: `then` says what to do with one for
 /// a local pod. As with IPv4, all but the outer headers is looked at again.
 ///
 /// # Errors
