@@ -31,7 +31,7 @@ fn leaving_v6() -> FrameV6 {
 
 /// The route by which `frame` has left.
 fn its_route(frame: &[u8], mtu: u32) -> Option<UnderlayRoute> {
-    Some(UnderlayRoute { stations: Ethernet::parse(&frame.read(0).unwrap()), mtu })
+    Some(UnderlayRoute { stations: Ethernet::parse(&frame.read(0)?), mtu })
 }
 
 fn seen(frame: &Frame, tables: &MemoryTables, route: Option<UnderlayRoute>) -> Option<TunnelNote> {

@@ -127,7 +127,8 @@ fn state_that_is_damaged_or_gone_does_not_keep_a_pod_or_its_address() {
     let conf = stage.conf(json!({}));
     let state = stage.at("data/pod-1");
     fs::create_dir(stage.at("data")).unwrap();
-    let damages: [(&str, fn(&Path)); 4] = [
+    type Damage = (&'static str, fn(&Path));
+    let damages: [Damage; 4] = [
         ("cut", |state| fs::write(state, "{\"cniVersion\": \"1.").unwrap()),
         ("empty", |state| fs::write(state, "").unwrap()),
         ("gone", |_| ()),
