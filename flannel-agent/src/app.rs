@@ -20,6 +20,7 @@ use crate::{
     datapath::ebpf::EbpfDatapath,
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
+        alloc::Identity,
         etcd::EtcdStore,
         file::FileStore,
         kubernetes::{KubeOptions, KubeStore},
@@ -216,7 +217,9 @@ impl Agent<'_> {
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
-        let acquired = store.acquire(&config, &attrs, previous.lease());
+        let addresses = netlink.rival_addresses(&external, &choice).await?;
+        let identity = Identity { previous: previous.lease(), addresses };
+        let acquired = store.acquire(&config, &attrs, identity);
         let acquired = self.unless_stopped("acquiring a subnet", store, acquired).await;
         let Some(own) = acquired else { return Ok(End::Stopped) };
         let own = own.context("no subnet for this node")?;

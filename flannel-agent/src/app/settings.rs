@@ -45,6 +45,7 @@ pub(super) fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> 
         public_ip: options.public_ip,
         public_ipv6: options.public_ipv6,
         stack: Stack::of(config),
+        networks: config.pools().values().map(Pool::network).collect(),
     }
 }
 

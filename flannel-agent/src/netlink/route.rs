@@ -36,6 +36,8 @@ pub(crate) struct Route {
     pub(crate) ifindex: u32,
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) metric: u32,
+    /// The source that packets get which have none.
+    pub(crate) source: Option<IpAddr>,
     onlink: bool,
     protocol: RouteProtocol,
 }
@@ -229,6 +231,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     let mut ifindex = None;
     let mut gateway = None;
     let mut metric = 0;
+    let mut source = None;
     let mut table = u32::from(header.table);
     for attribute in &message.attributes {
         match attribute {
@@ -238,6 +241,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::MultiPath(hops) => ifindex = hops.first().map(|hop| hop.interface_index),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
@@ -258,6 +262,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         ifindex: ifindex?,
         gateway,
         metric,
+        source,
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol: header.protocol,
     })
