@@ -245,7 +245,7 @@ impl Agent<'_> {
             flow_refresh: options.flow_refresh(),
             source_ports: source_ports(),
         };
-        let kernel = backend.kernel_datapath(netlink, &external, shares);
+        let kernel = backend.kernel_datapath(netlink, &external, &shares, &previous.networks());
         let datapath = match loaded {
             Loaded::Programs(pins, programs) => EbpfDatapath::with_programs(kernel, pins, programs)?,
             Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
@@ -319,7 +319,24 @@ impl Agent<'_> {
         mut mtu: watch::Receiver<u32>,
     ) -> Infallible {
         rules.applied().await;
-        let first = summary.wait_for(|summary| summary.synced && summary.passes > 0).await;
+        let looked = |summary: &Summary| summary.synced && summary.passes > 0;
+        let blocked = match summary.wait_for(|summary| looked(summary)).await {
+            Ok(now) => now.without_device.clone(),
+            Err(_) => None,
+        };
+        if let Some(because) = blocked {
+            error!(
+                because,
+                file = %self.options.subnet_file.display(),
+                "not ready: no pod of this node would reach another, so that the subnet file is not written until this \
+                 is mended"
+            );
+            store.tell(Notice {
+                reason: "NoDevice",
+                text: format!("pods cannot start on this node: {because}"),
+            });
+        }
+        let first = summary.wait_for(|summary| looked(summary) && summary.without_device.is_none()).await;
         let Ok((peers, pending)) = first.map(|now| (now.peers, now.pending)) else {
             return std::future::pending().await;
         };

@@ -77,6 +77,8 @@ pub struct Summary {
     pub pending: usize,
     /// The last failure that is still standing.
     pub last_error: Option<String>,
+    /// Why a VXLAN device cannot be made, or not be set up.
+    pub without_device: Option<String>,
     /// Passes that read the state of the kernel.
     pub passes: u64,
 }
@@ -443,6 +445,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             skipped: self.plan.faults(),
             pending: self.pending.len(),
             last_error: self.pending.last_error(),
+            without_device: self.pending.without_device(),
             passes: self.summary.borrow().passes + u64::from(read),
         };
         self.summary.send_replace(summary);

@@ -139,10 +139,7 @@ pub(super) fn masq(
     MasqOptions {
         rules: stacks.values().map(rules).collect(),
         nftables: config.enable_nftables,
-        earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        earlier: previous.networks(),
         resync: Duration::from_secs(options.iptables_resync.into()),
         blackholes: stacks
             .values()

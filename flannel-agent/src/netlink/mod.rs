@@ -30,7 +30,7 @@ pub use interface::{
     Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,
     Reach, Stack,
 };
-pub use link::{Link, LinkKind, PeerEnd, Vxlan};
+pub use link::{Link, LinkKind, PeerEnd, Reception, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
 pub use route::Stray;

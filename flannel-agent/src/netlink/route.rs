@@ -74,6 +74,22 @@ impl Netlink {
             .collect())
     }
 
+    /// The routes of one family that flannel has made over VXLAN devices, to subnets of `networks`, and the index of
+    /// each one's device: as [`Self::onlink_routes`], via the first address of their subnet, which nobody else does.
+    pub(crate) async fn tunnel_routes(
+        &mut self,
+        family: Family,
+        networks: &[IpNetwork],
+    ) -> Result<Vec<(IpNetwork, u32)>, NetlinkError> {
+        let routes = self.main_routes(family, None).await?;
+        let is_ours = |route: &&Route| {
+            route.is_as_ours(true)
+                && route.gateway == Some(route.destination.network())
+                && networks.iter().any(|network| overlap(*network, route.destination))
+        };
+        Ok(routes.iter().filter(is_ours).map(|route| (route.destination, route.ifindex)).collect())
+    }
+
     /// The routes `via GATEWAY`, of protocol boot and without metric, that lead to `recognised` subnets, and
     /// of those over interface `ifindex` the ones that [`Stray`] takes to be flannel's.
     pub(crate) async fn gateway_routes(
@@ -192,6 +208,13 @@ pub(crate) fn delete_onlink(
     numbering: Numbering,
 ) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway, numbering)), flags: 0 }
+}
+
+/// Deletes that route, whatever its protocol.
+pub(crate) fn delete_tunnel_route(ifindex: u32, subnet: IpNetwork) -> Request {
+    let mut message = via(subnet, ifindex, subnet.network(), RouteFlags::Onlink);
+    message.header.protocol = RouteProtocol::Unspec;
+    Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
 }
 
 fn blackhole(subnet: IpNetwork) -> RouteMessage {
