@@ -133,6 +133,11 @@ impl Node {
         Agent::start(self, LeasesIn::Etcd(etcd.endpoint()), options)
     }
 
+    /// The same, not yet started: for starts that are to fail or to wait.
+    pub fn prepared(&self, etcd: &Etcd, options: AgentOptions) -> Agent {
+        Agent::prepare(self, LeasesIn::Etcd(etcd.endpoint()), options)
+    }
+
     /// Starts the agent here, with its leases on the nodes of Kubernetes. Our Node object must be there.
     pub fn agent_in_kubernetes(&self, access: &KubernetesAccess, options: AgentOptions) -> Result<Agent> {
         Agent::start(self, LeasesIn::Kubernetes(access), options)
