@@ -15,6 +15,7 @@ use crate::{
     datapath::{Datapath as _, ebpf::EbpfDatapath},
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
+        alloc::Identity,
         etcd::EtcdStore,
         file::FileStore,
         kubernetes::{KubeOptions, KubeStore},
@@ -192,7 +193,9 @@ impl Agent<'_> {
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
-        let acquired = store.acquire(&config, &attrs, previous.lease());
+        let addresses = netlink.rival_addresses(&external, &choice).await?;
+        let identity = Identity { previous: previous.lease(), addresses };
+        let acquired = store.acquire(&config, &attrs, identity);
         let acquired = self.unless_stopped("acquiring a subnet", store, acquired).await;
         let Some(own) = acquired else { return Ok(End::Stopped) };
         let own = own.context("no subnet for this node")?;
@@ -220,7 +223,7 @@ impl Agent<'_> {
             flow_refresh: *refresh_now.borrow(),
             source_ports: source_ports(),
         };
-        let mut kernel = backend.kernel_datapath(netlink, &external, shares);
+        let mut kernel = backend.kernel_datapath(netlink, &external, &shares, &previous.networks());
         let inherited = match kernel.observe().await {
             Ok(observed) => inherited(&local, &observed),
             Err(error) => {
@@ -303,7 +306,24 @@ impl Agent<'_> {
         mut mtu: watch::Receiver<u32>,
     ) -> Infallible {
         rules.applied().await;
-        let first = summary.wait_for(|summary| summary.synced && summary.passes > 0).await;
+        let looked = |summary: &Summary| summary.synced && summary.passes > 0;
+        let blocked = match summary.wait_for(|summary| looked(summary)).await {
+            Ok(now) => now.without_device.clone(),
+            Err(_) => None,
+        };
+        if let Some(because) = blocked {
+            error!(
+                because,
+                file = %self.options.subnet_file.display(),
+                "not ready: no pod of this node would reach another, so that the subnet file is not written until this \
+                 is mended"
+            );
+            store.tell(Notice {
+                reason: "NoDevice",
+                text: format!("pods cannot start on this node: {because}"),
+            });
+        }
+        let first = summary.wait_for(|summary| looked(summary) && summary.without_device.is_none()).await;
         let Ok((peers, pending)) = first.map(|now| (now.peers, now.pending)) else {
             return std::future::pending().await;
         };

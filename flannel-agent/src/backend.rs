@@ -216,15 +216,35 @@ impl Backend {
         }
     }
 
-    /// The kernel's objects of this backend. With each pool comes our subnet of it.
+    /// The kernel's objects of this backend. With each pool comes our subnet of it; what is left of `earlier` networks
+    /// is ours, too.
     pub fn kernel_datapath(
         &self,
         netlink: Netlink,
         external: &ExternalInterface,
-        pools: impl IntoIterator<Item = (Pool, IpNetwork)>,
+        pools: &[(Pool, IpNetwork)],
+        earlier: &[IpNetwork],
     ) -> KernelDatapath {
-        let pools = pools.into_iter();
         let datapath = KernelDatapath::new(netlink);
+        if *self == Self::Alloc {
+            return datapath;
+        }
+        let datapath = pools
+            .iter()
+            .map(|(pool, _)| pool.network())
+            .chain(earlier.iter().copied())
+            .fold(datapath, KernelDatapath::giving_up);
+        let pools = pools.iter().copied();
+        let datapath = self.with_objects(datapath, external, pools);
+        datapath.with_earlier(earlier)
+    }
+
+    fn with_objects(
+        &self,
+        datapath: KernelDatapath,
+        external: &ExternalInterface,
+        pools: impl Iterator<Item = (Pool, IpNetwork)>,
+    ) -> KernelDatapath {
         let stray = |pool, own| Stray { ifindex: external.index, pool, own };
         match self {
             Self::Vxlan { options, .. } => pools.fold(datapath, |datapath, (pool, own)| {

@@ -89,6 +89,8 @@ pub struct Summary {
     pub last_error: Option<String>,
     /// How much is left to the kernel's path for others' hooks, and one of them.
     pub hooked: Option<(usize, Hooked)>,
+    /// Why a VXLAN device cannot be made, or not be set up.
+    pub without_device: Option<String>,
     /// Passes that read the state of the kernel.
     pub passes: u64,
 }
@@ -492,6 +494,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             pending: self.pending.len(),
             last_error: self.pending.last_error(),
             hooked: self.plan.hooked.values().next().map(|hooked| (self.plan.hooked.len(), hooked.clone())),
+            without_device: self.pending.without_device(),
             passes: self.summary.borrow().passes + u64::from(read),
         };
         self.summary.send_replace(summary);

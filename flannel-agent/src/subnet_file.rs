@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::{
     config::{cidr_v4, cidr_v6},
@@ -165,6 +165,12 @@ impl Previous {
         let network_v4 = network(text, "FLANNEL_NETWORK", cidr_v4, &mut ignored);
         let network_v6 = network(text, "FLANNEL_IPV6_NETWORK", cidr_v6, &mut ignored);
         Self { subnet_v4, subnet_v6, network_v4, network_v6, ignored }
+    }
+
+    /// The networks then.
+    pub fn networks(&self) -> Vec<IpNetwork> {
+        let all = [self.network_v4.map(IpNetwork::V4), self.network_v6.map(IpNetwork::V6)];
+        all.into_iter().flatten().collect()
     }
 
     /// What was leased to us then, if anything.

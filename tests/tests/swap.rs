@@ -15,7 +15,7 @@ use flannel_tests::{
 /// What runs on a machine.
 enum Daemon {
     Stock(Stock),
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Between the two.
     Nothing,
 }
@@ -48,7 +48,7 @@ impl Machine {
     fn start_agent(&mut self, etcd: &Etcd, fast_path: FastPath) -> Result<()> {
         self.daemon = Daemon::Nothing;
         let options = AgentOptions { fast_path, flags: vec!["--ip-masq".to_owned()] };
-        self.daemon = Daemon::Agent(self.node.agent(etcd, options)?);
+        self.daemon = Daemon::Agent(Box::new(self.node.agent(etcd, options)?));
         Ok(())
     }
 
@@ -183,8 +183,9 @@ fn after_a_rollback_stock_flannel_has_the_say() -> Result<()> {
         peer.sync(&etcd)?;
         let flags = ["--ip-masq", "--fast-path-hold=5"].map(str::to_owned).to_vec();
         rolled.daemon = Daemon::Nothing;
-        rolled.daemon =
-            Daemon::Agent(rolled.node.agent(&etcd, AgentOptions { fast_path: FastPath::All, flags })?);
+        rolled.daemon = Daemon::Agent(Box::new(
+            rolled.node.agent(&etcd, AgentOptions { fast_path: FastPath::All, flags })?,
+        ));
         let pods = [rolled.pod.endpoint(), peer.pod.endpoint()];
         eventually(CONVERGENCE, "the pods reach each other", || reachability(&pods).check_complete())?;
         let bpffs = rolled.node.bpffs();

@@ -45,6 +45,7 @@ pub(super) fn interface_choice(options: &RunOptions, config: &NetworkConfig) -> 
         public_ip: options.public_ip,
         public_ipv6: options.public_ipv6,
         stack: Stack::of(config),
+        networks: config.pools().values().map(Pool::network).collect(),
     }
 }
 
@@ -138,10 +139,7 @@ pub(super) fn masq(
     MasqOptions {
         rules: stacks.values().map(rules).collect(),
         nftables: config.enable_nftables,
-        earlier: [previous.network_v4.map(Into::into), previous.network_v6.map(Into::into)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        earlier: previous.networks(),
         resync: Duration::from_secs(options.iptables_resync.into()),
         blackholes: stacks
             .values()

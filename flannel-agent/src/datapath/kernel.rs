@@ -1,33 +1,44 @@
 //! The kernel half of a state: what stock flannel programs, over netlink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnetwork::IpNetwork;
-use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::{ChangeError, Datapath, ObserveError};
+use super::{
+    ChangeError, Datapath, ObserveError,
+    given_up::GivenUp,
+    port,
+    requests::{is_gone, request, unreachable_gateway},
+};
 use crate::{
     family::{Family, overlap},
-    netlink::{
-        FdbEntry, Link, LinkKind, Netlink, NetlinkError, Request, Stray, address, link, neighbour,
-        protocol::Numbering, route,
-    },
-    plan::{Change, DirectRoute, State, VxlanDevice},
+    mac::Mac,
+    netlink::{Link, Netlink, NetlinkError, Request, Stray, link, protocol::Numbering, route},
+    plan::{Change, State, VxlanDevice},
 };
 
 /// The VXLAN devices and what is on them.
 ///
-/// A later process recognises all of it: a device by its name and attributes, and on the device the
-/// addresses within the network of its family, the permanent neighbours and forwarding entries, and the routes that are
-/// `via GATEWAY onlink` with protocol boot, or the one that [`Numbering`] gives it among many. Routes past the device are recognised as [`Stray`] says, and those
-/// this process has made, whatever they look like.
+/// A later process recognises all of it: a device by its name and attributes, and on the device, within the network of
+/// its family, the addresses, the permanent neighbours, and the routes that are `via GATEWAY onlink` with protocol boot,
+/// or the one that [`Numbering`] gives it among many; and the permanent forwarding entries, but for those that only
+/// neighbours outside of the network lead to. A daemon of another network may use the same device. Routes past the device
+/// are recognised as [`Stray`] says, and those this process has made, whatever they look like.
 pub struct KernelDatapath {
     netlink: Netlink,
     overlays: BTreeMap<Family, Overlay>,
     strays: Vec<Stray>,
     /// Subnets this process has put a direct route to and not taken it away.
     direct: BTreeSet<IpNetwork>,
+    /// First addresses of subnets outside the networks that this process has put on a device and not taken away.
+    beyond: BTreeSet<IpAddr>,
+    given_up: GivenUp,
+    /// MACs behind which neighbours of other networks are, as last seen.
+    shared: BTreeSet<(Family, Mac)>,
 }
 
 /// A numbered change, and what became of it.
@@ -37,21 +48,55 @@ type Made<'a> = (&'a (usize, &'a Change), Result<(), NetlinkError>);
 #[derive(Clone, Debug)]
 struct Overlay {
     name: String,
-    /// Addresses of the device outside of it are left alone.
+    /// What is on the device and outside of it is left alone, unless this process has put it there.
     network: IpNetwork,
+    /// This node's networks before: what is left of those, too, but for addresses.
+    earlier: Vec<IpNetwork>,
+}
+
+impl Overlay {
+    /// Whether a peer's subnet that begins with `base` is of this node's networks.
+    fn takes_in(&self, base: IpAddr) -> bool {
+        self.network.contains(base) || self.earlier.iter().any(|network| network.contains(base))
+    }
 }
 
 impl KernelDatapath {
     /// No device, of the network namespace `netlink` is in: one there is, whoever made it, is left alone.
     pub fn new(netlink: Netlink) -> Self {
-        Self { netlink, overlays: BTreeMap::new(), strays: Vec::new(), direct: BTreeSet::new() }
+        Self {
+            netlink,
+            overlays: BTreeMap::new(),
+            strays: Vec::new(),
+            direct: BTreeSet::new(),
+            beyond: BTreeSet::new(),
+            given_up: GivenUp::default(),
+            shared: BTreeSet::new(),
+        }
     }
 
-    /// Also the device `name`, which carries packets of `network` and its family. Addresses of the device outside
-    /// `network` are left alone.
+    /// Also the device `name`, which carries packets of `network` and its family. What is on the device and outside
+    /// `network` is left alone.
     #[must_use]
     pub fn with_device(mut self, name: String, network: IpNetwork) -> Self {
-        self.overlays.insert(Family::of_network(network), Overlay { name, network });
+        self.overlays.insert(Family::of_network(network), Overlay { name, network, earlier: Vec::new() });
+        self
+    }
+
+    /// Also what this node has left on its devices, of any family, when it had one of `networks`.
+    #[must_use]
+    pub fn with_earlier(mut self, networks: &[IpNetwork]) -> Self {
+        for overlay in self.overlays.values_mut() {
+            overlay.earlier.extend(networks);
+        }
+        self
+    }
+
+    /// Also what this node has left on other devices than that of its family, when it had another backend or VNI: the
+    /// routes to subnets of `network`.
+    #[must_use]
+    pub fn giving_up(mut self, network: IpNetwork) -> Self {
+        self.given_up.within(network);
         self
     }
 
@@ -95,8 +140,10 @@ impl KernelDatapath {
         if let Err(error) = link::refuse_router_advertisements(name) {
             warn!(device = %name, %error, "cannot set accept_ra=0");
         }
-        self.netlink.change(link::set_up(index)).await?;
-        Ok(index)
+        match self.netlink.change(link::set_up(index)).await {
+            Ok(()) => Ok(index),
+            Err(error) => Err(port::explained(&mut self.netlink, wanted, error).await?),
+        }
     }
 
     async fn adopt(&mut self, link: &Link, wanted: &VxlanDevice) -> Result<(), NetlinkError> {
@@ -118,35 +165,13 @@ impl KernelDatapath {
 
     async fn create(&mut self, wanted: &VxlanDevice) -> Result<u32, NetlinkError> {
         if let Err(error) = self.netlink.change(link::create_vxlan(wanted)).await {
-            return Err(match error.errno() {
-                Some(Errno::EEXIST | Errno::EADDRINUSE) => self.conflict(wanted, error).await?,
-                _ => error,
-            });
+            return Err(port::explained(&mut self.netlink, wanted, error).await?);
         }
         let link = self.netlink.link(&wanted.name).await?;
         link.map(|link| link.index).ok_or(NetlinkError::Conflict(format!(
             "device {} went away as soon as it was created: another process manages it; stop that process",
             wanted.name
         )))
-    }
-
-    /// Says who is in the way of a new device.
-    async fn conflict(
-        &mut self,
-        wanted: &VxlanDevice,
-        error: NetlinkError,
-    ) -> Result<NetlinkError, NetlinkError> {
-        let rival = self.netlink.links().await?.into_iter().find(|link| {
-            matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.vni == wanted.vni && vxlan.port == wanted.port)
-        });
-        Ok(match rival {
-            Some(rival) => NetlinkError::Conflict(format!(
-                "VNI {} on UDP port {} is taken by device {}: delete it (ip link delete {}), or configure \
-                 another VNI or Port",
-                wanted.vni, wanted.port, rival.name, rival.name
-            )),
-            None => error,
-        })
     }
 
     /// Makes changes that are one request each, all in flight at once; the result of each by its number.
@@ -164,11 +189,31 @@ impl KernelDatapath {
         let results = self.netlink.transact(&requests).await;
         let mut results: Vec<_> = changes.iter().zip(results).collect();
         self.delete_spread(indices, &mut results).await;
+        for ((_, change), result) in &results {
+            self.note_beyond(change, result.is_ok());
+        }
         let settled = results.into_iter().map(|((n, change), result)| match result {
             Err(error) if change.is_removal() && is_gone(&error) => (*n, Ok(())),
             result => (*n, result.map_err(ChangeError::from)),
         });
         settled.collect()
+    }
+
+    /// Keeps in mind what is put on a device though it is of none of its networks: nobody would know it for ours.
+    fn note_beyond(&mut self, change: &Change, done: bool) {
+        let (base, put) = match change {
+            Change::PutRoute { subnet, .. } => (subnet.network(), true),
+            Change::PutNeighbour { address, .. } => (*address, true),
+            // The last of a subnet to go.
+            Change::DeleteNeighbour(address) => (*address, false),
+            _ => return,
+        };
+        let taken_in = self.overlays.get(&Family::of(base)).is_none_or(|overlay| overlay.takes_in(base));
+        if put && !taken_in {
+            self.beyond.insert(base);
+        } else if done {
+            self.beyond.remove(&base);
+        }
     }
 
     /// Looks for routes that were to be deleted, and not found as those of a few, as those of many.
@@ -195,14 +240,29 @@ impl KernelDatapath {
         let Some((index, device)) = self.device(overlay).await? else { return Ok(()) };
         let family = Family::of_network(overlay.network);
         let within = |network: &IpNetwork| overlap(overlay.network, network.ip().into());
+        let is_ours = |base: IpAddr| overlay.takes_in(base) || self.beyond.contains(&base);
         let addresses = self.netlink.addresses(family, Some(index)).await?;
         state.addresses.extend(addresses.into_iter().map(|address| address.network).filter(within));
-        state.neighbours.extend(self.netlink.permanent_neighbours(family, index).await?);
+        let neighbours = self.netlink.permanent_neighbours(family, index).await?;
+        let (ours, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            neighbours.into_iter().partition(|(address, _)| is_ours(*address));
+        let others: BTreeSet<Mac> = others.into_values().collect();
+        let needed: BTreeSet<Mac> = match others.is_empty() {
+            true => BTreeSet::new(),
+            false => ours.values().copied().collect(),
+        };
         let fdb = self.netlink.permanent_fdb(index).await?;
-        // Those of the other family would lead nowhere, and only somebody else can have made them.
-        let fdb = fdb.into_iter().filter(|entry| Family::of(entry.public_ip) == family);
+        let fdb = fdb
+            .into_iter()
+            // Those of the other family would lead nowhere, and only somebody else can have made them.
+            .filter(|entry| Family::of(entry.public_ip) == family)
+            .filter(|entry| needed.contains(&entry.mac) || !others.contains(&entry.mac));
         state.fdb.extend(fdb.map(|entry| ((family, entry.mac), entry.public_ip)));
-        state.routes.extend(self.netlink.onlink_routes(family, index).await?);
+        state.neighbours.extend(ours);
+        let routes = self.netlink.onlink_routes(family, index).await?;
+        state.routes.extend(routes.into_iter().filter(|(subnet, _)| is_ours(subnet.network())));
+        self.shared.retain(|(of, _)| *of != family);
+        self.shared.extend(others.into_iter().map(|mac| (family, mac)));
         state.devices.insert(family, device);
         Ok(())
     }
@@ -218,6 +278,14 @@ impl Datapath for KernelDatapath {
         for overlay in self.overlays.clone().values() {
             self.observe_device(overlay, &mut state).await?;
         }
+        if self.given_up.is_looked_for() {
+            let mut devices = BTreeMap::new();
+            for family in self.overlays.keys().copied().collect::<Vec<_>>() {
+                // One that is not there yet has an index that no route has.
+                devices.insert(family, self.device_index(family).await?.unwrap_or_default());
+            }
+            self.given_up.observe(&mut self.netlink, &devices, &mut state).await?;
+        }
         Ok(state)
     }
 
@@ -227,6 +295,12 @@ impl Datapath for KernelDatapath {
         let mut on_devices = Vec::new();
         let mut direct = Vec::new();
         for (n, change) in changes.iter().enumerate() {
+            if let Some(request) = self.given_up.request(change) {
+                let gone = self.netlink.change(request).await;
+                let gone = gone.or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) });
+                results.insert(n, gone.map_err(ChangeError::from));
+                continue;
+            }
             match change {
                 Change::PutDevice(device) => {
                     let result = self.put_device(device).await;
@@ -237,6 +311,12 @@ impl Datapath for KernelDatapath {
                 }
                 Change::DeleteDevice(family) => {
                     results.insert(n, self.delete_device(*family).await.map_err(ChangeError::from));
+                }
+                Change::DeleteFdb { mac, public_ip }
+                    if self.shared.contains(&(Family::of(*public_ip), *mac)) =>
+                {
+                    // A daemon of another network still sends there; the entry is its own now.
+                    results.insert(n, Ok(()));
                 }
                 change if change.is_bpf() => {
                     results.insert(n, Err(ChangeError::Unsupported));
@@ -322,38 +402,6 @@ impl KernelDatapath {
     }
 }
 
-/// Says what a node that is not on our link means; other errors speak for themselves.
-fn unreachable_gateway(route: DirectRoute, error: NetlinkError) -> NetlinkError {
-    match error.errno() {
-        Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH) => NetlinkError::Conflict(format!(
-            "node {} is not on the link of the external interface (kernel: {error}): the host-gw backend reaches \
-             only nodes on one link; use the vxlan backend, or join the node to this link",
-            route.via
-        )),
-        _ => error,
-    }
-}
-
 fn is_compatible(link: &Link, wanted: &VxlanDevice) -> bool {
     link.as_vxlan_device().is_some_and(|found| wanted.is_compatible(&found))
-}
-
-/// The request that makes a change of what is on the device.
-fn request(index: u32, change: &Change, numbering: Numbering) -> Option<Request> {
-    Some(match *change {
-        Change::PutAddress(address) => address::put(index, address),
-        Change::DeleteAddress(address) => address::delete(index, address),
-        Change::PutFdb { mac, public_ip } => neighbour::put_fdb(index, FdbEntry { mac, public_ip }),
-        Change::DeleteFdb { mac, public_ip } => neighbour::delete_fdb(index, FdbEntry { mac, public_ip }),
-        Change::PutNeighbour { address, mac } => neighbour::put(index, address, mac),
-        Change::DeleteNeighbour(address) => neighbour::delete(index, address),
-        Change::PutRoute { subnet, via } => route::put_onlink(index, subnet, via, numbering),
-        Change::DeleteRoute { subnet, via } => route::delete_onlink(index, subnet, via, numbering),
-        _ => return None,
-    })
-}
-
-/// Whether a removal failed because there was nothing to remove.
-fn is_gone(error: &NetlinkError) -> bool {
-    matches!(error.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL))
 }

@@ -11,8 +11,11 @@ use crate::{
 };
 
 pub mod ebpf;
+mod given_up;
 pub mod kernel;
 pub mod memory;
+mod port;
+mod requests;
 
 /// What holds a [`State`]: the kernel, or a double of it.
 pub trait Datapath: Send {

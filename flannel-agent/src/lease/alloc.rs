@@ -41,6 +41,47 @@ impl Holder {
     }
 }
 
+/// What a node knows of itself besides what it publishes. An address can move to another node, and then the lease
+/// that names it is still the first one's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The subnet that its subnet file names.
+    pub previous: Option<LeaseSubnet>,
+    /// Further addresses of its external interface that it might publish as well as the one it does.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl From<Option<LeaseSubnet>> for Identity {
+    fn from(previous: Option<LeaseSubnet>) -> Self {
+        Self { previous, addresses: Vec::new() }
+    }
+}
+
+impl Identity {
+    /// Whether the lease `held`, which names the address of `node`, is that node's own.
+    ///
+    /// A node that has nothing left but one address, as after a reboot with `/run` empty and the device gone, goes by
+    /// that, as upstream's. One that has more to go by does not take over what its VXLAN device never had.
+    fn owns(&self, node: Holder, held: &Held) -> bool {
+        if self.was_ours(held.subnet) {
+            return true;
+        }
+        match (node.vtep_mac, held.holder.and_then(|holder| holder.vtep_mac)) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                self.previous.is_none() && self.addresses.is_empty()
+            }
+            (Some(_), Some(_)) => true,
+            _ => self.addresses.is_empty(),
+        }
+    }
+
+    /// Whether `subnet` is the previous one, in some family.
+    fn was_ours(&self, subnet: LeaseSubnet) -> bool {
+        let same = |family| self.previous.and_then(|previous| previous.of(family)) == subnet.of(family);
+        Family::BOTH.into_iter().any(|family| subnet.of(family).is_some() && same(family))
+    }
+}
+
 /// What to do to get a subnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
@@ -52,6 +93,8 @@ pub struct Choice {
     pub release: Option<LeaseSubnet>,
     /// What of the previous subnet is not taken, and why.
     pub refused: Vec<(IpNetwork, PreviousRefused)>,
+    /// The lease of another node that names our address, if there is one.
+    pub misnamed: Option<LeaseSubnet>,
 }
 
 /// Why a subnet is taken.
@@ -59,7 +102,8 @@ pub struct Choice {
 pub enum Why {
     /// The store says we hold it.
     Own,
-    /// The store says that our VXLAN device holds it, at the address this node had before.
+    /// It was ours before, and the store says that our VXLAN device holds it at the address this node had then, or
+    /// that another of our addresses does.
     Moved {
         /// That address.
         from: IpAddr,
@@ -95,30 +139,36 @@ pub struct OutOfSubnets {
     subnet_len: &'static str,
 }
 
-/// Chooses by upstream's rules: the first lease in the name of `node` if it fits the configuration, else
-/// `previous` if it is free and fits, else one at random of the first 100 that are free, each family for
+/// Chooses by upstream's rules: the first lease in the name of `node` if it fits the configuration, else the
+/// previous subnet if it is free and fits, else one at random of the first 100 that are free, each family for
 /// itself. `held` is in the order of the store's keys.
 ///
-/// Before all of these comes a previous subnet that the store holds for our own VXLAN device: a node whose
-/// address changed is still that node, and its pods keep their addresses.
+/// Before all of these comes a previous subnet that the store holds for our own VXLAN device, or at another of our
+/// addresses: a node whose address changed is still that node, and its pods keep their addresses. A lease that names
+/// our address and is another node's ([`Identity`]) stays as it is.
 pub fn choose(
     config: &NetworkConfig,
     node: Holder,
-    previous: Option<LeaseSubnet>,
+    identity: &Identity,
     held: &[Held],
     rng: &mut impl Rng,
 ) -> Result<Choice, OutOfSubnets> {
-    let settled = |subnet, why| Choice { subnet, why, release: None, refused: Vec::new() };
+    let previous = identity.previous;
+    let at_ours =
+        |held: &&Held| node.address.is_some() && held.holder.and_then(|h| h.address) == node.address;
+    let misnamed =
+        held.iter().filter(at_ours).find(|held| !identity.owns(node, held)).map(|held| held.subnet);
+    let settled = |subnet, why| Choice { subnet, why, release: None, refused: Vec::new(), misnamed };
     let before = held.iter().find(|held| Some(held.subnet) == previous && fits(config, held.subnet));
     if let Some(Held { subnet, holder: Some(before) }) = before
-        && node.vtep_mac.is_some()
-        && before.vtep_mac == node.vtep_mac
         && before.address != node.address
         && let Some(from) = before.address
+        && ((node.vtep_mac.is_some() && before.vtep_mac == node.vtep_mac)
+            || identity.addresses.contains(&from))
     {
         return Ok(settled(*subnet, Why::Moved { from }));
     }
-    let ours = |held: &&Held| node.address.is_some() && held.holder.and_then(|h| h.address) == node.address;
+    let ours = |held: &&Held| at_ours(held) && identity.owns(node, held);
     let ours_before = |held: &&Held| ours(held) && Some(held.subnet) == previous;
     let own = held.iter().find(ours_before).or_else(|| held.iter().find(ours)).map(|held| held.subnet);
     if let Some(own) = own
@@ -132,6 +182,7 @@ pub fn choose(
         why: Why::Previous,
         release: own,
         refused: Vec::new(),
+        misnamed,
     };
     if let Some(pool) = &config.ipv4 {
         let taken = Stretches::new(others().filter_map(|subnet| subnet.v4).map(IpNetwork::from));

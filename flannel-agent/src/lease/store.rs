@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Lease, LeaseAttrs, LeaseSource, LeaseSubnet};
+use super::{Lease, LeaseAttrs, LeaseSource, LeaseSubnet, alloc::Identity};
 use crate::config::NetworkConfig;
 
 /// A store of leases: etcd, and others like it. Each waits for its server as long as it takes, logs each distinct
@@ -39,13 +39,13 @@ pub trait LeaseStore {
         async { Ok(ThisNode::default()) }
     }
 
-    /// Takes a subnet for this node: the one it holds, else `previous` where the store leaves us a choice, else
-    /// another.
+    /// Takes a subnet for this node, which is `identity`: the one it holds, else its previous one where the store
+    /// leaves us a choice, else another.
     fn acquire(
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<LeaseSubnet>,
+        identity: Identity,
     ) -> impl Future<Output = Result<Self::Own, Self::Error>>;
 
     /// Watches the leases of all nodes but this, which holds `own`, until the returned source is dropped. What is

@@ -85,6 +85,20 @@ pub struct Vxlan {
     pub gbp: bool,
     /// It has what flannel's has not: a group, a remote, miss notifications or metadata extensions.
     pub foreign: bool,
+    /// How it takes packets in.
+    pub reception: Reception,
+}
+
+/// How a VXLAN device takes packets in, besides [`Vxlan::gbp`]. Devices on one UDP port share its socket, of each family
+/// one, and only if they are alike in this (drivers/net/vxlan, `VXLAN_F_RCV_FLAGS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reception {
+    /// `external`: of any VNI, which packets carry along for programs and routes.
+    pub external: bool,
+    /// `gpe`, `vnifilter`.
+    pub extended: [bool; 2],
+    /// `udp6zerocsumrx`, `remcsumrx`, `noremcsumpartial`.
+    pub checksums: [bool; 3],
 }
 
 impl Link {
@@ -317,10 +331,21 @@ fn vxlan(data: &[InfoVxlan]) -> Vxlan {
             InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
             InfoVxlan::Group(address) => vxlan.foreign |= !address.is_unspecified(),
             InfoVxlan::Group6(address) => vxlan.foreign |= !address.is_unspecified(),
-            InfoVxlan::L2Miss(true) | InfoVxlan::CollectMetadata(true) => vxlan.foreign = true,
+            InfoVxlan::L2Miss(true) => vxlan.foreign = true,
+            InfoVxlan::CollectMetadata(true) => {
+                vxlan.foreign = true;
+                vxlan.reception.external = true;
+            }
+            InfoVxlan::Vnifilter(true) => vxlan.reception.extended[1] = true,
+            InfoVxlan::UDPZeroCsumRX(true) => vxlan.reception.checksums[0] = true,
+            InfoVxlan::RemCsumRX(true) => vxlan.reception.checksums[1] = true,
+            InfoVxlan::RemCsumNoPartial => vxlan.reception.checksums[2] = true,
             InfoVxlan::Learning(learning) => vxlan.learning = *learning,
             InfoVxlan::Gbp => vxlan.gbp = true,
-            InfoVxlan::Gpe => vxlan.foreign = true,
+            InfoVxlan::Gpe => {
+                vxlan.foreign = true;
+                vxlan.reception.extended[0] = true;
+            }
             _ => {}
         }
     }

@@ -34,7 +34,7 @@ pub use interface::{
     Reach, Stack,
 };
 pub use ipsec::IpsecPolicies;
-pub use link::{Link, LinkKind, PeerEnd, Vxlan};
+pub use link::{Link, LinkKind, PeerEnd, Reception, Vxlan};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
 pub use netfilter::{Chain, Chains, Netfilter};

@@ -36,6 +36,8 @@ pub(crate) struct Route {
     pub(crate) ifindex: u32,
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) metric: u32,
+    /// The source that packets get which have none.
+    pub(crate) source: Option<IpAddr>,
     onlink: bool,
     protocol: RouteProtocol,
 }
@@ -70,6 +72,22 @@ impl Netlink {
             .filter(|route| route.is_as_ours(true))
             .filter_map(|route| Some((route.destination, route.gateway?)))
             .collect())
+    }
+
+    /// The routes of one family that flannel has made over VXLAN devices, to subnets of `networks`, and the index of
+    /// each one's device: as [`Self::onlink_routes`], via the first address of their subnet, which nobody else does.
+    pub(crate) async fn tunnel_routes(
+        &mut self,
+        family: Family,
+        networks: &[IpNetwork],
+    ) -> Result<Vec<(IpNetwork, u32)>, NetlinkError> {
+        let routes = self.main_routes(family, None).await?;
+        let is_ours = |route: &&Route| {
+            route.is_as_ours(true)
+                && route.gateway == Some(route.destination.network())
+                && networks.iter().any(|network| overlap(*network, route.destination))
+        };
+        Ok(routes.iter().filter(is_ours).map(|route| (route.destination, route.ifindex)).collect())
     }
 
     /// The routes `via GATEWAY`, of protocol boot and without metric, that lead to `recognised` subnets, and
@@ -192,6 +210,13 @@ pub(crate) fn delete_onlink(
     Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway, numbering)), flags: 0 }
 }
 
+/// Deletes that route, whatever its protocol.
+pub(crate) fn delete_tunnel_route(ifindex: u32, subnet: IpNetwork) -> Request {
+    let mut message = via(subnet, ifindex, subnet.network(), RouteFlags::Onlink);
+    message.header.protocol = RouteProtocol::Unspec;
+    Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
+}
+
 fn blackhole(subnet: IpNetwork) -> RouteMessage {
     route(subnet, RouteType::BlackHole)
 }
@@ -229,6 +254,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     let mut ifindex = None;
     let mut gateway = None;
     let mut metric = 0;
+    let mut source = None;
     let mut table = u32::from(header.table);
     for attribute in &message.attributes {
         match attribute {
@@ -238,6 +264,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::MultiPath(hops) => ifindex = hops.first().map(|hop| hop.interface_index),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
@@ -258,6 +285,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         ifindex: ifindex?,
         gateway,
         metric,
+        source,
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol: header.protocol,
     })

@@ -149,6 +149,8 @@ impl State {
                 }
                 true
             }
+            // What is observed without a device of ours is on one that we have given up.
+            (None, None) => return,
             _ => false,
         };
         self.neighbours.retain(|address, _| Family::of(*address) != family);

@@ -111,6 +111,12 @@ impl Pending {
         self.entries.len()
     }
 
+    /// Why a device is among what failed, if one is.
+    pub(super) fn without_device(&self) -> Option<String> {
+        let device = self.entries.values().find(|entry| matches!(entry.change, Change::PutDevice(_)))?;
+        Some(format!("cannot {}: {}", device.change, device.error))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

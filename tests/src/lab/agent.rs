@@ -281,6 +281,12 @@ impl Agent {
         self.arguments.push(format!("{prefix}{value}"));
     }
 
+    /// Leaves the flag `name` out, for the next start.
+    pub fn drop_flag(&mut self, name: &str) {
+        let prefix = format!("--{name}=");
+        self.arguments.retain(|argument| !argument.starts_with(&prefix));
+    }
+
     /// Sets a variable of its environment, for the next start.
     pub fn set_variable(&mut self, name: &'static str, value: &str) {
         self.environment.retain(|(other, _)| *other != name);

@@ -53,7 +53,16 @@ fn choose_as(
     previous: Option<&str>,
     held: &[Held],
 ) -> Result<Choice, OutOfSubnets> {
-    choose(config, node, previous.map(net), held, &mut SmallRng::seed_from_u64(7))
+    choose_knowing(node, &previous.map(net).into(), config, held)
+}
+
+fn choose_knowing(
+    node: Holder,
+    identity: &Identity,
+    config: &NetworkConfig,
+    held: &[Held],
+) -> Result<Choice, OutOfSubnets> {
+    choose(config, node, identity, held, &mut SmallRng::seed_from_u64(7))
 }
 
 fn choose_with(
@@ -147,6 +156,54 @@ fn our_device_at_another_address_is_still_this_node() {
     assert_eq!(choice.why, Why::Free);
 }
 
+/// A virtual address that comes from another node brings the lease in which that node published it.
+#[test]
+fn an_address_that_moved_here_does_not_bring_the_other_nodes_lease() {
+    let virtual_ip = Ipv4Addr::new(192, 0, 2, 200);
+    let me = Holder { vtep_mac: Some(MY_MAC), ..at(virtual_ip) };
+    let theirs = of_device("10.3.5.0/24", virtual_ip, PEER_MAC);
+    let with = |previous: Option<&str>, addresses: &[Ipv4Addr]| Identity {
+        previous: previous.map(net),
+        addresses: addresses.iter().copied().map(IpAddr::V4).collect(),
+    };
+    let choose = |node, identity: &Identity, held: &[Held]| {
+        let choice = choose_knowing(node, identity, &small(), held).unwrap();
+        (choice.subnet, choice.why, choice.misnamed, choice.release)
+    };
+    // On its first start, by its own address beside it; later by its subnet file, too.
+    for identity in [with(None, &[ME]), with(Some("10.3.6.0/24"), &[]), with(Some("10.3.6.0/24"), &[ME])] {
+        let (subnet, why, misnamed, release) = choose(me, &identity, &[theirs]);
+        assert!(matches!(why, Why::Free | Why::Previous), "{identity:?}: {why:?}");
+        assert!(subnet != theirs.subnet && release.is_none(), "{identity:?}: {subnet}");
+        assert_eq!(misnamed, Some(theirs.subnet), "{identity:?}");
+    }
+    // Its own lease, in which another of its addresses is, it finds by either trace.
+    for (mine, identity) in [
+        (of_device("10.3.6.0/24", ME, MY_MAC), with(Some("10.3.6.0/24"), &[])),
+        (of_device("10.3.6.0/24", ME, Mac([0x0e, 0, 0, 0, 0, 9])), with(Some("10.3.6.0/24"), &[ME])),
+    ] {
+        let (subnet, why, ..) = choose(me, &identity, &[theirs, mine]);
+        assert_eq!((subnet, why), (mine.subnet, Why::Moved { from: ME.into() }));
+    }
+    // Without a tunnel there are no MACs to go by.
+    let (plain, of_plain) = (at(virtual_ip), held("10.3.5.0/24", virtual_ip));
+    assert_eq!(choose(plain, &with(None, &[ME]), &[of_plain]).1, Why::Free);
+    let mine = held("10.3.6.0/24", ME);
+    let (subnet, why, ..) = choose(plain, &with(Some("10.3.6.0/24"), &[ME]), &[of_plain, mine]);
+    assert_eq!((subnet, why), (mine.subnet, Why::Moved { from: ME.into() }));
+}
+
+/// With `/run` empty and the device gone, a new MAC says nothing.
+#[test]
+fn a_node_that_lost_everything_but_its_address_has_its_lease_again() {
+    let me = Holder { vtep_mac: Some(MY_MAC), ..at(ME) };
+    let mine = of_device("10.3.6.0/24", ME, Mac([0x0e, 0, 0, 0, 0, 9]));
+    let choice = choose_as(me, &small(), None, &[mine]).unwrap();
+    assert_eq!((choice.subnet, choice.why, choice.misnamed), (mine.subnet, Why::Own, None));
+    let choice = choose_as(me, &small(), Some("10.3.6.0/24"), &[mine]).unwrap();
+    assert_eq!((choice.subnet, choice.why), (mine.subnet, Why::Own));
+}
+
 #[test]
 fn nobody_is_without_an_address() {
     let nobody = Holder { address: None, vtep_mac: None };
@@ -206,7 +263,7 @@ proptest! {
         }).collect();
         let previous = previous.map(|(low, len)| within(low, len));
         let rng = &mut SmallRng::seed_from_u64(seed);
-        let Ok(choice) = choose(&config, at(ME), previous, &held, rng) else { return Ok(()) };
+        let Ok(choice) = choose(&config, at(ME), &previous.into(), &held, rng) else { return Ok(()) };
         let subnet = choice.subnet.v4.unwrap();
         prop_assert!(config.ipv4.unwrap().allows(subnet));
         prop_assert_eq!(subnet.network(), subnet.ip());

@@ -16,7 +16,7 @@ use crate::{
     config::NetworkConfig,
     lease::{
         LeaseAttrs, LeaseSubnet,
-        alloc::{self, Choice, Held, Holder, OutOfSubnets, Why},
+        alloc::{self, Choice, Held, Holder, Identity, OutOfSubnets, Why},
         wire::parse_lease_key,
     },
     utc::utc,
@@ -82,14 +82,15 @@ enum Attempt {
 }
 
 impl EtcdStore {
-    /// Takes a subnet for the node of `attrs`: the one it holds, else `previous`, else a free one. Waits while
-    /// etcd does not answer, and logs each distinct reason once.
+    /// Takes a subnet for the node of `attrs`, which is `identity`: the one it holds, else the previous one, else a
+    /// free one. Waits while etcd does not answer, and logs each distinct reason once.
     pub async fn acquire(
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<LeaseSubnet>,
+        identity: impl Into<Identity>,
     ) -> Result<OwnLease, AcquireError> {
+        let identity = identity.into();
         if config.ipv4.is_some() && attrs.public_ip.is_unspecified() {
             return Err(AcquireError::NoPublicIp);
         }
@@ -99,7 +100,7 @@ impl EtcdStore {
         let mut said = Said::default();
         let (mut lost, mut overtaken) = (0, 0);
         while lost < TRIES && overtaken < CROWD {
-            match self.try_acquire(config, attrs, previous).await {
+            match self.try_acquire(config, attrs, &identity).await {
                 Ok(Attempt::Ours(own)) => return Ok(own),
                 Ok(Attempt::Lost) => lost += 1,
                 Ok(Attempt::Overtaken) => {
@@ -122,14 +123,21 @@ impl EtcdStore {
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<LeaseSubnet>,
+        identity: &Identity,
     ) -> Result<Attempt, AcquireError> {
         let Listed { held, seen, revision } = self.list().await?;
-        let Choice { subnet, why, release, refused } =
-            alloc::choose(config, Holder::of(attrs), previous, &held, &mut rand::rng())?;
+        let Choice { subnet, why, release, refused, misnamed } =
+            alloc::choose(config, Holder::of(attrs), identity, &held, &mut rand::rng())?;
         if let Some(old) = release {
             info!(subnet = %old, public_ip = %attrs.public_ip, "our lease does not fit the network config any more: giving it back");
             self.release(&old, seen.get(&old).cloned().unwrap_or_default()).await?;
+        }
+        if let Some(other) = misnamed {
+            warn!(
+                subnet = %other, public_ip = %attrs.public_ip,
+                "the lease of another node names our address, which must have moved here: it is left to that node. If \
+                 the address is a virtual one, name this node's own with --iface=ADDRESS or --public-ip"
+            );
         }
         for (previous, reason) in refused {
             warn!(%previous, %reason, "cannot have the previous subnet again");
@@ -150,8 +158,8 @@ impl EtcdStore {
                     Why::Own => "it is leased to our public address",
                     Why::Moved { from } => {
                         let now = attrs.node_address().map(|address| address.to_string());
-                        info!(%subnet, before = %from, now, "this node's address has changed; it keeps its subnet, as its VXLAN device and subnet file show that it is the same node");
-                        "it is leased to our VXLAN device"
+                        info!(%subnet, before = %from, now, "this node's address has changed; it keeps its subnet, as its subnet file and its VXLAN device or other address show that it is the same node");
+                        "it is leased to this node as it was before"
                     }
                     Why::Previous => "it was ours before, and is free",
                     Why::Free => "it is free",

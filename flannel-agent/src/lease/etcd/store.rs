@@ -7,7 +7,7 @@ use tokio::sync::watch::Receiver;
 use super::{AcquireError, EtcdStore, EtcdWatch, Inherited, LeaseKeeper, OwnLease, OwnLeaseReport};
 use crate::{
     config::NetworkConfig,
-    lease::{KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease},
+    lease::{KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease, alloc::Identity},
 };
 
 impl LeaseStore for EtcdStore {
@@ -26,9 +26,9 @@ impl LeaseStore for EtcdStore {
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<LeaseSubnet>,
+        identity: Identity,
     ) -> Result<OwnLease, AcquireError> {
-        self.acquire(config, attrs, previous).await
+        self.acquire(config, attrs, identity).await
     }
 
     fn watch(&self, own: &OwnLease, inherited: Vec<Lease>) -> EtcdWatch {

@@ -21,7 +21,7 @@ use tracing::warn;
 
 use super::{
     KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseEvent, LeaseSource, LeaseStore, LeaseSubnet, OwnedLease,
-    ThisNode, config_report::ConfigReport,
+    ThisNode, alloc::Identity, config_report::ConfigReport,
 };
 use crate::{config::NetworkConfig, telemetry::Said};
 
@@ -149,12 +149,7 @@ impl LeaseStore for FileStore {
         Ok(ThisNode { public_ip, public_ipv6: attrs.public_ipv6, published: Some(attrs), settled: true })
     }
 
-    async fn acquire(
-        &self,
-        _: &NetworkConfig,
-        _: &LeaseAttrs,
-        _: Option<LeaseSubnet>,
-    ) -> Result<OwnNode, Ambiguous> {
+    async fn acquire(&self, _: &NetworkConfig, _: &LeaseAttrs, _: Identity) -> Result<OwnNode, Ambiguous> {
         self.own_node().await.map(OwnNode)
     }
 

@@ -149,7 +149,7 @@ async fn peers_follow_the_file_and_garbage_changes_nothing() {
     assert!(this.settled && this.published.unwrap().vxlan(Family::V4).unwrap().vtep_mac.is_some());
     let config = soon(store.network_config()).await.unwrap();
     let attrs = LeaseAttrs::plain_v4("192.0.2.1".parse().unwrap(), "vxlan");
-    let own = soon(store.acquire(&config, &attrs, None)).await.unwrap();
+    let own = soon(store.acquire(&config, &attrs, None.into())).await.unwrap();
     assert_eq!(own.subnet().to_string(), "10.244.1.0/24");
     let mut watch = store.watch(&own, Vec::new());
     assert_eq!(peers(soon(watch.next()).await), ["10.244.2.0/24 192.0.2.2"]);

@@ -7,7 +7,7 @@ use tokio::sync::watch::Receiver;
 use super::{KubeError, KubeStore, NodeKeeper, NodeWatch, OwnNode, net_config};
 use crate::{
     config::NetworkConfig,
-    lease::{Lease, LeaseAttrs, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, ThisNode},
+    lease::{Lease, LeaseAttrs, LeaseStore, Notice, OwnedLease as _, ThisNode, alloc::Identity},
 };
 
 /// For notices that are on their way when the agent ends.
@@ -41,7 +41,7 @@ impl LeaseStore for KubeStore {
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        _previous: Option<LeaseSubnet>,
+        _identity: Identity,
     ) -> Result<OwnNode, KubeError> {
         let taken = self.take(config, attrs).await;
         if let Err(error @ (KubeError::PodCidr(_) | KubeError::OutsideNetwork { .. })) = &taken {

@@ -22,6 +22,10 @@ pub struct InterfaceAddress {
     pub permanent: bool,
     /// IPv6: made up for privacy, and replaced after a day (RFC 8981).
     pub temporary: bool,
+    /// IPv4: an earlier address of the same network is used in its place as a source (IFA_F_SECONDARY).
+    pub secondary: bool,
+    /// Its prefix is the whole address, as virtual ones are often added.
+    pub alone: bool,
 }
 
 impl InterfaceAddress {
@@ -32,14 +36,30 @@ impl InterfaceAddress {
         !self.deprecated && !strange && !broadcast
     }
 
-    /// Sorts the best address first: global before link-local, permanent before dynamic, others before
+    /// Sorts the best address first, as upstream: global before link-local, permanent before dynamic, others before
     /// temporary. The kernel's order decides the rest.
-    pub(super) fn rank(&self) -> impl Ord + use<> {
-        let link_local = match self.ip {
+    ///
+    /// Of IPv4 addresses those come later, whatever else they are, that a node hardly has for its own: a single address
+    /// beside one of a network, a secondary one, one that is the source of no route where another is. Of IPv6 a single
+    /// address is what DHCPv6 gives, so that it only decides between equals.
+    pub(super) fn rank(&self, is_source: bool) -> impl Ord + use<> {
+        let v4 = self.ip.is_ipv4();
+        let odd = (v4 && self.alone, v4 && self.secondary, v4 && !is_source);
+        (self.is_link_local(), odd, !self.permanent, self.temporary, self.alone)
+    }
+
+    /// Whether a node might have this for its own as well as `other`.
+    pub(super) fn rivals(&self, other: &Self) -> bool {
+        let class = |held: &Self| (held.ip.is_ipv4(), held.is_link_local(), held.alone);
+        let made_up = self.ip.is_ipv6() && !self.permanent;
+        self.is_usable() && !made_up && class(self) == class(other)
+    }
+
+    fn is_link_local(&self) -> bool {
+        match self.ip {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        (link_local, !self.permanent, self.temporary)
+        }
     }
 }
 
@@ -81,5 +101,7 @@ fn read(message: &AddressMessage) -> Option<InterfaceAddress> {
         permanent: flags.contains(AddressFlags::Permanent),
         // The kernel has one bit for IPv4's secondary and IPv6's temporary addresses.
         temporary: ip.is_ipv6() && flags.contains(AddressFlags::Secondary),
+        secondary: ip.is_ipv4() && flags.contains(AddressFlags::Secondary),
+        alone: message.header.prefix_len == if ip.is_ipv4() { 32 } else { 128 },
     })
 }

@@ -34,12 +34,15 @@ pub enum InterfaceError {
     },
     /// Nothing was asked for, and there is nothing to go by.
     #[error(
-        "there is no {family} default route to choose the external interface by. Name it with --iface=NAME. \
-         Interfaces here: {known}"
+        "there is no {family} default route to choose the external interface by{}. Name it with --iface=NAME. \
+         Interfaces here: {known}",
+        .refused.iter().map(|reason| format!("; one leads over {reason}")).collect::<String>()
     )]
     NoDefaultRoute {
         /// `IPv4` or `IPv6`.
         family: &'static str,
+        /// Why the interfaces of the default routes there are cannot be it.
+        refused: Vec<String>,
         /// The interfaces there are.
         known: Known,
     },

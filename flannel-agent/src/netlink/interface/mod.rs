@@ -4,12 +4,16 @@
 //! links, addresses, default routes, route to --iface-can-reach ─▶ HostInterfaces ─ choose() ─▶ Chosen
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
+use ipnetwork::IpNetwork;
 use regex::Regex;
 use tracing::{info, warn};
 
-use super::{Link, Netlink, NetlinkError};
+use super::{Link, Netlink, NetlinkError, route::Route};
 use crate::{config::NetworkConfig, family::Family};
 pub use address::InterfaceAddress;
 pub use error::{InterfaceError, Known};
@@ -18,6 +22,7 @@ pub use route::Reach;
 mod address;
 mod choice;
 mod error;
+mod refusal;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -107,6 +112,8 @@ pub struct InterfaceChoice {
     pub public_ipv6: Option<Ipv6Addr>,
     /// The families an address is needed of.
     pub stack: Stack,
+    /// The networks of the cluster's pods.
+    pub networks: Vec<IpNetwork>,
 }
 
 /// An interface, and why this one.
@@ -127,10 +134,12 @@ pub struct HostInterfaces {
     pub links: Vec<Link>,
     /// All addresses, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
-    /// Interface of the foremost IPv4 default route.
-    pub default_v4: Option<u32>,
-    /// Interface of the foremost IPv6 default route.
-    pub default_v6: Option<u32>,
+    /// Interfaces of the IPv4 default routes, the foremost first.
+    pub default_v4: Vec<u32>,
+    /// Interfaces of the IPv6 default routes, the foremost first.
+    pub default_v6: Vec<u32>,
+    /// IPv4 addresses that routes name as the source of packets.
+    pub sources: BTreeSet<IpAddr>,
     /// The route to `--iface-can-reach`, or why there is none.
     pub reach: Option<Result<Reach, String>>,
 }
@@ -152,6 +161,18 @@ impl Netlink {
         Ok(interface)
     }
 
+    /// What else on `external` might be this node's own address as well as the one in use, where nobody has `choice`d
+    /// that by itself: one of them may be virtual, and move to another node.
+    pub async fn rival_addresses(
+        &mut self,
+        external: &ExternalInterface,
+        choice: &InterfaceChoice,
+    ) -> Result<Vec<IpAddr>, NetlinkError> {
+        let host =
+            HostInterfaces { addresses: self.interface_addresses().await?, ..HostInterfaces::default() };
+        Ok(host.rivals(external, choice))
+    }
+
     async fn host_interfaces(&mut self, choice: &InterfaceChoice) -> Result<HostInterfaces, NetlinkError> {
         let mut host = HostInterfaces {
             links: self.links().await?,
@@ -160,14 +181,22 @@ impl Netlink {
         };
         host.links.sort_by_key(|link| link.index);
         let routes = self.main_routes(Family::V4, None).await?;
-        host.default_v4 =
-            routes.iter().find(|route| route.destination.prefix() == 0).map(|route| route.ifindex);
+        host.sources = routes.iter().filter_map(|route| route.source).collect();
+        host.default_v4 = defaults(routes);
         if choice.stack.has_v6() {
-            host.default_v6 = self.default_route_v6().await?;
+            host.default_v6 = defaults(self.main_routes(Family::V6, None).await?);
         }
         if let Some(target) = choice.can_reach {
             host.reach = Some(self.reach(target).await);
         }
         Ok(host)
     }
+}
+
+/// The interfaces of the default routes, the one with the lowest metric first.
+fn defaults(mut routes: Vec<Route>) -> Vec<u32> {
+    routes.retain(|route| route.destination.prefix() == 0);
+    // Of equals the kernel takes the first.
+    routes.sort_by_key(|route| route.metric);
+    routes.into_iter().map(|route| route.ifindex).collect()
 }

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 
-use crate::netlink::{Netlink, NetlinkError, Request};
+use crate::netlink::{Netlink, Request};
 
 /// The way packets of this node take to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +37,6 @@ impl Netlink {
             _ => Err("the kernel does not say how it is reached".to_owned()),
         }
     }
-
-    /// Interface of the first IPv6 default route of the main table.
-    pub(super) async fn default_route_v6(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let mut query = RouteMessage::default();
-        query.header.address_family = AddressFamily::Inet6;
-        query.header.table = RouteHeader::RT_TABLE_MAIN;
-        query.header.kind = RouteType::Unicast;
-        let table = self.dump(RouteNetlinkMessage::GetRoute(query)).await?;
-        Ok(table.iter().find_map(|object| match object {
-            RouteNetlinkMessage::NewRoute(route) if is_default_v6(route) => interface(route),
-            _ => None,
-        }))
-    }
 }
 
 fn read_reach(route: &RouteMessage) -> Result<Reach, String> {
@@ -67,19 +54,6 @@ fn read_reach(route: &RouteMessage) -> Result<Reach, String> {
     });
     let ifindex = interface(route).ok_or_else(|| "the route to it has no interface".to_owned())?;
     Ok(Reach { ifindex, source })
-}
-
-fn is_default_v6(route: &RouteMessage) -> bool {
-    let header = &route.header;
-    let table = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(number) => Some(*number),
-        _ => None,
-    });
-    let main = u32::from(RouteHeader::RT_TABLE_MAIN);
-    header.address_family == AddressFamily::Inet6
-        && header.destination_prefix_length == 0
-        && header.kind == RouteType::Unicast
-        && table.unwrap_or_else(|| header.table.into()) == main
 }
 
 fn interface(route: &RouteMessage) -> Option<u32> {

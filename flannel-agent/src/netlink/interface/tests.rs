@@ -8,6 +8,8 @@ fn address(ifindex: u32, ip: &str) -> InterfaceAddress {
         deprecated: false,
         permanent: true,
         temporary: false,
+        secondary: false,
+        alone: false,
     }
 }
 
@@ -50,8 +52,9 @@ fn host() -> HostInterfaces {
             address(3, "2001:db8:1::3"),
             address(5, "2001:db8:2::5"),
         ],
-        default_v4: Some(2),
-        default_v6: Some(2),
+        default_v4: vec![2],
+        default_v6: vec![2],
+        sources: BTreeSet::new(),
         reach: None,
     }
 }
@@ -83,7 +86,7 @@ fn found(what: &str) -> Result<String, String> {
 #[test]
 fn the_default_route_decides_when_nothing_is_asked_for() {
     assert_eq!(choose(&[], None), found("eth0 192.0.2.2"));
-    let without = HostInterfaces { default_v4: None, ..host() };
+    let without = HostInterfaces { default_v4: vec![], ..host() };
     let error = text(&without, &InterfaceChoice::default()).unwrap_err();
     assert!(error.contains("no IPv4 default route") && error.contains("--iface=NAME"), "{error}");
     assert!(error.contains("eth1 (198.51.100.3)") && error.contains("bare (no usable address)"), "{error}");
@@ -181,7 +184,7 @@ fn dual_stack_takes_both_addresses_of_one_interface() {
     assert_eq!(dual(public("192.0.2.20", "2001:db8::beef")), found("eth0 192.0.2.20 2001:db8::beef"));
     let error = dual(public("192.0.2.20", "2001:db8:1::3")).unwrap_err();
     assert!(error.starts_with("v6 interface eth1 must be the same with v4 interface eth0"), "{error}");
-    let apart = HostInterfaces { default_v6: Some(3), ..host() };
+    let apart = HostInterfaces { default_v6: vec![3], ..host() };
     let error = text(&apart, &InterfaceChoice { stack: Stack::Dual, ..nothing() }).unwrap_err();
     let start = "v6 default route interface eth1 must be the same with v4 default route interface eth0";
     assert!(error.starts_with(start), "{error}");
@@ -199,7 +202,7 @@ fn ipv6_only_needs_no_ipv4() {
         ..InterfaceChoice::default()
     };
     assert_eq!(only(public), found("eth1 0.0.0.0 2001:db8:1::3"));
-    let without = HostInterfaces { default_v6: None, ..host() };
+    let without = HostInterfaces { default_v6: vec![], ..host() };
     let error =
         text(&without, &InterfaceChoice { stack: Stack::V6, ..InterfaceChoice::default() }).unwrap_err();
     assert!(error.contains("no IPv6 default route") && error.contains("eth1 (2001:db8:1::3)"), "{error}");
@@ -226,4 +229,112 @@ fn of_several_addresses_global_permanent_and_lasting_ones_come_first() {
     }
     assert_eq!(order, ["2001:db8::4:3", "2001:db8::4:2", "2001:db8::4:1", "fe80::4"]);
     assert_eq!(all.len(), 1, "what is deprecated is never taken");
+}
+
+/// Virtual addresses beside the node's own, as they are added.
+#[test]
+fn an_address_that_is_hardly_the_nodes_own_comes_last() {
+    let own = InterfaceAddress { permanent: false, ..address(4, "192.0.2.4") };
+    let by_order = |others: &[InterfaceAddress], sources: &[&str]| {
+        let all = others.iter().chain([&own]).copied().collect();
+        let sources = sources.iter().map(|text| text.parse().unwrap()).collect();
+        let host = HostInterfaces { addresses: all, sources, ..host() };
+        text(&host, &asked(&["bare"], &[], None))
+    };
+    let found_own = found("bare 192.0.2.4");
+    let alone = InterfaceAddress { alone: true, ..address(4, "192.0.2.200") };
+    let secondary = InterfaceAddress { secondary: true, ..address(4, "192.0.2.200") };
+    assert_eq!(by_order(&[alone, secondary], &[]), found_own);
+    assert_eq!(
+        by_order(&[address(4, "192.0.2.200")], &["192.0.2.4"]),
+        found_own,
+        "no route uses it as a source"
+    );
+    // Where nothing tells, the choice is upstream's.
+    assert_eq!(by_order(&[address(4, "192.0.2.200")], &[]), found("bare 192.0.2.200"));
+    let all_alone =
+        HostInterfaces { addresses: vec![alone, InterfaceAddress { alone: true, ..own }], ..host() };
+    assert_eq!(text(&all_alone, &asked(&["bare"], &[], None)), found("bare 192.0.2.200"));
+}
+
+#[test]
+fn the_address_in_use_has_rivals_unless_it_was_asked_for() {
+    let external = |v4: &str| ExternalInterface {
+        name: "eth0".to_owned(),
+        index: 2,
+        mtu: 1500,
+        address: v4.parse().unwrap(),
+        address_v6: None,
+    };
+    let rivals = |own: &str, choice: &InterfaceChoice| host().rivals(&external(own), choice);
+    let nothing = InterfaceChoice::default();
+    assert_eq!(rivals("192.0.2.2", &nothing), ["192.0.2.20".parse::<IpAddr>().unwrap()]);
+    assert!(rivals("192.0.2.2", &asked(&["192.0.2.2"], &[], None)).is_empty());
+    assert!(rivals("192.0.2.2", &asked(&[], &[], Some("192.0.2.2"))).is_empty());
+    let mut alone = host();
+    alone
+        .addresses
+        .iter_mut()
+        .filter(|held| held.ip.to_string() == "192.0.2.20")
+        .for_each(|held| held.alone = true);
+    assert!(alone.rivals(&external("192.0.2.2"), &nothing).is_empty(), "a single address is none");
+}
+
+/// What a DHCP client makes of a node when it takes the overlay and the pods' bridge for network cards.
+fn taken_by_dhcp() -> HostInterfaces {
+    let mut host = host();
+    let link = |index, name: &str, kind| Link { index, name: name.to_owned(), kind, ..host.links[1].clone() };
+    let veth = Link { master: Some(12), ..link(13, "veth1", LinkKind::Veth) };
+    let port = Link { master: Some(14), ..link(15, "eth2", LinkKind::Other) };
+    let more = [
+        link(11, "flannel.1", LinkKind::Vxlan(crate::netlink::Vxlan::default())),
+        link(12, "cni0", LinkKind::Bridge),
+        veth,
+        link(14, "br0", LinkKind::Bridge),
+        port,
+    ];
+    host.links.extend(more);
+    let addresses = ["10.244.1.0", "169.254.33.7", "192.0.2.2"].map(|ip| address(11, ip));
+    host.addresses.splice(0..0, addresses);
+    host.addresses.extend([address(12, "10.244.1.1"), address(14, "10.244.200.14")]);
+    host.default_v4 = vec![11, 12, 2];
+    host
+}
+
+#[test]
+fn neither_the_overlay_nor_a_bridge_of_pods_is_the_external_interface() {
+    let host = taken_by_dhcp();
+    let of_cluster = |choice| InterfaceChoice { networks: vec!["10.244.0.0/16".parse().unwrap()], ..choice };
+    let chosen = host.choose(&of_cluster(InterfaceChoice::default())).unwrap();
+    assert_eq!(
+        (chosen.interface.name.as_str(), chosen.interface.address.to_string().as_str()),
+        ("eth0", "192.0.2.2")
+    );
+    let passed_over = chosen.passed_over.join("\n");
+    assert!(passed_over.contains("flannel.1 is a device of flannel's overlay"), "{passed_over}");
+    assert!(
+        passed_over.contains("cni0 is a bridge with address 10.244.1.1 of the pods' network"),
+        "{passed_over}"
+    );
+
+    for (choice, expected) in [
+        (asked(&["192.0.2.2"], &[], None), "eth0 192.0.2.2"),
+        (asked(&[], &[], Some("192.0.2.2")), "eth0 192.0.2.2"),
+        (asked(&["flannel.1", "cni0", "eth0"], &[], None), "eth0 192.0.2.2"),
+        (asked(&[], &[r"^10\.244\.1\.", "eth0"], None), "eth0 192.0.2.2"),
+        // The underlay may well be a bridge, even where the pods' network takes in the nodes.
+        (asked(&["br0"], &[], None), "br0 10.244.200.14"),
+    ] {
+        assert_eq!(text(&host, &of_cluster(choice)), found(expected));
+    }
+
+    let reach = Reach { ifindex: 11, source: None };
+    let only = HostInterfaces { default_v4: vec![11, 12], reach: Some(Ok(reach)), ..host };
+    let can_reach =
+        InterfaceChoice { can_reach: Some("203.0.113.1".parse().unwrap()), ..InterfaceChoice::default() };
+    for choice in [InterfaceChoice::default(), can_reach, asked(&["flannel.1"], &[], None)] {
+        let error = text(&only, &of_cluster(choice)).unwrap_err();
+        assert!(error.contains("flannel.1 is a device of flannel's overlay"), "{error}");
+        assert!(error.contains("--iface"), "{error}");
+    }
 }
