@@ -149,7 +149,7 @@ fn a_node_is_not_ready_while_its_port_is_taken_and_the_log_says_by_whom() -> Res
         let ip = |node: &Node, words: &str| node.netns().ip(words).map(drop);
         ip(&nodes[0], "link add cilium_vxlan up type vxlan dstport 8472 external")?;
         let [a, b] = nodes;
-        let mut agent = a.prepared_agent(&etcd, FastPath::Flow.into());
+        let mut agent = a.prepared_agent(&etcd, FastPath::Flow);
         agent.set_flag("healthz-ip", "127.0.0.1");
         agent.set_flag("healthz-port", "8471");
         let nothing = agent.subnet_file_now();
