@@ -240,7 +240,8 @@ fn check_rules(node: &Node, nftables: bool) -> Result<()> {
         let text = node.netns().run("nft", &["-s", "list", "table", "ip6", "flannel-ipv6"])?;
         let rules =
             text.lines().map(str::trim).filter(|line| line.starts_with("ip6 ") || line.starts_with("meta "));
-        let rules: Vec<String> = rules.map(|line| line.replace("0x0000", "0x")).collect();
+        let rules: Vec<String> =
+            rules.map(|line| line.replace("0x000000", "0x").replace("0x0000", "0x")).collect();
         ensure!(rules == nft_golden(&env), "nft has\n{}", rules.join("\n"));
         return Ok(());
     }

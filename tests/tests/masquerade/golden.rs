@@ -68,7 +68,7 @@ pub(crate) fn mangle(node: &Node) -> Result<Vec<String>> {
 pub(crate) fn nft_rules(node: &Node) -> Result<Vec<String>> {
     let text = run(node, "nft", "-s list table ip flannel-ipv4")?;
     let lines = text.lines().map(str::trim).filter(|line| line.starts_with("chain ") || is_rule(line));
-    Ok(lines.map(|line| line.replace("0x0000", "0x")).collect())
+    Ok(lines.map(|line| line.replace("0x000000", "0x").replace("0x0000", "0x")).collect())
 }
 
 pub(crate) fn is_rule(line: &str) -> bool {

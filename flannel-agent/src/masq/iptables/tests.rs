@@ -327,6 +327,25 @@ async fn two_daemons_of_other_networks_do_not_fight() {
     assert_eq!(one.faults(Look::Resync).await.unwrap(), Vec::<String>::new());
 }
 
+/// Of an agent with other marks, be they of an earlier version or of another flag.
+#[tokio::test]
+async fn start_removes_the_rules_of_other_marks() {
+    let mut kept = iptables(Memory::with(&["iptables"]), options()).await;
+    let before = "-m mark --mark 0x2000/0x6000 -m comment --comment \"flanneld exempt\" -j RETURN";
+    kept.exec.chain("iptables", "nat", "POSTROUTING").unwrap().push(before.to_owned());
+    kept.settle(Look::Start).await;
+    let flowing = |bit| RuleOptions { flow_mark: Some(bit), exempt_mark: Some(bit << 1), ..options() };
+    for bit in [0x1, 0x10] {
+        kept = iptables(kept.exec, flowing(bit)).await;
+        kept.settle(Look::Start).await;
+    }
+    let all = kept.exec.save("iptables", "nat") + &kept.exec.save("iptables", "mangle");
+    assert!(all.contains("--mark 0x20/0x4020") && all.contains("--set-xmark 0x10/0x10"), "{all}");
+    for gone in ["0x2000", "0x40/0x4040", "0x2/0x4002", "0x1/0x1"] {
+        assert!(!all.contains(gone), "{gone} is still there:\n{all}");
+    }
+}
+
 /// What stock flannel of several ages leaves, and our own run with another network.
 #[tokio::test]
 async fn start_replaces_the_rules_of_earlier_runs_in_one_step() {
