@@ -1,7 +1,7 @@
 //! Putting a file where a container runtime looks for it, in one step.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{File, Permissions},
     io::{self, Read as _, Seek as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -121,6 +121,8 @@ fn check(source: &Path, form: Form, content: &[u8]) -> Result<(), InstallError> 
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const CONFLIST: &str = r#"{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel"}]}"#;
