@@ -51,12 +51,35 @@ pub(super) async fn client(options: &KubeOptions) -> Result<Client, KubeError> {
             ))
         })?,
     };
-    if config.cluster_url.scheme_str() == Some("http") {
-        // Nothing is encrypted, so no authority has to be there: without this the system's bundle is looked for.
-        config.root_cert.get_or_insert_default();
-    }
+    need_no_authority_in_the_clear(&mut config);
     config.connect_timeout = Some(CONNECT);
     // Each caller has its own pauses and its own word for what fails.
     config.default_retry = false;
     Client::try_from(config).map_err(|error| KubeError::Connect(error.to_string()))
+}
+
+/// Where nothing is encrypted, no certificate authority has to be there: unless some are named, even if it is none, those
+/// of the system are looked for, and without them there is no client.
+fn need_no_authority_in_the_clear(config: &mut Config) {
+    if config.cluster_url.scheme_str() == Some("http") {
+        config.root_cert.get_or_insert_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_an_encrypted_connection_needs_an_authority() {
+        let of = |url: &'static str| {
+            let mut config = Config::new(http::Uri::from_static(url));
+            need_no_authority_in_the_clear(&mut config);
+            config
+        };
+        assert_eq!(of("https://192.0.2.1:6443").root_cert, None, "the system's");
+        let clear = of("http://192.0.2.1:8080");
+        assert_eq!(clear.root_cert, Some(Vec::new()));
+        assert!(Client::try_from(clear).is_ok());
+    }
 }
