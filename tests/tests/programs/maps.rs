@@ -36,7 +36,8 @@ fn a_second_load_adopts_the_maps() {
         tables.flows.insert(FLOW, Permit { egress: NOW, ingress: 0, ifindex: interface::POD, gateway: 0 });
         first.fill(&tables)?;
         let flows = first.tables.flows.entries()?;
-        let frame = Frame::udp(HERE.pod(2), THERE.pod(2), 64).bytes();
+        let frame =
+            Frame::udp(HERE.pod(2), THERE.pod(2), 64).macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes();
         first.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
         let ids = map_ids(sandbox)?;
         let counted = read_counters(&first.pins)?;
@@ -219,7 +220,7 @@ fn bpftool_prints_maps_in_words() {
             "local": [10, 244, 1, 2], "remote": [10, 244, 2, 2],
             "local_port": 5000, "remote_port": 5001, "protocol": "Udp",
         });
-        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "reserved": 0 });
+        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0 });
         ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
 
         let config = dump(sandbox, CONFIG)?;
@@ -275,7 +276,7 @@ fn bpftool_prints_ipv6_maps_in_words() {
         let flow = json!({
             "local": pod(1, 2), "remote": pod(2, 2), "local_port": 5000, "remote_port": 5001, "protocol": "Tcp",
         });
-        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "reserved": 0 });
+        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0 });
         ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
 
         let config = dump(sandbox, CONFIG_V6)?;
