@@ -31,6 +31,8 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
 
         let on_bridge = veth("port");
         ip("link set port master anything");
+        ip("link set anything up");
+        ip("link set port up");
         let routed = veth("routed");
         ip("link set routed up");
         ip("route add 10.1.0.9/32 dev routed");
@@ -60,6 +62,18 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
             elsewhere.ip(&format!("address add {address} dev x-{pod}"));
             elsewhere.ip(&format!("link set x-{pod} up"));
         }
+        // The bridge opens a port some time after the other end is up.
+        let open = async {
+            loop {
+                let links = netlink.links().await.unwrap();
+                let mut ours = links.iter().filter(|link| [on_bridge, routed].contains(&link.index));
+                if ours.all(|link| link.carrier && !link.blocked) {
+                    break links;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let links = timeout(Duration::from_secs(10), open).await.unwrap();
         let pods = netlink.pods(&subnets, &links).await.unwrap();
         let places: Vec<_> = pods.places.iter().map(|(ip, place)| (ip.to_string(), place.ifindex)).collect();
         assert_eq!(places, [("10.1.0.5".to_owned(), on_bridge), ("10.1.0.9".to_owned(), routed)]);
