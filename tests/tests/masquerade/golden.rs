@@ -95,6 +95,7 @@ pub(crate) fn nft_golden(node: &Node) -> Result<Vec<String>> {
         chain established {{
         ip saddr {c} ip daddr {c} meta mark set meta mark & 0xffffefff
         ip saddr {c} ip daddr {c} ct status snat,dnat return
+        ip saddr {c} ip daddr {c} ct status 0x2000 return
         ip saddr {c} ip daddr {c} ct state established meta mark set meta mark | 0x1000"
     );
     Ok(text.lines().map(|line| line.trim().to_owned()).collect())
