@@ -120,7 +120,7 @@ fn an_icmp_error_about_the_tunnel_closes_it() {
         let frame = Frame::ipv4([192, 168, 0, 254], HERE.vtep, 1, message).bytes();
         note_tunnel(Hook::FromUnderlay, &frame[..], &tables, &at, None)
     };
-    let closed = Tunnel { egress: 0, ..TUNNEL };
+    let closed = Tunnel { egress: 0, differs: NOW, ..TUNNEL };
     let note = TunnelNote { vtep: THERE.vtep, tunnel: closed, reason: Reason::TunnelClosed };
     assert_eq!(error(3, &about), Some(note));
     assert_eq!(error(0, &about), None, "an echo");

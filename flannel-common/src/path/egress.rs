@@ -179,7 +179,7 @@ fn tunnel_to(tables: &impl Tables, config: &Config, peer: &PeerV4, now: u64) -> 
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    gate::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.tcp_refresh, now)
+    gate::check(tables.tunnel_v4(peer.vtep), Direction::Egress, config.fast_path, config.tcp_refresh, now)
 }
 
 #[inline(always)]

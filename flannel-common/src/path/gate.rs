@@ -12,7 +12,7 @@
 
 use super::{Tables, ecn, flow::RENEW, flow::age, longest_match};
 use crate::{
-    layout::{PeerKind, Tunnel},
+    layout::{FastPath, PeerKind, Tunnel},
     packet::{
         Arrival, Packet,
         headers::{
@@ -39,6 +39,10 @@ const PROTOCOL_ICMP: u8 = 1;
 /// ICMP type (RFC 792): the packet could not be delivered, "fragmentation needed" among the reasons.
 const DESTINATION_UNREACHABLE: u8 = 3;
 
+/// What is assumed of a tunnel that nobody has looked at: the MTU is that of the peer's route alone, the TTL the default
+/// of `net.ipv4.ip_default_ttl` and `net.ipv6.conf.*.hop_limit`.
+pub(super) const UNSEEN: Tunnel = Tunnel { egress: 0, ingress: 0, differs: 0, mtu: u32::MAX, ttl: 64 };
+
 /// What to write down about a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunnelNote<Address = [u8; 4]> {
@@ -64,13 +68,26 @@ pub struct UnderlayRoute {
 ///
 /// # Errors
 /// The kernel has not done so for as long as `refresh` says, ms.
+///
+/// With fast path `all` nothing else is asked than whether an error about the tunnel has come: there, connection tracking
+/// has not seen the packets of a flow, and would take one on the kernel's path for none of any connection.
 #[inline(always)]
 pub(super) fn check(
     tunnel: Option<Tunnel>,
     way: Direction,
+    fast_path: FastPath,
     refresh: u32,
     now: u64,
 ) -> Result<Tunnel, Reason> {
+    if matches!(fast_path, FastPath::All) {
+        return match tunnel {
+            Some(tunnel) if tunnel.egress != 0 => Ok(tunnel),
+            Some(tunnel) if matches!(way, Direction::Egress) && tunnel.differs != 0 => {
+                Err(Reason::TunnelStale)
+            }
+            _ => Ok(UNSEEN),
+        };
+    }
     let tunnel = tunnel.ok_or(Reason::TunnelStale)?;
     let stamp = match way {
         Direction::Egress => tunnel.egress,
@@ -223,14 +240,15 @@ pub fn note_error<R>(
     if u32::from(u16::from_be_bytes([high, low])) != config.port {
         return None;
     }
-    closed(about.destination, tables.tunnel_v4(about.destination)?).map(then)
+    closed(about.destination, tables.tunnel_v4(about.destination).unwrap_or(UNSEEN), tables.now()).map(then)
 }
 
-/// What to write down about `vtep`, of which `known` was known, when an error about it has come.
+/// What to write down about `vtep`, of which `known` was known, when an error about it comes at the time `now`.
 #[inline(always)]
-pub(super) fn closed<Address>(vtep: Address, known: Tunnel) -> Option<TunnelNote<Address>> {
-    if known.egress == 0 {
+pub(super) fn closed<Address>(vtep: Address, known: Tunnel, now: u64) -> Option<TunnelNote<Address>> {
+    if known.egress == 0 && known.differs != 0 {
         return None;
     }
-    Some(TunnelNote { vtep, tunnel: Tunnel { egress: 0, ..known }, reason: Reason::TunnelClosed })
+    let tunnel = Tunnel { egress: 0, differs: now, ..known };
+    Some(TunnelNote { vtep, tunnel, reason: Reason::TunnelClosed })
 }

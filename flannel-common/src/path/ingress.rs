@@ -115,7 +115,7 @@ pub fn from_underlay<R>(
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     let tunnel = tables.tunnel_v4(outer_ip.source);
-    gate::check(tunnel, Direction::Ingress, config.tcp_refresh, now)?;
+    gate::check(tunnel, Direction::Ingress, config.fast_path, config.tcp_refresh, now)?;
     // Last, so that all else has been looked at: see `is_checked`. A popped aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
     // without UDP_GRO, it drops.

@@ -30,7 +30,11 @@ fn cluster(lab: &Lab, mode: FastPath) -> Result<Cluster> {
 
 /// Runs `test` in a lab of two nodes for each fast path.
 fn in_each_mode(test: impl Fn(&Cluster, FastPath) -> Result<()>) -> Result<()> {
-    MODES.into_iter().try_for_each(|mode| {
+    in_modes(&MODES, test)
+}
+
+fn in_modes(modes: &[FastPath], test: impl Fn(&Cluster, FastPath) -> Result<()>) -> Result<()> {
+    modes.iter().try_for_each(|&mode| {
         in_lab(|lab| test(&cluster(lab, mode)?, mode)).with_context(|| format!("--fast-path={}", mode.name()))
     })
 }
@@ -120,7 +124,8 @@ fn what_the_host_wants_encrypted_never_leaves_in_clear() -> Result<()> {
 
 #[test]
 fn rules_about_the_outer_packet_are_obeyed() -> Result<()> {
-    in_each_mode(|cluster, mode| {
+    // With `all` they are skipped by design.
+    in_modes(&[FastPath::Flow, FastPath::Overlay], |cluster, mode| {
         let [a, b] = [&cluster.members[0].node, &cluster.members[1].node];
         for (node, rule) in [
             (a, format!("OUTPUT -p udp --dport {PORT} -j DROP")),

@@ -172,7 +172,13 @@ fn tunnel_to(
     if peer.kind != PeerKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
-    let tunnel = gate::check(tables.tunnel_v6(peer.vtep), Direction::Egress, config.tcp_refresh, now)?;
+    let tunnel = gate::check(
+        tables.tunnel_v6(peer.vtep),
+        Direction::Egress,
+        config.fast_path,
+        config.tcp_refresh,
+        now,
+    )?;
     let mtu = if tunnel.mtu < peer.mtu { tunnel.mtu } else { peer.mtu };
     if segment_len(packet, ETHERNET_LEN, arrival, ip)?.saturating_add(ENCAP_LEN as u32) > mtu {
         return Err(Reason::TooBig);

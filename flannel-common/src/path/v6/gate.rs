@@ -10,7 +10,7 @@ use crate::{
     },
     path::{
         Tables, ecn,
-        gate::{TunnelNote, UnderlayRoute, closed, is_news, left},
+        gate::{TunnelNote, UNSEEN, UnderlayRoute, closed, is_news, left},
     },
     reason::Reason,
 };
@@ -131,5 +131,6 @@ pub fn note_error<R>(
     if u32::from(u16::from_be_bytes([high, low])) != config.port {
         return None;
     }
-    closed(about.destination, tables.tunnel_v6(about.destination)?).map(then)
+    let known = tables.tunnel_v6(about.destination).unwrap_or(UNSEEN);
+    closed(about.destination, known, tables.now()).map(then)
 }

@@ -115,7 +115,7 @@ pub fn from_underlay<R>(
         flow::admit(&passage, packet, INNER_IP, tables, &config, &ip)?;
     }
     let tunnel = tables.tunnel_v6(outer_ip.source);
-    gate::check(tunnel, Direction::Ingress, config.tcp_refresh, now)?;
+    gate::check(tunnel, Direction::Ingress, config.fast_path, config.tcp_refresh, now)?;
     // Last, as with IPv4: a socket takes TCP whole, what forwards it does not.
     if arrival.gso_size != 0 {
         if ip.next_header != PROTOCOL_TCP {
