@@ -23,6 +23,9 @@ pub enum HookPlace {
     Ingress,
     /// On what it sends.
     Egress,
+    /// The same in netfilter, which the kernel does not ask about what a program redirects (`nf_skip_egress`,
+    /// include/linux/netfilter_netdev.h).
+    EgressChain,
     /// In the bridge that it is, or is a port of.
     Bridge,
 }
@@ -48,7 +51,7 @@ impl fmt::Display for ForeignHook {
         f.write_str(&self.what)?;
         match self.place {
             HookPlace::Ahead | HookPlace::Ingress => f.write_str(" at ingress"),
-            HookPlace::Egress => f.write_str(" at egress"),
+            HookPlace::Egress | HookPlace::EgressChain => f.write_str(" at egress"),
             HookPlace::Bridge => Ok(()),
         }
     }
@@ -137,7 +140,8 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
     if local.fast_path != FastPath::Off {
         for (family, overlay) in inputs.overlays {
             // Netfilter and routing send packets there with fast path `overlay`, too, and take them from there.
-            let counts = |place| past_the_stack || place == HookPlace::Egress;
+            let counts =
+                |place| past_the_stack || matches!(place, HookPlace::Egress | HookPlace::EgressChain);
             look(*overlay, Stretch::Overlay(*family), &counts);
         }
     }
@@ -157,6 +161,12 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
         }
     }
     left
+}
+
+/// Whether others have a chain at what interface `index` sends, which would not see what programs redirect there.
+pub(super) fn has_egress_chain(inputs: &Inputs<'_>, index: u32) -> bool {
+    let interface = inputs.foreign.0.get(&index);
+    interface.is_some_and(|it| it.hooks.iter().any(|hook| hook.place == HookPlace::EgressChain))
 }
 
 /// Those of the pods of `inputs` that the fast path may serve: all links, but only the places of these.

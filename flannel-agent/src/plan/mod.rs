@@ -180,6 +180,9 @@ pub enum NoHop {
     /// The host wants the packets encrypted, or stopped: only its own path does that.
     #[error("an IPsec policy covers its packets (ip xfrm policy)")]
     Ipsec,
+    /// Netfilter at egress of the interface sees only what the kernel itself sends.
+    #[error("an nftables chain at egress of its interface sees only what the kernel sends")]
+    EgressChain,
 }
 
 /// How the underlay reaches addresses, or why the programs cannot use that; an address that was not asked for is

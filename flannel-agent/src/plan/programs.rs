@@ -120,7 +120,12 @@ fn reaches(
         let hop = if inputs.policies.iter().any(is_covered) {
             Err(NoHop::Ipsec)
         } else {
-            next_hop(inputs.local, peer, inputs.next_hops)
+            next_hop(inputs.local, peer, inputs.next_hops).and_then(|hop| {
+                match hooks::has_egress_chain(inputs, hop.ifindex) {
+                    true => Err(NoHop::EgressChain),
+                    false => Ok(hop),
+                }
+            })
         };
         on_kernel.extend(hop.err().map(|why| (*subnet, why)));
         Reach {

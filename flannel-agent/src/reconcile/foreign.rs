@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     bpf,
-    netlink::{Chains, Link, Netfilter, NetlinkError, TcSide, TrafficControl},
+    netlink::{Chains, Link, Netfilter, NetlinkError, TcSide, TrafficControl, tc::PRIORITY},
     plan::{Foreign, ForeignHook, HookPlace, HookedInterface, Local, Pods},
 };
 
@@ -84,7 +84,20 @@ impl Look {
                     // It went away meanwhile, of which there is notice.
                     Err(_) => continue,
                 };
-                interface.hooks.extend(filters.iter().filter_map(|filter| of_filter(filter, side)));
+                // Links of tcx come before every filter.
+                let among_ours = filters
+                    .iter()
+                    .any(|filter| filter.priority == PRIORITY && bpf::foreign(filter, side).is_none());
+                let found =
+                    filters.iter().filter_map(|filter| of_filter(filter, side)).map(|hook| {
+                        match hook.place {
+                            HookPlace::Ahead if !among_ours => {
+                                ForeignHook { place: HookPlace::Ingress, ..hook }
+                            }
+                            _ => hook,
+                        }
+                    });
+                interface.hooks.extend(found);
             }
         }
         Ok(Foreign(found))
@@ -117,7 +130,7 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
 
 fn of_chains<'a>(chains: &'a Chains, name: &'a str) -> impl Iterator<Item = ForeignHook> + 'a {
     chains.devices.iter().filter(move |chain| chain.is_of(name)).map(|chain| {
-        let place = if chain.egress { HookPlace::Egress } else { HookPlace::Ingress };
+        let place = if chain.egress { HookPlace::EgressChain } else { HookPlace::Ingress };
         ForeignHook::new(place, format!("nftables chain {}", chain.name))
     })
 }

@@ -34,6 +34,8 @@ enum Fast {
     Neither,
     /// What its pod sends.
     Out,
+    /// What its pod gets.
+    In,
     Both,
 }
 
@@ -88,6 +90,7 @@ fn await_met(
         let expected = match stays {
             Fast::Neither => [false, false],
             Fast::Out => [true, false],
+            Fast::In => [false, true],
             Fast::Both => [true, true],
         };
         ensure!(fast(&counted).map(|packets| packets > 0) == expected, "{counted}");
@@ -137,6 +140,8 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
             "tc qdisc add dev eth0 handle ffff: ingress; tc filter add dev eth0 parent ffff: {MIRROR}"
         );
         let arrivals = chain("netdev", "ingress device eth0", "udp dport 8472");
+        let first = format!("tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress prio 1 {MIRROR}");
+        let departures = chain("netdev", "egress device eth0", "udp dport 8472");
         let from_pod = chain("netdev", "ingress device $V", "");
         let to_pod = chain("netdev", "egress device $V", "");
         let bridged = chain("bridge", "prerouting", "");
@@ -165,6 +170,21 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
                     remove: "tc qdisc del dev eth0 ingress",
                     show: "tc -s -j filter show dev eth0 ingress",
                     fast: Fast::Out,
+                },
+                // Links of tcx come before filters of any priority.
+                Hook {
+                    what: "a mirror of the first priority of what the node gets",
+                    add: &first,
+                    remove: "tc qdisc del dev eth0 clsact",
+                    show: "tc -s -j filter show dev eth0 ingress",
+                    fast: Fast::Out,
+                },
+                Hook {
+                    what: "a chain for what the node sends",
+                    add: &departures,
+                    remove: netdev_gone,
+                    show: netdev_shown,
+                    fast: Fast::In,
                 },
                 Hook {
                     what: "a chain for what the node gets",
