@@ -39,7 +39,8 @@ mod signals;
 
 use load::{Loaded, load, xdp};
 use settings::{
-    etcd_options, exemptions, interface_choice, masq, shares, source_ports, warn_without_bridge_filter,
+    etcd_options, exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
+    warn_without_bridge_filter,
 };
 use signals::on_signal;
 
@@ -211,6 +212,7 @@ impl Agent<'_> {
         let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
         let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
+        let (ports, ports_now) = watch::channel(source_ports());
         let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes);
         let xdp = xdp(&loaded, options.xdp());
         let local = Local {
@@ -221,7 +223,7 @@ impl Agent<'_> {
             fast_path,
             xdp: xdp.on(&external.name),
             flow_refresh: *refresh_now.borrow(),
-            source_ports: source_ports(),
+            source_ports: ports_now.borrow().clone(),
         };
         let mut kernel = backend.kernel_datapath(netlink, &external, &shares, &previous.networks());
         let inherited = match kernel.observe().await {
@@ -275,7 +277,8 @@ impl Agent<'_> {
                 }
             },
             never = follower.run() => match never {},
-            never = node.follow(externals, fast_path_now, refresh_now) => match never {},
+            never = node.follow(externals, fast_path_now, refresh_now, ports_now) => match never {},
+            never = follow_source_ports(&ports) => match never {},
             () = following => Ok(End::Stopped),
             never = store.report_config_changes(config) => match never {},
             never = flows => match never {},

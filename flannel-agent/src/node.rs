@@ -1,6 +1,6 @@
 //! This node as its external interface makes it: what is planned for, published, and told to pods.
 
-use std::{collections::BTreeMap, convert::Infallible, future::pending};
+use std::{collections::BTreeMap, convert::Infallible, future::pending, ops::Range};
 
 use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
@@ -46,13 +46,14 @@ impl Node {
         (Self { backend, fixed, xdp, locals, published, mtu }, local, attrs, pod_mtu)
     }
 
-    /// Brings everything into line with the external interface, and with how far and how long packets may skip the
-    /// stack, whenever one changes. Runs as long as it is polled.
+    /// Brings everything into line with the external interface, with how far and how long packets may skip the stack, and
+    /// with the range of source ports, whenever one changes. Runs as long as it is polled.
     pub async fn follow(
         self,
         mut externals: watch::Receiver<ExternalInterface>,
         mut fast_paths: watch::Receiver<FastPath>,
         mut refreshes: watch::Receiver<FlowRefresh>,
+        mut ports: watch::Receiver<Range<u16>>,
     ) -> Infallible {
         loop {
             select! {
@@ -64,6 +65,10 @@ impl Node {
                 Ok(()) = refreshes.changed() => {
                     let flow_refresh = *refreshes.borrow_and_update();
                     set(&self.locals, |local| Local { flow_refresh, ..local.clone() });
+                }
+                Ok(()) = ports.changed() => {
+                    let source_ports = ports.borrow_and_update().clone();
+                    set(&self.locals, |local| Local { source_ports: source_ports.clone(), ..local.clone() });
                 }
                 else => pending().await,
             }
@@ -222,16 +227,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_fast_path_is_taken_and_nothing_else_changes() {
+    async fn another_fast_path_or_range_of_ports_is_taken_and_nothing_else_changes() {
         let (node, (mut locals, attrs, _)) = node(vxlan(), NodeAddress::default());
         let before = locals.borrow_and_update().clone();
         let (_externals, external) = watch::channel(ExternalInterface::eth0(2, 1500, 1));
         let (fast_paths, fast_path) = watch::channel(FastPath::Off);
         let (_refreshes, refresh) = watch::channel(node.locals.borrow().flow_refresh);
-        let following = tokio::spawn(node.follow(external, fast_path, refresh));
+        let (ports, source_ports) = watch::channel(32768..60999);
+        let following = tokio::spawn(node.follow(external, fast_path, refresh, source_ports));
         fast_paths.send_replace(FastPath::Overlay);
         locals.changed().await.unwrap();
-        assert_eq!(*locals.borrow(), Local { fast_path: FastPath::Overlay, ..before });
+        let after = Local { fast_path: FastPath::Overlay, ..before };
+        assert_eq!(*locals.borrow_and_update(), after);
+        ports.send_replace(10_000..20_000);
+        locals.changed().await.unwrap();
+        assert_eq!(*locals.borrow(), Local { source_ports: 10_000..20_000, ..after });
         assert!(!attrs.has_changed().unwrap());
         following.abort();
     }

@@ -1,12 +1,12 @@
 //! What flags, configuration and host say to each part.
 
-use std::{collections::BTreeMap, fs, ops::Range, path::Path, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, fs, ops::Range, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
-use tokio::sync::watch;
-use tracing::warn;
+use tokio::{sync::watch, time::sleep};
+use tracing::{info, warn};
 
 use crate::{
     cli::RunOptions,
@@ -104,17 +104,39 @@ pub(super) async fn exemptions(options: &RunOptions, fast_path: FastPath) -> wat
 
 /// The range the kernel takes source ports of VXLAN from: `net.ipv4.ip_local_port_range`.
 pub(super) fn source_ports() -> Range<u16> {
-    const FILE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
     const DEFAULT: Range<u16> = 32768..60999;
-    let parse = |text: String| {
-        let mut numbers = text.split_whitespace().map(str::parse::<u16>);
-        let range = numbers.next()?.ok()?..numbers.next()?.ok()?;
-        (!range.is_empty()).then_some(range)
-    };
-    fs::read_to_string(FILE).ok().and_then(parse).unwrap_or_else(|| {
-        warn!(file = FILE, default = ?DEFAULT, "cannot be read: using the kernel's default");
+    read_source_ports().unwrap_or_else(|| {
+        warn!(file = SOURCE_PORTS, default = ?DEFAULT, "cannot be read: using the kernel's default");
         DEFAULT
     })
+}
+
+/// Tells when that range changes: the kernel reads it for each packet. There is no notice of it.
+pub(super) async fn follow_source_ports(ports: &watch::Sender<Range<u16>>) -> Infallible {
+    loop {
+        sleep(SOURCE_PORTS_LOOK).await;
+        // One that cannot be read is not another one.
+        let Some(now) = read_source_ports() else { continue };
+        ports.send_if_modified(|known| {
+            let changed = *known != now;
+            if changed {
+                info!(was = ?known, is = ?now, "another range of source ports for VXLAN");
+                *known = now;
+            }
+            changed
+        });
+    }
+}
+
+const SOURCE_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// How often it is looked at.
+const SOURCE_PORTS_LOOK: Duration = Duration::from_secs(1);
+
+fn read_source_ports() -> Option<Range<u16>> {
+    let text = fs::read_to_string(SOURCE_PORTS).ok()?;
+    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+    let range = numbers.next()?.ok()?..numbers.next()?.ok()?;
+    (!range.is_empty()).then_some(range)
 }
 
 /// What the rules follow from. Only programs mark what is exempt from masquerading.

@@ -39,9 +39,9 @@ fn in_modes(modes: &[FastPath], test: impl Fn(&Cluster, FastPath) -> Result<()>)
     })
 }
 
-/// The VXLAN frames of `from` among those that were kept of a wire, and that pass it for a moment yet: TOS and length of
-/// the outer packet.
-fn outer(wire: &Wire, from: Ipv4Addr) -> Result<Vec<(u8, u16)>> {
+/// The VXLAN frames of `from` among those that were kept of a wire, and that pass it for a moment yet: TOS, length
+/// and source port of the outer packet.
+fn outer(wire: &Wire, from: Ipv4Addr) -> Result<Vec<(u8, u16, u16)>> {
     let is_vxlan = |frame: &[u8]| {
         frame.len() > 42
             && frame[12..14] == [0x08, 0x00]
@@ -52,7 +52,8 @@ fn outer(wire: &Wire, from: Ipv4Addr) -> Result<Vec<(u8, u16)>> {
     let (start, mut found) = (Instant::now(), Vec::new());
     while start.elapsed() < Duration::from_millis(300) {
         if let Some(frame) = wire.next()?.filter(|frame| is_vxlan(frame)) {
-            found.push((frame[15], u16::from_be_bytes([frame[16], frame[17]])));
+            let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+            found.push((frame[15], word(16), word(34)));
         }
     }
     Ok(found)
@@ -153,9 +154,23 @@ fn rules_about_the_outer_packet_are_obeyed() -> Result<()> {
         let mut running = Dialogue::open(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
         running.exchanges(200)?;
         let sent = outer(&wire, a.address())?;
-        let marked = sent.iter().filter(|(tos, _)| tos >> 2 == 46).count();
+        let marked = sent.iter().filter(|(tos, ..)| tos >> 2 == 46).count();
         ensure!(sent.len() >= 200 && marked == sent.len(), "{marked} of {} are marked", sent.len());
-        reaches(cluster, &mut running)
+        reaches(cluster, &mut running)?;
+        a.iptables(&format!("-t mangle -D {rule}"))?;
+        cluster.await_dataplane(mode.into())?;
+        a.netns().sysctl("net/ipv4/ip_local_port_range", "10000 20000")?;
+        eventually(CONVERGENCE, "source ports are of the range there is now", || {
+            outer(&wire, a.address())?;
+            let mut running = Dialogue::open(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
+            running.exchanges(20)?;
+            let sent = outer(&wire, a.address())?;
+            ensure!(
+                !sent.is_empty() && sent.iter().all(|(.., port)| (10_000..20_000).contains(port)),
+                "{sent:?}"
+            );
+            Ok(())
+        })
     })
 }
 
@@ -212,7 +227,7 @@ fn a_path_mtu_is_heeded_at_once() -> Result<()> {
             // Less than the agent takes to ask the kernel for routes again.
             eventually(Duration::from_secs(10), "nothing larger is sent", || {
                 let sent = outer(&wire, from)?;
-                let large = sent.iter().filter(|(_, len)| *len > FITS).count();
+                let large = sent.iter().filter(|(_, len, _)| *len > FITS).count();
                 ensure!(
                     !sent.is_empty() && large == 0,
                     "{large} of {} packets: {}",
