@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_agent::mac::Mac;
+use flannel_agent::values::Mac;
 use flannel_tests::{
     etcd,
     etcd::KeyAndCertificate,

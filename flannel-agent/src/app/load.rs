@@ -7,9 +7,9 @@ use tracing::{info, warn};
 use crate::{
     bpf::{Feature, MapSizes, Pins, PinsClaim, Programs, Tables, hold},
     cli::RunOptions,
+    host::privileges::{FEWEST_FILES, Privileges, file_limit, too_few_files},
     lease::Notice,
-    privileges::{FEWEST_FILES, Privileges, file_limit, too_few_files},
-    xdp::{XdpChoice, XdpMode},
+    node::xdp::{XdpChoice, XdpMode},
 };
 
 /// The programs, and what is pinned.

@@ -12,7 +12,6 @@ use crate::{
     cli::RunOptions,
     config::{NetworkConfig, Pool},
     exempt,
-    family::Family,
     lease::{
         LeaseSubnet,
         etcd::{EtcdOptions, LeaseTiming},
@@ -21,6 +20,7 @@ use crate::{
     netlink::{InterfaceChoice, Stack},
     plan::{Exemptions, LocalStack},
     subnet_file::Previous,
+    values::Family,
 };
 
 pub(super) fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> {

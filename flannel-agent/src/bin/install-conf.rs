@@ -3,7 +3,7 @@
 
 use std::{env, path::Path, process::ExitCode};
 
-use flannel_agent::install::install;
+use flannel_agent::cni::install::install;
 
 fn main() -> ExitCode {
     let words: Vec<_> = env::args_os().skip(1).collect();

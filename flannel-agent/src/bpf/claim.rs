@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use crate::holder::{describe, of_lock};
+use crate::host::holder::{describe, of_lock};
 
 /// How long a predecessor, of which the kernel frees one lock after the other, may hold the pins.
 const PATIENCE: Duration = Duration::from_secs(1);

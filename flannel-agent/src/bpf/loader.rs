@@ -24,7 +24,7 @@ use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::{Attachment, Feature, Features, MapSizes, OBJECT, PinError, Pins, TcAttach};
-use crate::privileges::too_few_files;
+use crate::host::privileges::too_few_files;
 
 /// Programs that could not be loaded.
 #[derive(Debug, thiserror::Error)]

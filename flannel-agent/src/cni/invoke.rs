@@ -70,7 +70,7 @@ impl Plugin {
         }
         Err(CniError::of_delegate(&stdout).unwrap_or_else(|| {
             let said = String::from_utf8_lossy(&stdout);
-            let said = crate::gojson::shorten(said.trim(), 400);
+            let said = crate::values::shorten(said.trim(), 400);
             CniError::new(
                 Code::Internal,
                 format!("plugin {} failed ({status}) without an error that can be read: {said:?}", self.name),

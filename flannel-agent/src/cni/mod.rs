@@ -30,6 +30,7 @@ use state::{Saved, State};
 
 mod delegate;
 mod error;
+pub mod install;
 mod invocation;
 mod invoke;
 mod netconf;

@@ -9,7 +9,7 @@ use super::{
     invocation::is_identifier,
     version,
 };
-use crate::gojson::{FieldError, Object};
+use crate::values::gojson::{FieldError, Object};
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";

@@ -56,7 +56,7 @@ pub(super) fn check(version: &str, verb: Verb) -> Result<(), CniError> {
 pub(super) fn complete(result: Vec<u8>, conf: &NetConf) -> Result<Vec<u8>, CniError> {
     let Ok(mut fields) = serde_json::from_slice::<Map<String, Value>>(&result) else {
         let text = String::from_utf8_lossy(&result);
-        let shown = crate::gojson::shorten(text.trim(), 200);
+        let shown = crate::values::shorten(text.trim(), 200);
         return Err(CniError::new(
             Code::Decoding,
             format!("the delegate's result is no JSON object: {shown:?}"),

@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::ConfigError;
-use crate::gojson::Object;
+use crate::values::gojson::Object;
 
 /// The backends of upstream; the first is what a configuration without `Backend` means.
 const KNOWN: [&str; 9] =

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
-pub use crate::gojson::FieldError;
-use crate::{family::Family, gojson::Object};
+pub use crate::values::gojson::FieldError;
+use crate::values::{Family, gojson::Object};
 pub use backend::{Backend, BuiltBackend, UnbuiltBackend, VxlanOptions};
 pub use pool::{Pool, PoolError, PoolV4, PoolV6};
 pub(crate) use pool::{cidr_v4, cidr_v6};

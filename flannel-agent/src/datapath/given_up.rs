@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use ipnetwork::IpNetwork;
 
 use crate::{
-    family::Family,
     netlink::{Netlink, NetlinkError, Request, route},
     plan::{Change, DirectRoute, State},
+    values::Family,
 };
 
 /// What is left of an earlier configuration. It is looked for until nothing is found, as nobody makes any more.

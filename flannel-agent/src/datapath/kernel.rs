@@ -15,10 +15,9 @@ use super::{
     requests::{is_gone, request, unreachable_gateway},
 };
 use crate::{
-    family::{Family, overlap},
-    mac::Mac,
     netlink::{Link, Netlink, NetlinkError, Request, Stray, link, protocol::Numbering, route},
     plan::{Change, State, VxlanDevice},
+    values::{Family, Mac, overlap},
 };
 
 /// The VXLAN devices and what is on them.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChangeError, Datapath, ObserveError};
 use crate::{
-    family::Family,
     plan::{BpfState, Change, Slot, State},
+    values::Family,
 };
 
 /// Holds a [`State`] as the kernel would: what is on a device goes with it, and its neighbours go when its

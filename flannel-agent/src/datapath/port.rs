@@ -5,9 +5,9 @@ use std::{fs, io, path::Path};
 use nix::errno::Errno;
 
 use crate::{
-    family::Family,
     netlink::{Link, LinkKind, Netlink, NetlinkError, Vxlan},
     plan::VxlanDevice,
+    values::Family,
 };
 
 /// Says why `wanted` cannot be made or set up, where the kernel's `error` is that something is taken already.
@@ -141,7 +141,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
-    use crate::{mac::Mac, netlink::Reception};
+    use crate::{netlink::Reception, values::Mac};
 
     fn wanted() -> VxlanDevice {
         VxlanDevice {

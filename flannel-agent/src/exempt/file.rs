@@ -9,8 +9,8 @@ use tracing::{info, warn};
 
 use super::prefix;
 use crate::{
+    host::steady_file::{Found, SteadyFile},
     plan::Exemptions,
-    steady_file::{Found, SteadyFile},
 };
 
 /// A line that is no network.

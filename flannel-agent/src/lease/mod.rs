@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, future::Future, time::SystemTime};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::family::{Family, overlap};
+use crate::values::{Family, overlap};
 pub use store::{KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
 pub use wire::LeaseAttrs;
 

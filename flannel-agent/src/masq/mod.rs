@@ -23,7 +23,7 @@ use nft::Nft;
 use notices::Notices;
 use rules::RuleSet;
 
-use crate::family::Family;
+use crate::values::Family;
 pub use rules::RuleOptions;
 
 mod blackhole;

@@ -3,7 +3,7 @@
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::family::Family;
+use crate::values::Family;
 
 /// `IPS_HELPER` of `enum ip_conntrack_status` (include/uapi/linux/netfilter/nf_conntrack_common.h), which nft has no
 /// name for.

@@ -8,7 +8,7 @@ use netlink_packet_route::{
 };
 
 use super::{Netlink, NetlinkError, Request, address_family};
-use crate::family::Family;
+use crate::values::Family;
 
 /// An address on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

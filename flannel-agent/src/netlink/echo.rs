@@ -10,8 +10,8 @@ use netlink_packet_route::{
 
 use super::{neighbour, route};
 use crate::{
-    mac::Mac,
     plan::{Change, DirectRoute, Slot},
+    values::Mac,
 };
 
 /// Changes whose notices are no news. The kernel gives them before it answers the request, so that they are there to be

@@ -13,7 +13,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{Netlink, NetlinkError, Request};
-use crate::{mac::Mac, plan::VxlanDevice, sysctl};
+use crate::{host::sysctl, plan::VxlanDevice, values::Mac};
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 
 use netlink_packet_route::AddressFamily;
 
-use crate::family::Family;
+use crate::values::Family;
 
 pub(crate) mod address;
 mod connection;

@@ -12,7 +12,7 @@ use netlink_packet_route::{
 };
 
 use super::{Netlink, NetlinkError, Request, address_family};
-use crate::{family::Family, mac::Mac};
+use crate::values::{Family, Mac};
 
 /// A permanent forwarding entry of a VXLAN device itself (`self permanent` in the words of `bridge fdb`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,8 +14,8 @@ use netlink_packet_route::{
 
 use super::{Netlink, NetlinkError, Request, address_family, route::ip};
 use crate::{
-    family::Family,
     plan::{NextHop, NextHops, NoHop},
+    values::Family,
 };
 
 /// Up to so many addresses, the kernel is asked about each, and for the route behind its next hop.

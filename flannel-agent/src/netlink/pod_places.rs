@@ -18,7 +18,10 @@ use netlink_packet_route::{
 };
 
 use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
-use crate::{family::Family, mac::Mac, plan::Pods};
+use crate::{
+    plan::Pods,
+    values::{Family, Mac},
+};
 
 /// So many addresses of one family are followed behind one veth. What a pod makes up beyond that costs no time and takes no
 /// other pod's room in the maps: its packets are the kernel's.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnetwork::IpNetwork;
 
 use super::{Link, LinkKind, Netlink, NetlinkError};
-use crate::family::Family;
+use crate::values::Family;
 
 impl Netlink {
     /// The host sides of the veths of pods in `subnets`, up or not. A pod's veth has its other end in

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     config::Pool,
-    family::{Family, overlap},
     plan::DirectRoute,
+    values::{Family, overlap},
 };
 
 /// The metric of an IPv6 route that is given none (include/uapi/linux/ipv6_route.h, `IP6_RT_PRIO_USER`).

@@ -12,7 +12,7 @@ use flannel_common::{
 use ipnetwork::IpNetwork;
 
 use super::{DirectRoute, EntryV6, KeyV6, VxlanDevice};
-use crate::{family::Family, mac::Mac};
+use crate::values::{Family, Mac};
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
 /// what is gone, is not an error.

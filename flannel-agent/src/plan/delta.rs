@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{BpfState, Change, State, VxlanDevice, v6};
-use crate::family::Family;
+use crate::values::Family;
 
 /// The changes that lead from `observed` to `desired`, in an order in which no packet is lost that
 /// either state would deliver:

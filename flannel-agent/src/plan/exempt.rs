@@ -9,7 +9,7 @@ use flannel_common::layout::Exempt;
 use ipnetwork::IpNetwork;
 
 use super::LocalStack;
-use crate::{family::Family, lease::Leases};
+use crate::{lease::Leases, values::Family};
 
 /// What the operator exempts from masquerading, besides the cluster's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

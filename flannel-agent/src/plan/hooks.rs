@@ -12,7 +12,7 @@ use std::{
 use flannel_common::{layout::FastPath, path::Hook};
 
 use super::{Inputs, Pods};
-use crate::family::Family;
+use crate::values::Family;
 
 /// Where at an interface packets meet a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,12 +6,11 @@ use ipnetwork::IpNetwork;
 
 use super::{Backend, Local, LocalStack, State};
 use crate::{
-    family::{Family, overlap},
     lease::{
         Lease, LeaseAttrs, LeaseSubnet,
         wire::{NodeAddress, RawJson},
     },
-    mac::Mac,
+    values::{Family, Mac, overlap},
 };
 
 /// The leases by which a daemon of flannel's programs what was `observed`: a peer behind the tunnel has a route, a

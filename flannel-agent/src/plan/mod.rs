@@ -14,9 +14,9 @@ use flannel_common::layout::{FastPath, PodV4};
 use ipnetwork::IpNetwork;
 
 use crate::{
-    family::Family,
     lease::{LeaseSubnet, Leases},
-    xdp::Xdp,
+    node::xdp::Xdp,
+    values::Family,
 };
 
 mod change;

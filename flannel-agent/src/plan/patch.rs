@@ -14,9 +14,8 @@ use ipnetwork::IpNetwork;
 
 use super::{BpfState, BpfStateV6, Change, Inputs, Plan, Skip, State, delta, plan};
 use crate::{
-    family::Family,
     lease::{Lease, LeaseSubnet, Leases},
-    mac::Mac,
+    values::{Family, Mac},
 };
 
 /// The plan of one lease, before and after it changed.

@@ -11,10 +11,8 @@ use ipnetwork::IpNetwork;
 
 use super::{Backend, Local, LocalStack, NextHops};
 use crate::{
-    family::{Family, overlap},
-    gojson::shorten,
     lease::{Lease, LeaseSubnet, Leases},
-    mac::Mac,
+    values::{Family, Mac, overlap, shorten},
 };
 
 /// Another node, in one family.

@@ -16,7 +16,7 @@ use super::{
     Backend, BpfState, Inputs, IpsecPolicy, LeftToKernel, Local, LocalStack, NextHop, NextHops, NoHop, Peer,
     Stretch, Way, hooks, v4, v6,
 };
-use crate::{family::Family, mac::Mac};
+use crate::values::{Family, Mac};
 
 /// How the programs reach a peer.
 pub(super) struct Reach {

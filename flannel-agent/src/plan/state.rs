@@ -12,7 +12,7 @@ use flannel_common::{
 use ipnetwork::IpNetwork;
 
 use super::BpfStateV6;
-use crate::{family::Family, mac::Mac};
+use crate::values::{Family, Mac};
 
 /// A VXLAN device, `flannel.<vni>` or `flannel-v6.<vni>`, with the attributes that upstream compares.
 #[derive(Clone, Debug, PartialEq, Eq)]

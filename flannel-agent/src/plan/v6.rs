@@ -15,7 +15,7 @@ use super::{
     exempt,
     programs::{Reach, prefix_lengths},
 };
-use crate::family::Family;
+use crate::values::Family;
 
 /// The maps with `_v6` in their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::pending::backoff;
-use crate::{family::Family, netlink::Changed, plan::Pods};
+use crate::{netlink::Changed, plan::Pods, values::Family};
 
 /// What is to be looked at in the next pass, and when that is due.
 #[derive(Debug)]

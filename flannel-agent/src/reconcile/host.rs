@@ -14,9 +14,9 @@ use tracing::warn;
 
 use super::foreign::Look;
 use crate::{
-    family::Family,
     netlink::{Changed, Echoes, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError},
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
+    values::Family,
 };
 
 /// Between attempts to listen to the kernel again.

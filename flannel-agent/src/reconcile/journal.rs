@@ -9,9 +9,9 @@ use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
 use crate::{
-    family::Family,
     lease::LeaseSubnet,
     plan::{Change, LeftToKernel, NoHop, Patch, Peer, Plan, Pods, Skip, Way},
+    values::Family,
 };
 
 /// So many lines of one kind are written per pass; of more, only their number.

@@ -24,7 +24,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::health::Readiness;
-use crate::holder;
+use crate::host::holder;
 
 /// For a client to send its request and take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);

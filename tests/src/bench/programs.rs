@@ -176,7 +176,7 @@ fn shots(here: &Member, there: &Member) -> Result<Vec<Shot>> {
 
 fn mac(node: &crate::lab::Node) -> Result<[u8; 6]> {
     let text = node.netns().run("cat", &["/sys/class/net/eth0/address"])?;
-    Ok(text.trim().parse::<flannel_agent::mac::Mac>()?.0)
+    Ok(text.trim().parse::<flannel_agent::values::Mac>()?.0)
 }
 
 /// Median time of a run, ns.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result};
-use flannel_agent::mac::Mac;
+use flannel_agent::values::Mac;
 use ipnetwork::Ipv4Network;
 use serde_json::Value;
 

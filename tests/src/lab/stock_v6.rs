@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use anyhow::{Context as _, Result};
-use flannel_agent::mac::Mac;
+use flannel_agent::values::Mac;
 use ipnetwork::Ipv6Network;
 
 use super::{Etcd, Netns, Node, PREFIX, Stock};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_agent::mac::Mac;
+use flannel_agent::values::Mac;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde_json::Value;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use flannel_agent::{
     datapath::Datapath,
-    family::Family,
     netlink::Netlink,
     plan::{Change, VxlanDevice},
+    values::Family,
 };
 
 use crate::namespace::*;

@@ -5,10 +5,10 @@ use std::net::Ipv6Addr;
 use flannel_agent::{
     config::{Pool, PoolV6},
     datapath::{Datapath, kernel::KernelDatapath},
-    family::Family,
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::RawJson},
     netlink::{Netlink, Stray},
     plan::{Backend, Change, DirectRoute, Local, LocalStack, State, VxlanDevice, delta},
+    values::Family,
 };
 use ipnetwork::IpNetwork;
 

@@ -12,13 +12,12 @@ use std::{
 
 use flannel_agent::{
     datapath::kernel::KernelDatapath,
-    family::Family,
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
-    mac::Mac,
     netlink::Netlink,
     plan::{
         Backend, Exemptions, FlowRefresh, Foreign, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan,
     },
+    values::{Family, Mac},
 };
 use flannel_common::layout::FastPath;
 use nix::{
@@ -134,7 +133,7 @@ pub(crate) fn local() -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path: FastPath::Off,
-        xdp: flannel_agent::xdp::Xdp::OFF,
+        xdp: flannel_agent::node::xdp::Xdp::OFF,
         flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }

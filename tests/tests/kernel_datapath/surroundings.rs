@@ -8,9 +8,9 @@ use std::{
 
 use flannel_agent::{
     datapath::Datapath,
-    mac::Mac,
     netlink::{Changed, Monitor, Netlink},
     plan::{NoHop, State, delta},
+    values::Mac,
 };
 use tokio::time::timeout;
 

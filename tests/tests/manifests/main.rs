@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_agent::{cli::Cli, config::NetworkConfig, install::install};
+use flannel_agent::{cli::Cli, cni::install::install, config::NetworkConfig};
 use flannel_tests::manifest::{self, directory};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_agent::{bpf::Pins, mac::Mac};
+use flannel_agent::{bpf::Pins, values::Mac};
 use flannel_common::testing::interface;
 use nix::{
     mount::{MsFlags, mount},

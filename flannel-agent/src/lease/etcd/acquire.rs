@@ -19,7 +19,7 @@ use crate::{
         alloc::{self, Choice, Held, Holder, Identity, OutOfSubnets, Why},
         wire::parse_lease_key,
     },
-    utc::utc,
+    values::utc,
 };
 
 /// Attempts of a dual-stack node before giving up, when leases of others appear every time.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     lease::{LeaseAttrs, LeaseSubnet},
-    utc::utc,
+    values::utc,
 };
 
 /// What happened to our lease.

@@ -14,7 +14,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::utc::utc;
+use crate::values::utc;
 
 /// A file that TLS cannot work with.
 #[derive(Debug, thiserror::Error)]

@@ -20,8 +20,8 @@ use super::{
     follow::{Followed, Follower},
 };
 use crate::{
-    gojson::shorten,
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet, wire::parse_lease_key},
+    values::shorten,
 };
 
 /// Events that wait for the consumer. When they are this many, etcd waits.

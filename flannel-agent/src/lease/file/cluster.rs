@@ -28,7 +28,7 @@ use crate::{
         Lease, LeaseAttrs, LeaseSubnet,
         wire::{RawJson, VxlanData},
     },
-    mac::Mac,
+    values::Mac,
 };
 
 /// A network and its nodes.

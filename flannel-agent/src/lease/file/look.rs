@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{Cluster, Known};
-use crate::steady_file::{Found, SteadyFile};
+use crate::host::steady_file::{Found, SteadyFile};
 
 /// Looks at `path` until nobody listens: its last good content, and what is wrong with it now.
 pub(super) fn follow(path: PathBuf) -> (Known, watch::Receiver<Option<String>>) {

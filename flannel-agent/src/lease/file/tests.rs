@@ -3,7 +3,7 @@ use std::{fs, time::Duration};
 use proptest::prelude::*;
 use tokio::time::timeout;
 
-use crate::family::Family;
+use crate::values::Family;
 
 use super::{
     cluster::{mac_of_v4, mac_of_v6},

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{decode::decode, record::NodeRecord, trouble::Trouble};
-use crate::gojson::shorten;
+use crate::values::shorten;
 
 /// For an answer: the list of thousands of nodes is some tens of megabytes.
 const ANSWER: Duration = Duration::from_secs(60);

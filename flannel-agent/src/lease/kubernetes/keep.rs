@@ -23,7 +23,7 @@ use super::{
 use crate::{
     lease::{KeptLease, LeaseAttrs, LeaseEnd, LeaseSubnet, Notice, OwnedLease},
     telemetry::Said,
-    utc::utc,
+    values::utc,
 };
 
 /// What is asked of the API server, for its failures.

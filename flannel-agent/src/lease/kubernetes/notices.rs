@@ -11,7 +11,7 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::api::{ApiError, ApiServer};
-use crate::{gojson::shorten, lease::Notice};
+use crate::{lease::Notice, values::shorten};
 
 /// Notices that wait to be sent. More are dropped: the log has them.
 const QUEUE: usize = 16;

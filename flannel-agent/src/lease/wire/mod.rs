@@ -8,10 +8,9 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    family::Family,
+use crate::values::{
+    Family, Mac,
     gojson::{FieldError, Object},
-    mac::Mac,
 };
 pub use key::{KeyError, lease_key, parse_lease_key};
 

@@ -2,8 +2,8 @@
 //! not see each other, so ours must be where the host's are.
 
 use crate::{
-    family::Family,
     masq::exec::{Exec, ExecError},
+    values::Family,
 };
 
 use super::saved::{Saved, SavedRule};

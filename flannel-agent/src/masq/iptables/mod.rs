@@ -8,7 +8,7 @@ use super::{
     keep::{Firewall, Flows, Look},
     rules::{FLOW, RuleSet},
 };
-use crate::family::Family;
+use crate::values::Family;
 use backend::{Backend, Kind};
 use saved::{Saved, SavedRule};
 use table::Table;

@@ -7,11 +7,11 @@ use super::{
     spec::{jump, spec, uncommented},
 };
 use crate::{
-    family::Family,
     masq::{
         keep::Look,
         rules::{EXEMPT, FLOW, FORWARD, MASQ, Rule, RuleSet, State},
     },
+    values::Family,
 };
 
 /// What one table should hold of ours.

@@ -8,11 +8,11 @@ use super::{
     text::{address_bits, word},
 };
 use crate::{
-    family::Family,
     masq::{
         keep::Look,
         rules::{IPS_HELPER, In, Rule, State, Verdict},
     },
+    values::Family,
 };
 
 /// What is wrong with `table`, given what `nft -j -s list table` writes of it.

@@ -7,7 +7,7 @@ use super::{
     keep::{Firewall, Flows, Look},
     rules::{Rule, RuleSet},
 };
-use crate::family::Family;
+use crate::values::Family;
 
 mod json;
 #[cfg(test)]

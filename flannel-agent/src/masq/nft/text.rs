@@ -4,8 +4,8 @@ use ipnetwork::IpNetwork;
 
 use super::{Chain, Table};
 use crate::{
-    family::Family,
     masq::rules::{IPS_HELPER, In, Rule, State, Verdict},
+    values::Family,
 };
 
 /// Input of `nft -f -` that puts `table` in place of what it was, in one step.

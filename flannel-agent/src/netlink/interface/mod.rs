@@ -14,7 +14,7 @@ use regex::Regex;
 use tracing::{info, warn};
 
 use super::{Link, Netlink, NetlinkError, route::Route};
-use crate::{config::NetworkConfig, family::Family};
+use crate::{config::NetworkConfig, values::Family};
 pub use address::InterfaceAddress;
 pub use error::{InterfaceError, Known};
 pub use route::Reach;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use flannel_agent::mac::Mac;
+use flannel_agent::values::Mac;
 use ipnetwork::Ipv4Network;
 use rand::{Rng as _, rngs::StdRng};
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{lease::wire::VxlanData, mac::Mac};
+use crate::{lease::wire::VxlanData, values::Mac};
 
 const BOTH: Families = Families { v4: true, v6: true };
 const V4: Families = Families { v4: true, v6: false };

@@ -8,11 +8,13 @@ use tokio::{select, sync::watch, time::sleep};
 use tracing::{error, info, warn};
 
 use crate::{
-    backend::Backend,
     bpf::{PinsClaim, hold},
     cli::RunOptions,
-    conntrack,
     datapath::{Datapath as _, ebpf::EbpfDatapath},
+    host::{
+        conntrack,
+        privileges::{Privileges, raise_file_limit, refuse_core_dumps},
+    },
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
         alloc::Identity,
@@ -21,16 +23,13 @@ use crate::{
         kubernetes::{KubeOptions, KubeStore},
         wire::NodeAddress,
     },
-    lock::SubnetFileLock,
     masq::Rules,
     netlink::Netlink,
-    node::{Node, published, stacks},
+    node::{Node, backend::Backend, published, stacks, underlay::Follower},
     plan::{FlowRefresh, Local, inherited},
-    privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     reconcile::{KernelHost, Reconciler, Summary},
-    subnet_file::{Others, Previous, SubnetFile},
+    subnet_file::{Others, Previous, SubnetFile, lock::SubnetFileLock},
     telemetry::{Said, health::Readiness, http::HealthServer, systemd::ServiceManager},
-    underlay::Follower,
 };
 
 mod load;

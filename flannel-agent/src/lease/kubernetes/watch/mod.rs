@@ -14,8 +14,8 @@ use super::{
     record::NodeRecord,
 };
 use crate::{
-    gojson::shorten,
     lease::{Lease, LeaseEvent, LeaseSource, LeaseSubnet},
+    values::shorten,
 };
 
 /// Events that wait for the consumer. When they are this many, the API server waits.

@@ -10,12 +10,11 @@ use proptest::prelude::*;
 use super::{v4::subnet_key, *};
 use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
-    family::overlap,
     lease::{
         self, Lease, LeaseAttrs, LeaseEvent,
         wire::{RawJson, VxlanData},
     },
-    mac::Mac,
+    values::{Mac, overlap},
 };
 
 mod backends;

@@ -10,8 +10,8 @@ use super::{
     record::{NodeRecord, PodCidrError},
 };
 use crate::{
-    family::Family,
     lease::{Lease, LeaseAttrs, LeaseSubnet, wire::RawJson},
+    values::Family,
 };
 
 /// The families of the cluster's network.

@@ -8,13 +8,16 @@ use tokio::{select, sync::watch};
 use tracing::{error, info};
 
 use crate::{
-    backend::Backend,
-    family::Family,
     lease::{LeaseAttrs, wire::NodeAddress},
     netlink::ExternalInterface,
+    node::{backend::Backend, xdp::XdpChoice},
     plan::{FlowRefresh, Local, LocalStack},
-    xdp::XdpChoice,
+    values::Family,
 };
+
+pub mod backend;
+pub mod underlay;
+pub mod xdp;
 
 /// Turns changes of the external interface into changes of what depends on it.
 pub struct Node {
@@ -147,7 +150,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::{config::VxlanOptions, mac::Mac, xdp::Xdp};
+    use crate::{config::VxlanOptions, node::xdp::Xdp, values::Mac};
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
     const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);

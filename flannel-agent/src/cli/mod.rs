@@ -15,8 +15,8 @@ use regex::Regex;
 use crate::{
     bpf::{LogLevel, TcAttach},
     cmd, exempt,
+    node::xdp::{Strangers, XdpChoice, XdpMode},
     telemetry::log::LogFormat,
-    xdp::{Strangers, XdpChoice, XdpMode},
 };
 
 mod given;

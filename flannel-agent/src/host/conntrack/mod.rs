@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, time::Duration};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::sysctl::{self, Settings};
+use crate::host::sysctl::{self, Settings};
 
 mod timeouts;
 

@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::stat::{major, minor};
 
-use crate::gojson::shorten;
+use crate::values::shorten;
 
 /// Longest command line in a message, in characters.
 const SHOWN: usize = 200;

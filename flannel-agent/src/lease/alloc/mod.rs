@@ -7,7 +7,10 @@ use rand::{Rng, seq::IndexedRandom};
 
 use self::free::{Range, Stretches};
 use super::{LeaseAttrs, LeaseSubnet};
-use crate::{config::NetworkConfig, family::Family, mac::Mac};
+use crate::{
+    config::NetworkConfig,
+    values::{Family, Mac},
+};
 
 mod free;
 

@@ -11,8 +11,8 @@ use tracing::info;
 
 use super::PAUSE;
 use crate::{
+    host::sysctl::{self, Settings},
     plan::FlowRefresh,
-    sysctl::{self, Settings},
 };
 
 /// What acceptance may take of the time that connection tracking remembers a flow: one part in so many.

@@ -9,14 +9,13 @@ use tracing::{info, warn};
 use crate::{
     config::{BuiltBackend, Pool, VxlanOptions},
     datapath::kernel::KernelDatapath,
-    family::Family,
     lease::{
         LeaseAttrs, ThisNode,
         wire::{NodeAddress, VxlanData},
     },
-    mac::Mac,
     netlink::{ExternalInterface, Netlink, NetlinkError, Stray},
     plan::{self, VxlanDevice},
+    values::{Family, Mac},
 };
 
 /// The smallest MTU a link may have for IPv6, bytes (RFC 8200, 5). The kernel takes IPv6 off any smaller one.

@@ -10,6 +10,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use super::shorten;
+
 /// A field whose value is not of the type it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: expected {expected}, found {found}")]
@@ -74,14 +76,6 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The beginning of `text`: at most `limit` characters, marked where cut.
-pub(crate) fn shorten(text: &str, limit: usize) -> String {
-    match text.char_indices().nth(limit) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-    }
-}
-
 struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 /// A name borrows unless it contains escapes.
@@ -140,11 +134,5 @@ mod tests {
         for text in ["", "[]", "1", "{", r#"{"a":1}x"#, "\u{0}"] {
             assert!(Object::parse("", text).is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn shortens_at_characters() {
-        assert_eq!(shorten("äöü", 2), "äö...");
-        assert_eq!(shorten("äöü", 3), "äöü");
     }
 }

@@ -23,14 +23,14 @@ use tracing::{debug, info};
 
 use crate::{
     datapath::{Datapath, ObserveError},
-    family::Family,
-    heap,
+    host::heap,
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
     plan::{
         Change, Exemptions, Foreign, ForeignHook, Hooked, Inputs, Local, NextHop, NextHops, NoHop, Plan,
         State, delta, plan, public_addresses,
     },
+    values::Family,
 };
 
 mod due;

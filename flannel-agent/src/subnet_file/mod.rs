@@ -17,6 +17,8 @@ use crate::{
     lease::LeaseSubnet,
 };
 
+pub mod lock;
+
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetFile {

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use crate::holder::{describe, of_lock};
+use crate::host::holder::{describe, of_lock};
 
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(50);

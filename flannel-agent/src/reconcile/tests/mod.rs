@@ -19,10 +19,9 @@ use tokio::{
 use super::*;
 use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
-    family::Family,
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
-    mac::Mac,
     plan::{Backend, BpfState, FlowRefresh, Foreign, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
+    values::{Family, Mac},
 };
 
 mod announced;
@@ -186,7 +185,7 @@ fn local() -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path: FastPath::All,
-        xdp: crate::xdp::Xdp::OFF,
+        xdp: crate::node::xdp::Xdp::OFF,
         flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }

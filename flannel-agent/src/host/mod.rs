@@ -1,0 +1,8 @@
+//! The host this process runs on: its settings and files, and what the process may do.
+
+pub mod conntrack;
+pub(crate) mod heap;
+pub mod holder;
+pub mod privileges;
+pub(crate) mod steady_file;
+pub(crate) mod sysctl;
