@@ -12,7 +12,7 @@ pub const PIN_DIRECTORY: &str = "flannel";
 pub const ROUTES_V4: &str = "routes_v4";
 /// Map of a peer's public address to its lease: see [`crate::layout::VtepV4`].
 pub const VTEPS: &str = "vteps";
-/// Map of a local pod's address to where it is: see [`crate::layout::PodV4`].
+/// Map of a local pod's address to where it is: see [`crate::layout::PodPlace`].
 pub const PODS_V4: &str = "pods_v4";
 /// Trie of prefixes pods reach with their own address: see [`crate::layout::Exempt`].
 pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
@@ -26,7 +26,7 @@ pub const TUNNELS_V4: &str = "tunnels_v4";
 pub const ROUTES_V6: &str = "routes_v6";
 /// Map of a peer's public IPv6 address to its lease: see [`crate::layout::VtepV6`].
 pub const VTEPS_V6: &str = "vteps_v6";
-/// Map of a local pod's IPv6 address to where it is: see [`crate::layout::PodV4`].
+/// Map of a local pod's IPv6 address to where it is: see [`crate::layout::PodPlace`].
 pub const PODS_V6: &str = "pods_v6";
 /// Trie of IPv6 prefixes pods reach with their own address: see [`crate::layout::Exempt`].
 pub const SNAT_EXEMPT_V6: &str = "snat_exempt_v6";

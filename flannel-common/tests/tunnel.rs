@@ -3,7 +3,7 @@
 
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader};
 use flannel_common::{
-    layout::{PeerKind, PodV4},
+    layout::{PeerKind, PodPlace},
     path::{Hook, Verdict, decide},
     reason::Reason,
     testing::{HERE, MemoryTables, Node, THERE, handed, popped, pushed, routed, seen_at},
@@ -82,7 +82,7 @@ fn encapsulated(hook: Hook, from: &Node, to: &Node, frame: &[u8], id: u16, hash:
 }
 
 /// The frame in the pod, as the program of `at` makes it, and where it goes.
-fn decapsulated(at: &Node, from: &Node, frame: &[u8]) -> (Vec<u8>, PodV4) {
+fn decapsulated(at: &Node, from: &Node, frame: &[u8]) -> (Vec<u8>, PodPlace) {
     match decide(Hook::FromUnderlay, frame, &at.tables(&[*from]), &seen_at(Hook::FromUnderlay)) {
         Verdict::Deliver(deliver, Reason::DeliverPod) => (popped(frame, &deliver).unwrap(), deliver.pod),
         other => panic!("{other:?}"),

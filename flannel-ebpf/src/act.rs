@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
-    layout::{PodV4, PoppedFor},
+    layout::{PodPlace, PoppedFor},
     packet::{
         Arrival, Packet, hash,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, Ipv4},
@@ -236,7 +236,7 @@ pub(crate) fn give<F: Routing>(mut skb: Skb, deliver: &Deliver<F>, reason: Reaso
 /// Hands on to `pod` what XDP has popped for it. A frame for another station, or with a tag that the card had
 /// taken out of it, was not ours to pop: the kernel does with it as with every such frame.
 #[inline(always)]
-pub(crate) fn hand_on(mut skb: Skb, pod: &PodV4) -> Result<Done, Reason> {
+pub(crate) fn hand_on(mut skb: Skb, pod: &PodPlace) -> Result<Done, Reason> {
     let arrival = skb.arrival();
     if arrival.vlan_tagged {
         return Err(Reason::Vlan);

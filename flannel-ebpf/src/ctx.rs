@@ -27,7 +27,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
-    layout::{AddressV6, POPPED_FOR_LEN, PodV4, PoppedFor},
+    layout::{AddressV6, POPPED_FOR_LEN, PodPlace, PoppedFor},
     map::{REDIRECTED, TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Fib, Packet,
@@ -289,7 +289,7 @@ impl Skb {
 
     /// The pod for which XDP has popped the packet; `None` if it has not.
     #[inline(always)]
-    pub(crate) fn popped_for(&self) -> Option<PodV4> {
+    pub(crate) fn popped_for(&self) -> Option<PodPlace> {
         // SAFETY: a field of the live context.
         let start = unsafe { (*self.skb).data_meta as usize };
         if start + POPPED_FOR_LEN > self.data() {

@@ -18,7 +18,7 @@ use aya_ebpf::{
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
-        Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
+        Permit, PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
     mark::{self, Marks},
@@ -38,7 +38,7 @@ static ROUTES_V4: HashMap<SubnetV4, PeerV4, { MAX_PEERS as usize }, NO_PREALLOC>
 static VTEPS: HashMap<[u8; 4], VtepV4, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "pods_v4")]
-static PODS_V4: HashMap<[u8; 4], PodV4, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+static PODS_V4: HashMap<[u8; 4], PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "snat_exempt_v4")]
 static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
@@ -59,7 +59,7 @@ static ROUTES_V6: HashMap<SubnetV6, PeerV6, { MAX_PEERS as usize }, NO_PREALLOC>
 static VTEPS_V6: HashMap<AddressV6, VtepV6, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "pods_v6")]
-static PODS_V6: HashMap<AddressV6, PodV4, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+static PODS_V6: HashMap<AddressV6, PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "snat_exempt_v6")]
 static SNAT_EXEMPT_V6: LpmTrie<[u8; 16], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
@@ -118,7 +118,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4> {
+    fn pod_v4(&self, address: [u8; 4]) -> Option<PodPlace> {
         // SAFETY: as in `route_v4`.
         unsafe { PODS_V4.get(address).copied() }
     }
@@ -161,7 +161,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn pod_v6(&self, address: AddressV6) -> Option<PodV4> {
+    fn pod_v6(&self, address: AddressV6) -> Option<PodPlace> {
         // SAFETY: as in `route_v4`.
         unsafe { PODS_V6.get(address).copied() }
     }

@@ -10,7 +10,7 @@ use aya::{
 use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
-        Permit, PodV4, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
+        Permit, PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{
         CONFIG, CONFIG_V6, COUNTERS, FLOW_MARK_CONSTANT, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PINNED_MAPS,
@@ -274,7 +274,7 @@ fn drop_foreign(pins: &Pins, name: &'static str, entries: u32) -> Result<(), Loa
     let (kind, key, value) = match name {
         ROUTES_V4 => (MapType::Hash, size_of::<SubnetV4>(), size_of::<PeerV4>()),
         VTEPS => (MapType::Hash, 4, size_of::<VtepV4>()),
-        PODS_V4 => (MapType::Hash, 4, size_of::<PodV4>()),
+        PODS_V4 => (MapType::Hash, 4, size_of::<PodPlace>()),
         SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>()),
         FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>()),
         TUNNELS_V4 => (MapType::Hash, 4, size_of::<Tunnel>()),
@@ -283,7 +283,7 @@ fn drop_foreign(pins: &Pins, name: &'static str, entries: u32) -> Result<(), Loa
         CONFIG => (MapType::Array, 4, size_of::<Config>()),
         ROUTES_V6 => (MapType::Hash, size_of::<SubnetV6>(), size_of::<PeerV6>()),
         VTEPS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<VtepV6>()),
-        PODS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<PodV4>()),
+        PODS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<PodPlace>()),
         // A trie's key has a length of four bytes.
         SNAT_EXEMPT_V6 => (MapType::LpmTrie, 4 + size_of::<AddressV6>(), size_of::<Exempt>()),
         FLOWS_V6 => (MapType::LruHash, size_of::<FlowV6>(), size_of::<Permit>()),

@@ -9,8 +9,8 @@ use aya::maps::{
 use bytemuck::{CheckedBitPattern, NoUninit};
 use flannel_common::{
     layout::{
-        AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6, Permit, PodV4,
-        SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
+        AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6, Permit,
+        PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map::{
         CONFIG, CONFIG_V6, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
@@ -51,7 +51,7 @@ pub struct Tables {
     /// A peer's public address to its lease.
     pub vteps: Table<[u8; 4], VtepV4, 4, 8>,
     /// A local pod's address to its place.
-    pub pods: Table<[u8; 4], PodV4, 4, 16>,
+    pub pods: Table<[u8; 4], PodPlace, 4, 16>,
     /// Prefix that pods reach with their own address, to why.
     pub exempt: Prefixes<SubnetV4, Exempt, 4, 8, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.
@@ -75,7 +75,7 @@ pub struct TablesV6 {
     /// A peer's public address to its lease.
     pub vteps: Table<AddressV6, VtepV6, 16, 24>,
     /// A local pod's address to its place.
-    pub pods: Table<AddressV6, PodV4, 16, 16>,
+    pub pods: Table<AddressV6, PodPlace, 16, 16>,
     /// Prefix that pods reach with their own address, to why.
     pub exempt: Prefixes<SubnetV6, Exempt, 16, 20, 4>,
     /// Flow that netfilter has accepted, to when. The programs write it.

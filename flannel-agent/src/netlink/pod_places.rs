@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use flannel_common::layout::PodV4;
+use flannel_common::layout::PodPlace;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -52,7 +52,7 @@ impl Netlink {
                 continue;
             }
             let Some(mac) = self.peer_mac(peer).await? else { continue };
-            let place = PodV4 { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
+            let place = PodPlace { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
             for subnet in subnets {
                 let mut addresses = self.peer_addresses(peer, *subnet).await?;
                 if addresses.len() > MOST_ADDRESSES {

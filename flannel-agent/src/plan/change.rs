@@ -6,7 +6,7 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{Config, Exempt, PeerKind, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Exempt, PeerKind, PeerV4, PodPlace, SubnetV4, VtepV4},
     path::Hook,
 };
 use ipnetwork::IpNetwork;
@@ -72,7 +72,7 @@ pub enum Change {
         /// Key: the pod's address, network order.
         address: [u8; 4],
         /// Value.
-        pod: PodV4,
+        pod: PodPlace,
     },
     /// Write an entry of map `snat_exempt_v4`.
     PutExempt {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use flannel_common::layout::{FastPath, PodV4};
+use flannel_common::layout::{FastPath, PodPlace};
 use ipnetwork::IpNetwork;
 
 use crate::{
@@ -202,7 +202,7 @@ pub struct Pods {
     /// Host sides of their veths.
     pub links: BTreeSet<u32>,
     /// Where each address is. An address that two pods claim is absent: the kernel decides.
-    pub places: BTreeMap<IpAddr, PodV4>,
+    pub places: BTreeMap<IpAddr, PodPlace>,
     /// The veths behind which there are more addresses than are followed, and their names.
     pub crowded: BTreeMap<u32, String>,
 }

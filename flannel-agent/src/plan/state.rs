@@ -6,7 +6,7 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{Config, Exempt, PeerV4, PodV4, SubnetV4, VtepV4},
+    layout::{Config, Exempt, PeerV4, PodPlace, SubnetV4, VtepV4},
     path::Hook,
 };
 use ipnetwork::IpNetwork;
@@ -91,7 +91,7 @@ pub struct BpfState {
     /// Map `vteps`.
     pub vteps: BTreeMap<[u8; 4], VtepV4>,
     /// Map `pods_v4`.
-    pub pods: BTreeMap<[u8; 4], PodV4>,
+    pub pods: BTreeMap<[u8; 4], PodPlace>,
     /// Map `snat_exempt_v4`.
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// The maps for IPv6.

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use flannel_common::layout::{AddressV6, ConfigV6, Exempt, PeerKind, PeerV6, PodV4, SubnetV6, VtepV6};
+use flannel_common::layout::{AddressV6, ConfigV6, Exempt, PeerKind, PeerV6, PodPlace, SubnetV6, VtepV6};
 use ipnetwork::{IpNetwork, Ipv6Network};
 
 use super::{
@@ -27,7 +27,7 @@ pub struct BpfStateV6 {
     /// Map `vteps_v6`.
     pub vteps: BTreeMap<AddressV6, VtepV6>,
     /// Map `pods_v6`.
-    pub pods: BTreeMap<AddressV6, PodV4>,
+    pub pods: BTreeMap<AddressV6, PodPlace>,
     /// Map `snat_exempt_v6`.
     pub exempt: BTreeMap<SubnetV6, Exempt>,
 }
@@ -42,7 +42,7 @@ pub enum EntryV6 {
     /// Of `vteps_v6`.
     Vtep(AddressV6, VtepV6),
     /// Of `pods_v6`.
-    Pod(AddressV6, PodV4),
+    Pod(AddressV6, PodPlace),
     /// Of `snat_exempt_v6`.
     Exempt(SubnetV6, Exempt),
 }

@@ -23,7 +23,7 @@ pub use exempt::Exempt;
 pub use flow::{FlowKey, FlowProtocol, FlowV4, Permit};
 pub use forwarder::Forwarder;
 pub use hold::Hold;
-pub use pod::PodV4;
+pub use pod::PodPlace;
 pub use popped_for::{POPPED_FOR_LEN, PoppedFor};
 pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
 pub use tunnel::Tunnel;

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 /// Value of `pods_v4` and `pods_v6`, whose key is the pod's address, network order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct PodV4 {
+pub struct PodPlace {
     /// Host side of the pod's veth.
     pub ifindex: u32,
     /// MAC of the pod.
@@ -14,4 +14,4 @@ pub struct PodV4 {
     pub gateway_mac: [u8; 6],
 }
 
-super::assert_layout!(PodV4, 16, 4);
+super::assert_layout!(PodPlace, 16, 4);

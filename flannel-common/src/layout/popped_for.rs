@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::PodV4;
+use super::PodPlace;
 
 /// What `xdp_underlay` leaves in front of a packet that it has popped (`xdp_md.data_meta`), and
 /// `from_underlay` finds there (`__sk_buff.data_meta`): where the packet goes.
@@ -30,7 +30,7 @@ impl PoppedFor {
 
     /// To `pod`.
     #[inline(always)]
-    pub const fn to(pod: &PodV4) -> Self {
+    pub const fn to(pod: &PodPlace) -> Self {
         Self { magic: Self::MAGIC, ifindex: pod.ifindex, mac: pod.mac, gateway_mac: pod.gateway_mac }
     }
 
@@ -42,9 +42,9 @@ impl PoppedFor {
 
     /// The pod that `bytes` name; `None` if they are not ours.
     #[inline(always)]
-    pub fn read(bytes: &[u8; POPPED_FOR_LEN]) -> Option<PodV4> {
+    pub fn read(bytes: &[u8; POPPED_FOR_LEN]) -> Option<PodPlace> {
         let Self { magic, ifindex, mac, gateway_mac } = bytemuck::must_cast(*bytes);
-        if magic == Self::MAGIC { Some(PodV4 { ifindex, mac, gateway_mac }) } else { None }
+        if magic == Self::MAGIC { Some(PodPlace { ifindex, mac, gateway_mac }) } else { None }
     }
 }
 

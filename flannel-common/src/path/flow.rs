@@ -9,7 +9,7 @@
 
 use super::{Tables, egress::check_ipv4, trail};
 use crate::{
-    layout::{Config, FastPath, FlowKey, FlowProtocol, FlowV4, Permit, PodV4},
+    layout::{Config, FastPath, FlowKey, FlowProtocol, FlowV4, Permit, PodPlace},
     mark::Marks,
     packet::{
         Arrival, Packet,
@@ -187,7 +187,7 @@ pub fn note<R>(
 pub(super) fn renewed(
     way: Direction,
     known: &Permit,
-    pod: &PodV4,
+    pod: &PodPlace,
     lifetime: u64,
     now: u64,
 ) -> Option<Permit> {

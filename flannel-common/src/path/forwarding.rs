@@ -7,7 +7,7 @@
 
 use super::Tables;
 use crate::{
-    layout::PodV4,
+    layout::PodPlace,
     packet::{
         Arrival, Packet,
         headers::{
@@ -69,7 +69,7 @@ pub(super) fn is_reset(packet: &(impl Packet + ?Sized), at: usize) -> Option<boo
 /// When `pod`, whose address a packet without a socket comes from, was seen to forward, if that is not known. Only what
 /// comes to an address of the pod's own may skip the stack, and so only its answers matter.
 #[inline(always)]
-pub(super) fn news(tables: &impl Tables, arrival: &Arrival, pod: &PodV4) -> Option<u64> {
+pub(super) fn news(tables: &impl Tables, arrival: &Arrival, pod: &PodPlace) -> Option<u64> {
     let now = tables.now();
     let known = pod.ifindex != arrival.ifindex || age(now, tables.forwarded(pod.ifindex)) < RENEW;
     if known { None } else { Some(now) }

@@ -32,7 +32,7 @@ pub use overlay::from_overlay;
 use self::{egress::segment_len, flow::Passage};
 use crate::{
     layout::{
-        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodV4, SubnetV4,
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodPlace, SubnetV4,
         SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     map,
@@ -53,7 +53,7 @@ pub trait Tables {
     /// The lease of a peer, by its public address.
     fn vtep(&self, address: [u8; 4]) -> Option<VtepV4>;
     /// Where a local pod is.
-    fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4>;
+    fn pod_v4(&self, address: [u8; 4]) -> Option<PodPlace>;
     /// Whether pods' packets to `address` keep the pod's address.
     fn is_exempt_v4(&self, address: [u8; 4]) -> bool;
     /// When netfilter accepted a flow.
@@ -68,7 +68,7 @@ pub trait Tables {
     /// The lease of a peer, by its public IPv6 address.
     fn vtep_v6(&self, address: AddressV6) -> Option<VtepV6>;
     /// Where a local pod is.
-    fn pod_v6(&self, address: AddressV6) -> Option<PodV4>;
+    fn pod_v6(&self, address: AddressV6) -> Option<PodPlace>;
     /// Whether pods' packets to `address` keep the pod's address.
     fn is_exempt_v6(&self, address: AddressV6) -> bool;
     /// When netfilter accepted a flow.
@@ -387,7 +387,7 @@ pub trait Routing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deliver<F = Forward> {
     /// Where the pod is.
-    pub pod: PodV4,
+    pub pod: PodPlace,
     /// What routing does to the IP header that the pod gets.
     pub forward: F,
     /// Length of the inner packet, or of each segment of an aggregate, as an IP packet, bytes: what the pod's

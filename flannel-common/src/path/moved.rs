@@ -8,7 +8,7 @@
 
 use super::{Note, Tables};
 use crate::{
-    layout::PodV4,
+    layout::PodPlace,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, is_same_mac, take},
@@ -47,6 +47,6 @@ pub fn note<R>(
 
 /// Whether `pod` is behind the veth that an announcement came from, and has the MAC it names.
 #[inline(always)]
-pub(super) const fn is_at(pod: &PodV4, arrival: &Arrival, mac: &[u8; 6]) -> bool {
+pub(super) const fn is_at(pod: &PodPlace, arrival: &Arrival, mac: &[u8; 6]) -> bool {
     pod.ifindex == arrival.ifindex && is_same_mac(&pod.mac, mac)
 }

@@ -2,7 +2,7 @@
 
 use super::MemoryTables;
 use crate::{
-    layout::{Config, FastPath, PeerKind, PeerV4, PodV4, SubnetV4, Tunnel, UnknownVtep, VtepV4},
+    layout::{Config, FastPath, PeerKind, PeerV4, PodPlace, SubnetV4, Tunnel, UnknownVtep, VtepV4},
     mark::FLOW_MARK,
     packet::Arrival,
     path::Hook,
@@ -126,7 +126,7 @@ impl Node {
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];
         for (number, ifindex) in (2..).zip(veths) {
-            let pod = PodV4 { ifindex, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
+            let pod = PodPlace { ifindex, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
             tables.pods.insert(self.pod(number), pod);
         }
         tables

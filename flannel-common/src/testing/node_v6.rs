@@ -1,7 +1,9 @@
 //! The same nodes in a cluster that has an IPv6 network, too.
 
 use super::{MemoryTables, Node, TUNNEL, interface};
-use crate::layout::{AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodV4, SubnetV6, UnknownVtep, VtepV6};
+use crate::layout::{
+    AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodPlace, SubnetV6, UnknownVtep, VtepV6,
+};
 
 /// `fd00:<high>::<low>`.
 const fn address(high: [u8; 4], low: u8) -> AddressV6 {
@@ -77,7 +79,7 @@ impl Node {
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];
         for (number, ifindex) in (2..).zip(veths) {
-            let pod = PodV4 { ifindex, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
+            let pod = PodPlace { ifindex, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
             tables.v6.pods.insert(self.pod_v6(number), pod);
         }
         tables

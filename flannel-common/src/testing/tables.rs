@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     layout::{
-        AddressV6, Config, ConfigV6, Exempt, FlowKey, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodV4,
+        AddressV6, Config, ConfigV6, Exempt, FlowKey, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodPlace,
         SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     mark::Marks,
@@ -21,7 +21,7 @@ pub struct MemoryTables {
     /// `vteps`.
     pub vteps: BTreeMap<[u8; 4], VtepV4>,
     /// `pods_v4`.
-    pub pods: BTreeMap<[u8; 4], PodV4>,
+    pub pods: BTreeMap<[u8; 4], PodPlace>,
     /// `snat_exempt_v4`.
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// `flows_v4`.
@@ -50,7 +50,7 @@ pub struct MemoryTablesV6 {
     /// `vteps_v6`.
     pub vteps: BTreeMap<AddressV6, VtepV6>,
     /// `pods_v6`.
-    pub pods: BTreeMap<AddressV6, PodV4>,
+    pub pods: BTreeMap<AddressV6, PodPlace>,
     /// `snat_exempt_v6`.
     pub exempt: BTreeMap<SubnetV6, Exempt>,
     /// `flows_v6`.
@@ -72,7 +72,7 @@ impl Tables for MemoryTables {
         self.vteps.get(&address).copied()
     }
 
-    fn pod_v4(&self, address: [u8; 4]) -> Option<PodV4> {
+    fn pod_v4(&self, address: [u8; 4]) -> Option<PodPlace> {
         self.pods.get(&address).copied()
     }
 
@@ -100,7 +100,7 @@ impl Tables for MemoryTables {
         self.v6.vteps.get(&address).copied()
     }
 
-    fn pod_v6(&self, address: AddressV6) -> Option<PodV4> {
+    fn pod_v6(&self, address: AddressV6) -> Option<PodPlace> {
         self.v6.pods.get(&address).copied()
     }
 

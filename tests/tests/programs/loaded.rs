@@ -10,7 +10,7 @@ use aya::{
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{
-        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, PodV4, SubnetV4,
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, PodPlace, SubnetV4,
         SubnetV6, Tunnel, UnknownVtep,
     },
     packet::Arrival,
@@ -109,7 +109,7 @@ pub(crate) struct Outcome {
     /// The same of those over IPv6.
     pub(crate) tunnels_v6: BTreeMap<AddressV6, Tunnel>,
     /// Where pods are by the maps afterwards.
-    pub(crate) pods: (BTreeMap<[u8; 4], PodV4>, BTreeMap<AddressV6, PodV4>),
+    pub(crate) pods: (BTreeMap<[u8; 4], PodPlace>, BTreeMap<AddressV6, PodPlace>),
     /// By how much counters were raised; those that were not are absent.
     pub(crate) counted: Counted,
 }
