@@ -3,7 +3,10 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use flannel_common::reason::{Direction, Reason};
+use flannel_common::{
+    path::Hook,
+    reason::{Direction, Reason},
+};
 
 use super::{Agent, AgentOptions, Dataplane, Etcd, FastPath, Lab, Node, PREFIX, Pod, Xdp};
 use crate::{
@@ -233,6 +236,20 @@ impl Cluster {
             }
         };
         let (a, b) = (pod(sender)?, pod(receiver)?);
+        if fast_path == FastPath::Overlay {
+            // Packets to other nodes are fast before the agent has found a pod. What it then attaches there, for VXLAN
+            // that the pod makes itself, may cost a packet: a first qdisc stops an interface's queue for a moment
+            // (qdisc_graft in net/sched/sch_api.c).
+            for member in [sender, receiver] {
+                eventually(CONVERGENCE, "from_pod is attached to each pod", || {
+                    let attached = member.node.netns().attachments()?;
+                    let pods =
+                        attached.keys().filter(|(_, program)| *program == Hook::FromPod.program()).count();
+                    ensure!(pods >= member.pods.len(), "{attached:?}");
+                    Ok(())
+                })?;
+            }
+        }
         eventually(CONVERGENCE, "an echo takes the fast path", || {
             let before = (sender.counters()?, receiver.counters()?);
             match fast_path {
