@@ -6,14 +6,10 @@
 //! - [`reason`]: the one table of why a packet took the path it took.
 //! - [`packet`]: header views, checksums and the flow hash, over the [`packet::Packet`] trait.
 //! - [`path`]: `decide`: a packet and the tables in, a [`path::Verdict`] out.
-//! - `testing` (with the feature of that name): packets and tables for tests.
 //!
 //! Everything here is plain `no_std` Rust: the same functions run in tests on byte slices and in the
 //! kernel as tc (and later XDP) programs.
 #![no_std]
-
-#[cfg(feature = "testing")]
-extern crate std;
 
 pub mod layout;
 pub mod map;
@@ -21,5 +17,3 @@ pub mod mark;
 pub mod packet;
 pub mod path;
 pub mod reason;
-#[cfg(feature = "testing")]
-pub mod testing;

@@ -11,11 +11,11 @@ use flannel_common::{
     packet::{Arrival, Fib, Packet, headers::folded},
     path::{Hook, Note, Verdict, decide, note, note_v6, trail, v6::egress::is_handed_over},
     reason::Reason,
-    testing::{
-        ELSEWHERE, Frame, FrameV6, HERE, MemoryTables, THERE, TUNNEL, fixtures,
-        random::{any_arrival, arbitrary_bytes, case},
-        seen_at,
-    },
+};
+use flannel_common_testing::{
+    ELSEWHERE, Frame, FrameV6, HERE, MemoryTables, THERE, TUNNEL, fixtures,
+    random::{any_arrival, arbitrary_bytes, case},
+    seen_at,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 

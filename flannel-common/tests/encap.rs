@@ -7,8 +7,8 @@ use flannel_common::{
     layout::{PeerKind, PeerV4},
     packet::hash::{of_flow, of_flow_v6, source_port},
     path::{Encap, Forward, HEADERS_AT, HEADERS_LEN},
-    testing::{Frame, FrameV6, HERE, THERE},
 };
+use flannel_common_testing::{Frame, FrameV6, HERE, THERE};
 use proptest::prelude::*;
 
 prop_compose! {

@@ -6,8 +6,8 @@ use flannel_common::{
     packet::{Packet as _, checksum, headers::Ethernet},
     path::{Hook, TunnelNote, UnderlayRoute, note_tunnel, note_tunnel_v6},
     reason::Reason,
-    testing::{Frame, FrameV6, HERE, MemoryTables, NOW, THERE, TUNNEL, seen_at},
 };
+use flannel_common_testing::{Frame, FrameV6, HERE, MemoryTables, NOW, THERE, TUNNEL, seen_at};
 
 const SECOND: u64 = 1_000_000_000;
 

@@ -6,8 +6,8 @@ use flannel_common::{
     layout::{PeerKind, PodPlace},
     path::{Hook, Verdict, decide},
     reason::Reason,
-    testing::{HERE, MemoryTables, Node, THERE, handed, popped, pushed, routed, seen_at},
 };
+use flannel_common_testing::{HERE, MemoryTables, Node, THERE, handed, popped, pushed, routed, seen_at};
 use proptest::{collection::vec, prelude::*};
 
 /// Ethernet from etherparse, so that no header of ours judges itself.

@@ -13,10 +13,10 @@ use flannel_common::{
     packet::{Arrival, ipv6::Ipv6},
     path::{Hook, Note, Verdict, decide, note_v6},
     reason::Reason,
-    testing::{
-        FrameV6, HERE, MemoryTables, Node, THERE, TUNNEL, fixtures, handed_over, popped_v6, pushed_v6,
-        random::any_arrival, random_v6::case_v6, seen_at, transport_checksum,
-    },
+};
+use flannel_common_testing::{
+    FrameV6, HERE, MemoryTables, Node, THERE, TUNNEL, fixtures, handed_over, popped_v6, pushed_v6,
+    random::any_arrival, random_v6::case_v6, seen_at, transport_checksum,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 

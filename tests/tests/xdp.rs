@@ -11,8 +11,8 @@ use anyhow::{Result, bail, ensure};
 use flannel_common::{
     layout::AddressV6,
     reason::{Direction, Reason},
-    testing::{Frame, FrameV6},
 };
+use flannel_common_testing::{Frame, FrameV6};
 use flannel_tests::{
     eventually,
     lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},

@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::{Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice, UdpHeaderSlice};
-use flannel_common::{reason::Reason, testing::Frame};
+use flannel_common::reason::Reason;
+use flannel_common_testing::Frame;
 use flannel_tests::{
     eventually,
     lab::{CONVERGENCE, Cluster, FastPath, Lab},

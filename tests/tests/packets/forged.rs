@@ -9,8 +9,8 @@ use flannel_common::{
         headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, UDP_LEN},
     },
     reason::{Class, Direction, Reason},
-    testing::Frame,
 };
+use flannel_common_testing::Frame;
 use flannel_tests::{
     counters::Counters,
     eventually,

@@ -6,7 +6,8 @@ use aya::programs::{
     links::{FdLink, LinkInfo, PinnedLink},
 };
 use flannel_agent::bpf::{LogLevel, Pins, Programs};
-use flannel_common::{path::Hook, testing::interface};
+use flannel_common::path::Hook;
+use flannel_common_testing::interface;
 
 use crate::sandbox::{add_veth, eventually, in_sandbox, ip};
 

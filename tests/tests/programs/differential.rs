@@ -9,11 +9,11 @@ use flannel_common::{
         ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
     path::{Hook, decide, note, note_v6},
-    testing::{
-        interface,
-        random::{Case, case},
-        random_v6::case_v6,
-    },
+};
+use flannel_common_testing::{
+    interface,
+    random::{Case, case},
+    random_v6::case_v6,
 };
 use proptest::{
     strategy::Strategy,

@@ -10,10 +10,10 @@ use flannel_common::{
     },
     path::{Deliver, Encap, Hook, Note, UnderlayRoute, Verdict, left, note_tunnel, note_tunnel_v6, v6},
     reason::Reason,
-    testing::{
-        MemoryTables, handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed,
-        transport_checksum,
-    },
+};
+use flannel_common_testing::{
+    MemoryTables, handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed,
+    transport_checksum,
 };
 
 use crate::loaded::{Counted, MARK, Outcome};

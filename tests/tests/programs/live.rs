@@ -3,11 +3,8 @@
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_common::{
-    path::Hook,
-    reason::Reason,
-    testing::{Frame, HERE, THERE},
-};
+use flannel_common::{path::Hook, reason::Reason};
+use flannel_common_testing::{Frame, HERE, THERE};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket},

@@ -16,8 +16,8 @@ use flannel_common::{
     packet::Arrival,
     path::Hook,
     reason::{Direction, Reason},
-    testing::{MemoryTables, NOW},
 };
+use flannel_common_testing::{MemoryTables, NOW};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::sandbox::Sandbox;

@@ -10,8 +10,8 @@ use flannel_common::{
         PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
     },
     path::Hook,
-    testing::{Frame, HERE, NOW, THERE, interface, seen_at},
 };
+use flannel_common_testing::{Frame, HERE, NOW, THERE, interface, seen_at};
 use serde_json::{Value, json};
 
 use crate::{
@@ -295,7 +295,7 @@ fn what_is_put_is_found_until_it_is_removed() {
     in_sandbox(|sandbox| {
         let mut loaded = Loaded::new(sandbox)?;
         let vteps = &mut loaded.tables.vteps;
-        let lease = |node: &flannel_common::testing::Node| VtepV4 { subnet: node.subnet };
+        let lease = |node: &flannel_common_testing::Node| VtepV4 { subnet: node.subnet };
         vteps.put(&THERE.vtep, &lease(&THERE))?;
         vteps.put(&HERE.vtep, &lease(&HERE))?;
         vteps.put(&THERE.vtep, &lease(&HERE))?;

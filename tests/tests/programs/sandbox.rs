@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::{bpf::Pins, values::Mac};
-use flannel_common::testing::interface;
+use flannel_common_testing::interface;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},

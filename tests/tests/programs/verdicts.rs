@@ -7,11 +7,11 @@ use flannel_common::{
     layout::SubnetV4,
     path::{Hook, Verdict, left},
     reason::{Direction, Reason},
-    testing::{
-        Frame, HERE, THERE,
-        fixtures::{self, Fixture, InKernel},
-        seen_at,
-    },
+};
+use flannel_common_testing::{
+    Frame, HERE, THERE,
+    fixtures::{self, Fixture, InKernel},
+    seen_at,
 };
 
 use crate::{

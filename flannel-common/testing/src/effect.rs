@@ -1,8 +1,6 @@
 //! What the programs do with a frame once it is decided, on bytes.
 
-use std::vec::Vec;
-
-use crate::{
+use flannel_common::{
     layout::PoppedFor,
     packet::{
         Packet as _,

@@ -1,15 +1,14 @@
 //! Frames as pods and nodes send them, to be bent where a test wants them bent.
 
-use std::{vec, vec::Vec};
-
-use super::interface;
-use crate::packet::{
+use flannel_common::packet::{
     checksum,
     headers::{
         ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK,
         TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan,
     },
 };
+
+use super::interface;
 
 /// An Ethernet frame with an IPv4 packet.
 #[derive(Clone, Debug, PartialEq, Eq)]

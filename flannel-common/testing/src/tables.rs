@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
+use flannel_common::{
     layout::{
         AddressV6, Config, ConfigV6, Exempt, FlowKey, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodPlace,
         SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,

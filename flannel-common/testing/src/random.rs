@@ -1,12 +1,7 @@
 //! Cases that are almost right: a valid packet with a field or two bent, and tables with an entry or two
 //! changed, so that every branch of a decision is taken often.
 
-use std::{vec, vec::Vec};
-
-use proptest::{collection::vec, prelude::*, sample::select};
-
-use super::{ELSEWHERE, Frame, HERE, MemoryTables, NOW, THERE, TUNNEL, interface, seen_at};
-use crate::{
+use flannel_common::{
     layout::{
         Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, Tunnel,
         UnknownVtep, VtepV4,
@@ -19,6 +14,9 @@ use crate::{
     path::{Hook, ecn},
     reason::Direction,
 };
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{ELSEWHERE, Frame, HERE, MemoryTables, NOW, THERE, TUNNEL, interface, seen_at};
 
 /// Longest payload of a random packet: with all headers it still fits a page, the most that
 /// BPF_PROG_TEST_RUN takes.

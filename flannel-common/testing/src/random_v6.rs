@@ -1,14 +1,6 @@
 //! IPv6 cases that are almost right, as those of IPv4.
 
-use std::{vec, vec::Vec};
-
-use proptest::{collection::vec, prelude::*, sample::select};
-
-use super::{
-    ELSEWHERE, FrameV6, HERE, MemoryTables, THERE, interface,
-    random::{Bend, Case, arrival, permit},
-};
-use crate::{
+use flannel_common::{
     layout::{
         AddressV6, Exempt, FastPath, FlowProtocol, FlowV6, PREFIX_LENGTHS, PeerKind, SubnetV6, UnknownVtep,
         VtepV6,
@@ -20,6 +12,12 @@ use crate::{
     },
     path::Hook,
     reason::Direction,
+};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{
+    ELSEWHERE, FrameV6, HERE, MemoryTables, THERE, interface,
+    random::{Bend, Case, arrival, permit},
 };
 
 /// Longest payload of a random packet: with all headers it still fits a page.

@@ -1,7 +1,7 @@
 //! What the tests of a decision need, on the host and in the kernel: tables in memory, nodes with pods,
 //! frames, a table of hand-written fixtures, and strategies for random cases.
 //!
-//! The fixtures and cases run twice: through [`crate::path::decide`] in this crate's tests, and through
+//! The fixtures and cases run twice: through [`flannel_common::path::decide`] in its crate's tests, and through
 //! the programs in the kernel in the tests of the workspace.
 
 mod effect;

@@ -1,9 +1,6 @@
 //! IPv6 frames as pods and nodes send them, to be bent where a test wants them bent.
 
-use std::{vec, vec::Vec};
-
-use super::interface;
-use crate::{
+use flannel_common::{
     layout::AddressV6,
     packet::{
         headers::{
@@ -13,6 +10,8 @@ use crate::{
         ipv6::{ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
     },
 };
+
+use super::interface;
 
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;

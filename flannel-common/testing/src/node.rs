@@ -1,12 +1,13 @@
 //! Nodes of a small cluster, and the tables each of them would have.
 
-use super::MemoryTables;
-use crate::{
+use flannel_common::{
     layout::{Config, FastPath, PeerKind, PeerV4, PodPlace, SubnetV4, Tunnel, UnknownVtep, VtepV4},
     mark::FLOW_MARK,
     packet::Arrival,
     path::Hook,
 };
+
+use super::MemoryTables;
 
 /// Interface indexes of a node; a test in the kernel makes interfaces with these very numbers.
 pub mod interface {

@@ -1,9 +1,10 @@
 //! The same nodes in a cluster that has an IPv6 network, too.
 
-use super::{MemoryTables, Node, TUNNEL, interface};
-use crate::layout::{
+use flannel_common::layout::{
     AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodPlace, SubnetV6, UnknownVtep, VtepV6,
 };
+
+use super::{MemoryTables, Node, TUNNEL, interface};
 
 /// `fd00:<high>::<low>`.
 const fn address(high: [u8; 4], low: u8) -> AddressV6 {
