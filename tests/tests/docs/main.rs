@@ -1,0 +1,84 @@
+//! The documentation says what is true: its links lead somewhere, its generated parts are those that the code gives.
+
+mod chart;
+mod generated;
+mod links;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The repository.
+fn root() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}
+
+/// A page of the documentation.
+struct Page {
+    /// Below the repository's root.
+    name: String,
+    text: String,
+}
+
+/// Each page of the repository.
+fn pages() -> Result<Vec<Page>> {
+    let mut names = Vec::new();
+    find(&root(), Path::new(""), &mut names)?;
+    names.sort();
+    ensure!(names.iter().any(|name| name == "README.md") && names.len() > 10, "pages are missing: {names:?}");
+    names.into_iter().map(|name| Ok(Page { text: read(&name)?, name })).collect()
+}
+
+fn find(root: &Path, directory: &Path, names: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(root.join(directory)).context("read a directory")? {
+        let entry = entry?;
+        let name = directory.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            let file_name = entry.file_name();
+            let hidden = file_name.to_string_lossy().starts_with('.');
+            if !hidden && file_name != "target" {
+                find(root, &name, names)?;
+            }
+        } else if name.extension().is_some_and(|extension| extension == "md") {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(())
+}
+
+fn read(name: &str) -> Result<String> {
+    fs::read_to_string(root().join(name)).with_context(|| name.to_owned())
+}
+
+/// Set to write generated parts anew instead of comparing them.
+const WRITE: &str = "FLANNEL_WRITE_DOCS";
+
+/// Holds the file `name` to `expected`, or writes it where [`WRITE`] is set.
+fn hold(name: &str, expected: &str) -> Result<()> {
+    let path = root().join(name);
+    if std::env::var_os(WRITE).is_some() {
+        return fs::write(&path, expected).with_context(|| path.display().to_string());
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    let differs = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
+    ensure!(
+        found == expected,
+        "{name} is out of date: write it by `{WRITE}=1 cargo test -p flannel-tests --test docs`\n{differs:#?}"
+    );
+    Ok(())
+}
+
+/// A newcomer reads it to its end.
+#[test]
+fn the_readme_is_short() -> Result<()> {
+    let length = read("README.md")?.len();
+    ensure!(
+        length <= 8 << 10,
+        "README.md has {length} bytes, and at most 8192 are wanted: move text to a page"
+    );
+    Ok(())
+}
