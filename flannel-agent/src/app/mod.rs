@@ -25,7 +25,7 @@ use crate::{
     },
     masq::Rules,
     netlink::Netlink,
-    node::{Node, backend::Backend, published, stacks, underlay::Follower},
+    node::{Node, backend::Backend, published, stacks, underlay::UnderlayWatch},
     plan::{FlowRefresh, Local, inherited},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Others, Previous, SubnetFile, lock::SubnetFileLock},
@@ -244,7 +244,7 @@ impl Agent<'_> {
             mtu: backend.pod_mtu(&external),
             ip_masq: options.ip_masq,
         };
-        let (follower, externals) = Follower::open(choice, external)?;
+        let (underlay, externals) = UnderlayWatch::open(choice, external)?;
         let (node, locals, published, mtu) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
@@ -275,7 +275,7 @@ impl Agent<'_> {
                     Ok(End::Again)
                 }
             },
-            never = follower.run() => match never {},
+            never = underlay.run() => match never {},
             never = node.follow(externals, fast_path_now, refresh_now, ports_now) => match never {},
             never = follow_source_ports(&ports) => match never {},
             () = following => Ok(End::Stopped),

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
-    time::Duration,
 };
 
 use aya::{
@@ -16,17 +15,11 @@ use aya::{
     },
     sys::SyscallError,
 };
-use aya_log::EbpfLogger;
 use flannel_common::path::Hook;
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use tracing::{debug, warn};
 
-use super::{
-    Attachment, FilterError, PinError, Pins, Programs, clsact,
-    loader::{chain, program},
-};
-
-const LOG_PERIOD: Duration = Duration::from_millis(100);
+use super::{Attachment, FilterError, PinError, Pins, Programs, clsact, error::chain, loader::program};
 
 /// A program that could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -347,14 +340,5 @@ fn describe_tc(error: &ProgramError) -> String {
             _ => format!("{call}: {io_error}"),
         },
         other => chain(other),
-    }
-}
-
-/// Reads the programs' log, ten times a second: it is for rare events and for debugging.
-pub(super) async fn drain(mut logger: EbpfLogger<&'static dyn log::Log>) {
-    let mut tick = tokio::time::interval(LOG_PERIOD);
-    loop {
-        tick.tick().await;
-        logger.flush();
     }
 }

@@ -19,7 +19,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::{PinError, Pins, loader::chain};
+use super::{PinError, Pins, error::chain};
 use crate::{
     netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl, tc::PRIORITY},
     plan::HookPlace,

@@ -17,7 +17,7 @@ use flannel_common::{
     path::Hook,
 };
 
-use super::{Attachment, LoadError, OBJECT, TcAttach, clsact, loader::chain};
+use super::{Attachment, LoadError, OBJECT, TcAttach, clsact, error::chain};
 
 /// A thing that programs need, or would make use of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, io};
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{MapData, MapError, MapInfo, MapType},
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{MapData, MapInfo, MapType},
     programs::{Program, ProgramError},
 };
 use flannel_common::{
@@ -20,75 +20,12 @@ use flannel_common::{
     mark::Marks,
     path::Hook,
 };
-use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::{Attachment, Feature, Features, MapSizes, OBJECT, PinError, Pins, TcAttach};
-use crate::host::privileges::too_few_files;
-
-/// Programs that could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The pins cannot be made.
-    #[error(transparent)]
-    Pins(#[from] PinError),
-    /// The object or its maps were refused.
-    #[error("the kernel refused the maps, or the object is damaged: {}", chain(.0))]
-    Object(#[from] EbpfError),
-    /// The object lacks a program: it was built from other sources.
-    #[error("the object has no program {0}: rebuild it with `cargo xtask build-ebpf`")]
-    Missing(&'static str),
-    /// The verifier, or the lack of a privilege.
-    #[error("the kernel refused program {program}: {}", chain(.error))]
-    Program {
-        /// Which.
-        program: &'static str,
-        /// Its answer, with the verifier's log.
-        error: Box<ProgramError>,
-    },
-}
-
-/// An error and what caused it, in one line, with the remedy where that is the same whatever was tried.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        let errno = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-        if errno == Some(Errno::EMFILE as i32) {
-            text.push_str(&format!("; {}", too_few_files()));
-        }
-        next = cause.source();
-    }
-    text
-}
-
-/// How much the programs say in the agent's log; the verifier removes what is below the level.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogLevel {
-    /// Nothing.
-    #[default]
-    Off,
-    /// Spoofed or refused packets.
-    Warn,
-    /// Every packet: for looking into a test, never for a busy node.
-    Debug,
-}
-
-impl LogLevel {
-    /// As aya-log numbers levels.
-    const fn number(self) -> u8 {
-        match self {
-            Self::Off => 0,
-            Self::Warn => 2,
-            Self::Debug => 4,
-        }
-    }
-}
+use super::{
+    Attachment, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins, TcAttach,
+    error::chain, log,
+};
 
 /// The loaded programs.
 pub struct Programs {
@@ -119,8 +56,8 @@ impl Programs {
     ///
     /// # Errors
     /// As those of [`Programs::load_sized`].
-    pub fn load(pins: Pins, log: LogLevel) -> Result<Self, LoadError> {
-        Self::load_sized(pins, log, MapSizes::default(), Marks::DEFAULT)
+    pub fn load(pins: Pins, level: LogLevel) -> Result<Self, LoadError> {
+        Self::load_sized(pins, level, MapSizes::default(), Marks::DEFAULT)
     }
 
     /// Loads all programs, which use `marks`. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
@@ -128,7 +65,7 @@ impl Programs {
     ///
     /// # Errors
     /// When the kernel, or the file system, refuses a part.
-    pub fn load_sized(pins: Pins, log: LogLevel, sizes: MapSizes, marks: Marks) -> Result<Self, LoadError> {
+    pub fn load_sized(pins: Pins, level: LogLevel, sizes: MapSizes, marks: Marks) -> Result<Self, LoadError> {
         Pins::make(&pins.maps())?;
         Pins::make(&pins.links())?;
         let mut loader = EbpfLoader::new();
@@ -139,7 +76,7 @@ impl Programs {
                 loader.map_max_entries(name, entries);
             }
         }
-        let level = log.number();
+        let level = level.number();
         let mut ebpf = loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("AYA_LOG_LEVEL", &level, true)
@@ -214,16 +151,8 @@ impl Programs {
 
     /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at
     /// [`LogLevel::Off`].
-    pub fn forward_log(&mut self, log: LogLevel) {
-        if log == LogLevel::Off {
-            return;
-        }
-        match aya_log::EbpfLogger::init(&mut self.ebpf) {
-            Ok(logger) => {
-                tokio::spawn(super::attach::drain(logger));
-            }
-            Err(error) => warn!(%error, "the programs' log cannot be read"),
-        }
+    pub fn forward_log(&mut self, level: LogLevel) {
+        log::forward(&mut self.ebpf, level);
     }
 
     /// The loaded program of `hook`, to be run on packets of one's own (BPF_PROG_TEST_RUN).
@@ -305,10 +234,4 @@ fn drop_foreign(pins: &Pins, name: &'static str, entries: u32) -> Result<(), Loa
         false => warn!(map = name, %pin, "replaced a pinned map of another layout"),
     }
     std::fs::remove_file(&path).map_err(|error| PinError::Io { action: "remove", path, error }.into())
-}
-
-impl From<MapError> for LoadError {
-    fn from(error: MapError) -> Self {
-        Self::Object(error.into())
-    }
 }

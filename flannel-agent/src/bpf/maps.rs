@@ -20,7 +20,7 @@ use flannel_common::{
 
 use nix::errno::Errno;
 
-use super::{Pins, batch::Batches, loader::chain};
+use super::{Pins, batch::Batches, error::chain};
 
 /// A map that could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]

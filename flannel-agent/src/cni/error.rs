@@ -4,8 +4,6 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::version;
-
 /// What went wrong, for the runtime to act on (CNI specification 1.1.0, "Error", and the codes of its library).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -75,9 +73,8 @@ impl CniError {
         self.code
     }
 
-    /// As JSON, in the version `spoken`; empty is the newest.
-    pub(super) fn render(&self, spoken: &str) -> String {
-        let version = if spoken.is_empty() { version::NEWEST } else { spoken };
+    /// As JSON, in `version` of the specification.
+    pub(super) fn render(&self, version: &str) -> String {
         let mut value = json!({ "cniVersion": version, "code": self.code, "msg": self.message });
         if !self.details.is_empty()
             && let Some(fields) = value.as_object_mut()

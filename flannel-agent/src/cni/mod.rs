@@ -59,7 +59,10 @@ pub fn main(
             return ExitCode::SUCCESS;
         }
         Ok(Answer::Text(text)) => (text, ExitCode::SUCCESS),
-        Err(error) => (error.render(&spoken).into_bytes(), ExitCode::FAILURE),
+        Err(error) => {
+            let version = if spoken.is_empty() { version::NEWEST } else { &spoken };
+            (error.render(version).into_bytes(), ExitCode::FAILURE)
+        }
     };
     match stdout.write_all(&text).and_then(|()| stdout.flush()) {
         Ok(()) => code,
@@ -124,7 +127,7 @@ fn add(invocation: &Invocation, conf: &NetConf) -> Result<Vec<u8>, CniError> {
     let text = render(&config);
     State::of(conf, &invocation.container).save(&text)?;
     let result = plugin.run(Verb::Add, &text)?;
-    version::complete(result, conf)
+    version::complete(result, &conf.cni_version)
 }
 
 /// DEL. Where what ADD kept is gone or damaged, the delegate is asked by what is configured now.

@@ -3,10 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    NetConf,
     error::{CniError, Code},
     invocation::Verb,
 };
+use crate::values::shorten;
 
 /// Every version there is, oldest first.
 pub const SUPPORTED: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -52,11 +52,11 @@ pub(super) fn check(version: &str, verb: Verb) -> Result<(), CniError> {
     Ok(())
 }
 
-/// A result, with the version that an old delegate leaves out.
-pub(super) fn complete(result: Vec<u8>, conf: &NetConf) -> Result<Vec<u8>, CniError> {
+/// A result, with the `version` of the configuration where an old delegate leaves it out.
+pub(super) fn complete(result: Vec<u8>, version: &str) -> Result<Vec<u8>, CniError> {
     let Ok(mut fields) = serde_json::from_slice::<Map<String, Value>>(&result) else {
         let text = String::from_utf8_lossy(&result);
-        let shown = crate::values::shorten(text.trim(), 200);
+        let shown = shorten(text.trim(), 200);
         return Err(CniError::new(
             Code::Decoding,
             format!("the delegate's result is no JSON object: {shown:?}"),
@@ -65,6 +65,6 @@ pub(super) fn complete(result: Vec<u8>, conf: &NetConf) -> Result<Vec<u8>, CniEr
     if fields.get("cniVersion").is_some_and(|version| version != "") {
         return Ok(result);
     }
-    fields.insert("cniVersion".to_owned(), conf.cni_version.clone().into());
+    fields.insert("cniVersion".to_owned(), version.into());
     Ok(format!("{:#}\n", Value::Object(fields)).into_bytes())
 }

@@ -48,14 +48,14 @@ pub fn parse(text: &str) -> Result<BTreeSet<IpNetwork>, BadLine> {
 }
 
 /// Follows one file.
-pub(super) struct Follower {
+pub(super) struct ExemptFile {
     file: SteadyFile,
     /// Those of the command line.
     flags: BTreeSet<IpNetwork>,
     tell: watch::Sender<Exemptions>,
 }
 
-impl Follower {
+impl ExemptFile {
     pub(super) fn new(path: PathBuf, flags: BTreeSet<IpNetwork>, tell: watch::Sender<Exemptions>) -> Self {
         Self { file: SteadyFile::at(path), flags, tell }
     }

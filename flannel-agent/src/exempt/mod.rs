@@ -62,7 +62,7 @@ impl Flags {
         let exemptions = Exemptions { prefixes: self.prefixes.clone(), nodes: self.nodes };
         let (tell, told) = watch::channel(exemptions);
         if let Some(path) = self.file {
-            let mut file = file::Follower::new(path, self.prefixes, tell);
+            let mut file = file::ExemptFile::new(path, self.prefixes, tell);
             file.first_look().await;
             tokio::spawn(file.run());
         }

@@ -19,8 +19,8 @@ use tracing::{debug, warn};
 use exec::{ExecError, Machine};
 use iptables::{Families, Iptables};
 use keep::{Firewall, Flows, Keeper};
+use monitor::RulesetMonitor;
 use nft::Nft;
-use notices::Notices;
 use rules::RuleSet;
 
 use crate::values::Family;
@@ -30,8 +30,8 @@ mod blackhole;
 mod exec;
 mod iptables;
 mod keep;
+mod monitor;
 mod nft;
-mod notices;
 mod rules;
 
 /// What the rules of this node follow from.
@@ -110,8 +110,10 @@ impl Rules {
 
     async fn by_nft(&mut self, options: &MasqOptions) -> Result<(), ExecError> {
         let rules: Vec<RuleSet> = options.rules.iter().map(RuleSet::new).collect();
-        let nft = Nft::detect(Machine, &rules, options.earlier()).await?;
-        self.spawn(nft, true, options.resync);
+        let nft = Nft::detect(Machine, &rules).await?;
+        let earlier = options.earlier();
+        let others = async move { iptables::remove(&mut Machine, &earlier).await };
+        self.spawn(nft, true, options.resync, others);
         Ok(())
     }
 
@@ -120,23 +122,35 @@ impl Rules {
             let random_fully = family.random_fully && capable;
             RuleSet::new(&RuleOptions { random_fully, ..*family })
         };
-        let iptables = Iptables::detect(Machine, options.families(family), options.earlier(), rules).await?;
-        let told = iptables.is_nft();
-        self.spawn(iptables, told, options.resync);
+        let families = options.families(family);
+        let mut without = vec![families.own];
+        without.extend(&families.without);
+        let iptables = Iptables::detect(Machine, families, options.earlier(), rules).await?;
+        let notified = iptables.is_nft();
+        let others = async move { nft::remove(&mut Machine, &without).await };
+        self.spawn(iptables, notified, options.resync, others);
         Ok(())
     }
 
-    /// `told`: the kernel tells of changes to what `firewall` keeps.
-    fn spawn(&mut self, firewall: impl Firewall + Send + 'static, told: bool, resync: Duration) {
-        let notices = told.then(Notices::open).and_then(|opened| {
+    /// `notified`: the kernel tells of changes to what `firewall` keeps. `others` removes what other kinds of firewall
+    /// hold of flannel's, once these rules are in place.
+    fn spawn(
+        &mut self,
+        firewall: impl Firewall + Send + 'static,
+        notified: bool,
+        resync: Duration,
+        others: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let monitor = notified.then(RulesetMonitor::open).and_then(|opened| {
             opened
                 .inspect_err(|error| debug!(%error, "no notices of changed rules: looking every second"))
                 .ok()
         });
         let (sender, applied) = watch::channel(None);
         self.applied.push(applied);
-        self.tasks
-            .push(AbortOnDropHandle::new(tokio::spawn(Keeper::new(firewall, resync, notices).run(sender))));
+        self.tasks.push(AbortOnDropHandle::new(tokio::spawn(
+            Keeper::new(firewall, resync, monitor).run(sender, others),
+        )));
     }
 }
 

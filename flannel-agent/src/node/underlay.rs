@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// was made anew) and its MTU are followed at once. Only when the address is gone for longer than a
 /// DHCP client needs is the choice made again, by the rules of the start. Where those find nothing, everything
 /// stays as it is.
-pub struct Follower {
+pub struct UnderlayWatch {
     choice: InterfaceChoice,
     netlink: Netlink,
     monitor: Monitor,
@@ -35,7 +35,7 @@ pub struct Follower {
     tell: watch::Sender<ExternalInterface>,
 }
 
-impl Follower {
+impl UnderlayWatch {
     /// Follows `external`, which was chosen by `choice`; the receiver sees what becomes of it.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ async fn tls_with_client_certificates() {
     let tls = Tls::start();
     let store = EtcdStore::connect(&tls.options).unwrap();
     store.try_network_config().await.unwrap();
-    store.acquire(&network(), &node(1), None).await.unwrap();
+    store.acquire_lease(&network(), &node(1), None).await.unwrap();
     let mut watch = store.watch(subnet("10.3.1.0/24"));
     assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(_)));
     // Without a scheme, the certificates say that TLS is meant.
@@ -197,7 +197,7 @@ async fn a_certificate_renewed_on_disk_is_used_from_the_next_connection_on() {
     let mut tls = Tls::start();
     let (log, _guard) = Log::capture();
     let store = EtcdStore::connect(&tls.options).unwrap();
-    let own = store.acquire(&network(), &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
+    let own = store.acquire_lease(&network(), &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
     let mut watch = store.watch(own.subnet);
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
     // For etcdctl, which reads `client.pem`, the good one stays.

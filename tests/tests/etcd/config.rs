@@ -9,7 +9,7 @@ async fn the_config_is_read() {
     let etcd = Etcd::start().unwrap();
     etcd.put(&format!("{PREFIX}/config"), r#"{"network":"10.3.0.0/16","Backend":{"Type":"VXLAN","VNI":7}}"#)
         .unwrap();
-    let config = store(&etcd).network_config().await.unwrap();
+    let config = store(&etcd).wait_for_network_config().await.unwrap();
     let BuiltBackend::Vxlan(options) = config.built().unwrap() else { panic!("{config:?}") };
     assert_eq!(options.vni, 7);
 }
@@ -45,7 +45,7 @@ async fn an_unknown_backend_and_no_stack_are_not_waited_for() {
         (r#"{"Network":"10.3.0.0/16","EnableIPv4":false}"#, "none defined stack"),
     ] {
         etcd.put(&format!("{PREFIX}/config"), config).unwrap();
-        let error = tokio::time::timeout(SOON, store.network_config()).await.unwrap().unwrap_err();
+        let error = tokio::time::timeout(SOON, store.wait_for_network_config()).await.unwrap().unwrap_err();
         assert!(error.to_string().starts_with(&format!("{PREFIX}/config: {words}")), "{error}");
     }
 }
@@ -56,7 +56,7 @@ async fn the_config_is_waited_for_and_each_reason_logged_once() {
     let (log, _guard) = Log::capture();
     etcd.stop();
     let store = store(&etcd);
-    let config = tokio::spawn(async move { store.network_config().await });
+    let config = tokio::spawn(async move { store.wait_for_network_config().await });
     // Each is said, and then tried again a few times without another word.
     let said = async |words: &str| {
         log.await_words(words, 1).await;
@@ -87,7 +87,7 @@ async fn changes_while_running_are_said_once() {
     put(as_started);
     let (log, _guard) = Log::capture();
     let store = store(&etcd);
-    let reports = tokio::spawn(async move { store.report_config_changes(network()).await });
+    let reports = tokio::spawn(async move { store.watch_network_config(network()).await });
     let says = async |words: &str, times: usize| {
         log.await_words(words, times).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -121,7 +121,7 @@ async fn a_change_between_the_start_and_the_watch_is_said() {
     etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#)
         .unwrap();
     let store = store(&etcd);
-    let reports = tokio::spawn(async move { store.report_config_changes(network()).await });
+    let reports = tokio::spawn(async move { store.watch_network_config(network()).await });
     log.await_words("Backend.Type: vxlan -> host-gw", 1).await;
     assert_eq!(log.count("Backend.Type: vxlan -> host-gw"), 1, "{}", log.text());
     assert!(!reports.is_finished());

@@ -33,7 +33,7 @@ async fn one_of_several_endpoints_is_dead() {
             let options = EtcdOptions { endpoints: endpoints.clone(), ..EtcdOptions::default() };
             let store = EtcdStore::connect(&options).unwrap();
             store.try_network_config().await.unwrap();
-            store.acquire(&network(), &node(1), None).await.unwrap();
+            store.acquire_lease(&network(), &node(1), None).await.unwrap();
             let mut watch = store.watch(subnet("10.3.1.0/24"));
             assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(_)));
         }
@@ -100,7 +100,7 @@ async fn user_and_password() {
 
     early.try_network_config().await.expect("etcd asks for them from now on");
     store.try_network_config().await.unwrap();
-    let own = store.acquire(&network(), &node(1), None).await.unwrap();
+    let own = store.acquire_lease(&network(), &node(1), None).await.unwrap();
     let mut watch = store.watch(own.subnet);
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
 
@@ -114,7 +114,7 @@ async fn user_and_password() {
     etcd.start_again().unwrap();
     etcd.put(&key("10.3.250.0-24"), &node(2).to_json()).unwrap();
     assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.250.0/24", 2)));
-    store.acquire(&network(), &node(1), None).await.unwrap();
+    store.acquire_lease(&network(), &node(1), None).await.unwrap();
 }
 
 #[tokio::test]

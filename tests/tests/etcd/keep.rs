@@ -12,8 +12,8 @@ fn previous() -> Option<LeaseSubnet> {
 
 async fn kept(etcd: &Etcd, timing: LeaseTiming) -> (OwnLease, LeaseKeeper) {
     let store = EtcdStore::connect(&EtcdOptions { timing, ..options(etcd) }).unwrap();
-    let own = store.acquire(&network(), &node(1), previous()).await.unwrap();
-    (own.clone(), store.keep(own))
+    let own = store.acquire_lease(&network(), &node(1), previous()).await.unwrap();
+    (own.clone(), store.keep_lease(own))
 }
 
 async fn report(keeper: &mut LeaseKeeper) -> OwnLeaseReport {
@@ -80,10 +80,10 @@ async fn changed_attributes_are_published() {
     let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
     let mut changed = node(9);
     changed.public_ip = node(1).public_ip;
-    keeper.update(changed.clone());
+    keeper.publish(changed.clone());
     assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
     assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), changed.to_json());
-    keeper.update(changed);
+    keeper.publish(changed);
     no_report(&mut keeper).await;
 }
 
@@ -95,7 +95,7 @@ async fn a_new_address_is_published_in_place() {
     let (own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
     let mut moved = node(1);
     moved.public_ip = [192, 0, 2, 100].into();
-    keeper.update(moved.clone());
+    keeper.publish(moved.clone());
     assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
     assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), moved.to_json());
     assert_eq!(etcd.keys(PREFIX).unwrap().len(), 1);
@@ -105,7 +105,7 @@ async fn a_new_address_is_published_in_place() {
     etcd.stop();
     let mut again = moved.clone();
     again.public_ip = [192, 0, 2, 101].into();
-    keeper.update(again.clone());
+    keeper.publish(again.clone());
     no_report(&mut keeper).await;
     etcd.wipe().unwrap();
     etcd.start_again().unwrap();
@@ -114,7 +114,7 @@ async fn a_new_address_is_published_in_place() {
         let report = report(&mut keeper).await;
         assert!(!matches!(report, OwnLeaseReport::Lost(_)), "{report:?}");
     }
-    let next = store(&etcd).acquire(&network(), &again, None).await.unwrap();
+    let next = store(&etcd).acquire_lease(&network(), &again, None).await.unwrap();
     assert_eq!(next.subnet, own.subnet);
 }
 
@@ -125,7 +125,7 @@ async fn changed_attributes_of_a_reservation_leave_it_without_end() {
     let (_own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
     let mut changed = node(9);
     changed.public_ip = node(1).public_ip;
-    keeper.update(changed.clone());
+    keeper.publish(changed.clone());
     assert_eq!(report(&mut keeper).await, OwnLeaseReport::Renewed { expiration: None });
     assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), changed.to_json());
     assert_eq!(etcd.ttl(&key(NAME)).unwrap(), None);
@@ -149,8 +149,8 @@ async fn kept_behind_proxy(etcd: &Etcd) -> (LeaseKeeper, Proxy) {
     let proxy = Proxy::to(etcd).await;
     let endpoints = format!("http://{}", proxy.address);
     let store = EtcdStore::connect(&EtcdOptions { endpoints, ..EtcdOptions::default() }).unwrap();
-    let own = store.acquire(&network(), &node(1), previous()).await.unwrap();
-    let mut keeper = store.keep(own);
+    let own = store.acquire_lease(&network(), &node(1), previous()).await.unwrap();
+    let mut keeper = store.keep_lease(own);
     no_report(&mut keeper).await;
     (keeper, proxy.cut())
 }

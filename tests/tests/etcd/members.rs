@@ -14,7 +14,7 @@ fn store_of(members: &[Etcd; 3]) -> EtcdStore {
 async fn each_of_three_members_may_be_killed() {
     let mut members = Etcd::start_three().unwrap();
     let store = store_of(&members);
-    let own = store.acquire(&network(), &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
+    let own = store.acquire_lease(&network(), &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
     let mut watch = store.watch(own.subnet);
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
     for killed in 0..3 {
@@ -34,8 +34,10 @@ async fn each_of_three_members_may_be_killed() {
                 event => panic!("{event:?}"),
             }
         }
-        let again =
-            tokio::time::timeout(SOON, store.acquire(&network(), &node(1), None)).await.unwrap().unwrap();
+        let again = tokio::time::timeout(SOON, store.acquire_lease(&network(), &node(1), None))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(again.subnet, own.subnet);
         members[killed].start_again().unwrap();
     }
@@ -45,14 +47,14 @@ async fn each_of_three_members_may_be_killed() {
 async fn all_members_killed_and_back() {
     let mut members = Etcd::start_three().unwrap();
     let store = store_of(&members);
-    let own = store.acquire(&network(), &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
+    let own = store.acquire_lease(&network(), &node(1), Some(subnet("10.3.1.0/24"))).await.unwrap();
     let mut watch = store.watch(own.subnet);
-    let mut keeper = store.keep(own);
+    let mut keeper = store.keep_lease(own);
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
     // One is left, which can no longer decide anything.
     members[..2].iter_mut().for_each(Etcd::stop);
     let joining = store_of(&members);
-    let joined = tokio::spawn(async move { joining.acquire(&network(), &node(2), None).await });
+    let joined = tokio::spawn(async move { joining.acquire_lease(&network(), &node(2), None).await });
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!joined.is_finished(), "without a quorum there is no lease");
     members[2].stop();

@@ -43,10 +43,10 @@ async fn a_slow_etcd_is_only_slow() {
     etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.3.0.0/16"}"#).unwrap();
     let endpoints = format!("http://{}", late(etcd.address()).await);
     let store = EtcdStore::connect(&EtcdOptions { endpoints, ..EtcdOptions::default() }).unwrap();
-    store.network_config().await.unwrap();
-    let own = store.acquire(&network(), &node(1), None).await.unwrap();
+    store.wait_for_network_config().await.unwrap();
+    let own = store.acquire_lease(&network(), &node(1), None).await.unwrap();
     let mut watch = store.watch(own.subnet);
-    let mut keeper = store.keep(own.clone());
+    let mut keeper = store.keep_lease(own.clone());
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
     for number in 2..6 {
         let text = format!("10.3.{}.0/24", 200 + number);
@@ -55,7 +55,7 @@ async fn a_slow_etcd_is_only_slow() {
     }
     let mut moved = own.attrs;
     moved.public_ip = [192, 0, 2, 100].into();
-    keeper.update(moved.clone());
+    keeper.publish(moved.clone());
     tokio::time::timeout(SOON, keeper.report()).await.unwrap();
     let name = own.subnet.to_string().replace('/', "-");
     assert_eq!(etcd.get(&key(&name)).unwrap().unwrap(), moved.to_json());
@@ -68,11 +68,11 @@ async fn an_etcd_that_stalls_is_waited_for() {
     let etcd = Etcd::start().unwrap();
     let (log, _guard) = Log::capture();
     let store = store(&etcd);
-    let own = store.acquire(&network(), &node(1), None).await.unwrap();
+    let own = store.acquire_lease(&network(), &node(1), None).await.unwrap();
     let mut watch = store.watch(own.subnet);
     assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(Vec::new()));
     etcd.freeze().unwrap();
-    let other = tokio::spawn(async move { store.acquire(&network(), &node(2), None).await });
+    let other = tokio::spawn(async move { store.acquire_lease(&network(), &node(2), None).await });
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(!other.is_finished());
     etcd.thaw().unwrap();

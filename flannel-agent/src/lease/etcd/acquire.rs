@@ -84,7 +84,7 @@ enum Attempt {
 impl EtcdStore {
     /// Takes a subnet for the node of `attrs`, which is `identity`: the one it holds, else the previous one, else a
     /// free one. Waits while etcd does not answer, and logs each distinct reason once.
-    pub async fn acquire(
+    pub async fn acquire_lease(
         &self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,

@@ -4,22 +4,22 @@ use std::convert::Infallible;
 
 use super::{
     EtcdStore,
-    follow::{Followed, Follower},
+    key_watch::{KeyEvent, KeyWatch},
 };
 use crate::{config::NetworkConfig, lease::config_report::ConfigReport};
 
 impl EtcdStore {
     /// Says each change of `<prefix>/config`, once: what differs from `in_force`, and that it takes a restart;
     /// or what is wrong with the new configuration. Goes on until dropped.
-    pub async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {
+    pub async fn watch_network_config(&self, in_force: NetworkConfig) -> Infallible {
         let key = self.config_key();
-        let mut follower = Follower::new(self.members.clone(), "the network config", key.clone(), false);
+        let mut keys = KeyWatch::new(self.members.clone(), "the network config", key.clone(), false);
         let mut report = ConfigReport::new(key, in_force);
         loop {
-            match follower.next().await {
-                Followed::All(all) | Followed::Anew(all) => report.sees(all.first().map(|kv| kv.value())),
-                Followed::Put(kv) => report.sees(Some(kv.value())),
-                Followed::Deleted { .. } => report.sees(None),
+            match keys.next().await {
+                KeyEvent::All(all) | KeyEvent::Anew(all) => report.sees(all.first().map(|kv| kv.value())),
+                KeyEvent::Put(kv) => report.sees(Some(kv.value())),
+                KeyEvent::Deleted { .. } => report.sees(None),
             }
         }
     }

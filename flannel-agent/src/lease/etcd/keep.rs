@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::{
     EtcdStore, OwnLease, RETRY, Said,
     claim::{Claim, Seen, Unreadable, Write},
-    follow::{Followed, Follower},
+    key_watch::{KeyEvent, KeyWatch},
 };
 use crate::{
     lease::{LeaseAttrs, LeaseSubnet},
@@ -67,7 +67,7 @@ pub struct LeaseKeeper {
 
 impl LeaseKeeper {
     /// Publishes new attributes of this node, its address among them; in the background, as often as it takes.
-    pub fn update(&self, attrs: LeaseAttrs) {
+    pub fn publish(&self, attrs: LeaseAttrs) {
         self.attrs.send_if_modified(|now| {
             let changed = *now != attrs;
             *now = attrs;
@@ -89,10 +89,10 @@ impl LeaseKeeper {
 impl EtcdStore {
     /// Keeps `own` in a task that ends with the returned keeper. The lease stays in etcd then, until it expires:
     /// pods keep their addresses while the agent restarts.
-    pub fn keep(&self, own: OwnLease) -> LeaseKeeper {
+    pub fn keep_lease(&self, own: OwnLease) -> LeaseKeeper {
         let (reporter, reports) = mpsc::channel(16);
         let (attrs, changes) = watch::channel(own.attrs.clone());
-        let follower = Follower::new(self.members.clone(), "our lease", self.lease_key(&own.subnet), false);
+        let keys = KeyWatch::new(self.members.clone(), "our lease", self.lease_key(&own.subnet), false);
         let mut keep = Keep {
             store: self.clone(),
             renewal: None,
@@ -105,7 +105,7 @@ impl EtcdStore {
             said: Said::default(),
         };
         keep.schedule();
-        LeaseKeeper { attrs, reports, _task: AbortOnDropHandle::new(tokio::spawn(keep.run(follower))) }
+        LeaseKeeper { attrs, reports, _task: AbortOnDropHandle::new(tokio::spawn(keep.run(keys))) }
     }
 }
 
@@ -126,7 +126,7 @@ struct Keep {
 }
 
 impl Keep {
-    async fn run(mut self, mut follower: Follower) {
+    async fn run(mut self, mut keys: KeyWatch) {
         loop {
             let renewal = self.renewal;
             let due = async move {
@@ -149,7 +149,7 @@ impl Keep {
                     self.published = false;
                     self.write().await
                 }
-                event = follower.next() => self.happened(event).await,
+                event = keys.next() => self.happened(event).await,
             };
             if let Err(lost) = outcome {
                 // The agent's log has it from whoever reads the report.
@@ -221,19 +221,19 @@ impl Keep {
         attrs.same_node(&self.own.attrs) || attrs.same_node(&self.before)
     }
 
-    async fn happened(&mut self, event: Followed) -> Result<(), LostLease> {
+    async fn happened(&mut self, event: KeyEvent) -> Result<(), LostLease> {
         match event {
             // Not to be judged by revisions: the store may be another than it was.
-            Followed::All(all) | Followed::Anew(all) => match all.first() {
+            KeyEvent::All(all) | KeyEvent::Anew(all) => match all.first() {
                 Some(kv) if self.own.seen == Seen::of(kv) => Ok(()),
                 Some(kv) => self.seen(kv).await,
                 None => self.gone().await,
             },
             // Our own write, or older than that: the watch is behind us.
-            Followed::Put(kv) if kv.mod_revision() <= self.own.seen.revision => Ok(()),
-            Followed::Put(kv) => self.seen(&kv).await,
-            Followed::Deleted { revision, .. } if revision <= self.own.seen.revision => Ok(()),
-            Followed::Deleted { .. } => self.gone().await,
+            KeyEvent::Put(kv) if kv.mod_revision() <= self.own.seen.revision => Ok(()),
+            KeyEvent::Put(kv) => self.seen(&kv).await,
+            KeyEvent::Deleted { revision, .. } if revision <= self.own.seen.revision => Ok(()),
+            KeyEvent::Deleted { .. } => self.gone().await,
         }
     }
 

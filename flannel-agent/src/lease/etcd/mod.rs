@@ -20,7 +20,6 @@ use std::{
 };
 
 use etcd_client::{ConnectOptions, GetOptions, GetResponse};
-use tokio::sync::watch::Receiver;
 use tracing::{debug, error, info, warn};
 
 use self::{
@@ -36,8 +35,8 @@ use crate::{
 };
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
+pub use lease_watch::{EtcdWatch, Inherited};
 pub use options::{EtcdOptions, LeaseTiming};
-pub use watch::{EtcdWatch, Inherited};
 
 mod acquire;
 mod advice;
@@ -45,13 +44,13 @@ mod claim;
 mod config_watch;
 mod ctl;
 mod endpoint;
-mod follow;
 mod keep;
+mod key_watch;
+mod lease_watch;
 mod members;
 mod options;
 mod store;
 mod tls;
-mod watch;
 
 /// Between attempts to get what the agent cannot start without.
 const RETRY: Duration = Duration::from_secs(1);
@@ -204,7 +203,7 @@ impl EtcdStore {
     ///
     /// # Errors
     /// [`EtcdError::Config`] for the mistakes that end upstream's start, too.
-    pub async fn network_config(&self) -> Result<NetworkConfig, EtcdError> {
+    pub async fn wait_for_network_config(&self) -> Result<NetworkConfig, EtcdError> {
         let mut said = Said::default();
         loop {
             match self.try_network_config().await {
@@ -239,11 +238,6 @@ impl EtcdStore {
     /// How many leases of peers could not be decoded and were skipped. One that stays as it is counts once.
     pub fn undecodable(&self) -> u64 {
         self.undecodable.load(Ordering::Relaxed)
-    }
-
-    /// Why the last request to etcd failed; `None` while it answers.
-    pub fn trouble(&self) -> Receiver<Option<String>> {
-        self.members.trouble()
     }
 
     fn config_key(&self) -> String {

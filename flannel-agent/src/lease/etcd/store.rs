@@ -19,7 +19,7 @@ impl LeaseStore for EtcdStore {
     const SERVER: &'static str = "etcd";
 
     async fn network_config(&self) -> Result<NetworkConfig, AcquireError> {
-        Ok(self.network_config().await?)
+        Ok(self.wait_for_network_config().await?)
     }
 
     async fn acquire(
@@ -28,7 +28,7 @@ impl LeaseStore for EtcdStore {
         attrs: &LeaseAttrs,
         identity: Identity,
     ) -> Result<OwnLease, AcquireError> {
-        self.acquire(config, attrs, identity).await
+        self.acquire_lease(config, attrs, identity).await
     }
 
     fn watch(&self, own: &OwnLease, inherited: Vec<Lease>) -> EtcdWatch {
@@ -36,15 +36,15 @@ impl LeaseStore for EtcdStore {
     }
 
     fn keep(&self, own: OwnLease) -> LeaseKeeper {
-        self.keep(own)
+        self.keep_lease(own)
     }
 
     fn trouble(&self) -> Receiver<Option<String>> {
-        self.trouble()
+        self.members.trouble()
     }
 
     async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {
-        self.report_config_changes(in_force).await
+        self.watch_network_config(in_force).await
     }
 }
 
@@ -56,7 +56,7 @@ impl OwnedLease for OwnLease {
 
 impl KeptLease for LeaseKeeper {
     fn update(&self, attrs: LeaseAttrs) {
-        self.update(attrs);
+        self.publish(attrs);
     }
 
     async fn ended(&mut self) -> LeaseEnd {

@@ -15,9 +15,9 @@ use super::{
     KubeStore,
     api::{ApiServer, by_name},
     backoff::Backoff,
-    follow::{Followed, Nodes, is_earlier},
     identity::Networks,
     node_lease::{to_annotate, unusable_overwrites},
+    node_watch::{NodeEvent, Nodes, is_earlier},
     record::NodeRecord,
 };
 use crate::{
@@ -161,13 +161,13 @@ impl Keep {
                     None
                 }
                 followed = nodes.next() => match followed {
-                    Followed::All(all) => match all.into_iter().find(|node| node.name() == self.name) {
+                    NodeEvent::All(all) => match all.into_iter().find(|node| node.name() == self.name) {
                         Some(node) => self.sees(node),
                         None => self.misses(),
                     },
-                    Followed::Put(node) if node.name() == self.name => self.sees(node),
-                    Followed::Deleted(node) if node.name() == self.name => self.misses(),
-                    Followed::Put(_) | Followed::Deleted(_) => None,
+                    NodeEvent::Put(node) if node.name() == self.name => self.sees(node),
+                    NodeEvent::Deleted(node) if node.name() == self.name => self.misses(),
+                    NodeEvent::Put(_) | NodeEvent::Deleted(_) => None,
                 },
             };
             if let Some(end) = end {
@@ -217,7 +217,7 @@ impl Keep {
                 problem = text,
                 "our Node cannot be followed: everything stays as it is"
             );
-            self.store.notices.tell(Notice { reason: "NodeRefused", text });
+            self.store.events.tell(Notice { reason: "NodeRefused", text });
         }
         let missing = to_annotate(&node, &self.store.prefix, &self.attrs);
         // A subnet that is not ours is not to be announced as if it were.

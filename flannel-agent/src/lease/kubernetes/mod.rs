@@ -5,7 +5,7 @@
 //!                      ├ this_node()             node-public-ip, and what our lease said before
 //!                      ├ acquire() ─▶ OwnNode    spec.podCIDRs, and our annotations
 //!                      ├ keep(own) ─▶ NodeKeeper our Node: annotations written back, another pod CIDR reported
-//!                      └ watch(own) ─▶ NodeWatch a LeaseSource of all others
+//!                      └ watch(own) ─▶ KubeWatch a LeaseSource of all others
 //! ```
 //!
 //! Kubernetes assigns the subnets; we only tell how packets reach ours. A lease lasts as long as its Node.
@@ -25,17 +25,17 @@ use self::{
     annotations::{AnnotationPrefix, BadPrefix, NODE_PUBLIC_IP, NODE_PUBLIC_IPV6},
     api::{ApiError, ApiServer},
     backoff::Backoff,
+    events::NodeEvents,
     identity::Networks,
+    lease_watch::NodeLeases,
     node_lease::{Families, published, to_annotate, unusable_overwrites},
-    notices::Notices,
     record::NodeRecord,
-    watch::NodeLeases,
 };
 pub use self::{
     identity::Identity,
     keep::{NodeKeeper, OwnNode},
+    lease_watch::KubeWatch,
     options::KubeOptions,
-    watch::NodeWatch,
 };
 use super::{LeaseAttrs, LeaseSubnet, Notice, ThisNode};
 use crate::{
@@ -48,17 +48,17 @@ mod api;
 mod backoff;
 mod connect;
 mod decode;
-mod follow;
+mod events;
 mod identity;
 mod keep;
+mod lease_watch;
 mod net_config;
 mod node_lease;
-mod notices;
+mod node_watch;
 mod options;
 mod record;
 mod store;
 mod trouble;
-mod watch;
 
 /// How long the API server may be out of reach at start, as with upstream.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -139,7 +139,7 @@ pub struct KubeStore {
     patient: bool,
     /// Pods can be started.
     ready: Arc<Sender<bool>>,
-    notices: Notices,
+    events: NodeEvents,
 }
 
 impl KubeStore {
@@ -159,7 +159,7 @@ impl KubeStore {
             let _ = name.set(node.clone());
         }
         Self {
-            notices: Notices::start(api.clone(), name.clone()),
+            events: NodeEvents::start(api.clone(), name.clone()),
             api,
             prefix: options.prefix.clone(),
             net_config: options.net_config.clone(),
@@ -220,7 +220,7 @@ impl KubeStore {
                     node.name()
                 );
                 warn!("{text}");
-                self.notices.tell(Notice { reason: "NoPodCIDR", text });
+                self.events.tell(Notice { reason: "NoPodCIDR", text });
                 said = true;
             }
             sleep(waiting.failed()).await;
@@ -242,11 +242,11 @@ impl KubeStore {
         Ok(OwnNode::new(node, subnet, attrs.clone(), networks))
     }
 
-    fn start_watch(&self, own: LeaseSubnet) -> NodeWatch {
+    fn start_watch(&self, own: LeaseSubnet) -> KubeWatch {
         // Nobody has a lease to watch beside before our node has been looked up.
         let name = self.name.get().cloned().unwrap_or_default();
         let leases = NodeLeases::new(self.prefix.clone(), name, Families::of(own));
-        NodeWatch::start(self.api.clone(), leases)
+        KubeWatch::start(self.api.clone(), leases)
     }
 
     /// Asks until there is an answer, for [`PATIENCE`] at most unless told to wait without an end. Logs each distinct reason once.

@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::sync::watch::Receiver;
 
-use super::{KubeError, KubeStore, NodeKeeper, NodeWatch, OwnNode, net_config};
+use super::{KubeError, KubeStore, KubeWatch, NodeKeeper, OwnNode, net_config};
 use crate::{
     config::NetworkConfig,
     lease::{Lease, LeaseAttrs, LeaseStore, Notice, OwnedLease as _, ThisNode, alloc::Identity},
@@ -15,7 +15,7 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 impl LeaseStore for KubeStore {
     type Own = OwnNode;
-    type Watch = NodeWatch;
+    type Watch = KubeWatch;
     type Keeper = NodeKeeper;
     type Error = KubeError;
 
@@ -51,7 +51,7 @@ impl LeaseStore for KubeStore {
     }
 
     /// The Nodes are all there are: a cluster has no other list of them.
-    fn watch(&self, own: &OwnNode, _inherited: Vec<Lease>) -> NodeWatch {
+    fn watch(&self, own: &OwnNode, _inherited: Vec<Lease>) -> KubeWatch {
         self.start_watch(own.subnet())
     }
 
@@ -72,10 +72,10 @@ impl LeaseStore for KubeStore {
     }
 
     fn tell(&self, notice: Notice) {
-        self.notices.tell(notice);
+        self.events.tell(notice);
     }
 
     async fn told(&self) {
-        self.notices.flush(LAST_WORDS).await;
+        self.events.flush(LAST_WORDS).await;
     }
 }

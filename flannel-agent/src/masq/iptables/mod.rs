@@ -196,8 +196,6 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
     }
 
     async fn remove_others(&mut self) {
-        let own = [self.rules.family];
-        super::nft::remove(&mut self.exec, &[&own, self.without.as_slice()].concat()).await;
         for family in &self.without {
             for kind in Kind::all(&self.exec, *family) {
                 remove_from(&mut self.exec, kind, *family, &self.earlier).await;

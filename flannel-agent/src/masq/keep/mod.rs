@@ -8,7 +8,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{exec::ExecError, notices::Notices};
+use super::{exec::ExecError, monitor::RulesetMonitor};
 use crate::telemetry::Said;
 
 /// How long a burst of changes is gathered before a look.
@@ -59,7 +59,7 @@ pub(super) trait Firewall {
     /// Puts right what is wrong, each table in one step.
     fn repair(&mut self, look: Look) -> impl Future<Output = Result<(), ExecError>> + Send;
 
-    /// Removes flannel's rules from where this one does not keep them. What cannot be removed is logged.
+    /// Removes flannel's rules from where this kind of firewall does not keep them. What cannot be removed is logged.
     fn remove_others(&mut self) -> impl Future<Output = ()> + Send;
 
     /// What has become of the rules that mark established flows: all others do not depend on them.
@@ -72,7 +72,7 @@ pub(super) struct Keeper<F> {
     /// `--iptables-resync`.
     resync: Duration,
     /// None where the kernel does not tell of changes.
-    notices: Option<Notices>,
+    monitor: Option<RulesetMonitor>,
     failures: u32,
     /// What was last said of a failure, which is not said twice.
     said: Said,
@@ -114,12 +114,17 @@ impl Struggle {
 
 impl<F: Firewall> Keeper<F> {
     /// A keeper that has done nothing yet.
-    pub(super) fn new(firewall: F, resync: Duration, notices: Option<Notices>) -> Self {
-        Self { firewall, resync, notices, failures: 0, said: Said::default(), struggle: Struggle::default() }
+    pub(super) fn new(firewall: F, resync: Duration, monitor: Option<RulesetMonitor>) -> Self {
+        Self { firewall, resync, monitor, failures: 0, said: Said::default(), struggle: Struggle::default() }
     }
 
-    /// Never returns. `applied` becomes something when the rules are in place for the first time.
-    pub(super) async fn run(mut self, applied: watch::Sender<Option<Flows>>) {
+    /// Never returns. `applied` becomes something when the rules are in place for the first time. Then `others` removes
+    /// those that other kinds of firewall hold.
+    pub(super) async fn run(
+        mut self,
+        applied: watch::Sender<Option<Flows>>,
+        others: impl Future<Output = ()>,
+    ) {
         while let Err(error) = self.set_up().await {
             let wait = self.failed(&error.to_string());
             sleep(wait).await;
@@ -127,6 +132,7 @@ impl<F: Firewall> Keeper<F> {
         self.succeeded();
         info!("masquerade and forward rules in place");
         let _ = applied.send(Some(self.firewall.flows()));
+        others.await;
         self.firewall.remove_others().await;
         loop {
             match self.look().await {
@@ -207,11 +213,11 @@ impl<F: Firewall> Keeper<F> {
     async fn wait(&mut self, length: Duration) {
         let rest = (length * REST).clamp(LEAST_REST, LONGEST_REST.min(self.resync.max(LEAST_REST)));
         sleep(rest).await;
-        let poll = if self.notices.is_some() { self.resync } else { self.resync.min(POLL) };
+        let poll = if self.monitor.is_some() { self.resync } else { self.resync.min(POLL) };
         let poll = self.struggle.left().map_or(poll, |left| poll.min(left));
         let told = async {
-            match &mut self.notices {
-                Some(notices) => notices.changed().await,
+            match &mut self.monitor {
+                Some(monitor) => monitor.changed().await,
                 None => pending().await,
             }
         };
@@ -219,7 +225,7 @@ impl<F: Firewall> Keeper<F> {
             Ok(Ok(())) => sleep(SETTLE).await,
             Ok(Err(error)) => {
                 warn!(%error, "the kernel no longer tells of changed rules: looking every second");
-                self.notices = None;
+                self.monitor = None;
             }
             Err(_) => {}
         }

@@ -59,7 +59,7 @@ const RESYNC: Duration = Duration::from_secs(5);
 
 fn start(fake: &Fake) -> watch::Receiver<Option<Flows>> {
     let (sender, applied) = watch::channel(None);
-    tokio::spawn(Keeper::new(fake.clone(), RESYNC, None).run(sender));
+    tokio::spawn(Keeper::new(fake.clone(), RESYNC, None).run(sender, std::future::ready(())));
     applied
 }
 

@@ -45,7 +45,6 @@ pub(super) struct Nft<E> {
     tables: [Table; 2],
     /// nft before 1.0 knows no comments of tables and chains.
     comments: bool,
-    earlier: Vec<ipnetwork::IpNetwork>,
     /// Why the chains that mark established flows are not in the tables.
     unmarked: Option<String>,
 }
@@ -97,12 +96,8 @@ impl Table {
 }
 
 impl<E: Exec> Nft<E> {
-    /// Finds nft. `earlier` are networks that past runs may have left rules of iptables for.
-    pub(super) async fn detect(
-        mut exec: E,
-        rules: &[RuleSet],
-        earlier: Vec<ipnetwork::IpNetwork>,
-    ) -> Result<Self, ExecError> {
+    /// Finds nft.
+    pub(super) async fn detect(mut exec: E, rules: &[RuleSet]) -> Result<Self, ExecError> {
         let version = exec.run(NFT, &["--version"], "").await?;
         info!(
             program = NFT,
@@ -114,7 +109,7 @@ impl<E: Exec> Nft<E> {
             let rules = rules.iter().find(|rules| rules.family == family);
             rules.map_or_else(|| Table::empty(family), Table::of)
         };
-        Ok(Self { exec, tables: Family::BOTH.map(table), comments: true, earlier, unmarked: None })
+        Ok(Self { exec, tables: Family::BOTH.map(table), comments: true, unmarked: None })
     }
 
     async fn faults_of(&mut self, table: &Table, look: Look) -> Result<Vec<String>, ExecError> {
@@ -180,9 +175,8 @@ impl<E: Exec + Send> Firewall for Nft<E> {
         outcome
     }
 
-    async fn remove_others(&mut self) {
-        super::iptables::remove(&mut self.exec, &self.earlier).await;
-    }
+    /// It has no other back end.
+    async fn remove_others(&mut self) {}
 
     fn flows(&self) -> Flows {
         match &self.unmarked {

@@ -237,7 +237,7 @@ async fn kernel_that_cannot_mark_flows_has_all_other_rules() {
     let rules = [RuleSet::new(&RuleOptions { flow_mark: Some(FLOW_MARK), ..options() })];
     let nft = async |what| {
         let exec = Without { what, loaded: Vec::new() };
-        Nft::detect(exec, &rules, Vec::new()).await.unwrap()
+        Nft::detect(exec, &rules).await.unwrap()
     };
     let mut kept = nft("ct state").await;
     assert_eq!(kept.flows(), Flows::Marked, "until it is known better");

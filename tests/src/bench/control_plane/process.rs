@@ -21,7 +21,7 @@ use crate::{
 /// How long it may take to end.
 const STOP: Duration = Duration::from_secs(20);
 /// So the agent tells when etcd has answered, and nothing else that it would not tell anyway.
-const LOG: (&str, &str) = ("RUST_LOG", "info,flannel_agent::lease::etcd::follow=debug");
+const LOG: (&str, &str) = ("RUST_LOG", "info,flannel_agent::lease::etcd::key_watch=debug");
 const ANSWERED: &str = "read everything what=\"the leases of all nodes\"";
 
 /// A running agent.

@@ -19,7 +19,7 @@ use super::{
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What happened to the keys.
-pub(super) enum Followed {
+pub(super) enum KeyEvent {
     /// All there is. The first of all, and after a gap that cannot be bridged.
     All(Vec<KeyValue>),
     /// All there is in a store that is not, or not yet again, the one it was: emptied, or restored from a backup.
@@ -35,7 +35,7 @@ pub(super) enum Followed {
 }
 
 /// Follows a key, or all that begin with it.
-pub(super) struct Follower {
+pub(super) struct KeyWatch {
     members: Arc<Members>,
     moves: watch::Receiver<u64>,
     /// What is followed, for logs.
@@ -44,7 +44,7 @@ pub(super) struct Follower {
     prefix: bool,
     position: Position,
     stream: Option<Opened>,
-    ready: VecDeque<Followed>,
+    ready: VecDeque<KeyEvent>,
     pause: Duration,
     not_before: Option<Instant>,
     last_gap: Option<Instant>,
@@ -67,7 +67,7 @@ struct Opened {
     stream: WatchStream,
     member: MemberId,
     at: Instant,
-    /// What was known then: events up to it are told again, see [`Follower::open`].
+    /// What was known then: events up to it are told again, see [`KeyWatch::open`].
     known: i64,
 }
 
@@ -79,7 +79,7 @@ enum Broken {
     Gap(String),
 }
 
-impl Follower {
+impl KeyWatch {
     pub(super) fn new(members: Arc<Members>, what: &'static str, key: String, prefix: bool) -> Self {
         let moves = members.moves();
         Self {
@@ -100,7 +100,7 @@ impl Follower {
     }
 
     /// Waits for the next happening. Cancel safe: whatever was begun is begun again, nothing is lost.
-    pub(super) async fn next(&mut self) -> Followed {
+    pub(super) async fn next(&mut self) -> KeyEvent {
         loop {
             if let Some(ready) = self.ready.pop_front() {
                 return ready;
@@ -112,8 +112,8 @@ impl Follower {
             let (revision, cluster) = match self.position {
                 Position::At { revision, cluster } => (revision, cluster),
                 Position::Unknown => match self.list().await {
-                    Ok(all) if std::mem::take(&mut self.anew) => return Followed::Anew(all),
-                    Ok(all) => return Followed::All(all),
+                    Ok(all) if std::mem::take(&mut self.anew) => return KeyEvent::Anew(all),
+                    Ok(all) => return KeyEvent::All(all),
                     Err(problem) => {
                         self.back_off(&problem.to_string());
                         continue;
@@ -231,8 +231,8 @@ impl Follower {
             reached = reached.max(kv.mod_revision());
             // A deletion has the version 0; a write at least 1.
             self.ready.push_back(match kv.version() {
-                0 => Followed::Deleted { key: kv.key().to_vec(), revision: kv.mod_revision() },
-                _ => Followed::Put(kv.clone()),
+                0 => KeyEvent::Deleted { key: kv.key().to_vec(), revision: kv.mod_revision() },
+                _ => KeyEvent::Put(kv.clone()),
             });
         }
         self.position = Position::At { revision: reached.max(revision), cluster };

@@ -10,12 +10,12 @@ const NFTABLES: u32 = 1 << 6;
 const DATAGRAM: usize = 4 << 10;
 
 /// Hears that something has changed, and not what.
-pub(super) struct Notices {
+pub(super) struct RulesetMonitor {
     socket: TokioSocket,
     datagram: Vec<u8>,
 }
 
-impl Notices {
+impl RulesetMonitor {
     /// Starts to listen. Needs a Tokio runtime, and CAP_NET_ADMIN.
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;

@@ -32,7 +32,7 @@ const SHORT: Duration = Duration::from_secs(2);
 
 /// What became of the nodes.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Followed {
+pub(super) enum NodeEvent {
     /// All there are: what is absent is gone.
     All(Vec<NodeRecord>),
     /// One that is new or changed.
@@ -43,7 +43,7 @@ pub(super) enum Followed {
 
 /// A task that follows nodes, until this is dropped.
 pub(super) struct Nodes {
-    followed: mpsc::Receiver<Followed>,
+    followed: mpsc::Receiver<NodeEvent>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -51,7 +51,7 @@ impl Nodes {
     /// Follows `what`, which is the nodes that `fields` selects, or all.
     pub(super) fn follow(api: ApiServer, what: &'static str, fields: Option<String>) -> Self {
         let (sender, followed) = mpsc::channel(QUEUE);
-        let follower = Follower {
+        let watcher = NodeWatcher {
             api,
             what,
             fields,
@@ -62,11 +62,11 @@ impl Nodes {
             backoff: Backoff::default(),
             said: Said::default(),
         };
-        Self { followed, _task: AbortOnDropHandle::new(tokio::spawn(follower.run())) }
+        Self { followed, _task: AbortOnDropHandle::new(tokio::spawn(watcher.run())) }
     }
 
-    /// What happened next; the first is always [`Followed::All`]. Cancel safe.
-    pub(super) async fn next(&mut self) -> Followed {
+    /// What happened next; the first is always [`NodeEvent::All`]. Cancel safe.
+    pub(super) async fn next(&mut self) -> NodeEvent {
         match self.followed.recv().await {
             Some(followed) => followed,
             // The task only ends with us.
@@ -84,11 +84,11 @@ pub(super) fn is_earlier(version: &str, than: &str) -> bool {
     }
 }
 
-struct Follower {
+struct NodeWatcher {
     api: ApiServer,
     what: &'static str,
     fields: Option<String>,
-    sender: mpsc::Sender<Followed>,
+    sender: mpsc::Sender<NodeEvent>,
     /// Where the next watch begins; `None` to list first.
     version: Option<String>,
     freshness: Freshness,
@@ -113,7 +113,7 @@ impl From<ApiError> for Interrupted {
     }
 }
 
-impl Follower {
+impl NodeWatcher {
     async fn run(mut self) {
         loop {
             match self.round().await {
@@ -157,7 +157,7 @@ impl Follower {
             None => {
                 let listed = self.api.list(self.what, self.fields.as_deref(), self.freshness).await?;
                 debug!(what = self.what, nodes = listed.nodes.len(), version = listed.version, "listed");
-                self.send(Followed::All(listed.nodes)).await?;
+                self.send(NodeEvent::All(listed.nodes)).await?;
                 self.version.insert(listed.version).clone()
             }
         };
@@ -187,11 +187,11 @@ impl Follower {
                 }
                 Ok(WatchEvent::Added(node) | WatchEvent::Modified(node)) => {
                     self.at(node.version());
-                    self.send(Followed::Put(node)).await?;
+                    self.send(NodeEvent::Put(node)).await?;
                 }
                 Ok(WatchEvent::Deleted(node)) => {
                     self.at(node.version());
-                    self.send(Followed::Deleted(node)).await?;
+                    self.send(NodeEvent::Deleted(node)).await?;
                 }
                 Ok(WatchEvent::Bookmark(mark)) => {
                     self.bookmarks = true;
@@ -237,7 +237,7 @@ impl Follower {
         }
     }
 
-    async fn send(&mut self, followed: Followed) -> Result<(), Interrupted> {
+    async fn send(&mut self, followed: NodeEvent) -> Result<(), Interrupted> {
         self.sender.send(followed).await.map_err(|_| Interrupted::Unheard)
     }
 }

@@ -13,7 +13,7 @@ use tracing::{debug, info};
 use super::api::{ApiError, ApiServer};
 use crate::{lease::Notice, values::shorten};
 
-/// Notices that wait to be sent. More are dropped: the log has them.
+/// NodeEvents that wait to be sent. More are dropped: the log has them.
 const QUEUE: usize = 16;
 /// The same is not said again for so long.
 const AGAIN: Duration = Duration::from_secs(600);
@@ -26,7 +26,7 @@ const LONGEST: usize = 1000;
 
 /// Sends notices in the background, for as long as the runtime lives. Clones share it.
 #[derive(Clone)]
-pub(super) struct Notices {
+pub(super) struct NodeEvents {
     queue: mpsc::Sender<Message>,
 }
 
@@ -36,7 +36,7 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-impl Notices {
+impl NodeEvents {
     /// Notices about the node of `name`, which may become known later: until then they are dropped.
     pub(super) fn start(api: ApiServer, name: Arc<OnceCell<String>>) -> Self {
         let (queue, messages) = mpsc::channel(QUEUE);

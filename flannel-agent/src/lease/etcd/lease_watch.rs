@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::{
     EtcdStore,
-    follow::{Followed, Follower},
+    key_watch::{KeyEvent, KeyWatch},
 };
 use crate::{
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet, wire::parse_lease_key},
@@ -56,8 +56,7 @@ impl EtcdStore {
     /// they.
     pub fn watch_after(&self, own: LeaseSubnet, inherited: Inherited) -> EtcdWatch {
         let (sender, events) = mpsc::channel(QUEUE);
-        let follower =
-            Follower::new(self.members.clone(), "the leases of all nodes", self.leases_key(), true);
+        let keys = KeyWatch::new(self.members.clone(), "the leases of all nodes", self.leases_key(), true);
         let Inherited { leases, newcomer } = inherited;
         let last: BTreeMap<Vec<u8>, Lease> =
             leases.into_iter().map(|lease| (self.lease_key(&lease.subnet).into_bytes(), lease)).collect();
@@ -70,7 +69,7 @@ impl EtcdStore {
             last,
             until: None,
         };
-        EtcdWatch { events, _task: AbortOnDropHandle::new(tokio::spawn(run(follower, decoder, sender))) }
+        EtcdWatch { events, _task: AbortOnDropHandle::new(tokio::spawn(run(keys, decoder, sender))) }
     }
 }
 
@@ -84,7 +83,7 @@ impl LeaseSource for EtcdWatch {
     }
 }
 
-async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<LeaseEvent>) {
+async fn run(mut keys: KeyWatch, mut decoder: Decoder, sender: mpsc::Sender<LeaseEvent>) {
     loop {
         let until = decoder.until;
         let late = async move {
@@ -94,11 +93,11 @@ async fn run(mut follower: Follower, mut decoder: Decoder, sender: mpsc::Sender<
             }
         };
         let event = select! {
-            followed = follower.next() => match followed {
-                Followed::All(all) => Some(LeaseEvent::Snapshot(decoder.all(&all))),
-                Followed::Anew(all) => Some(LeaseEvent::Snapshot(decoder.anew(&all))),
-                Followed::Put(kv) => decoder.put(&kv),
-                Followed::Deleted { key, .. } => decoder.deleted(&key),
+            followed = keys.next() => match followed {
+                KeyEvent::All(all) => Some(LeaseEvent::Snapshot(decoder.all(&all))),
+                KeyEvent::Anew(all) => Some(LeaseEvent::Snapshot(decoder.anew(&all))),
+                KeyEvent::Put(kv) => decoder.put(&kv),
+                KeyEvent::Deleted { key, .. } => decoder.deleted(&key),
             },
             () = late => Some(LeaseEvent::Snapshot(decoder.forget())),
         };

@@ -9,8 +9,8 @@ use tracing::{info, warn};
 use super::{
     annotations::AnnotationPrefix,
     api::ApiServer,
-    follow::{Followed, Nodes},
     node_lease::{Families, NoLease, lease_of},
+    node_watch::{NodeEvent, Nodes},
     record::NodeRecord,
 };
 use crate::{
@@ -24,12 +24,12 @@ const QUEUE: usize = 64;
 const SHOWN: usize = 300;
 
 /// The leases of a cluster's nodes but our own.
-pub struct NodeWatch {
+pub struct KubeWatch {
     events: mpsc::Receiver<LeaseEvent>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl NodeWatch {
+impl KubeWatch {
     pub(super) fn start(api: ApiServer, leases: NodeLeases) -> Self {
         let (sender, events) = mpsc::channel(QUEUE);
         let nodes = Nodes::follow(api, "the leases of all nodes", None);
@@ -37,7 +37,7 @@ impl NodeWatch {
     }
 }
 
-impl LeaseSource for NodeWatch {
+impl LeaseSource for KubeWatch {
     async fn next(&mut self) -> LeaseEvent {
         match self.events.recv().await {
             Some(event) => event,
@@ -50,9 +50,9 @@ impl LeaseSource for NodeWatch {
 async fn run(mut nodes: Nodes, mut leases: NodeLeases, sender: mpsc::Sender<LeaseEvent>) {
     loop {
         let event = match nodes.next().await {
-            Followed::All(all) => Some(leases.all(&all)),
-            Followed::Put(node) => leases.put(&node),
-            Followed::Deleted(node) => leases.deleted(&node),
+            NodeEvent::All(all) => Some(leases.all(&all)),
+            NodeEvent::Put(node) => leases.put(&node),
+            NodeEvent::Deleted(node) => leases.deleted(&node),
         };
         if let Some(event) = event
             && sender.send(event).await.is_err()

@@ -99,11 +99,11 @@ fn refused(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": "X"})
 }
 
-fn names(followed: &Followed) -> String {
+fn names(followed: &NodeEvent) -> String {
     match followed {
-        Followed::All(all) => format!("={}", all.iter().map(NodeRecord::name).collect::<Vec<_>>().join(" ")),
-        Followed::Put(node) => format!("+{}", node.name()),
-        Followed::Deleted(node) => format!("-{}", node.name()),
+        NodeEvent::All(all) => format!("={}", all.iter().map(NodeRecord::name).collect::<Vec<_>>().join(" ")),
+        NodeEvent::Put(node) => format!("+{}", node.name()),
+        NodeEvent::Deleted(node) => format!("-{}", node.name()),
     }
 }
 
