@@ -23,7 +23,8 @@ pub(crate) struct Options {
 pub(crate) fn run(task: &str, options: &Options) -> Result<()> {
     let asks_for_help = options.options.iter().any(|option| option == "--help" || option == "-h");
     let mut lab = cargo();
-    lab.args(["run", "--release", "--package", "flannel-tests", "--bin", "flannel-lab", "--", task]);
+    let package = format!("flannel-{task}");
+    lab.args(["run", "--release", "--package", &package, "--"]);
     lab.args(&options.options);
     if !asks_for_help {
         host::require_root(task, "its nodes and pods are network namespaces")?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Case, Comparison, Mode, Options, Scenario, Workload, control_plane, minutes, programs, report};
-use crate::demo::Progress;
+use crate::Progress;
 
 /// What to measure, and where the figures go.
 #[derive(Args, Debug)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context as _, Result};
 use toml_edit::{DocumentMut, Item, Table, value};
 
-use crate::bench::programs::Cost;
+use crate::programs::Cost;
 
 /// The file, from the workspace's root.
 pub const FILE: &str = "flannel-ebpf/budget.toml";

@@ -119,7 +119,7 @@ impl fmt::Display for Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Samples;
+    use crate::Samples;
 
     fn row(figure: Figure, values: &[f64]) -> Row {
         let mut samples = Samples::default();

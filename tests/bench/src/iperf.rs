@@ -3,13 +3,13 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_lab::command::{Daemon, run_with};
 use serde_json::Value;
 
 use super::{
     Subject,
     surroundings::{Cpus, await_socket},
 };
-use crate::command::{Daemon, run_with};
 
 /// Port of the server, iperf3's own default.
 pub(super) const PORT: u16 = 5201;

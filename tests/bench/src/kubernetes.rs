@@ -6,17 +6,13 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail, ensure};
+use flannel_lab::{
+    ApiServer, Chain, Etcd, FastPath, Image, KubeFlannel, KubeProxy, Lab, Member, Node, Plugins, Pod,
+    PodOptions, manifest, stock, wait::eventually,
+};
 use serde_json::{Value, json};
 
 use super::{Mode, service::ADDRESS};
-use crate::{
-    lab::{
-        ApiServer, Chain, Etcd, FastPath, Image, KubeFlannel, KubeProxy, Lab, Member, Node, Plugins, Pod,
-        PodOptions, stock,
-    },
-    manifest,
-    wait::eventually,
-};
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1beta1/namespaces/default/endpointslices";

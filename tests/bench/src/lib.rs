@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub use arguments::Arguments;
 pub use compare::Comparison;
 pub use mode::{Case, Mode};
+pub use progress::Progress;
 pub use report::{Report, Row};
 pub use samples::Samples;
 pub use scenario::Scenario;
@@ -22,9 +23,10 @@ pub use subject::Subject;
 pub use surroundings::Surroundings;
 pub use workload::{Figure, Workload};
 
-use crate::requirements;
+use flannel_lab::requirements;
 
 mod arguments;
+pub mod budget;
 mod chart;
 mod compare;
 mod connect;
@@ -34,6 +36,7 @@ mod kubernetes;
 mod mode;
 mod ping_pong;
 pub mod programs;
+pub mod progress;
 mod report;
 mod samples;
 mod scenario;

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use clap::ValueEnum;
+use flannel_lab::FastPath;
 
 use super::Scenario;
-use crate::lab::FastPath;
 
 /// One dataplane between two nodes that share a veth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{Subject, surroundings::Cpus};
-use crate::bench::samples::Samples;
+use crate::samples::Samples;
 
 /// Port of the server.
 pub(super) const PORT: u16 = 11_111;
@@ -28,7 +28,7 @@ pub(super) fn tcp(subject: &Subject, seconds: u32, cpus: Cpus) -> Result<Vec<f64
     let listener =
         subject.server().netns().inside(|| TcpListener::bind(subject.server_at(PORT)).context("listen"))?;
     let server = move || -> Result<()> {
-        let (stream, _) = crate::traffic::tcp::accept(&listener, PATIENCE)?;
+        let (stream, _) = flannel_lab::traffic::tcp::accept(&listener, PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         answer(Bytes(stream))

@@ -22,11 +22,11 @@ use aya::{
 use etherparse::PacketBuilder;
 use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs, Tables};
 use flannel_common::{layout::SubnetV4, mark::FLOW_MARK, path::Hook};
+use flannel_lab::{Member, traffic::Endpoint, wait::eventually};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
 use super::{Case, Mode, Samples, Scenario, Subject};
-use crate::{lab::Member, traffic::Endpoint, wait::eventually};
 
 /// Runs of each.
 const RUNS: usize = 3_000;
@@ -174,7 +174,7 @@ fn shots(here: &Member, there: &Member) -> Result<Vec<Shot>> {
     ])
 }
 
-fn mac(node: &crate::lab::Node) -> Result<[u8; 6]> {
+fn mac(node: &flannel_lab::Node) -> Result<[u8; 6]> {
     let text = node.netns().run("cat", &["/sys/class/net/eth0/address"])?;
     Ok(text.trim().parse::<flannel_agent::values::Mac>()?.0)
 }

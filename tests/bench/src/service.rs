@@ -3,8 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
-
-use crate::{command::run_with, lab::Node};
+use flannel_lab::{Node, command::run_with};
 
 /// Address of the Service, outside of the pods' network.
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);

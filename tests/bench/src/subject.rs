@@ -10,14 +10,14 @@ use flannel_common::{
     path::flow,
     reason::{Class, Direction, Reason},
 };
-use ipnetwork::Ipv4Network;
-
-use super::{Case, Mode, Scenario, kubernetes, service, workload::Workload};
-use crate::{
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, Pod, SubnetEnv, stock},
+use flannel_lab::{
+    AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, Pod, SubnetEnv, stock,
     traffic::{Endpoint, ping::ping, tcp, udp},
     wait::eventually,
 };
+use ipnetwork::Ipv4Network;
+
+use super::{Case, Mode, Scenario, kubernetes, service, workload::Workload};
 
 /// How long packets may take to find their way, and the fast path.
 const PATIENCE: Duration = Duration::from_secs(15);

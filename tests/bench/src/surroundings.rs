@@ -3,13 +3,12 @@
 use std::{fmt, fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_lab::{command::Daemon, traffic::Endpoint, wait::eventually};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 use serde::Serialize;
-
-use crate::{command::Daemon, traffic::Endpoint, wait::eventually};
 
 /// Two CPUs to pin to; the same one twice where there is only one.
 #[derive(Clone, Copy, Debug)]

@@ -4,23 +4,18 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use flannel_bench::{Case, Mode, Progress, Scenario, Workload};
 use flannel_common::reason::Direction;
+use flannel_lab::{
+    Cluster, FastPath, Lab,
+    counters::Counters,
+    requirements, sweep, teardown,
+    traffic::{Matrix, reachability, tcp},
+};
 use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
-use crate::{
-    bench::{self, Case, Mode, Scenario, Workload},
-    counters::Counters,
-    lab::{Cluster, FastPath, Lab, sweep, teardown},
-    requirements,
-    traffic::{Matrix, reachability, tcp},
-};
-
-pub use progress::Progress;
-
-mod enter;
-pub mod progress;
-mod tables;
+use crate::{enter, tables};
 
 /// The lab's name: one demo at a time on a machine.
 const NAME: &str = "demo";
@@ -33,21 +28,21 @@ const SAMPLE: u64 = 64 << 20;
 
 /// What a demo found.
 #[derive(Debug)]
-pub struct Findings {
+pub(crate) struct Findings {
     /// Leases in etcd: subnet and JSON.
-    pub leases: Vec<(Ipv4Network, Value)>,
+    pub(crate) leases: Vec<(Ipv4Network, Value)>,
     /// Which pod reaches which.
-    pub matrix: Matrix,
+    pub(crate) matrix: Matrix,
     /// What each node's programs counted.
-    pub counters: Vec<(String, Counters)>,
+    pub(crate) counters: Vec<(String, Counters)>,
     /// Bare network, kernel and ours side by side.
-    pub comparison: bench::Report,
+    pub(crate) comparison: flannel_bench::Report,
 }
 
 /// Brings the cluster up, looks at it and takes it down, or with `keep` leaves it. Fails if any two
 /// pods cannot talk, after showing everything.
-pub fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
-    requirements::check(&bench::Options::PROGRAMS)?;
+pub(crate) fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
+    requirements::check(&flannel_bench::Options::PROGRAMS)?;
     let lab = Lab::named(NAME).context("start the demo; `cargo xtask demo --down` removes one that is up")?;
     let nodes = format!("etcd, {NODES} nodes with an agent each, {PODS} pods each");
     let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::Flow))?;
@@ -70,7 +65,7 @@ pub fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
 }
 
 /// Removes the demo, whoever left it and how, and every lab whose owner was killed.
-pub fn down(progress: &Progress) -> Result<()> {
+pub(crate) fn down(progress: &Progress) -> Result<()> {
     progress.step("removing the demo", || {
         sweep();
         teardown::remove(&Lab::id_of(NAME))
@@ -93,7 +88,7 @@ fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
     }
     let counters = cluster.members.iter().map(|member| Ok((member.node.name(), member.counters()?)));
     let counters = counters.collect::<Result<Vec<_>>>()?;
-    let options = bench::Options {
+    let options = flannel_bench::Options {
         cases: [Mode::Bare, Mode::KernelRules, Mode::Flow]
             .map(|mode| Case::new(Scenario::Vxlan, mode))
             .to_vec(),
@@ -102,15 +97,16 @@ fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
         seconds: 1,
         all_or_nothing: true,
     };
-    let comparison = progress
-        .follow("measuring beside the bare network and the kernel", |report| bench::run(&options, report))?;
+    let comparison = progress.follow("measuring beside the bare network and the kernel", |report| {
+        flannel_bench::run(&options, report)
+    })?;
     let leases = cluster.etcd.leases()?.into_iter().collect();
     Ok(Findings { leases, matrix, counters, comparison })
 }
 
 impl Findings {
     /// All of it, for programs.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let cell = |cell: &Option<Result<Duration, String>>| match cell {
             None => Value::Null,
             Some(Ok(time)) => json!({ "milliseconds": time.as_secs_f64() * 1e3 }),

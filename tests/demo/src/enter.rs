@@ -6,10 +6,9 @@ use anyhow::{Context as _, Result};
 use flannel_common::map::{
     CONFIG, COUNTERS, FROM_POD, LAYOUT_VERSION, PIN_DIRECTORY, PODS_V4, ROUTES_V4, VTEPS,
 };
+use flannel_lab::{Cluster, PREFIX};
 
-use crate::lab::{Cluster, PREFIX};
-
-pub(super) fn instructions(cluster: &Cluster) -> Result<String> {
+pub(crate) fn instructions(cluster: &Cluster) -> Result<String> {
     let (first, last) = cluster.members.first().zip(cluster.members.last()).context("no nodes")?;
     let pod = first.pods.first().context("no pods")?;
     let maps = first.agent.bpffs().join(PIN_DIRECTORY).join(LAYOUT_VERSION).join("maps");

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use flannel_common::reason::{Class, Direction};
+use flannel_lab::{counters::Counters, traffic::Matrix};
 
-use super::Findings;
-use crate::{counters::Counters, traffic::Matrix};
+use crate::demo::Findings;
 
-pub(super) fn show(findings: &Findings) -> String {
+pub(crate) fn show(findings: &Findings) -> String {
     let mut text = String::new();
     let mut section = |title: &str, body: &dyn std::fmt::Display| {
         // Writing to a string cannot fail.

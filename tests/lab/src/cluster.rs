@@ -174,7 +174,7 @@ impl Cluster {
     }
 
     /// Leaves its processes running when this process ends.
-    pub(crate) fn release(self) {
+    pub fn release(self) {
         self.etcd.release();
         for member in self.members {
             member.agent.release();

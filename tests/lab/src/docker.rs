@@ -11,9 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_ebpf_toolchain::workspace_root;
 use nix::sys::signal::Signal;
 
-use super::{Names, Netns, Node, cgroup, make_dir};
+use super::{Netns, Node, cgroup, make_dir, names::Names};
 use crate::{
     command::{Daemon, run, run_with, tool},
     requirements::{check, find},
@@ -89,7 +90,7 @@ impl Docker {
         command.args(["--data-root", "/run/docker-data", "--log-level", "warn"]);
         command.arg("--host").arg(format!("unix://{}", socket.display()));
         command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
-        command.args(["--cgroup-parent", &cgroup::parent(&node.names().id)]);
+        command.args(["--cgroup-parent", &cgroup::parent(node.names().id())]);
         let daemon = Daemon::spawn(&mut command, &node.log("docker"))?;
         let mut docker = Self { node: node.name(), names: Arc::clone(node.names()), socket, daemon };
         eventually(START, "docker answers", || {
@@ -186,8 +187,7 @@ impl Node {
     /// Runs `mk-docker-opts.sh` here, as flanneld.service does; how it ended. It writes
     /// [`Node::docker_options`].
     pub fn mk_docker_opts(&self, args: &[&str]) -> Result<Output> {
-        let script =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../flannel-agent/packaging/mk-docker-opts.sh");
+        let script = workspace_root().join("flannel-agent/packaging/mk-docker-opts.sh");
         let mut command = self.netns().command(&script.to_string_lossy());
         command.arg("-f").arg(self.subnet_file()).arg("-d").arg(self.docker_options()).args(args);
         command.env_remove("DOCKER_OPTS").output().context("mk-docker-opts.sh")

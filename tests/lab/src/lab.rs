@@ -12,12 +12,11 @@
 //! killed process left behind goes when the next lab is made.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
+    fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU8, AtomicU32, Ordering},
     },
 };
@@ -25,51 +24,14 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::Ipv4Network;
 
-pub use agent::{
-    AGENT_BIN, Agent, AgentOptions, Dataplane, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, Xdp,
-    agent_binary,
-};
-pub use attached::Attachments;
-pub use cgroup::MemoryGroup;
-pub use chain::{Chain, plugin_binary};
-pub use cluster::{CONVERGENCE, Cluster, Member, counted};
-pub use docker::{Container, Docker};
-pub use kubernetes::{ApiServer, Image, KubeFlannel, KubeProxy};
-pub use netns::Netns;
-pub use node::Node;
-pub use pod::{Plugins, Pod, PodOptions};
-pub use root::Root;
-pub use stock::{Peer, Stock};
-pub use stock_v6::StockV6;
-pub use store::{Etcd, NETWORK_V6, PREFIX};
-pub use subnet_env::{SubnetEnv, SubnetEnvV6};
-pub use systemd::Systemd;
-
-use crate::{
-    command::{run, tool},
+use super::{
+    Etcd, Netns, Node,
+    command::last_lines,
+    names::{Names, locked},
+    owner,
     requirements::{kubernetes_available, lab_available},
+    teardown,
 };
-
-mod agent;
-mod attached;
-mod cgroup;
-mod chain;
-mod cluster;
-mod docker;
-mod firewall;
-pub mod kubernetes;
-mod nested;
-mod netns;
-mod node;
-mod owner;
-mod pod;
-mod root;
-pub mod stock;
-mod stock_v6;
-mod store;
-mod subnet_env;
-mod systemd;
-pub mod teardown;
 
 /// Set, it makes labs stay when dropped, and prints how to enter and remove them.
 pub const KEEP: &str = "FLANNEL_LAB_KEEP";
@@ -101,38 +63,6 @@ pub struct Lab {
     underlay: Mutex<Option<Netns>>,
     /// Nothing is left to do when dropped.
     settled: bool,
-}
-
-/// Names the namespaces of one lab.
-#[derive(Debug)]
-struct Names {
-    id: String,
-    /// Every namespace made, by name. Held open, so that none later gets the number of one of these and
-    /// what is in it is taken for ours.
-    made: Mutex<BTreeMap<String, File>>,
-}
-
-impl Names {
-    fn netns(&self, name: &str) -> Result<Netns> {
-        self.register(Netns::create(format!("{}-{name}", self.id))?)
-    }
-
-    /// Names the namespace that another program made for the process `pid`.
-    fn name_netns_of(&self, pid: u32, name: &str) -> Result<Netns> {
-        self.register(Netns::of_process(format!("{}-{name}", self.id), pid)?)
-    }
-
-    fn register(&self, netns: Netns) -> Result<Netns> {
-        let file = File::open(netns.path()).with_context(|| format!("open {}", netns.path().display()))?;
-        locked(&self.made).insert(netns.name().to_owned(), file);
-        Ok(netns)
-    }
-
-    /// Removes a namespace before the lab ends.
-    fn remove(&self, netns: &Netns) -> Result<()> {
-        locked(&self.made).remove(netns.name());
-        run(tool("ip").args(["netns", "del", netns.name()])).map(drop)
-    }
 }
 
 /// Runs a test in a lab of its own: prints the logs if it fails, and fails if anything is left behind.
@@ -178,13 +108,17 @@ impl Lab {
     fn create(id: String) -> Result<Self> {
         let dir = teardown::directory(&id);
         owner::claim(&id, &dir)?;
-        let names = Arc::new(Names { id, made: Mutex::default() });
+        let names = Arc::new(Names::new(id));
         Ok(Self { names, dir, nodes: AtomicU8::new(0), underlay: Mutex::default(), settled: false })
     }
 
     /// What every name of this lab begins with.
     pub fn id(&self) -> &str {
-        &self.names.id
+        self.names.id()
+    }
+
+    pub(crate) fn names(&self) -> &Arc<Names> {
+        &self.names
     }
 
     /// Where its files are: logs, subnet files, bpffs mounts.
@@ -276,7 +210,7 @@ impl Lab {
     pub fn close(mut self) -> Result<()> {
         self.settled = true;
         teardown::remove(self.id())?;
-        let left = teardown::residue(self.id(), locked(&self.names.made).values())?;
+        let left = self.names.residue()?;
         if left.is_empty() { Ok(()) } else { bail!("left behind: {}", left.join(", ")) }
     }
 
@@ -335,13 +269,9 @@ fn print_logs(dir: &Path) {
             && let Ok(bytes) = fs::read(&path)
         {
             let text = String::from_utf8_lossy(&bytes);
-            eprintln!("--- end of {}\n{}", path.display(), crate::command::last_lines(&text, 40));
+            eprintln!("--- end of {}\n{}", path.display(), last_lines(&text, 40));
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes a directory and those above it.

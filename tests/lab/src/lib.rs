@@ -1,27 +1,67 @@
-//! The lab, and what is built on it: tests, the demo, the benchmark.
+//! The lab: clusters in network namespaces, and what is sent through them.
 //!
-//! - [`lab`]: clusters in network namespaces of their own: nodes, pods by the real CNI plugins, etcd,
-//!   agents, and peers built as stock flannel builds them. Nothing outlives a [`lab::Lab`].
-//! - [`traffic`]: what is sent through them, with every byte checked and every lost packet counted.
+//! - [`Lab`]: nodes, pods by the real CNI plugins, etcd, agents, and peers built as stock flannel builds them. Nothing
+//!   outlives a lab.
+//! - [`kubernetes`]: a real API server and kube-proxy in a lab; [`manifest`]: the objects that install the agent there.
+//! - [`traffic`]: what is sent, with every byte checked and every lost packet counted.
 //! - [`counters`]: how many packets a node's programs took, by reason.
 //! - [`etcd`]: etcd servers outside a lab, for tests of the lease side alone.
-//! - [`manifest`]: the objects that install the agent in Kubernetes.
-//! - [`budget`]: what the programs may cost.
-//! - [`demo`], [`bench`]: what `flannel-lab` runs.
 //!
 //! Everything needs root; [`requirements`] says what else, and what to do about it.
 
-pub mod bench;
-pub mod budget;
+pub use agent::{
+    AGENT_BIN, Agent, AgentOptions, Dataplane, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, Xdp,
+    agent_binary,
+};
+pub use attached::Attachments;
+pub use cgroup::MemoryGroup;
+pub use chain::{Chain, plugin_binary};
+pub use cluster::{CONVERGENCE, Cluster, Member, counted};
+pub use docker::{Container, Docker};
+pub use kubernetes::{ApiServer, Image, KubeFlannel, KubeProxy};
+pub use lab::{
+    KEEP, Lab, UNDERLAY_ADDRESS, UNDERLAY_ADDRESS_V6, abandon, in_kubernetes_lab, in_lab, make_dir,
+    node_address, node_address_v6, sweep,
+};
+pub use netns::Netns;
+pub use node::Node;
+pub use pod::{Plugins, Pod, PodOptions};
+pub use requirements::{kubernetes_available, lab_available};
+pub use root::Root;
+pub use stock::{Peer, Stock};
+pub use stock_v6::StockV6;
+pub use store::{Etcd, NETWORK_V6, PREFIX};
+pub use subnet_env::{SubnetEnv, SubnetEnvV6};
+pub use systemd::Systemd;
+pub use wait::eventually;
+
+mod agent;
+mod attached;
+mod cgroup;
+mod chain;
+mod cluster;
 pub mod command;
 pub mod counters;
-pub mod demo;
+mod docker;
 pub mod etcd;
-pub mod lab;
+mod firewall;
+pub mod kubernetes;
+mod lab;
 pub mod manifest;
+mod names;
+mod nested;
+mod netns;
+mod node;
+mod owner;
+mod pod;
 pub mod requirements;
+mod root;
+pub mod signals;
+pub mod stock;
+mod stock_v6;
+mod store;
+mod subnet_env;
+mod systemd;
+pub mod teardown;
 pub mod traffic;
 pub mod wait;
-
-pub use requirements::{kubernetes_available, lab_available};
-pub use wait::eventually;

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_ebpf_toolchain::workspace_root;
 use serde_json::{Value, json};
 
 /// The directory of the manifest, the chart and the container file.
 pub fn directory() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../flannel-agent/packaging/kubernetes")
+    workspace_root().join("flannel-agent/packaging/kubernetes")
 }
 
 /// The objects of the manifest, in its order.

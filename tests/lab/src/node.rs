@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Names, Netns, Peer, Pod, PodOptions, Stock,
-    StockV6, SubnetEnv, SubnetEnvV6, make_dir, node_address, node_address_v6,
+    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Netns, Peer, Pod, PodOptions, Stock, StockV6,
+    SubnetEnv, SubnetEnvV6, make_dir, names::Names, node_address, node_address_v6,
 };
 use crate::traffic::Endpoint;
 
@@ -30,7 +30,7 @@ impl Node {
     pub(super) fn create(lab: &Lab, number: u8) -> Result<Self> {
         let name = format!("node{number}");
         let dir = lab.dir().join(&name);
-        let names = Arc::clone(&lab.names);
+        let names = Arc::clone(lab.names());
         let netns = names.netns(&name)?;
         let node = Self { number, netns, names, lab_dir: lab.dir().to_owned(), dir };
         make_dir(&node.bpffs())?;

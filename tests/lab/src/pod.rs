@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Chain, Names, Netns, Node};
+use super::{Chain, Netns, Node, names::Names};
 use crate::traffic::Endpoint;
 
 /// How a pod is added.

@@ -13,7 +13,7 @@ use super::{
     probe::Probe,
     store::Store,
 };
-use crate::bench::samples::Samples;
+use crate::samples::Samples;
 
 /// Between two changes made one by one: the agent is at rest again.
 const PAUSE: Duration = Duration::from_millis(40);

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_lab::{Etcd, Lab, Node, requirements};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use self::{
@@ -24,10 +25,6 @@ use self::{
     process::{Process, Usage},
     requests::Requests,
     store::Store,
-};
-use crate::{
-    lab::{Etcd, Lab, Node},
-    requirements,
 };
 
 pub use report::Report;

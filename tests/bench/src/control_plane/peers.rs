@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use flannel_agent::values::Mac;
+use flannel_lab::PREFIX;
 use ipnetwork::Ipv4Network;
 use rand::{Rng as _, rngs::StdRng};
-
-use crate::lab::PREFIX;
 
 /// Their leases: number of the node to the MAC of its VXLAN device.
 #[derive(Debug)]

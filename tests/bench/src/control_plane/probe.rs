@@ -8,9 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::layout::SubnetV4;
+use flannel_lab::Node;
 
 use super::peers::{Change, Peers};
-use crate::lab::Node;
 
 /// Between two looks at one entry.
 const LOOK: Duration = Duration::from_micros(20);

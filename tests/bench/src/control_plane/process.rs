@@ -8,14 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_lab::{Node, agent_binary, command::Daemon};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
-};
-
-use crate::{
-    command::Daemon,
-    lab::{Node, agent_binary},
 };
 
 /// How long it may take to end.

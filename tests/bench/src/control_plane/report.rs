@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 use serde_json::{Value, json};
 
 use super::{Figures, Options, process::Usage, requests::Requests};
-use crate::bench::{Surroundings, samples::Samples};
+use crate::{Surroundings, samples::Samples};
 
 /// The figures of a run.
 #[derive(Clone, Debug)]

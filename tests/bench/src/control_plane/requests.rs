@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, fs, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result};
+use flannel_lab::{Node, command::Daemon};
 use rand::rngs::StdRng;
 
 use super::{Options, PATIENCE, SETTLE, peers::Peers, probe::Probe, process::Process, store::Store};
-use crate::{command::Daemon, lab::Node};
 
 /// Calls by name.
 pub(super) type Requests = BTreeMap<String, u64>;
@@ -57,7 +57,7 @@ fn attached(
     node: &Node,
     work: impl FnOnce() -> Result<()>,
 ) -> Result<Requests> {
-    let mut strace = crate::command::tool("strace");
+    let mut strace = flannel_lab::command::tool("strace");
     strace
         .args(["--follow-forks", "--summary-only", "--attach", &agent.id().to_string(), "--output"])
         .arg(summary);

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use etcd_client::{Client, Txn, TxnOp, WatchOptions, WatchStream};
+use flannel_lab::{Netns, PREFIX};
 use tokio::{runtime::Runtime, time::timeout};
 
 use super::peers::Change;
-use crate::lab::{Netns, PREFIX};
 
 /// Writes in one transaction; etcd takes 128.
 const AT_ONCE: usize = 100;

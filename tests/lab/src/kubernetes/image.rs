@@ -1,12 +1,14 @@
 //! The image of the container file, as a root directory: what its last stage copies, on this machine's Debian.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_ebpf_toolchain::workspace_root;
 
 use crate::{
+    Lab, Root, agent_binary,
     command::{run, tool},
-    lab::{Lab, Root, agent_binary, make_dir},
+    make_dir,
     manifest::directory,
 };
 
@@ -30,7 +32,7 @@ impl Image {
             let known = run(tool("dpkg-query").args(["--show", "--showformat=${Status}", package]))?;
             ensure!(known.ends_with("ok installed"), "{package} is not installed: {known}");
         }
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let repository = workspace_root();
         let built = agent_binary()?;
         for line in stage.lines().filter_map(|line| line.strip_prefix("COPY --from=build ")) {
             let (source, destination) = line.split_once(' ').context("a source and a destination")?;

@@ -18,11 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{ApiServer, Image, pod_files};
-use crate::{
-    command::run,
-    lab::{Agent, Chain, Node, Root, make_dir},
-    wait::eventually,
-};
+use crate::{Agent, Chain, Node, Root, command::run, make_dir, wait::eventually};
 
 /// Where the manifest puts everything.
 pub const NAMESPACE: &str = "kube-flannel";

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result};
 
 use super::{Backend, Service, TrafficPolicy};
-use crate::lab::Node;
+use crate::Node;
 
 const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
 const PODS: &str = "10.244.0.0/16";

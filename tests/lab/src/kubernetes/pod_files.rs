@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{etcd::write_private, lab::make_dir};
+use crate::{etcd::write_private, make_dir};
 
 /// Makes `volume` hold exactly `files` of text, by name, as kubelet does: all change at one moment, when the link
 /// `..data` is replaced, through which each is seen.

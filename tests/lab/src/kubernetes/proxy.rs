@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::{API_PORT, ApiServer, Netns, Service};
-use crate::{command::Daemon, lab::Node, requirements::kubernetes_program, wait::eventually};
+use crate::{Node, command::Daemon, requirements::kubernetes_program, wait::eventually};
 
 /// All pods of the lab's cluster: what comes from elsewhere to a clusterIP is masqueraded.
 const CLUSTER_RANGE: &str = "10.244.0.0/16";

@@ -15,7 +15,7 @@ pub use paced::{Loss, Paced, PacedReport};
 pub use serving::Serving;
 pub use source::source_seen;
 
-use crate::lab::Netns;
+use crate::Netns;
 
 pub mod content;
 pub mod dialogue;

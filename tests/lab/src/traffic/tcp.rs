@@ -152,7 +152,7 @@ fn receive(listener: &TcpListener, seed: u64) -> Result<u64> {
 }
 
 /// Waits up to `timeout` for a connection.
-pub(crate) fn accept(listener: &TcpListener, timeout: Duration) -> Result<(TcpStream, SocketAddr)> {
+pub fn accept(listener: &TcpListener, timeout: Duration) -> Result<(TcpStream, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let start = Instant::now();
     loop {

@@ -20,7 +20,7 @@ use nix::{
 };
 
 use super::TICK;
-use crate::lab::Netns;
+use crate::Netns;
 
 /// Bytes that may wait to be read: what a busy machine reads late must not be lost.
 const BUFFER: usize = 64 << 20;

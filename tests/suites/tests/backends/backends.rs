@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{Agent, CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, in_lab},
+use flannel_lab::{
+    Agent, CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, eventually, in_lab,
     traffic::ping::ping,
 };
 use serde_json::{Value, json};

@@ -8,9 +8,8 @@ use flannel_common::{
     layout::{PeerKind, PeerV4, SubnetV4},
     reason::{Direction, Reason},
 };
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, Lab, Member, Node, PREFIX, in_lab},
+use flannel_lab::{
+    CONVERGENCE, Cluster, FastPath, Lab, Member, Node, PREFIX, eventually, in_lab,
     traffic::{Paced, every_kind_both_ways},
 };
 use ipnetwork::Ipv4Network;
@@ -289,7 +288,7 @@ fn a_peer_may_choose_otherwise() -> Result<()> {
         for member in [0, 1] {
             let subnet = subnet(&cluster.members[member])?;
             let lease = cluster.etcd.leases()?[&subnet].clone();
-            let peer = flannel_tests::lab::Peer::from_lease(subnet, &lease)?.context("no vxlan lease")?;
+            let peer = flannel_lab::Peer::from_lease(subnet, &lease)?.context("no vxlan lease")?;
             stock.add_peer(peer)?;
         }
         stock.publish(&cluster.etcd)?;
@@ -297,7 +296,7 @@ fn a_peer_may_choose_otherwise() -> Result<()> {
         let near: Vec<_> = cluster.members[..2].iter().map(Member::pod).collect::<Result<_>>()?;
         let everyone = [near, vec![pod.endpoint()]].concat();
         eventually(CONVERGENCE, "the stock node is reached", || {
-            flannel_tests::traffic::reachability(&everyone).check_complete()
+            flannel_lab::traffic::reachability(&everyone).check_complete()
         })?;
         let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &pod.endpoint()))?;
         let [out, back, pushed, popped] = counters.past_the_stack();

@@ -3,9 +3,8 @@
 use std::{net::IpAddr, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, Node, PREFIX, SubnetEnvV6, in_lab},
+use flannel_lab::{
+    AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, Node, PREFIX, SubnetEnvV6, eventually, in_lab,
     traffic::{Paced, every_kind_both_ways, ping::ping, source_seen},
 };
 

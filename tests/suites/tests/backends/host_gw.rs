@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, Pod, SubnetEnv, in_lab},
+use flannel_lab::{
+    CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, Pod, SubnetEnv, eventually, in_lab,
     traffic::{
         Dialogue, Endpoint, Paced, every_kind_both_ways,
         ping::ping,

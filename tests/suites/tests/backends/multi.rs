@@ -5,10 +5,10 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
+use flannel_lab::{
+    Etcd, Node, SubnetEnv, agent_binary,
     command::{Daemon, run},
-    eventually,
-    lab::{Etcd, Node, SubnetEnv, agent_binary, in_lab},
+    eventually, in_lab,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);

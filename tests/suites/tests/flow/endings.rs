@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    lab::{Cluster, in_lab},
+use flannel_lab::{
+    Cluster, in_lab,
     traffic::{Dialogue, dialogue::listen},
 };
 

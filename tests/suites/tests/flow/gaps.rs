@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, in_lab},
+use flannel_lab::{
+    CONVERGENCE, Cluster, FastPath, eventually, in_lab,
     traffic::{Dialogue, Paced, tcp::Stream},
 };
 

@@ -16,11 +16,7 @@ use flannel_common::{
     map::COUNTERS,
     reason::{Direction, Reason, slot},
 };
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, Netns, Xdp, in_lab},
-    traffic::udp,
-};
+use flannel_lab::{CONVERGENCE, Cluster, FastPath, Netns, Xdp, eventually, in_lab, traffic::udp};
 use serde_json::Value;
 
 use crate::{cluster, cluster_behind, fast};

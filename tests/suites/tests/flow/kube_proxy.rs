@@ -5,13 +5,11 @@ use std::{io::ErrorKind, net::SocketAddr, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
+use flannel_lab::{
+    ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod,
     counters::Counters,
-    eventually,
-    lab::{
-        ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod, in_kubernetes_lab, in_lab,
-        kubernetes::{Backend, Service, TrafficPolicy},
-    },
+    eventually, in_kubernetes_lab, in_lab,
+    kubernetes::{Backend, Service, TrafficPolicy},
     traffic::{Dialogue, Endpoint, Serving, tcp::Stream},
 };
 

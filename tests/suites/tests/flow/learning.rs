@@ -4,9 +4,8 @@ use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt as _, time::Duration}
 
 use anyhow::{Result, ensure};
 use flannel_common::{mark::FLOW_MARK, reason::Reason};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, in_lab},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, eventually, in_lab,
     traffic::{Dialogue, Endpoint, every_kind_both_ways, tcp, udp},
 };
 use nix::sys::socket::{setsockopt, sockopt::Mark};

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
-    counters::Counters,
-    lab::{AgentOptions, Cluster, Dataplane, Etcd, FastPath, Lab, Member, PREFIX, Xdp, in_lab},
+use flannel_lab::{
+    AgentOptions, Cluster, Dataplane, Etcd, FastPath, Lab, Member, PREFIX, Xdp, counters::Counters, in_lab,
 };
 
 mod endings;

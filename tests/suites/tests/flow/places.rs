@@ -8,9 +8,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Netns, in_lab},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Netns, eventually, in_lab,
     traffic::{Dialogue, Endpoint, Paced, udp_pair},
 };
 

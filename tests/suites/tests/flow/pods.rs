@@ -5,11 +5,7 @@ use std::{net::UdpSocket, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Member, in_lab},
-    traffic::Endpoint,
-};
+use flannel_lab::{CONVERGENCE, Member, eventually, in_lab, traffic::Endpoint};
 
 use crate::{cluster, counted, fast, packets};
 

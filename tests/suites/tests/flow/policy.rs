@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, eventually, in_lab,
     traffic::{Dialogue, Endpoint, Paced, dialogue::listen},
 };
 

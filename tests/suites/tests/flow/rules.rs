@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, in_lab},
+use flannel_lab::{
+    CONVERGENCE, Cluster, eventually, in_lab,
     traffic::{Dialogue, Endpoint, dialogue::listen, udp},
 };
 

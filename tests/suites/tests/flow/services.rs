@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
+use flannel_lab::{
+    Cluster, Pod, Xdp,
     counters::Counters,
-    lab::{Cluster, Pod, Xdp, in_lab},
+    in_lab,
     traffic::{Dialogue, Endpoint, Serving, dialogue::listen},
 };
 

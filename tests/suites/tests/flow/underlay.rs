@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, in_lab},
+use flannel_lab::{
+    CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, eventually, in_lab,
     traffic::{Dialogue, Paced, ping::ping, wire::Wire},
 };
 

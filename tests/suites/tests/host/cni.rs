@@ -3,9 +3,8 @@
 use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, Chain, FastPath, Lab, Member, Netns, Node, PREFIX, Plugins, PodOptions, in_lab},
+use flannel_lab::{
+    AgentOptions, Chain, FastPath, Lab, Member, Netns, Node, PREFIX, Plugins, PodOptions, eventually, in_lab,
     traffic::{every_kind_both_ways, reachability, source_seen},
 };
 use ipnetwork::IpNetwork;

@@ -1,8 +1,9 @@
 //! Keeps `tests/COVERAGE.md` true: every test that it names is there.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use flannel_ebpf_toolchain::workspace_root;
 use regex::Regex;
 
 /// Cases that are to have a row, by what stands first in it.
@@ -19,9 +20,8 @@ const SOME_CASES: [&str; 8] = [
 
 #[test]
 fn every_test_of_the_table_exists() -> Result<()> {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = tests.parent().context("the workspace's root")?;
-    let table = fs::read_to_string(tests.join("COVERAGE.md"))?;
+    let root = workspace_root();
+    let table = fs::read_to_string(root.join("tests/COVERAGE.md"))?;
     let rows: Vec<(&str, &str)> = table
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))

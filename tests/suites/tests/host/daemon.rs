@@ -11,10 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_tests::{
+use flannel_lab::{
+    Etcd, Lab, Node, PREFIX, SubnetEnv, agent_binary,
     command::{Daemon, run},
-    eventually,
-    lab::{Etcd, Lab, Node, PREFIX, SubnetEnv, agent_binary, in_lab},
+    eventually, in_lab,
 };
 use nix::sys::signal::{Signal, kill};
 

@@ -8,12 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{
-        Agent, AgentOptions, CONVERGENCE, Container, Docker, Etcd, FastPath, Lab, Node, UNDERLAY_ADDRESS,
-        in_lab, stock,
-    },
+use flannel_lab::{
+    Agent, AgentOptions, CONVERGENCE, Container, Docker, Etcd, FastPath, Lab, Node, UNDERLAY_ADDRESS,
+    eventually, in_lab, stock,
     traffic::{Endpoint, every_kind_both_ways, source_seen},
 };
 

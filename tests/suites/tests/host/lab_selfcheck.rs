@@ -11,15 +11,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
+use flannel_lab::{
+    CONVERGENCE, KubeProxy, Lab, Node, Pod, Stock,
     command::Daemon,
-    eventually,
-    lab::{
-        CONVERGENCE, KubeProxy, Lab, Node, Pod, Stock, in_kubernetes_lab, in_lab,
-        kubernetes::{Backend, Service, TrafficPolicy},
-        stock,
-    },
-    lab_available,
+    eventually, in_kubernetes_lab, in_lab,
+    kubernetes::{Backend, Service, TrafficPolicy},
+    lab_available, stock,
     traffic::{Dialogue, Paced, dialogue::listen, every_kind_both_ways, ping::ping, reachability},
 };
 
@@ -191,7 +188,7 @@ fn every_packet_dropped_on_the_way_is_counted() -> Result<()> {
             pod_a.address()
         );
         let mut nft = a.netns().command("nft");
-        flannel_tests::command::run_with(nft.args(["-f", "-"]), &rules, Duration::from_secs(10))?;
+        flannel_lab::command::run_with(nft.args(["-f", "-"]), &rules, Duration::from_secs(10))?;
         sleep(Duration::from_secs(2));
         let report = paced.stop()?;
         let dropped = |name: &str| -> Result<u64> {

@@ -2,10 +2,8 @@
 
 use anyhow::{Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
-use flannel_tests::{
-    bench::control_plane,
-    lab::{AgentOptions, FastPath, MemoryGroup, in_lab},
-};
+use flannel_bench::control_plane;
+use flannel_lab::{AgentOptions, FastPath, MemoryGroup, in_lab};
 
 const MIB: u64 = 1 << 20;
 

@@ -3,12 +3,13 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_tests::{command::tool, lab::in_lab, requirements};
+use flannel_ebpf_toolchain::workspace_root;
+use flannel_lab::{command::tool, in_lab, requirements};
 
 /// The subnet file of upstream's test.
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.1.0.0/16\n\
@@ -20,7 +21,7 @@ const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.1.0.0/16\n\
 const SHELLS: [&[&str]; 4] = [&[], &["dash"], &["bash"], &["busybox", "sh"]];
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../flannel-agent/packaging/mk-docker-opts.sh")
+    workspace_root().join("flannel-agent/packaging/mk-docker-opts.sh")
 }
 
 /// One call of the script, and the directory its files are in.

@@ -1,18 +1,15 @@
 //! The files around the daemon say what the daemon needs, and no more.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
+use flannel_ebpf_toolchain::workspace_root;
+use flannel_lab::{
+    FastPath, Member, agent_binary,
     command::Daemon,
     counters::Counters,
-    eventually,
-    lab::{FastPath, Member, agent_binary, in_lab},
+    eventually, in_lab,
     traffic::{Paced, every_kind_both_ways, ping::ping},
 };
 
@@ -20,7 +17,7 @@ use flannel_tests::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn packaging() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../flannel-agent/packaging")
+    workspace_root().join("flannel-agent/packaging")
 }
 
 /// All values of `key` in flanneld.service.

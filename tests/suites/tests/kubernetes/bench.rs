@@ -1,10 +1,8 @@
 //! The benchmark on nodes of Kubernetes.
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    bench::{self, Case, Figure, Mode, Options, Scenario, Workload},
-    kubernetes_available,
-};
+use flannel_bench::{Case, Figure, Mode, Options, Scenario, Workload};
+use flannel_lab::kubernetes_available;
 
 /// With agents and without, a Service through kube-proxy; and packets take the path that its name says.
 #[test]
@@ -24,7 +22,7 @@ fn the_benchmark_measures_nodes_of_kubernetes() -> Result<()> {
         seconds: 1,
         all_or_nothing: true,
     };
-    let report = bench::run(&options, |now| println!("{now}"))?;
+    let report = flannel_bench::run(&options, |now| println!("{now}"))?;
     println!("{report}");
     for case in [stock, flow] {
         let found = report.median(case, Figure::UdpPingPong).context("nothing was measured")?;

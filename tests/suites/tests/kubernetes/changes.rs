@@ -1,9 +1,6 @@
 //! Nodes that change under the agent's feet.
 
-use flannel_tests::{
-    lab::{FastPath, in_kubernetes_lab},
-    traffic::Paced,
-};
+use flannel_lab::{FastPath, in_kubernetes_lab, traffic::Paced};
 
 use super::*;
 

@@ -7,12 +7,11 @@ use std::{
 };
 
 use flannel_common::reason::{Class, Direction};
-use flannel_tests::{
+use flannel_lab::{
+    counted,
     counters::Counters,
-    lab::{
-        counted, in_kubernetes_lab,
-        kubernetes::{Backend, Service, TrafficPolicy},
-    },
+    in_kubernetes_lab,
+    kubernetes::{Backend, Service, TrafficPolicy},
     traffic::{Paced, Serving, every_kind_both_ways, tcp::Stream},
 };
 

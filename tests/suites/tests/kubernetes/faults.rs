@@ -2,10 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use flannel_tests::{
-    lab::{FastPath, in_kubernetes_lab, kubernetes::WatchFault},
-    traffic::Paced,
-};
+use flannel_lab::{FastPath, in_kubernetes_lab, kubernetes::WatchFault, traffic::Paced};
 
 use super::*;
 

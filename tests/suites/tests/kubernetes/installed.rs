@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use flannel_tests::lab::{Image, KubeFlannel, KubeProxy, NETWORK_V6, Plugins, PodOptions};
+use flannel_lab::{Image, KubeFlannel, KubeProxy, NETWORK_V6, Plugins, PodOptions};
 
 use super::*;
 

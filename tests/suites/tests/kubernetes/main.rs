@@ -3,14 +3,11 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{
-        Agent, AgentOptions, ApiServer, CONVERGENCE, Etcd, KubernetesAccess, Lab, Member, Node, Pod,
-        kubernetes::{DAEMON_SET, NAMESPACE},
-        stock::{Peer, Stock},
-    },
+use flannel_lab::{
+    Agent, AgentOptions, ApiServer, CONVERGENCE, Etcd, KubernetesAccess, Lab, Member, Node, Pod, eventually,
+    kubernetes::{DAEMON_SET, NAMESPACE},
     manifest,
+    stock::{Peer, Stock},
     traffic::{Endpoint, reachability},
 };
 use serde_json::{Value, json};
@@ -21,6 +18,7 @@ mod changes;
 mod end_to_end;
 mod faults;
 mod installed;
+mod manifests;
 mod names;
 mod nodes;
 mod outage;

@@ -5,13 +5,12 @@
 
 use std::{fs, net::Ipv4Addr};
 
-use flannel_tests::{
+use flannel_lab::{
+    Root,
     command::{Daemon, run},
-    lab::{
-        Root, in_kubernetes_lab,
-        kubernetes::{Backend, Service, TrafficPolicy},
-        make_dir,
-    },
+    in_kubernetes_lab,
+    kubernetes::{Backend, Service, TrafficPolicy},
+    make_dir,
     traffic::Serving,
 };
 

@@ -3,8 +3,8 @@
 use std::{thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
-use flannel_tests::{
-    lab::{AgentOptions, FastPath, Node, in_kubernetes_lab},
+use flannel_lab::{
+    AgentOptions, FastPath, Node, in_kubernetes_lab,
     traffic::{Paced, every_kind::every_kind_both_ways},
 };
 use serde_json::Value;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flannel_tests::{lab::in_kubernetes_lab, traffic::Paced};
+use flannel_lab::{in_kubernetes_lab, traffic::Paced};
 
 use super::{
     faults::stock_object,

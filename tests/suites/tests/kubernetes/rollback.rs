@@ -1,10 +1,7 @@
 //! A node of flannel becomes one of ours and one of flannel again, by the commands that
 //! `flannel-agent/packaging/kubernetes/README.md` gives.
 
-use flannel_tests::{
-    lab::{Chain, SubnetEnv, in_kubernetes_lab},
-    traffic::Paced,
-};
+use flannel_lab::{Chain, SubnetEnv, in_kubernetes_lab, traffic::Paced};
 
 use super::{
     installed::{Families, Installed, pod},

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flannel_tests::lab::{FastPath, in_kubernetes_lab};
+use flannel_lab::{FastPath, in_kubernetes_lab};
 use futures::{StreamExt as _, stream};
 use http::{Request, header::CONTENT_TYPE};
 use kube::Client;

@@ -4,11 +4,10 @@ use std::{net::IpAddr, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::values::Mac;
-use flannel_tests::{
-    etcd,
-    etcd::KeyAndCertificate,
-    eventually,
-    lab::{Agent, CONVERGENCE, Cluster, FastPath, Lab, Member, PREFIX, UNDERLAY_ADDRESS, in_lab},
+use flannel_lab::{
+    Agent, CONVERGENCE, Cluster, FastPath, Lab, Member, PREFIX, UNDERLAY_ADDRESS,
+    etcd::{self, KeyAndCertificate},
+    eventually, in_lab,
     traffic::Paced,
 };
 use ipnetwork::Ipv4Network;

@@ -4,10 +4,10 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
+use flannel_lab::{
+    AgentOptions, FastPath, Lab, Member,
     counters::Counters,
-    eventually,
-    lab::{AgentOptions, FastPath, Lab, Member, in_lab},
+    eventually, in_lab,
     traffic::{Endpoint, every_kind_both_ways, reachability},
 };
 

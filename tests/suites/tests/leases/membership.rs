@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, Etcd, FastPath, Member, Node, Pod, Stock, in_lab},
+use flannel_lab::{
+    CONVERGENCE, Cluster, Etcd, FastPath, Member, Node, Pod, Stock, eventually, in_lab,
     traffic::{Endpoint, Paced, every_kind_both_ways, ping::ping},
 };
 
@@ -35,7 +34,7 @@ struct KernelPeer {
 }
 
 impl KernelPeer {
-    fn join(lab: &flannel_tests::lab::Lab, etcd: &Etcd) -> Result<Self> {
+    fn join(lab: &flannel_lab::Lab, etcd: &Etcd) -> Result<Self> {
         let node = lab.node()?;
         let mut stock = node.stock()?;
         stock.publish(etcd)?;
@@ -163,7 +162,7 @@ fn compaction_while_disconnected_is_caught_up_with() -> Result<()> {
         let present = [changing.pod.endpoint(), joining.pod.endpoint()];
         let everyone = [cluster.pods(), present.to_vec()].concat();
         eventually(Duration::from_secs(30), "everyone reaches everyone", || {
-            flannel_tests::traffic::reachability(&everyone).check_complete()
+            flannel_lab::traffic::reachability(&everyone).check_complete()
         })?;
         for member in &cluster.members {
             await_route(member, &leaving.stock.own().subnet.to_string(), false)?;
@@ -190,7 +189,7 @@ fn an_undecodable_lease_is_skipped() -> Result<()> {
             ),
             ("not-a-subnet", "{}"),
         ] {
-            cluster.etcd.put(&format!("{}/subnets/{key}", flannel_tests::lab::PREFIX), value)?;
+            cluster.etcd.put(&format!("{}/subnets/{key}", flannel_lab::PREFIX), value)?;
         }
         // Later leases still get through, whether watched or listed.
         cluster.join(lab, FastPath::All)?;

@@ -7,9 +7,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{Agent, Cluster, Etcd, FastPath, Member, Node, PREFIX, UNDERLAY_ADDRESS, in_lab},
+use flannel_lab::{
+    Agent, Cluster, Etcd, FastPath, Member, Node, PREFIX, UNDERLAY_ADDRESS, eventually, in_lab,
     traffic::Paced,
 };
 use ipnetwork::Ipv4Network;

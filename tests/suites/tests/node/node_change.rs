@@ -10,9 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, PREFIX, UNDERLAY_ADDRESS, in_lab},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, PREFIX, UNDERLAY_ADDRESS, eventually, in_lab,
     traffic::{Endpoint, Paced, PacedReport, ping::ping},
 };
 use serde_json::Value;

@@ -12,9 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 use flannel_agent::bpf::{Attachment, Pins, Tables, TcAttach};
 use flannel_common::{map, path::Hook};
-use flannel_tests::{
+use flannel_lab::{
+    AgentOptions, Cluster, FastPath, Member,
     command::{run, tool},
-    lab::{AgentOptions, Cluster, FastPath, Member, in_lab},
+    in_lab,
     traffic::{Loss, Paced},
 };
 use serde_json::Value;

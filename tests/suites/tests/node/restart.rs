@@ -4,10 +4,8 @@ use std::{thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
 use flannel_agent::bpf::{Attachment, TcAttach};
-use flannel_tests::{
-    eventually,
-    lab::{Agent, AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, in_lab},
-    traffic::Paced,
+use flannel_lab::{
+    Agent, AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, eventually, in_lab, traffic::Paced,
 };
 
 /// Traffic between the pods of two nodes, and between a host and a pod, while `disturb` goes on.

@@ -5,10 +5,10 @@ use std::{net::Ipv4Addr, thread::sleep, time::Duration};
 use anyhow::{Result, bail, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
+use flannel_lab::{
+    Agent, AgentOptions, CONVERGENCE, Etcd, FastPath, Lab, Node, Pod, Stock, SubnetEnv,
     counters::Counters,
-    eventually,
-    lab::{Agent, AgentOptions, CONVERGENCE, Etcd, FastPath, Lab, Node, Pod, Stock, SubnetEnv, in_lab},
+    eventually, in_lab,
     traffic::{Endpoint, Paced, PacedReport, reachability},
 };
 

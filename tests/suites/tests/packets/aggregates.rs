@@ -2,9 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
-    lab::{Cluster, FastPath, Xdp, in_lab},
-    traffic::{Endpoint, every_kind_both_ways, tcp, udp, udp::Receiver},
+use flannel_lab::{
+    Cluster, FastPath, Xdp, in_lab,
+    traffic::{
+        Endpoint, every_kind_both_ways, tcp,
+        udp::{self, Receiver},
+    },
 };
 
 use crate::{FAST, arrived, cluster, counted, left, on_each};

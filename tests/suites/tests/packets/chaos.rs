@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Xdp, in_lab},
-    traffic::{Dialogue, Endpoint, Paced, every_kind, tcp, tcp::Stream, udp},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Xdp, eventually, in_lab,
+    traffic::{
+        Dialogue, Endpoint, Paced, every_kind,
+        tcp::{self, Stream},
+        udp,
+    },
 };
 
 use crate::{arrived, left};

@@ -12,10 +12,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::{Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice, UdpHeaderSlice};
 use flannel_common::reason::Reason;
 use flannel_common_testing::Frame;
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, FastPath, Lab},
-    traffic::{Endpoint, ping::ping, tcp, udp, udp::HEADERS, udp_pair, wire::Wire},
+use flannel_lab::{
+    CONVERGENCE, Cluster, FastPath, Lab, eventually,
+    traffic::{
+        Endpoint,
+        ping::ping,
+        tcp,
+        udp::{self, HEADERS},
+        udp_pair,
+        wire::Wire,
+    },
 };
 use nix::{
     errno::Errno,

@@ -9,10 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::mark::SNAT_EXEMPT_MARK;
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, Netns, in_lab},
-    traffic::Endpoint,
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Member, Netns, eventually, in_lab, traffic::Endpoint,
 };
 use nix::sys::socket::{setsockopt, sockopt::Mark};
 
@@ -288,7 +286,7 @@ fn without_ebpf_the_log_says_which_exemptions_are_lost() -> Result<()> {
 fn a_network_of_everything_is_refused() -> Result<()> {
     in_lab(|lab| {
         let node = lab.node()?;
-        let binary = flannel_tests::lab::agent_binary()?;
+        let binary = flannel_lab::agent_binary()?;
         for (value, part) in [("0.0.0.0/0", "every destination"), ("10.0.0.0/42", "write a network")] {
             let output = node
                 .netns()

@@ -4,13 +4,18 @@ use std::{thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX,
     counters::Counters,
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX, in_lab},
+    eventually, in_lab,
     traffic::{
-        Dialogue, Paced, dialogue::listen, every_kind_both_ways, overlay_frame, ping::ping, tcp, udp,
-        udp::Receiver, wire::Wire,
+        Dialogue, Paced,
+        dialogue::listen,
+        every_kind_both_ways, overlay_frame,
+        ping::ping,
+        tcp,
+        udp::{self, Receiver},
+        wire::Wire,
     },
 };
 

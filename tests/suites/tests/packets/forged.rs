@@ -11,10 +11,10 @@ use flannel_common::{
     reason::{Class, Direction, Reason},
 };
 use flannel_common_testing::Frame;
-use flannel_tests::{
+use flannel_lab::{
+    CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Member, Xdp,
     counters::Counters,
     eventually,
-    lab::{CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Member, Xdp},
     traffic::{every_kind, udp, udp_pair, wire::Wire},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};

@@ -6,9 +6,8 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::TcAttach;
 use flannel_common::reason::{Direction, Reason};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, in_lab},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, eventually, in_lab,
     traffic::{every_kind, every_kind_both_ways, ping::ping, tcp},
 };
 

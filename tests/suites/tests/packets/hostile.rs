@@ -7,11 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{CONVERGENCE, Cluster, Etcd, FastPath, Member, in_lab},
-    traffic::Paced,
-};
+use flannel_lab::{CONVERGENCE, Cluster, Etcd, FastPath, Member, eventually, in_lab, traffic::Paced};
 
 const SUBNETS: &str = "/coreos.com/network/subnets";
 

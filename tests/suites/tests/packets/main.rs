@@ -6,16 +6,18 @@ use flannel_common::{
     map::PIN_DIRECTORY,
     reason::{Direction, Reason},
 };
-use flannel_tests::{
-    counters::Counters,
-    lab::{AgentOptions, Cluster, Dataplane, FastPath, Lab, Member, Xdp, in_lab},
-};
+use flannel_lab::{AgentOptions, Cluster, Dataplane, FastPath, Lab, Member, Xdp, counters::Counters, in_lab};
 
 mod aggregates;
 mod chaos;
 mod errors;
+mod exempt;
+mod fast_path_v6;
 mod forged;
+mod forwarding;
+mod hostile;
 mod offloads;
+mod xdp;
 
 /// Where pods' packets skip the stack: both such fast paths, and each program of XDP in front of one.
 const FAST: [Dataplane; 4] = [

@@ -3,9 +3,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
-use flannel_tests::{
-    lab::{Cluster, Dataplane, Lab},
-    traffic::{Endpoint, overlay_frame, tcp, udp, udp::Receiver, wire::Wire},
+use flannel_lab::{
+    Cluster, Dataplane, Lab,
+    traffic::{
+        Endpoint, overlay_frame, tcp,
+        udp::{self, Receiver},
+        wire::Wire,
+    },
 };
 
 use crate::{FAST, arrived, cluster, counted, left, on_each, options};
@@ -42,7 +46,7 @@ fn set(cluster: &Cluster, at: At, features: &[&str], to: &str) -> Result<()> {
     for member in &cluster.members {
         let node = member.node.netns();
         let switches: Vec<&str> = features.iter().flat_map(|feature| [*feature, to]).collect();
-        let change = |netns: &flannel_tests::lab::Netns, interface: &str| {
+        let change = |netns: &flannel_lab::Netns, interface: &str| {
             netns.run("ethtool", &[&["-K", interface], &switches[..]].concat()).map(drop)
         };
         match at {
@@ -116,7 +120,7 @@ fn jumbo(lab: &Lab, dataplane: Dataplane) -> Result<()> {
         node.netns().ip("link set eth0 mtu 9000")?;
     }
     let members =
-        nodes.into_iter().map(|node| flannel_tests::lab::Member::start(node, &etcd, options(dataplane), 1));
+        nodes.into_iter().map(|node| flannel_lab::Member::start(node, &etcd, options(dataplane), 1));
     let cluster = Cluster { members: members.collect::<Result<_>>()?, etcd };
     cluster.await_reachable(&[])?;
     cluster.await_dataplane(dataplane)?;

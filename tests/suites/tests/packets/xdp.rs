@@ -13,9 +13,8 @@ use flannel_common::{
     reason::{Direction, Reason},
 };
 use flannel_common_testing::{Frame, FrameV6};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, in_lab},
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, Dataplane, FastPath, Lab, Node, Xdp, eventually, in_lab,
     traffic::{Endpoint, Paced, every_kind_both_ways, tcp, wire::Wire},
 };
 

@@ -1,15 +1,14 @@
 //! What the verifier walks through, held to the budget file.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::{LogLevel, Programs};
-use flannel_tests::budget::{Budget, FILE};
+use flannel_bench::budget::{Budget, FILE};
+use flannel_ebpf_toolchain::workspace_root;
 
 use crate::sandbox::in_sandbox;
 
 fn budget() -> Result<Budget> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
+    let root = workspace_root();
     Budget::read(&root.join(FILE))
 }
 

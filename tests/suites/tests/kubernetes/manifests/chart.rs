@@ -4,7 +4,7 @@ use std::{cell::RefCell, fs};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flannel_agent::config::NetworkConfig;
-use flannel_tests::manifest::{self, directory, documents};
+use flannel_lab::manifest::{self, directory, documents};
 use gtmpl::{Context as Scope, FuncError, Template, Value as Go};
 use serde_json::{Value, json};
 

@@ -4,9 +4,10 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
+use flannel_lab::{
+    Image,
     command::run,
-    lab::{Image, in_lab, make_dir},
+    in_lab, make_dir,
     manifest::{self, config_file},
 };
 use serde_json::Value;

@@ -1,10 +1,11 @@
 //! What installs the agent in Kubernetes: every object is what the API knows, and fits the agent.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::{cli::Cli, cni::install::install, config::NetworkConfig};
-use flannel_tests::manifest::{self, directory};
+use flannel_ebpf_toolchain::workspace_root;
+use flannel_lab::manifest::{self, directory};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
     core::v1::{ConfigMap, Namespace, ServiceAccount},
@@ -186,8 +187,7 @@ fn the_image_has_upstreams_paths() -> Result<()> {
     ensure!(copied == BTreeSet::from(UPSTREAMS_PATHS), "{copied:?}");
     for line in text.lines().filter(|line| line.starts_with("COPY --from=build /build/flannel-agent/")) {
         let source = line.split_whitespace().nth(2).context("a source")?;
-        let source =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(source.trim_start_matches("/build/"));
+        let source = workspace_root().join(source.trim_start_matches("/build/"));
         ensure!(source.is_file(), "{} is copied and not there", source.display());
     }
     Ok(())

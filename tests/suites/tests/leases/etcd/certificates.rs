@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use flannel_tests::etcd::Authority;
+use flannel_lab::etcd::Authority;
 
 use super::{
     connect::{refused, with_config},

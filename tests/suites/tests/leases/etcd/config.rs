@@ -1,6 +1,6 @@
 use std::{process::Command, time::Duration};
 
-use flannel_tests::{command::run, etcd::Options};
+use flannel_lab::{command::run, etcd::Options};
 
 use super::*;
 

@@ -22,7 +22,7 @@ async fn each_of_three_members_may_be_killed() {
         let number = u8::try_from(killed).unwrap() + 2;
         let text = format!("10.3.{number}.0/24");
         // etcdctl asks one member once; without a leader for a moment, that one has to be asked again.
-        flannel_tests::eventually(SOON, "the others take a write", || {
+        flannel_lab::eventually(SOON, "the others take a write", || {
             members[(killed + 1) % 3].put(&key(&text.replace('/', "-")), &node(number).to_json())
         })
         .unwrap();

@@ -17,7 +17,7 @@ use flannel_agent::{
         wire::VxlanData,
     },
 };
-use flannel_tests::etcd::Etcd;
+use flannel_lab::etcd::Etcd;
 
 mod acquire;
 mod certificates;

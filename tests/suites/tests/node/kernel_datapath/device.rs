@@ -9,7 +9,7 @@ use flannel_agent::{
     values::Family,
 };
 
-use crate::namespace::*;
+use super::namespace::*;
 
 fn only(device: VxlanDevice) -> BTreeMap<Family, VxlanDevice> {
     BTreeMap::from([(device.family(), device)])

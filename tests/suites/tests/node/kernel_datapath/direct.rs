@@ -10,7 +10,7 @@ use flannel_agent::{
 };
 use ipnetwork::IpNetwork;
 
-use crate::namespace::*;
+use super::namespace::*;
 
 fn direct_datapath() -> KernelDatapath {
     let pool = Pool::V4(PoolV4 {

@@ -8,7 +8,7 @@ use flannel_agent::{
     plan::{Change, delta},
 };
 
-use crate::namespace::*;
+use super::namespace::*;
 
 /// Makes `changes`, and returns what the kernel told besides.
 async fn make(monitor: &mut Monitor, changes: &[Change]) -> Changed {

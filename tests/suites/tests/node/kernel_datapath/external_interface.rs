@@ -4,7 +4,7 @@
 use flannel_agent::netlink::{ExternalInterface, InterfaceChoice, Netlink, Stack};
 use regex::Regex;
 
-use crate::namespace::*;
+use super::namespace::*;
 
 fn by_iface(values: &[&str]) -> InterfaceChoice {
     InterfaceChoice {

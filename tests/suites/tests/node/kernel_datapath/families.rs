@@ -12,7 +12,7 @@ use flannel_agent::{
 };
 use ipnetwork::IpNetwork;
 
-use crate::namespace::*;
+use super::namespace::*;
 
 const OUR_V6: &str = "2001:db8::1";
 

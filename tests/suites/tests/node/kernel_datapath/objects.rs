@@ -7,7 +7,7 @@ use flannel_agent::{
     plan::{Change, State, delta},
 };
 
-use crate::namespace::*;
+use super::namespace::*;
 
 /// Brings the kernel to `desired` and returns how many changes that took.
 async fn bring_to(desired: &State) -> usize {

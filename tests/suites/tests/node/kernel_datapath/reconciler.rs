@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::namespace::*;
+use super::namespace::*;
 
 struct Leases(mpsc::UnboundedReceiver<LeaseEvent>);
 

@@ -14,7 +14,7 @@ use flannel_agent::{
 };
 use tokio::time::timeout;
 
-use crate::namespace::*;
+use super::namespace::*;
 
 #[test]
 fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {

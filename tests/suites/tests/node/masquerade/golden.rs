@@ -1,9 +1,9 @@
 //! The rules there are to be, and those there are.
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{eventually, lab::Node};
+use flannel_lab::{Node, eventually};
 
-use crate::node::{Mode, REPAIR, run};
+use super::node::{Mode, REPAIR, run};
 
 /// The rules of a table, as `iptables-save` writes them.
 pub(crate) fn saved(node: &Node, mode: Mode, table: &str) -> Result<Vec<String>> {

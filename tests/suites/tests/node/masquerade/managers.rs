@@ -1,12 +1,9 @@
 //! What an earlier run, of whatever kind, has left.
 
 use anyhow::{Result, ensure};
-use flannel_tests::{
-    eventually,
-    lab::{AgentOptions, FastPath, Node, in_lab},
-};
+use flannel_lab::{AgentOptions, FastPath, Node, eventually, in_lab};
 
-use crate::{
+use super::{
     golden::{check_rules, filter, nat, saved},
     node::{DOCKER, Mode, REPAIR, cluster, configure, run},
     sources::masqueraded_throughout,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use flannel_tests::lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX};
+use flannel_lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX};
 
 /// How long rules may take to come back; a second or so on a machine that is not busy.
 pub(crate) const REPAIR: Duration = Duration::from_secs(20);

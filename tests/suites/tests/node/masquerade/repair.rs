@@ -3,13 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_tests::{
-    command::run_with,
-    eventually,
-    lab::{Agent, AgentOptions, FastPath, Lab, in_lab},
-};
+use flannel_lab::{Agent, AgentOptions, FastPath, Lab, command::run_with, eventually, in_lab};
 
-use crate::{
+use super::{
     golden::{check_rules, nat},
     node::{Mode, REPAIR, cluster, run},
 };

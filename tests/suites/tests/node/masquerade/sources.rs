@@ -8,12 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use flannel_tests::{
-    lab::{Lab, Member, Node, in_lab},
-    traffic::Endpoint,
-};
+use flannel_lab::{Lab, Member, Node, in_lab, traffic::Endpoint};
 
-use crate::{
+use super::{
     golden::{await_rules, check_rules},
     node::{DOCKER, Mode, cluster, iptables},
 };

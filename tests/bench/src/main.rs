@@ -1,0 +1,24 @@
+//! `cargo xtask bench`: measures pod to pod beside node to node.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use flannel_bench::{Arguments, Progress};
+use flannel_lab::signals;
+
+/// Measure pod to pod beside node to node, each dataplane in network namespaces of its own. Needs root.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench", version)]
+struct Cli {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = signals::clean_up().and_then(|()| cli.arguments.run(&Progress::new())) {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,10 @@
+//! The agent as a program of its host: the daemon, the CNI plugin, docker, packaging; and the lab itself.
+
+mod cni;
+mod coverage;
+mod daemon;
+mod docker;
+mod lab_selfcheck;
+mod memory;
+mod mk_docker_opts;
+mod packaging;
