@@ -16,7 +16,7 @@ prop_compose! {
         vtep: [u8; 4], vni in 0u32..1 << 24, ifindex: u32, next_hop: [u8; 4], vtep_mac: [u8; 6],
         local_mac: [u8; 6],
     ) -> PeerV4 {
-        PeerV4 { kind: PeerKind::Vxlan, vtep, vni, ifindex, next_hop, mtu: 1500, vtep_mac, local_mac }
+        PeerV4 { kind: PeerKind::Vxlan, vtep, vni, ifindex, next_hop, mtu: 1500, vtep_mac, local_mac, reserved: [0; 4] }
     }
 }
 

@@ -16,6 +16,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flannel_common::{
+    family::V6,
     layout::{
         AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
         Permit, PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
@@ -223,7 +224,7 @@ struct InTrie {
 
 /// As [`write_down`], about an IPv6 packet.
 #[inline(always)]
-pub(crate) fn write_down_v6(note: &Note<FlowV6>) {
+pub(crate) fn write_down_v6(note: &Note<V6>) {
     let _ = match note {
         Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
         Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),

@@ -5,7 +5,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flannel_common::{
-    layout::{AddressV6, FlowV6},
+    family::V6,
+    layout::AddressV6,
     packet::{
         Packet as _, hash,
         headers::ETHERNET_LEN,
@@ -35,7 +36,7 @@ use crate::{
 pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
     let skb = Skb::of(ctx, egress::READS as u32);
     let size = skb.size();
-    let write_down = |note: Note<FlowV6>| {
+    let write_down = |note: Note<V6>| {
         maps::write_down_v6(&note);
         maps::count(Direction::Egress, note.reason(), size);
     };

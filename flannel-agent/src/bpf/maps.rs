@@ -47,7 +47,7 @@ pub enum MapFault {
 /// The maps the agent writes.
 pub struct Tables {
     /// Pod subnet to peer.
-    pub routes: Table<SubnetV4, PeerV4, 8, 36>,
+    pub routes: Table<SubnetV4, PeerV4, 8, 40>,
     /// A peer's public address to its lease.
     pub vteps: Table<[u8; 4], VtepV4, 4, 8>,
     /// A local pod's address to its place.
@@ -61,7 +61,7 @@ pub struct Tables {
     /// The pods that forward for others, by the index of their veth. The programs write it.
     pub forwarders: Table<u32, Forwarder, 4, 8>,
     /// This node's settings.
-    pub config: Setting<Config, 64>,
+    pub config: Setting<Config, 68>,
     /// Until when the programs act.
     pub hold: Setting<Hold, 8>,
     /// Those for IPv6.

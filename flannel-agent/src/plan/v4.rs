@@ -40,6 +40,7 @@ pub(super) fn fill(bpf: &mut BpfState, inputs: &Inputs<'_>, stack: &LocalStack, 
         subnet: subnet_key(subnet),
         tcp_refresh,
         udp_refresh,
+        overlay_ifindex: 0,
         prefix_lengths: prefix_lengths(peers),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
         unknown_vtep: local.xdp.unknown_vtep,
@@ -73,6 +74,7 @@ fn peer_value(device: Option<&VxlanDevice>, peer: &Reach, public_ip: Ipv4Addr) -
         mtu: peer.hop.map_or(0, |hop| hop.mtu),
         vtep_mac: peer.vtep_mac.0,
         local_mac: device.map_or([0; 6], |device| device.mac.0),
+        reserved: [0; 4],
     }
 }
 

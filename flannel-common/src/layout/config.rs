@@ -2,11 +2,12 @@
 
 use bytemuck::{CheckedBitPattern, NoUninit};
 
-use super::SubnetV4;
+use super::{Subnet, per_family};
+use crate::family::{V4, V6};
 
 /// How far packets may skip the host's stack.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, CheckedBitPattern)]
 pub enum FastPath {
     /// Not at all: the kernel's VXLAN device does the work.
     Off = 0,
@@ -37,7 +38,7 @@ impl FastPath {
 
 /// What XDP does with VXLAN from an address that no lease names.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, CheckedBitPattern)]
 pub enum UnknownVtep {
     /// Nothing: the packet goes the kernel's way.
     #[default]
@@ -63,39 +64,48 @@ impl UnknownVtep {
 /// only while it is being changed.
 pub const PREFIX_LENGTHS: usize = 4;
 
-/// Value of `config`, whose only key is 0.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit, CheckedBitPattern)]
-pub struct Config {
-    /// What the operator asked for.
-    pub fast_path: FastPath,
-    /// Our own public address: source of outer headers, and the only outer destination accepted.
-    pub vtep: [u8; 4],
-    /// VXLAN UDP port, host order, 1 to 65535; 0 where no tunnel is in use.
-    pub port: u32,
-    /// VXLAN network identifier accepted from peers, 0 to 2^24-1.
-    pub vni: u32,
-    /// Lowest UDP source port of outer headers, host order (`net.ipv4.ip_local_port_range`).
-    pub source_port_min: u32,
-    /// End of that range as the kernel's formula uses it: exclusive, host order, never 0.
-    pub source_port_max: u32,
-    /// The cluster's pod network: every lease lies in it.
-    pub network: SubnetV4,
-    /// This node's pod subnet.
-    pub subnet: SubnetV4,
-    /// How long netfilter's acceptance of a TCP flow holds, ms.
-    pub tcp_refresh: u32,
-    /// How long netfilter's acceptance of a UDP flow holds, ms.
-    pub udp_refresh: u32,
-    /// What XDP does with VXLAN from unknown addresses; of no meaning to the programs at other hooks.
-    pub unknown_vtep: UnknownVtep,
-    /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
-    /// tries. Leases of further lengths take the kernel path.
-    pub prefix_lengths: [u8; PREFIX_LENGTHS],
-    /// MAC of our own VXLAN device: the inner destination accepted from peers.
-    pub local_mac: [u8; 6],
-    /// Always zero: keeps the size a multiple of four.
-    pub reserved: [u8; 2],
+per_family! {
+    /// Value of `config` and `config_v6`, whose only key is 0: what the programs know of this node in the cluster's
+    /// network of a family.
+    pub struct Config<F = V4>, ConfigBits: repr(C) {
+        /// What the operator asked for.
+        pub fast_path: FastPath,
+        /// VXLAN UDP port, host order, 1 to 65535; 0 where no tunnel is in use.
+        pub port: u32,
+        /// Our own public address: source of outer headers, and the only outer destination accepted.
+        pub vtep: F::Address,
+        /// The cluster's pod network: every lease lies in it.
+        pub network: Subnet<F>,
+        /// This node's pod subnet.
+        pub subnet: Subnet<F>,
+        /// VXLAN network identifier accepted from other nodes, 0 to 2^24-1.
+        pub vni: u32,
+        /// How long netfilter's acceptance of a TCP flow holds, ms.
+        pub tcp_refresh: u32,
+        /// How long netfilter's acceptance of a UDP flow holds, ms.
+        pub udp_refresh: u32,
+        /// Lowest UDP source port of outer headers, host order (`net.ipv4.ip_local_port_range`, which is for both
+        /// families).
+        pub source_port_min: u32,
+        /// End of that range as the kernel's formula uses it: exclusive, host order, never 0.
+        pub source_port_max: u32,
+        /// Our VXLAN device of this family, to which aggregates over IPv6 are handed; 0 while it is not known, and with
+        /// IPv4.
+        pub overlay_ifindex: u32,
+        /// What XDP does with VXLAN from unknown addresses; of no meaning to the programs at other hooks.
+        pub unknown_vtep: UnknownVtep,
+        /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
+        /// tries. Leases of further lengths take the kernel path.
+        pub prefix_lengths: [u8; PREFIX_LENGTHS],
+        /// MAC of our own VXLAN device: the inner destination accepted from other nodes.
+        pub local_mac: [u8; 6],
+        /// Always zero: keeps the size a multiple of four.
+        pub reserved: [u8; 2],
+    }
 }
 
-super::assert_layout!(Config, 64, 4);
+/// As [`Config`].
+pub type ConfigV6 = Config<V6>;
+
+super::assert_layout!(Config<V4>, 68, 4);
+super::assert_layout!(Config<V6>, 112, 8);

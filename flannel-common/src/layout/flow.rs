@@ -2,9 +2,12 @@
 
 use bytemuck::{CheckedBitPattern, NoUninit, Pod, Zeroable};
 
+use super::per_family;
+use crate::family::{V4, V6};
+
 /// Protocols whose flows are known: those with ports.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, CheckedBitPattern)]
 pub enum FlowProtocol {
     /// By its number (IANA).
     Tcp = 6,
@@ -12,34 +15,29 @@ pub enum FlowProtocol {
     Udp = 17,
 }
 
-/// A flow of either family.
-pub trait FlowKey {
-    /// An address of a pod, as the key of the pods map has it.
-    type Address;
+per_family! {
+    /// Key of `flows_v4` and `flows_v6`: a flow as a local pod sees it, whichever way a packet of it travels.
+    ///
+    /// Aligned to eight bytes: on a program's stack LLVM writes two fields at once, which the verifier takes there
+    /// only where they are aligned.
+    pub struct Flow<F>, FlowBits: repr(C, align(8)) {
+        /// Address of the pod, network order.
+        pub local: F::Address,
+        /// Address of the other end, network order.
+        pub remote: F::Address,
+        /// Port of the pod, host order.
+        pub local_port: u16,
+        /// Port of the other end, host order.
+        pub remote_port: u16,
+        /// Protocol.
+        pub protocol: FlowProtocol,
+    }
 }
 
-impl FlowKey for FlowV4 {
-    type Address = [u8; 4];
-}
-
-/// Key of `flows_v4`: a flow as a local pod sees it, whichever way a packet of it travels.
-///
-/// Aligned to eight bytes: on a program's stack LLVM writes two fields at once, which the verifier takes there
-/// only where they are aligned.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
-pub struct FlowV4 {
-    /// Address of the pod, network order.
-    pub local: [u8; 4],
-    /// Address of the other end, network order.
-    pub remote: [u8; 4],
-    /// Port of the pod, host order.
-    pub local_port: u16,
-    /// Port of the other end, host order.
-    pub remote_port: u16,
-    /// Protocol.
-    pub protocol: FlowProtocol,
-}
+/// As [`Flow`].
+pub type FlowV4 = Flow<V4>;
+/// As [`Flow`].
+pub type FlowV6 = Flow<V6>;
 
 /// Value of `flows_v4` and `flows_v6`: when netfilter last accepted a packet of the flow, by direction.
 ///
@@ -59,5 +57,6 @@ pub struct Permit {
 }
 
 super::assert_layout!(FlowProtocol, 4, 4);
-super::assert_layout!(FlowV4, 16, 8);
+super::assert_layout!(Flow<V4>, 16, 8);
+super::assert_layout!(Flow<V6>, 40, 8);
 super::assert_layout!(Permit, 24, 8);

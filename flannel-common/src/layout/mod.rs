@@ -5,6 +5,8 @@
 //! sides hash and compare the same bytes and no program has to zero anything; `bpftool map dump`
 //! prints the field names and the enum variants.
 
+mod address;
+mod bits;
 mod config;
 mod counter;
 mod exempt;
@@ -15,19 +17,23 @@ mod pod;
 mod popped_for;
 mod route;
 mod tunnel;
-mod v6;
 
-pub use config::{Config, FastPath, PREFIX_LENGTHS, UnknownVtep};
+pub use address::AddressV6;
+pub use config::{Config, ConfigBits, ConfigV6, FastPath, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
 pub use exempt::Exempt;
-pub use flow::{FlowKey, FlowProtocol, FlowV4, Permit};
+pub use flow::{Flow, FlowBits, FlowProtocol, FlowV4, FlowV6, Permit};
 pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodPlace;
 pub use popped_for::{POPPED_FOR_LEN, PoppedFor};
-pub use route::{PeerKind, PeerV4, SubnetV4, VtepV4};
+pub use route::{
+    PeerKind, PeerV4, PeerV6, Route, RouteBits, RouteKind, Subnet, SubnetBits, SubnetV4, SubnetV6, Vtep,
+    VtepBits, VtepV4, VtepV6,
+};
 pub use tunnel::Tunnel;
-pub use v6::{AddressV6, ConfigV6, FlowV6, PeerV6, SubnetV6, VtepV6};
+
+use bits::per_family;
 
 /// Refuses, at compile time, a layout whose size or alignment is not the one written here.
 macro_rules! assert_layout {

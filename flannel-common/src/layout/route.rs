@@ -1,41 +1,43 @@
 //! Where a pod subnet lives.
 
-use bytemuck::{CheckedBitPattern, NoUninit, Pod, Zeroable};
+use bytemuck::{CheckedBitPattern, NoUninit};
 
-/// Key of `routes_v4`: a pod subnet.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-pub struct SubnetV4 {
-    /// Length of the prefix in bits, 0 to 32.
-    pub prefix_len: u32,
-    /// Network address, host bits zero, network order.
-    pub network: [u8; 4],
+use super::per_family;
+use crate::family::{Address as _, Family, V4, V6};
+
+per_family! {
+    /// A prefix: key of `routes_v4` and `routes_v6`, a pod subnet.
+    pub struct Subnet<F>, SubnetBits: repr(C) {
+        /// Length of the prefix in bits, 0 to 32 or 128.
+        pub prefix_len: F::PrefixLen,
+        /// Network address, host bits zero, network order.
+        pub network: F::Address,
+    }
 }
 
-impl SubnetV4 {
-    /// The subnet of `prefix_len` bits that holds `address`. Lengths above 32 count as 32.
+/// A prefix of IPv4.
+pub type SubnetV4 = Subnet<V4>;
+/// A prefix of IPv6.
+pub type SubnetV6 = Subnet<V6>;
+
+impl<F: Family> Subnet<F> {
+    /// The subnet of `prefix_len` bits that holds `address`. Lengths above the address' own count as that.
     #[inline(always)]
-    pub fn of(address: [u8; 4], prefix_len: u32) -> Self {
-        let mask = prefix_mask(prefix_len);
-        Self { prefix_len, network: (u32::from_be_bytes(address) & mask).to_be_bytes() }
+    pub fn of(address: F::Address, prefix_len: u32) -> Self {
+        Self { prefix_len: prefix_len.into(), network: address.masked(prefix_len.into()) }
     }
 
     /// Whether `address` lies in this subnet.
     #[inline(always)]
-    pub fn contains(&self, address: [u8; 4]) -> bool {
-        (u32::from_be_bytes(address) ^ u32::from_be_bytes(self.network)) & prefix_mask(self.prefix_len) == 0
+    pub fn contains(&self, address: F::Address) -> bool {
+        address.shares_prefix(self.network, self.prefix_len.into())
     }
 }
 
-#[inline(always)]
-const fn prefix_mask(prefix_len: u32) -> u32 {
-    if prefix_len == 0 { 0 } else { u32::MAX << (32 - if prefix_len > 32 { 32 } else { prefix_len }) }
-}
-
-/// How packets reach a peer.
+/// How packets reach the node that a pod subnet is leased to.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, NoUninit, CheckedBitPattern)]
-pub enum PeerKind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, CheckedBitPattern)]
+pub enum RouteKind {
     /// Only the kernel knows: the programs leave its packets alone.
     Kernel = 0,
     /// Through VXLAN (RFC 7348).
@@ -44,37 +46,54 @@ pub enum PeerKind {
     Direct = 2,
 }
 
-/// Value of `routes_v4`: the node that a pod subnet is leased to.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit, CheckedBitPattern)]
-pub struct PeerV4 {
-    /// How packets reach it.
-    pub kind: PeerKind,
-    /// Public address of the peer: destination of the outer header.
-    pub vtep: [u8; 4],
-    /// VXLAN network identifier, 0 to 2^24-1.
-    pub vni: u32,
-    /// Interface of the underlay the peer is reached by.
-    pub ifindex: u32,
-    /// Address on that interface's link whose MAC the frame goes to: a gateway, or the peer itself.
-    pub next_hop: [u8; 4],
-    /// Largest outer IP packet the underlay carries to this peer, bytes.
-    pub mtu: u32,
-    /// MAC of the peer's VXLAN device, as its lease publishes it: inner destination.
-    pub vtep_mac: [u8; 6],
-    /// MAC of our own VXLAN device: inner source.
-    pub local_mac: [u8; 6],
+per_family! {
+    /// Value of `routes_v4` and `routes_v6`: the way to the node that a pod subnet is leased to.
+    pub struct Route<F>, RouteBits: repr(C) {
+        /// How packets reach it.
+        pub kind: RouteKind,
+        /// VXLAN network identifier, 0 to 2^24-1.
+        pub vni: u32,
+        /// Public address of that node: destination of the outer header.
+        pub vtep: F::Address,
+        /// Address on the link of the underlay whose MAC the frame goes to: a gateway, with IPv6 often a link-local
+        /// one, or the node itself.
+        pub next_hop: F::Address,
+        /// Interface of the underlay that the node is reached by.
+        pub ifindex: u32,
+        /// Largest outer IP packet the underlay carries to the node, bytes.
+        pub mtu: u32,
+        /// MAC of the node's VXLAN device for this family, as its lease publishes it: inner destination.
+        pub vtep_mac: [u8; 6],
+        /// MAC of our own such device: inner source.
+        pub local_mac: [u8; 6],
+        /// Always zero: keeps the size a multiple of eight.
+        pub reserved: [u8; 4],
+    }
 }
 
-/// Value of `vteps`, whose key is the peer's public address, network order: the subnet that inner
-/// sources of this VTEP must come from.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct VtepV4 {
-    /// The peer's pod subnet.
-    pub subnet: SubnetV4,
+per_family! {
+    /// Value of `vteps` and `vteps_v6`, whose key is a node's public address: the subnet that inner sources of this VTEP
+    /// must come from.
+    pub struct Vtep<F>, VtepBits: repr(C) {
+        /// The node's pod subnet.
+        pub subnet: Subnet<F>,
+    }
 }
+
+/// As [`RouteKind`].
+pub type PeerKind = RouteKind;
+/// As [`Route`].
+pub type PeerV4 = Route<V4>;
+/// As [`Route`].
+pub type PeerV6 = Route<V6>;
+/// As [`Vtep`].
+pub type VtepV4 = Vtep<V4>;
+/// As [`Vtep`].
+pub type VtepV6 = Vtep<V6>;
 
 super::assert_layout!(SubnetV4, 8, 4);
-super::assert_layout!(PeerV4, 36, 4);
-super::assert_layout!(VtepV4, 8, 4);
+super::assert_layout!(SubnetV6, 24, 8);
+super::assert_layout!(Route<V4>, 40, 4);
+super::assert_layout!(Route<V6>, 64, 8);
+super::assert_layout!(Vtep<V4>, 8, 4);
+super::assert_layout!(Vtep<V6>, 24, 8);

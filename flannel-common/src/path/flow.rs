@@ -9,7 +9,8 @@
 
 use super::{Tables, egress::check_ipv4, trail};
 use crate::{
-    layout::{Config, FastPath, FlowKey, FlowProtocol, FlowV4, Permit, PodPlace},
+    family::{Family, V4},
+    layout::{Config, FastPath, Flow, FlowProtocol, FlowV4, Permit, PodPlace},
     mark::Marks,
     packet::{
         Arrival, Packet,
@@ -43,15 +44,15 @@ pub(super) const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, gat
 
 /// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note<Flow: FlowKey = FlowV4> {
+pub enum Note<F: Family = V4> {
     /// Netfilter has accepted it: put this.
-    Permit(Flow, Permit),
+    Permit(Flow<F>, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
-    Forget(Flow),
+    Forget(Flow<F>),
     /// Netfilter has accepted it, but its packets do not leave the kernel's path as they came ([`trail`]): delete it.
-    Changed(Flow),
+    Changed(Flow<F>),
     /// Not of a flow: the address of a pod is announced from somewhere else ([`super::moved`]). Delete its place.
-    Moved(Flow::Address),
+    Moved(F::Address),
     /// Not of a flow: the pod behind the veth forwards for others. Put that.
     Forwards {
         /// Host side of the pod's veth.
@@ -61,7 +62,7 @@ pub enum Note<Flow: FlowKey = FlowV4> {
     },
 }
 
-impl<Flow: FlowKey> Note<Flow> {
+impl<F: Family> Note<F> {
     /// What it is counted for.
     #[inline(always)]
     pub const fn reason(&self) -> Reason {

@@ -31,6 +31,7 @@ pub use overlay::from_overlay;
 
 use self::{egress::segment_len, flow::Passage};
 use crate::{
+    family::V6,
     layout::{
         AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, PeerV4, PeerV6, Permit, PodPlace, SubnetV4,
         SubnetV6, Tunnel, VtepV4, VtepV6,
@@ -302,7 +303,7 @@ pub fn note_v6(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-) -> Option<Note<FlowV6>> {
+) -> Option<Note<V6>> {
     match hook {
         Hook::ToOverlay if v6::egress::is_handed_over(arrival, tables.marks()) => None,
         Hook::ToOverlay | Hook::ToPod => {

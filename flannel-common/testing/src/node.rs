@@ -89,6 +89,7 @@ impl Node {
             mtu: 1500,
             vtep_mac: peer.mac,
             local_mac: self.mac,
+            reserved: [0; 4],
         }
     }
 
@@ -110,6 +111,7 @@ impl Node {
             subnet: self.subnet,
             tcp_refresh: 30_000,
             udp_refresh: 15_000,
+            overlay_ifindex: 0,
             prefix_lengths: [24, 0, 0, 0],
             local_mac: self.mac,
             unknown_vtep: UnknownVtep::Off,

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use flannel_common::{
+    family::{Family, V6},
     layout::{
-        AddressV6, Config, ConfigV6, Exempt, FlowKey, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodPlace,
+        AddressV6, Config, ConfigV6, Exempt, Flow, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodPlace,
         SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
     },
     mark::Marks,
@@ -148,7 +149,7 @@ impl MemoryTables {
     }
 
     /// Writes down what a program notes about an IPv6 packet.
-    pub fn write_down_v6(&mut self, note: &Note<FlowV6>) {
+    pub fn write_down_v6(&mut self, note: &Note<V6>) {
         match note {
             Note::Forwards { ifindex, seen } => {
                 self.forwarders.insert(*ifindex, *seen);
@@ -161,7 +162,7 @@ impl MemoryTables {
     }
 }
 
-fn write_down<Flow: FlowKey + Ord + Copy>(flows: &mut BTreeMap<Flow, Permit>, note: &Note<Flow>) {
+fn write_down<F: Family>(flows: &mut BTreeMap<Flow<F>, Permit>, note: &Note<F>) {
     match note {
         Note::Permit(flow, permit) => {
             flows.insert(*flow, *permit);

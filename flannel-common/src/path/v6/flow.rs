@@ -2,6 +2,7 @@
 
 use super::{check_ipv6, first_ip};
 use crate::{
+    family::V6,
     layout::{AddressV6, ConfigV6, FastPath, FlowV6},
     packet::{
         Arrival, Packet,
@@ -44,7 +45,7 @@ pub fn note<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Note<FlowV6>) -> R,
+    then: impl FnOnce(Note<V6>) -> R,
 ) -> Option<R> {
     let config = tables.config_v6()?;
     if config.fast_path != FastPath::Flow || arrival.vlan_tagged {
@@ -86,7 +87,7 @@ pub fn note_direct<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Note<FlowV6>) -> R,
+    then: impl FnOnce(Note<V6>) -> R,
 ) -> Option<R> {
     if has_our_mark(arrival.mark, tables.marks()) {
         note(Direction::Egress, packet, tables, arrival, then)

@@ -2,7 +2,7 @@
 
 use super::first_ip;
 use crate::{
-    layout::FlowV6,
+    family::V6,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP},
@@ -20,7 +20,7 @@ pub fn note<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Note<FlowV6>) -> R,
+    then: impl FnOnce(Note<V6>) -> R,
 ) -> Option<R> {
     if arrival.from_socket || arrival.vlan_tagged {
         return None;

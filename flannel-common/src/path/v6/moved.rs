@@ -2,7 +2,8 @@
 
 use super::first_ip;
 use crate::{
-    layout::{AddressV6, FlowV6},
+    family::V6,
+    layout::AddressV6,
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, take},
@@ -25,7 +26,7 @@ pub fn note<R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables,
     arrival: &Arrival,
-    then: impl FnOnce(Note<FlowV6>) -> R,
+    then: impl FnOnce(Note<V6>) -> R,
 ) -> Option<R> {
     let header: &[u8; ETHERNET_LEN] = packet.view(0)?;
     if Ethernet::parse(header).ethertype != ETHERTYPE_IPV6 || arrival.vlan_tagged {

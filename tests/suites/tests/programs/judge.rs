@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
+    family::V6,
     layout::FlowV6,
     packet::{
         Arrival, Packet as _,
@@ -37,7 +38,7 @@ pub(crate) fn check(
     frame: &[u8],
     arrival: &Arrival,
     segments: u32,
-    (tables, note, note_v6): (&MemoryTables, Option<&Note>, Option<&Note<FlowV6>>),
+    (tables, note, note_v6): (&MemoryTables, Option<&Note>, Option<&Note<V6>>),
     verdict: &Verdict,
     outcome: &Outcome,
 ) -> Result<()> {

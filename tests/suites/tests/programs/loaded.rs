@@ -34,6 +34,7 @@ const NO_CONFIG: Config = Config {
     subnet: SubnetV4 { prefix_len: 0, network: [0; 4] },
     tcp_refresh: 0,
     udp_refresh: 0,
+    overlay_ifindex: 0,
     prefix_lengths: [0; 4],
     local_mac: [0; 6],
     unknown_vtep: UnknownVtep::Off,
