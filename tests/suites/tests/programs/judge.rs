@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use flannel_common::{
     family::V6,
-    layout::FlowV6,
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, Ethernet, IPV4_LEN},
