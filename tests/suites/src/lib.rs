@@ -7,4 +7,5 @@
 //! - `leases`: leases in etcd, and nodes that come and go;
 //! - `kubernetes`: leases on the nodes of Kubernetes, the manifest and the chart;
 //! - `node`: what the agent keeps in a node's kernel, and brings back;
-//! - `host`: the daemon, the CNI plugin, docker and packaging, and the lab itself.
+//! - `host`: the daemon, the CNI plugin, docker and packaging, and the lab itself;
+//! - `docs`: that documentation is true.

@@ -1,7 +1,6 @@
 //! The agent as a program of its host: the daemon, the CNI plugin, docker, packaging; and the lab itself.
 
 mod cni;
-mod coverage;
 mod daemon;
 mod docker;
 mod lab_selfcheck;

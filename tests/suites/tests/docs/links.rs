@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_ebpf_toolchain::workspace_root;
 use regex::Regex;
 
-use super::{Page, pages, root};
+use super::{Page, pages};
 
 /// What follows `#` in links to the headings of a page, as GitHub makes it.
 fn anchors(page: &Page) -> BTreeSet<String> {
@@ -34,7 +35,8 @@ fn every_link_leads_somewhere() -> Result<()> {
     let mut found = 0;
     let mut wrong = Vec::new();
     for page in &pages {
-        let directory = root().join(&page.name).parent().context("a page has a directory")?.to_owned();
+        let directory =
+            workspace_root().join(&page.name).parent().context("a page has a directory")?.to_owned();
         let text = prose(&page.text).join("\n");
         for target in link.captures_iter(&text).filter_map(|link| link.get(1)).map(|link| link.as_str()) {
             if target.contains("://") {
@@ -42,7 +44,7 @@ fn every_link_leads_somewhere() -> Result<()> {
             }
             found += 1;
             let (file, heading) = target.split_once('#').unwrap_or((target, ""));
-            let path = if file.is_empty() { root().join(&page.name) } else { directory.join(file) };
+            let path = if file.is_empty() { workspace_root().join(&page.name) } else { directory.join(file) };
             let Ok(path) = path.canonicalize() else {
                 wrong.push(format!("{}: {target}: no such file", page.name));
                 continue;
@@ -50,7 +52,7 @@ fn every_link_leads_somewhere() -> Result<()> {
             if heading.is_empty() {
                 continue;
             }
-            let name = path.strip_prefix(root().canonicalize()?)?.to_string_lossy().into_owned();
+            let name = path.strip_prefix(workspace_root().canonicalize()?)?.to_string_lossy().into_owned();
             let there = pages.iter().find(|page| page.name == name);
             if !there.is_some_and(|page| anchors(page).contains(heading)) {
                 wrong.push(format!("{}: {target}: no such heading", page.name));

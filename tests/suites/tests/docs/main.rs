@@ -1,21 +1,14 @@
 //! The documentation says what is true: its links lead somewhere, its generated parts are those that the code gives.
 
 mod chart;
+mod coverage;
 mod generated;
 mod links;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
-
-/// The repository.
-fn root() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_owned()
-}
+use flannel_ebpf_toolchain::workspace_root;
 
 /// A page of the documentation.
 struct Page {
@@ -27,7 +20,7 @@ struct Page {
 /// Each page of the repository.
 fn pages() -> Result<Vec<Page>> {
     let mut names = Vec::new();
-    find(&root(), Path::new(""), &mut names)?;
+    find(&workspace_root(), Path::new(""), &mut names)?;
     names.sort();
     ensure!(names.iter().any(|name| name == "README.md") && names.len() > 10, "pages are missing: {names:?}");
     names.into_iter().map(|name| Ok(Page { text: read(&name)?, name })).collect()
@@ -51,7 +44,7 @@ fn find(root: &Path, directory: &Path, names: &mut Vec<String>) -> Result<()> {
 }
 
 fn read(name: &str) -> Result<String> {
-    fs::read_to_string(root().join(name)).with_context(|| name.to_owned())
+    fs::read_to_string(workspace_root().join(name)).with_context(|| name.to_owned())
 }
 
 /// Set to write generated parts anew instead of comparing them.
@@ -59,7 +52,7 @@ const WRITE: &str = "FLANNEL_WRITE_DOCS";
 
 /// Holds the file `name` to `expected`, or writes it where [`WRITE`] is set.
 fn hold(name: &str, expected: &str) -> Result<()> {
-    let path = root().join(name);
+    let path = workspace_root().join(name);
     if std::env::var_os(WRITE).is_some() {
         return fs::write(&path, expected).with_context(|| path.display().to_string());
     }
