@@ -25,7 +25,9 @@ use crate::{
     },
     masq::Rules,
     netlink::Netlink,
-    node::{Node, backend::Backend, published, stacks, underlay::UnderlayWatch},
+    node::{
+        Node, backend::Backend, interface::ExternalInterface, published, stacks, underlay::UnderlayWatch,
+    },
     plan::{FlowRefresh, Local, inherited},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Others, Previous, SubnetFile, lock::SubnetFileLock},
@@ -181,7 +183,7 @@ impl Agent<'_> {
 
         let mut netlink = Netlink::open()?;
         let choice = interface_choice(&options, &config);
-        let external = netlink.external_interface(&choice).await?;
+        let external = ExternalInterface::choose(&mut netlink, &choice).await?;
         let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
         let public = published(fixed, &external);
         let backend = Backend::adopt(configured, &external, &this_node, &mut netlink).await?;
@@ -193,7 +195,7 @@ impl Agent<'_> {
         for reason in &previous.ignored {
             warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
         }
-        let addresses = netlink.rival_addresses(&external, &choice).await?;
+        let addresses = external.rival_addresses(&mut netlink, &choice).await?;
         let identity = Identity { previous: previous.lease(), addresses };
         let acquired = store.acquire(&config, &attrs, identity);
         let acquired = self.unless_stopped("acquiring a subnet", store, acquired).await;

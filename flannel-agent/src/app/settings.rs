@@ -17,7 +17,7 @@ use crate::{
         etcd::{EtcdOptions, LeaseTiming},
     },
     masq::{MasqOptions, RuleOptions},
-    netlink::{InterfaceChoice, Stack},
+    node::interface::{InterfaceChoice, Stack},
     plan::{Exemptions, LocalStack},
     subnet_file::Previous,
     values::Family,

@@ -9,13 +9,13 @@ use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
 use super::{
-    ChangeError, Datapath, ObserveError,
+    ChangeError, Datapath, ObserveError, Stray,
     given_up::GivenUp,
     port,
     requests::{is_gone, request, unreachable_gateway},
 };
 use crate::{
-    netlink::{Link, Netlink, NetlinkError, Request, Stray, link, protocol::Numbering, route},
+    netlink::{Link, Netlink, NetlinkError, Request, link, protocol::Numbering, route, vxlan},
     plan::{Change, State, VxlanDevice},
     values::{Family, Mac, overlap},
 };
@@ -157,13 +157,13 @@ impl KernelDatapath {
         }
         if link.as_vxlan_device().is_some_and(|found| found.learning != wanted.learning) {
             info!(device = %link.name, to = wanted.learning, "changing whether the device learns");
-            self.netlink.change(link::set_learning(link.index, wanted.learning)).await?;
+            self.netlink.change(vxlan::set_learning(link.index, wanted.learning)).await?;
         }
         Ok(())
     }
 
     async fn create(&mut self, wanted: &VxlanDevice) -> Result<u32, NetlinkError> {
-        if let Err(error) = self.netlink.change(link::create_vxlan(wanted)).await {
+        if let Err(error) = self.netlink.change(vxlan::create(wanted)).await {
             return Err(port::explained(&mut self.netlink, wanted, error).await?);
         }
         let link = self.netlink.link(&wanted.name).await?;
@@ -272,7 +272,7 @@ impl Datapath for KernelDatapath {
     async fn observe(&mut self) -> Result<State, ObserveError> {
         let mut state = State::default();
         for stray in &self.strays {
-            state.direct_routes.extend(self.netlink.gateway_routes(&self.direct, stray).await?);
+            state.direct_routes.extend(stray.direct_routes(&mut self.netlink, &self.direct).await?);
         }
         for overlay in self.overlays.clone().values() {
             self.observe_device(overlay, &mut state).await?;

@@ -16,6 +16,9 @@ pub mod kernel;
 pub mod memory;
 mod port;
 mod requests;
+mod stray;
+
+pub use stray::Stray;
 
 /// What holds a [`State`]: the kernel, or a double of it.
 pub trait Datapath: Send {

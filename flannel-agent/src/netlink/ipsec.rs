@@ -17,7 +17,6 @@ use super::{
     connection::frames,
     error::{KernelError, errno},
 };
-use crate::plan::IpsecPolicy;
 
 const HEADER: usize = 16;
 const DATAGRAM: usize = 64 << 10;
@@ -39,6 +38,18 @@ const XFRM_POLICY_MAX: u8 = 3;
 const POLICY: usize = 168;
 /// Size of `struct xfrm_userpolicy_id`.
 const POLICY_ID: usize = 64;
+
+/// A policy of the kernel's that transforms or blocks the packets it is about (`ip xfrm policy`), whichever way they
+/// travel. One that lets packets pass as they are is none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IpsecPolicy {
+    /// Where its packets come from.
+    pub source: IpNetwork,
+    /// Where they go to.
+    pub destination: IpNetwork,
+    /// Their protocol; 0 is any.
+    pub protocol: u8,
+}
 
 /// Listens to changes of policies, and reads them. Where the kernel has no IPsec there are none.
 #[derive(Default)]

@@ -1,19 +1,16 @@
 //! Interfaces.
 
-use std::net::IpAddr;
-
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
-        LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute,
+        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
     },
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, Request};
-use crate::{host::sysctl, plan::VxlanDevice, values::Mac};
+use super::{Netlink, NetlinkError, Request, Vxlan, VxlanDevice, vxlan};
+use crate::{host::sysctl, values::Mac};
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,39 +63,6 @@ pub enum LinkKind {
     Veth,
     /// Anything else.
     Other,
-}
-
-/// The attributes of a VXLAN device that upstream compares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vxlan {
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port, host order.
-    pub port: u16,
-    /// Interface it is bound to.
-    pub underlay_ifindex: Option<u32>,
-    /// Local address of the outer header.
-    pub local: Option<IpAddr>,
-    /// It learns from packets which MAC is behind which address.
-    pub learning: bool,
-    /// It has the group based policy extension.
-    pub gbp: bool,
-    /// It has what flannel's has not: a group, a remote, miss notifications or metadata extensions.
-    pub foreign: bool,
-    /// How it takes packets in.
-    pub reception: Reception,
-}
-
-/// How a VXLAN device takes packets in, besides [`Vxlan::gbp`]. Devices on one UDP port share its socket, of each family
-/// one, and only if they are alike in this (drivers/net/vxlan, `VXLAN_F_RCV_FLAGS`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reception {
-    /// `external`: of any VNI, which packets carry along for programs and routes.
-    pub external: bool,
-    /// `gpe`, `vnifilter`.
-    pub extended: [bool; 2],
-    /// `udp6zerocsumrx`, `remcsumrx`, `noremcsumpartial`.
-    pub checksums: [bool; 3],
 }
 
 impl Link {
@@ -158,32 +122,6 @@ impl Netlink {
     }
 }
 
-/// Creates the device down, with just the attributes upstream gives it: all others are the kernel's
-/// defaults, which keeps the two interchangeable.
-pub(crate) fn create_vxlan(device: &VxlanDevice) -> Request {
-    let mut data = vec![
-        InfoVxlan::Id(device.vni),
-        InfoVxlan::Link(device.underlay_ifindex),
-        match device.local {
-            IpAddr::V4(local) => InfoVxlan::Local(local),
-            IpAddr::V6(local) => InfoVxlan::Local6(local),
-        },
-        InfoVxlan::Learning(device.learning),
-        InfoVxlan::Port(device.port),
-    ];
-    if device.gbp {
-        data.push(InfoVxlan::Gbp);
-    }
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(device.name.clone()),
-        LinkAttribute::Mtu(device.mtu),
-        LinkAttribute::Address(device.mac.0.to_vec()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
-    ];
-    Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
-}
-
 /// Changes the MTU.
 pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
     set(index, vec![LinkAttribute::Mtu(mtu)])
@@ -192,17 +130,6 @@ pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
 /// Changes the MAC.
 pub(crate) fn set_mac(index: u32, mac: Mac) -> Request {
     set(index, vec![LinkAttribute::Address(mac.0.to_vec())])
-}
-
-/// Switches learning of a VXLAN device on or off.
-pub(crate) fn set_learning(index: u32, learning: bool) -> Request {
-    let data = InfoData::Vxlan(vec![InfoVxlan::Learning(learning)]);
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes =
-        vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])];
-    // RTM_SETLINK would ignore what is particular to the kind.
-    Request { message: RouteNetlinkMessage::NewLink(message), flags: 0 }
 }
 
 /// Sets the interface up.
@@ -299,7 +226,7 @@ fn kind(info: &[LinkInfo]) -> LinkKind {
         match item {
             LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => found = LinkKind::Veth,
-            LinkInfo::Data(InfoData::Vxlan(data)) => found = LinkKind::Vxlan(vxlan(data)),
+            LinkInfo::Data(InfoData::Vxlan(data)) => found = LinkKind::Vxlan(vxlan::read(data)),
             _ => {}
         }
     }
@@ -318,36 +245,4 @@ fn is_closed_port(info: &LinkInfo) -> bool {
 fn is_vlan_filtering(info: &LinkInfo) -> bool {
     let LinkInfo::Data(InfoData::Bridge(items)) = info else { return false };
     items.iter().any(|item| matches!(item, InfoBridge::VlanFiltering(true)))
-}
-
-fn vxlan(data: &[InfoVxlan]) -> Vxlan {
-    let mut vxlan = Vxlan::default();
-    for item in data {
-        match item {
-            InfoVxlan::Id(vni) => vxlan.vni = *vni,
-            InfoVxlan::Port(port) => vxlan.port = *port,
-            InfoVxlan::Link(index) => vxlan.underlay_ifindex = Some(*index),
-            InfoVxlan::Local(address) => vxlan.local = Some((*address).into()),
-            InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
-            InfoVxlan::Group(address) => vxlan.foreign |= !address.is_unspecified(),
-            InfoVxlan::Group6(address) => vxlan.foreign |= !address.is_unspecified(),
-            InfoVxlan::L2Miss(true) => vxlan.foreign = true,
-            InfoVxlan::CollectMetadata(true) => {
-                vxlan.foreign = true;
-                vxlan.reception.external = true;
-            }
-            InfoVxlan::Vnifilter(true) => vxlan.reception.extended[1] = true,
-            InfoVxlan::UDPZeroCsumRX(true) => vxlan.reception.checksums[0] = true,
-            InfoVxlan::RemCsumRX(true) => vxlan.reception.checksums[1] = true,
-            InfoVxlan::RemCsumNoPartial => vxlan.reception.checksums[2] = true,
-            InfoVxlan::Learning(learning) => vxlan.learning = *learning,
-            InfoVxlan::Gbp => vxlan.gbp = true,
-            InfoVxlan::Gpe => {
-                vxlan.foreign = true;
-                vxlan.reception.extended[0] = true;
-            }
-            _ => {}
-        }
-    }
-    vxlan
 }

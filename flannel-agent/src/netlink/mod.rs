@@ -9,37 +9,40 @@ use crate::values::Family;
 
 pub(crate) mod address;
 mod connection;
-mod echo;
 mod error;
-mod interface;
+mod interface_address;
 mod ipsec;
 pub(crate) mod link;
 mod monitor;
 pub(crate) mod neighbour;
 mod netfilter;
 mod next_hop;
+mod notice;
 mod pod_places;
 mod pods;
 pub(crate) mod protocol;
 mod raw;
+mod reach;
 pub(crate) mod route;
 pub(crate) mod tc;
+pub(crate) mod vxlan;
 
 pub use address::Address;
 pub use connection::Netlink;
-pub use echo::Echoes;
 pub use error::{KernelError, NetlinkError};
-pub use interface::{
-    Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,
-    Reach, Stack,
-};
-pub use ipsec::IpsecPolicies;
-pub use link::{Link, LinkKind, PeerEnd, Reception, Vxlan};
+pub use interface_address::InterfaceAddress;
+pub use ipsec::{IpsecPolicies, IpsecPolicy};
+pub use link::{Link, LinkKind, PeerEnd};
 pub use monitor::{Changed, Monitor};
 pub use neighbour::FdbEntry;
 pub use netfilter::{Chain, Chains, Netfilter};
-pub use route::Stray;
+pub use next_hop::{NextHop, NoNextHop};
+pub use notice::Notice;
+pub use pod_places::Pods;
+pub use reach::Reach;
+pub use route::DirectRoute;
 pub use tc::{TcDiscipline, TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
+pub use vxlan::{Reception, Vxlan, VxlanDevice};
 
 pub(crate) use connection::Request;
 

@@ -12,7 +12,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::errno::Errno;
 
 use super::{
-    Echoes, NetlinkError,
+    NetlinkError, Notice,
     connection::{frames, open},
     error::errno,
     tc,
@@ -136,13 +136,13 @@ impl Monitor {
                 changed |= lost(&mut self.socket, errno(&error))?;
                 return Ok(changed);
             }
-            changed |= classify(&self.datagram, overlays, None);
+            changed |= classify(&self.datagram, overlays, |_| false);
         }
         loop {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlays, None),
+                Ok(_) => changed |= classify(&self.datagram, overlays, |_| false),
                 Err(error) if errno(&error) == Errno::EAGAIN => return Ok(changed),
                 Err(error) => {
                     changed |= lost(&mut self.socket, errno(&error))?;
@@ -154,14 +154,14 @@ impl Monitor {
 }
 
 impl Monitor {
-    /// All that has been noticed by now but the `echoes` of what we have done, without waiting.
-    pub fn heard_but(&mut self, overlays: &BTreeSet<u32>, echoes: &Echoes<'_>) -> Changed {
+    /// All that has been noticed by now but what `is_echo` of what we have done, without waiting.
+    pub fn heard_but(&mut self, overlays: &BTreeSet<u32>, is_echo: impl Fn(&Notice) -> bool) -> Changed {
         let mut changed = Changed::default();
         while let Some(socket) = &self.socket {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlays, Some(echoes)),
+                Ok(_) => changed |= classify(&self.datagram, overlays, &is_echo),
                 Err(error) if errno(&error) == Errno::EAGAIN => break,
                 // A socket that is lost is opened anew by whoever waits next, and reports that notices were missed.
                 Err(error) => changed |= lost(&mut self.socket, errno(&error)).unwrap_or_default(),
@@ -180,7 +180,7 @@ fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, Netli
     Err(NetlinkError::Socket(errno))
 }
 
-fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, echoes: Option<&Echoes<'_>>) -> Changed {
+fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, is_echo: impl Fn(&Notice) -> bool) -> Changed {
     let mut changed = Changed::default();
     for frame in frames(datagram) {
         // Of every kind of discipline and filter, whether this crate can read it or not.
@@ -193,7 +193,7 @@ fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, echoes: Option<&Echoes<'_
             return Changed::EVERYTHING;
         };
         if let NetlinkPayload::InnerMessage(notice) = message.payload
-            && !echoes.is_some_and(|echoes| echoes.hold(&notice, overlays))
+            && !Notice::read(&notice, overlays).is_some_and(|notice| is_echo(&notice))
         {
             changed |= kind(&notice, overlays);
         }
@@ -202,16 +202,16 @@ fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, echoes: Option<&Echoes<'_
 }
 
 fn kind(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Changed {
-    use RouteNetlinkMessage as Notice;
+    use RouteNetlinkMessage as Message;
     let on_overlay = |index: u32| overlays.contains(&index);
     let none = Changed::default();
     match notice {
-        Notice::NewLink(link) | Notice::DelLink(link) if on_overlay(link.header.index) => {
+        Message::NewLink(link) | Message::DelLink(link) if on_overlay(link.header.index) => {
             // A new index after a deletion shows in the links.
             Changed { overlay: true, links: true, ..none }
         }
-        Notice::NewLink(_) | Notice::DelLink(_) => Changed { links: true, ..none },
-        Notice::NewAddress(address) | Notice::DelAddress(address) => {
+        Message::NewLink(_) | Message::DelLink(_) => Changed { links: true, ..none },
+        Message::NewAddress(address) | Message::DelAddress(address) => {
             if address.header.family == AddressFamily::Inet6 && address.header.scope == AddressScope::Link {
                 // Every interface has one, a pod's that comes or goes as well.
                 return none;
@@ -219,10 +219,10 @@ fn kind(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Changed {
             let overlay = on_overlay(address.header.index);
             Changed { overlay, addresses: !overlay, ..none }
         }
-        Notice::NewNeighbour(neighbour) | Notice::DelNeighbour(neighbour) => {
+        Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {
             Changed { overlay: on_overlay(neighbour.header.ifindex), ..none }
         }
-        Notice::NewRoute(route) | Notice::DelRoute(route) => {
+        Message::NewRoute(route) | Message::DelRoute(route) => {
             if is_automatic(route) {
                 return none;
             }

@@ -13,13 +13,39 @@ use netlink_packet_route::{
 };
 
 use super::{Netlink, NetlinkError, Request, address_family, route::ip};
-use crate::{
-    plan::{NextHop, NextHops, NoHop},
-    values::Family,
-};
+use crate::values::Family;
 
 /// Up to so many addresses, the kernel is asked about each, and for the route behind its next hop.
 const FEW: usize = 64;
+
+/// How the underlay reaches an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NextHop {
+    /// Interface packets leave by.
+    pub ifindex: u32,
+    /// Whose MAC the frame goes to: a gateway, or the address itself when it is on the link.
+    pub address: IpAddr,
+    /// Largest IP packet the route carries, bytes.
+    pub mtu: u32,
+}
+
+impl NextHop {
+    /// Whether `destination`, which this leads to, is on the link itself.
+    pub(crate) fn is_on_link(&self, destination: IpAddr) -> bool {
+        destination == self.address
+    }
+}
+
+/// Why there is no one next hop towards an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoNextHop {
+    /// The kernel knows no route, or not from our address.
+    NoRoute,
+    /// The kernel chooses one of several for each flow.
+    Multipath,
+    /// Not a plain one over Ethernet: it encapsulates, drops, or has a gateway of another family.
+    Special,
+}
 
 impl Netlink {
     /// How packets from `source` reach each of `destinations`, all of its family and unicast, or why there is no one
@@ -32,9 +58,9 @@ impl Netlink {
         &mut self,
         source: IpAddr,
         destinations: &BTreeSet<IpAddr>,
-    ) -> Result<NextHops, NetlinkError> {
+    ) -> Result<BTreeMap<IpAddr, Result<NextHop, NoNextHop>>, NetlinkError> {
         if destinations.is_empty() {
-            return Ok(NextHops::new());
+            return Ok(BTreeMap::new());
         }
         let mtus: BTreeMap<u32, u32> =
             self.links().await?.into_iter().map(|link| (link.index, link.mtu)).collect();
@@ -52,17 +78,17 @@ impl Netlink {
         }
         let answers = self.exchange(&requests).await?;
         let (ways, entries) = answers.split_at(groups.len());
-        let mut hops = NextHops::new();
+        let mut hops = BTreeMap::new();
         for (n, (group, way)) in groups.iter().zip(ways).enumerate() {
             hops.extend(group.iter().map(|destination| {
                 let hop = match (way, entries.get(n)) {
                     (Ok(Some(_)), Some(Ok(Some(RouteNetlinkMessage::NewRoute(entry)))))
                         if is_multipath(entry) =>
                     {
-                        Err(NoHop::Multipath)
+                        Err(NoNextHop::Multipath)
                     }
                     (Ok(Some(RouteNetlinkMessage::NewRoute(way))), _) => next_hop(*destination, way, &mtus),
-                    _ => Err(NoHop::NoRoute),
+                    _ => Err(NoNextHop::NoRoute),
                 };
                 (*destination, hop)
             }));
@@ -172,9 +198,13 @@ fn is_multipath(entry: &RouteMessage) -> bool {
         .any(|attribute| matches!(attribute, RouteAttribute::MultiPath(hops) if hops.len() > 1))
 }
 
-fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Result<NextHop, NoHop> {
+fn next_hop(
+    destination: IpAddr,
+    route: &RouteMessage,
+    mtus: &BTreeMap<u32, u32>,
+) -> Result<NextHop, NoNextHop> {
     if route.header.kind != RouteType::Unicast {
-        return Err(NoHop::Special);
+        return Err(NoNextHop::Special);
     }
     let mut ifindex = None;
     let mut gateway = None;
@@ -184,7 +214,7 @@ fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
-                return Err(NoHop::Special);
+                return Err(NoNextHop::Special);
             }
             RouteAttribute::Metrics(metrics) => {
                 limit = metrics.iter().find_map(|metric| match metric {
@@ -195,8 +225,8 @@ fn next_hop(destination: IpAddr, route: &RouteMessage, mtus: &BTreeMap<u32, u32>
             _ => {}
         }
     }
-    let ifindex = ifindex.ok_or(NoHop::Special)?;
-    let link = *mtus.get(&ifindex).ok_or(NoHop::NoRoute)?;
+    let ifindex = ifindex.ok_or(NoNextHop::Special)?;
+    let link = *mtus.get(&ifindex).ok_or(NoNextHop::NoRoute)?;
     Ok(NextHop {
         ifindex,
         address: gateway.unwrap_or(destination),

@@ -18,14 +18,22 @@ use netlink_packet_route::{
 };
 
 use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
-use crate::{
-    plan::Pods,
-    values::{Family, Mac},
-};
+use crate::values::{Family, Mac};
 
 /// So many addresses of one family are followed behind one veth. What a pod makes up beyond that costs no time and takes no
 /// other pod's room in the maps: its packets are the kernel's.
 const MOST_ADDRESSES: usize = 128;
+
+/// The pods of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Host sides of their veths.
+    pub links: BTreeSet<u32>,
+    /// Where each address is. An address that two pods claim is absent: the kernel decides.
+    pub places: BTreeMap<IpAddr, PodPlace>,
+    /// The veths behind which there are more addresses than are followed, and their names.
+    pub crowded: BTreeMap<u32, String>,
+}
 
 impl Netlink {
     /// The pods of `subnets`: the host sides of their veths, and where their addresses within those

@@ -1,7 +1,7 @@
 //! Routes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -20,11 +20,7 @@ use super::{
     Netlink, NetlinkError, Request, address_family,
     protocol::{self, Numbering},
 };
-use crate::{
-    config::Pool,
-    plan::DirectRoute,
-    values::{Family, overlap},
-};
+use crate::values::{Family, overlap};
 
 /// The metric of an IPv6 route that is given none (include/uapi/linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
 const IPV6_METRIC: u32 = 1024;
@@ -45,7 +41,7 @@ pub(crate) struct Route {
 impl Route {
     /// Whether it has what all routes of flannel have: protocol boot, or over a VXLAN device one that stands for it
     /// among many, no metric given, and `onlink` over a VXLAN device only.
-    pub(super) fn is_as_ours(&self, over_device: bool) -> bool {
+    pub(crate) fn is_as_ours(&self, over_device: bool) -> bool {
         let unasked = match Family::of_network(self.destination) {
             Family::V4 => 0,
             Family::V6 => IPV6_METRIC,
@@ -90,31 +86,6 @@ impl Netlink {
         Ok(routes.iter().filter(is_ours).map(|route| (route.destination, route.ifindex)).collect())
     }
 
-    /// The routes `via GATEWAY`, of protocol boot and without metric, that lead to `recognised` subnets, and
-    /// of those over interface `ifindex` the ones that [`Stray`] takes to be flannel's.
-    pub(crate) async fn gateway_routes(
-        &mut self,
-        recognised: &BTreeSet<IpNetwork>,
-        stray: &Stray,
-    ) -> Result<BTreeMap<IpNetwork, DirectRoute>, NetlinkError> {
-        let routes = self.main_routes(Family::of_network(stray.own), None).await?;
-        let routers: BTreeSet<IpAddr> = routes
-            .iter()
-            .filter(|route| !stray.pool.allows(route.destination))
-            .filter_map(|route| route.gateway)
-            .collect();
-        let is_ours = |route: &Route, via: &IpAddr| {
-            recognised.contains(&route.destination) || stray.is_flannels(route, via, &routers)
-        };
-        Ok(routes
-            .iter()
-            .filter(|route| route.is_as_ours(false))
-            .filter_map(|route| Some((route, route.gateway?)))
-            .filter(|(route, via)| is_ours(route, via))
-            .map(|(route, via)| (route.destination, DirectRoute { ifindex: route.ifindex, via }))
-            .collect())
-    }
-
     /// The unicast routes of one family in the main table, of one interface or of all.
     pub(crate) async fn main_routes(
         &mut self,
@@ -152,28 +123,13 @@ impl Netlink {
     }
 }
 
-/// Which routes without a mark of their own an earlier host-gw flannel has left.
-///
-/// An administrator's route looks the same, so all of this must hold: it is over the external interface; it
-/// leads to exactly one subnet that nodes can lease, and not to any of ours; and its gateway is a node, not a
-/// router: no route to anywhere else uses it. What is spared by mistake is replaced when its subnet is leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stray {
-    /// Index of the external interface at the start.
+/// Where a route leads that uses no tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DirectRoute {
+    /// Interface packets leave by.
     pub ifindex: u32,
-    /// The subnets that can be leased.
-    pub pool: Pool,
-    /// Our own.
-    pub own: IpNetwork,
-}
-
-impl Stray {
-    fn is_flannels(&self, route: &Route, via: &IpAddr, routers: &BTreeSet<IpAddr>) -> bool {
-        route.ifindex == self.ifindex
-            && self.pool.allows(route.destination)
-            && !overlap(route.destination, self.own)
-            && !routers.contains(via)
-    }
+    /// The gateway: the public address of the node that holds the subnet.
+    pub via: IpAddr,
 }
 
 /// Puts `subnet via gateway dev IFINDEX` (main table, protocol boot, scope global) in place of any route to

@@ -6,14 +6,15 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
+use super::interface::ExternalInterface;
 use crate::{
     config::{BuiltBackend, Pool, VxlanOptions},
-    datapath::kernel::KernelDatapath,
+    datapath::{Stray, kernel::KernelDatapath},
     lease::{
         LeaseAttrs, ThisNode,
         wire::{NodeAddress, VxlanData},
     },
-    netlink::{ExternalInterface, Netlink, NetlinkError, Stray},
+    netlink::{Netlink, NetlinkError},
     plan::{self, VxlanDevice},
     values::{Family, Mac},
 };

@@ -9,13 +9,13 @@ use tracing::{error, info};
 
 use crate::{
     lease::{LeaseAttrs, wire::NodeAddress},
-    netlink::ExternalInterface,
-    node::{backend::Backend, xdp::XdpChoice},
+    node::{backend::Backend, interface::ExternalInterface, xdp::XdpChoice},
     plan::{FlowRefresh, Local, LocalStack},
     values::Family,
 };
 
 pub mod backend;
+pub mod interface;
 pub mod underlay;
 pub mod xdp;
 

@@ -8,8 +8,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::interface::{ExternalInterface, InterfaceChoice};
 use crate::{
-    netlink::{Changed, ExternalInterface, InterfaceChoice, Monitor, Netlink, NetlinkError},
+    netlink::{Changed, Monitor, Netlink, NetlinkError},
     telemetry::Said,
 };
 
@@ -92,7 +93,7 @@ impl UnderlayWatch {
             Step::Wait(until) => return Ok(Some(until)),
             Step::Changed(now) => Some(now),
             Step::Choose => {
-                let chosen = self.netlink.external_interface(&self.choice).await;
+                let chosen = ExternalInterface::choose(&mut self.netlink, &self.choice).await;
                 self.standing.chosen(chosen.map_err(|error| error.to_string()))
             }
         };

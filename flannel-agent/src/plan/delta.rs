@@ -124,15 +124,6 @@ fn left_on_devices(desired: &State, observed: &State) -> State {
     left
 }
 
-impl VxlanDevice {
-    /// Whether a device like `other` can be made into this one without deleting it.
-    pub fn is_compatible(&self, other: &Self) -> bool {
-        let fixed =
-            |device: &Self| (device.vni, device.port, device.underlay_ifindex, device.local, device.gbp);
-        self.name == other.name && fixed(self) == fixed(other)
-    }
-}
-
 impl State {
     /// Takes away what the kernel drops when the device `before` of `family` becomes `after`: everything with a
     /// device that goes, the neighbours with its MAC.

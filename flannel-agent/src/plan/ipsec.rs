@@ -2,20 +2,10 @@
 
 use ipnetwork::IpNetwork;
 
+use super::IpsecPolicy;
+
 /// Protocol number of UDP (IANA).
 const UDP: u8 = 17;
-
-/// A policy of the kernel's that transforms or blocks the packets it is about (`ip xfrm policy`), whichever way they
-/// travel. One that lets packets pass as they are is none of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct IpsecPolicy {
-    /// Where its packets come from.
-    pub source: IpNetwork,
-    /// Where they go to.
-    pub destination: IpNetwork,
-    /// Their protocol; 0 is any.
-    pub protocol: u8,
-}
 
 impl IpsecPolicy {
     /// Whether it is about packets between a node and a peer, be they in VXLAN or as pods send them. Each of the two is

@@ -10,11 +10,12 @@ use std::{
     time::Duration,
 };
 
-use flannel_common::layout::{FastPath, PodPlace};
+use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
 
 use crate::{
     lease::{LeaseSubnet, Leases},
+    netlink::NoNextHop,
     node::xdp::Xdp,
     values::Family,
 };
@@ -34,16 +35,16 @@ mod tests;
 mod v4;
 mod v6;
 
+pub use crate::netlink::{DirectRoute, IpsecPolicy, NextHop, Pods, VxlanDevice};
 pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
 pub use hooks::{Foreign, ForeignHook, HookPlace, Hooked, HookedInterface, LeftToKernel, Stretch};
 pub use inherited::inherited;
-pub use ipsec::IpsecPolicy;
 pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
-pub use state::{BpfState, DirectRoute, State, VxlanDevice};
+pub use state::{BpfState, State};
 pub use v6::{BpfStateV6, EntryV6, KeyV6};
 
 /// The facts about this node.
@@ -145,17 +146,6 @@ impl Local {
     }
 }
 
-/// How the underlay reaches an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NextHop {
-    /// Interface packets leave by.
-    pub ifindex: u32,
-    /// Whose MAC the frame goes to: a gateway, or the address itself when it is on the link.
-    pub address: IpAddr,
-    /// Largest IP packet the route carries, bytes.
-    pub mtu: u32,
-}
-
 /// Why the programs send nothing towards an address, and leave it to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum NoHop {
@@ -185,27 +175,19 @@ pub enum NoHop {
     EgressChain,
 }
 
-/// How the underlay reaches addresses, or why the programs cannot use that; an address that was not asked for is
-/// absent.
-pub type NextHops = BTreeMap<IpAddr, Result<NextHop, NoHop>>;
-
-impl NextHop {
-    /// Whether `destination`, which this leads to, is on the link itself.
-    pub(crate) fn is_on_link(&self, destination: IpAddr) -> bool {
-        destination == self.address
+impl From<NoNextHop> for NoHop {
+    fn from(why: NoNextHop) -> Self {
+        match why {
+            NoNextHop::NoRoute => Self::NoRoute,
+            NoNextHop::Multipath => Self::Multipath,
+            NoNextHop::Special => Self::Special,
+        }
     }
 }
 
-/// The pods of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pods {
-    /// Host sides of their veths.
-    pub links: BTreeSet<u32>,
-    /// Where each address is. An address that two pods claim is absent: the kernel decides.
-    pub places: BTreeMap<IpAddr, PodPlace>,
-    /// The veths behind which there are more addresses than are followed, and their names.
-    pub crowded: BTreeMap<u32, String>,
-}
+/// How the underlay reaches addresses, or why the programs cannot use that; an address that was not asked for is
+/// absent.
+pub type NextHops = BTreeMap<IpAddr, Result<NextHop, NoHop>>;
 
 /// All that [`plan`] depends on.
 #[derive(Clone, Debug)]

@@ -11,47 +11,8 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::BpfStateV6;
+use super::{BpfStateV6, DirectRoute, VxlanDevice};
 use crate::values::{Family, Mac};
-
-/// A VXLAN device, `flannel.<vni>` or `flannel-v6.<vni>`, with the attributes that upstream compares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VxlanDevice {
-    /// `flannel.<vni>`, for IPv6 `flannel-v6.<vni>`.
-    pub name: String,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port, host order.
-    pub port: u16,
-    /// Index of the external interface it is bound to.
-    pub underlay_ifindex: u32,
-    /// Local address of the outer header, whose family is also that of the packets it carries.
-    pub local: IpAddr,
-    /// Its MAC, as our lease publishes it.
-    pub mac: Mac,
-    /// Its MTU: that of the underlay less the outer headers.
-    pub mtu: u32,
-    /// It learns from packets which MAC is behind which address.
-    pub learning: bool,
-    /// It carries the mark of packets in the header: the group based policy extension.
-    pub gbp: bool,
-}
-
-/// Where a route leads that uses no tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct DirectRoute {
-    /// Interface packets leave by.
-    pub ifindex: u32,
-    /// The gateway: the public address of the node that holds the subnet.
-    pub via: IpAddr,
-}
-
-impl VxlanDevice {
-    /// The family it carries, and is carried by.
-    pub fn family(&self) -> Family {
-        Family::of(self.local)
-    }
-}
 
 /// What the kernel holds on our behalf. What is on a device is of the family that the device carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

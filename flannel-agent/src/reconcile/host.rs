@@ -12,9 +12,9 @@ use ipnetwork::IpNetwork;
 use tokio::{select, time::sleep};
 use tracing::warn;
 
-use super::foreign::Look;
+use super::{echoes::Echoes, foreign::Look};
 use crate::{
-    netlink::{Changed, Echoes, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError},
+    netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError},
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::Family,
 };
@@ -124,7 +124,10 @@ impl Host for KernelHost {
 
     fn made(&mut self, changes: &[Change]) -> Changed {
         match self.monitor.resume() {
-            Ok(false) => self.monitor.heard_but(&self.overlays, &Echoes::of(changes)),
+            Ok(false) => {
+                let echoes = Echoes::of(changes);
+                self.monitor.heard_but(&self.overlays, |notice| echoes.hold(notice))
+            }
             // Without a socket, whoever waits next tries again.
             Ok(true) | Err(_) => Changed { overrun: true, ..Changed::default() },
         }
@@ -185,7 +188,8 @@ impl Host for KernelHost {
         let mut hops = NextHops::new();
         for (family, stack) in local.stacks.iter().filter(|_| needs_next_hops(local)) {
             let of_family = addresses.iter().copied().filter(|address| Family::of(*address) == *family);
-            hops.extend(self.netlink.next_hops(stack.address, &of_family.collect()).await?);
+            let found = self.netlink.next_hops(stack.address, &of_family.collect()).await?;
+            hops.extend(found.into_iter().map(|(to, hop)| (to, hop.map_err(NoHop::from))));
         }
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
         for hop in hops.values_mut() {

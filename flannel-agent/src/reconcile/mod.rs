@@ -34,6 +34,7 @@ use crate::{
 };
 
 mod due;
+mod echoes;
 mod foreign;
 mod host;
 mod journal;
@@ -43,6 +44,7 @@ mod pulse;
 #[cfg(test)]
 mod tests;
 
+pub use echoes::Echoes;
 pub use host::{Host, KernelHost, Surroundings};
 pub use pulse::Pulse;
 

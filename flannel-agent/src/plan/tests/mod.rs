@@ -3,7 +3,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use flannel_common::layout::{Exempt, PeerKind};
+use flannel_common::layout::{Exempt, PeerKind, PodPlace};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use proptest::prelude::*;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use flannel_agent::{
     config::{Pool, PoolV4},
-    datapath::{Datapath, kernel::KernelDatapath},
-    netlink::{Netlink, Stray},
+    datapath::{Datapath, Stray, kernel::KernelDatapath},
+    netlink::Netlink,
     plan::{Change, DirectRoute, State, delta},
 };
 use ipnetwork::IpNetwork;

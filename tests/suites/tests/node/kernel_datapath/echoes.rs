@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use flannel_agent::{
     datapath::Datapath,
-    netlink::{Changed, Echoes, Monitor},
+    netlink::{Changed, Monitor},
     plan::{Change, delta},
+    reconcile::Echoes,
 };
 
 use super::namespace::*;
@@ -15,7 +16,8 @@ async fn make(monitor: &mut Monitor, changes: &[Change]) -> Changed {
     for result in datapath().apply(changes).await {
         result.unwrap();
     }
-    monitor.heard_but(&BTreeSet::from([index_of("flannel.1")]), &Echoes::of(changes))
+    let echoes = Echoes::of(changes);
+    monitor.heard_but(&BTreeSet::from([index_of("flannel.1")]), |notice| echoes.hold(notice))
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The choice of the external interface against a real kernel. The names that begin with `lookup_ext_iface` are
 //! those of upstream's TestLookupExtIface: one interface with four addresses.
 
-use flannel_agent::netlink::{ExternalInterface, InterfaceChoice, Netlink, Stack};
+use flannel_agent::{
+    netlink::Netlink,
+    node::interface::{ExternalInterface, InterfaceChoice, Stack},
+};
 use regex::Regex;
 
 use super::namespace::*;
@@ -22,7 +25,7 @@ fn reaching(target: &str) -> InterfaceChoice {
 }
 
 async fn choose(choice: InterfaceChoice) -> Result<ExternalInterface, String> {
-    Netlink::open().unwrap().external_interface(&choice).await.map_err(|error| error.to_string())
+    ExternalInterface::choose(&mut Netlink::open().unwrap(), &choice).await.map_err(|error| error.to_string())
 }
 
 /// Runs `test` beside an interface `dummy0` as upstream's test makes it.

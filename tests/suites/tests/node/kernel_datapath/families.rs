@@ -4,9 +4,9 @@ use std::net::Ipv6Addr;
 
 use flannel_agent::{
     config::{Pool, PoolV6},
-    datapath::{Datapath, kernel::KernelDatapath},
+    datapath::{Datapath, Stray, kernel::KernelDatapath},
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::RawJson},
-    netlink::{Netlink, Stray},
+    netlink::Netlink,
     plan::{Backend, Change, DirectRoute, Local, LocalStack, State, VxlanDevice, delta},
     values::Family,
 };

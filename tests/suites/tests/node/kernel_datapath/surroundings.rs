@@ -8,8 +8,8 @@ use std::{
 
 use flannel_agent::{
     datapath::Datapath,
-    netlink::{Changed, Monitor, Netlink},
-    plan::{NoHop, State, delta},
+    netlink::{Changed, Monitor, Netlink, NoNextHop},
+    plan::{State, delta},
     values::Mac,
 };
 use tokio::time::timeout;
@@ -189,8 +189,8 @@ fn next_hops_of_ipv6_are_the_kernels() {
             by("2001:db8::7", 1500),
             by("fe80::fe", 1500),
             by("2001:db8::fd", 1400),
-            Err(NoHop::NoRoute),
-            Err(NoHop::Multipath),
+            Err(NoNextHop::NoRoute),
+            Err(NoNextHop::Multipath),
         ];
         assert_eq!(told, expected);
 
@@ -205,7 +205,7 @@ fn next_hops_of_ipv6_are_the_kernels() {
         many.extend([ruled, free]);
         let mut found = netlink.next_hops("2001:db8::1".parse().unwrap(), &many).await.unwrap();
         assert_eq!(found.len(), many.len());
-        assert_eq!((found[&ruled], found[&free].map(|hop| hop.address)), (Err(NoHop::NoRoute), Ok(free)));
+        assert_eq!((found[&ruled], found[&free].map(|hop| hop.address)), (Err(NoNextHop::NoRoute), Ok(free)));
         found.retain(|address, _| wanted.contains(address));
         assert_eq!(found, hops);
     });

@@ -13,17 +13,16 @@ use ipnetwork::IpNetwork;
 use regex::Regex;
 use tracing::{info, warn};
 
-use super::{Link, Netlink, NetlinkError, route::Route};
-use crate::{config::NetworkConfig, values::Family};
-pub use address::InterfaceAddress;
+use crate::{
+    config::NetworkConfig,
+    netlink::{InterfaceAddress, Link, Netlink, NetlinkError, Reach, route::Route},
+    values::Family,
+};
 pub use error::{InterfaceError, Known};
-pub use route::Reach;
 
-mod address;
 mod choice;
 mod error;
 mod refusal;
-mod route;
 #[cfg(test)]
 mod tests;
 
@@ -144,13 +143,13 @@ pub struct HostInterfaces {
     pub reach: Option<Result<Reach, String>>,
 }
 
-impl Netlink {
+impl ExternalInterface {
     /// Chooses the external interface, and logs the rule that chose it.
-    pub async fn external_interface(
-        &mut self,
-        choice: &InterfaceChoice,
-    ) -> Result<ExternalInterface, InterfaceError> {
-        let host = self.host_interfaces(choice).await?;
+    ///
+    /// # Errors
+    /// No interface fits, or they cannot be read.
+    pub async fn choose(netlink: &mut Netlink, choice: &InterfaceChoice) -> Result<Self, InterfaceError> {
+        let host = HostInterfaces::read(netlink, choice).await?;
         let Chosen { interface, because, passed_over } = host.choose(choice)?;
         for reason in passed_over {
             warn!(reason, "not the external interface");
@@ -161,33 +160,38 @@ impl Netlink {
         Ok(interface)
     }
 
-    /// What else on `external` might be this node's own address as well as the one in use, where nobody has `choice`d
-    /// that by itself: one of them may be virtual, and move to another node.
+    /// What else on it might be this node's own address as well as the one in use, where nobody has `choice`d that by
+    /// itself: one of them may be virtual, and move to another node.
+    ///
+    /// # Errors
+    /// The addresses cannot be read.
     pub async fn rival_addresses(
-        &mut self,
-        external: &ExternalInterface,
+        &self,
+        netlink: &mut Netlink,
         choice: &InterfaceChoice,
     ) -> Result<Vec<IpAddr>, NetlinkError> {
         let host =
-            HostInterfaces { addresses: self.interface_addresses().await?, ..HostInterfaces::default() };
-        Ok(host.rivals(external, choice))
+            HostInterfaces { addresses: netlink.interface_addresses().await?, ..HostInterfaces::default() };
+        Ok(host.rivals(self, choice))
     }
+}
 
-    async fn host_interfaces(&mut self, choice: &InterfaceChoice) -> Result<HostInterfaces, NetlinkError> {
-        let mut host = HostInterfaces {
-            links: self.links().await?,
-            addresses: self.interface_addresses().await?,
-            ..HostInterfaces::default()
+impl HostInterfaces {
+    async fn read(netlink: &mut Netlink, choice: &InterfaceChoice) -> Result<Self, NetlinkError> {
+        let mut host = Self {
+            links: netlink.links().await?,
+            addresses: netlink.interface_addresses().await?,
+            ..Self::default()
         };
         host.links.sort_by_key(|link| link.index);
-        let routes = self.main_routes(Family::V4, None).await?;
+        let routes = netlink.main_routes(Family::V4, None).await?;
         host.sources = routes.iter().filter_map(|route| route.source).collect();
         host.default_v4 = defaults(routes);
         if choice.stack.has_v6() {
-            host.default_v6 = defaults(self.main_routes(Family::V6, None).await?);
+            host.default_v6 = defaults(netlink.main_routes(Family::V6, None).await?);
         }
         if let Some(target) = choice.can_reach {
-            host.reach = Some(self.reach(target).await);
+            host.reach = Some(netlink.reach(target).await);
         }
         Ok(host)
     }

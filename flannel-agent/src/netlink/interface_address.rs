@@ -7,7 +7,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressMessage},
 };
 
-use crate::netlink::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError};
 
 /// An address of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct InterfaceAddress {
 
 impl InterfaceAddress {
     /// Whether other hosts can send to it: a global or link-local unicast address, not on its way out.
-    pub(super) fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         let strange = self.ip.is_loopback() || self.ip.is_multicast() || self.ip.is_unspecified();
         let broadcast = matches!(self.ip, IpAddr::V4(v4) if v4.is_broadcast());
         !self.deprecated && !strange && !broadcast
@@ -42,14 +42,14 @@ impl InterfaceAddress {
     /// Of IPv4 addresses those come later, whatever else they are, that a node hardly has for its own: a single address
     /// beside one of a network, a secondary one, one that is the source of no route where another is. Of IPv6 a single
     /// address is what DHCPv6 gives, so that it only decides between equals.
-    pub(super) fn rank(&self, is_source: bool) -> impl Ord + use<> {
+    pub(crate) fn rank(&self, is_source: bool) -> impl Ord + use<> {
         let v4 = self.ip.is_ipv4();
         let odd = (v4 && self.alone, v4 && self.secondary, v4 && !is_source);
         (self.is_link_local(), odd, !self.permanent, self.temporary, self.alone)
     }
 
     /// Whether a node might have this for its own as well as `other`.
-    pub(super) fn rivals(&self, other: &Self) -> bool {
+    pub(crate) fn rivals(&self, other: &Self) -> bool {
         let class = |held: &Self| (held.ip.is_ipv4(), held.is_link_local(), held.alone);
         let made_up = self.ip.is_ipv6() && !self.permanent;
         self.is_usable() && !made_up && class(self) == class(other)
@@ -65,7 +65,7 @@ impl InterfaceAddress {
 
 impl Netlink {
     /// All addresses of both families.
-    pub(super) async fn interface_addresses(&mut self) -> Result<Vec<InterfaceAddress>, NetlinkError> {
+    pub(crate) async fn interface_addresses(&mut self) -> Result<Vec<InterfaceAddress>, NetlinkError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = AddressMessage::default();

@@ -4,11 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use regex::Regex;
 
-use super::{
-    Chosen, ExternalInterface, HostInterfaces, InterfaceAddress, InterfaceChoice, InterfaceError, Known,
-    Stack,
-};
-use crate::netlink::Link;
+use super::{Chosen, ExternalInterface, HostInterfaces, InterfaceChoice, InterfaceError, Known, Stack};
+use crate::netlink::{InterfaceAddress, Link};
 
 /// An interface, and those of its addresses that the rule decided; the others are decided by their order.
 struct Pick<'a> {

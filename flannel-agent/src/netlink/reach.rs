@@ -7,7 +7,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 
-use crate::netlink::{Netlink, Request};
+use super::{Netlink, Request};
 
 /// The way packets of this node take to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Reach {
 
 impl Netlink {
     /// The route to `target`, as `ip route get` shows it, or why it is of no use.
-    pub(super) async fn reach(&mut self, target: IpAddr) -> Result<Reach, String> {
+    pub(crate) async fn reach(&mut self, target: IpAddr) -> Result<Reach, String> {
         let mut query = RouteMessage::default();
         let (family, length) = match target {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
