@@ -17,7 +17,7 @@ use aya::{
 };
 use flannel_common::path::Hook;
 use nix::{errno::Errno, net::if_::if_nametoindex};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Attachment, FilterError, PinError, Pins, Programs, clsact, error::chain, loader::program};
 
@@ -45,12 +45,13 @@ pub enum HookError {
 }
 
 /// Takes every program off, in this network namespace as far as they are attached by filters, and removes their pins
-/// and those of the maps.
+/// and those of the maps, of whichever layout.
 ///
 /// # Errors
 /// When one cannot be removed; what went before it is gone.
 pub fn detach_all(pins: &Pins) -> Result<(), HookError> {
     clsact::detach_all()?;
+    pins.clear_other_layouts()?;
     Ok(pins.remove_all()?)
 }
 
@@ -60,6 +61,9 @@ pub fn detach_all(pins: &Pins) -> Result<(), HookError> {
 /// When something cannot be removed; what went before it is gone.
 pub fn remove_all(pins: &Pins) -> Result<(), HookError> {
     clsact::detach_all()?;
+    for other in pins.of_other_layouts()? {
+        pins.take_over(&other)?;
+    }
     clsact::remove_disciplines(pins)?;
     Ok(pins.remove_all()?)
 }
@@ -143,18 +147,28 @@ impl Programs {
         Ok(())
     }
 
-    /// Gives every hook of an earlier agent this process's program, in place. One that was attached the other way is
-    /// attached by this process's way alone.
+    /// Gives every hook of an earlier agent this process's program, in place, whichever layout its maps had. One that was
+    /// attached the other way is attached by this process's way alone.
     ///
     /// # Errors
     /// When pins or filters cannot be listed or removed.
     pub fn adopt(&mut self) -> Result<(), HookError> {
+        for other in self.pins.of_other_layouts()? {
+            info!(
+                from = other.layout(),
+                to = self.pins.layout(),
+                "replacing the programs of an agent with another layout of maps"
+            );
+            self.pins.take_over(&other)?;
+        }
         self.forget_gone()?;
         let filters = clsact::placed()?;
         let mut hooks: BTreeSet<_> = self.pins.pinned_links()?.into_iter().collect();
         hooks.extend(filters.iter().map(|filter| (filter.interface.clone(), filter.hook)));
         let mut kept = BTreeSet::new();
-        for (interface, hook) in hooks {
+        // XDP first: what an old program hands to one of tc, only the old one may understand.
+        let (xdp, tc): (Vec<_>, Vec<_>) = hooks.into_iter().partition(|(_, hook)| hook.is_xdp());
+        for (interface, hook) in xdp.into_iter().chain(tc) {
             if let Err(error) = self.attach(&interface, hook) {
                 // The old program goes on; the plan says whether it should.
                 warn!(interface, hook = hook.program(), %error, "kept the program of an earlier agent");

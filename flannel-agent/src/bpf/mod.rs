@@ -9,6 +9,7 @@ mod counters;
 mod error;
 mod features;
 pub mod hold;
+mod layouts;
 mod loader;
 mod log;
 mod maps;

@@ -38,7 +38,8 @@ pub enum PinError {
 /// `flannel/v1/clsact/<index>` says that the clsact qdisc of that interface was made by an agent.
 #[derive(Clone, Debug)]
 pub struct Pins {
-    root: PathBuf,
+    /// Directory of one version of the layout.
+    pub(super) root: PathBuf,
 }
 
 impl Pins {
@@ -174,7 +175,7 @@ impl Pins {
 }
 
 /// Names in `directory`, sorted; none when it is absent.
-fn entries(directory: &Path) -> Result<Vec<String>, PinError> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<String>, PinError> {
     let failed = |error| PinError::Io { action: "list", path: directory.to_owned(), error };
     let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
@@ -191,7 +192,8 @@ fn entries(directory: &Path) -> Result<Vec<String>, PinError> {
     Ok(names)
 }
 
-fn remove(path: &Path) -> Result<(), PinError> {
+/// Removes a file; one that is absent is gone already.
+pub(super) fn remove(path: &Path) -> Result<(), PinError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(PinError::Io { action: "remove", path: path.to_owned(), error })

@@ -59,9 +59,6 @@ pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
 }
 
 fn put_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
-    if desired.config != observed.config {
-        changes.extend(desired.config.map(Change::PutBpfConfig));
-    }
     changes.extend(
         news(&desired.peers, &observed.peers).map(|(&subnet, &peer)| Change::PutPeer { subnet, peer }),
     );
@@ -73,6 +70,10 @@ fn put_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
     changes.extend(
         news(&desired.exempt, &observed.exempt).map(|(&prefix, &why)| Change::PutExempt { prefix, why }),
     );
+    // Last: with it the programs act, and XDP drops what comes from a VTEP it does not know.
+    if desired.config != observed.config {
+        changes.extend(desired.config.map(Change::PutBpfConfig));
+    }
     changes.extend(v6::puts(&desired.v6, &observed.v6));
     changes.extend(
         desired.hooks.difference(&observed.hooks).map(|&(ifindex, hook)| Change::Attach { ifindex, hook }),

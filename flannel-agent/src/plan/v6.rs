@@ -101,12 +101,12 @@ impl BpfStateV6 {
 
 /// What leads from `observed` to `desired`, new entries first, in the order in which the programs need them.
 pub(super) fn puts(desired: &BpfStateV6, observed: &BpfStateV6) -> Vec<Change> {
-    let config = desired.config.filter(|_| desired.config != observed.config).map(EntryV6::Config);
-    let mut entries: Vec<_> = config.into_iter().collect();
+    let mut entries = Vec::new();
     entries.extend(news(&desired.peers, &observed.peers).map(|(key, peer)| EntryV6::Peer(*key, *peer)));
     entries.extend(news(&desired.vteps, &observed.vteps).map(|(key, vtep)| EntryV6::Vtep(*key, *vtep)));
     entries.extend(news(&desired.pods, &observed.pods).map(|(key, pod)| EntryV6::Pod(*key, *pod)));
     entries.extend(news(&desired.exempt, &observed.exempt).map(|(key, why)| EntryV6::Exempt(*key, *why)));
+    entries.extend(desired.config.filter(|_| desired.config != observed.config).map(EntryV6::Config));
     entries.into_iter().map(Change::PutV6).collect()
 }
 

@@ -445,11 +445,14 @@ fn changes_come_in_an_order_that_loses_nothing_and_read_as_sentences() {
          MAC 0e:00:00:00:00:ff, MTU 1450)"
     );
     assert_eq!(from_nothing[1], "give the VXLAN device address 10.1.0.0/32");
-    assert_eq!(from_nothing[5], "configure the programs for fast path all");
-    assert!(
-        from_nothing
-            .contains(&"let pods keep their address towards 10.0.0.0/8, the cluster's network".to_owned())
+    let at = |sentence: &str| from_nothing.iter().position(|change| change == sentence).unwrap();
+    let config = at("configure the programs for fast path all");
+    assert_eq!(
+        config,
+        at("let pods keep their address towards 10.0.0.0/8, the cluster's network") + 1,
+        "the programs act when they know all"
     );
+    assert!(from_nothing[config + 1].starts_with("attach "));
     assert_eq!(from_nothing.last().unwrap(), "attach from_pod to interface 12");
     let to_nothing: Vec<_> = delta(&State::default(), &new).iter().map(Change::to_string).collect();
     assert_eq!(to_nothing.last().unwrap(), "delete the VXLAN device for IPv4");

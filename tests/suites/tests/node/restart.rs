@@ -1,11 +1,12 @@
 //! The agent goes and comes back under traffic, and no packet is lost.
 
-use std::{thread::sleep, time::Duration};
+use std::{fs, thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
 use flannel_agent::bpf::{Attachment, TcAttach};
+use flannel_common::map::{LAYOUT_VERSION, PIN_DIRECTORY};
 use flannel_lab::{
-    Agent, AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, eventually, in_lab, traffic::Paced,
+    Agent, AgentOptions, CONVERGENCE, Cluster, FastPath, Lab, Xdp, eventually, in_lab, traffic::Paced,
 };
 
 /// Traffic between the pods of two nodes, and between a host and a pod, while `disturb` goes on.
@@ -155,6 +156,60 @@ fn attached_another_way_after_a_restart_loses_nothing() -> Result<()> {
             Ok(())
         })
     })
+}
+
+/// The agents of both nodes are replaced, one after the other, by some that know another layout of maps. What the old ones
+/// have pinned is put where agents of that layout would have it, with their programs running on.
+fn upgraded(options: impl Into<AgentOptions>) -> Result<()> {
+    let options = options.into();
+    let fast_path = options.fast_path;
+    in_lab(|lab| {
+        let mut cluster = ready(lab, options)?;
+        let usual = cluster.members[0].node.netns().attachments()?;
+        under_traffic(&mut cluster, |cluster| {
+            for at in 0..cluster.members.len() {
+                let agent = &mut cluster.members[at].agent;
+                terminated(agent)?;
+                let pins = agent.bpffs().join(PIN_DIRECTORY);
+                let (new, old) = (pins.join(LAYOUT_VERSION), pins.join("v0"));
+                fs::rename(&new, &old)?;
+                sleep(Duration::from_millis(700));
+                ensure!(!new.exists(), "an agent is there");
+                agent.start_again()?;
+                eventually(CONVERGENCE, "the programs are the new agent's", || {
+                    ensure!(!old.exists() && new.exists(), "the old maps are there");
+                    let now = cluster.members[at].node.netns().attachments()?;
+                    ensure!(at != 0 || now == usual, "{now:?}, not {usual:?}");
+                    Ok(())
+                })?;
+                let log = cluster.members[at].agent.log();
+                ensure!(log.contains("another layout of maps"), "{log}");
+                cluster.await_fast_path(0, 1, fast_path)?;
+                cluster.await_fast_path(1, 0, fast_path)?;
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn upgraded_to_another_layout_with_all_loses_nothing() -> Result<()> {
+    upgraded(AgentOptions::new(FastPath::All.with(Xdp::Generic), &[]))
+}
+
+#[test]
+fn upgraded_to_another_layout_with_native_xdp_loses_nothing() -> Result<()> {
+    upgraded(AgentOptions::new(FastPath::Flow.with(Xdp::Native), &[]))
+}
+
+#[test]
+fn upgraded_to_another_layout_with_flow_loses_nothing() -> Result<()> {
+    upgraded(FastPath::Flow)
+}
+
+#[test]
+fn upgraded_to_another_layout_by_clsact_loses_nothing() -> Result<()> {
+    upgraded(FastPath::All.attached_by(TcAttach::Clsact))
 }
 
 /// Killed at any moment of its start, the agent leaves a dataplane that works.

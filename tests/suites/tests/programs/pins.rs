@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::MapInfo,
     programs::{SchedClassifier, TcAttachType},
 };
-use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs};
+use flannel_agent::bpf::{LogLevel, Pins, ProgramSummary, Programs, detach_all};
 use flannel_common::{
     map::{PINNED_MAPS, TO_POD, TO_UNDERLAY, XDP_GENERIC, XDP_UNDERLAY},
     path::Hook,
@@ -54,6 +54,56 @@ fn remove_all_leaves_nothing() {
         // Nothing left to remove is no error.
         pins.remove_all()?;
         Ok(())
+    });
+}
+
+/// Makes what is pinned that of an agent with another layout of maps, whose programs run on.
+fn age(pins: &Pins) -> Result<()> {
+    let maps = pins.maps();
+    let root = maps.parent().context("no directory of the layout")?;
+    Ok(std::fs::rename(root, root.with_file_name("v0"))?)
+}
+
+#[test]
+fn programs_of_another_layout_are_replaced_in_place_and_its_maps_removed() {
+    in_sandbox(|sandbox| {
+        let pins = sandbox.pins()?;
+        let mut old = Programs::load(pins.clone(), LogLevel::Off)?;
+        let ids = || -> Result<Vec<u32>> {
+            PINNED_MAPS.iter().map(|name| Ok(MapInfo::from_pin(pins.map(name))?.id())).collect()
+        };
+        let maps = ids()?;
+        for hook in [Hook::FromPod, Hook::ToPod] {
+            old.attach("pod", hook)?;
+        }
+        old.attach("other_pod", Hook::FromPod)?;
+        drop(old);
+        // A hook that only the other version knows.
+        let unknown = pins.link("other_pod", Hook::FromPod);
+        std::fs::rename(&unknown, unknown.with_file_name("no_hook"))?;
+        age(&pins)?;
+        ensure!(pins.pinned_links()?.is_empty() && pins.of_other_layouts()?.len() == 1);
+
+        let mut new = Programs::load(pins.clone(), LogLevel::Off)?;
+        ensure!(ids()?.iter().all(|id| !maps.contains(id)), "maps of another layout were adopted");
+        let running = |interface| -> Result<Vec<u32>> {
+            let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+            Ok(programs.iter().map(|program| program.id()).collect())
+        };
+        let before = running("pod")?;
+        new.adopt()?;
+        let hooks = [Hook::FromPod, Hook::ToPod].map(|hook| ("pod".to_owned(), hook));
+        ensure!(new.attached()? == hooks.clone().into(), "{:?}", new.attached()?);
+        ensure!(running("pod")?.len() == 1 && running("pod")? != before, "not in place");
+        ensure!(pins.of_other_layouts()?.is_empty());
+        eventually(|| Ok(running("other_pod")?.is_empty()))?;
+
+        // Where no programs are wanted, those of another layout go, too.
+        drop(new);
+        age(&pins)?;
+        detach_all(&pins)?;
+        ensure!(left(sandbox)?.is_empty(), "left: {:?}", left(sandbox)?);
+        eventually(|| Ok(running("pod")?.is_empty()))
     });
 }
 
