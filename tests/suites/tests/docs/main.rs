@@ -1,14 +1,18 @@
-//! The documentation says what is true: its links lead somewhere, its generated parts are those that the code gives.
+//! The documentation says what is true: its links lead somewhere, its generated parts are those that the code gives, and
+//! each of its commands is run by a test.
 
+mod by_hand;
 mod chart;
+mod commands;
 mod coverage;
 mod generated;
 mod links;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_ebpf_toolchain::workspace_root;
+use flannel_lab::command::run_with;
 
 /// A page of the documentation.
 struct Page {
@@ -63,6 +67,19 @@ fn hold(name: &str, expected: &str) -> Result<()> {
         "{name} is out of date: write it by `{WRITE}=1 cargo test -p flannel-tests --test docs`\n{differs:#?}"
     );
     Ok(())
+}
+
+/// Runs cargo in the repository; an error says what it said.
+fn cargo(words: &[&str]) -> Result<String> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace_root()).args(words);
+    // Build scripts that watch these would run again, and most of the workspace be compiled anew.
+    let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        cargo.env_remove(name);
+    }
+    // It may have to compile.
+    run_with(&mut cargo, "", Duration::from_secs(600))
 }
 
 /// A newcomer reads it to its end.

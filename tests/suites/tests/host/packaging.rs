@@ -1,6 +1,10 @@
 //! The files around the daemon say what the daemon needs, and no more.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::reason::{Direction, Reason};
@@ -78,19 +82,19 @@ fn the_units_capabilities_are_enough_for_the_fast_path() -> Result<()> {
 
 /// The commands of one chapter of `packaging/README.md`, in blocks, without their comments.
 fn documented(chapter: &str) -> Result<Vec<Vec<String>>> {
-    let text = fs::read_to_string(packaging().join("README.md"))?;
+    commands(&packaging().join("README.md"), chapter)
+}
+
+/// The commands of one chapter of a page, in blocks, without their comments.
+fn commands(page: &Path, chapter: &str) -> Result<Vec<Vec<String>>> {
+    let text = fs::read_to_string(page)?;
     let (_, text) = text.split_once(&format!("\n## {chapter}\n")).context("the chapter")?;
     let text = text.split("\n## ").next().unwrap_or_default();
     let block = |block: &str| {
         let lines = block.split("```").next().unwrap_or_default().lines();
         lines.map(|line| line.split("  #").next().unwrap_or_default().trim().to_owned()).collect()
     };
-    // That of the file of variables is no command.
-    let blocks = text
-        .split("```sh\n")
-        .skip(1)
-        .map(block)
-        .filter(|block: &Vec<String>| !block[0].starts_with("FLANNELD_"));
+    let blocks = text.split("```sh\n").skip(1).map(block);
     Ok(blocks.collect())
 }
 
@@ -190,6 +194,45 @@ fn a_node_goes_to_ours_and_back_under_systemd_by_the_documented_commands() -> Re
         let gateway = node.subnet_env()?.subnet.nth(1).context("a subnet has a first host")?;
         let arguments = systemd.run("cat /run/dockerd.arguments")?;
         ensure!(arguments.contains(&format!("--bip={gateway}/24")), "{arguments}");
+        systemd.stop()
+    })
+}
+
+/// A host of docker that has never had flannel gets it by the README's lines, under a real systemd: docker starts with the
+/// subnet's options, and pods of this host and of another reach each other.
+#[test]
+fn a_docker_host_is_set_up_by_the_readmes_commands() -> Result<()> {
+    let readme = workspace_root().join("README.md");
+    let blocks = commands(&readme, "Install it")?;
+    let [_kubernetes, once, each_host] = &blocks[..] else { bail!("three blocks: {blocks:?}") };
+    ensure!(each_host.len() == 5, "five lines were promised: {each_host:?}");
+    in_lab(|lab| {
+        let etcd = lab.etcd()?;
+        let node = lab.node()?;
+        let files = [("/etc/systemd/system/docker.service", DOCKER), ("/etc/default/docker", "")];
+        let (binary, packaging) = (agent_binary()?, packaging());
+        let binds = [
+            (binary.as_path(), "/root/target/release/flannel-agent"),
+            (packaging.as_path(), "/root/flannel-agent/packaging"),
+        ];
+        let systemd = node.systemd(&files, &binds)?;
+        let type_in = |line: &String| {
+            let line = line.replace("http://10.0.0.1:2379", etcd.endpoint());
+            systemd.run(&line).with_context(|| line.clone()).map(drop)
+        };
+        // What is built was built by whoever runs this test.
+        once.iter().filter(|line| !line.starts_with("cargo ")).try_for_each(type_in)?;
+        each_host.iter().try_for_each(type_in)?;
+
+        let peer = Member::start(lab.node()?, &etcd, FastPath::Flow, 1)?;
+        systemd.main_process("flanneld")?;
+        systemd.main_process("docker")?;
+        ensure!(systemd.run("systemctl is-enabled flanneld")?.trim() == "enabled");
+        let gateway = node.subnet_env()?.subnet.nth(1).context("a subnet has a first host")?;
+        let arguments = systemd.run("cat /run/dockerd.arguments")?;
+        ensure!(arguments.contains(&format!("--bip={gateway}/24")), "{arguments}");
+        let pod = node.pod("pod")?.endpoint();
+        eventually(PATIENCE, "the pods reach each other", || ping(&pod, &peer.pod()?, 56))?;
         systemd.stop()
     })
 }
