@@ -17,11 +17,7 @@ use crate::{
     },
     lease::{
         KeptLease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers, Unwatched,
-        alloc::Identity,
-        etcd::EtcdStore,
-        file::FileStore,
-        kubernetes::{KubeOptions, KubeStore},
-        wire::NodeAddress,
+        alloc::Identity, etcd::EtcdStore, file::FileStore, kubernetes::KubeStore, wire::NodeAddress,
     },
     masq::Rules,
     netlink::Netlink,
@@ -40,8 +36,8 @@ mod signals;
 
 use load::{Loaded, load, xdp};
 use settings::{
-    etcd_options, exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
-    warn_without_bridge_filter,
+    etcd_options, exemptions, follow_source_ports, interface_choice, kube_options, masq, shares,
+    source_ports, warn_without_bridge_filter,
 };
 use signals::on_signal;
 
@@ -144,7 +140,7 @@ impl Agent<'_> {
             return self.run_from(FileStore::open(path, env::var("NODE_NAME").ok()), claim).await;
         }
         if self.options.kube.kube_subnet_mgr {
-            let options = KubeOptions::read(&self.options.kube, |name| env::var(name).ok())?;
+            let options = kube_options(&self.options.kube, |name| env::var(name).ok())?;
             return self.run_from(KubeStore::connect(&options).await?, claim).await;
         }
         let store = EtcdStore::connect(&etcd_options(&self.options)?)?;

@@ -9,12 +9,13 @@ use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
-    cli::RunOptions,
+    cli::{KubeFlags, RunOptions},
     config::{NetworkConfig, Pool},
     exempt,
     lease::{
         LeaseSubnet,
         etcd::{EtcdOptions, LeaseTiming},
+        kubernetes::{AnnotationPrefix, Identity, KubeError, KubeOptions},
     },
     masq::{MasqOptions, RuleOptions},
     node::interface::{InterfaceChoice, Stack},
@@ -34,6 +35,24 @@ pub(super) fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> 
         username: etcd.etcd_username,
         password: etcd.etcd_password,
         timing: LeaseTiming::with_margin_minutes(options.subnet_lease_renew_margin.into())?,
+    })
+}
+
+/// From the flags and the environment. `EVENT_QUEUE_DEPTH` of upstream's is not read: what waits here makes the API
+/// server wait, and is never dropped.
+pub(super) fn kube_options(
+    flags: &KubeFlags,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<KubeOptions, KubeError> {
+    Ok(KubeOptions {
+        api_url: flags.kube_api_url.clone(),
+        kubeconfig: flags.kubeconfig_file.clone(),
+        prefix: AnnotationPrefix::new(&flags.kube_annotation_prefix)?,
+        net_config: flags.net_config_path.clone(),
+        set_condition: flags.set_node_network_unavailable,
+        // As upstream reads it: nothing but this word is yes.
+        patient: variable("CONT_WHEN_CACHE_NOT_READY").as_deref() == Some("true"),
+        identity: Identity::read(variable)?,
     })
 }
 

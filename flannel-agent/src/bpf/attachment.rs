@@ -1,7 +1,7 @@
 //! By what the programs of tc are attached.
 
 /// `--tc-attach`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TcAttach {
     /// By tcx where the kernel has it, else by clsact.
     #[default]

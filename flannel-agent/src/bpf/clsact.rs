@@ -20,10 +20,7 @@ use nix::{
 };
 
 use super::{PinError, Pins, error::chain};
-use crate::{
-    netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl, tc::PRIORITY},
-    plan::HookPlace,
-};
+use crate::netlink::{NetlinkError, TcFilter, TcPlace, TcQdisc, TcSide, TrafficControl, tc::PRIORITY};
 
 /// Handle of the filter that finds out whether there are filters.
 const TRIAL: u32 = 0xffff;
@@ -97,17 +94,28 @@ fn owner(filter: &TcFilter, at: TcSide) -> Option<Hook> {
     })
 }
 
+/// Where a filter meets packets, from our filters' point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterPlace {
+    /// On what an interface receives, before ours.
+    Ahead,
+    /// On what it receives, behind ours.
+    Ingress,
+    /// On what it sends.
+    Egress,
+}
+
 /// Where somebody else's filter meets packets, from our filters' point of view; `None` if it is one of ours.
-pub(crate) fn foreign(filter: &TcFilter, at: TcSide) -> Option<HookPlace> {
+pub(crate) fn foreign(filter: &TcFilter, at: TcSide) -> Option<FilterPlace> {
     // A listing begins with what all filters of a priority have in common.
     let is_heading = (filter.priority, filter.handle) == (PRIORITY, 0);
     if is_heading || owner(filter, at).is_some() {
         return None;
     }
     Some(match at {
-        TcSide::Egress => HookPlace::Egress,
-        TcSide::Ingress if (1..PRIORITY).contains(&filter.priority) => HookPlace::Ahead,
-        TcSide::Ingress => HookPlace::Ingress,
+        TcSide::Egress => FilterPlace::Egress,
+        TcSide::Ingress if (1..PRIORITY).contains(&filter.priority) => FilterPlace::Ahead,
+        TcSide::Ingress => FilterPlace::Ingress,
     })
 }
 
@@ -315,17 +323,17 @@ mod tests {
         assert_eq!(foreign(&TcFilter { handle: 0, program: None, ..ours.clone() }, TcSide::Ingress), None);
         // One that cannot be read has priority 0.
         for (priority, place) in [
-            (1, HookPlace::Ahead),
-            (8471, HookPlace::Ahead),
-            (8473, HookPlace::Ingress),
-            (49152, HookPlace::Ingress),
-            (0, HookPlace::Ingress),
+            (1, FilterPlace::Ahead),
+            (8471, FilterPlace::Ahead),
+            (8473, FilterPlace::Ingress),
+            (49152, FilterPlace::Ingress),
+            (0, FilterPlace::Ingress),
         ] {
             let other = TcFilter { priority, ..ours.clone() };
             assert_eq!(foreign(&other, TcSide::Ingress), Some(place), "{priority}");
-            assert_eq!(foreign(&other, TcSide::Egress), Some(HookPlace::Egress), "{priority}");
+            assert_eq!(foreign(&other, TcSide::Egress), Some(FilterPlace::Egress), "{priority}");
         }
-        assert_eq!(foreign(&TcFilter { handle: 99, ..ours }, TcSide::Ingress), Some(HookPlace::Ingress));
+        assert_eq!(foreign(&TcFilter { handle: 99, ..ours }, TcSide::Ingress), Some(FilterPlace::Ingress));
     }
 
     #[test]

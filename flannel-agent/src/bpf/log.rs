@@ -9,7 +9,7 @@ use tracing::warn;
 const LOG_PERIOD: Duration = Duration::from_millis(100);
 
 /// How much the programs say in the agent's log; the verifier removes what is below the level.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogLevel {
     /// Nothing.
     #[default]

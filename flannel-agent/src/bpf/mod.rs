@@ -21,7 +21,7 @@ mod sizes;
 pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
-pub use clsact::FilterError;
+pub use clsact::{FilterError, FilterPlace};
 pub(crate) use clsact::{foreign, sides};
 pub use counters::{Traffic, read as read_counters};
 pub use error::LoadError;
@@ -29,6 +29,7 @@ pub use features::{Feature, Features};
 pub use loader::{ProgramSummary, Programs};
 pub use log::LogLevel;
 pub use maps::{MapFault, Tables};
+pub use others::ForeignProgram;
 pub use pins::{PinError, Pins};
 pub use sizes::MapSizes;
 

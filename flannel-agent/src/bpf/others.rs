@@ -7,10 +7,18 @@ use flannel_common::path::Hook;
 use nix::{errno::Errno, net::if_::if_indextoname};
 
 use super::{Programs, query};
-use crate::{
-    netlink::TcSide,
-    plan::{ForeignHook, HookPlace},
-};
+use crate::netlink::TcSide;
+
+/// A tcx program of somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignProgram {
+    /// Whether it sees what the interface receives or what it sends.
+    pub side: TcSide,
+    /// Its name; empty without CAP_SYS_ADMIN.
+    pub name: String,
+    /// The kernel's id of it.
+    pub id: u32,
+}
 
 impl Programs {
     /// Those at `interfaces`, by interface. What they do at ingress, they do before ours: see [`Programs::attached`].
@@ -20,15 +28,14 @@ impl Programs {
     pub fn others(
         &mut self,
         interfaces: &BTreeSet<u32>,
-    ) -> Result<BTreeMap<u32, BTreeSet<ForeignHook>>, Errno> {
+    ) -> Result<BTreeMap<u32, Vec<ForeignProgram>>, Errno> {
         let ours = self.ids();
-        let mut found = BTreeMap::<u32, BTreeSet<ForeignHook>>::new();
+        let mut found = BTreeMap::<u32, Vec<ForeignProgram>>::new();
         for &ifindex in interfaces {
-            for (side, place) in [(TcSide::Ingress, HookPlace::Ahead), (TcSide::Egress, HookPlace::Egress)] {
+            for side in [TcSide::Ingress, TcSide::Egress] {
                 let programs = query::programs(ifindex, side)?;
                 for (id, name) in strangers(ifindex, side, &programs, &ours) {
-                    let what = format!("tcx program {name} (id {id})");
-                    found.entry(ifindex).or_default().insert(ForeignHook::new(place, what));
+                    found.entry(ifindex).or_default().push(ForeignProgram { side, name, id });
                 }
             }
         }

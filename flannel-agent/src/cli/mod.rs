@@ -15,18 +15,18 @@ use regex::Regex;
 use crate::{
     bpf::{LogLevel, TcAttach},
     cmd, exempt,
-    node::xdp::{Strangers, XdpChoice, XdpMode},
+    node::xdp::{XdpChoice, XdpMode},
     telemetry::log::LogFormat,
 };
 
+mod choice;
 mod given;
 mod idle;
 mod syntax;
-
 mod value;
 
+pub use choice::{FastPath, UnknownVtep};
 pub use given::Given;
-pub use value::FastPath;
 
 use syntax::Stop;
 use value::{
@@ -169,7 +169,7 @@ pub struct RunOptions {
     pub xdp: XdpMode,
     /// What XDP does with VXLAN from an address that no lease names.
     #[arg(long, value_name = "WHAT", default_value = "drop", help_heading = "eBPF")]
-    pub xdp_unknown_vtep: Strangers,
+    pub xdp_unknown_vtep: UnknownVtep,
     /// Where the BPF file system is mounted that programs and maps are pinned in.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", help_heading = "eBPF")]
     pub bpffs: PathBuf,
@@ -264,7 +264,7 @@ impl RunOptions {
 
     /// What is asked of XDP.
     pub const fn xdp(&self) -> XdpChoice {
-        XdpChoice { mode: self.xdp, strangers: self.xdp_unknown_vtep }
+        XdpChoice { mode: self.xdp, unknown_vtep: self.xdp_unknown_vtep.0 }
     }
 
     /// `--snat-exempt-mark` and `--flow-mark`.

@@ -2,41 +2,10 @@
 
 use std::{ffi::OsStr, net::Ipv4Addr};
 
-use clap::{ValueEnum, builder::PossibleValue};
-use flannel_common::layout;
 use regex::Regex;
 
 /// What stands for a secret where values are shown.
 pub(super) const HIDDEN: &str = "<hidden>";
-
-/// `--fast-path`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FastPath(pub layout::FastPath);
-
-impl ValueEnum for FastPath {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[
-            Self(layout::FastPath::Flow),
-            Self(layout::FastPath::All),
-            Self(layout::FastPath::Overlay),
-            Self(layout::FastPath::Off),
-        ]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        let help = match self.0 {
-            layout::FastPath::All => {
-                "every pod-to-pod packet skips netfilter: for clusters without Services and policies"
-            }
-            layout::FastPath::Overlay => "the tunnel device's work only; netfilter sees every packet",
-            layout::FastPath::Off => "stock flannel's dataplane",
-            layout::FastPath::Flow => {
-                "flows that netfilter has accepted skip the host's stack; everything else as with overlay"
-            }
-        };
-        Some(PossibleValue::new(self.0.label()).help(help))
-    }
-}
 
 /// What Go's strconv.ParseBool takes.
 pub(super) fn go_bool(text: &str) -> Result<bool, String> {

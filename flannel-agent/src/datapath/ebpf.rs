@@ -11,8 +11,9 @@ use tracing::{debug, warn};
 
 use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
 use crate::{
-    bpf::{AttachError, HookError, MapFault, Pins, Programs, Tables, detach_all},
-    plan::{BpfState, BpfStateV6, Change, EntryV6, ForeignHook, KeyV6, Slot, State},
+    bpf::{AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, detach_all},
+    netlink::TcSide,
+    plan::{BpfState, BpfStateV6, Change, EntryV6, ForeignHook, HookPlace, KeyV6, Slot, State},
     telemetry::Said,
 };
 
@@ -135,7 +136,8 @@ impl Loaded {
         match self.programs.others(interfaces) {
             Ok(found) => {
                 self.unseen.is_over();
-                found
+                let hooks = |programs: Vec<ForeignProgram>| programs.into_iter().map(hook).collect();
+                found.into_iter().map(|(ifindex, programs)| (ifindex, hooks(programs))).collect()
             }
             Err(error) => {
                 if self.unseen.is_news(&error) {
@@ -303,4 +305,13 @@ fn indexes() -> Result<BTreeMap<String, u32>, String> {
         .into_iter()
         .filter_map(|interface| Some((interface.name().to_str().ok()?.to_owned(), interface.index())))
         .collect())
+}
+
+/// A program of somebody else's. At ingress it comes before ours: those are behind all others.
+fn hook(ForeignProgram { side, name, id }: ForeignProgram) -> ForeignHook {
+    let place = match side {
+        TcSide::Ingress => HookPlace::Ahead,
+        TcSide::Egress => HookPlace::Egress,
+    };
+    ForeignHook::new(place, format!("tcx program {name} (id {id})"))
 }

@@ -150,7 +150,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::{config::VxlanOptions, node::xdp::Xdp, values::Mac};
+    use crate::{config::VxlanOptions, plan::Xdp, values::Mac};
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
     const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);

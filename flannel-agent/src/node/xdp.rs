@@ -8,8 +8,10 @@ use std::{
 use flannel_common::{layout::UnknownVtep, path::Hook};
 use tracing::info;
 
+use crate::plan::Xdp;
+
 /// `--xdp`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpMode {
     /// Native on a card, if its driver is known not to lose by it; else not at all.
     Auto,
@@ -22,51 +24,18 @@ pub enum XdpMode {
     Off,
 }
 
-/// What XDP does with VXLAN from an address that no lease names, as `--xdp-unknown-vtep` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Strangers(pub UnknownVtep);
-
-impl clap::ValueEnum for Strangers {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self(UnknownVtep::Drop), Self(UnknownVtep::Count), Self(UnknownVtep::Off)]
-    }
-
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        let help = match self.0 {
-            UnknownVtep::Drop => "Drop it",
-            UnknownVtep::Count => "Count it and let it pass",
-            UnknownVtep::Off => "Let it pass",
-        };
-        Some(clap::builder::PossibleValue::new(self.0.label()).help(help))
-    }
-}
-
-/// XDP as it is used on this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Xdp {
-    /// Where on the external interface; `None` for nowhere.
-    pub hook: Option<Hook>,
-    /// What is done with strangers there.
-    pub unknown_vtep: UnknownVtep,
-}
-
-impl Xdp {
-    /// No XDP.
-    pub const OFF: Self = Self { hook: None, unknown_vtep: UnknownVtep::Off };
-}
-
 /// What the operator asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct XdpChoice {
     /// `--xdp`.
     pub mode: XdpMode,
     /// `--xdp-unknown-vtep`.
-    pub strangers: Strangers,
+    pub unknown_vtep: UnknownVtep,
 }
 
 impl XdpChoice {
     /// No XDP.
-    pub const OFF: Self = Self { mode: XdpMode::Off, strangers: Strangers(UnknownVtep::Off) };
+    pub const OFF: Self = Self { mode: XdpMode::Off, unknown_vtep: UnknownVtep::Off };
 
     /// What is done on `interface`, which the log explains.
     pub fn on(self, interface: &str) -> Xdp {
@@ -84,7 +53,7 @@ impl XdpChoice {
             Some(_) => "generic",
             None => "off",
         };
-        let unknown_vtep = self.strangers.0;
+        let unknown_vtep = self.unknown_vtep;
         info!(interface, mode, because, unknown_vtep = unknown_vtep.label(), "XDP on the external interface");
         match hook {
             Some(_) => Xdp { hook, unknown_vtep },
@@ -165,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_done_whatever_the_device() {
-        let on = |mode| XdpChoice { mode, strangers: Strangers(UnknownVtep::Count) }.on("no-such-interface");
+        let on = |mode| XdpChoice { mode, unknown_vtep: UnknownVtep::Count }.on("no-such-interface");
         assert_eq!(on(XdpMode::Native).hook, Some(Hook::XdpUnderlay));
         assert_eq!(on(XdpMode::Generic).hook, Some(Hook::XdpGeneric));
         assert_eq!(on(XdpMode::Generic).unknown_vtep, UnknownVtep::Count);

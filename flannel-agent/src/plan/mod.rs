@@ -7,7 +7,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::Range,
-    time::Duration,
 };
 
 use flannel_common::layout::FastPath;
@@ -16,7 +15,6 @@ use ipnetwork::IpNetwork;
 use crate::{
     lease::{LeaseSubnet, Leases},
     netlink::NoNextHop,
-    node::xdp::Xdp,
     values::Family,
 };
 
@@ -34,8 +32,12 @@ mod state;
 mod tests;
 mod v4;
 mod v6;
+mod xdp;
 
-pub use crate::netlink::{DirectRoute, IpsecPolicy, NextHop, Pods, VxlanDevice};
+pub use crate::{
+    netlink::{DirectRoute, IpsecPolicy, NextHop, Pods, VxlanDevice},
+    values::FlowRefresh,
+};
 pub use change::{Change, Slot};
 pub use delta::delta;
 pub use exempt::Exemptions;
@@ -46,6 +48,7 @@ pub use patch::Patch;
 pub use peers::{Peer, Skip, Way, peers, public_addresses};
 pub use state::{BpfState, State};
 pub use v6::{BpfStateV6, EntryV6, KeyV6};
+pub use xdp::Xdp;
 
 /// The facts about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,27 +70,6 @@ pub struct Local {
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
     /// kernel's formula, which never reaches the end.
     pub source_ports: Range<u16>,
-}
-
-/// How long netfilter's acceptance of a flow holds; in the programs' maps in whole milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowRefresh {
-    /// Of TCP.
-    pub tcp: Duration,
-    /// Of UDP.
-    pub udp: Duration,
-}
-
-impl FlowRefresh {
-    /// One length for both.
-    pub const fn of(length: Duration) -> Self {
-        Self { tcp: length, udp: length }
-    }
-
-    /// As the programs have it: TCP's and UDP's, ms.
-    fn millis(self) -> [u32; 2] {
-        [self.tcp, self.udp].map(|length| u32::try_from(length.as_millis()).unwrap_or(u32::MAX))
-    }
 }
 
 /// This node in one family. All addresses are of that family.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    bpf,
+    bpf::{self, FilterPlace},
     netlink::{Chains, Link, Netfilter, NetlinkError, TcSide, TrafficControl, tc::PRIORITY},
     plan::{Foreign, ForeignHook, HookPlace, HookedInterface, Local, Pods},
 };
@@ -105,7 +105,11 @@ impl Look {
 }
 
 fn of_filter(filter: &crate::netlink::TcFilter, side: TcSide) -> Option<ForeignHook> {
-    let place = bpf::foreign(filter, side)?;
+    let place = match bpf::foreign(filter, side)? {
+        FilterPlace::Ahead => HookPlace::Ahead,
+        FilterPlace::Ingress => HookPlace::Ingress,
+        FilterPlace::Egress => HookPlace::Egress,
+    };
     let what = match &filter.program {
         Some(program) => format!("tc filter {} of priority {}", program.name, filter.priority),
         None => format!("tc filter of priority {}", filter.priority),

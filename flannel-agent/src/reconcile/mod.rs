@@ -27,9 +27,10 @@ use crate::{
     lease::{self, LeaseSource, Leases},
     netlink::{Changed, NetlinkError},
     plan::{
-        Change, Exemptions, Foreign, ForeignHook, Hooked, Inputs, Local, NextHop, NextHops, NoHop, Plan,
-        State, delta, plan, public_addresses,
+        Change, Exemptions, Foreign, ForeignHook, Inputs, Local, NextHop, NextHops, NoHop, Plan, State,
+        delta, plan, public_addresses,
     },
+    telemetry::Heart,
     values::Family,
 };
 
@@ -40,19 +41,17 @@ mod host;
 mod journal;
 mod patched;
 mod pending;
-mod pulse;
 #[cfg(test)]
 mod tests;
 
+pub use crate::telemetry::{Pulse, Summary};
 pub use echoes::Echoes;
 pub use host::{Host, KernelHost, Surroundings};
-pub use pulse::Pulse;
 
 use due::{Due, Unplaced};
 use journal::Journal;
 use patched::Burst;
 use pending::{Pending, backoff};
-use pulse::Heart;
 
 /// How long a burst of events is gathered before a pass.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -75,27 +74,6 @@ const LONGEST_FULL: Duration = Duration::from_secs(120);
 
 /// So long after a change the number of peers is told, if there were many.
 const TOTAL: Duration = Duration::from_secs(3);
-
-/// How things stand, for status and health.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// The first snapshot of the leases has come.
-    pub synced: bool,
-    /// Peers that are reached.
-    pub peers: usize,
-    /// Leases that are not followed and should be looked into.
-    pub skipped: usize,
-    /// Changes that failed and will be tried again.
-    pub pending: usize,
-    /// The last failure that is still standing.
-    pub last_error: Option<String>,
-    /// How much is left to the kernel's path for others' hooks, and one of them.
-    pub hooked: Option<(usize, Hooked)>,
-    /// Why a VXLAN device cannot be made, or not be set up.
-    pub without_device: Option<String>,
-    /// Passes that read the state of the kernel.
-    pub passes: u64,
-}
 
 /// Keeps a datapath as a source of leases says.
 pub struct Reconciler<D, H, L> {
@@ -489,16 +467,19 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         if self.journal.is_unsettled() {
             self.due.total.get_or_insert_with(|| Instant::now() + TOTAL);
         }
-        let summary = Summary {
-            synced: true,
-            peers: self.plan.followed(),
-            skipped: self.plan.faults(),
-            pending: self.pending.len(),
-            last_error: self.pending.last_error(),
-            hooked: self.plan.hooked.values().next().map(|hooked| (self.plan.hooked.len(), hooked.clone())),
-            without_device: self.pending.without_device(),
-            passes: self.summary.borrow().passes + u64::from(read),
-        };
+        let summary =
+            Summary {
+                synced: true,
+                peers: self.plan.followed(),
+                skipped: self.plan.faults(),
+                pending: self.pending.len(),
+                last_error: self.pending.last_error(),
+                hooked: self.plan.hooked.values().next().map(|hooked| {
+                    (self.plan.hooked.len(), format!("{} on {}", hooked.hook, hooked.interface))
+                }),
+                without_device: self.pending.without_device(),
+                passes: self.summary.borrow().passes + u64::from(read),
+            };
         self.summary.send_replace(summary);
     }
 }

@@ -15,8 +15,7 @@ use sd_notify::NotifyState;
 use tokio::{select, sync::watch, time::sleep};
 use tracing::{debug, warn};
 
-use super::visible;
-use crate::reconcile::{Pulse, Summary};
+use super::{Pulse, Summary, visible};
 
 /// Messages that wait for a service manager that does not read. More are dropped.
 const QUEUE: usize = 16;
@@ -128,7 +127,7 @@ impl ServiceManager {
             let mut last = String::new();
             loop {
                 let text =
-                    describe(&summary.borrow_and_update(), server, trouble.borrow_and_update().as_deref());
+                    summary.borrow_and_update().describe(server, trouble.borrow_and_update().as_deref());
                 let news = text != last && !self.stopping.load(Ordering::Relaxed);
                 let untold = news && !self.status(&text);
                 if news && !untold {
@@ -185,67 +184,9 @@ fn send(messages: &Receiver<Message>) {
     }
 }
 
-/// In one line, the worst first.
-fn describe(summary: &Summary, server: &str, trouble: Option<&str>) -> String {
-    let mut parts = Vec::new();
-    if !summary.synced {
-        parts.push("reading the leases".to_owned());
-    } else {
-        parts.push(format!("peers reached: {}", summary.peers));
-    }
-    if summary.pending > 0 {
-        parts.push(format!("changes that failed and will be tried again: {}", summary.pending));
-    }
-    if let Some(error) = &summary.last_error {
-        parts.push(error.clone());
-    }
-    if summary.skipped > 0 {
-        parts.push(format!("leases that cannot be followed, see the log: {}", summary.skipped));
-    }
-    if let Some((count, first)) = &summary.hooked {
-        parts.push(format!(
-            "left to the kernel's path for others' hooks: {count} ({} on {}{})",
-            first.hook,
-            first.interface,
-            if *count > 1 { ", ..." } else { "" }
-        ));
-    }
-    if let Some(trouble) = trouble {
-        parts.push(format!("forwarding goes on without {server}: {trouble}"));
-    }
-    parts.join("; ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{ForeignHook, HookPlace, Hooked};
-
-    #[test]
-    fn status_lines() {
-        assert_eq!(describe(&Summary::default(), "etcd", None), "reading the leases");
-        let good = Summary { synced: true, peers: 3, passes: 1, ..Summary::default() };
-        assert_eq!(describe(&good, "etcd", None), "peers reached: 3");
-        let bad = Summary { pending: 2, skipped: 1, last_error: Some("no route".to_owned()), ..good };
-        assert_eq!(
-            describe(&bad, "etcd", Some("refused")),
-            "peers reached: 3; changes that failed and will be tried again: 2; no route; leases that cannot be followed, \
-             see the log: 1; forwarding goes on without etcd: refused"
-        );
-    }
-
-    #[test]
-    fn what_is_left_to_the_kernel_is_said() {
-        let hook = ForeignHook::new(HookPlace::Egress, "qdisc tbf");
-        let hooked = Hooked { interface: "veth1".to_owned(), hook };
-        let summary =
-            |count| Summary { synced: true, hooked: Some((count, hooked.clone())), ..Summary::default() };
-        assert_eq!(
-            describe(&summary(2), "etcd", None),
-            "peers reached: 0; left to the kernel's path for others' hooks: 2 (qdisc tbf at egress on veth1, ...)"
-        );
-        assert!(describe(&summary(1), "etcd", None).ends_with("on veth1)"));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_watchdog_hears_of_us_only_while_the_loop_goes_round() {

@@ -1,12 +1,14 @@
-//! Values that every room knows: families, MACs, times, and text and JSON as others write them.
+//! Values that every room knows: families, MACs, lengths and points of time, and text and JSON as others write them.
 
 mod family;
+mod flow_refresh;
 pub(crate) mod gojson;
 mod mac;
 mod text;
 mod utc;
 
 pub use family::{Family, overlap};
+pub use flow_refresh::FlowRefresh;
 pub use mac::{Mac, ParseMacError};
 
 pub(crate) use text::shorten;

@@ -12,7 +12,7 @@ use tracing::info;
 use super::PAUSE;
 use crate::{
     host::sysctl::{self, Settings},
-    plan::FlowRefresh,
+    values::FlowRefresh,
 };
 
 /// What acceptance may take of the time that connection tracking remembers a flow: one part in so many.

@@ -21,8 +21,15 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use self::{
+    annotations::AnnotationPrefix,
+    identity::Identity,
+    keep::{NodeKeeper, OwnNode},
+    lease_watch::KubeWatch,
+    options::KubeOptions,
+};
 use self::{
-    annotations::{AnnotationPrefix, BadPrefix, NODE_PUBLIC_IP, NODE_PUBLIC_IPV6},
+    annotations::{BadPrefix, NODE_PUBLIC_IP, NODE_PUBLIC_IPV6},
     api::{ApiError, ApiServer},
     backoff::Backoff,
     events::NodeEvents,
@@ -30,12 +37,6 @@ use self::{
     lease_watch::NodeLeases,
     node_lease::{Families, published, to_annotate, unusable_overwrites},
     record::NodeRecord,
-};
-pub use self::{
-    identity::Identity,
-    keep::{NodeKeeper, OwnNode},
-    lease_watch::KubeWatch,
-    options::KubeOptions,
 };
 use super::{LeaseAttrs, LeaseSubnet, Notice, ThisNode};
 use crate::{

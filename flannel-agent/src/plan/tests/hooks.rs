@@ -3,7 +3,6 @@
 use flannel_common::{layout::UnknownVtep, path::Hook};
 
 use super::*;
-use crate::node::xdp::Xdp;
 
 const ETH0: u32 = 2;
 const OVERLAY: u32 = 5;

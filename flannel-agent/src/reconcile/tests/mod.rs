@@ -185,7 +185,7 @@ fn local() -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path: FastPath::All,
-        xdp: crate::node::xdp::Xdp::OFF,
+        xdp: crate::plan::Xdp::OFF,
         flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }

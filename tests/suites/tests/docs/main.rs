@@ -7,6 +7,7 @@ mod commands;
 mod coverage;
 mod generated;
 mod links;
+mod rooms;
 
 use std::{fs, path::Path, process::Command, time::Duration};
 

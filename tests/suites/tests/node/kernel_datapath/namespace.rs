@@ -133,7 +133,7 @@ pub(crate) fn local() -> Local {
         backend: Backend::Vxlan,
         direct_routing: false,
         fast_path: FastPath::Off,
-        xdp: flannel_agent::node::xdp::Xdp::OFF,
+        xdp: flannel_agent::plan::Xdp::OFF,
         flow_refresh: FlowRefresh::of(Duration::from_secs(30)),
         source_ports: 32768..60999,
     }

@@ -8,7 +8,7 @@ pub struct Pulse(mpsc::Sender<oneshot::Sender<()>>);
 
 /// The loop's end of it.
 #[derive(Debug)]
-pub(super) struct Heart {
+pub(crate) struct Heart {
     asked: mpsc::Receiver<oneshot::Sender<()>>,
     pulse: Pulse,
 }
@@ -24,17 +24,17 @@ impl Pulse {
 }
 
 impl Heart {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (ask, asked) = mpsc::channel(1);
         Self { asked, pulse: Pulse(ask) }
     }
 
-    pub(super) fn pulse(&self) -> Pulse {
+    pub(crate) fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
 
     /// Waits to be asked, and answers. Cancel safe.
-    pub(super) async fn beat(&mut self) {
+    pub(crate) async fn beat(&mut self) {
         if let Some(answer) = self.asked.recv().await {
             // Whoever asked may be gone.
             let _ = answer.send(());
