@@ -4,9 +4,13 @@
 //! the agent does again and again to notice what somebody took away; in batches it is a few dozen.
 #![expect(unsafe_code, reason = "bpf(2) is asked for what aya does not know; its attributes are pointers")]
 
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
 
 use aya::maps::{MapData, MapError};
+use bytemuck::AnyBitPattern;
 use nix::{errno::Errno, libc};
 
 /// Numbers of the commands (include/uapi/linux/bpf.h, `enum bpf_cmd`).
@@ -36,14 +40,11 @@ struct Attributes {
 
 const _: () = assert!(size_of::<Attributes>() == 56);
 
-/// An entry as it lies in the map.
-pub(super) type Raw<const KN: usize, const VN: usize> = ([u8; KN], [u8; VN]);
-
-/// A hash map or trie whose keys have `KN` bytes, and whose values `VN`.
+/// A hash map or trie whose keys lie in it as `K`, and whose values as `V`.
 #[derive(Debug)]
-pub(super) struct Batches<const KN: usize, const VN: usize>(OwnedFd);
+pub(super) struct Batches<K, V>(OwnedFd, PhantomData<(K, V)>);
 
-impl<const KN: usize, const VN: usize> Batches<KN, VN> {
+impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
     /// Batches of `map`; `None` if its keys and values have other sizes.
     ///
     /// # Errors
@@ -52,21 +53,21 @@ impl<const KN: usize, const VN: usize> Batches<KN, VN> {
         let info = map.info()?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         let copied = map.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
-        Ok((sizes == (KN, VN)).then_some(Self(copied)))
+        Ok((sizes == (size_of::<K>(), size_of::<V>())).then_some(Self(copied, PhantomData)))
     }
 
     /// All entries. What is changed meanwhile may be missing, or be there twice.
     ///
     /// # Errors
     /// The kernel's answer. One that has no batches for this kind of map says `EINVAL` or `ENOTSUPP` (524).
-    pub(super) fn entries(&self) -> Result<Vec<Raw<KN, VN>>, Errno> {
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, Errno> {
         let mut found = Vec::new();
         let (mut place, mut next) = ([0u8; PLACE], [0u8; PLACE]);
         let mut begun = false;
         let mut room = MOST;
         let mut growths = 0;
         loop {
-            let (mut keys, mut values) = (vec![[0u8; KN]; room], vec![[0u8; VN]; room]);
+            let (mut keys, mut values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
             let mut attributes = Attributes {
                 in_batch: if begun { place.as_mut_ptr() as u64 } else { 0 },
                 out_batch: next.as_mut_ptr() as u64,
@@ -102,10 +103,10 @@ impl<const KN: usize, const VN: usize> Batches<KN, VN> {
     ///
     /// # Errors
     /// As [`Batches::entries`].
-    pub(super) fn put(&self, entries: &[Raw<KN, VN>]) -> Result<(), (usize, Errno)> {
+    pub(super) fn put(&self, entries: &[(K, V)]) -> Result<(), (usize, Errno)> {
         let mut written = 0;
         for entries in entries.chunks(MOST) {
-            let (keys, values): (Vec<[u8; KN]>, Vec<[u8; VN]>) = entries.iter().copied().unzip();
+            let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
             let mut attributes = Attributes {
                 keys: keys.as_ptr() as u64,
                 values: values.as_ptr() as u64,

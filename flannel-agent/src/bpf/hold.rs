@@ -33,7 +33,7 @@ pub fn put_off(pins: &Pins, hold: Duration) -> Result<(), MapFault> {
             Hold { until: u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) }
         }
     };
-    Setting::<Hold, 8>::open(pins, HOLD)?.put(&until)
+    Setting::<Hold>::open(pins, HOLD)?.put(&until)
 }
 
 /// Goes on putting it off, for as long as it is polled. From the agent's first moment on, before it knows

@@ -4,19 +4,11 @@ use std::{collections::BTreeMap, io};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{MapData, MapInfo, MapType},
+    maps::{MapData, MapInfo},
     programs::{Program, ProgramError},
 };
 use flannel_common::{
-    layout::{
-        AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
-        Permit, PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
-    },
-    map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOW_MARK_CONSTANT, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PINNED_MAPS,
-        PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_MARK_CONSTANT, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6,
-        TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
-    },
+    map::{FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT},
     mark::Marks,
     path::Hook,
 };
@@ -24,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     Attachment, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins, TcAttach,
-    error::chain, log,
+    error::chain, log, tables,
 };
 
 /// The loaded programs.
@@ -200,29 +192,9 @@ fn drop_foreign(pins: &Pins, name: &'static str, entries: u32) -> Result<(), Loa
     let Ok(found) = MapData::from_pin(&path).and_then(|map| map.info()) else {
         return Ok(());
     };
-    let (kind, key, value) = match name {
-        ROUTES_V4 => (MapType::Hash, size_of::<SubnetV4>(), size_of::<PeerV4>()),
-        VTEPS => (MapType::Hash, 4, size_of::<VtepV4>()),
-        PODS_V4 => (MapType::Hash, 4, size_of::<PodPlace>()),
-        SNAT_EXEMPT_V4 => (MapType::LpmTrie, size_of::<SubnetV4>(), size_of::<Exempt>()),
-        FLOWS_V4 => (MapType::LruHash, size_of::<FlowV4>(), size_of::<Permit>()),
-        TUNNELS_V4 => (MapType::Hash, 4, size_of::<Tunnel>()),
-        TUNNELS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<Tunnel>()),
-        FORWARDERS => (MapType::LruHash, 4, size_of::<Forwarder>()),
-        CONFIG => (MapType::Array, 4, size_of::<Config>()),
-        ROUTES_V6 => (MapType::Hash, size_of::<SubnetV6>(), size_of::<PeerV6>()),
-        VTEPS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<VtepV6>()),
-        PODS_V6 => (MapType::Hash, size_of::<AddressV6>(), size_of::<PodPlace>()),
-        // A trie's key has a length of four bytes.
-        SNAT_EXEMPT_V6 => (MapType::LpmTrie, 4 + size_of::<AddressV6>(), size_of::<Exempt>()),
-        FLOWS_V6 => (MapType::LruHash, size_of::<FlowV6>(), size_of::<Permit>()),
-        CONFIG_V6 => (MapType::Array, 4, size_of::<ConfigV6>()),
-        HOLD => (MapType::Array, 4, size_of::<Hold>()),
-        COUNTERS => (MapType::PerCpuArray, 4, size_of::<Counter>()),
-        _ => return Ok(()),
-    };
-    let same = found.map_type().is_ok_and(|found| found == kind)
-        && (found.key_size() as usize, found.value_size() as usize) == (key, value);
+    let Some(shape) = tables::shape(name) else { return Ok(()) };
+    let same = found.map_type().is_ok_and(|kind| kind == shape.kind)
+        && (found.key_size() as usize, found.value_size() as usize) == (shape.key, shape.value);
     if same && found.max_entries() == entries {
         return Ok(());
     }

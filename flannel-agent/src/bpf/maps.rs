@@ -1,26 +1,20 @@
-//! The maps, typed. The only file that names aya's map types.
+//! Kinds of maps, typed. The only file that names aya's map types.
 
-use std::{collections::BTreeMap, marker::PhantomData};
+use std::collections::BTreeMap;
 
 use aya::maps::{
     Array, HashMap, Map, MapData, MapError,
     lpm_trie::{Key, LpmTrie},
 };
-use bytemuck::{CheckedBitPattern, NoUninit};
+use bytemuck::{AnyBitPattern, CheckedBitPattern, NoUninit, Zeroable as _};
 use flannel_common::{
-    layout::{
-        AddressV6, Config, ConfigV6, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6, Permit,
-        PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
-    },
-    map::{
-        CONFIG, CONFIG_V6, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6,
-        SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
-    },
+    family::{V4, V6},
+    layout::{AddressV6, Subnet},
 };
-
 use nix::errno::Errno;
 
-use super::{Pins, batch::Batches, error::chain};
+use super::{Pins, batch::Batches, error::chain, raw::Raw};
+use crate::values::IpFamily;
 
 /// A map that could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -44,96 +38,23 @@ pub enum MapFault {
     Clock(Errno),
 }
 
-/// The maps the agent writes.
-pub struct Tables {
-    /// Pod subnet to peer.
-    pub routes: Table<SubnetV4, PeerV4, 8, 40>,
-    /// A peer's public address to its lease.
-    pub vteps: Table<[u8; 4], VtepV4, 4, 8>,
-    /// A local pod's address to its place.
-    pub pods: Table<[u8; 4], PodPlace, 4, 16>,
-    /// Prefix that pods reach with their own address, to why.
-    pub exempt: Prefixes<SubnetV4, Exempt, 4, 8, 4>,
-    /// Flow that netfilter has accepted, to when. The programs write it.
-    pub flows: Table<FlowV4, Permit, 16, 24>,
-    /// `tunnels_v4`.
-    pub tunnels: Table<[u8; 4], Tunnel, 4, 32>,
-    /// The pods that forward for others, by the index of their veth. The programs write it.
-    pub forwarders: Table<u32, Forwarder, 4, 8>,
-    /// This node's settings.
-    pub config: Setting<Config, 68>,
-    /// Until when the programs act.
-    pub hold: Setting<Hold, 8>,
-    /// Those for IPv6.
-    pub v6: TablesV6,
-}
-
-/// The maps with `_v6` in their names.
-pub struct TablesV6 {
-    /// Pod subnet to peer.
-    pub routes: Table<SubnetV6, PeerV6, 24, 64>,
-    /// A peer's public address to its lease.
-    pub vteps: Table<AddressV6, VtepV6, 16, 24>,
-    /// A local pod's address to its place.
-    pub pods: Table<AddressV6, PodPlace, 16, 16>,
-    /// Prefix that pods reach with their own address, to why.
-    pub exempt: Prefixes<SubnetV6, Exempt, 16, 20, 4>,
-    /// Flow that netfilter has accepted, to when. The programs write it.
-    pub flows: Table<FlowV6, Permit, 40, 24>,
-    /// `tunnels_v6`.
-    pub tunnels: Table<AddressV6, Tunnel, 16, 32>,
-    /// This node's settings.
-    pub config: Setting<ConfigV6, 112>,
-}
-
-impl Tables {
-    /// The maps pinned at `pins`.
-    ///
-    /// # Errors
-    /// When one of them is not there, or is not what it should be.
-    pub fn open(pins: &Pins) -> Result<Self, MapFault> {
-        Ok(Self {
-            routes: Table::open(pins, ROUTES_V4, Map::HashMap)?,
-            vteps: Table::open(pins, VTEPS, Map::HashMap)?,
-            pods: Table::open(pins, PODS_V4, Map::HashMap)?,
-            flows: Table::open(pins, FLOWS_V4, Map::LruHashMap)?,
-            tunnels: Table::open(pins, TUNNELS_V4, Map::HashMap)?,
-            forwarders: Table::open(pins, FORWARDERS, Map::LruHashMap)?,
-            exempt: Prefixes::open(pins, SNAT_EXEMPT_V4)?,
-            config: Setting::open(pins, CONFIG)?,
-            hold: Setting::open(pins, HOLD)?,
-            v6: TablesV6 {
-                routes: Table::open(pins, ROUTES_V6, Map::HashMap)?,
-                vteps: Table::open(pins, VTEPS_V6, Map::HashMap)?,
-                pods: Table::open(pins, PODS_V6, Map::HashMap)?,
-                flows: Table::open(pins, FLOWS_V6, Map::LruHashMap)?,
-                tunnels: Table::open(pins, TUNNELS_V6, Map::HashMap)?,
-                exempt: Prefixes::open(pins, SNAT_EXEMPT_V6)?,
-                config: Setting::open(pins, CONFIG_V6)?,
-            },
-        })
-    }
-}
-
-/// A hash map of `K` (of `KN` bytes) to `V` (of `VN` bytes).
-pub struct Table<K, V, const KN: usize, const VN: usize> {
+/// A hash map of `K` to `V`.
+pub struct Table<K: CheckedBitPattern, V: CheckedBitPattern> {
     name: &'static str,
-    map: HashMap<MapData, [u8; KN], [u8; VN]>,
-    batches: Option<Batches<KN, VN>>,
-    types: PhantomData<(K, V)>,
+    map: HashMap<MapData, Raw<K>, Raw<V>>,
+    batches: Option<Batches<Raw<K>, Raw<V>>>,
 }
 
-impl<K, V, const KN: usize, const VN: usize> Table<K, V, KN, VN>
+impl<K, V> Table<K, V>
 where
     K: NoUninit + CheckedBitPattern + Ord,
     V: NoUninit + CheckedBitPattern,
 {
-    fn open(pins: &Pins, name: &'static str, kind: fn(MapData) -> Map) -> Result<Self, MapFault> {
-        const { assert!(size_of::<K>() == KN && size_of::<V>() == VN) };
+    pub(super) fn open(pins: &Pins, name: &'static str, kind: fn(MapData) -> Map) -> Result<Self, MapFault> {
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
         let batches = Batches::of(&map).map_err(failed)?;
-        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, batches, types: PhantomData })
+        Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, batches })
     }
 
     /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
@@ -143,13 +64,16 @@ where
     /// When the map cannot be read.
     pub fn entries(&self) -> Result<BTreeMap<K, V>, MapFault> {
         if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
-            return Ok(raw.into_iter().filter_map(|(key, value)| valid(&key, &value)).collect());
+            return Ok(raw
+                .into_iter()
+                .filter_map(|(key, value)| Some((key.value()?, value.value()?)))
+                .collect());
         }
         // A kernel without batches.
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
-            if let Some((key, value)) = valid(&key, &value) {
+            if let (Some(key), Some(value)) = (key.value(), value.value()) {
                 entries.insert(key, value);
             }
         }
@@ -158,8 +82,7 @@ where
 
     /// Adds or replaces many entries, each in one step for the programs; one result for each.
     pub fn put_all(&mut self, entries: &[(K, V)]) -> Vec<Result<(), MapFault>> {
-        let raw: Vec<_> =
-            entries.iter().map(|(key, value)| (bytes::<K, KN>(key), bytes::<V, VN>(value))).collect();
+        let raw: Vec<_> = entries.iter().map(|(key, value)| (Raw::of(*key), Raw::of(*value))).collect();
         let mut results = Vec::with_capacity(entries.len());
         while results.len() < entries.len() {
             let written = match self.batches.as_ref().map(|batches| batches.put(&raw[results.len()..])) {
@@ -182,8 +105,8 @@ where
     /// # Errors
     /// When the map cannot be read.
     pub fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
-        let value = present(self.name, self.map.get(&bytes::<K, KN>(key), 0))?;
-        Ok(value.and_then(|value| bytemuck::checked::try_pod_read_unaligned(&value).ok()))
+        let value = present(self.name, self.map.get(&Raw::of(*key), 0))?;
+        Ok(value.and_then(|value| value.value()))
     }
 
     /// Adds or replaces an entry, in one step for the programs.
@@ -191,7 +114,7 @@ where
     /// # Errors
     /// When the map is full, or cannot be written.
     pub fn put(&mut self, key: &K, value: &V) -> Result<(), MapFault> {
-        let put = self.map.insert(bytes::<K, KN>(key), bytes::<V, VN>(value), 0);
+        let put = self.map.insert(Raw::of(*key), Raw::of(*value), 0);
         put.map_err(|error| refused(self.name, Errno::E2BIG, error))
     }
 
@@ -200,21 +123,15 @@ where
     /// # Errors
     /// When the map cannot be written.
     pub fn remove(&mut self, key: &K) -> Result<(), MapFault> {
-        gone(self.name, self.map.remove(&bytes::<K, KN>(key)))
+        gone(self.name, self.map.remove(&Raw::of(*key)))
     }
-}
 
-impl<K, V, const KN: usize, const VN: usize> Table<K, V, KN, VN>
-where
-    K: NoUninit + CheckedBitPattern + Ord,
-{
     /// Removes every entry whose key `is_old`; how many.
     ///
     /// # Errors
     /// When the map cannot be read or written.
     pub fn remove_all(&mut self, is_old: impl Fn(&K) -> bool) -> Result<usize, MapFault> {
-        let is_old =
-            |key: &[u8; KN]| bytemuck::checked::try_pod_read_unaligned(key).is_ok_and(|key| is_old(&key));
+        let is_old = |key: &Raw<K>| key.value().is_some_and(|key| is_old(&key));
         let mut old = Vec::new();
         if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
             old.extend(raw.into_iter().map(|(key, _)| key).filter(is_old));
@@ -232,75 +149,86 @@ where
     }
 }
 
-/// A prefix as tries have it.
-pub trait Prefix<const AN: usize>: Ord {
-    /// The prefix of `prefix_len` bits of `network`.
-    fn of_key(prefix_len: u32, network: [u8; AN]) -> Self;
-    /// Its length in bits, and the network.
-    fn to_key(&self) -> Key<[u8; AN]>;
+/// A family whose prefixes are keys of tries: the length, native, in four bytes, and the address.
+pub trait TrieFamily: IpFamily {
+    /// An address, of any alignment.
+    type Octets: aya::Pod + AnyBitPattern;
+    /// A key as it lies in a trie.
+    type Key: AnyBitPattern;
+
+    /// The octets of an address.
+    fn octets(address: Self::Address) -> Self::Octets;
+    /// The address of octets.
+    fn of_octets(octets: Self::Octets) -> Self::Address;
+    /// The length and the octets in a key.
+    fn split(key: &Self::Key) -> (u32, Self::Octets);
 }
 
-impl Prefix<4> for SubnetV4 {
-    fn of_key(prefix_len: u32, network: [u8; 4]) -> Self {
-        Self { prefix_len, network }
+impl TrieFamily for V4 {
+    type Octets = [u8; 4];
+    type Key = [[u8; 4]; 2];
+
+    fn octets(address: Self::Address) -> Self::Octets {
+        address
     }
 
-    fn to_key(&self) -> Key<[u8; 4]> {
-        Key::new(self.prefix_len, self.network)
-    }
-}
-
-impl Prefix<16> for SubnetV6 {
-    fn of_key(prefix_len: u32, network: [u8; 16]) -> Self {
-        Self { prefix_len: prefix_len.into(), network: AddressV6::new(network) }
+    fn of_octets(octets: Self::Octets) -> Self::Address {
+        octets
     }
 
-    fn to_key(&self) -> Key<[u8; 16]> {
-        // No prefix has more bits; one that says so is refused by the kernel.
-        Key::new(u32::try_from(self.prefix_len).unwrap_or(u32::MAX), self.network.octets)
+    fn split([length, octets]: &Self::Key) -> (u32, Self::Octets) {
+        (u32::from_ne_bytes(*length), *octets)
     }
 }
 
-/// A trie of prefixes `P` of addresses of `AN` bytes, which makes keys of `KN`, to `V` (of `VN` bytes), in which the
-/// programs find the longest that holds an address.
-pub struct Prefixes<P, V, const AN: usize, const KN: usize, const VN: usize> {
+impl TrieFamily for V6 {
+    type Octets = [u8; 16];
+    type Key = [[u8; 4]; 5];
+
+    fn octets(address: Self::Address) -> Self::Octets {
+        address.octets
+    }
+
+    fn of_octets(octets: Self::Octets) -> Self::Address {
+        AddressV6::new(octets)
+    }
+
+    fn split([length, octets @ ..]: &Self::Key) -> (u32, Self::Octets) {
+        (u32::from_ne_bytes(*length), bytemuck::cast(*octets))
+    }
+}
+
+/// A trie of prefixes to `V`, in which the programs find the longest that holds an address.
+pub struct Prefixes<F: TrieFamily, V: CheckedBitPattern> {
     name: &'static str,
-    map: LpmTrie<MapData, [u8; AN], [u8; VN]>,
-    batches: Option<Batches<KN, VN>>,
-    types: PhantomData<(P, V)>,
+    map: LpmTrie<MapData, F::Octets, Raw<V>>,
+    batches: Option<Batches<F::Key, Raw<V>>>,
 }
 
-impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const KN: usize, const VN: usize>
-    Prefixes<P, V, AN, KN, VN>
-{
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
-        const { assert!(size_of::<V>() == VN && KN == AN + 4) };
+impl<F: TrieFamily, V: NoUninit + CheckedBitPattern> Prefixes<F, V> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
+        const { assert!(size_of::<F::Key>() == size_of::<F::Octets>() + 4) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
         let batches = Batches::of(&map).map_err(failed)?;
-        let map = LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?;
-        Ok(Self { name, map, batches, types: PhantomData })
+        Ok(Self { name, map: LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?, batches })
     }
 
     /// All entries, as [`Table::entries`].
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn entries(&self) -> Result<BTreeMap<P, V>, MapFault> {
+    pub fn entries(&self) -> Result<BTreeMap<Subnet<F>, V>, MapFault> {
         if let Some(Ok(raw)) = self.batches.as_ref().map(Batches::entries) {
-            let entries = raw.into_iter().filter_map(|(key, value)| {
-                // A key is the length, native, and the address.
-                let (prefix_len, network) = key.split_first_chunk()?;
-                let prefix = P::of_key(u32::from_ne_bytes(*prefix_len), network.try_into().ok()?);
-                Some((prefix, bytemuck::checked::try_pod_read_unaligned(&value).ok()?))
-            });
+            let entries =
+                raw.into_iter().filter_map(|(key, value)| Some((prefix(F::split(&key)), value.value()?)));
             return Ok(entries.collect());
         }
         let mut entries = BTreeMap::new();
         for entry in self.map.iter() {
             let Some((key, value)) = present(self.name, entry)? else { continue };
-            if let Ok(value) = bytemuck::checked::try_pod_read_unaligned(&value) {
-                entries.insert(P::of_key(key.prefix_len(), key.data()), value);
+            if let Some(value) = value.value() {
+                entries.insert(prefix((key.prefix_len(), key.data())), value);
             }
         }
         Ok(entries)
@@ -310,8 +238,8 @@ impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const KN: 
     ///
     /// # Errors
     /// When the map is full, or cannot be written.
-    pub fn put(&mut self, prefix: &P, value: &V) -> Result<(), MapFault> {
-        let put = self.map.insert(&prefix.to_key(), bytes::<V, VN>(value), 0);
+    pub fn put(&mut self, prefix: &Subnet<F>, value: &V) -> Result<(), MapFault> {
+        let put = self.map.insert(&key(prefix), Raw::of(*value), 0);
         // A trie says so in another word than a hash map (kernel/bpf/lpm_trie.c, `trie_update_elem`).
         put.map_err(|error| refused(self.name, Errno::ENOSPC, error))
     }
@@ -320,17 +248,21 @@ impl<P: Prefix<AN>, V: NoUninit + CheckedBitPattern, const AN: usize, const KN: 
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn remove(&mut self, prefix: &P) -> Result<(), MapFault> {
-        gone(self.name, self.map.remove(&prefix.to_key()))
+    pub fn remove(&mut self, prefix: &Subnet<F>) -> Result<(), MapFault> {
+        gone(self.name, self.map.remove(&key(prefix)))
     }
 }
 
-/// An entry of a map, unless it is none.
-fn valid<K: CheckedBitPattern, V: CheckedBitPattern>(key: &[u8], value: &[u8]) -> Option<(K, V)> {
-    Some((
-        bytemuck::checked::try_pod_read_unaligned(key).ok()?,
-        bytemuck::checked::try_pod_read_unaligned(value).ok()?,
-    ))
+/// A prefix as the kernel wrote it.
+fn prefix<F: TrieFamily>((length, octets): (u32, F::Octets)) -> Subnet<F> {
+    Subnet { prefix_len: length.into(), network: F::of_octets(octets) }
+}
+
+/// A prefix as the kernel reads it.
+fn key<F: TrieFamily>(prefix: &Subnet<F>) -> Key<F::Octets> {
+    let length: u64 = prefix.prefix_len.into();
+    // No prefix has more bits; one that says so is refused by the kernel.
+    Key::new(u32::try_from(length).unwrap_or(u32::MAX), F::octets(prefix.network))
 }
 
 /// An entry, unless it was removed between its key and its value.
@@ -362,18 +294,16 @@ fn gone(map: &'static str, removed: Result<(), MapError>) -> Result<(), MapFault
 }
 
 /// A map of one value.
-pub struct Setting<V, const VN: usize> {
+pub struct Setting<V: CheckedBitPattern + 'static> {
     name: &'static str,
-    map: Array<MapData, [u8; VN]>,
-    types: PhantomData<V>,
+    map: Array<MapData, Raw<V>>,
 }
 
-impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
+impl<V: NoUninit + CheckedBitPattern + PartialEq> Setting<V> {
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFault> {
-        const { assert!(size_of::<V>() == VN) };
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
-        Ok(Self { name, map: Array::try_from(Map::Array(map)).map_err(failed)?, types: PhantomData })
+        Ok(Self { name, map: Array::try_from(Map::Array(map)).map_err(failed)? })
     }
 
     /// The value; `None` while it is all zero, as the kernel creates it, or no valid one.
@@ -381,11 +311,8 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
     /// # Errors
     /// When the map cannot be read.
     pub fn get(&self) -> Result<Option<V>, MapFault> {
-        let bytes = self.map.get(&0, 0).map_err(|error| MapFault::Kernel { map: self.name, error })?;
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        Ok(bytemuck::checked::try_pod_read_unaligned(&bytes).ok())
+        let raw = self.map.get(&0, 0).map_err(|error| MapFault::Kernel { map: self.name, error })?;
+        Ok(raw.value().filter(|value| Raw::<V>::zeroed().value().as_ref() != Some(value)))
     }
 
     /// Makes the value all zero: none.
@@ -393,7 +320,7 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
     /// # Errors
     /// When the map cannot be written.
     pub fn clear(&mut self) -> Result<(), MapFault> {
-        self.map.set(0, [0; VN], 0).map_err(|error| MapFault::Kernel { map: self.name, error })
+        self.set(Raw::zeroed())
     }
 
     /// Replaces the value.
@@ -401,12 +328,10 @@ impl<V: NoUninit + CheckedBitPattern, const VN: usize> Setting<V, VN> {
     /// # Errors
     /// When the map cannot be written.
     pub fn put(&mut self, value: &V) -> Result<(), MapFault> {
-        self.map.set(0, bytes::<V, VN>(value), 0).map_err(|error| MapFault::Kernel { map: self.name, error })
+        self.set(Raw::of(*value))
     }
-}
 
-fn bytes<T: NoUninit, const N: usize>(value: &T) -> [u8; N] {
-    let mut all = [0; N];
-    all.copy_from_slice(bytemuck::bytes_of(value));
-    all
+    fn set(&mut self, raw: Raw<V>) -> Result<(), MapFault> {
+        self.map.set(0, raw, 0).map_err(|error| MapFault::Kernel { map: self.name, error })
+    }
 }

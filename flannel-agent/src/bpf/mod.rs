@@ -16,7 +16,9 @@ mod maps;
 mod others;
 mod pins;
 mod query;
+mod raw;
 mod sizes;
+mod tables;
 
 pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attachment::{Attachment, TcAttach};
@@ -28,10 +30,11 @@ pub use error::LoadError;
 pub use features::{Feature, Features};
 pub use loader::{ProgramSummary, Programs};
 pub use log::LogLevel;
-pub use maps::{MapFault, Tables};
+pub use maps::{MapFault, TrieFamily};
 pub use others::ForeignProgram;
 pub use pins::{PinError, Pins};
 pub use sizes::MapSizes;
+pub use tables::{FamilyTables, Tables};
 
 /// The compiled programs.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));

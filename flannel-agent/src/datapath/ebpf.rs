@@ -1,20 +1,18 @@
 //! Maps and programs over the kernel half: what overtakes it, never what replaces it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem::discriminant,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use flannel_common::{layout::AddressV6, path::Hook};
+use flannel_common::path::Hook;
 use nix::net::if_::{if_nameindex, if_nametoindex};
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::{ChangeError, Datapath, ObserveError, kernel::KernelDatapath};
+use super::{ChangeError, Datapath, ObserveError, entries, kernel::KernelDatapath};
 use crate::{
     bpf::{AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, detach_all},
     netlink::TcSide,
-    plan::{BpfState, BpfStateV6, Change, EntryV6, ForeignHook, HookPlace, KeyV6, Slot, State},
+    plan::{AnyEntry, AnyEntryKey, BpfState, Change, ForeignHook, HookPlace, ObjectKey, State},
     telemetry::Said,
+    values::Family,
 };
 
 /// The whole of a node's dataplane: the kernel half, and the maps and programs, if there are any.
@@ -115,18 +113,8 @@ impl Loaded {
             }
         }
         Ok(BpfState {
-            config: self.tables.config.get().map_err(text)?,
-            peers: self.tables.routes.entries().map_err(text)?,
-            vteps: self.tables.vteps.entries().map_err(text)?,
-            pods: self.tables.pods.entries().map_err(text)?,
-            exempt: self.tables.exempt.entries().map_err(text)?,
-            v6: BpfStateV6 {
-                config: self.tables.v6.config.get().map_err(text)?,
-                peers: self.tables.v6.routes.entries().map_err(text)?,
-                vteps: self.tables.v6.vteps.entries().map_err(text)?,
-                pods: self.tables.v6.pods.entries().map_err(text)?,
-                exempt: self.tables.v6.exempt.entries().map_err(text)?,
-            },
+            v4: entries::read(&self.tables.v4).map_err(text)?,
+            v6: entries::read(&self.tables.v6).map_err(text)?,
             hooks,
         })
     }
@@ -165,115 +153,36 @@ impl Loaded {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
-        let at_hooks = changes.iter().any(|change| matches!(change.slot(), Slot::Hook(..)));
+        let at_hooks = changes.iter().any(|change| matches!(change.key(), ObjectKey::Hook(..)));
         let names: BTreeMap<u32, String> = match if at_hooks { indexes() } else { Ok(BTreeMap::new()) } {
             Ok(indexes) => indexes.into_iter().map(|(name, index)| (index, name)).collect(),
             Err(error) => return changes.iter().map(|_| Err(ChangeError::Bpf(error.clone()))).collect(),
         };
         let mut results = Vec::with_capacity(changes.len());
-        for run in changes.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
-            match self.put_all(run) {
-                Some(put) => results.extend(put),
+        for run in changes.chunk_by(|a, b| family_of_entry(a) == family_of_entry(b)) {
+            match family_of_entry(&run[0]) {
+                Some(Family::V4) => {
+                    results.extend(entries::put(&mut self.tables.v4, run).into_iter().map(settled))
+                }
+                Some(Family::V6) => {
+                    results.extend(entries::put(&mut self.tables.v6, run).into_iter().map(settled))
+                }
                 None => results.extend(run.iter().map(|change| self.make(change, &names))),
             }
         }
-        let moved: BTreeSet<[u8; 4]> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::PutPod { address, .. } | Change::DeletePod(address) => Some(*address),
-                _ => None,
-            })
-            .collect();
-        let moved_v6: BTreeSet<AddressV6> = changes
-            .iter()
-            .filter_map(|change| match change.slot() {
-                Slot::MapV6(KeyV6::Pod(address)) => Some(address),
-                _ => None,
-            })
-            .collect();
-        self.forget_flows(&moved, &moved_v6);
+        entries::forget_flows(&mut self.tables.v4, changes);
+        entries::forget_flows(&mut self.tables.v6, changes);
         results
     }
 
-    /// Writes entries of one of the maps that hold many, at once; `None` if `run` is of another kind.
-    fn put_all(&mut self, run: &[Change]) -> Option<Vec<Result<(), ChangeError>>> {
-        let results = match run.first()? {
-            Change::PutPeer { .. } => {
-                let entry = |change: &Change| match *change {
-                    Change::PutPeer { subnet, peer } => Some((subnet, peer)),
-                    _ => None,
-                };
-                self.tables.routes.put_all(&run.iter().filter_map(entry).collect::<Vec<_>>())
-            }
-            Change::PutVtep { .. } => {
-                let entry = |change: &Change| match *change {
-                    Change::PutVtep { address, vtep } => Some((address, vtep)),
-                    _ => None,
-                };
-                self.tables.vteps.put_all(&run.iter().filter_map(entry).collect::<Vec<_>>())
-            }
-            _ => return None,
-        };
-        let text = |result: Result<(), MapFault>| result.map_err(|error| ChangeError::Bpf(error.to_string()));
-        Some(results.into_iter().map(text).collect())
-    }
-
-    /// Removes the flows of pods that are no longer where they were. None of them lets a packet skip the stack
-    /// any more, since they name another veth, so what cannot be removed only takes up room until the map
-    /// needs it.
-    fn forget_flows(&mut self, pods: &BTreeSet<[u8; 4]>, pods_v6: &BTreeSet<AddressV6>) {
-        let tables = &mut self.tables;
-        let removed = [
-            (!pods.is_empty()).then(|| tables.flows.remove_all(|flow| pods.contains(&flow.local))),
-            (!pods_v6.is_empty()).then(|| tables.v6.flows.remove_all(|flow| pods_v6.contains(&flow.local))),
-        ];
-        for removed in removed.into_iter().flatten() {
-            match removed {
-                Ok(0) => {}
-                Ok(flows) => debug!(flows, "forgot flows of pods that are gone"),
-                Err(error) => debug!(%error, "flows of pods that are gone stay until their room is needed"),
-            }
-        }
-    }
-
     fn make(&mut self, change: &Change, names: &BTreeMap<u32, String>) -> Result<(), ChangeError> {
-        let tables = &mut self.tables;
         match change {
-            Change::PutBpfConfig(config) => tables.config.put(config),
-            Change::DeleteBpfConfig => tables.config.clear(),
-            Change::PutPeer { subnet, peer } => tables.routes.put(subnet, peer),
-            Change::DeletePeer(subnet) => tables.routes.remove(subnet),
-            Change::PutVtep { address, vtep } => tables.vteps.put(address, vtep),
-            Change::DeleteVtep(address) => {
-                tables.vteps.remove(address).and_then(|()| tables.tunnels.remove(address))
-            }
-            Change::PutPod { address, pod } => tables.pods.put(address, pod),
-            Change::DeletePod(address) => tables.pods.remove(address),
-            Change::PutExempt { prefix, why } => tables.exempt.put(prefix, why),
-            Change::DeleteExempt(prefix) => tables.exempt.remove(prefix),
-            Change::PutV6(entry) => match entry {
-                EntryV6::Config(config) => tables.v6.config.put(config),
-                EntryV6::Peer(subnet, peer) => tables.v6.routes.put(subnet, peer),
-                EntryV6::Vtep(address, vtep) => tables.v6.vteps.put(address, vtep),
-                EntryV6::Pod(address, pod) => tables.v6.pods.put(address, pod),
-                EntryV6::Exempt(prefix, why) => tables.v6.exempt.put(prefix, why),
-            },
-            Change::DeleteV6(key) => match key {
-                KeyV6::Config => tables.v6.config.clear(),
-                KeyV6::Peer(subnet) => tables.v6.routes.remove(subnet),
-                KeyV6::Vtep(address) => {
-                    tables.v6.vteps.remove(address).and_then(|()| tables.v6.tunnels.remove(address))
-                }
-                KeyV6::Pod(address) => tables.v6.pods.remove(address),
-                KeyV6::Exempt(prefix) => tables.v6.exempt.remove(prefix),
-            },
-            Change::Attach { ifindex, hook } => return self.attach(*ifindex, *hook, names),
-            Change::Detach { ifindex, hook } => {
-                return self.detach(*ifindex, *hook, names).map_err(ChangeError::Bpf);
-            }
-            _ => return Err(ChangeError::Unsupported),
+            Change::DeleteEntry(AnyEntryKey::V4(key)) => settled(entries::delete(&mut self.tables.v4, key)),
+            Change::DeleteEntry(AnyEntryKey::V6(key)) => settled(entries::delete(&mut self.tables.v6, key)),
+            Change::Attach { ifindex, hook } => self.attach(*ifindex, *hook, names),
+            Change::Detach { ifindex, hook } => self.detach(*ifindex, *hook, names).map_err(ChangeError::Bpf),
+            _ => Err(ChangeError::Unsupported),
         }
-        .map_err(|error| ChangeError::Bpf(error.to_string()))
     }
 
     fn attach(&mut self, ifindex: u32, hook: Hook, names: &BTreeMap<u32, String>) -> Result<(), ChangeError> {
@@ -296,6 +205,20 @@ impl Loaded {
             None => Ok(()),
         }
     }
+}
+
+/// The family of the map that an entry is written to.
+fn family_of_entry(change: &Change) -> Option<Family> {
+    match change {
+        Change::PutEntry(AnyEntry::V4(_)) => Some(Family::V4),
+        Change::PutEntry(AnyEntry::V6(_)) => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// The outcome of writing to a map.
+fn settled(result: Result<(), MapFault>) -> Result<(), ChangeError> {
+    result.map_err(|error| ChangeError::Bpf(error.to_string()))
 }
 
 /// Index of every interface there is, by name.

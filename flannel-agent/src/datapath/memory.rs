@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChangeError, Datapath, ObserveError};
 use crate::{
-    plan::{BpfState, Change, Slot, State},
+    plan::{AnyEntry, AnyEntryKey, BpfState, Change, ObjectKey, State},
     values::Family,
 };
 
@@ -15,7 +15,7 @@ pub struct MemoryDatapath {
     /// What is there now.
     pub state: State,
     /// Changes of these objects fail as many times as it says.
-    pub failures: BTreeMap<Slot, u32>,
+    pub failures: BTreeMap<ObjectKey, u32>,
     /// So many observations fail.
     pub blind: u32,
     /// Every change that was asked for, failed ones included.
@@ -34,13 +34,15 @@ impl MemoryDatapath {
 
     fn make(&mut self, change: &Change) -> Result<(), ChangeError> {
         self.log.push(change.clone());
-        if let Some(left) = self.failures.get_mut(&change.slot()).filter(|left| **left > 0) {
+        if let Some(left) = self.failures.get_mut(&change.key()).filter(|left| **left > 0) {
             *left -= 1;
             return Err(ChangeError::Injected);
         }
         let state = &mut self.state;
-        let on_device =
-            matches!(change.slot(), Slot::Address(_) | Slot::Neighbour(_) | Slot::Fdb(..) | Slot::Route(_));
+        let on_device = matches!(
+            change.key(),
+            ObjectKey::Address(_) | ObjectKey::Neighbour(_) | ObjectKey::Fdb(..) | ObjectKey::Route(_)
+        );
         if on_device && change.device().is_none_or(|family| !state.devices.contains_key(&family)) {
             return if change.is_removal() { Ok(()) } else { Err(ChangeError::Blocked) };
         }
@@ -69,18 +71,10 @@ impl MemoryDatapath {
             }
             Change::DeleteDirectRoute { subnet, .. } => delete(&mut state.direct_routes, &subnet),
             Change::DeleteRoute { subnet, .. } => delete(&mut state.routes, &subnet),
-            Change::PutBpfConfig(config) => state.bpf.config = Some(config),
-            Change::DeleteBpfConfig => state.bpf.config = None,
-            Change::PutPeer { subnet, peer } => put(&mut state.bpf.peers, subnet, peer),
-            Change::DeletePeer(subnet) => delete(&mut state.bpf.peers, &subnet),
-            Change::PutVtep { address, vtep } => put(&mut state.bpf.vteps, address, vtep),
-            Change::DeleteVtep(address) => delete(&mut state.bpf.vteps, &address),
-            Change::PutPod { address, pod } => put(&mut state.bpf.pods, address, pod),
-            Change::DeletePod(address) => delete(&mut state.bpf.pods, &address),
-            Change::PutExempt { prefix, why } => put(&mut state.bpf.exempt, prefix, why),
-            Change::DeleteExempt(prefix) => delete(&mut state.bpf.exempt, &prefix),
-            Change::PutV6(entry) => state.bpf.v6.put(entry),
-            Change::DeleteV6(key) => state.bpf.v6.remove(&key),
+            Change::PutEntry(AnyEntry::V4(entry)) => state.bpf.v4.put(entry),
+            Change::PutEntry(AnyEntry::V6(entry)) => state.bpf.v6.put(entry),
+            Change::DeleteEntry(AnyEntryKey::V4(key)) => state.bpf.v4.remove(&key),
+            Change::DeleteEntry(AnyEntryKey::V6(key)) => state.bpf.v6.remove(&key),
             Change::Attach { ifindex, hook } => insert(&mut state.bpf.hooks, (ifindex, hook)),
             Change::Detach { ifindex, hook } => remove(&mut state.bpf.hooks, &(ifindex, hook)),
         }

@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod ebpf;
+mod entries;
 mod given_up;
 pub mod kernel;
 pub mod memory;

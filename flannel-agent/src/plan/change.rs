@@ -1,17 +1,11 @@
 //! One step from what is observed to what is desired.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{fmt, net::IpAddr};
 
-use flannel_common::{
-    layout::{Config, Exempt, PeerKind, PeerV4, PodPlace, SubnetV4, VtepV4},
-    path::Hook,
-};
+use flannel_common::path::Hook;
 use ipnetwork::IpNetwork;
 
-use super::{DirectRoute, EntryV6, KeyV6, VxlanDevice};
+use super::{AnyEntry, AnyEntryKey, DirectRoute, VxlanDevice};
 use crate::values::{Family, Mac};
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
@@ -51,38 +45,8 @@ pub enum Change {
         /// Where to.
         route: DirectRoute,
     },
-    /// Write map `config`.
-    PutBpfConfig(Config),
-    /// Write an entry of map `routes_v4`.
-    PutPeer {
-        /// Key.
-        subnet: SubnetV4,
-        /// Value.
-        peer: PeerV4,
-    },
-    /// Write an entry of map `vteps`.
-    PutVtep {
-        /// Key: public address, network order.
-        address: [u8; 4],
-        /// Value.
-        vtep: VtepV4,
-    },
-    /// Write an entry of map `pods_v4`.
-    PutPod {
-        /// Key: the pod's address, network order.
-        address: [u8; 4],
-        /// Value.
-        pod: PodPlace,
-    },
-    /// Write an entry of map `snat_exempt_v4`.
-    PutExempt {
-        /// Key.
-        prefix: SubnetV4,
-        /// Value.
-        why: Exempt,
-    },
-    /// Write an entry of a map for IPv6.
-    PutV6(EntryV6),
+    /// Write an entry of a map.
+    PutEntry(AnyEntry),
     /// Attach a program.
     Attach {
         /// Interface.
@@ -97,18 +61,8 @@ pub enum Change {
         /// Where on it.
         hook: Hook,
     },
-    /// Delete an entry of a map for IPv6.
-    DeleteV6(KeyV6),
-    /// Delete an entry of map `snat_exempt_v4`.
-    DeleteExempt(SubnetV4),
-    /// Delete an entry of map `pods_v4`.
-    DeletePod([u8; 4]),
-    /// Delete an entry of map `vteps`.
-    DeleteVtep([u8; 4]),
-    /// Delete an entry of map `routes_v4`.
-    DeletePeer(SubnetV4),
-    /// Empty map `config`: the programs then touch no packet.
-    DeleteBpfConfig,
+    /// Delete an entry of a map. Without `config` the programs touch no packet of its family.
+    DeleteEntry(AnyEntryKey),
     /// Delete the route of a pod subnet.
     DeleteRoute {
         /// The subnet.
@@ -140,7 +94,7 @@ pub enum Change {
 
 /// The object a [`Change`] is about, whatever becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Slot {
+pub enum ObjectKey {
     /// The VXLAN device of a family.
     Device(Family),
     /// An address of it.
@@ -153,70 +107,48 @@ pub enum Slot {
     Route(IpNetwork),
     /// A route past it.
     DirectRoute(IpNetwork),
-    /// Map `config`.
-    BpfConfig,
-    /// An entry of map `routes_v4`.
-    Peer(SubnetV4),
-    /// An entry of map `vteps`.
-    Vtep([u8; 4]),
-    /// An entry of map `pods_v4`.
-    Pod([u8; 4]),
-    /// An entry of map `snat_exempt_v4`.
-    Exempt(SubnetV4),
-    /// An entry of a map for IPv6.
-    MapV6(KeyV6),
-    /// A place for a program.
+    /// An entry of a map.
+    Entry(AnyEntryKey),
+    /// A hook of an interface.
     Hook(u32, Hook),
 }
 
 impl Change {
     /// The object this is about.
-    pub fn slot(&self) -> Slot {
+    pub fn key(&self) -> ObjectKey {
         match *self {
-            Self::PutDevice(ref device) => Slot::Device(device.family()),
-            Self::DeleteDevice(family) => Slot::Device(family),
-            Self::PutAddress(address) | Self::DeleteAddress(address) => Slot::Address(address),
+            Self::PutDevice(ref device) => ObjectKey::Device(device.family()),
+            Self::DeleteDevice(family) => ObjectKey::Device(family),
+            Self::PutAddress(address) | Self::DeleteAddress(address) => ObjectKey::Address(address),
             Self::PutFdb { mac, public_ip } | Self::DeleteFdb { mac, public_ip } => {
-                Slot::Fdb(Family::of(public_ip), mac)
+                ObjectKey::Fdb(Family::of(public_ip), mac)
             }
-            Self::PutNeighbour { address, .. } | Self::DeleteNeighbour(address) => Slot::Neighbour(address),
-            Self::PutRoute { subnet, .. } | Self::DeleteRoute { subnet, .. } => Slot::Route(subnet),
+            Self::PutNeighbour { address, .. } | Self::DeleteNeighbour(address) => {
+                ObjectKey::Neighbour(address)
+            }
+            Self::PutRoute { subnet, .. } | Self::DeleteRoute { subnet, .. } => ObjectKey::Route(subnet),
             Self::PutDirectRoute { subnet, .. } | Self::DeleteDirectRoute { subnet, .. } => {
-                Slot::DirectRoute(subnet)
+                ObjectKey::DirectRoute(subnet)
             }
-            Self::PutBpfConfig(_) | Self::DeleteBpfConfig => Slot::BpfConfig,
-            Self::PutPeer { subnet, .. } | Self::DeletePeer(subnet) => Slot::Peer(subnet),
-            Self::PutVtep { address, .. } | Self::DeleteVtep(address) => Slot::Vtep(address),
-            Self::PutPod { address, .. } | Self::DeletePod(address) => Slot::Pod(address),
-            Self::PutExempt { prefix, .. } | Self::DeleteExempt(prefix) => Slot::Exempt(prefix),
-            Self::PutV6(entry) => Slot::MapV6(entry.key()),
-            Self::DeleteV6(key) => Slot::MapV6(key),
-            Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => Slot::Hook(ifindex, hook),
+            Self::PutEntry(entry) => ObjectKey::Entry(entry.key()),
+            Self::DeleteEntry(key) => ObjectKey::Entry(key),
+            Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => ObjectKey::Hook(ifindex, hook),
         }
     }
 
     /// The family of the device this is about, or about something on.
     pub fn device(&self) -> Option<Family> {
-        match self.slot() {
-            Slot::Device(family) | Slot::Fdb(family, _) => Some(family),
-            Slot::Address(network) | Slot::Route(network) => Some(Family::of_network(network)),
-            Slot::Neighbour(address) => Some(Family::of(address)),
+        match self.key() {
+            ObjectKey::Device(family) | ObjectKey::Fdb(family, _) => Some(family),
+            ObjectKey::Address(network) | ObjectKey::Route(network) => Some(Family::of_network(network)),
+            ObjectKey::Neighbour(address) => Some(Family::of(address)),
             _ => None,
         }
     }
 
     /// Whether this is about maps and programs; else it is about objects of the kernel.
     pub fn is_bpf(&self) -> bool {
-        matches!(
-            self.slot(),
-            Slot::BpfConfig
-                | Slot::Peer(_)
-                | Slot::Vtep(_)
-                | Slot::Pod(_)
-                | Slot::Exempt(_)
-                | Slot::MapV6(_)
-                | Slot::Hook(..)
-        )
+        matches!(self.key(), ObjectKey::Entry(_) | ObjectKey::Hook(..))
     }
 
     /// Whether this takes something away.
@@ -224,12 +156,7 @@ impl Change {
         matches!(
             self,
             Self::Detach { .. }
-                | Self::DeleteV6(_)
-                | Self::DeleteExempt(_)
-                | Self::DeletePod(_)
-                | Self::DeleteVtep(_)
-                | Self::DeletePeer(_)
-                | Self::DeleteBpfConfig
+                | Self::DeleteEntry(_)
                 | Self::DeleteRoute { .. }
                 | Self::DeleteDirectRoute { .. }
                 | Self::DeleteNeighbour(_)
@@ -252,50 +179,10 @@ impl fmt::Display for Change {
             Self::PutDirectRoute { subnet, route: DirectRoute { ifindex, via } } => {
                 write!(f, "route {subnet} via {via} on interface {ifindex}")
             }
-            Self::PutBpfConfig(config) => {
-                write!(f, "configure the programs for fast path {}", config.fast_path.label())
-            }
-            Self::PutPeer { subnet, peer } => {
-                let vtep = Ipv4Addr::from(peer.vtep);
-                match peer.kind {
-                    PeerKind::Kernel => write!(f, "leave packets for {} to the kernel", Cidr(subnet)),
-                    PeerKind::Vxlan => write!(
-                        f,
-                        "send packets for {} to {vtep} by interface {}, next hop {}, MTU {}",
-                        Cidr(subnet),
-                        peer.ifindex,
-                        Ipv4Addr::from(peer.next_hop),
-                        peer.mtu
-                    ),
-                    PeerKind::Direct => write!(
-                        f,
-                        "send packets for {} straight to {vtep} by interface {}, MTU {}",
-                        Cidr(subnet),
-                        peer.ifindex,
-                        peer.mtu
-                    ),
-                }
-            }
-            Self::PutVtep { address, vtep } => {
-                write!(f, "accept packets of {} from {}", Cidr(&vtep.subnet), Ipv4Addr::from(*address))
-            }
-            Self::PutPod { address, pod } => {
-                write!(f, "hand packets for pod {} to interface {}", Ipv4Addr::from(*address), pod.ifindex)
-            }
-            Self::PutExempt { prefix, why } => {
-                write!(f, "let pods keep their address towards {}, {}", Cidr(prefix), why.sentence())
-            }
-            Self::DeleteExempt(prefix) => {
-                write!(f, "no longer let pods keep their address towards {}", Cidr(prefix))
-            }
-            Self::PutV6(entry) => entry.fmt(f),
-            Self::DeleteV6(key) => key.fmt(f),
-            Self::DeletePod(address) => write!(f, "forget pod {}", Ipv4Addr::from(*address)),
+            Self::PutEntry(entry) => entry.fmt(f),
+            Self::DeleteEntry(key) => key.fmt(f),
             Self::Attach { ifindex, hook } => write!(f, "attach {} to interface {ifindex}", hook.program()),
             Self::Detach { ifindex, hook } => write!(f, "detach {} from interface {ifindex}", hook.program()),
-            Self::DeleteVtep(address) => write!(f, "accept no packets from {}", Ipv4Addr::from(*address)),
-            Self::DeletePeer(subnet) => write!(f, "forget where {} is", Cidr(subnet)),
-            Self::DeleteBpfConfig => f.write_str("let the programs touch no packet"),
             Self::DeleteRoute { subnet, via } => write!(f, "delete the route to {subnet} via {via}"),
             Self::DeleteDirectRoute { subnet, route: DirectRoute { ifindex, via } } => {
                 write!(f, "delete the route to {subnet} via {via} on interface {ifindex}")
@@ -321,13 +208,5 @@ impl fmt::Display for VxlanDevice {
             if *learning { ", learning" } else { "" },
             if *gbp { ", GBP" } else { "" }
         )
-    }
-}
-
-struct Cidr<'a>(&'a SubnetV4);
-
-impl fmt::Display for Cidr<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.0.network), self.0.prefix_len)
     }
 }

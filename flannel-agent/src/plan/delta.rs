@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BpfState, Change, State, VxlanDevice, v6};
+use super::{BpfState, Change, Entry, EntryFamily, EntryKey, Maps, State, VxlanDevice};
 use crate::values::Family;
 
 /// The changes that lead from `observed` to `desired`, in an order in which no packet is lost that
@@ -59,22 +59,8 @@ pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
 }
 
 fn put_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState) {
-    changes.extend(
-        news(&desired.peers, &observed.peers).map(|(&subnet, &peer)| Change::PutPeer { subnet, peer }),
-    );
-    changes.extend(
-        news(&desired.vteps, &observed.vteps).map(|(&address, &vtep)| Change::PutVtep { address, vtep }),
-    );
-    changes
-        .extend(news(&desired.pods, &observed.pods).map(|(&address, &pod)| Change::PutPod { address, pod }));
-    changes.extend(
-        news(&desired.exempt, &observed.exempt).map(|(&prefix, &why)| Change::PutExempt { prefix, why }),
-    );
-    // Last: with it the programs act, and XDP drops what comes from a VTEP it does not know.
-    if desired.config != observed.config {
-        changes.extend(desired.config.map(Change::PutBpfConfig));
-    }
-    changes.extend(v6::puts(&desired.v6, &observed.v6));
+    put_entries(changes, &desired.v4, &observed.v4);
+    put_entries(changes, &desired.v6, &observed.v6);
     changes.extend(
         desired.hooks.difference(&observed.hooks).map(|&(ifindex, hook)| Change::Attach { ifindex, hook }),
     );
@@ -84,18 +70,37 @@ fn delete_bpf(changes: &mut Vec<Change>, desired: &BpfState, observed: &BpfState
     changes.extend(
         observed.hooks.difference(&desired.hooks).map(|&(ifindex, hook)| Change::Detach { ifindex, hook }),
     );
-    changes.extend(v6::deletes(&desired.v6, &observed.v6));
-    changes.extend(gone(&desired.exempt, &observed.exempt).map(|(&prefix, _)| Change::DeleteExempt(prefix)));
-    changes.extend(gone(&desired.pods, &observed.pods).map(|(&address, _)| Change::DeletePod(address)));
-    changes.extend(gone(&desired.vteps, &observed.vteps).map(|(&address, _)| Change::DeleteVtep(address)));
-    changes.extend(gone(&desired.peers, &observed.peers).map(|(&subnet, _)| Change::DeletePeer(subnet)));
-    if desired.config.is_none() && observed.config.is_some() {
-        changes.push(Change::DeleteBpfConfig);
+    delete_entries(changes, &desired.v6, &observed.v6);
+    delete_entries(changes, &desired.v4, &observed.v4);
+}
+
+/// In the order in which the programs need them.
+fn put_entries<F: EntryFamily>(changes: &mut Vec<Change>, desired: &Maps<F>, observed: &Maps<F>) {
+    let mut put = |entry: Entry<F>| changes.push(Change::PutEntry(F::any(entry)));
+    news(&desired.routes, &observed.routes).for_each(|(subnet, route)| put(Entry::Route(*subnet, *route)));
+    news(&desired.vteps, &observed.vteps).for_each(|(address, vtep)| put(Entry::Vtep(*address, *vtep)));
+    news(&desired.pods, &observed.pods).for_each(|(address, place)| put(Entry::Pod(*address, *place)));
+    news(&desired.exempt, &observed.exempt).for_each(|(prefix, why)| put(Entry::Exempt(*prefix, *why)));
+    // Last: with it the programs act, and XDP drops what comes from a VTEP it does not know.
+    if desired.config != observed.config {
+        desired.config.map(Entry::Config).into_iter().for_each(put);
     }
 }
 
+/// The other way round: without the configuration the programs touch no packet.
+fn delete_entries<F: EntryFamily>(changes: &mut Vec<Change>, desired: &Maps<F>, observed: &Maps<F>) {
+    let mut delete = |key: EntryKey<F>| changes.push(Change::DeleteEntry(F::any_key(key)));
+    if desired.config.is_none() && observed.config.is_some() {
+        delete(EntryKey::Config);
+    }
+    gone(&desired.exempt, &observed.exempt).for_each(|(prefix, _)| delete(EntryKey::Exempt(*prefix)));
+    gone(&desired.pods, &observed.pods).for_each(|(address, _)| delete(EntryKey::Pod(*address)));
+    gone(&desired.vteps, &observed.vteps).for_each(|(address, _)| delete(EntryKey::Vtep(*address)));
+    gone(&desired.routes, &observed.routes).for_each(|(subnet, _)| delete(EntryKey::Route(*subnet)));
+}
+
 /// The entries of `desired` that `observed` lacks or has otherwise.
-pub(super) fn news<'a, K: Ord, V: PartialEq>(
+fn news<'a, K: Ord, V: PartialEq>(
     desired: &'a BTreeMap<K, V>,
     observed: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
@@ -103,7 +108,7 @@ pub(super) fn news<'a, K: Ord, V: PartialEq>(
 }
 
 /// The entries of `observed` that have no counterpart in `desired`.
-pub(super) fn gone<'a, K: Ord, V>(
+fn gone<'a, K: Ord, V>(
     desired: &'a BTreeMap<K, V>,
     observed: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {

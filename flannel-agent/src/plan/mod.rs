@@ -20,34 +20,36 @@ use crate::{
 
 mod change;
 mod delta;
+mod entry;
 mod exempt;
 mod hooks;
 mod inherited;
 mod ipsec;
+mod maps;
 mod patch;
 mod peers;
 mod programs;
+mod routes;
 mod state;
 #[cfg(test)]
 mod tests;
-mod v4;
-mod v6;
 mod xdp;
 
 pub use crate::{
     netlink::{DirectRoute, IpsecPolicy, NextHop, Pods, VxlanDevice},
     values::FlowRefresh,
 };
-pub use change::{Change, Slot};
+pub use change::{Change, ObjectKey};
 pub use delta::delta;
+pub use entry::{AnyEntry, AnyEntryKey, Entry, EntryFamily, EntryKey};
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
 pub use hooks::{Foreign, ForeignHook, HookPlace, Hooked, HookedInterface, LeftToKernel, Stretch};
 pub use inherited::inherited;
+pub use maps::Maps;
 pub use patch::Patch;
-pub use peers::{Peer, Skip, Way, peers, public_addresses};
+pub use peers::{Peer, PeerRoute, Skip, peers, public_addresses};
 pub use state::{BpfState, State};
-pub use v6::{BpfStateV6, EntryV6, KeyV6};
 pub use xdp::Xdp;
 
 /// The facts about this node.
@@ -240,15 +242,15 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         }
     }
     let tunnelled =
-        || peers.iter().filter_map(|(subnet, peer)| Some((subnet, peer.way.vtep_mac()?, peer.public_ip)));
+        || peers.iter().filter_map(|(subnet, peer)| Some((subnet, peer.route.vtep_mac()?, peer.public_ip)));
     // Collected rather than inserted: of a map that grows in order, half of each node stays empty.
     state.neighbours = tunnelled().map(|(subnet, mac, _)| (subnet.network(), mac)).collect();
     state.fdb = tunnelled().map(|(subnet, mac, to)| ((Family::of_network(*subnet), mac), to)).collect();
     state.routes = tunnelled().map(|(subnet, ..)| (*subnet, subnet.network())).collect();
     for (subnet, peer) in &peers {
-        match peer.way {
-            Way::Vxlan(_) => {}
-            Way::Direct => {
+        match peer.route {
+            PeerRoute::Vxlan(_) => {}
+            PeerRoute::Direct => {
                 let ifindex = match inputs.next_hops.get(&peer.public_ip) {
                     Some(Ok(hop)) if local.direct_routing => hop.ifindex,
                     _ => local.underlay_ifindex,

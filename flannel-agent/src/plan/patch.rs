@@ -12,10 +12,10 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::{BpfState, BpfStateV6, Change, Inputs, Plan, Skip, State, delta, plan};
+use super::{BpfState, Change, Inputs, Maps, Plan, Skip, State, delta, plan};
 use crate::{
     lease::{Lease, LeaseSubnet, Leases},
-    values::{Family, Mac},
+    values::{Family, IpFamily, Mac},
 };
 
 /// The plan of one lease, before and after it changed.
@@ -45,7 +45,7 @@ impl Patch {
         }
         // Of all leases, and the same as it was.
         for plan in [&mut patch.before, &mut patch.after] {
-            (plan.state.bpf.config, plan.state.bpf.v6.config) = (None, None);
+            (plan.state.bpf.v4.config, plan.state.bpf.v6.config) = (None, None);
         }
         Some(patch)
     }
@@ -119,16 +119,18 @@ impl Patch {
         swap(fdb, &before.fdb, &after.fdb);
         swap(routes, &before.routes, &after.routes);
         swap(direct_routes, &before.direct_routes, &after.direct_routes);
-        let BpfState { config: _, peers, vteps, pods: _, exempt, v6, hooks: _ } = bpf;
-        swap(peers, &before.bpf.peers, &after.bpf.peers);
-        swap(vteps, &before.bpf.vteps, &after.bpf.vteps);
-        swap(exempt, &before.bpf.exempt, &after.bpf.exempt);
-        let (before, after) = (&before.bpf.v6, &after.bpf.v6);
-        let BpfStateV6 { config: _, peers, vteps, pods: _, exempt } = v6;
-        swap(peers, &before.peers, &after.peers);
-        swap(vteps, &before.vteps, &after.vteps);
-        swap(exempt, &before.exempt, &after.exempt);
+        let BpfState { v4, v6, hooks: _ } = bpf;
+        swap_entries(v4, &before.bpf.v4, &after.bpf.v4);
+        swap_entries(v6, &before.bpf.v6, &after.bpf.v6);
     }
+}
+
+/// As [`swap`], of maps. This node's configuration and pods depend on no lease.
+fn swap_entries<F: IpFamily>(all: &mut Maps<F>, before: &Maps<F>, after: &Maps<F>) {
+    let Maps { config: _, routes, vteps, pods: _, exempt } = all;
+    swap(routes, &before.routes, &after.routes);
+    swap(vteps, &before.vteps, &after.vteps);
+    swap(exempt, &before.exempt, &after.exempt);
 }
 
 impl Skip {

@@ -23,23 +23,23 @@ pub struct Peer {
     /// Its address on the underlay.
     pub public_ip: IpAddr,
     /// How packets get there.
-    pub way: Way,
-    /// MAC of its VXLAN device, if its lease names one, whichever way is taken: no two peers have the same.
+    pub route: PeerRoute,
+    /// MAC of its VXLAN device, if its lease names one, whichever route is used: no two peers have the same.
     pub mac: Option<Mac>,
     /// Whether this is the lease its public address is known by, should it hold several.
     pub foremost: bool,
 }
 
-/// How packets reach a peer.
+/// How the route to a peer's pods leads there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum PeerRoute {
     /// Through the tunnel, to the VXLAN device of this MAC.
     Vxlan(Mac),
     /// By a route to its address, which is on our link.
     Direct,
 }
 
-impl Way {
+impl PeerRoute {
     /// MAC of the peer's VXLAN device, where one is used.
     pub fn vtep_mac(self) -> Option<Mac> {
         match self {
@@ -145,7 +145,7 @@ type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 /// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
 /// then the lower. Each family is judged for itself.
 ///
-/// Where both ways are in use, a peer that the kernel's one route reaches without a gateway is reached without the
+/// With direct routing, a peer that the kernel's one route reaches without a gateway is reached without the
 /// tunnel, as upstream decides. Which leases are followed does not depend on that, but for one that names no MAC: without
 /// the tunnel none is needed.
 pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
@@ -160,7 +160,7 @@ pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
             follow(*family, leases, judge, &mut peers, &mut skipped);
         }
         for peer in peers.values_mut() {
-            peer.way = if on_link(peer.public_ip) { Way::Direct } else { peer.way };
+            peer.route = if on_link(peer.public_ip) { PeerRoute::Direct } else { peer.route };
         }
     }
     // Anew and in order: of a map that has grown in order, half of each node is empty.
@@ -189,12 +189,12 @@ fn follow(
     let mut macs = BTreeMap::<Mac, (IpAddr, IpNetwork)>::new();
     let mut bases = BTreeMap::<IpAddr, (IpAddr, Mac, IpNetwork)>::new();
     let mut addresses = BTreeSet::new();
-    for (_, subnet, Candidate { public_ip, way }, key) in candidates {
+    for (_, subnet, Candidate { public_ip, route }, key) in candidates {
         if peers.contains_key(&subnet) {
             skipped.insert(key, Skip::SameBase(subnet));
             continue;
         }
-        if let Some(mac) = way.vtep_mac() {
+        if let Some(mac) = route.vtep_mac() {
             if let Some((owner, to, other)) = bases.get(&subnet.network())
                 && (*owner, *to) != (public_ip, mac)
             {
@@ -209,7 +209,7 @@ fn follow(
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
         let foremost = addresses.insert(public_ip);
-        peers.insert(subnet, Peer { lease: key.0, public_ip, way, mac: way.vtep_mac(), foremost });
+        peers.insert(subnet, Peer { lease: key.0, public_ip, route, mac: route.vtep_mac(), foremost });
     }
 }
 
@@ -221,7 +221,7 @@ fn end(lease: &Lease) -> (bool, Option<SystemTime>) {
 /// A peer that can be reached, unless another excludes it.
 struct Candidate {
     public_ip: IpAddr,
-    way: Way,
+    route: PeerRoute,
 }
 
 fn candidate(
@@ -249,15 +249,15 @@ fn candidate(
         return Err(Skip::CoversUs(covered));
     }
     if backend == Backend::HostGw {
-        return Ok((subnet, Candidate { public_ip, way: Way::Direct }));
+        return Ok((subnet, Candidate { public_ip, route: PeerRoute::Direct }));
     }
     let data = attrs.vxlan(family).map_err(|error| Skip::Unreadable(error.to_string()))?;
-    let way = match data.vtep_mac.filter(Mac::is_of_one_device) {
-        Some(mac) => Way::Vxlan(mac),
-        None if on_link(public_ip) => Way::Direct,
+    let route = match data.vtep_mac.filter(Mac::is_of_one_device) {
+        Some(mac) => PeerRoute::Vxlan(mac),
+        None if on_link(public_ip) => PeerRoute::Direct,
         None => return Err(Skip::NoMac(family, data.vtep_mac)),
     };
-    Ok((subnet, Candidate { public_ip, way }))
+    Ok((subnet, Candidate { public_ip, route }))
 }
 
 /// Whether packets can be sent to one node at `address`.

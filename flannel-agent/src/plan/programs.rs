@@ -1,38 +1,15 @@
-//! The maps and programs, and what the maps of both families are made of.
+//! The maps and programs.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_common::{
-    layout::{FastPath, PREFIX_LENGTHS, PeerKind, UnknownVtep},
+    layout::{FastPath, UnknownVtep},
     path::Hook,
 };
 use ipnetwork::IpNetwork;
 
-use super::{
-    Backend, BpfState, Inputs, IpsecPolicy, LeftToKernel, Local, LocalStack, NextHop, NextHops, NoHop, Peer,
-    Stretch, Way, hooks, v4, v6,
-};
-use crate::values::{Family, Mac};
-
-/// How the programs reach a peer.
-pub(super) struct Reach {
-    /// Its pod subnet.
-    pub(super) subnet: IpNetwork,
-    /// Its address on the underlay, of the same family.
-    pub(super) public_ip: IpAddr,
-    /// How packets get there.
-    pub(super) kind: PeerKind,
-    /// Where they are sent, unless that is the kernel's to know. Its address is of the same family, too.
-    pub(super) hop: Option<NextHop>,
-    /// MAC of its VXLAN device; zero where none is used.
-    pub(super) vtep_mac: Mac,
-    /// Whether this is the lease that packets from its address through the tunnel belong to.
-    pub(super) is_source: bool,
-}
+use super::{Backend, BpfState, Inputs, LeftToKernel, Maps, NoHop, Peer, Stretch, hooks, routes};
+use crate::values::Family;
 
 /// The maps and programs, and the peers that they leave to the kernel.
 pub(super) fn plan(
@@ -48,15 +25,13 @@ pub(super) fn plan(
     if local.fast_path == FastPath::Off || local.backend == Backend::Alloc {
         return (bpf, on_kernel);
     }
-    if let Some(stack) = local.stack(Family::V4) {
-        let peers = reaches(inputs, Family::V4, stack, peers, &mut on_kernel);
-        exits.extend(peers.iter().filter_map(|peer| Some(peer.hop?.ifindex)));
-        v4::fill(&mut bpf, inputs, stack, &peers);
-    }
-    if let Some(stack) = local.stack(Family::V6) {
-        let peers = reaches(inputs, Family::V6, stack, peers, &mut on_kernel);
-        exits.extend(peers.iter().filter_map(|peer| Some(peer.hop?.ifindex)));
-        bpf.v6 = v6::maps(inputs, stack, &peers);
+    for (family, stack) in &local.stacks {
+        let routes = routes::planned(inputs, *family, stack, peers, &mut on_kernel);
+        exits.extend(routes.iter().filter_map(|route| Some(route.hop?.ifindex)));
+        match family {
+            Family::V4 => bpf.v4 = Maps::planned(inputs, stack, &routes),
+            Family::V6 => bpf.v6 = Maps::planned(inputs, stack, &routes),
+        }
     }
     // There is VXLAN to look at only with a device for it.
     let xdp = local.xdp.hook.filter(|_| local.devices().next().is_some());
@@ -97,65 +72,4 @@ pub(super) fn plan(
         bpf.hooks.insert((local.underlay_ifindex, Hook::FromUnderlay));
     }
     (bpf, on_kernel)
-}
-
-/// The lengths of the subnets of `peers`, longest first. What does not fit is reached by the kernel path.
-pub(super) fn prefix_lengths(peers: &[Reach]) -> [u8; PREFIX_LENGTHS] {
-    let lengths: BTreeSet<_> = peers.iter().map(|peer| Reverse(peer.subnet.prefix())).collect();
-    std::array::from_fn(|at| lengths.iter().nth(at).map_or(0, |length| length.0))
-}
-
-/// How the programs reach the peers of one family. Those that they leave to the kernel are added to `on_kernel`.
-fn reaches(
-    inputs: &Inputs<'_>,
-    family: Family,
-    stack: &LocalStack,
-    peers: &BTreeMap<IpNetwork, Peer>,
-    on_kernel: &mut BTreeMap<IpNetwork, NoHop>,
-) -> Vec<Reach> {
-    let ours = peers.iter().filter(|(subnet, _)| Family::of_network(**subnet) == family);
-    ours.map(|(subnet, peer)| {
-        let node = [stack.address.into(), stack.subnet];
-        let is_covered = |policy: &IpsecPolicy| policy.covers(node, [peer.public_ip.into(), *subnet]);
-        let hop = if inputs.policies.iter().any(is_covered) {
-            Err(NoHop::Ipsec)
-        } else {
-            next_hop(inputs.local, peer, inputs.next_hops).and_then(|hop| {
-                match hooks::has_egress_chain(inputs, hop.ifindex) {
-                    true => Err(NoHop::EgressChain),
-                    false => Ok(hop),
-                }
-            })
-        };
-        on_kernel.extend(hop.err().map(|why| (*subnet, why)));
-        Reach {
-            subnet: *subnet,
-            public_ip: peer.public_ip,
-            kind: match (peer.way, hop) {
-                (_, Err(_)) => PeerKind::Kernel,
-                (Way::Vxlan(_), Ok(_)) => PeerKind::Vxlan,
-                (Way::Direct, Ok(_)) => PeerKind::Direct,
-            },
-            hop: hop.ok(),
-            vtep_mac: peer.way.vtep_mac().unwrap_or(Mac([0; 6])),
-            // The source check has room for one lease of a public address. With both ways in use a peer chooses for
-            // itself, and may come through the tunnel whichever way it is reached.
-            is_source: peer.foremost && stack.device.is_some() && hop != Err(NoHop::Ipsec),
-        }
-    })
-    .collect()
-}
-
-/// Where the programs send what is for `peer`.
-fn next_hop(local: &Local, peer: &Peer, next_hops: &NextHops) -> Result<NextHop, NoHop> {
-    let hop = next_hops.get(&peer.public_ip).copied().unwrap_or(Err(NoHop::NoRoute))?;
-    if Family::of(hop.address) != Family::of(peer.public_ip) {
-        return Err(NoHop::Special);
-    }
-    match peer.way {
-        Way::Vxlan(_) => Ok(hop),
-        Way::Direct if !hop.is_on_link(peer.public_ip) => Err(NoHop::NotOnLink),
-        Way::Direct if hop.ifindex != local.underlay_ifindex => Err(NoHop::OtherInterface),
-        Way::Direct => Ok(hop),
-    }
 }

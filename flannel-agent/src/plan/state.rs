@@ -6,12 +6,12 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{Config, Exempt, PeerV4, PodPlace, SubnetV4, VtepV4},
+    family::{V4, V6},
     path::Hook,
 };
 use ipnetwork::IpNetwork;
 
-use super::{BpfStateV6, DirectRoute, VxlanDevice};
+use super::{DirectRoute, Maps, VxlanDevice};
 use crate::values::{Family, Mac};
 
 /// What the kernel holds on our behalf. What is on a device is of the family that the device carries.
@@ -37,7 +37,7 @@ pub struct State {
 impl BpfState {
     /// Whether the pods map holds every address that that of `planned` holds.
     pub fn has_pods_of(&self, planned: &Self) -> bool {
-        planned.pods.keys().all(|address| self.pods.contains_key(address))
+        planned.v4.pods.keys().all(|address| self.v4.pods.contains_key(address))
             && planned.v6.pods.keys().all(|address| self.v6.pods.contains_key(address))
     }
 }
@@ -45,18 +45,10 @@ impl BpfState {
 /// The eBPF half of [`State`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BpfState {
-    /// Map `config`.
-    pub config: Option<Config>,
-    /// Map `routes_v4`.
-    pub peers: BTreeMap<SubnetV4, PeerV4>,
-    /// Map `vteps`.
-    pub vteps: BTreeMap<[u8; 4], VtepV4>,
-    /// Map `pods_v4`.
-    pub pods: BTreeMap<[u8; 4], PodPlace>,
-    /// Map `snat_exempt_v4`.
-    pub exempt: BTreeMap<SubnetV4, Exempt>,
+    /// The maps for IPv4.
+    pub v4: Maps<V4>,
     /// The maps for IPv6.
-    pub v6: BpfStateV6,
+    pub v6: Maps<V6>,
     /// Attached programs: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
 }

@@ -4,24 +4,24 @@ use std::collections::BTreeMap;
 
 use crate::{
     netlink::Notice,
-    plan::{Change, Slot},
+    plan::{Change, ObjectKey},
 };
 
 /// Changes whose notices are no news. The kernel gives them before it answers the request, so that they are there to be
 /// read when the change has been made. A notice that differs in anything the plan holds is somebody else's.
 #[derive(Debug)]
-pub struct Echoes<'a>(BTreeMap<Slot, &'a Change>);
+pub struct Echoes<'a>(BTreeMap<ObjectKey, &'a Change>);
 
 impl<'a> Echoes<'a> {
     /// Those of `changes`.
     pub fn of(changes: &'a [Change]) -> Self {
-        Self(changes.iter().map(|change| (change.slot(), change)).collect())
+        Self(changes.iter().map(|change| (change.key(), change)).collect())
     }
 
     /// Whether `notice` tells of one of them.
     pub fn hold(&self, notice: &Notice) -> bool {
         let change = change(notice);
-        self.0.get(&change.slot()) == Some(&&change)
+        self.0.get(&change.key()) == Some(&&change)
     }
 }
 

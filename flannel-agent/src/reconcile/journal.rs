@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     lease::LeaseSubnet,
-    plan::{Change, LeftToKernel, NoHop, Patch, Peer, Plan, Pods, Skip, Way},
+    plan::{Change, LeftToKernel, NoHop, Patch, Peer, PeerRoute, Plan, Pods, Skip},
     values::Family,
 };
 
@@ -117,7 +117,7 @@ impl Journal {
         for (subnet, peer) in now {
             match before.get(subnet) {
                 None => lines.joined(subnet, peer),
-                Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
+                Some(before) if (before.public_ip, before.route) != (peer.public_ip, peer.route) => {
                     lines.moved(subnet, before, peer);
                 }
                 Some(_) => {}
@@ -164,7 +164,7 @@ impl Journal {
         for (subnet, peer) in peers {
             match patch.before().peers.get(subnet) {
                 None => lines.joined(subnet, peer),
-                Some(before) if (before.public_ip, before.way) != (peer.public_ip, peer.way) => {
+                Some(before) if (before.public_ip, before.route) != (peer.public_ip, peer.route) => {
                     lines.moved(subnet, before, peer);
                 }
                 Some(_) => {}
@@ -291,9 +291,9 @@ impl Lines {
     fn joined(&mut self, subnet: &IpNetwork, peer: &Peer) {
         self.joined += 1;
         if self.room() {
-            info!(%subnet, node = %peer.public_ip, way = way(peer), mac = mac(peer), "peer joined");
+            info!(%subnet, node = %peer.public_ip, route = route(peer), mac = mac(peer), "peer joined");
         } else {
-            debug!(%subnet, node = %peer.public_ip, way = way(peer), mac = mac(peer), "peer joined");
+            debug!(%subnet, node = %peer.public_ip, route = route(peer), mac = mac(peer), "peer joined");
         }
     }
 
@@ -310,8 +310,8 @@ impl Lines {
         self.moved += 1;
         if self.room() {
             info!(
-                %subnet, node = %now.public_ip, way = way(now), mac = mac(now),
-                old_node = %before.public_ip, old_way = way(before), old_mac = mac(before), "peer changed"
+                %subnet, node = %now.public_ip, route = route(now), mac = mac(now),
+                old_node = %before.public_ip, old_route = route(before), old_mac = mac(before), "peer changed"
             );
         } else {
             debug!(%subnet, node = %now.public_ip, mac = mac(now), "peer changed");
@@ -321,13 +321,13 @@ impl Lines {
 
 /// MAC of a peer's VXLAN device, where one is used.
 fn mac(peer: &Peer) -> Option<String> {
-    peer.way.vtep_mac().map(|mac| mac.to_string())
+    peer.route.vtep_mac().map(|mac| mac.to_string())
 }
 
 /// How a peer is reached.
-fn way(peer: &Peer) -> &'static str {
-    match peer.way {
-        Way::Vxlan(_) => "vxlan",
-        Way::Direct => "direct",
+fn route(peer: &Peer) -> &'static str {
+    match peer.route {
+        PeerRoute::Vxlan(_) => "vxlan",
+        PeerRoute::Direct => "direct",
     }
 }

@@ -424,15 +424,15 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let changes = delta(&plan.state, observed);
         // What the last plan had not, or what is left to do since all was done: while a change fails for long, others
         // come and go.
-        let slots = |before| delta(&plan.state, before).iter().map(Change::slot).collect::<BTreeSet<_>>();
+        let keys = |before| delta(&plan.state, before).iter().map(Change::key).collect::<BTreeSet<_>>();
         let planned = match &self.settled {
             Settled::Never => None,
-            Settled::AsPlanned => Some(slots(&self.plan.state)),
-            Settled::At(settled) => Some(&slots(settled) | &slots(&self.plan.state)),
+            Settled::AsPlanned => Some(keys(&self.plan.state)),
+            Settled::At(settled) => Some(&keys(settled) | &keys(&self.plan.state)),
         };
         let ready = self.pending.ready(changes, now);
         let repairs =
-            |change: &Change| planned.as_ref().is_some_and(|planned| !planned.contains(&change.slot()));
+            |change: &Change| planned.as_ref().is_some_and(|planned| !planned.contains(&change.key()));
         let again = self.apply(&ready, repairs).await;
         if self.pending.is_empty() && !self.settled.is_reached() {
             self.journal.in_place(plan.followed(), ready.len());

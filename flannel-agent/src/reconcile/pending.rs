@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     datapath::ChangeError,
-    plan::{Change, Slot},
+    plan::{Change, ObjectKey},
 };
 
 const FIRST: Duration = Duration::from_millis(100);
@@ -35,7 +35,7 @@ struct Entry {
 /// The changes that failed and are still wanted.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    entries: BTreeMap<Slot, Entry>,
+    entries: BTreeMap<ObjectKey, Entry>,
     last_error: Option<String>,
 }
 
@@ -52,13 +52,13 @@ impl Pending {
         let ready = changes
             .into_iter()
             .filter(|change| {
-                let Some((slot, entry)) = self.entries.remove_entry(&change.slot()) else { return true };
+                let Some((key, entry)) = self.entries.remove_entry(&change.key()) else { return true };
                 let same = entry.change == *change;
                 let ready = !same
                     || entry.due <= now
                     || (entry.blocked && !change.device().is_some_and(|device| lacking.contains(&device)));
                 if same {
-                    kept.insert(slot, entry);
+                    kept.insert(key, entry);
                 }
                 ready
             })
@@ -69,14 +69,14 @@ impl Pending {
 
     /// Notes that a change was made; whether it had failed before.
     pub(super) fn succeeded(&mut self, change: &Change) -> bool {
-        self.entries.remove(&change.slot()).is_some()
+        self.entries.remove(&change.key()).is_some()
     }
 
     /// Notes that a change failed. Returns the error if there is news in it.
     pub(super) fn failed(&mut self, change: &Change, error: &ChangeError, now: Instant) -> Option<String> {
         let text = error.to_string();
         let blocked = matches!(error, ChangeError::Blocked);
-        let before = self.entries.remove(&change.slot());
+        let before = self.entries.remove(&change.key());
         let attempts = before.as_ref().map_or(0, |entry| entry.attempts).saturating_add(1);
         // A pod that ends while its veth is looked at is no fault of anything.
         let fault = !blocked && !matches!(error, ChangeError::Gone(_));
@@ -91,7 +91,7 @@ impl Pending {
             error: text.clone(),
             blocked,
         };
-        self.entries.insert(change.slot(), entry);
+        self.entries.insert(change.key(), entry);
         news.then_some(text)
     }
 

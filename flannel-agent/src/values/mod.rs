@@ -3,12 +3,14 @@
 mod family;
 mod flow_refresh;
 pub(crate) mod gojson;
+mod ip;
 mod mac;
 mod text;
 mod utc;
 
 pub use family::{Family, overlap};
 pub use flow_refresh::FlowRefresh;
+pub use ip::IpFamily;
 pub use mac::{Mac, ParseMacError};
 
 pub(crate) use text::shorten;

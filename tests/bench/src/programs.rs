@@ -133,8 +133,8 @@ fn shots(here: &Member, there: &Member) -> Result<Vec<Shot>> {
     let (near, far) = (here.pod()?.address_v4(), there.pod()?.address_v4());
     let subnet = there.node.subnet_env()?.subnet;
     let key = SubnetV4::of(subnet.network().octets(), subnet.prefix().into());
-    let peer = tables.routes.get(&key)?.context("the peer is in no map")?;
-    let pod = tables.pods.get(&near.octets())?.context("the pod is in no map")?;
+    let peer = tables.v4.routes.get(&key)?.context("the peer is in no map")?;
+    let pod = tables.v4.pods.get(&near.octets())?.context("the pod is in no map")?;
     let (underlay, overlay) = (if_nametoindex("eth0")?, if_nametoindex("flannel.1")?);
     let udp = |macs: ([u8; 6], [u8; 6]),
                ends: [[u8; 4]; 2],

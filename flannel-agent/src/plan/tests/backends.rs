@@ -26,15 +26,15 @@ fn host_gw_routes_straight_to_the_peers_of_its_kind() {
     let direct_routes = BTreeMap::from([(net("10.2.0.0/24"), route), (net("10.3.0.0/24"), route)]);
     // No device and no address; the programs know the same peers, and none by VXLAN.
     assert_eq!(plan.state, State { direct_routes, bpf: plan.state.bpf.clone(), ..State::default() });
-    assert!(plan.state.bpf.vteps.is_empty());
-    let config = plan.state.bpf.config.unwrap();
+    assert!(plan.state.bpf.v4.vteps.is_empty());
+    let config = plan.state.bpf.v4.config.unwrap();
     assert_eq!((config.vtep, config.port, config.local_mac), ([192, 0, 2, 1], 0, [0; 6]));
     for subnet in ["10.2.0.0/24", "10.3.0.0/24"] {
-        let peer = plan.state.bpf.peers[&subnet_key(net4(subnet))];
-        let expected = (PeerKind::Direct, 2, [192, 0, 2, 2], 1500);
+        let peer = plan.state.bpf.v4.routes[&subnet_key(net4(subnet))];
+        let expected = (RouteKind::Direct, 2, [192, 0, 2, 2], 1500);
         assert_eq!((peer.kind, peer.ifindex, peer.next_hop, peer.mtu), expected);
     }
-    assert!(plan.peers.values().all(|peer| peer.way == Way::Direct));
+    assert!(plan.peers.values().all(|peer| peer.route == PeerRoute::Direct));
     let skips = skips(&plan);
     assert_eq!(skips["10.4.0.0/24"], "its backend is \"vxlan\", ours is \"host-gw\"");
     assert_eq!(skips["10.5.0.0/24"], "its PublicIP 192.0.2.1 is our own");
@@ -107,8 +107,17 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
         (ip("192.0.2.7"), Ok(NextHop { ifindex: 3, ..hop(7) })),
     ]);
     let plan = plan_by(&direct_routing(FastPath::Flow), &all, &next_hops);
-    let ways: Vec<_> = plan.peers.values().map(|peer| peer.way).collect();
-    assert_eq!(ways, [Way::Direct, Way::Vxlan(mac(3)), Way::Vxlan(mac(4)), Way::Vxlan(mac(5)), Way::Direct]);
+    let routes: Vec<_> = plan.peers.values().map(|peer| peer.route).collect();
+    assert_eq!(
+        routes,
+        [
+            PeerRoute::Direct,
+            PeerRoute::Vxlan(mac(3)),
+            PeerRoute::Vxlan(mac(4)),
+            PeerRoute::Vxlan(mac(5)),
+            PeerRoute::Direct
+        ]
+    );
     let state = &plan.state;
     assert_eq!(
         state.direct_routes,
@@ -122,23 +131,23 @@ fn direct_routing_takes_the_tunnel_only_where_a_gateway_is_between() {
     assert!(
         !state.neighbours.contains_key(&ip("10.2.0.0")) && !state.fdb.contains_key(&(Family::V4, mac(2)))
     );
-    assert_eq!(state.devices[&Family::V4], device(), "the tunnel's MTU, whatever the way");
-    let kind = |subnet| state.bpf.peers[&subnet_key(net4(subnet))].kind;
-    assert_eq!(kind("10.2.0.0/24"), PeerKind::Direct);
-    assert_eq!(kind("10.3.0.0/24"), PeerKind::Vxlan);
+    assert_eq!(state.devices[&Family::V4], device(), "the tunnel's MTU, whatever the route");
+    let kind = |subnet| state.bpf.v4.routes[&subnet_key(net4(subnet))].kind;
+    assert_eq!(kind("10.2.0.0/24"), RouteKind::Direct);
+    assert_eq!(kind("10.3.0.0/24"), RouteKind::Vxlan);
     for (subnet, why) in [
         ("10.4.0.0/24", NoHop::Multipath),
         ("10.5.0.0/24", NoHop::NoRoute),
         ("10.7.0.0/24", NoHop::OtherInterface),
     ] {
-        assert_eq!((kind(subnet), plan.on_kernel[&net(subnet)]), (PeerKind::Kernel, why));
+        assert_eq!((kind(subnet), plan.on_kernel[&net(subnet)]), (RouteKind::Kernel, why));
     }
     // Each node chooses for itself: a peer may come through the tunnel, whichever way it is reached.
-    assert_eq!(state.bpf.vteps.len(), 5);
+    assert_eq!(state.bpf.v4.vteps.len(), 5);
 }
 
 #[test]
-fn a_way_that_changes_loses_no_packet() {
+fn a_route_that_changes_loses_no_packet() {
     let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2))]);
     let by =
         |hop| plan_by(&direct_routing(FastPath::All), &all, &BTreeMap::from([(ip("192.0.2.2"), Ok(hop))]));
@@ -180,5 +189,5 @@ fn what_the_kernel_sends_is_looked_at_where_it_leaves() {
     assert_eq!(hooks(host_gw(FastPath::Overlay)), (false, false));
     let overlay = planned_for(&host_gw(FastPath::Overlay), &Leases::new()).state.bpf;
     assert_eq!(overlay.hooks, BTreeSet::from([(11, Hook::FromPod), (12, Hook::FromPod)]));
-    assert_eq!(overlay.exempt.len(), 1);
+    assert_eq!(overlay.v4.exempt.len(), 1);
 }

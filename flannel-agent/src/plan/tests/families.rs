@@ -67,7 +67,7 @@ fn each_family_has_its_device_and_what_is_on_it() {
         ])
     );
     assert_eq!((plan.peers.len(), plan.followed()), (2, 1), "one node");
-    assert_eq!((state.bpf.peers.len(), state.bpf.v6.peers.len()), (1, 1));
+    assert_eq!((state.bpf.v4.routes.len(), state.bpf.v6.routes.len()), (1, 1));
 }
 
 #[test]
@@ -158,7 +158,10 @@ fn a_family_that_goes_takes_only_its_own_along() {
     // Of the maps, which follow the same rule, only those for IPv6.
     let sentences = |to, from| {
         let (bpf, kernel): (Vec<_>, Vec<_>) = delta(to, from).into_iter().partition(Change::is_bpf);
-        assert!(bpf.len() == 4 && bpf.iter().all(|change| matches!(change.slot(), Slot::MapV6(_))));
+        assert!(
+            bpf.len() == 4
+                && bpf.iter().all(|change| matches!(change.key(), ObjectKey::Entry(AnyEntryKey::V6(_))))
+        );
         kernel.iter().map(Change::to_string).collect::<Vec<_>>()
     };
     assert_eq!(sentences(&v4, &dual), ["delete the VXLAN device for IPv6"]);
@@ -200,33 +203,33 @@ fn the_fast_path_of_ipv6_has_maps_of_its_own() {
     let config = bpf.v6.config.unwrap();
     assert_eq!((config.overlay_ifindex, config.prefix_lengths[..2].to_vec()), (6, vec![64, 0]));
     assert_eq!(config.fast_path, FastPath::All);
-    let peers: Vec<_> = bpf.v6.peers.values().map(|peer| (peer.vtep, peer.kind, peer.next_hop)).collect();
+    let peers: Vec<_> = bpf.v6.routes.values().map(|peer| (peer.vtep, peer.kind, peer.next_hop)).collect();
     assert_eq!(
         peers,
         [
-            (address("2001:db8::2"), PeerKind::Vxlan, address("fe80::1")),
-            (address("2001:db8::3"), PeerKind::Kernel, address("::")),
+            (address("2001:db8::2"), RouteKind::Vxlan, address("fe80::1")),
+            (address("2001:db8::3"), RouteKind::Kernel, address("::")),
         ]
     );
-    assert_eq!(bpf.v6.peers.values().next().unwrap().vtep_mac, mac(102).0);
+    assert_eq!(bpf.v6.routes.values().next().unwrap().vtep_mac, mac(102).0);
     assert_eq!(bpf.v6.vteps.len(), 2);
     assert_eq!(bpf.v6.pods.keys().copied().collect::<Vec<_>>(), [address("fd00:10:0:1::b")]);
-    assert_eq!(bpf.pods.keys().copied().collect::<Vec<_>>(), [[10, 1, 0, 11]]);
+    assert_eq!(bpf.v4.pods.keys().copied().collect::<Vec<_>>(), [[10, 1, 0, 11]]);
     for overlay in [5, 6] {
         assert!(bpf.hooks.contains(&(overlay, Hook::ToOverlay)));
         assert!(bpf.hooks.contains(&(overlay, Hook::FromOverlay)));
     }
     // Each family without the other.
     let v6 = planned(FastPath::Flow, &[Family::V6]);
-    assert!(v6.config.is_none() && v6.peers.is_empty() && v6.v6.config.is_some());
+    assert!(v6.v4 == Maps::default() && v6.v6.config.is_some());
     assert!(v6.hooks.contains(&(11, Hook::FromPod)) && v6.hooks.contains(&(2, Hook::FromUnderlay)));
-    assert_eq!(planned(FastPath::All, &[Family::V4]).v6, BpfStateV6::default());
+    assert_eq!(planned(FastPath::All, &[Family::V4]).v6, Maps::default());
     assert_eq!(planned(FastPath::Off, &Family::BOTH), BpfState::default());
 }
 
 /// Each family by itself: what is on the link in one may be behind a gateway in the other.
 #[test]
-fn ipv6_has_a_way_without_a_tunnel_of_its_own() {
+fn ipv6_has_direct_routes_of_its_own() {
     let by = |local: &Local, lease| {
         let on_link = NextHop { ifindex: 2, address: ip("2001:db8::2"), mtu: 1500 };
         let next_hops = BTreeMap::from([(ip("192.0.2.2"), Ok(hop(254))), (ip("2001:db8::2"), Ok(on_link))]);
@@ -235,32 +238,34 @@ fn ipv6_has_a_way_without_a_tunnel_of_its_own() {
     let local = local_with(Backend::Vxlan, FastPath::Flow, &Family::BOTH);
     let mixed = by(&Local { direct_routing: true, ..local }, dual_lease(2));
     let subnet = net("fd00:10:0:200::/64");
-    assert_eq!(mixed.peers[&net("10.2.0.0/24")].way, Way::Vxlan(mac(2)));
-    assert_eq!(mixed.peers[&subnet].way, Way::Direct);
+    assert_eq!(mixed.peers[&net("10.2.0.0/24")].route, PeerRoute::Vxlan(mac(2)));
+    assert_eq!(mixed.peers[&subnet].route, PeerRoute::Direct);
     let route = DirectRoute { ifindex: 2, via: ip("2001:db8::2") };
     assert_eq!(mixed.state.direct_routes, BTreeMap::from([(subnet, route)]));
-    let kind = |plan: &Plan| plan.state.bpf.v6.peers.values().next().unwrap().kind;
-    assert_eq!(kind(&mixed), PeerKind::Direct);
+    let kind = |plan: &Plan| plan.state.bpf.v6.routes.values().next().unwrap().kind;
+    assert_eq!(kind(&mixed), RouteKind::Direct);
     assert_eq!(mixed.state.bpf.v6.vteps.len(), 1, "it may come through the tunnel all the same");
 
     let mut lease = dual_lease(2);
     lease.attrs.backend_type = "host-gw".into();
     let without = by(&local_with(Backend::HostGw, FastPath::Flow, &[Family::V6]), lease);
     let bpf = &without.state.bpf;
-    assert_eq!((kind(&without), bpf.v6.vteps.len()), (PeerKind::Direct, 0));
+    assert_eq!((kind(&without), bpf.v6.vteps.len()), (RouteKind::Direct, 0));
     let config = bpf.v6.config.unwrap();
     assert_eq!((config.port, config.overlay_ifindex, config.local_mac), (0, 0, [0; 6]));
     assert!(bpf.hooks.contains(&(2, Hook::ToUnderlay)) && bpf.hooks.contains(&(2, Hook::FromUnderlay)));
 }
 
 #[test]
-fn xdp_watches_for_strangers_of_each_family_that_has_a_tunnel() {
+fn xdp_watches_for_unknown_vteps_of_each_family_that_has_a_tunnel() {
     let xdp = Xdp { hook: Some(Hook::XdpUnderlay), unknown_vtep: UnknownVtep::Drop };
     let planned = |backend: Backend, fast_path, families: &[Family]| {
         let local = Local { xdp, ..local_with(backend, fast_path, families) };
         let bpf = planned_for(&local, &leases([dual_lease(2)])).state.bpf;
-        let asked =
-            (bpf.config.map(|config| config.unknown_vtep), bpf.v6.config.map(|config| config.unknown_vtep));
+        let asked = (
+            bpf.v4.config.map(|config| config.unknown_vtep),
+            bpf.v6.config.map(|config| config.unknown_vtep),
+        );
         (bpf.hooks.contains(&(2, Hook::XdpUnderlay)), asked)
     };
     let drop = Some(UnknownVtep::Drop);

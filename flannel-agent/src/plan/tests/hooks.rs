@@ -27,7 +27,7 @@ fn planned_beside(local: &Local, hooks: &[(u32, HookPlace)]) -> (BTreeSet<(u32, 
         exemptions: &Exemptions::default(),
     });
     let bpf = plan.state.bpf;
-    (bpf.hooks, bpf.pods.values().map(|place| place.ifindex).collect())
+    (bpf.hooks, bpf.v4.pods.values().map(|place| place.ifindex).collect())
 }
 
 #[test]

@@ -3,18 +3,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use flannel_common::layout::{Exempt, PeerKind, PodPlace};
+use flannel_common::{
+    family::V4,
+    layout::{Exempt, PodPlace, RouteKind, SubnetV4},
+};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use proptest::prelude::*;
 
-use super::{v4::subnet_key, *};
+use super::*;
 use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
     lease::{
         self, Lease, LeaseAttrs, LeaseEvent,
         wire::{RawJson, VxlanData},
     },
-    values::{Mac, overlap},
+    values::{IpFamily, Mac, overlap},
 };
 
 mod backends;
@@ -32,6 +35,10 @@ fn net(text: &str) -> IpNetwork {
 
 fn net4(text: &str) -> Ipv4Network {
     text.parse().unwrap()
+}
+
+fn subnet_key(network: Ipv4Network) -> SubnetV4 {
+    V4::subnet_key(network.into()).unwrap()
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -213,23 +220,23 @@ fn the_fast_path_has_the_next_hop_or_leaves_the_peer_to_the_kernel() {
         lease("10.4.0.0/16", "203.0.113.4", mac(4)),
     ]);
     let bpf = planned(FastPath::All, &all).state.bpf;
-    let config = bpf.config.unwrap();
+    let config = bpf.v4.config.unwrap();
     assert_eq!(config.prefix_lengths[..4], [25, 24, 16, 0]);
     assert_eq!(config.network, subnet_key(net4("10.0.0.0/8")));
     assert_eq!((config.vni, config.port), (1, 8472));
     assert_eq!((config.source_port_min, config.source_port_max), (32768, 60999));
     assert_eq!(config.subnet, subnet_key(net4("10.1.0.0/24")));
 
-    let direct = bpf.peers[&subnet_key(net4("10.2.0.0/24"))];
-    assert_eq!((direct.kind, direct.next_hop, direct.vni), (PeerKind::Vxlan, [192, 0, 2, 2], 1));
+    let direct = bpf.v4.routes[&subnet_key(net4("10.2.0.0/24"))];
+    assert_eq!((direct.kind, direct.next_hop, direct.vni), (RouteKind::Vxlan, [192, 0, 2, 2], 1));
     assert_eq!((direct.vtep_mac, direct.local_mac), (mac(2).0, OUR_MAC.0));
-    let routed = bpf.peers[&subnet_key(net4("10.3.0.0/25"))];
-    assert_eq!((routed.kind, routed.next_hop, routed.mtu), (PeerKind::Vxlan, [192, 0, 2, 254], 1500));
-    let lost = bpf.peers[&subnet_key(net4("10.4.0.0/16"))];
-    assert_eq!((lost.kind, lost.ifindex), (PeerKind::Kernel, 0));
+    let routed = bpf.v4.routes[&subnet_key(net4("10.3.0.0/25"))];
+    assert_eq!((routed.kind, routed.next_hop, routed.mtu), (RouteKind::Vxlan, [192, 0, 2, 254], 1500));
+    let lost = bpf.v4.routes[&subnet_key(net4("10.4.0.0/16"))];
+    assert_eq!((lost.kind, lost.ifindex), (RouteKind::Kernel, 0));
 
-    assert_eq!(bpf.vteps.len(), 3);
-    assert_eq!(bpf.vteps[&[203, 0, 113, 4]].subnet, subnet_key(net4("10.4.0.0/16")));
+    assert_eq!(bpf.v4.vteps.len(), 3);
+    assert_eq!(bpf.v4.vteps[&[203, 0, 113, 4]].subnet, subnet_key(net4("10.4.0.0/16")));
 }
 
 #[test]
@@ -264,9 +271,9 @@ fn hooks_are_those_of_the_fast_path() {
 
 #[test]
 fn pods_are_known_to_the_programs_that_serve_them() {
-    let pods = |fast_path| planned(fast_path, &Leases::new()).state.bpf.pods.len();
+    let pods = |fast_path| planned(fast_path, &Leases::new()).state.bpf.v4.pods.len();
     assert_eq!(FAST_PATHS.map(pods), [0, 0, 2, 2]);
-    let config = planned(FastPath::Flow, &Leases::new()).state.bpf.config.unwrap();
+    let config = planned(FastPath::Flow, &Leases::new()).state.bpf.v4.config.unwrap();
     assert_eq!((config.fast_path, config.tcp_refresh, config.udp_refresh), (FastPath::Flow, 30_000, 30_000));
 }
 
@@ -291,7 +298,7 @@ fn exempt_are_the_network_what_the_operator_names_and_nodes_if_asked_for() {
             foreign: &Foreign::default(),
             exemptions: &exemptions,
         });
-        let exempt = plan.state.bpf.exempt.into_iter();
+        let exempt = plan.state.bpf.v4.exempt.into_iter();
         exempt
             .map(|(key, why)| (format!("{}/{}", Ipv4Addr::from(key.network), key.prefix_len), why))
             .collect()
@@ -380,7 +387,7 @@ fn of_leases_that_exclude_each_other_the_more_recent_is_followed() {
     assert_eq!(followed, ["10.3.0.0/24", "10.8.0.0/24", "10.9.0.0/24"]);
     assert_eq!(plan.state.fdb[&(Family::V4, mac(2))], ip("198.51.100.3"));
     // One node with two leases: both are reached, the source check knows the later.
-    assert_eq!(plan.state.bpf.vteps[&[192, 0, 2, 8]].subnet, subnet_key(net4("10.9.0.0/24")));
+    assert_eq!(plan.state.bpf.v4.vteps[&[192, 0, 2, 8]].subnet, subnet_key(net4("10.9.0.0/24")));
     let skips = skips(&plan);
     assert!(skips["10.2.0.0/24"].contains("10.3.0.0/24"), "{skips:?}");
 
@@ -411,8 +418,8 @@ fn a_wide_lease_takes_nothing_from_those_within_it() {
             assert_eq!(plan.state.routes[destination], *via);
             assert_eq!(plan.state.neighbours[via], alone.neighbours[via]);
         }
-        for (key, peer) in &alone.bpf.peers {
-            assert_eq!(plan.state.bpf.peers[key], *peer);
+        for (key, peer) in &alone.bpf.v4.routes {
+            assert_eq!(plan.state.bpf.v4.routes[key], *peer);
         }
         assert!(alone.fdb.iter().all(|(mac, node)| plan.state.fdb[mac] == *node));
     }
@@ -432,7 +439,7 @@ fn changes_come_in_an_order_that_loses_nothing_and_read_as_sentences() {
             "send packets for 10.3.0.0/24 to 198.51.100.3 by interface 2, next hop 192.0.2.254, MTU 1500",
             "accept packets of 10.3.0.0/24 from 198.51.100.3",
             "accept no packets from 192.0.2.2",
-            "forget where 10.2.0.0/24 is",
+            "forget the route to 10.2.0.0/24",
             "delete the route to 10.2.0.0/24 via 10.2.0.0",
             "delete neighbour 10.2.0.0",
             "stop forwarding frames for 0e:00:00:00:00:02 to 192.0.2.2",
@@ -446,7 +453,7 @@ fn changes_come_in_an_order_that_loses_nothing_and_read_as_sentences() {
     );
     assert_eq!(from_nothing[1], "give the VXLAN device address 10.1.0.0/32");
     let at = |sentence: &str| from_nothing.iter().position(|change| change == sentence).unwrap();
-    let config = at("configure the programs for fast path all");
+    let config = at("configure the programs for fast path all of IPv4");
     assert_eq!(
         config,
         at("let pods keep their address towards 10.0.0.0/8, the cluster's network") + 1,
@@ -678,9 +685,9 @@ proptest! {
 
     #[test]
     fn no_change_is_made_twice_and_none_is_about_the_same_object(desired in any_state(), observed in any_state()) {
-        let slots: Vec<_> = delta(&desired, &observed).iter().map(Change::slot).collect();
-        let distinct: BTreeSet<_> = slots.iter().copied().collect();
-        prop_assert_eq!(distinct.len(), slots.len());
+        let keys: Vec<_> = delta(&desired, &observed).iter().map(Change::key).collect();
+        let distinct: BTreeSet<_> = keys.iter().copied().collect();
+        prop_assert_eq!(distinct.len(), keys.len());
     }
 
     /// The state depends on what is leased, whichever way that came about.
@@ -728,27 +735,27 @@ proptest! {
             prop_assert!(state.devices.contains_key(&Family::of(*via)));
             prop_assert!(!overlap(*subnet, ours(subnet)));
         }
-        if state.bpf.config.is_some() {
+        if state.bpf.v4.config.is_some() {
             let of_v4: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv4()).collect();
-            prop_assert_eq!(state.bpf.peers.len(), of_v4.len());
-            let kinds = |kind| state.bpf.peers.values().filter(|peer| peer.kind == kind).count();
+            prop_assert_eq!(state.bpf.v4.routes.len(), of_v4.len());
+            let kinds = |kind| state.bpf.v4.routes.values().filter(|peer| peer.kind == kind).count();
             let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv4());
-            prop_assert_eq!(kinds(PeerKind::Kernel), on_kernel.count());
-            prop_assert!(kinds(PeerKind::Direct) <= state.direct_routes.len());
-            prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
+            prop_assert_eq!(kinds(RouteKind::Kernel), on_kernel.count());
+            prop_assert!(kinds(RouteKind::Direct) <= state.direct_routes.len());
+            prop_assert!(kinds(RouteKind::Vxlan) <= state.routes.len());
             let tunnelled = of_v4.values().filter(|_| state.devices.contains_key(&Family::V4));
             let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
-            let vteps: BTreeSet<IpAddr> = state.bpf.vteps.keys().map(|vtep| Ipv4Addr::from(*vtep).into()).collect();
+            let vteps: BTreeSet<IpAddr> = state.bpf.v4.vteps.keys().map(|vtep| Ipv4Addr::from(*vtep).into()).collect();
             prop_assert_eq!(vteps, addresses);
         }
         if state.bpf.v6.config.is_some() {
             let of_v6: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv6()).collect();
-            prop_assert_eq!(state.bpf.v6.peers.len(), of_v6.len());
-            let kinds = |kind| state.bpf.v6.peers.values().filter(|peer| peer.kind == kind).count();
+            prop_assert_eq!(state.bpf.v6.routes.len(), of_v6.len());
+            let kinds = |kind| state.bpf.v6.routes.values().filter(|peer| peer.kind == kind).count();
             let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv6());
-            prop_assert_eq!(kinds(PeerKind::Kernel), on_kernel.count());
-            prop_assert!(kinds(PeerKind::Direct) <= state.direct_routes.len());
-            prop_assert!(kinds(PeerKind::Vxlan) <= state.routes.len());
+            prop_assert_eq!(kinds(RouteKind::Kernel), on_kernel.count());
+            prop_assert!(kinds(RouteKind::Direct) <= state.direct_routes.len());
+            prop_assert!(kinds(RouteKind::Vxlan) <= state.routes.len());
             let tunnelled = of_v6.values().filter(|_| state.devices.contains_key(&Family::V6));
             let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
             prop_assert_eq!(state.bpf.v6.vteps.len(), addresses.len());

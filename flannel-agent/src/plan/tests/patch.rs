@@ -64,7 +64,7 @@ proptest! {
                 Some(patch) => {
                     let mut datapath = MemoryDatapath::holding(kernel.clone());
                     for change in patch.changes() {
-                        prop_assert!(!matches!(change.slot(), Slot::BpfConfig | Slot::MapV6(KeyV6::Config)));
+                        prop_assert!(!matches!(change.key(), ObjectKey::Entry(AnyEntryKey::V4(EntryKey::Config) | AnyEntryKey::V6(EntryKey::Config))));
                         prop_assert!(futures::executor::block_on(datapath.apply(&[change]))[0].is_ok());
                     }
                     patch.apply(&mut now);

@@ -16,14 +16,14 @@ async fn an_address_that_has_moved_is_looked_for() {
     let local = Local { fast_path: FastPath::Flow, ..local() };
     let agent = Agent::start_as(local, World { next_hops: hops(), pods: pods(8), ..World::default() });
     agent.lease(LeaseEvent::Snapshot(vec![lease(2)])).await;
-    let place = async || agent.state().await.bpf.pods.get(&ADDRESS).map(|pod| pod.ifindex);
+    let place = async || agent.state().await.bpf.v4.pods.get(&ADDRESS).map(|pod| pod.ifindex);
     assert_eq!(place().await, Some(8));
     for (ifindex, noticed) in [(9, false), (8, true)] {
         agent.changes().await;
         {
             let mut world = agent.world.0.lock().await;
             world.pods = pods(ifindex);
-            world.datapath.state.bpf.pods.clear();
+            world.datapath.state.bpf.v4.pods.clear();
         }
         if noticed {
             agent.notices.send(OVERLAY_CHANGED).unwrap();

@@ -47,8 +47,8 @@ async fn direct_routes_follow_the_leases_and_are_repaired() {
 #[tokio::test(start_paused = true)]
 async fn a_gateway_off_the_link_stays_pending_alone_and_is_tried_when_addresses_change() {
     let agent = Agent::start_as(host_gw(), World::default());
-    let slot = Slot::DirectRoute(direct(2).0);
-    agent.world.0.lock().await.datapath.failures.insert(slot, u32::MAX);
+    let key = ObjectKey::DirectRoute(direct(2).0);
+    agent.world.0.lock().await.datapath.failures.insert(key, u32::MAX);
     agent.lease(LeaseEvent::Snapshot(vec![direct_lease(2), direct_lease(3)])).await;
     assert_eq!(agent.state().await.direct_routes, BTreeMap::from([direct(3)]));
     assert_eq!(agent.view.borrow().pending, 1);

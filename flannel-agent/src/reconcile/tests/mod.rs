@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use flannel_common::layout::{FastPath, PeerKind, PodPlace};
+use flannel_common::layout::{FastPath, PodPlace, RouteKind};
 use proptest::prelude::*;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -20,7 +20,10 @@ use super::*;
 use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
-    plan::{Backend, BpfState, FlowRefresh, Foreign, Hook, LocalStack, NextHop, Pods, Slot, VxlanDevice},
+    plan::{
+        AnyEntryKey, Backend, BpfState, EntryKey, FlowRefresh, Foreign, Hook, LocalStack, NextHop, ObjectKey,
+        Pods, VxlanDevice,
+    },
     values::{Family, Mac},
 };
 
@@ -317,14 +320,14 @@ async fn what_is_lost_of_maps_and_programs_comes_back_at_once() {
     let agent = Agent::settled([2, 3]).await;
     let whole = agent.state().await;
     let damages: [fn(&mut BpfState); 7] = [
-        |bpf| bpf.config = None,
-        |bpf| bpf.config.iter_mut().for_each(|config| config.port = 1),
-        |bpf| bpf.peers.clear(),
-        |bpf| bpf.vteps.clear(),
-        |bpf| bpf.exempt.clear(),
+        |bpf| bpf.v4.config = None,
+        |bpf| bpf.v4.config.iter_mut().for_each(|config| config.port = 1),
+        |bpf| bpf.v4.routes.clear(),
+        |bpf| bpf.v4.vteps.clear(),
+        |bpf| bpf.v4.exempt.clear(),
         |bpf| bpf.hooks.clear(),
         |bpf| {
-            bpf.pods.insert([10, 1, 0, 9], PodPlace { ifindex: 9, mac: [2; 6], gateway_mac: [4; 6] });
+            bpf.v4.pods.insert([10, 1, 0, 9], PodPlace { ifindex: 9, mac: [2; 6], gateway_mac: [4; 6] });
         },
     ];
     for damage in damages {
@@ -349,7 +352,7 @@ async fn looks_at_maps_and_programs_are_not_passes() {
 async fn exemptions_follow_the_operator() {
     let agent = Agent::settled([2]).await;
     let exempt = || async {
-        let keys = agent.state().await.bpf.exempt.into_keys();
+        let keys = agent.state().await.bpf.v4.exempt.into_keys();
         keys.map(|key| key.network).collect::<Vec<_>>()
     };
     assert_eq!(exempt().await, [[10, 0, 0, 0]]);
@@ -394,16 +397,16 @@ async fn next_hops_follow_the_routes() {
     let agent = Agent::settled([2]).await;
     let routes = Changed { routes: true, ..Changed::default() };
     let kind_and_mtu = || async {
-        let peer = agent.state().await.bpf.peers.values().next().copied().unwrap();
+        let peer = agent.state().await.bpf.v4.routes.values().next().copied().unwrap();
         (peer.kind, peer.mtu)
     };
-    assert_eq!(kind_and_mtu().await, (PeerKind::Vxlan, 1500));
+    assert_eq!(kind_and_mtu().await, (RouteKind::Vxlan, 1500));
     agent.world.0.lock().await.next_hops.insert(public_ip(2).into(), hop(1400));
     agent.notice(routes).await;
-    assert_eq!(kind_and_mtu().await, (PeerKind::Vxlan, 1400));
+    assert_eq!(kind_and_mtu().await, (RouteKind::Vxlan, 1400));
     agent.world.0.lock().await.next_hops.clear();
     agent.notice(routes).await;
-    assert_eq!(kind_and_mtu().await, (PeerKind::Kernel, 0));
+    assert_eq!(kind_and_mtu().await, (RouteKind::Kernel, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -426,7 +429,7 @@ async fn the_address_of_a_new_pod_is_found_without_notice() {
     let place = PodPlace { ifindex: 40, mac: [2; 6], gateway_mac: [4; 6] };
     agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5).into(), place);
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(agent.state().await.bpf.pods, BTreeMap::from([([10, 1, 0, 5], place)]));
+    assert_eq!(agent.state().await.bpf.v4.pods, BTreeMap::from([([10, 1, 0, 5], place)]));
 
     // One that never gets an address is not looked for at any price.
     agent.world.0.lock().await.pods.links.insert(41);
@@ -462,8 +465,8 @@ async fn a_pod_that_never_keeps_still_has_a_fifth_of_the_time_and_no_more() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_change_is_retried_with_growing_pauses_while_the_rest_go_on() {
     let agent = Agent::settled([]).await;
-    let slot = Slot::Route("10.2.2.0/24".parse().unwrap());
-    agent.world.0.lock().await.datapath.failures.insert(slot, u32::MAX);
+    let key = ObjectKey::Route("10.2.2.0/24".parse().unwrap());
+    agent.world.0.lock().await.datapath.failures.insert(key, u32::MAX);
     agent.changes().await;
     agent.lease(LeaseEvent::Upsert(lease(2))).await;
     agent.lease(LeaseEvent::Upsert(lease(3))).await;
@@ -476,7 +479,7 @@ async fn a_failed_change_is_retried_with_growing_pauses_while_the_rest_go_on() {
     assert_eq!(error, "cannot route 10.2.2.0/24 via 10.2.2.0: injected failure");
 
     sleep(Duration::from_secs(600)).await;
-    let tries = agent.changes().await.iter().filter(|change| change.slot() == slot).count();
+    let tries = agent.changes().await.iter().filter(|change| change.key() == key).count();
     assert!((25..40).contains(&tries), "{tries} tries in ten minutes");
 
     agent.world.0.lock().await.datapath.failures.clear();
@@ -489,7 +492,7 @@ async fn a_failed_change_is_retried_with_growing_pauses_while_the_rest_go_on() {
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_the_device_is_made_as_soon_as_it_is_there() {
     let agent = Agent::start(World::default());
-    agent.world.0.lock().await.datapath.failures.insert(Slot::Device(Family::V4), 8);
+    agent.world.0.lock().await.datapath.failures.insert(ObjectKey::Device(Family::V4), 8);
     agent.lease(LeaseEvent::Snapshot(vec![lease(2), lease(3)])).await;
     assert_eq!(agent.state().await.devices, BTreeMap::new());
     let error = agent.view.borrow().last_error.clone().unwrap();
@@ -553,15 +556,15 @@ fn any_event() -> impl Strategy<Value = LeaseEvent> {
     ]
 }
 
-fn any_slot() -> impl Strategy<Value = Slot> {
+fn any_key() -> impl Strategy<Value = ObjectKey> {
     let subnet = |n| format!("10.2.{n}.0/24").parse().unwrap();
     prop_oneof![
-        Just(Slot::Device(Family::V4)),
-        Just(Slot::BpfConfig),
-        (2..9u8).prop_map(move |n| Slot::Route(subnet(n))),
-        (2..9u8).prop_map(|n| Slot::Neighbour(Ipv4Addr::new(10, 2, n, 0).into())),
-        (2..9u8).prop_map(|n| Slot::Fdb(Family::V4, Mac([0x0e, 0, 0, 0, 1, n]))),
-        (2..9u8).prop_map(|n| Slot::Vtep(public_ip(n).octets())),
+        Just(ObjectKey::Device(Family::V4)),
+        Just(ObjectKey::Entry(AnyEntryKey::V4(EntryKey::Config))),
+        (2..9u8).prop_map(move |n| ObjectKey::Route(subnet(n))),
+        (2..9u8).prop_map(|n| ObjectKey::Neighbour(Ipv4Addr::new(10, 2, n, 0).into())),
+        (2..9u8).prop_map(|n| ObjectKey::Fdb(Family::V4, Mac([0x0e, 0, 0, 0, 1, n]))),
+        (2..9u8).prop_map(|n| ObjectKey::Entry(AnyEntryKey::V4(EntryKey::Vtep(public_ip(n).octets())))),
     ]
 }
 
@@ -572,7 +575,7 @@ proptest! {
     #[test]
     fn every_story_ends_well(
         story in prop::collection::vec((any_event(), 0..200u64), 0..12),
-        failures in prop::collection::btree_map(any_slot(), 1..4u32, 0..4),
+        failures in prop::collection::btree_map(any_key(), 1..4u32, 0..4),
         blind in 0..3u32,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

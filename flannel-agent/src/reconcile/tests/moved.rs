@@ -44,7 +44,7 @@ async fn another_mtu_takes_no_new_device() {
 #[tokio::test(start_paused = true)]
 async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
     let agent = Agent::settled([]).await;
-    agent.world.0.lock().await.datapath.failures.insert(Slot::Device(Family::V4), u32::MAX);
+    agent.world.0.lock().await.datapath.failures.insert(ObjectKey::Device(Family::V4), u32::MAX);
     agent.world.0.lock().await.datapath.state = State::default();
     agent.notice(OVERLAY_CHANGED).await;
     sleep(Duration::from_secs(300)).await;
@@ -57,7 +57,7 @@ async fn what_failed_on_the_old_interface_is_tried_on_the_new_at_once() {
 #[tokio::test(start_paused = true)]
 async fn next_hops_outlast_our_address_but_not_their_interface() {
     let agent = Agent::settled([2]).await;
-    let kind = || async { agent.state().await.bpf.peers.values().next().copied().unwrap().kind };
+    let kind = || async { agent.state().await.bpf.v4.routes.values().next().copied().unwrap().kind };
     let world = agent.world.clone();
     let set = async |adrift, up, next_hops: BTreeMap<IpAddr, NextHop>| {
         let mut world = world.0.lock().await;
@@ -68,11 +68,11 @@ async fn next_hops_outlast_our_address_but_not_their_interface() {
     let addresses = Changed { addresses: true, ..Changed::default() };
     set(true, true, BTreeMap::new()).await;
     agent.notice(addresses).await;
-    assert_eq!(kind().await, PeerKind::Vxlan);
+    assert_eq!(kind().await, RouteKind::Vxlan);
     set(true, false, BTreeMap::new()).await;
     agent.notice(Changed { links: true, ..Changed::default() }).await;
-    assert_eq!(kind().await, PeerKind::Kernel);
+    assert_eq!(kind().await, RouteKind::Kernel);
     set(false, true, hops()).await;
     agent.notice(addresses).await;
-    assert_eq!(kind().await, PeerKind::Vxlan);
+    assert_eq!(kind().await, RouteKind::Vxlan);
 }

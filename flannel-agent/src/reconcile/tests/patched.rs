@@ -29,7 +29,7 @@ async fn a_lease_of_its_own_is_usable_at_once_and_without_a_look_at_the_others()
     agent.tell(LeaseEvent::Upsert(moved)).await;
     let state = agent.state().await;
     assert_eq!(state.fdb.get(&(Family::V4, Mac([0x0e, 0, 0, 0, 1, 77]))), Some(&public_ip(77).into()));
-    assert_eq!((state.fdb.len(), state.bpf.vteps.len()), (2, 2));
+    assert_eq!((state.fdb.len(), state.bpf.v4.vteps.len()), (2, 2));
     assert_eq!(agent.observations().await, before);
     // What the pass that follows some time finds is what there should be.
     agent.changes().await;
@@ -120,8 +120,8 @@ async fn after_a_storm_the_log_ends_with_the_number_of_peers_there_are() {
 #[tokio::test(start_paused = true)]
 async fn what_fails_of_a_lease_is_tried_again() {
     let agent = Agent::settled([2, 3]).await;
-    let slot = Slot::Route("10.2.4.0/24".parse().unwrap());
-    agent.world.0.lock().await.datapath.failures.insert(slot, 2);
+    let key = ObjectKey::Route("10.2.4.0/24".parse().unwrap());
+    agent.world.0.lock().await.datapath.failures.insert(key, 2);
     agent.tell(LeaseEvent::Upsert(lease(4))).await;
     assert_eq!(agent.view.borrow().pending, 1);
     sleep(Duration::from_secs(2)).await;

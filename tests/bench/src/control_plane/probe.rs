@@ -78,8 +78,8 @@ impl Probe {
     pub(super) fn holds(&self, change: Change) -> Result<bool> {
         let subnet = change.subnet();
         let key = SubnetV4::of(subnet.network().octets(), subnet.prefix().into());
-        let peer = self.tables.routes.get(&key)?;
-        let vtep = self.tables.vteps.get(&change.public_ip().octets())?;
+        let peer = self.tables.v4.routes.get(&key)?;
+        let vtep = self.tables.v4.vteps.get(&change.public_ip().octets())?;
         Ok(match change.mac {
             Some(mac) => peer.is_some_and(|peer| peer.vtep_mac == mac.0) && vtep.is_some(),
             None => peer.is_none() && vtep.is_none(),
@@ -93,8 +93,8 @@ impl Probe {
         }
         let lines = |text: String| text.lines().count();
         let counts = [
-            ("entries of routes_v4", self.tables.routes.entries()?.len()),
-            ("entries of vteps", self.tables.vteps.entries()?.len()),
+            ("entries of routes_v4", self.tables.v4.routes.entries()?.len()),
+            ("entries of vteps", self.tables.v4.vteps.entries()?.len()),
             ("routes", lines(node.netns().ip("route show dev flannel.1")?)),
             ("neighbours", lines(node.netns().ip("-4 neigh show dev flannel.1 nud permanent")?)),
             ("forwarding entries", lines(node.netns().bridge("fdb show dev flannel.1")?)),

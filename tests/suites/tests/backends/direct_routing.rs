@@ -62,7 +62,7 @@ fn subnet(member: &Member) -> Result<Ipv4Network> {
 fn entry(at: &Member, peer: &Member) -> Result<PeerV4> {
     let subnet = subnet(peer)?;
     let key = SubnetV4::of(subnet.network().octets(), subnet.prefix().into());
-    let routes = Tables::open(&Pins::under(at.agent.bpffs())?)?.routes.entries()?;
+    let routes = Tables::open(&Pins::under(at.agent.bpffs())?)?.v4.routes.entries()?;
     routes.get(&key).copied().context("no such peer")
 }
 

@@ -114,7 +114,7 @@ fn an_address_is_followed_from_pod_to_pod() -> Result<()> {
                 exchange()?;
                 let place = a.pods[new].address().octets();
                 eventually(CONVERGENCE, "the agent knows where the address is", || {
-                    let pods = tables(a)?.pods.entries()?;
+                    let pods = tables(a)?.v4.pods.entries()?;
                     let found = pods.get(&shared.octets()).map(|pod| pod.ifindex);
                     ensure!(found == pods.get(&place).map(|pod| pod.ifindex) && found.is_some());
                     Ok(())
@@ -140,7 +140,7 @@ fn a_veth_that_is_down_or_out_of_its_bridge_gets_nothing() -> Result<()> {
             let [a, b] = [&cluster.members[0], &cluster.members[1]];
             let pod = a.pod()?;
             let place = || {
-                Ok::<_, anyhow::Error>(tables(a)?.pods.entries()?.get(&pod.address_v4().octets()).copied())
+                Ok::<_, anyhow::Error>(tables(a)?.v4.pods.entries()?.get(&pod.address_v4().octets()).copied())
             };
             let veth = name_of(a.node.netns(), place()?.context("the pod is known")?.ifindex)?;
             let trickle = Paced::usual(&b.pod()?, &pod)?;

@@ -45,11 +45,11 @@ fn a_pod_inherits_nothing_with_its_address() -> Result<()> {
         exchange(&at_a, &at_b, 50)?;
         let member = &cluster.members[0];
         let of_pod = |tables: &Tables| -> Result<Vec<u32>> {
-            let flows = tables.flows.entries()?.into_iter();
+            let flows = tables.v4.flows.entries()?.into_iter();
             let own = flows.filter(|(flow, _)| flow.local == a.address_v4().octets());
             Ok(own.map(|(_, permit)| permit.ifindex).collect())
         };
-        let place = tables(member)?.pods.entries()?[&a.address_v4().octets()];
+        let place = tables(member)?.v4.pods.entries()?[&a.address_v4().octets()];
         let known = of_pod(&tables(member)?)?;
         ensure!(!known.is_empty() && known.iter().all(|index| *index == place.ifindex), "{known:?}");
 
@@ -78,7 +78,7 @@ fn a_pod_inherits_nothing_with_its_address() -> Result<()> {
             subnet.nth(1).context("gateway")?
         ))?;
         eventually(CONVERGENCE, "the agent finds the new pod", || {
-            let now = tables(member)?.pods.entries()?.get(&a.address_v4().octets()).copied();
+            let now = tables(member)?.v4.pods.entries()?.get(&a.address_v4().octets()).copied();
             ensure!(now.is_some_and(|now| now.ifindex != place.ifindex), "{now:?}");
             Ok(())
         })?;

@@ -118,7 +118,7 @@ fn acceptance_follows_the_timeouts_of_connection_tracking() -> Result<()> {
             }
             let tables = Tables::open(&Pins::under(member.agent.bpffs())?)?;
             eventually(CONVERGENCE, "acceptance holds for a tenth of that", || {
-                let refresh = tables.config.get()?.map(|config| (config.tcp_refresh, config.udp_refresh));
+                let refresh = tables.v4.config.get()?.map(|config| (config.tcp_refresh, config.udp_refresh));
                 ensure!(refresh == Some((30_000, 200)), "{refresh:?}");
                 Ok(())
             })?;

@@ -23,7 +23,7 @@ fn a_thousand_leases_with_the_fast_path_on_fit_in_the_memory_that_the_manifest_a
             agent.start_again()?;
             // What does not fit is refused, and the kernel's path taken.
             let tables = Tables::open(&Pins::under(&node.bpffs())?)?;
-            let peers = tables.routes.entries()?.len();
+            let peers = tables.v4.routes.entries()?.len();
             ensure!(peers == PEERS as usize, "{peers} peers in the map; the agent's log:\n{}", agent.log());
             let used = group.used()? / MIB;
             println!("{used} MiB");

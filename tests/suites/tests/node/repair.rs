@@ -55,11 +55,11 @@ fn objects(member: &Member) -> Result<Objects> {
         put(&format!("pin of {name}"), pins.map(name).exists().to_string());
     }
     if let Ok(tables) = Tables::open(&pins) {
-        put(map::CONFIG, format!("{:?}", tables.config.get()?));
-        put(map::ROUTES_V4, format!("{:?}", tables.routes.entries()?));
-        put(map::VTEPS, format!("{:?}", tables.vteps.entries()?));
-        put(map::PODS_V4, format!("{:?}", tables.pods.entries()?));
-        put(map::SNAT_EXEMPT_V4, format!("{:?}", tables.exempt.entries()?));
+        put(map::CONFIG, format!("{:?}", tables.v4.config.get()?));
+        put(map::ROUTES_V4, format!("{:?}", tables.v4.routes.entries()?));
+        put(map::VTEPS, format!("{:?}", tables.v4.vteps.entries()?));
+        put(map::PODS_V4, format!("{:?}", tables.v4.pods.entries()?));
+        put(map::SNAT_EXEMPT_V4, format!("{:?}", tables.v4.exempt.entries()?));
     }
     put("pinned links", format!("{:?}", pins.pinned_links()?));
     put("programs", format!("{:?}", node.attachments()?));
@@ -155,25 +155,25 @@ fn damages(fast_path: FastPath, way: Attachment) -> Vec<(&'static str, Damage)> 
         (
             "map routes_v4: an entry",
             tables(|tables| {
-                let key = *tables.routes.entries()?.keys().next().context("no routes")?;
-                Ok(tables.routes.remove(&key)?)
+                let key = *tables.v4.routes.entries()?.keys().next().context("no routes")?;
+                Ok(tables.v4.routes.remove(&key)?)
             }),
         ),
         (
             "map vteps: an entry",
             tables(|tables| {
-                let key = *tables.vteps.entries()?.keys().next().context("no VTEPs")?;
-                Ok(tables.vteps.remove(&key)?)
+                let key = *tables.v4.vteps.entries()?.keys().next().context("no VTEPs")?;
+                Ok(tables.v4.vteps.remove(&key)?)
             }),
         ),
         (
             "map snat_exempt_v4: an entry",
             tables(|tables| {
-                let key = *tables.exempt.entries()?.keys().next().context("no exemptions")?;
-                Ok(tables.exempt.remove(&key)?)
+                let key = *tables.v4.exempt.entries()?.keys().next().context("no exemptions")?;
+                Ok(tables.v4.exempt.remove(&key)?)
             }),
         ),
-        ("map config: emptied", tables(|tables| Ok(tables.config.clear()?))),
+        ("map config: emptied", tables(|tables| Ok(tables.v4.config.clear()?))),
         (
             "pin of map routes_v4",
             Box::new(|member| Ok(fs::remove_file(Pins::under(member.agent.bpffs())?.map(map::ROUTES_V4))?)),
@@ -214,8 +214,8 @@ fn damages(fast_path: FastPath, way: Attachment) -> Vec<(&'static str, Damage)> 
         all.push((
             "map pods_v4: an entry",
             tables(|tables| {
-                let key = *tables.pods.entries()?.keys().next().context("no pods")?;
-                Ok(tables.pods.remove(&key)?)
+                let key = *tables.v4.pods.entries()?.keys().next().context("no pods")?;
+                Ok(tables.v4.pods.remove(&key)?)
             }),
         ));
     }

@@ -128,18 +128,18 @@ impl Loaded {
     /// Makes the maps hold what `tables` hold.
     pub(crate) fn fill(&mut self, tables: &MemoryTables) -> Result<()> {
         let now = &mut self.tables;
-        now.config.put(&tables.config.unwrap_or(NO_CONFIG))?;
+        now.v4.config.put(&tables.config.unwrap_or(NO_CONFIG))?;
         for (key, value) in &tables.routes {
-            now.routes.put(key, value)?;
+            now.v4.routes.put(key, value)?;
         }
         for (key, value) in &tables.vteps {
-            now.vteps.put(key, value)?;
+            now.v4.vteps.put(key, value)?;
         }
         for (key, value) in &tables.pods {
-            now.pods.put(key, value)?;
+            now.v4.pods.put(key, value)?;
         }
         for (key, value) in &tables.exempt {
-            now.exempt.put(key, value)?;
+            now.v4.exempt.put(key, value)?;
         }
         self.ahead = clock()?.wrapping_sub(NOW);
         let until = tables.held_until.map_or(Hold::FOREVER.until, |until| until.wrapping_add(self.ahead));
@@ -164,9 +164,9 @@ impl Loaded {
             differs: ahead(tunnel.differs),
             ..tunnel
         };
-        now.tunnels.remove_all(|vtep| !tables.tunnels.contains_key(vtep))?;
+        now.v4.tunnels.remove_all(|vtep| !tables.tunnels.contains_key(vtep))?;
         for (key, value) in &tables.tunnels {
-            now.tunnels.put(key, &at(*value))?;
+            now.v4.tunnels.put(key, &at(*value))?;
         }
         now.v6.tunnels.remove_all(|vtep| !tables.v6.tunnels.contains_key(vtep))?;
         for (key, value) in &tables.v6.tunnels {
@@ -177,10 +177,10 @@ impl Loaded {
             let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
             now.v6.flows.put(key, &Permit { egress, ingress, ..*value })?;
         }
-        now.flows.remove_all(|flow| !tables.flows.contains_key(flow))?;
+        now.v4.flows.remove_all(|flow| !tables.flows.contains_key(flow))?;
         for (key, value) in &tables.flows {
             let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
-            now.flows.put(key, &Permit { egress, ingress, ..*value })?;
+            now.v4.flows.put(key, &Permit { egress, ingress, ..*value })?;
         }
         now.forwarders.remove_all(|veth| !tables.forwarders.contains_key(veth))?;
         for (veth, seen) in &tables.forwarders {
@@ -188,16 +188,16 @@ impl Loaded {
         }
         let before = std::mem::replace(&mut self.filled, tables.clone());
         for key in before.routes.keys().filter(|key| !tables.routes.contains_key(*key)) {
-            now.routes.remove(key)?;
+            now.v4.routes.remove(key)?;
         }
         for key in before.vteps.keys().filter(|key| !tables.vteps.contains_key(*key)) {
-            now.vteps.remove(key)?;
+            now.v4.vteps.remove(key)?;
         }
         for key in before.pods.keys().filter(|key| !tables.pods.contains_key(*key)) {
-            now.pods.remove(key)?;
+            now.v4.pods.remove(key)?;
         }
         for key in before.exempt.keys().filter(|key| !tables.exempt.contains_key(*key)) {
-            now.exempt.remove(key)?;
+            now.v4.exempt.remove(key)?;
         }
         for key in before.v6.routes.keys().filter(|key| !tables.v6.routes.contains_key(*key)) {
             now.v6.routes.remove(key)?;
@@ -258,11 +258,11 @@ impl Loaded {
             action,
             mark,
             frame: out,
-            flows: self.on_their_clock(self.tables.flows.entries()?),
+            flows: self.on_their_clock(self.tables.v4.flows.entries()?),
             flows_v6: self.on_their_clock(self.tables.v6.flows.entries()?),
-            tunnels: self.tunnels_on_their_clock(self.tables.tunnels.entries()?),
+            tunnels: self.tunnels_on_their_clock(self.tables.v4.tunnels.entries()?),
             tunnels_v6: self.tunnels_on_their_clock(self.tables.v6.tunnels.entries()?),
-            pods: (self.tables.pods.entries()?, self.tables.v6.pods.entries()?),
+            pods: (self.tables.v4.pods.entries()?, self.tables.v6.pods.entries()?),
             counted: self.raised()?,
         })
     }

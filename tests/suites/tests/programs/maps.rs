@@ -35,7 +35,7 @@ fn a_second_load_adopts_the_maps() {
         tables.exempt.insert(HERE.config().network, Exempt::Cluster);
         tables.flows.insert(FLOW, Permit { egress: NOW, ingress: 0, ifindex: interface::POD, gateway: 0 });
         first.fill(&tables)?;
-        let flows = first.tables.flows.entries()?;
+        let flows = first.tables.v4.flows.entries()?;
         let frame =
             Frame::udp(HERE.pod(2), THERE.pod(2), 64).macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes();
         first.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
@@ -46,12 +46,12 @@ fn a_second_load_adopts_the_maps() {
         let mut second = Loaded::new(sandbox)?;
         ensure!(map_ids(sandbox)? == ids, "maps were made anew");
         ensure!(read_counters(&second.pins)? == counted, "counters were lost");
-        ensure!(second.tables.routes.entries()? == tables.routes, "routes were lost");
-        ensure!(second.tables.vteps.entries()? == tables.vteps, "VTEPs were lost");
-        ensure!(second.tables.pods.entries()? == tables.pods, "pods were lost");
-        ensure!(second.tables.exempt.entries()? == tables.exempt, "exemptions were lost");
-        ensure!(second.tables.flows.entries()? == flows, "flows were lost");
-        ensure!(second.tables.config.get()? == tables.config, "the config was lost");
+        ensure!(second.tables.v4.routes.entries()? == tables.routes, "routes were lost");
+        ensure!(second.tables.v4.vteps.entries()? == tables.vteps, "VTEPs were lost");
+        ensure!(second.tables.v4.pods.entries()? == tables.pods, "pods were lost");
+        ensure!(second.tables.v4.exempt.entries()? == tables.exempt, "exemptions were lost");
+        ensure!(second.tables.v4.flows.entries()? == flows, "flows were lost");
+        ensure!(second.tables.v4.config.get()? == tables.config, "the config was lost");
         // And the new programs use them.
         let outcome = second.run(Hook::FromPod, &frame, &seen_at(Hook::FromPod), 0)?;
         ensure!(outcome.action == 7, "action {}", outcome.action);
@@ -70,8 +70,8 @@ fn a_map_that_an_earlier_agent_did_not_have_is_made_beside_the_others() {
         for ((name, before), after) in PINNED_MAPS.into_iter().zip(before).zip(map_ids(sandbox)?) {
             ensure!((before != after) == (name == SNAT_EXEMPT_V4), "{name}: {before}, now {after}");
         }
-        loaded.tables.exempt.put(&HERE.config().network, &Exempt::Cluster)?;
-        ensure!(loaded.tables.exempt.entries()? == [(HERE.config().network, Exempt::Cluster)].into());
+        loaded.tables.v4.exempt.put(&HERE.config().network, &Exempt::Cluster)?;
+        ensure!(loaded.tables.v4.exempt.entries()? == [(HERE.config().network, Exempt::Cluster)].into());
         Ok(())
     });
 }
@@ -81,7 +81,7 @@ fn a_map_that_an_earlier_agent_did_not_have_is_made_beside_the_others() {
 fn a_full_trie_says_so() {
     in_sandbox(|sandbox| {
         let mut loaded = Loaded::new(sandbox)?;
-        let exempt = &mut loaded.tables.exempt;
+        let exempt = &mut loaded.tables.v4.exempt;
         let host = |n: u32| SubnetV4::of(n.to_be_bytes(), 32);
         for n in 0..MAX_EXEMPT {
             exempt.put(&host(n), &Exempt::User)?;
@@ -140,7 +140,7 @@ fn a_pinned_map_of_another_shape_is_replaced() {
             }
             let tables = HERE.tables(&[THERE]);
             loaded.fill(&tables).with_context(|| format!("{name}: {shape}"))?;
-            ensure!(loaded.tables.vteps.entries()? == tables.vteps, "{name}: {shape}");
+            ensure!(loaded.tables.v4.vteps.entries()? == tables.vteps, "{name}: {shape}");
         }
         Ok(())
     });
@@ -156,7 +156,7 @@ fn there_is_always_room_for_a_flow() {
             FlowV4 { remote: [10, a, b, c], ..FLOW }
         };
         let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, gateway: 0 };
-        let flows = &mut loaded.tables.flows;
+        let flows = &mut loaded.tables.v4.flows;
         for number in 0..MAX_FLOWS + 2_000 {
             flows.put(&flow(number), &permit).with_context(|| format!("flow {number}"))?;
         }
@@ -294,7 +294,7 @@ fn bpftool_prints_ipv6_maps_in_words() {
 fn what_is_put_is_found_until_it_is_removed() {
     in_sandbox(|sandbox| {
         let mut loaded = Loaded::new(sandbox)?;
-        let vteps = &mut loaded.tables.vteps;
+        let vteps = &mut loaded.tables.v4.vteps;
         let lease = |node: &flannel_common_testing::Node| VtepV4 { subnet: node.subnet };
         vteps.put(&THERE.vtep, &lease(&THERE))?;
         vteps.put(&HERE.vtep, &lease(&HERE))?;
@@ -303,7 +303,7 @@ fn what_is_put_is_found_until_it_is_removed() {
         vteps.remove(&THERE.vtep)?;
         vteps.remove(&THERE.vtep).context("what is absent is gone already")?;
         ensure!(vteps.entries()? == [(HERE.vtep, lease(&HERE))].into());
-        ensure!(loaded.tables.config.get()?.is_none(), "a config before one was written");
+        ensure!(loaded.tables.v4.config.get()?.is_none(), "a config before one was written");
         Ok(())
     });
 }
