@@ -167,7 +167,6 @@ mod tests {
             mac: None,
             up,
             carrier: up,
-            blocked: false,
             master: None,
             peer: None,
             xdp: false,

@@ -16,9 +16,9 @@ use super::{
     NetlinkError,
     connection::frames,
     error::{KernelError, errno},
+    raw::{HEADER, attributes, number},
 };
 
-const HEADER: usize = 16;
 const DATAGRAM: usize = 64 << 10;
 /// As for other requests: any wait is for a lock.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -125,7 +125,7 @@ async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
         socket.recv(&mut datagram).await.map_err(failed)?;
         for frame in frames(&datagram) {
             let message = &datagram[frame];
-            match number(message, 4) {
+            match number(message) {
                 Some(NLMSG_DONE) => return Ok(policies),
                 Some(NLMSG_ERROR) => {
                     let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
@@ -142,10 +142,6 @@ async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
     }
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
 /// The policy in a message, unless it lets packets pass as they are, or is a socket's own.
 fn policy(message: &[u8]) -> Option<IpsecPolicy> {
     let info = message.get(..POLICY)?;
@@ -153,7 +149,8 @@ fn policy(message: &[u8]) -> Option<IpsecPolicy> {
     if direction >= XFRM_POLICY_MAX || (action != XFRM_POLICY_BLOCK && !has_templates(&message[POLICY..])) {
         return None;
     }
-    let network = |at: usize, prefix: u8| match number(info, 40)? {
+    let family = u16::from_ne_bytes([info[40], info[41]]);
+    let network = |at: usize, prefix: u8| match family {
         2 => {
             let octets: [u8; 4] = info.get(at..at + 4)?.try_into().ok()?;
             IpNetwork::new(IpAddr::V4(Ipv4Addr::from(octets)), prefix).ok()
@@ -171,16 +168,6 @@ fn policy(message: &[u8]) -> Option<IpsecPolicy> {
     })
 }
 
-fn has_templates(mut attributes: &[u8]) -> bool {
-    while let (Some(length), Some(kind)) = (number(attributes, 0), number(attributes, 2)) {
-        let length = usize::from(length);
-        if kind == XFRMA_TMPL {
-            return length > 4;
-        }
-        match attributes.get(length.next_multiple_of(4)..) {
-            Some(rest) if length >= 4 => attributes = rest,
-            _ => return false,
-        }
-    }
-    false
+fn has_templates(bytes: &[u8]) -> bool {
+    attributes(bytes).any(|(kind, value)| kind == XFRMA_TMPL && !value.is_empty())
 }

@@ -29,8 +29,6 @@ pub struct Link {
     pub up: bool,
     /// Up, and connected: the other end of a veth is up, too (IFF_LOWER_UP).
     pub carrier: bool,
-    /// A port that its bridge keeps from sending: by spanning tree, or by an administrator.
-    pub blocked: bool,
     /// The bridge or bond it is a port of.
     pub master: Option<u32>,
     /// Its other end, if that is in another network namespace.
@@ -173,7 +171,6 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
-        blocked: false,
         master: None,
         peer: None,
         xdp: false,
@@ -191,7 +188,6 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
             LinkAttribute::Link(index) => peer_index = Some(index),
             LinkAttribute::LinkNetNsId(number) => namespace = Some(number),
             LinkAttribute::LinkInfo(info) => {
-                link.blocked = is_blocked(&info);
                 link.kind = kind(&info);
                 // One without a carrier is closed by itself.
                 link.closed_port = running && info.iter().any(is_closed_port);
@@ -209,15 +205,6 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
     link.name = name?;
     link.peer = namespace.zip(peer_index).map(|(namespace, index)| PeerEnd { namespace, index });
     Some(link)
-}
-
-fn is_blocked(info: &[LinkInfo]) -> bool {
-    info.iter().any(|item| match item {
-        LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.iter().any(
-            |item| matches!(item, InfoBridgePort::State(state) if *state != BridgePortState::Forwarding),
-        ),
-        _ => false,
-    })
 }
 
 fn kind(info: &[LinkInfo]) -> LinkKind {

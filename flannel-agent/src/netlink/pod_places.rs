@@ -38,7 +38,7 @@ pub struct Pods {
 impl Netlink {
     /// The pods of `subnets`: the host sides of their veths, and where their addresses within those
     /// are. Where the kernel would not send them straight to the pod there is no place: a veth or bridge that is down, a
-    /// port that is blocked, a route through another pod. A pod whose namespace goes away meanwhile is left out.
+    /// port that is closed, a route through another pod. A pod whose namespace goes away meanwhile is left out.
     ///
     /// `links` is what [`Netlink::links`] returned.
     ///
@@ -56,7 +56,7 @@ impl Netlink {
             let Some(gateway) = by_index.get(&veth.master.unwrap_or(veth.index)) else { continue };
             let Some(gateway_mac) = gateway.mac else { continue };
             // Past bridge and routing a packet would get through where the kernel lets none.
-            if !veth.carrier || veth.blocked || !gateway.up {
+            if !veth.carrier || veth.closed_port || !gateway.up {
                 continue;
             }
             let Some(mac) = self.peer_mac(peer).await? else { continue };

@@ -22,7 +22,6 @@ fn host() -> HostInterfaces {
         mac: None,
         up: true,
         carrier: true,
-        blocked: false,
         master: None,
         peer: None,
         xdp: false,

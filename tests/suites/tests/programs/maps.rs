@@ -193,7 +193,7 @@ fn bpftool_prints_maps_in_words() {
         let peer = json!({
             "kind": "Vxlan", "vtep": [192, 168, 0, 2], "vni": 1, "ifindex": 21,
             "next_hop": [192, 168, 0, 2], "mtu": 1500,
-            "vtep_mac": [10, 88, 0, 0, 0, 2], "local_mac": [10, 88, 0, 0, 0, 1],
+            "vtep_mac": [10, 88, 0, 0, 0, 2], "local_mac": [10, 88, 0, 0, 0, 1], "reserved": [0, 0, 0, 0],
         });
         ensure!(routes == [json!({ "key": subnet, "value": peer })], "{routes:#?}");
 

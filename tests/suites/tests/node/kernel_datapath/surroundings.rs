@@ -67,7 +67,7 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
             loop {
                 let links = netlink.links().await.unwrap();
                 let mut ours = links.iter().filter(|link| [on_bridge, routed].contains(&link.index));
-                if ours.all(|link| link.carrier && !link.blocked) {
+                if ours.all(|link| link.carrier && !link.closed_port) {
                     break links;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
