@@ -1,12 +1,12 @@
 //! `demo` and `bench`: the lab's own program shows and measures a cluster in namespaces.
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _};
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::{
-    cargo::{Profile, build_agent, cargo},
+    cargo::{Profile, build},
     host, setup,
 };
 
@@ -19,17 +19,19 @@ pub(crate) struct Options {
     options: Vec<OsString>,
 }
 
-/// Becomes the lab.
+/// Becomes the lab's program, so that its output and exit status are the task's.
 pub(crate) fn run(task: &str, options: &Options) -> Result<()> {
     let asks_for_help = options.options.iter().any(|option| option == "--help" || option == "-h");
-    let mut lab = cargo();
-    let package = format!("flannel-{task}");
-    lab.args(["run", "--release", "--package", &package, "--"]);
-    lab.args(&options.options);
     if !asks_for_help {
         host::require_root(task, "its nodes and pods are network namespaces")?;
     }
     setup::ensure(setup::Scope::Lab)?;
-    lab.env("FLANNEL_AGENT_BIN", build_agent(Profile::Release)?);
-    Err(lab.exec()).context("cannot run cargo")
+    let program = format!("flannel-{task}");
+    // In one go with the agent, so that what both use is compiled once.
+    let packages = ["--package", "flannel-agent", "--package", &program, "--bins"];
+    let built = build(Profile::Release, &format!("the agent and the {task}"), &packages)?;
+    let mut lab = Command::new(built.executable(&program)?);
+    lab.args(&options.options);
+    lab.env("FLANNEL_AGENT_BIN", built.executable("flannel-agent")?);
+    Err(lab.exec()).with_context(|| format!("cannot run {program}"))
 }

@@ -17,7 +17,7 @@ const TAIL: usize = 40;
 /// How much of a step's name the spinner shows.
 const PREFIX: usize = 48;
 
-/// One thing that setup does.
+/// One thing that a task does.
 pub(crate) struct Step {
     bar: Option<ProgressBar>,
     name: String,
@@ -36,9 +36,17 @@ impl Step {
             bar
         });
         if bar.is_none() {
-            eprintln!("setup: {name}");
+            eprintln!("{name} ...");
         }
         Self { bar, name, started: Instant::now() }
+    }
+
+    /// Prints something in the middle of the step, as it is.
+    pub(crate) fn print(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
     }
 
     /// Says something in the middle of the step.
@@ -60,7 +68,14 @@ impl Step {
                 bar.finish_and_clear();
                 eprintln!("✓ {}: {result}{took}", self.name);
             }
-            None => eprintln!("setup:   {result}{took}"),
+            None => eprintln!("  {result}{took}"),
+        }
+    }
+
+    /// Shows what is being done just now, where there is a terminal.
+    pub(crate) fn show(&self, now: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(now.to_owned());
         }
     }
 
@@ -86,9 +101,7 @@ impl Step {
         drop(sender);
         let mut said = Vec::new();
         for line in lines {
-            if let Some(bar) = &self.bar {
-                bar.set_message(line.trim().to_owned());
-            }
+            self.show(line.trim());
             said.push(line);
         }
         for reader in readers.into_iter().flatten() {

@@ -4,14 +4,14 @@ use std::{
     env::consts::ARCH,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result};
 use flannel_ebpf_toolchain::{
-    Compiler, LINKER_RELEASE, LINKER_VERSION, LLVM_MAJOR, cache_dir, find_in_path, find_linker, linker_root,
+    Compiler, LINKER_RELEASE, LINKER_VERSION, LLVM_MAJOR, cache_dir, find_linker, linker_root,
 };
 
+use super::release::{Release, can_fetch};
 use crate::{cargo::cargo, failure::failure, ui::Step};
 
 /// Digests of the released archives: they hold a program that we run.
@@ -36,9 +36,7 @@ pub(super) fn can_build(llvm_major: u32) -> bool {
 
 /// Whether a release holds this LLVM, and the programs to fetch it are there.
 pub(super) fn can_download(llvm_major: u32) -> bool {
-    llvm_major == LLVM_MAJOR
-        && RELEASES.iter().any(|(arch, _)| *arch == ARCH)
-        && ["curl", "tar", "zstd", "sha256sum"].iter().all(|program| !find_in_path(program).is_empty())
+    llvm_major == LLVM_MAJOR && RELEASES.iter().any(|(arch, _)| *arch == ARCH) && can_fetch("zstd")
 }
 
 fn llvm_prefix(llvm_major: u32) -> PathBuf {
@@ -98,34 +96,11 @@ fn download(llvm_major: u32) -> Result<()> {
         RELEASES.iter().find(|(arch, _)| *arch == ARCH).context("no release for this machine")?;
     let step = Step::start(format!("Downloading bpf-linker {LINKER_RELEASE}"));
     let dir = linker_root(LINKER_RELEASE, llvm_major).join("bin");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let archive = dir.join("archive.tar.zst");
     let url = format!(
         "https://github.com/aya-rs/bpf-linker/releases/download/v{LINKER_RELEASE}/bpf-linker-{arch}-unknown-linux-musl.tar.zst"
     );
-    let mut curl = Command::new("curl");
-    curl.args(["--proto", "=https", "--tlsv1.2", "--fail", "--silent", "--show-error", "--location"]);
-    curl.args(["--retry", "2", "--connect-timeout", "20", "--output"]).arg(&archive).arg(&url);
-    step.run(&mut curl)
-        .map_err(|error| failure(format!("cannot download {url}: {error:#}"), by_hand(llvm_major)))?;
-    let found = sha256(&archive)?;
-    if found != *digest {
-        let _ = fs::remove_file(&archive);
-        return Err(failure(
-            format!("{url} has the SHA-256 digest {found}, but {digest} was expected; it was not unpacked"),
-            by_hand(llvm_major),
-        ));
-    }
-    let mut tar = Command::new("tar");
-    tar.args(["--zstd", "--extract", "--no-same-owner", "--file"]).arg(&archive).arg("--directory").arg(&dir);
-    step.run(&mut tar)?;
-    let _ = fs::remove_file(&archive);
+    let release = Release { url, digest, packed_by: ("zstd", "--zstd") };
+    release.fetch(&step, &dir, &by_hand(llvm_major))?;
     step.done(&dir.display().to_string());
     Ok(())
-}
-
-fn sha256(file: &Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg(file).output().context("cannot run sha256sum")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    Ok(said.split_whitespace().next().unwrap_or_default().to_owned())
 }

@@ -6,12 +6,14 @@
 mod apt;
 mod install_linker;
 mod kubernetes;
+mod nextest;
 pub(crate) mod private_apt;
+mod release;
 mod table;
 mod toolchain;
 mod tools;
 
-use std::env;
+use std::{env, path::PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -41,15 +43,23 @@ pub(crate) enum Scope {
     Build,
     /// Also the tools of the demo and the tests.
     Lab,
+    /// Also what runs the tests.
+    Tests,
     /// Also the programs of Kubernetes that the tests run.
     Kubernetes,
 }
 
 /// Sets up everything and prints what there is.
 pub(crate) fn show(options: &Options) -> Result<()> {
-    let scope = if options.kubernetes { Scope::Kubernetes } else { Scope::Lab };
+    let scope = if options.kubernetes { Scope::Kubernetes } else { Scope::Tests };
     let (toolchain, survey) = complete(scope)?;
     print(&table::table(toolchain.as_ref(), &survey))
+}
+
+/// The runner of the tests, once [`Scope::Tests`] is set up.
+pub(crate) fn test_runner() -> Result<PathBuf> {
+    let found = nextest::find().map(|found| found.path);
+    found.ok_or_else(|| failure("there is no cargo-nextest", "run `cargo xtask setup`"))
 }
 
 /// Sets up what another task needs; says nothing when nothing is missing.
@@ -67,7 +77,7 @@ fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
     packages.extend(plan.iter().flat_map(Plan::packages));
     let kubernetes = match scope {
         Scope::Kubernetes => kubernetes::programs().err(),
-        Scope::Build | Scope::Lab => None,
+        Scope::Build | Scope::Lab | Scope::Tests => None,
     };
     if kubernetes.is_some() {
         packages.extend(kubernetes::packages());
@@ -78,6 +88,12 @@ fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
     }
     let toolchain = plan.map(toolchain::carry_out).transpose()?;
     survey.complete()?;
+    if scope >= Scope::Tests {
+        if nextest::find().is_none() {
+            nextest::install()?;
+        }
+        survey.found.extend(nextest::find());
+    }
     if kubernetes.is_some() {
         kubernetes::install()?;
     }
