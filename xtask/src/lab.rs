@@ -4,11 +4,16 @@ use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use flannel_ebpf_toolchain::workspace_root;
 
 use crate::{
     cargo::{Profile, build},
     host, setup,
+    ui::note,
 };
+
+/// How long the first build takes.
+const FIRST_BUILD: &str = "about ten minutes on two CPUs";
 
 /// What follows is the lab's to understand.
 #[derive(Args)]
@@ -24,6 +29,9 @@ pub(crate) fn run(task: &str, options: &Options) -> Result<()> {
     let asks_for_help = options.options.iter().any(|option| option == "--help" || option == "-h");
     if !asks_for_help {
         host::require_root(task, "its nodes and pods are network namespaces")?;
+    }
+    if !workspace_root().join("target/release").exists() {
+        note(&format!("the first `cargo xtask {task}` downloads and compiles what it needs: {FIRST_BUILD}"));
     }
     setup::ensure(setup::Scope::Lab)?;
     let program = format!("flannel-{task}");

@@ -61,7 +61,7 @@ impl Default for Progress {
 }
 
 fn spinner(what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
+    let style = ProgressStyle::with_template("{spinner} ({elapsed}) {wide_msg}");
     let bar = ProgressBar::new_spinner().with_message(what.to_owned());
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar.enable_steady_tick(Duration::from_millis(100));

@@ -26,6 +26,9 @@ const PODS: usize = 2;
 /// Bytes each node's first pod sends to the next node's, so that there is something to count.
 const SAMPLE: u64 = 64 << 20;
 
+/// How long the cluster takes to come up, be looked at, and go.
+const CLUSTER: Duration = Duration::from_secs(10);
+
 /// What a demo found.
 #[derive(Debug)]
 pub(crate) struct Findings {
@@ -43,6 +46,8 @@ pub(crate) struct Findings {
 /// pods cannot talk, after showing everything.
 pub(crate) fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
     requirements::check(&flannel_bench::Options::PROGRAMS)?;
+    let seconds = (measurement().estimate() + CLUSTER).as_secs().next_multiple_of(10);
+    eprintln!("The demo takes about {seconds} seconds from here.");
     let lab = Lab::named(NAME).context("start the demo; `cargo xtask demo --down` removes one that is up")?;
     let nodes = format!("etcd, {NODES} nodes with an agent each, {PODS} pods each");
     let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::Flow))?;
@@ -72,6 +77,19 @@ pub(crate) fn down(progress: &Progress) -> Result<()> {
     })
 }
 
+/// A small benchmark.
+fn measurement() -> flannel_bench::Options {
+    flannel_bench::Options {
+        cases: [Mode::Bare, Mode::KernelRules, Mode::Flow]
+            .map(|mode| Case::new(Scenario::Vxlan, mode))
+            .to_vec(),
+        workloads: vec![Workload::Tcp, Workload::Udp64, Workload::TcpPingPong],
+        rounds: 3,
+        seconds: 1,
+        all_or_nothing: true,
+    }
+}
+
 fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
     progress.step("waiting until pods take the fast path", || {
         (0..NODES).try_for_each(|node| cluster.await_fast_path(node, (node + 1) % NODES, FastPath::Flow))
@@ -88,18 +106,8 @@ fn look(cluster: &Cluster, progress: &Progress) -> Result<Findings> {
     }
     let counters = cluster.members.iter().map(|member| Ok((member.node.name(), member.counters()?)));
     let counters = counters.collect::<Result<Vec<_>>>()?;
-    let options = flannel_bench::Options {
-        cases: [Mode::Bare, Mode::KernelRules, Mode::Flow]
-            .map(|mode| Case::new(Scenario::Vxlan, mode))
-            .to_vec(),
-        workloads: vec![Workload::Tcp, Workload::Udp64, Workload::TcpPingPong],
-        rounds: 3,
-        seconds: 1,
-        all_or_nothing: true,
-    };
-    let comparison = progress.follow("measuring beside the bare network and the kernel", |report| {
-        flannel_bench::run(&options, report)
-    })?;
+    let options = measurement();
+    let comparison = progress.follow("measuring", |report| flannel_bench::run(&options, report))?;
     let leases = cluster.etcd.leases()?.into_iter().collect();
     Ok(Findings { leases, matrix, counters, comparison })
 }

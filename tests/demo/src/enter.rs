@@ -20,13 +20,14 @@ pub(crate) fn instructions(cluster: &Cluster) -> Result<String> {
             first.node.netns().name(),
             first.node.name()
         ),
-        format!("  ip netns exec {} bash             # a pod of its", pod.netns().name()),
+        format!("  ip netns exec {} bash             # a pod on it", pod.netns().name()),
         format!("  ip netns exec {} ping -c3 {target}", pod.netns().name()),
         format!(
-            "  ip netns exec {} env ETCDCTL_API=3 etcdctl --endpoints {} get --prefix {PREFIX}",
+            "  ETCDCTL_API=3 ip netns exec {} etcdctl --endpoints {} get --prefix {PREFIX}",
             first.node.netns().name(),
-            cluster.etcd.endpoint()
+            cluster.etcd.endpoint().trim_start_matches("http://")
         ),
+        format!("  target/release/flannel-agent bpf counters --bpffs {}", first.agent.bpffs().display()),
         format!("  bpftool prog show name {FROM_POD}"),
     ];
     for map in [ROUTES_V4, VTEPS, PODS_V4, CONFIG, COUNTERS] {
