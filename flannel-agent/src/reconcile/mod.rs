@@ -12,7 +12,6 @@ use std::{
     future::Future,
     net::IpAddr,
     pin::pin,
-    time::Duration,
 };
 
 use tokio::{
@@ -34,13 +33,13 @@ use crate::{
     values::Family,
 };
 
-mod due;
 mod echoes;
 mod foreign;
 mod host;
 mod journal;
 mod patched;
 mod pending;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -48,32 +47,10 @@ pub use crate::telemetry::{Pulse, Summary};
 pub use echoes::Echoes;
 pub use host::{Host, KernelHost, Surroundings};
 
-use due::{Due, Unplaced};
 use journal::Journal;
 use patched::Burst;
-use pending::{Pending, backoff};
-
-/// How long a burst of events is gathered before a pass.
-const SETTLE: Duration = Duration::from_millis(20);
-/// Between passes that pods can cause (by the kernel's notices, or without an address), so many times the length of the
-/// last pass is waited: on a large node they take at most a fifth of a CPU, however fast its pods come and go.
-const REST: u32 = 4;
-/// Maps and programs give no notice when someone changes them: so often they are looked at, and so many
-/// times the length of the look apart, which keeps the looks at a two-hundredth of a CPU: a lease that comes meanwhile
-/// waits for their end.
-const LOOK: Duration = Duration::from_secs(1);
-const LOOK_REST: u32 = 200;
-/// The same after a look that found something, and the repair: whoever took one thing away may take another.
-const REPAIR_REST: u32 = 50;
-/// Where nothing was amiss, no longer: on a busy machine a short look takes long.
-const LONGEST_LOOK: Duration = Duration::from_secs(4);
-/// How often everything is read again though nothing was heard of; on a large node, so many times its length apart.
-const FULL: Duration = Duration::from_secs(30);
-const FULL_REST: u32 = 200;
-const LONGEST_FULL: Duration = Duration::from_secs(120);
-
-/// So long after a change the number of peers is told, if there were many.
-const TOTAL: Duration = Duration::from_secs(3);
+use pending::Pending;
+use schedule::Schedule;
 
 /// Keeps a datapath as a source of leases says.
 pub struct Reconciler<D, H, L> {
@@ -96,12 +73,8 @@ pub struct Reconciler<D, H, L> {
     settled: Settled,
     pending: Pending,
     journal: Journal,
-    due: Due,
-    unplaced: Unplaced,
+    schedule: Schedule,
     burst: Burst,
-    /// How long the last pass took.
-    length: Duration,
-    failed_reads: u32,
     summary: watch::Sender<Summary>,
     heart: Heart,
 }
@@ -168,22 +141,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             settled: Settled::Never,
             pending: Pending::default(),
             journal: Journal::default(),
-            due: Due {
-                leases: None,
-                changed: Changed::EVERYTHING,
-                changed_at: None,
-                full: now,
-                retry: None,
-                exemptions: None,
-                look: now,
-                total: None,
-                pods: None,
-                rest: now,
-            },
-            unplaced: Unplaced::default(),
+            schedule: Schedule::new(now),
             burst: Burst::new(now),
-            length: Duration::ZERO,
-            failed_reads: 0,
             summary,
             heart: Heart::new(),
         };
@@ -212,17 +171,15 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 biased;
                 () = &mut stop => return self.datapath,
                 () = self.heart.beat() => {}
-                () = sleep_until(self.due.next()), if synced => self.run_pass().await,
-                () = sleep_until(self.due.look), if self.settled.is_reached() => self.look().await,
-                () = until(self.due.total) => {
-                    self.due.total = None;
+                () = sleep_until(self.schedule.next_pass()), if synced => self.run_pass().await,
+                () = sleep_until(self.schedule.next_look()), if self.settled.is_reached() => self.look().await,
+                () = until(self.schedule.next_total()) => {
+                    self.schedule.total_said();
                     self.journal.total(self.plan.peers.len());
                 }
                 Ok(()) = self.locals.changed() => self.on_local(),
                 event = self.source.next() => self.on_lease(event).await,
-                () = changed(&mut self.exemptions) => {
-                    self.due.exemptions.get_or_insert_with(|| Instant::now() + SETTLE);
-                }
+                () = changed(&mut self.exemptions) => self.schedule.exemptions_changed(Instant::now()),
                 changed = self.host.changed() => self.heard(changed),
             }
         }
@@ -247,20 +204,19 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 let leases = self.leases.insert(Leases::new());
                 lease::apply(leases, event);
                 info!(leases = leases.len(), "leases read");
-                self.due.full = Instant::now();
+                self.schedule.leases_read(Instant::now());
             }
         }
-        let settle = SETTLE.max(self.length);
-        self.due.leases.get_or_insert_with(|| Instant::now() + settle);
+        self.schedule.leases_changed(Instant::now());
     }
 
     /// Lets a pass follow for what changed.
     fn heard(&mut self, changed: Changed) {
+        let now = Instant::now();
         if changed.routes || changed.addresses {
-            self.pending.hurry(Instant::now());
+            self.pending.hurry(now);
         }
-        self.due.changed |= changed;
-        self.due.changed_at.get_or_insert_with(|| Instant::now() + SETTLE);
+        self.schedule.heard(changed, now);
     }
 
     /// Looks at maps and programs, and lets a pass follow at once if they are not as planned.
@@ -268,26 +224,22 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let start = Instant::now();
         let found = self.datapath.observe_bpf().await;
         let mut cost = start.elapsed();
-        let (mut rest, mut longest) = (LOOK_REST, LONGEST_LOOK);
         let planned = &self.plan.state.bpf;
-        if !matches!(&found, Ok(None)) && !matches!(&found, Ok(Some(found)) if found == planned) {
+        let amiss = !matches!(&found, Ok(None)) && !matches!(&found, Ok(Some(found)) if found == planned);
+        if amiss {
             // A program takes a pod's address out of the map when it is announced from elsewhere: the kernel is asked
             // anew where it is.
-            self.due.changed.links |= matches!(&found, Ok(Some(found)) if !found.has_pods_of(planned));
-            self.due.changed.overlay = true;
-            self.due.changed_at = Some(start);
-            cost += self.length;
-            (rest, longest) = (REPAIR_REST, FULL);
+            let links = matches!(&found, Ok(Some(found)) if !found.has_pods_of(planned));
+            self.schedule.found(Changed { links, overlay: true, ..Changed::default() }, start);
         }
         let begun = Instant::now();
         let interfaces = self.surroundings.foreign.0.keys().copied().collect();
         let programs = self.datapath.foreign_programs(&interfaces).await;
         if programs.is_ok_and(|programs| programs != self.programs) {
-            self.due.changed.hooks = true;
-            self.due.changed_at = Some(start);
+            self.schedule.found(Changed { hooks: true, ..Changed::default() }, start);
         }
         cost += begun.elapsed();
-        self.due.look = Instant::now() + (cost * rest).clamp(LOOK, longest);
+        self.schedule.looked(cost, amiss, Instant::now());
     }
 
     /// This node has changed: whatever was concluded of what it was is concluded anew, at once.
@@ -296,53 +248,24 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let now = Instant::now();
         self.next_hops.clear();
         self.pending.hurry(now);
-        self.due.changed = Changed::EVERYTHING;
-        self.due.changed_at = Some(now);
-        self.due.rest = now;
+        self.schedule.node_changed(now);
     }
 
     async fn run_pass(&mut self) {
-        let start = Instant::now();
-        let full = self.due.full <= start;
-        let mut changed = std::mem::take(&mut self.due.changed);
-        changed.links |= self.due.pods.is_some_and(|due| due <= start);
-        self.due.changed_at = None;
-        self.due.leases = None;
-        self.due.exemptions = None;
-        self.due.retry = None;
-        if full {
-            self.due.full = start + FULL;
-        }
-        let changed = if full { Changed::EVERYTHING } else { changed };
-        let mut at_once = false;
-        match self.pass(changed, start).await {
+        let pass = self.schedule.begin(Instant::now());
+        match self.pass(pass.changed, pass.start).await {
             Ok(again) => {
-                at_once = again;
-                self.failed_reads = 0;
                 self.journal.read();
-                self.due.retry = self.pending.next_due();
-                if again {
-                    // A new device has a new index: what hangs on that is still to be planned.
-                    self.due.changed = Changed::EVERYTHING;
-                    self.due.changed_at = Some(start);
-                }
                 heap::trim();
+                // A new device has a new index: what hangs on that is still to be planned.
+                self.schedule.passed(pass, again, self.pending.next_due(), Instant::now());
             }
             Err(error) => {
                 self.journal.read_failed(&error.to_string());
-                self.failed_reads += 1;
-                // Nothing was done about what was due.
-                self.due.changed |= Changed::EVERYTHING;
-                self.due.retry = Some(start + backoff(self.failed_reads));
                 self.summary.send_modify(|summary| summary.last_error = Some(error.to_string()));
+                self.schedule.failed(pass, Instant::now());
             }
         }
-        self.length = start.elapsed();
-        if full {
-            self.due.full = start + (self.length * FULL_REST).clamp(FULL, LONGEST_FULL);
-        }
-        let rest = if at_once { Duration::ZERO } else { self.length * REST };
-        self.due.rest = Instant::now() + rest;
     }
 
     /// Does what is to be done; whether another pass must follow at once.
@@ -371,11 +294,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             }
             changed.overlay |= surroundings.overlays != self.surroundings.overlays;
             // Only pods that are reached past the host's stack have to be found.
-            self.due.pods = if self.local.fast_path.finds_pods() {
-                self.unplaced.look_again(&surroundings.pods, self.local.stacks.len(), now)
-            } else {
-                None
-            };
+            let placed = self.local.fast_path.finds_pods().then_some(&surroundings.pods);
+            self.schedule.pods_seen(placed, self.local.stacks.len(), now);
             self.journal.crowded(&surroundings.pods);
             self.surroundings = surroundings;
             let interfaces = self.surroundings.foreign.0.keys().copied().collect();
@@ -465,7 +385,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
 
     fn report(&mut self, read: bool) {
         if self.journal.is_unsettled() {
-            self.due.total.get_or_insert_with(|| Instant::now() + TOTAL);
+            self.schedule.peers_changed(Instant::now());
         }
         let summary =
             Summary {

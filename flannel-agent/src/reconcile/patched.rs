@@ -45,7 +45,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     /// the pass that follows then.
     pub(super) async fn patch(&mut self, subnet: LeaseSubnet, before: Option<&Lease>) -> bool {
         let now = Instant::now();
-        let due = self.due.leases.is_some() || self.due.exemptions.is_some();
+        let due = self.schedule.gathers();
         let unheard =
             self.exemptions.has_changed().unwrap_or(false) || self.locals.has_changed().unwrap_or(false);
         if !self.settled.is_reached() || !self.pending.is_empty() || due || unheard || !self.burst.take(now) {
@@ -75,7 +75,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         patch.apply(&mut self.plan);
         self.journal.patched(&patch);
         self.journal.on_kernel(&self.plan.on_kernel);
-        self.due.retry = self.pending.next_due();
+        self.schedule.retry(self.pending.next_due());
         self.report(false);
         true
     }

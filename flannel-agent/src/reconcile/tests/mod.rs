@@ -16,7 +16,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::*;
+use super::{
+    schedule::{FULL, TOTAL},
+    *,
+};
 use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
