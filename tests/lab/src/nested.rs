@@ -34,9 +34,11 @@ impl Lab {
              link set port up\n",
             nested.name()
         ))?;
+        // Before its address is proven a route cannot name it, and that is done whenever the kernel gets to it.
+        let proof = if address.is_ipv6() { " nodad" } else { "" };
         nested.ip_batch(&format!(
             "addr add {far_network} dev eth0\n\
-             addr add {own} dev lo\n\
+             addr add {own}{proof} dev lo\n\
              link set eth0 mtu 1450\n\
              link set eth0 up\n\
              route add default via {near} dev eth0 onlink src {address}\n"
