@@ -45,6 +45,8 @@ const COMMANDS: &[(&str, How)] = &[
     ("cargo xtask old-kernel", Ci),
     ("cargo xtask demo", Ci),
     ("cargo build --release", Usage),
+    ("cargo test -p flannel-common", Usage),
+    ("cargo xtask build-ebpf", Usage),
     ("cargo xtask bench", Usage),
     ("cargo xtask bench --quick", Usage),
     ("cargo xtask bench --json run.json --svg run.svg", Usage),
