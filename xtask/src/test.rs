@@ -15,6 +15,9 @@ use crate::{
 /// Where the tests are. As a host crate flannel-ebpf is empty.
 const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "flannel-ebpf"];
 
+/// The programs of the agent's package, which tests run.
+const AGENTS: [&str; 3] = ["flannel-agent", "flannel", "install-conf"];
+
 /// How many of the slowest tests are shown.
 const SLOWEST: usize = 15;
 
@@ -38,8 +41,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Scope::Kubernetes)?;
     let runner = setup::test_runner()?;
     // In one go, so that what both use is compiled once.
-    let targets = ["--tests", "--bin", "flannel-agent", "--bin", "flannel"];
-    let built = build(Profile::Dev, "the agent and the tests", &[&PACKAGES[..], &targets].concat())?;
+    let programs = AGENTS.map(|program| ["--bin", program]).concat();
+    let built =
+        build(Profile::Dev, "the agent and the tests", &[&PACKAGES[..], &["--tests"], &programs].concat())?;
     let report = workspace_root().join("target/nextest/default/junit.xml");
     // So that it is this run's that is read.
     let _ = fs::remove_file(&report);
