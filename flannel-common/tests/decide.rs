@@ -9,11 +9,11 @@ use flannel_common::{
     layout::{AddressV6, FastPath, PeerKind, PeerV4, SubnetV4, UnknownVtep},
     mark::FLOW_MARK,
     packet::{Arrival, Fib, Packet, headers::folded},
-    path::{Hook, Note, Verdict, decide, note, note_v6, trail, v6::egress::is_handed_over},
+    path::{Hook, Note, Verdict, decide, to_overlay::is_handed_over, trail},
     reason::Reason,
 };
 use flannel_common_testing::{
-    ELSEWHERE, Frame, FrameV6, HERE, MemoryTables, THERE, TUNNEL, fixtures,
+    ELSEWHERE, Frame, FrameV6, HERE, MemoryTables, THERE, TUNNEL, fixtures, note, note_v6,
     random::{any_arrival, arbitrary_bytes, case},
     seen_at,
 };
@@ -296,7 +296,7 @@ proptest! {
         let expected = longest(&tables, destination);
         for hook in [Hook::FromPod, Hook::ToOverlay] {
             let peer = match decide(hook, &sent(hook, frame.clone()).bytes()[..], &tables, &seen_at(hook)) {
-                Verdict::Encap(encap, _) => Some(encap.peer),
+                Verdict::Encap(encap, _) => Some(encap.route),
                 Verdict::Kernel(Reason::NoRoute) => None,
                 other => panic!("{other:?}"),
             };

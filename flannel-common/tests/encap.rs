@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
 use flannel_common::{
+    family::{ForwardV4, V4},
     layout::{PeerKind, PeerV4},
     packet::hash::{of_flow, of_flow_v6, source_port},
-    path::{Encap, Forward, HEADERS_AT, HEADERS_LEN},
+    path::{Encap, HEADERS_AT, HEADERS_LEN},
 };
 use flannel_common_testing::{Frame, FrameV6, HERE, THERE};
 use proptest::prelude::*;
@@ -22,13 +23,14 @@ prop_compose! {
 
 prop_compose! {
     fn encap()(
-        peer in peer(), source: [u8; 4], port in 1u16.., a: u16, b: u16, inner_tos: u8,
+        route in peer(), source: [u8; 4], port in 1u16.., a: u16, b: u16, inner_tos: u8,
         // Up to the largest whose outer IP length, 36 bytes more, fits 16 bits.
         frame_len in 34u16..=65_535 - 36,
-    ) -> Encap {
+    ) -> Encap<V4> {
         let source_ports = (a.min(b).into(), a.max(b).into());
-        let forward = Some(Forward { tos: None, ttl: 63, protocol: 6, checksum: 0 });
-        Encap { peer, source, port, source_ports, ttl: 64, inner_tos, frame_len, forward }
+        let forward = Some(ForwardV4 { tos: None, ttl: 63, protocol: 6, checksum: 0 });
+        let inner = Frame::udp(HERE.pod(2), THERE.pod(2), 0).ip(|ip| ip.tos = inner_tos).ip;
+        Encap { route, source, port, source_ports, hops: 64, inner, frame_len, forward }
     }
 }
 
@@ -54,7 +56,7 @@ proptest! {
         let (ip, rest) = Ipv4Header::from_slice(rest).unwrap();
         prop_assert_eq!(ip.header_checksum, ip.calc_header_checksum());
         prop_assert_eq!(ip.dscp.value(), 0);
-        let ecn = match encap.inner_tos & 3 { 3 => 2, mark => mark };
+        let ecn = match encap.inner.tos & 3 { 3 => 2, mark => mark };
         prop_assert_eq!(ip.ecn.value(), ecn);
         prop_assert_eq!(ip.total_len, 20 + 8 + 8 + encap.frame_len);
         prop_assert_eq!(ip.identification, id);
@@ -63,7 +65,7 @@ proptest! {
         prop_assert_eq!(ip.time_to_live, 64);
         prop_assert_eq!(ip.protocol, IpNumber::UDP);
         prop_assert_eq!(ip.source, encap.source);
-        prop_assert_eq!(ip.destination, encap.peer.vtep);
+        prop_assert_eq!(ip.destination, encap.route.vtep);
         prop_assert!(ip.options.is_empty());
 
         let (udp, rest) = UdpHeader::from_slice(rest).unwrap();
@@ -74,12 +76,12 @@ proptest! {
         prop_assert_eq!(udp.checksum, 0);
 
         let (vxlan, rest) = rest.split_at(8);
-        let [_, a, b, c] = encap.peer.vni.to_be_bytes();
+        let [_, a, b, c] = encap.route.vni.to_be_bytes();
         prop_assert_eq!(vxlan, [0x08, 0, 0, 0, a, b, c, 0]);
 
         let (inner, rest) = Ethernet2Header::from_slice(rest).unwrap();
-        prop_assert_eq!(inner.destination, encap.peer.vtep_mac);
-        prop_assert_eq!(inner.source, encap.peer.local_mac);
+        prop_assert_eq!(inner.destination, encap.route.vtep_mac);
+        prop_assert_eq!(inner.source, encap.route.local_mac);
         prop_assert_eq!(inner.ether_type, EtherType::IPV4);
         prop_assert!(rest.is_empty());
     }

@@ -1,13 +1,16 @@
 //! The tunnel's gate: what the kernel's own packets say about it.
 
 use flannel_common::{
+    family::V4,
     layout::{PeerKind, Tunnel},
     mark::FLOW_MARK,
     packet::{Packet as _, checksum, headers::Ethernet},
-    path::{Hook, TunnelNote, UnderlayRoute, note_tunnel, note_tunnel_v6},
+    path::{Hook, TunnelNote, UnderlayRoute},
     reason::Reason,
 };
-use flannel_common_testing::{Frame, FrameV6, HERE, MemoryTables, NOW, THERE, TUNNEL, seen_at};
+use flannel_common_testing::{
+    Frame, FrameV6, HERE, MemoryTables, NOW, THERE, TUNNEL, note_tunnel, note_tunnel_v6, seen_at,
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -34,7 +37,7 @@ fn its_route(frame: &[u8], mtu: u32) -> Option<UnderlayRoute> {
     Some(UnderlayRoute { stations: Ethernet::parse(&frame.read(0)?), mtu })
 }
 
-fn seen(frame: &Frame, tables: &MemoryTables, route: Option<UnderlayRoute>) -> Option<TunnelNote> {
+fn seen(frame: &Frame, tables: &MemoryTables, route: Option<UnderlayRoute>) -> Option<TunnelNote<V4>> {
     note_tunnel(Hook::ToUnderlay, &frame.bytes()[..], tables, &seen_at(Hook::ToUnderlay), route)
 }
 

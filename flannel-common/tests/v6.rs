@@ -11,11 +11,11 @@ use flannel_common::{
     layout::{AddressV6, FastPath, PeerV6, SubnetV6},
     mark::FLOW_MARK,
     packet::{Arrival, ipv6::Ipv6},
-    path::{Hook, Note, Verdict, decide, note_v6},
+    path::{Hook, Note, Verdict, decide},
     reason::Reason,
 };
 use flannel_common_testing::{
-    FrameV6, HERE, MemoryTables, Node, THERE, TUNNEL, fixtures, handed_over, popped_v6, pushed_v6,
+    FrameV6, HERE, MemoryTables, Node, THERE, TUNNEL, decapsulated, fixtures, handed_over, note_v6,
     random::any_arrival, random_v6::case_v6, seen_at, transport_checksum,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -87,7 +87,7 @@ fn checksum_is_right(frame: &[u8]) -> Result<(), TestCaseError> {
 
 fn encapsulated(hook: Hook, from: &Node, to: &Node, frame: &[u8], hash: u32) -> Vec<u8> {
     match decide(hook, frame, &from.dual_tables(&[*to]), &seen_at(hook)) {
-        Verdict::EncapV6(encap, _) => pushed_v6(frame, &encap, hash).unwrap(),
+        Verdict::EncapV6(encap, _) => flannel_common_testing::encapsulated(frame, &encap, 0, hash).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -206,7 +206,7 @@ proptest! {
         let mut expected = frame(hop_limit - 2, class, label, &kind, &data);
         expected[..6].copy_from_slice(&THERE.pod_mac(3));
         expected[6..12].copy_from_slice(&THERE.gateway_mac());
-        prop_assert_eq!(popped_v6(&outer, &deliver).unwrap(), expected);
+        prop_assert_eq!(decapsulated(&outer, &deliver).unwrap(), expected);
     }
 
     #[test]
@@ -287,7 +287,7 @@ proptest! {
         let frame = FrameV6::udp(HERE.pod_v6(2), destination, 10);
         for hook in [Hook::FromPod, Hook::ToOverlay] {
             let peer = match decide(hook, &sent(hook, frame.clone()).bytes()[..], &tables, &seen_at(hook)) {
-                Verdict::EncapV6(encap, _) => Some(encap.peer),
+                Verdict::EncapV6(encap, _) => Some(encap.route),
                 Verdict::Kernel(Reason::NoRoute) => None,
                 other => panic!("{other:?}"),
             };

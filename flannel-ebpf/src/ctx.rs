@@ -1,100 +1,62 @@
 //! The packet in the kernel: bounds-checked access to its bytes, and the helpers that change it.
 //!
-//! One of the two files with `unsafe`. A view of packet memory lives only while a decision is made; what
+//! A view of packet memory lives only while a decision is made; what
 //! moves the packet comes after.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
 mod fib;
 mod xdp;
 
-pub(crate) use xdp::XdpFrame;
+pub(crate) use xdp::Frame;
 
-use core::{ffi::c_void, hint::black_box, mem::offset_of};
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_OUTPUT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
-        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_tunnel_key,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-        bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_check_mtu, bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
+        bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
     },
     programs::TcContext,
 };
 use flannel_common::{
+    family::{V4, V6},
     layout::{AddressV6, POPPED_FOR_LEN, PodPlace, PoppedFor},
     map::{REDIRECTED, TRY_POP, TRY_PUSH},
     packet::{
         Arrival, Fib, Packet,
-        headers::{ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
-        ipv6::{self, ETHERTYPE_IPV6},
+        headers::{ENCAP_LEN, ETHERNET_LEN},
+        ipv6::ETHERTYPE_IPV6,
     },
     path::UnderlayRoute,
     reason::Reason,
 };
 
-/// `AF_INET`, include/linux/socket.h.
-const AF_INET: u32 = 2;
-/// As `AF_INET`.
-const AF_INET6: u32 = 10;
+use crate::family::{AF_INET, AF_INET6, InKernel};
+
 /// include/uapi/linux/if_packet.h.
 const PACKET_OTHERHOST: u32 = 3;
 
-/// Flags of the push. `FIXED_GSO`: segments keep their payload size, the outer headers come on top.
+/// Flags of encapsulation. `FIXED_GSO`: segments keep their payload size, the outer headers come on top.
 /// `ENCAP_L2(14)`: the segmenter finds the inner Ethernet header 14 bytes before the inner IP header.
-const PUSH_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+const ENCAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | bpf_f_adj_room_encap_l2(ETHERNET_LEN as u64);
 
-/// Flags of the pop. Without `FIXED_GSO` the kernel would add the popped bytes to the segment size,
+/// Flags of decapsulation. Without `FIXED_GSO` the kernel would add the removed bytes to the segment size,
 /// and aggregates of small segments would be dropped.
-const POP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+const DECAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
 
-/// The pop that frees an aggregate of its tunnel's marks: `BPF_F_ADJ_ROOM_DECAP_L4_UDP` (include/uapi/linux/bpf.h),
+/// Decapsulation that clears an aggregate's tunnel GSO flags: `BPF_F_ADJ_ROOM_DECAP_L4_UDP` (include/uapi/linux/bpf.h),
 /// younger than these bindings.
-const POP_CLEAN_FLAGS: u64 = POP_FLAGS | 1 << 10;
-
-/// Tries the flags that the first word of the control block asks for; what the helper says.
-#[inline(always)]
-pub(crate) fn try_room(ctx: &TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: a field of the live context, and the live context.
-    unsafe {
-        let (difference, flags) = match (*skb).cb[0] {
-            TRY_PUSH => (ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64),
-            TRY_POP => (-(ENCAP_LEN as i32), POP_FLAGS),
-            _ => (-(ENCAP_LEN as i32), POP_CLEAN_FLAGS),
-        };
-        bpf_skb_adjust_room(skb, difference, BPF_ADJ_ROOM_MAC, flags) as i32
-    }
-}
-
-/// Where a packet is sent on the link of an interface.
-pub(crate) trait NextHop: Copy {
-    /// Sends it there.
-    fn redirect(self, skb: Skb, ifindex: u32) -> i32;
-}
-
-impl NextHop for [u8; 4] {
-    #[inline(always)]
-    fn redirect(self, skb: Skb, ifindex: u32) -> i32 {
-        skb.redirect_neighbour(ifindex, self)
-    }
-}
-
-impl NextHop for AddressV6 {
-    #[inline(always)]
-    fn redirect(self, skb: Skb, ifindex: u32) -> i32 {
-        skb.redirect_neighbour_v6(ifindex, self)
-    }
-}
+const DECAP_CLEAN_FLAGS: u64 = DECAP_FLAGS | 1 << 10;
 
 /// A packet at a tc hook. A copy is the same packet.
 #[derive(Clone, Copy)]
@@ -109,14 +71,6 @@ struct Placed {
     next_hop: bpf_redir_neigh,
 }
 
-#[inline(always)]
-const fn redir_neigh(family: u32, address: [u32; 4]) -> bpf_redir_neigh {
-    bpf_redir_neigh {
-        nh_family: family,
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: address },
-    }
-}
-
 /// How much a packet counts for.
 #[derive(Clone, Copy)]
 pub(crate) struct Size {
@@ -127,26 +81,43 @@ pub(crate) struct Size {
 }
 
 impl Skb {
-    /// The packet of `ctx`, its first `linear` bytes (or all, if it has fewer) made directly readable.
+    /// The packet of `ctx`.
     #[inline(always)]
-    pub(crate) fn of(ctx: &TcContext, linear: u32) -> Self {
-        let skb = Self { skb: ctx.skb.skb };
-        if skb.data() + linear as usize > skb.data_end() {
+    pub(crate) fn of(ctx: &TcContext) -> Self {
+        Self { skb: ctx.skb.skb }
+    }
+
+    /// The kernel's context.
+    #[inline(always)]
+    pub(crate) fn raw(self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Makes its first `linear` bytes, or all if it has fewer, directly readable.
+    #[inline(always)]
+    pub(crate) fn make_readable(&self, linear: u32) {
+        if self.data() + linear as usize > self.data_end() {
             // SAFETY: `skb` is the live context. A failure (packet shorter, no memory) shows as a
             // failed read later.
             unsafe {
-                let length = (*skb.skb).len;
-                bpf_skb_pull_data(skb.skb, if linear < length { linear } else { length });
+                let length = (*self.skb).len;
+                bpf_skb_pull_data(self.skb, if linear < length { linear } else { length });
             }
         }
-        skb
     }
 
-    /// The mark of the packet of `ctx`.
+    /// Tries the flags that the first word of the control block asks for; what the helper says.
     #[inline(always)]
-    pub(crate) fn mark_of(ctx: &TcContext) -> u32 {
-        // SAFETY: a field of the live context.
-        unsafe { (*ctx.skb.skb).mark }
+    pub(crate) fn try_room(self) -> i32 {
+        // SAFETY: a field of the live context, and the live context.
+        unsafe {
+            let (difference, flags) = match (*self.skb).cb[0] {
+                TRY_PUSH => (ENCAP_LEN as i32, ENCAP_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64),
+                TRY_POP => (-(ENCAP_LEN as i32), DECAP_FLAGS),
+                _ => (-(ENCAP_LEN as i32), DECAP_CLEAN_FLAGS),
+            };
+            bpf_skb_adjust_room(self.skb, difference, BPF_ADJ_ROOM_MAC, flags) as i32
+        }
     }
 
     /// What the kernel knows of the packet beside its bytes.
@@ -166,11 +137,11 @@ impl Skb {
         }
     }
 
-    /// Whether `ctx` is an IPv6 packet, by what the kernel says: no byte of it is read.
+    /// Whether it is an IPv6 packet, by what the kernel says: no byte of it is read.
     #[inline(always)]
-    pub(crate) fn is_ipv6(ctx: &TcContext) -> bool {
+    pub(crate) fn is_ipv6(&self) -> bool {
         // SAFETY: a field of the live context.
-        unsafe { (*ctx.skb.skb).protocol == (ETHERTYPE_IPV6.to_be() as u32) }
+        unsafe { (*self.skb).protocol == (ETHERTYPE_IPV6.to_be() as u32) }
     }
 
     /// Whether the packet belongs to a socket of IPv4 or IPv6. What arrives for forwarding is taken from its socket
@@ -212,15 +183,15 @@ impl Skb {
     }
 
     /// The hash of the packet's flow that the kernel has, from the packet's socket or from the NIC, as its own device
-    /// would take it; else the one that `of_flow` gives, which the kernel then has too.
+    /// would take it; else one of ours, which the kernel then has too.
     #[inline(always)]
-    pub(crate) fn flow_hash(&self, of_flow: impl FnOnce(&Self) -> Option<u32>) -> u32 {
+    pub(crate) fn flow_hash<F: InKernel>(&self) -> u32 {
         // SAFETY: a field of the live context.
         let known = unsafe { (*self.skb).hash };
         if known != 0 {
             return known;
         }
-        let hash = of_flow(self).unwrap_or(1);
+        let hash = F::flow_hash(self).unwrap_or(1);
         // SAFETY: `skb` is the live context.
         unsafe { bpf_set_hash(self.skb, hash) };
         hash
@@ -243,31 +214,14 @@ impl Skb {
     /// Makes room for the outer headers behind the first 14 bytes; `None`, and nothing changed, where
     /// the kernel refuses.
     #[inline(always)]
-    pub(crate) fn push_vxlan(&mut self) -> Option<()> {
-        self.adjust_room(ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64)
+    pub(crate) fn make_room<F: InKernel>(&mut self) -> Option<()> {
+        self.adjust_room(F::ENCAP_LEN as i32, ENCAP_FLAGS | F::ENCAP_FLAG)
     }
 
-    /// As `push_vxlan`, for outer headers over IPv6.
+    /// Removes outer headers of `len` bytes; `None`, and nothing changed, where the kernel refuses.
     #[inline(always)]
-    pub(crate) fn push_vxlan_v6(&mut self) -> Option<()> {
-        self.adjust_room(ipv6::ENCAP_LEN as i32, PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64)
-    }
-
-    /// Removes the outer headers; `None`, and nothing changed, where the kernel refuses.
-    #[inline(always)]
-    pub(crate) fn pop_vxlan(&mut self) -> Option<()> {
-        self.pop(ENCAP_LEN)
-    }
-
-    /// As `pop_vxlan`, of outer headers over IPv6.
-    #[inline(always)]
-    pub(crate) fn pop_vxlan_v6(&mut self) -> Option<()> {
-        self.pop(ipv6::ENCAP_LEN)
-    }
-
-    #[inline(always)]
-    fn pop(&mut self, len: usize) -> Option<()> {
-        self.adjust_room(-(len as i32), POP_FLAGS)?;
+    pub(crate) fn remove_outer(&mut self, len: usize) -> Option<()> {
+        self.adjust_room(-(len as i32), DECAP_FLAGS)?;
         // A checksum the NIC has verified was the outer packet's: one level less is the inner one's.
         // SAFETY: `skb` is the live context; a packet without such a state is left as it is.
         unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
@@ -287,9 +241,9 @@ impl Skb {
         fits(self.skb.cast(), ifindex, packet_len)
     }
 
-    /// The pod for which XDP has popped the packet; `None` if it has not.
+    /// The pod for which XDP has decapsulated the packet; `None` if it has not.
     #[inline(always)]
-    pub(crate) fn popped_for(&self) -> Option<PodPlace> {
+    pub(crate) fn decapsulated_for(&self) -> Option<PodPlace> {
         // SAFETY: a field of the live context.
         let start = unsafe { (*self.skb).data_meta as usize };
         if start + POPPED_FOR_LEN > self.data() {
@@ -309,9 +263,7 @@ impl Skb {
     /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table
     /// gives the MACs, and queues the packet while it does not know them.
     #[inline(always)]
-    pub(crate) fn redirect_neighbour(&self, ifindex: u32, next_hop: [u8; 4]) -> i32 {
-        let [a, b, c, d] = next_hop;
-        let mut next_hop = redir_neigh(AF_INET, [u32::from_ne_bytes([a, b, c, d]), 0, 0, 0]);
+    pub(crate) fn redirect_neighbour(self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
         self.tell_redirected();
         // SAFETY: `next_hop` is initialised in full and outlives the call.
         unsafe {
@@ -319,15 +271,10 @@ impl Skb {
         }
     }
 
-    /// As `redirect_neighbour`, to a neighbour known by its IPv6 address.
+    /// As `redirect_neighbour`, to a neighbour known by an address of 16 bytes.
     #[inline(always)]
-    pub(crate) fn redirect_neighbour_v6(&self, ifindex: u32, next_hop: AddressV6) -> i32 {
-        let words = |half: u64| {
-            let [a, b, c, d, e, f, g, h] = half.to_ne_bytes();
-            [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
-        };
-        let [[a, b], [c, d]] = next_hop.halves().map(words);
-        let mut placed = Placed { gap: 0, next_hop: redir_neigh(AF_INET6, [a, b, c, d]) };
+    pub(crate) fn redirect_placed_neighbour(self, ifindex: u32, next_hop: bpf_redir_neigh) -> i32 {
+        let mut placed = Placed { gap: 0, next_hop };
         self.tell_redirected();
         // Not looked through, or LLVM would drop the gap.
         let next_hop = &raw mut black_box(&mut placed).next_hop;
@@ -342,10 +289,10 @@ impl Skb {
         unsafe { (*self.skb).tc_index = u32::from(REDIRECTED) }
     }
 
-    /// Whether the packet of `ctx` was redirected by one of our programs. It is not so for whoever sees it next.
+    /// Whether the packet was redirected by one of our programs. It is not so for whoever sees it next.
     #[inline(always)]
-    pub(crate) fn take_redirected(ctx: &TcContext) -> bool {
-        let skb = ctx.skb.skb;
+    pub(crate) fn take_redirected(&self) -> bool {
+        let skb = self.skb;
         // SAFETY: a field of the live context that programs of this kind may write.
         unsafe {
             if (*skb).tc_index != u32::from(REDIRECTED) {
@@ -373,54 +320,12 @@ impl Skb {
     /// How the kernel's route sends what is from `source` to `destination` out of this interface, and what it finds to
     /// be the next hop's MAC. `None` where there is no such way, or where the neighbour is not known.
     #[inline(always)]
-    pub(crate) fn underlay_route(&self, source: [u8; 4], destination: [u8; 4]) -> Option<UnderlayRoute> {
-        // SAFETY: a struct of integers.
-        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
-        lookup.family = AF_INET as u8;
-        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
-        self.route(lookup, ETHERTYPE_IPV4)
-    }
-
-    /// As `underlay_route`, between IPv6 addresses.
-    #[inline(always)]
-    pub(crate) fn underlay_route_v6(
+    pub(crate) fn underlay_route<F: InKernel>(
         &self,
-        source: AddressV6,
-        destination: AddressV6,
+        source: F::Address,
+        destination: F::Address,
     ) -> Option<UnderlayRoute> {
-        let words = |address: AddressV6| -> [u32; 4] {
-            let [a, b] = address.halves();
-            [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
-        };
-        // SAFETY: a struct of integers.
-        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
-        lookup.family = AF_INET6 as u8;
-        lookup.__bindgen_anon_3.ipv6_src = words(source);
-        lookup.__bindgen_anon_4.ipv6_dst = words(destination);
-        self.route(lookup, ETHERTYPE_IPV6)
-    }
-
-    #[inline(always)]
-    fn route(&self, mut lookup: FibLookup, ethertype: u16) -> Option<UnderlayRoute> {
-        // With a length the helper tells the route's MTU; one byte fits each.
-        lookup.__bindgen_anon_1.tot_len = 1;
-        // SAFETY: fields of the live context; the helper writes the lookup, which is initialised.
-        unsafe {
-            lookup.ifindex = (*self.skb).ifindex;
-            let len = size_of::<FibLookup>() as i32;
-            match bpf_fib_lookup(self.skb.cast(), &raw mut lookup, len, BPF_FIB_LOOKUP_OUTPUT) as u32 {
-                BPF_FIB_LKUP_RET_SUCCESS => Some(UnderlayRoute {
-                    stations: Ethernet::of_words(macs(&lookup), ethertype),
-                    mtu: u32::from(lookup.__bindgen_anon_1.mtu_result),
-                }),
-                // An interface that forwards nothing sends all the same; the helper says no more about it.
-                BPF_FIB_LKUP_RET_FWD_DISABLED => {
-                    Some(UnderlayRoute { stations: Ethernet::parse(self.view(0)?), mtu: u32::MAX })
-                }
-                _ => None,
-            }
-        }
+        fib::route::<F>(self, source, destination)
     }
 
     /// Hands the packet to the other end of veth `ifindex`, in the pod, without a pass through the queue.
@@ -448,17 +353,6 @@ impl Skb {
         let start = self.data() + offset;
         if start + N > self.data_end() { None } else { Some(start as *mut [u8; N]) }
     }
-}
-
-/// The MACs that a lookup has found, source first, as words: each read by itself, since LLVM would read them in pieces
-/// that are not aligned.
-#[inline(always)]
-fn macs(lookup: &FibLookup) -> [u32; 3] {
-    const SOURCE: usize = offset_of!(FibLookup, smac);
-    const { assert!(SOURCE.is_multiple_of(4) && SOURCE + 12 == size_of::<FibLookup>()) };
-    let start = (&raw const *lookup).cast::<u32>();
-    // SAFETY: the last three words of a struct that is aligned to words.
-    [0, 1, 2].map(|word| unsafe { start.add(SOURCE / 4 + word).read_volatile() })
 }
 
 /// Whether an IP packet of `packet_len` bytes, or with 0 that of `ctx` itself, fits interface `ifindex`, and that
@@ -499,11 +393,11 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn fib_v4(&self, ifindex: u32, source: [u8; 4], destination: [u8; 4]) -> Fib {
-        fib::v4(self.skb.cast(), ifindex, source, destination)
+        fib::destination::<V4>(self.skb.cast(), ifindex, source, destination)
     }
 
     #[inline(always)]
     fn fib_v6(&self, ifindex: u32, source: AddressV6, destination: AddressV6) -> Fib {
-        fib::v6(self.skb.cast(), ifindex, source, destination)
+        fib::destination::<V6>(self.skb.cast(), ifindex, source, destination)
     }
 }

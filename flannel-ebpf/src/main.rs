@@ -1,8 +1,8 @@
-//! flannel-ebpf's tc programs: wrap the packet, decide, count, act.
+//! flannel-ebpf's programs for tc and XDP.
 //!
-//! What a packet deserves is decided in `flannel_common::path`; here one `match` turns the verdict into
-//! what the kernel is told. A packet whose headers the kernel refuses to change goes the kernel's way,
-//! unchanged.
+//! What happens at a hook is in the file of `flannel_common::path` that has its name. Here is what that is made of: the
+//! entry point of each hook, the packet ([`ctx`]), what is done to it ([`act`]) and the maps ([`maps`]). A packet whose
+//! headers the kernel refuses to change goes the kernel path, unchanged.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -10,11 +10,25 @@ mod act;
 #[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
+mod family;
+#[cfg(target_arch = "bpf")]
+mod from_overlay;
+#[cfg(target_arch = "bpf")]
+mod from_pod;
+#[cfg(target_arch = "bpf")]
+mod from_underlay;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod programs;
+mod to_overlay;
 #[cfg(target_arch = "bpf")]
-mod v6;
+mod to_pod;
+#[cfg(target_arch = "bpf")]
+mod to_underlay;
+#[cfg(target_arch = "bpf")]
+mod try_room;
+#[cfg(target_arch = "bpf")]
+mod xdp;
 
 /// A panic that survived optimisation is an endless loop, which the verifier refuses to load.
 #[cfg(target_arch = "bpf")]

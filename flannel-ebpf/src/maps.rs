@@ -1,6 +1,6 @@
 //! The maps, and the tables a decision looks into.
 //!
-//! One of the two files with `unsafe`. Values are copied out at once: a slot of a hash map may be
+//! Values are copied out at once: a slot of a hash map may be
 //! used anew while a reference to it lives.
 #![expect(
     unsafe_code,
@@ -16,14 +16,14 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flannel_common::{
-    family::V6,
+    family::{V4, V6},
     layout::{
-        AddressV6, Config, ConfigV6, Counter, Exempt, FlowV4, FlowV6, Forwarder, Hold, PeerV4, PeerV6,
-        Permit, PodPlace, SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
+        AddressV6, Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet, Tunnel,
+        Vtep,
     },
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
     mark::{self, Marks},
-    path::{Note, Tables, TunnelNote},
+    path::{NodeTables, Tables},
     reason::{self, Direction, Reason},
 };
 
@@ -33,52 +33,53 @@ use crate::ctx::Size;
 const NO_PREALLOC: usize = 1;
 
 #[btf_map(name = "routes_v4")]
-static ROUTES_V4: HashMap<SubnetV4, PeerV4, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+static ROUTES_V4: HashMap<Subnet<V4>, Route<V4>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "vteps")]
-static VTEPS: HashMap<[u8; 4], VtepV4, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+static VTEPS: HashMap<[u8; 4], Vtep<V4>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "pods_v4")]
-static PODS_V4: HashMap<[u8; 4], PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+pub(crate) static PODS_V4: HashMap<[u8; 4], PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "snat_exempt_v4")]
 static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
 
 #[btf_map(name = "flows_v4")]
-static FLOWS_V4: LruHashMap<FlowV4, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
+pub(crate) static FLOWS_V4: LruHashMap<Flow<V4>, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "tunnels_v4")]
-static TUNNELS_V4: HashMap<[u8; 4], Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+pub(crate) static TUNNELS_V4: HashMap<[u8; 4], Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "forwarders")]
 static FORWARDERS: LruHashMap<u32, Forwarder, { MAX_PODS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "routes_v6")]
-static ROUTES_V6: HashMap<SubnetV6, PeerV6, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+static ROUTES_V6: HashMap<Subnet<V6>, Route<V6>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "vteps_v6")]
-static VTEPS_V6: HashMap<AddressV6, VtepV6, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+static VTEPS_V6: HashMap<AddressV6, Vtep<V6>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "pods_v6")]
-static PODS_V6: HashMap<AddressV6, PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
+pub(crate) static PODS_V6: HashMap<AddressV6, PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "snat_exempt_v6")]
 static SNAT_EXEMPT_V6: LpmTrie<[u8; 16], Exempt, { MAX_EXEMPT as usize }, NO_PREALLOC> = LpmTrie::new();
 
 #[btf_map(name = "flows_v6")]
-static FLOWS_V6: LruHashMap<FlowV6, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
+pub(crate) static FLOWS_V6: LruHashMap<Flow<V6>, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "tunnels_v6")]
-static TUNNELS_V6: HashMap<AddressV6, Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+pub(crate) static TUNNELS_V6: HashMap<AddressV6, Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 #[btf_map(name = "config_v6")]
-static CONFIG_V6: Array<ConfigV6, 1> = Array::new();
+static CONFIG_V6: Array<Config<V6>, 1> = Array::new();
 
 #[btf_map(name = "hold")]
 static HOLD: Array<Hold, 1> = Array::new();
 
 #[btf_map(name = "config")]
-static CONFIG: Array<Config, 1> = Array::new();
+static CONFIG: Array<Config<V4>, 1> = Array::new();
 
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Counter, { reason::COUNTERS as usize }> = PerCpuArray::new();
@@ -98,97 +99,10 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 /// The maps as [`Tables`].
 pub(crate) struct Maps;
 
-impl Tables for Maps {
-    #[inline(always)]
-    fn config(&self) -> Option<Config> {
-        let config = CONFIG.get(0).copied()?;
-        // The kernel creates array entries zeroed; a range of ports that ends at 0 nobody writes.
-        if config.source_port_max == 0 { None } else { Some(config) }
-    }
-
-    #[inline(always)]
-    fn route_v4(&self, subnet: SubnetV4) -> Option<PeerV4> {
-        // SAFETY: copied out at once. A value replaced meanwhile is freed only after a grace period.
-        unsafe { ROUTES_V4.get(subnet).copied() }
-    }
-
-    #[inline(always)]
-    fn vtep(&self, address: [u8; 4]) -> Option<VtepV4> {
-        // SAFETY: as in `route_v4`.
-        unsafe { VTEPS.get(address).copied() }
-    }
-
-    #[inline(always)]
-    fn pod_v4(&self, address: [u8; 4]) -> Option<PodPlace> {
-        // SAFETY: as in `route_v4`.
-        unsafe { PODS_V4.get(address).copied() }
-    }
-
-    #[inline(always)]
-    fn is_exempt_v4(&self, address: [u8; 4]) -> bool {
-        SNAT_EXEMPT_V4.get(&Key::new(32, address)).is_some()
-    }
-
-    #[inline(always)]
-    fn flow_v4(&self, flow: &FlowV4) -> Option<Permit> {
-        // SAFETY: copied out at once. Memory of the map stays the map's: a slot that is given to another
-        // flow at this very moment may cost, or give, one packet that flow's permission.
-        unsafe { FLOWS_V4.get(flow).copied() }
-    }
-
-    #[inline(always)]
-    fn tunnel_v4(&self, vtep: [u8; 4]) -> Option<Tunnel> {
-        // SAFETY: as in `route_v4`.
-        unsafe { TUNNELS_V4.get(vtep).copied() }
-    }
-
-    #[inline(always)]
-    fn config_v6(&self) -> Option<ConfigV6> {
-        let config = CONFIG_V6.get(0)?;
-        // As with `config`. Looked at before it is copied: on a node without IPv6 that is all.
-        if config.source_port_max == 0 { None } else { Some(*config) }
-    }
-
-    #[inline(always)]
-    fn route_v6(&self, subnet: SubnetV6) -> Option<PeerV6> {
-        // SAFETY: as in `route_v4`.
-        unsafe { ROUTES_V6.get(subnet).copied() }
-    }
-
-    #[inline(always)]
-    fn vtep_v6(&self, address: AddressV6) -> Option<VtepV6> {
-        // SAFETY: as in `route_v4`.
-        unsafe { VTEPS_V6.get(address).copied() }
-    }
-
-    #[inline(always)]
-    fn pod_v6(&self, address: AddressV6) -> Option<PodPlace> {
-        // SAFETY: as in `route_v4`.
-        unsafe { PODS_V6.get(address).copied() }
-    }
-
-    #[inline(always)]
-    fn is_exempt_v6(&self, address: AddressV6) -> bool {
-        let key = InTrie { gap: 0, key: Key::new(128, address.octets) };
-        // Not looked through, or LLVM would drop the gap.
-        SNAT_EXEMPT_V6.get(&black_box(&key).key).is_some()
-    }
-
-    #[inline(always)]
-    fn flow_v6(&self, flow: &FlowV6) -> Option<Permit> {
-        // SAFETY: as in `flow_v4`.
-        unsafe { FLOWS_V6.get(flow).copied() }
-    }
-
-    #[inline(always)]
-    fn tunnel_v6(&self, vtep: AddressV6) -> Option<Tunnel> {
-        // SAFETY: as in `route_v4`.
-        unsafe { TUNNELS_V6.get(vtep).copied() }
-    }
-
+impl NodeTables for Maps {
     #[inline(always)]
     fn forwarded(&self, ifindex: u32) -> u64 {
-        // SAFETY: as in `flow_v4`: a slot given to another veth costs, or gives, one look.
+        // SAFETY: as with flows: a slot given to another veth costs, or gives, one look.
         unsafe { FORWARDERS.get(ifindex) }.map_or(0, |forwarder| forwarder.seen)
     }
 
@@ -209,6 +123,75 @@ impl Tables for Maps {
     }
 }
 
+/// The maps of a family as [`Tables`].
+macro_rules! tables {
+    (
+        $family:ident, $address:ty: $config:ident, $routes:ident, $vteps:ident, $pods:ident, $flows:ident,
+        $tunnels:ident, $is_exempt:ident
+    ) => {
+        impl Tables<$family> for Maps {
+            #[inline(always)]
+            fn config(&self) -> Option<Config<$family>> {
+                let config = $config.get(0)?;
+                // The kernel creates array entries zeroed; a range of ports that ends at 0 nobody writes. Looked at
+                // before it is copied: on a node without this family that is all.
+                if config.source_port_max == 0 { None } else { Some(*config) }
+            }
+
+            #[inline(always)]
+            fn route(&self, subnet: Subnet<$family>) -> Option<Route<$family>> {
+                // SAFETY: copied out at once. A value replaced meanwhile is freed only after a grace period.
+                unsafe { $routes.get(subnet).copied() }
+            }
+
+            #[inline(always)]
+            fn vtep(&self, address: $address) -> Option<Vtep<$family>> {
+                // SAFETY: as in `route`.
+                unsafe { $vteps.get(address).copied() }
+            }
+
+            #[inline(always)]
+            fn pod(&self, address: $address) -> Option<PodPlace> {
+                // SAFETY: as in `route`.
+                unsafe { $pods.get(address).copied() }
+            }
+
+            #[inline(always)]
+            fn is_exempt(&self, address: $address) -> bool {
+                $is_exempt(address)
+            }
+
+            #[inline(always)]
+            fn flow(&self, flow: &Flow<$family>) -> Option<Permit> {
+                // SAFETY: copied out at once. Memory of the map stays the map's: a slot that is given to another
+                // flow at this very moment may cost, or give, one packet that flow's permission.
+                unsafe { $flows.get(flow).copied() }
+            }
+
+            #[inline(always)]
+            fn tunnel(&self, vtep: $address) -> Option<Tunnel> {
+                // SAFETY: as in `route`.
+                unsafe { $tunnels.get(vtep).copied() }
+            }
+        }
+    };
+}
+
+tables!(V4, [u8; 4]: CONFIG, ROUTES_V4, VTEPS, PODS_V4, FLOWS_V4, TUNNELS_V4, is_exempt_v4);
+tables!(V6, AddressV6: CONFIG_V6, ROUTES_V6, VTEPS_V6, PODS_V6, FLOWS_V6, TUNNELS_V6, is_exempt_v6);
+
+#[inline(always)]
+fn is_exempt_v4(address: [u8; 4]) -> bool {
+    SNAT_EXEMPT_V4.get(&Key::new(32, address)).is_some()
+}
+
+#[inline(always)]
+fn is_exempt_v6(address: AddressV6) -> bool {
+    let key = InTrie { gap: 0, key: Key::new(128, address.octets) };
+    // Not looked through, or LLVM would drop the gap.
+    SNAT_EXEMPT_V6.get(&black_box(&key).key).is_some()
+}
+
 /// The bits of packets' marks that are ours.
 #[inline(always)]
 pub(crate) fn marks() -> Marks {
@@ -222,39 +205,10 @@ struct InTrie {
     key: Key<[u8; 16]>,
 }
 
-/// As [`write_down`], about an IPv6 packet.
+/// Writes down when the pod behind veth `ifindex` was seen to forward.
 #[inline(always)]
-pub(crate) fn write_down_v6(note: &Note<V6>) {
-    let _ = match note {
-        Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
-        Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),
-        Note::Moved(address) => PODS_V6.remove(address),
-        Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
-    };
-}
-
-/// Writes down what is noted. As a whole, never through a reference: the slot might have become
-/// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel's path.
-#[inline(always)]
-pub(crate) fn write_down(note: &Note) {
-    let _ = match note {
-        Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
-        Note::Forget(flow) | Note::Changed(flow) => FLOWS_V4.remove(flow),
-        Note::Moved(address) => PODS_V4.remove(address),
-        Note::Forwards { ifindex, seen } => FORWARDERS.insert(ifindex, Forwarder { seen: *seen }, 0),
-    };
-}
-
-/// Writes down what is noted about a peer, as a whole. A write that fails leaves the peer to the kernel's path.
-#[inline(always)]
-pub(crate) fn write_down_tunnel(note: &TunnelNote) {
-    let _ = TUNNELS_V4.insert(note.vtep, note.tunnel, 0);
-}
-
-/// As [`write_down_tunnel`], about a peer known by its IPv6 address.
-#[inline(always)]
-pub(crate) fn write_down_tunnel_v6(note: &TunnelNote<AddressV6>) {
-    let _ = TUNNELS_V6.insert(note.vtep, note.tunnel, 0);
+pub(crate) fn write_down_forwarder(ifindex: u32, seen: u64) -> Result<(), i32> {
+    FORWARDERS.insert(ifindex, Forwarder { seen }, 0)
 }
 
 /// The IP identification for the outer header of a packet that is about to be counted for `reason`: as many are used up

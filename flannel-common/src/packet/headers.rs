@@ -172,6 +172,10 @@ impl Ethernet {
 }
 
 /// IPv4 (RFC 791) without options.
+///
+/// Addresses are aligned to words: on a program's stack LLVM moves them as such, which the verifier takes there only where
+/// they are aligned.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4 {
     /// Version and header length: 0x45 without options.

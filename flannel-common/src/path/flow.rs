@@ -1,22 +1,21 @@
 //! The flow gate: past the host's stack go only flows that netfilter has accepted, both ways.
 //!
-//! A flow begins on the kernel's path. Once connection tracking calls it established, and nobody translates
-//! its addresses, a rule behind all filters marks its packets ([`Marks::flow`]); at the ends of the path
-//! [`note`] writes down that this direction was accepted, and for how long that holds is
+//! A flow begins on the kernel path. Once connection tracking calls it established, and nobody translates
+//! its addresses, a rule behind all filters marks its packets ([`Marks::flow`](crate::mark::Marks::flow)); at the ends of the path
+//! [`take_note`] writes down that this direction was accepted, and for how long that holds is
 //! [`Config::tcp_refresh`] or [`Config::udp_refresh`]. [`admit`] lets packets of such flows skip the stack. A direction whose time is
-//! over takes the kernel's path again, where its next accepted packet renews it: that keeps connection
+//! over takes the kernel path again, where its next accepted packet renews it: that keeps connection
 //! tracking's own entry alive, and is when a changed policy bites.
 
-use super::{Tables, egress::check_ipv4, trail};
+use super::{Act, Tables, act, trail};
 use crate::{
-    family::{Family, V4},
-    layout::{Config, FastPath, Flow, FlowProtocol, FlowV4, Permit, PodPlace},
-    mark::Marks,
+    family::{Family, IpHeader as _},
+    layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace},
     packet::{
         Arrival, Packet,
         headers::{
-            ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK,
-            TCP_FIN, TCP_RST, TCP_SYN, TCP_TO_FLAGS, folded,
+            ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+            TCP_TO_FLAGS, folded,
         },
     },
     reason::{Direction, Reason},
@@ -40,11 +39,11 @@ pub const fn is_refusal(reason: Reason) -> bool {
 }
 
 /// The value of a flow that the map does not have. No interface has index 0.
-pub(super) const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, gateway: 0 };
+const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, gateway: 0 };
 
 /// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note<F: Family = V4> {
+pub enum Note<F: Family> {
     /// Netfilter has accepted it: put this.
     Permit(Flow<F>, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
@@ -89,7 +88,7 @@ pub(super) struct Passage {
     pub(super) now: u64,
 }
 
-/// Lets a packet skip the host's stack. Its IPv4 header `ip`, without options, stands at `offset`.
+/// Lets a packet skip the host's stack. Its header `ip`, without options or extensions, stands at `offset`.
 ///
 /// A direction needs acceptance of its own that still holds; of the other one it is enough that it was
 /// accepted. A flow that only ever goes one way after its first answer would be slow for good otherwise, and
@@ -98,18 +97,18 @@ pub(super) struct Passage {
 /// # Errors
 /// Why it may not.
 #[inline(always)]
-pub(super) fn admit(
+pub(super) fn admit<F: Family>(
     passage: &Passage,
     packet: &(impl Packet + ?Sized),
     offset: usize,
-    tables: &impl Tables,
-    config: &Config,
-    ip: &Ipv4,
+    tables: &impl Tables<F>,
+    config: &Config<F>,
+    ip: &F::Header,
 ) -> Result<(), Reason> {
-    let transport = Transport::at(packet, offset + IPV4_LEN, ip.protocol)?;
+    let transport = Transport::at(packet, offset + F::IP_LEN, ip.protocol())?;
     transport.check_control()?;
-    let permit = tables.flow_v4(&transport.flow(passage.way, ip)).ok_or(Reason::FlowUnknown)?;
-    check_permit(passage, &permit, lifetime(config.tcp_refresh, config.udp_refresh, transport.protocol))
+    let permit = tables.flow(&transport.flow::<F>(passage.way, ip)).ok_or(Reason::FlowUnknown)?;
+    check_permit(passage, &permit, lifetime(config, transport.protocol))
 }
 
 /// Whether `permit` lets a packet skip the stack, where acceptance holds for `lifetime`, ns.
@@ -117,7 +116,7 @@ pub(super) fn admit(
 /// # Errors
 /// Why it does not.
 #[inline(always)]
-pub(super) fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(), Reason> {
+fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(), Reason> {
     if permit.ifindex != passage.ifindex {
         return Err(Reason::FlowUnknown);
     }
@@ -137,61 +136,73 @@ pub(super) fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) ->
     Ok(())
 }
 
-/// What to write down about the flow of a packet that travels `way` and is at the end of the kernel's path:
-/// tc egress on flannel.<vni> or the external interface, or on the host side of a pod's veth. `then` gets it;
-/// `None` when there is nothing.
+/// Writes down what the packet, at the end of the kernel path, says about its flow, and takes away what is noted beside
+/// it: nobody else knows it.
 #[inline(always)]
-pub fn note<R>(
+pub(super) fn take_note<F: Family, P: Act<F>>(
+    packet: P,
+    tables: &impl Tables<F>,
     way: Direction,
-    packet: &(impl Packet + ?Sized),
-    tables: &impl Tables,
+    size: P::Size,
+) {
+    let arrival = packet.arrival();
+    look(packet, tables, &arrival, way, size);
+    if trail::is_ours(arrival.tc_index) {
+        packet.note_beside(0);
+    }
+}
+
+/// Writes down what there is about the flow of a packet that travels `way` and is at the end of the kernel path:
+/// tc egress on flannel.<vni> or the external interface, or on the host side of a pod's veth. `None` when
+/// nothing was looked up.
+#[inline(always)]
+fn look<F: Family, P: Act<F>>(
+    packet: P,
+    tables: &impl Tables<F>,
     arrival: &Arrival,
-    then: impl FnOnce(Note) -> R,
-) -> Option<R> {
+    way: Direction,
+    size: P::Size,
+) -> Option<()> {
     let config = tables.config()?;
     if config.fast_path != FastPath::Flow || arrival.vlan_tagged {
         return None;
     }
-    let ethernet = Ethernet::parse(packet.view(0)?);
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
+    if Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
         return None;
     }
-    let ip = Ipv4::parse(packet.view(ETHERNET_LEN)?);
-    check_ipv4(&ip).ok()?;
-    let (local, remote) = ends(way, &ip);
+    let ip = F::Header::read(&packet, ETHERNET_LEN)?;
+    ip.check().ok()?;
+    let (local, remote) = ends::<F>(way, &ip);
     if config.subnet.contains(remote) || !config.network.contains(remote) {
         return None;
     }
-    let pod = tables.pod_v4(local)?;
+    let pod = tables.pod(local)?;
     // Not another pod's, to which a bridge has flooded it.
     if matches!(way, Direction::Ingress) && pod.ifindex != arrival.ifindex {
         return None;
     }
-    let transport = Transport::at(packet, ETHERNET_LEN + IPV4_LEN, ip.protocol).ok()?;
-    let flow = transport.flow(way, &ip);
-    let known = tables.flow_v4(&flow).unwrap_or(NEVER);
+    let transport = Transport::at(&packet, ETHERNET_LEN + F::IP_LEN, ip.protocol()).ok()?;
+    let flow = transport.flow::<F>(way, &ip);
+    let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
     if arrival.mark & tables.marks().flow == 0 || transport.begins_or_ends() {
-        return if known.ifindex != NEVER.ifindex { Some(then(Note::Forget(flow))) } else { None };
+        if known.ifindex != NEVER.ifindex {
+            act::noted(packet, way, &Note::Forget(flow), size);
+        }
+    } else if trail::is_changed(arrival.tc_index, ip.class(), ip.hops()) {
+        act::noted(packet, way, &Note::Changed(flow), size);
+    } else {
+        let lifetime = lifetime(&config, transport.protocol);
+        let permit = renewed(way, &known, &pod, lifetime, tables.now())?;
+        act::noted(packet, way, &Note::Permit(flow, permit), size);
     }
-    if trail::is_changed(arrival.tc_index, ip.tos, ip.ttl) {
-        return Some(then(Note::Changed(flow)));
-    }
-    let lifetime = lifetime(config.tcp_refresh, config.udp_refresh, transport.protocol);
-    let permit = renewed(way, &known, &pod, lifetime, tables.now())?;
-    Some(then(Note::Permit(flow, permit)))
+    Some(())
 }
 
 /// `known` after netfilter has accepted a packet of `pod` that travels `way` at the time `now`, where that holds for
 /// `lifetime`, ns; `None` while what is known is recent enough.
 #[inline(always)]
-pub(super) fn renewed(
-    way: Direction,
-    known: &Permit,
-    pod: &PodPlace,
-    lifetime: u64,
-    now: u64,
-) -> Option<Permit> {
+fn renewed(way: Direction, known: &Permit, pod: &PodPlace, lifetime: u64, now: u64) -> Option<Permit> {
     let (ifindex, gateway) = (pod.ifindex, folded(&pod.gateway_mac));
     // Another pod had this address, or this one another gateway: nothing is inherited.
     let same = known.ifindex == ifindex && known.gateway == gateway;
@@ -207,44 +218,19 @@ pub(super) fn renewed(
     Some(Permit { egress, ingress, ifindex, gateway })
 }
 
-/// [`note`] at tc egress on the external interface, for packets that leave without a tunnel.
-///
-/// Everything the node sends comes by here. What a pod sends to a pod of another node by the kernel's path has
-/// one of our marks: `from_pod` has exempted it from masquerading, for the cluster's network always is. What
-/// `from_pod` itself sent out of this interface has none, nor has the node's own traffic.
-#[inline(always)]
-pub fn note_direct<R>(
-    packet: &(impl Packet + ?Sized),
-    tables: &impl Tables,
-    arrival: &Arrival,
-    then: impl FnOnce(Note) -> R,
-) -> Option<R> {
-    if has_our_mark(arrival.mark, tables.marks()) {
-        note(Direction::Egress, packet, tables, arrival, then)
-    } else {
-        None
-    }
-}
-
-/// Whether a packet's mark lets [`note_direct`] look at the packet.
-#[inline(always)]
-pub const fn has_our_mark(mark: u32, marks: Marks) -> bool {
-    mark & marks.both() != 0
-}
-
 /// The pod's address and the other end's.
 #[inline(always)]
-const fn ends(way: Direction, ip: &Ipv4) -> ([u8; 4], [u8; 4]) {
+fn ends<F: Family>(way: Direction, ip: &F::Header) -> (F::Address, F::Address) {
     match way {
-        Direction::Egress => (ip.source, ip.destination),
-        Direction::Ingress => (ip.destination, ip.source),
+        Direction::Egress => (ip.source(), ip.destination()),
+        Direction::Ingress => (ip.destination(), ip.source()),
     }
 }
 
 /// What tells the flows between two addresses apart.
 #[derive(Clone, Copy)]
-pub(super) struct Transport {
-    pub(super) protocol: FlowProtocol,
+struct Transport {
+    protocol: FlowProtocol,
     /// Port of the sender, host order.
     source: u16,
     /// Port of the receiver, host order.
@@ -256,7 +242,7 @@ pub(super) struct Transport {
 impl Transport {
     /// Of the packet whose header of `protocol` stands at `at`.
     #[inline(always)]
-    pub(super) fn at(packet: &(impl Packet + ?Sized), at: usize, protocol: u8) -> Result<Self, Reason> {
+    fn at(packet: &(impl Packet + ?Sized), at: usize, protocol: u8) -> Result<Self, Reason> {
         let (protocol, flags) = match protocol {
             PROTOCOL_TCP => {
                 let header: &[u8; TCP_TO_FLAGS] = packet.view(at).ok_or(Reason::Truncated)?;
@@ -272,7 +258,7 @@ impl Transport {
 
     /// Refuses what connection tracking must see whatever is known.
     #[inline(always)]
-    pub(super) const fn check_control(&self) -> Result<(), Reason> {
+    const fn check_control(&self) -> Result<(), Reason> {
         if self.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
             return Err(Reason::FlowControl);
         }
@@ -283,13 +269,13 @@ impl Transport {
     /// answers that: having missed the last acknowledgement, it would take the first packet of a new
     /// connection between the same ports for one of the old.
     #[inline(always)]
-    pub(super) const fn begins_or_ends(&self) -> bool {
+    const fn begins_or_ends(&self) -> bool {
         self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
     /// The pod's port and the other end's, of a packet that travels `way`.
     #[inline(always)]
-    pub(super) const fn ports(&self, way: Direction) -> (u16, u16) {
+    const fn ports(&self, way: Direction) -> (u16, u16) {
         match way {
             Direction::Egress => (self.source, self.destination),
             Direction::Ingress => (self.destination, self.source),
@@ -299,10 +285,10 @@ impl Transport {
     /// The flow of the packet, which travels `way`. Made of words where it is needed, and never moved: copies
     /// would be in pieces that the verifier refuses.
     #[inline(always)]
-    const fn flow(&self, way: Direction, ip: &Ipv4) -> FlowV4 {
-        let (local, remote) = ends(way, ip);
+    fn flow<F: Family>(&self, way: Direction, ip: &F::Header) -> Flow<F> {
+        let (local, remote) = ends::<F>(way, ip);
         let (local_port, remote_port) = self.ports(way);
-        FlowV4 { local, remote, local_port, remote_port, protocol: self.protocol }
+        Flow { local, remote, local_port, remote_port, protocol: self.protocol }
     }
 }
 
@@ -312,12 +298,12 @@ pub(super) const fn age(now: u64, stamp: u64) -> u64 {
     if stamp == 0 { u64::MAX } else { now.saturating_sub(stamp) }
 }
 
-/// How long acceptance holds, ns, given [`Config::tcp_refresh`] and [`Config::udp_refresh`].
+/// How long acceptance holds, ns.
 #[inline(always)]
-pub(super) const fn lifetime(tcp_refresh: u32, udp_refresh: u32, protocol: FlowProtocol) -> u64 {
+const fn lifetime<F: Family>(config: &Config<F>, protocol: FlowProtocol) -> u64 {
     let refresh = match protocol {
-        FlowProtocol::Tcp => tcp_refresh,
-        FlowProtocol::Udp => udp_refresh,
+        FlowProtocol::Tcp => config.tcp_refresh,
+        FlowProtocol::Udp => config.udp_refresh,
     };
     refresh as u64 * MILLISECOND
 }

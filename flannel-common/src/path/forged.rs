@@ -6,25 +6,39 @@
 //! on other ports, or between pods goes its way.
 
 use super::{
-    Tables, check_hold,
-    tunnel::{At, Device, ip_header},
+    Tables, TcPacket,
+    tables::check_hold,
+    vxlan::{self, At, ip_header, takes},
 };
-use crate::packet::{
-    Arrival, Fib, Packet,
-    headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, Udp},
-    ipv6::{ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
+use crate::{
+    family::{Family, IpHeader as _, V4, V6},
+    packet::{
+        Arrival, Fib, Packet,
+        headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, Udp},
+        ipv6::{ETHERTYPE_IPV6, IPV6_LEN, Ipv6, PROTOCOL_ICMPV6},
+    },
 };
+
+/// Whether a packet of a pod is VXLAN that no pod may send.
+#[inline(always)]
+pub(super) fn is_forged(packet: impl TcPacket, tables: &(impl Tables<V4> + Tables<V6>)) -> bool {
+    if is_out_of_question(&packet, tables) {
+        return false;
+    }
+    packet.make_readable(vxlan::READS);
+    is_for_a_node(&packet, tables, &packet.arrival())
+}
 
 /// Whether the packet cannot be VXLAN of our port, by as much of it as every decision reads: most are told apart here.
 #[inline(always)]
-pub fn is_out_of_question(packet: &(impl Packet + ?Sized), tables: &impl Tables) -> bool {
+fn is_out_of_question(packet: &(impl Packet + ?Sized), tables: &(impl Tables<V4> + Tables<V6>)) -> bool {
     let Some(ethernet) = packet.view(0).map(Ethernet::parse) else { return false };
     match ethernet.ethertype {
         ETHERTYPE_IPV4 => {
             let Some(ip) = packet.view(ETHERNET_LEN).map(Ipv4::parse) else { return false };
             let is_ours = || {
                 ip.version_ihl != 0x45
-                    || tables.config().is_some_and(|config| is_to(packet, IPV4_LEN, config.port))
+                    || Tables::<V4>::config(tables).is_some_and(|config| is_to(packet, IPV4_LEN, config.port))
             };
             ip.protocol != PROTOCOL_UDP || !is_ours()
         }
@@ -33,7 +47,7 @@ pub fn is_out_of_question(packet: &(impl Packet + ?Sized), tables: &impl Tables)
             match ip.next_header {
                 PROTOCOL_TCP | PROTOCOL_ICMPV6 => true,
                 PROTOCOL_UDP => {
-                    !tables.config_v6().is_some_and(|config| is_to(packet, IPV6_LEN, config.port))
+                    !Tables::<V6>::config(tables).is_some_and(|config| is_to(packet, IPV6_LEN, config.port))
                 }
                 _ => false,
             }
@@ -53,43 +67,31 @@ fn is_to(packet: &(impl Packet + ?Sized), ip_len: usize, port: u32) -> bool {
 
 /// Whether a packet from a pod, of this node or of another, is VXLAN of our network for a node.
 #[inline(always)]
-pub fn is_for_a_node(packet: &(impl Packet + ?Sized), tables: &impl Tables, arrival: &Arrival) -> bool {
+fn is_for_a_node(
+    packet: &(impl Packet + ?Sized),
+    tables: &(impl Tables<V4> + Tables<V6>),
+    arrival: &Arrival,
+) -> bool {
     let found = match ip_header(packet) {
-        Some(At::V4(at)) => over_ipv4(packet, at, tables, arrival),
-        Some(At::V6(at)) => over_ipv6(packet, at, tables, arrival),
+        Some(At::V4(at)) => over::<V4>(packet, at, tables, arrival),
+        Some(At::V6(at)) => over::<V6>(packet, at, tables, arrival),
         None => None,
     };
     found.is_some()
 }
 
 #[inline(always)]
-fn over_ipv4(
+fn over<F: Family>(
     packet: &(impl Packet + ?Sized),
     at: usize,
-    tables: &impl Tables,
+    tables: &impl Tables<F>,
     arrival: &Arrival,
 ) -> Option<()> {
     let config = tables.config().filter(|config| config.port != 0)?;
-    let ip = Device { port: config.port, vni: config.vni }.takes_v4(packet, at)?;
+    let ip = takes(packet, &config, at)?;
     check_hold(tables).ok()?;
-    let is_node = ip.destination == config.vtep
-        || tables.vtep(ip.destination).is_some()
-        || packet.fib_v4(arrival.ifindex, ip.source, ip.destination) == Fib::Local;
-    if is_node { Some(()) } else { None }
-}
-
-#[inline(always)]
-fn over_ipv6(
-    packet: &(impl Packet + ?Sized),
-    at: usize,
-    tables: &impl Tables,
-    arrival: &Arrival,
-) -> Option<()> {
-    let config = tables.config_v6().filter(|config| config.port != 0)?;
-    let ip = Device { port: config.port, vni: config.vni }.takes_v6(packet, at)?;
-    check_hold(tables).ok()?;
-    let is_node = ip.destination == config.vtep
-        || tables.vtep_v6(ip.destination).is_some()
-        || packet.fib_v6(arrival.ifindex, ip.source, ip.destination) == Fib::Local;
+    let is_node = ip.destination() == config.vtep
+        || tables.vtep(ip.destination()).is_some()
+        || F::fib(packet, arrival.ifindex, ip.source(), ip.destination()) == Fib::Local;
     if is_node { Some(()) } else { None }
 }

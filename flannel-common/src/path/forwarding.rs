@@ -1,22 +1,19 @@
 //! Which pods forward for others: routers, those with containers of their own behind a bridge, VPNs.
 //!
-//! A popped aggregate keeps its tunnel's marks (net/core/filter.c, `bpf_skb_net_shrink`). A socket does not mind, but
-//! what sends the aggregate on does: a bridge cuts it into segments. So a pod that forwards gets aggregates that the
-//! kernel's device has popped. No setting tells such a pod (a new namespace may forward wherever its host may), and
+//! An aggregate that a program has decapsulated keeps its tunnel's GSO flags (net/core/filter.c, `bpf_skb_net_shrink`). A
+//! socket ignores them, but what sends the aggregate on does not: a bridge cuts it into segments. So a pod that forwards
+//! gets aggregates that the kernel's device has decapsulated. No setting tells such a pod (a new namespace may forward wherever its host may), and
 //! none of its interfaces has to; but what it sends does: a packet that was forwarded has no socket any more.
 
-use super::Tables;
+use super::{
+    NodeTables, Note, Tables,
+    flow::{RENEW, age},
+};
 use crate::{
-    layout::PodPlace,
+    family::{Family, IpHeader as _},
     packet::{
         Arrival, Packet,
-        headers::{
-            ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, TCP_RST, TCP_TO_FLAGS,
-        },
-    },
-    path::{
-        Note,
-        flow::{RENEW, age},
+        headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, TCP_RST, TCP_TO_FLAGS},
     },
 };
 
@@ -26,7 +23,7 @@ pub const HOLDS: u64 = 60_000_000_000;
 
 /// Whether the pod behind veth `ifindex` forwards for others at the time `now`.
 #[inline(always)]
-pub(super) fn forwards(tables: &impl Tables, ifindex: u32, now: u64) -> bool {
+pub(super) fn forwards(tables: &impl NodeTables, ifindex: u32, now: u64) -> bool {
     age(now, tables.forwarded(ifindex)) < HOLDS
 }
 
@@ -35,42 +32,31 @@ pub(super) fn forwards(tables: &impl Tables, ifindex: u32, now: u64) -> bool {
 ///
 /// Of TCP only, whose aggregates it is about. A reset may come from a filter in the pod, without a socket.
 #[inline(always)]
-pub fn note<R>(
+pub(super) fn note<F: Family, R>(
     packet: &(impl Packet + ?Sized),
-    tables: &impl Tables,
+    tables: &impl Tables<F>,
     arrival: &Arrival,
-    then: impl FnOnce(Note) -> R,
+    then: impl FnOnce(Note<F>) -> R,
 ) -> Option<R> {
     if arrival.from_socket {
         return None;
     }
-    let ethernet = Ethernet::parse(packet.view(0)?);
-    if arrival.vlan_tagged || ethernet.ethertype != ETHERTYPE_IPV4 {
+    if arrival.vlan_tagged || Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
         return None;
     }
-    let ip = Ipv4::parse(packet.view(ETHERNET_LEN)?);
-    if ip.version_ihl != 0x45 || ip.is_fragment() || ip.protocol != PROTOCOL_TCP {
+    let ip = F::Header::read(packet, ETHERNET_LEN)?;
+    if ip.check().is_err() || ip.protocol() != PROTOCOL_TCP {
         return None;
     }
-    if is_reset(packet, ETHERNET_LEN + IPV4_LEN)? {
+    let tcp: &[u8; TCP_TO_FLAGS] = packet.view(ETHERNET_LEN + F::IP_LEN)?;
+    if tcp[TCP_TO_FLAGS - 1] & TCP_RST != 0 {
         return None;
     }
-    let seen = news(tables, arrival, &tables.pod_v4(ip.source)?)?;
-    Some(then(Note::Forwards { ifindex: arrival.ifindex, seen }))
-}
-
-/// Whether the TCP header at `at` is that of a reset; `None` when the packet ends before it says.
-#[inline(always)]
-pub(super) fn is_reset(packet: &(impl Packet + ?Sized), at: usize) -> Option<bool> {
-    let header: &[u8; TCP_TO_FLAGS] = packet.view(at)?;
-    Some(header[TCP_TO_FLAGS - 1] & TCP_RST != 0)
-}
-
-/// When `pod`, whose address a packet without a socket comes from, was seen to forward, if that is not known. Only what
-/// comes to an address of the pod's own may skip the stack, and so only its answers matter.
-#[inline(always)]
-pub(super) fn news(tables: &impl Tables, arrival: &Arrival, pod: &PodPlace) -> Option<u64> {
+    // Only what comes to an address of the pod's own may skip the stack, and so only its answers matter.
+    let pod = tables.pod(ip.source())?;
     let now = tables.now();
-    let known = pod.ifindex != arrival.ifindex || age(now, tables.forwarded(pod.ifindex)) < RENEW;
-    if known { None } else { Some(now) }
+    if pod.ifindex != arrival.ifindex || age(now, tables.forwarded(pod.ifindex)) < RENEW {
+        return None;
+    }
+    Some(then(Note::Forwards { ifindex: arrival.ifindex, seen: now }))
 }

@@ -1,13 +1,35 @@
 //! Whether rules change the packets of a flow.
 //!
 //! A packet that skips the host's stack skips the rules there, too. Whether they let it pass is learned once for the
-//! flow; what they write into it (a DSCP, a TTL) they would have to write into each. So where the kernel's path begins,
+//! flow; what they write into it (a DSCP, a TTL) they would have to write into each. So where the kernel path begins,
 //! what such rules may change is noted beside the packet, in `skb->tc_index`, which neither netfilter nor routing, the
 //! bridge or the VXLAN device touch; where the path ends, the packet is compared with that, and a flow whose packets
 //! differ by more than a hop is not learned.
 //!
 //! The note is lost where somebody else's filter of a clsact qdisc classifies the packet in between. Such a packet is
 //! taken for unchanged.
+
+use super::{Act, flow};
+use crate::{
+    family::{Family, IpHeader as _},
+    reason::Reason,
+};
+
+/// Notes beside a packet that stays on the kernel path to be learned, whose header is at `offset`, what rules may change of
+/// it.
+#[inline(always)]
+pub(super) fn begin<F: Family, P: Act<F>>(
+    packet: P,
+    verdict: &Result<P::Done, Reason>,
+    offset: impl FnOnce() -> Option<usize>,
+) {
+    if let Err(reason) = verdict
+        && flow::is_refusal(*reason)
+        && let Some(ip) = offset().and_then(|offset| F::Header::read(&packet, offset))
+    {
+        packet.note_beside(begins(ip.class(), ip.hops()));
+    }
+}
 
 /// The upper four bits of a note of ours.
 const OURS: u16 = 0xd000;

@@ -1,174 +1,245 @@
-//! Whether a packet is VXLAN for our device, judged by no more than the kernel's device asks for: it takes packets with
-//! IP options, extension headers and in fragments, at any address of the node.
+//! The tunnel's gate: a program encapsulates and decapsulates in the kernel's place only while the kernel itself does
+//! the same.
 //!
-//! What hides its UDP or VXLAN header is taken for one: a first fragment that ends before them, headers further in
-//! than a program can look, more extension headers than anybody puts. The later fragments of a packet have no UDP
-//! header to look at; without the first one they come to nothing.
+//! What a program redirects to the external interface skips what the host does to the kernel's own outer packet: rules
+//! in OUTPUT and POSTROUTING, IPsec, routing by port or mark, route exceptions with their path MTU. What a program
+//! decapsulates skips the same on the way in. So a packet for each node takes the kernel path now and then, and is
+//! looked at where that path ends: [`note_leaving`] at tc egress on the external interface, [`note_delivered`] at tc
+//! ingress on the VXLAN device. Only a packet that got there, and that the programs would have made and sent just the
+//! same, opens the gate for its node, for as long as acceptance holds at most:
+//! [`Config::tcp_refresh`](crate::layout::Config::tcp_refresh).
+//! [`note_error`] closes it at once.
 
-use crate::packet::{
-    Packet,
-    headers::{
-        ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, UDP_LEN, Udp, VXLAN_LEN, Vxlan,
+use super::{
+    Act, Tables,
+    flow::{RENEW, age},
+    tables::longest_match,
+};
+use crate::{
+    family::{Family, IpHeader as _},
+    layout::{Config, FastPath, RouteKind, Tunnel},
+    packet::{
+        Packet,
+        headers::{ETHERNET_LEN, Ethernet, PROTOCOL_UDP, UDP_LEN, Udp, Vxlan},
     },
-    ipv6::{ETHERTYPE_IPV6, IPV6_LEN, Ipv6, NEXT_HEADER_FRAGMENT},
+    reason::{Direction, Reason},
 };
 
-/// Bytes of an IPv4 header with the most options there can be.
-const LONGEST_IPV4: usize = 60;
-/// Extension headers of IPv6 that are looked behind: the kernel takes any number, and no sender of VXLAN puts one.
-const EXTENSIONS: usize = 6;
-/// VLAN tags that are looked behind: a tag of VLAN 0 is none to the kernel.
-const TAGS: usize = 2;
-const TAG_LEN: usize = 4;
-/// EtherTypes of VLAN tags (IEEE 802.1Q, 802.1ad).
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
-
-/// Bytes that have to be readable for a judgement, as far as the packet has them; what hides its headers behind them is
-/// taken for VXLAN.
-pub const READS: usize = 256;
-
-/// Which packets are for our device.
-#[derive(Clone, Copy)]
-pub(super) struct Device {
-    /// UDP port, host order.
-    pub(super) port: u32,
-    /// VXLAN network identifier.
-    pub(super) vni: u32,
+/// Bytes that [`note_leaving`] reads: up to the end of the inner IP header.
+pub(super) const fn leaving_reads<F: Family>() -> usize {
+    F::ENCAP_LEN + ETHERNET_LEN + F::IP_LEN
 }
 
-/// The IP header in a frame.
-pub(super) enum At {
-    /// IPv4, at this offset.
-    V4(usize),
-    /// IPv6.
-    V6(usize),
+const MILLISECOND: u64 = 1_000_000;
+/// Length of an ICMP header up to the packet that an error is about, bytes (RFC 792, RFC 4443).
+const ICMP_LEN: usize = 8;
+
+/// What is assumed of a tunnel that nobody has looked at: the MTU is that of the peer's route alone, the TTL the default
+/// of `net.ipv4.ip_default_ttl` and `net.ipv6.conf.*.hop_limit`.
+const UNSEEN: Tunnel = Tunnel { egress: 0, ingress: 0, differs: 0, mtu: u32::MAX, ttl: 64 };
+
+/// What to write down about the tunnel to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelNote<F: Family> {
+    /// Public address of the node.
+    pub vtep: F::Address,
+    /// What is known of it now.
+    pub tunnel: Tunnel,
+    /// What it is counted for.
+    pub reason: Reason,
 }
 
-/// Where the IP header stands, behind VLAN tags if there are some.
+/// How the kernel's route, without rules for ports and marks, would send an outer packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderlayRoute {
+    /// The MACs of the frame.
+    pub stations: Ethernet,
+    /// Largest IP packet the route carries, bytes, path MTU included.
+    pub mtu: u32,
+}
+
+/// What is known of a tunnel, if a packet that travels `way` at the time `now` may be encapsulated or decapsulated in
+/// the kernel's place.
+///
+/// # Errors
+/// The kernel has not done so for as long as `refresh` says, ms.
+///
+/// With fast path `all` nothing else is asked than whether an error about the tunnel has come: there, connection tracking
+/// has not seen the packets of a flow, and would take one on the kernel's path for none of any connection.
 #[inline(always)]
-pub(super) fn ip_header(packet: &(impl Packet + ?Sized)) -> Option<At> {
-    let mut ethertype = Ethernet::parse(packet.view(0)?).ethertype;
-    let mut at = ETHERNET_LEN;
-    for _ in 0..TAGS {
-        if !matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) {
-            break;
-        }
-        let &[_, _, high, low] = packet.view(at)?;
-        ethertype = u16::from_be_bytes([high, low]);
-        at += TAG_LEN;
-    }
-    match ethertype {
-        ETHERTYPE_IPV4 => Some(At::V4(at)),
-        ETHERTYPE_IPV6 => Some(At::V6(at)),
-        _ => None,
-    }
-}
-
-impl Device {
-    /// The IPv4 header at `at` of a packet for the device.
-    #[inline(always)]
-    pub(super) fn takes_v4(&self, packet: &(impl Packet + ?Sized), at: usize) -> Option<Ipv4> {
-        let ip = Ipv4::parse(packet.view(at)?);
-        if ip.protocol != PROTOCOL_UDP || ip.version_ihl >> 4 != 4 || !ip.is_beginning() {
-            return None;
-        }
-        let header_len = usize::from(ip.version_ihl & 0xf) * 4;
-        if !(IPV4_LEN..=LONGEST_IPV4).contains(&header_len) {
-            return None;
-        }
-        // What stands behind the packet's own length, as in a short frame's padding, the kernel cuts off.
-        let end = at + usize::from(ip.total_len);
-        if self.takes(packet, at + header_len, end, !ip.is_fragment()) { Some(ip) } else { None }
-    }
-
-    /// The IPv6 header at `at` of a packet for the device.
-    #[inline(always)]
-    pub(super) fn takes_v6(&self, packet: &(impl Packet + ?Sized), at: usize) -> Option<Ipv6> {
-        let ip = Ipv6::parse(packet.view(at)?);
-        if !ip.is_version_6() {
-            return None;
-        }
-        let end = match ip.payload_len {
-            // A jumbogram says its length elsewhere.
-            0 => packet.len() as usize,
-            payload => at + IPV6_LEN + usize::from(payload),
-        };
-        let taken = match behind_extensions(packet, at + IPV6_LEN, end, ip.next_header) {
-            Chain::Udp { at, whole } => self.takes(packet, at, end, whole),
-            Chain::Hidden => true,
-            Chain::Other => false,
-        };
-        if taken { Some(ip) } else { None }
-    }
-
-    /// Whether the UDP header at `udp`, of a packet that ends at `end` and may be the first fragment of a larger one,
-    /// is of VXLAN for the device. Another network's packets may share the port.
-    #[inline(always)]
-    fn takes(&self, packet: &(impl Packet + ?Sized), udp: usize, end: usize, whole: bool) -> bool {
-        let Some(header) = packet.view(udp) else { return is_hidden(packet, udp + UDP_LEN, end) };
-        if u32::from(Udp::parse(header).destination) != self.port || udp + UDP_LEN > end {
-            return false;
-        }
-        let vxlan = udp + UDP_LEN;
-        if vxlan + VXLAN_LEN > end {
-            return !whole;
-        }
-        let Some(header) = packet.view(vxlan) else { return is_hidden(packet, vxlan + VXLAN_LEN, end) };
-        let vxlan = Vxlan::parse(header);
-        vxlan.flags & Vxlan::of(0).flags != 0 && vxlan.vni >> 8 == self.vni
-    }
-}
-
-/// Whether a packet that ends at `end` has its bytes up to `to`, though they cannot be read.
-#[inline(always)]
-fn is_hidden(packet: &(impl Packet + ?Sized), to: usize, end: usize) -> bool {
-    to <= end && to <= packet.len() as usize
-}
-
-/// What follows an IPv6 header.
-enum Chain {
-    /// UDP, at this offset, of a whole packet or a first fragment.
-    Udp { at: usize, whole: bool },
-    /// Something else, or a later fragment.
-    Other,
-    /// It cannot be told.
-    Hidden,
-}
-
-/// Looks behind the extension headers that the kernel takes without being told to (net/ipv6/exthdrs.c), the first of
-/// which is `next` and stands at `at`, in a packet that ends at `end`.
-#[inline(always)]
-fn behind_extensions(packet: &(impl Packet + ?Sized), mut at: usize, end: usize, mut next: u8) -> Chain {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const DESTINATION: u8 = 60;
-    let mut whole = true;
-    for _ in 0..EXTENSIONS {
-        if next == PROTOCOL_UDP {
-            return Chain::Udp { at, whole };
-        }
-        if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION | NEXT_HEADER_FRAGMENT) {
-            return Chain::Other;
-        }
-        let Some(&[following, len, offset, more]) = packet.view::<4>(at) else {
-            return if is_hidden(packet, at + 4, end) { Chain::Hidden } else { Chain::Other };
-        };
-        at += if next == NEXT_HEADER_FRAGMENT {
-            if u16::from_be_bytes([offset, more]) >> 3 != 0 {
-                return Chain::Other;
+pub(super) fn check(
+    tunnel: Option<Tunnel>,
+    way: Direction,
+    fast_path: FastPath,
+    refresh: u32,
+    now: u64,
+) -> Result<Tunnel, Reason> {
+    if matches!(fast_path, FastPath::All) {
+        return match tunnel {
+            Some(tunnel) if tunnel.egress != 0 => Ok(tunnel),
+            Some(tunnel) if matches!(way, Direction::Egress) && tunnel.differs != 0 => {
+                Err(Reason::TunnelStale)
             }
-            whole = more & 1 == 0;
-            8
-        } else {
-            // In words of eight bytes, without the first.
-            8 + usize::from(len) * 8
+            _ => Ok(UNSEEN),
         };
-        next = following;
     }
-    match next {
-        PROTOCOL_UDP => Chain::Udp { at, whole },
-        HOP_BY_HOP | ROUTING | DESTINATION | NEXT_HEADER_FRAGMENT => Chain::Hidden,
-        _ => Chain::Other,
+    let tunnel = tunnel.ok_or(Reason::TunnelStale)?;
+    let stamp = match way {
+        Direction::Egress => tunnel.egress,
+        Direction::Ingress => tunnel.ingress,
+    };
+    if age(now, stamp) >= refresh as u64 * MILLISECOND {
+        return Err(Reason::TunnelStale);
     }
+    Ok(tunnel)
+}
+
+/// Whether a packet tells something new about a tunnel that was last looked at `stamp`: rarely enough to cost nothing.
+#[inline(always)]
+fn is_news(stamp: u64, refresh: u32, now: u64) -> bool {
+    let half = refresh as u64 * MILLISECOND / 2;
+    age(now, stamp) >= if half < RENEW { half } else { RENEW }
+}
+
+/// What to write down about `vtep`, of which `known` was known: a packet of the kernel's has left for it with `ttl`, and
+/// `mtu` is that of the route if it is the one the programs would have sent.
+#[inline(always)]
+const fn left<F: Family>(
+    vtep: F::Address,
+    known: Tunnel,
+    now: u64,
+    ttl: u8,
+    mtu: Option<u32>,
+) -> TunnelNote<F> {
+    match mtu {
+        Some(mtu) => TunnelNote {
+            vtep,
+            tunnel: Tunnel { egress: now, mtu, ttl: ttl as u32, ..known },
+            reason: Reason::TunnelSeen,
+        },
+        None => TunnelNote {
+            vtep,
+            tunnel: Tunnel { egress: 0, differs: now, ..known },
+            reason: Reason::TunnelDiffers,
+        },
+    }
+}
+
+/// The IP header of a packet at tc egress on the external interface, and our settings, if [`note_leaving`] may have something
+/// to say about it: a UDP packet of our VXLAN device. Less is read for it.
+#[inline(always)]
+pub(super) fn outer<F: Family>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+) -> Option<(F::Header, Config<F>)> {
+    if Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
+        return None;
+    }
+    let ip = F::Header::read(packet, ETHERNET_LEN)?;
+    if ip.protocol() != PROTOCOL_UDP || ip.check().is_err() {
+        return None;
+    }
+    let config = tables.config()?;
+    let udp = Udp::parse(packet.view(ETHERNET_LEN + F::IP_LEN)?);
+    let is_ours = ip.source() == config.vtep && u32::from(udp.destination) == config.port;
+    if is_ours { Some((ip, config)) } else { None }
+}
+
+/// What there is to write down about a packet that [`outer`] has found, which no program has redirected.
+#[inline(always)]
+pub(super) fn note_leaving<F: Family>(
+    packet: &impl Act<F>,
+    tables: &impl Tables<F>,
+    config: &Config<F>,
+    outer_ip: &F::Header,
+) -> Option<TunnelNote<F>> {
+    let outer = Ethernet::parse(packet.view(0)?);
+    let vxlan = Vxlan::parse(packet.view(ETHERNET_LEN + F::IP_LEN + UDP_LEN)?);
+    if vxlan != Vxlan::of(config.vni) {
+        return None;
+    }
+    let inner = Ethernet::parse(packet.view(F::ENCAP_LEN)?);
+    if inner.ethertype != F::ETHERTYPE {
+        return None;
+    }
+    let ip = F::Header::read(packet, F::ENCAP_LEN + ETHERNET_LEN)?;
+    let route = longest_match(tables, config, ip.destination())?;
+    if route.kind != RouteKind::Vxlan || route.vtep != outer_ip.destination() {
+        return None;
+    }
+    let now = tables.now();
+    let known = tables.tunnel(route.vtep).unwrap_or_default();
+    if !is_news(known.egress, config.tcp_refresh, now) || !is_news(known.differs, config.tcp_refresh, now) {
+        return None;
+    }
+    // Field for field what encapsulation writes, and redirect_neigh after it. The TTL is taken over from here.
+    let is_same = F::is_as_written(outer_ip, &ip)
+        && packet.arrival().ifindex == route.ifindex
+        && inner.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE));
+    let taken = if is_same { packet.underlay_route(config.vtep, route.vtep) } else { None };
+    let mtu = taken.filter(|taken| taken.stations.same_stations(&outer)).map(|taken| taken.mtu);
+    Some(left(route.vtep, known, now, outer_ip.hops(), mtu))
+}
+
+/// What to write down about a packet that the VXLAN device has decapsulated and [`super::from_underlay`] has
+/// checked with its outer headers: packets of its node are delivered. `then` gets what there is.
+#[inline(always)]
+pub(super) fn note_delivered<F: Family, R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+    then: impl FnOnce(TunnelNote<F>) -> R,
+) -> Option<R> {
+    let config = tables.config()?;
+    if Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
+        return None;
+    }
+    let ip = F::Header::read(packet, ETHERNET_LEN)?;
+    // A node that speaks for itself does so by its public address.
+    let vtep = longest_match(tables, &config, ip.source()).map_or(ip.source(), |route| route.vtep);
+    tables.vtep(vtep)?;
+    let now = tables.now();
+    let known = tables.tunnel(vtep).unwrap_or_default();
+    if !is_news(known.ingress, config.tcp_refresh, now) {
+        return None;
+    }
+    let tunnel = Tunnel { ingress: now, ..known };
+    Some(then(TunnelNote { vtep, tunnel, reason: Reason::TunnelSeen }))
+}
+
+/// What to write down about a packet at tc ingress on the external interface that is not VXLAN: if it is an ICMP error
+/// about our own, such as "fragmentation needed", what was known of the way to that node is known no more. `then` gets
+/// what there is.
+///
+/// Whoever can send such errors to this node can keep a node's packets on the kernel path, no more.
+#[inline(always)]
+pub(super) fn note_error<F: Family, R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+    then: impl FnOnce(TunnelNote<F>) -> R,
+) -> Option<R> {
+    let icmp = ETHERNET_LEN + F::IP_LEN;
+    let config = tables.config()?;
+    let ip = F::Header::read(packet, ETHERNET_LEN)?;
+    if ip.protocol() != F::PROTOCOL_ICMP || !ip.is_plain() || ip.destination() != config.vtep {
+        return None;
+    }
+    let [kind] = *packet.view(icmp)?;
+    if !F::is_undelivered(kind) {
+        return None;
+    }
+    let about = F::Header::read(packet, icmp + ICMP_LEN)?;
+    if about.protocol() != PROTOCOL_UDP || !about.is_plain() || about.source() != config.vtep {
+        return None;
+    }
+    let [_, _, high, low] = *packet.view(icmp + ICMP_LEN + F::IP_LEN)?;
+    if u32::from(u16::from_be_bytes([high, low])) != config.port {
+        return None;
+    }
+    let vtep = about.destination();
+    let known = tables.tunnel(vtep).unwrap_or(UNSEEN);
+    if known.egress == 0 && known.differs != 0 {
+        return None;
+    }
+    let tunnel = Tunnel { egress: 0, differs: tables.now(), ..known };
+    Some(then(TunnelNote { vtep, tunnel, reason: Reason::TunnelClosed }))
 }

@@ -10,12 +10,14 @@ mod frame;
 mod frame_v6;
 mod node;
 mod node_v6;
+mod noted;
 pub mod random;
 pub mod random_v6;
 mod tables;
 
-pub use effect::{handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed};
+pub use effect::{decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct};
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};
 pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, TUNNEL, interface, seen_at};
+pub use noted::{note, note_tunnel, note_tunnel_v6, note_v6};
 pub use tables::{MemoryTables, MemoryTablesV6};

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use flannel_common::{
-    family::{Family, V6},
+    family::{Family, V4, V6},
     layout::{
         AddressV6, Config, ConfigV6, Exempt, Flow, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodPlace,
-        SubnetV4, SubnetV6, Tunnel, VtepV4, VtepV6,
+        Route, SubnetV4, SubnetV6, Tunnel, Vtep, VtepV4, VtepV6,
     },
     mark::Marks,
-    path::{Note, Tables},
+    path::{NodeTables, Note, Tables},
 };
 
 /// The maps' contents as the agent would have written them.
@@ -60,63 +60,7 @@ pub struct MemoryTablesV6 {
     pub tunnels: BTreeMap<AddressV6, Tunnel>,
 }
 
-impl Tables for MemoryTables {
-    fn config(&self) -> Option<Config> {
-        self.config
-    }
-
-    fn route_v4(&self, subnet: SubnetV4) -> Option<PeerV4> {
-        self.routes.get(&subnet).copied()
-    }
-
-    fn vtep(&self, address: [u8; 4]) -> Option<VtepV4> {
-        self.vteps.get(&address).copied()
-    }
-
-    fn pod_v4(&self, address: [u8; 4]) -> Option<PodPlace> {
-        self.pods.get(&address).copied()
-    }
-
-    fn is_exempt_v4(&self, address: [u8; 4]) -> bool {
-        self.exempt.keys().any(|prefix| prefix.contains(address))
-    }
-
-    fn flow_v4(&self, flow: &FlowV4) -> Option<Permit> {
-        self.flows.get(flow).copied()
-    }
-
-    fn tunnel_v4(&self, vtep: [u8; 4]) -> Option<Tunnel> {
-        self.tunnels.get(&vtep).copied()
-    }
-
-    fn config_v6(&self) -> Option<ConfigV6> {
-        self.v6.config
-    }
-
-    fn route_v6(&self, subnet: SubnetV6) -> Option<PeerV6> {
-        self.v6.routes.get(&subnet).copied()
-    }
-
-    fn vtep_v6(&self, address: AddressV6) -> Option<VtepV6> {
-        self.v6.vteps.get(&address).copied()
-    }
-
-    fn pod_v6(&self, address: AddressV6) -> Option<PodPlace> {
-        self.v6.pods.get(&address).copied()
-    }
-
-    fn is_exempt_v6(&self, address: AddressV6) -> bool {
-        self.v6.exempt.keys().any(|prefix| prefix.contains(address))
-    }
-
-    fn flow_v6(&self, flow: &FlowV6) -> Option<Permit> {
-        self.v6.flows.get(flow).copied()
-    }
-
-    fn tunnel_v6(&self, vtep: AddressV6) -> Option<Tunnel> {
-        self.v6.tunnels.get(&vtep).copied()
-    }
-
+impl NodeTables for MemoryTables {
     fn forwarded(&self, ifindex: u32) -> u64 {
         self.forwarders.get(&ifindex).copied().unwrap_or_default()
     }
@@ -134,9 +78,69 @@ impl Tables for MemoryTables {
     }
 }
 
+impl Tables<V4> for MemoryTables {
+    fn config(&self) -> Option<Config<V4>> {
+        self.config
+    }
+
+    fn route(&self, subnet: SubnetV4) -> Option<Route<V4>> {
+        self.routes.get(&subnet).copied()
+    }
+
+    fn vtep(&self, address: [u8; 4]) -> Option<Vtep<V4>> {
+        self.vteps.get(&address).copied()
+    }
+
+    fn pod(&self, address: [u8; 4]) -> Option<PodPlace> {
+        self.pods.get(&address).copied()
+    }
+
+    fn is_exempt(&self, address: [u8; 4]) -> bool {
+        self.exempt.keys().any(|prefix| prefix.contains(address))
+    }
+
+    fn flow(&self, flow: &Flow<V4>) -> Option<Permit> {
+        self.flows.get(flow).copied()
+    }
+
+    fn tunnel(&self, vtep: [u8; 4]) -> Option<Tunnel> {
+        self.tunnels.get(&vtep).copied()
+    }
+}
+
+impl Tables<V6> for MemoryTables {
+    fn config(&self) -> Option<Config<V6>> {
+        self.v6.config
+    }
+
+    fn route(&self, subnet: SubnetV6) -> Option<Route<V6>> {
+        self.v6.routes.get(&subnet).copied()
+    }
+
+    fn vtep(&self, address: AddressV6) -> Option<Vtep<V6>> {
+        self.v6.vteps.get(&address).copied()
+    }
+
+    fn pod(&self, address: AddressV6) -> Option<PodPlace> {
+        self.v6.pods.get(&address).copied()
+    }
+
+    fn is_exempt(&self, address: AddressV6) -> bool {
+        self.v6.exempt.keys().any(|prefix| prefix.contains(address))
+    }
+
+    fn flow(&self, flow: &Flow<V6>) -> Option<Permit> {
+        self.v6.flows.get(flow).copied()
+    }
+
+    fn tunnel(&self, vtep: AddressV6) -> Option<Tunnel> {
+        self.v6.tunnels.get(&vtep).copied()
+    }
+}
+
 impl MemoryTables {
     /// Writes down what a program notes.
-    pub fn write_down(&mut self, note: &Note) {
+    pub fn write_down(&mut self, note: &Note<V4>) {
         match note {
             Note::Forwards { ifindex, seen } => {
                 self.forwarders.insert(*ifindex, *seen);

@@ -8,6 +8,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use flannel_common::{
+    family::{V4, V6},
     layout::{AddressV6, POPPED_FOR_LEN, PoppedFor},
     packet::{Arrival, Fib, Packet, headers::ENCAP_LEN},
     reason::Reason,
@@ -17,11 +18,11 @@ use super::{Size, fib, fits};
 
 /// A frame at the XDP hook, in one buffer or several. A copy is the same frame.
 #[derive(Clone, Copy)]
-pub(crate) struct XdpFrame {
+pub(crate) struct Frame {
     md: *mut xdp_md,
 }
 
-impl XdpFrame {
+impl Frame {
     /// The frame of `ctx`.
     #[inline(always)]
     pub(crate) fn of(ctx: &XdpContext) -> Self {
@@ -74,7 +75,7 @@ impl XdpFrame {
 
     /// Removes the outer headers; `None`, and nothing changed, where the kernel refuses.
     #[inline(always)]
-    pub(crate) fn pop_vxlan(&mut self) -> Option<()> {
+    pub(crate) fn remove_outer(&mut self) -> Option<()> {
         // SAFETY: `md` is the live context; its pointers are taken anew by every access. What stands in front
         // of the frame moves with it.
         if unsafe { bpf_xdp_adjust_head(self.md, ENCAP_LEN as i32) } == 0 { Some(()) } else { None }
@@ -90,7 +91,7 @@ impl XdpFrame {
     }
 }
 
-impl Packet for XdpFrame {
+impl Packet for Frame {
     #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: the helper reads the live context.
@@ -112,11 +113,11 @@ impl Packet for XdpFrame {
 
     #[inline(always)]
     fn fib_v4(&self, ifindex: u32, source: [u8; 4], destination: [u8; 4]) -> Fib {
-        fib::v4(self.md.cast(), ifindex, source, destination)
+        fib::destination::<V4>(self.md.cast(), ifindex, source, destination)
     }
 
     #[inline(always)]
     fn fib_v6(&self, ifindex: u32, source: AddressV6, destination: AddressV6) -> Fib {
-        fib::v6(self.md.cast(), ifindex, source, destination)
+        fib::destination::<V6>(self.md.cast(), ifindex, source, destination)
     }
 }

@@ -8,10 +8,10 @@ use flannel_common::{
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN},
         ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
-    path::{Hook, decide, note, note_v6},
+    path::{Hook, decide},
 };
 use flannel_common_testing::{
-    interface,
+    interface, note, note_v6,
     random::{Case, case},
     random_v6::case_v6,
 };

@@ -2,17 +2,17 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
-    family::V6,
+    family::{V4, V6},
     packet::{
         Arrival, Packet as _,
         headers::{ETHERNET_LEN, Ethernet, IPV4_LEN},
         ipv6::{self, IPV6_LEN, Ipv6},
     },
-    path::{Deliver, Encap, Hook, Note, UnderlayRoute, Verdict, left, note_tunnel, note_tunnel_v6, v6},
+    path::{Deliver, Encap, Hook, Note, UnderlayRoute, Verdict, decide_all, left},
     reason::Reason,
 };
 use flannel_common_testing::{
-    MemoryTables, handed, handed_over, popped, popped_early, popped_v6, pushed, pushed_v6, routed,
+    MemoryTables, decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct,
     transport_checksum,
 };
 
@@ -37,7 +37,7 @@ pub(crate) fn check(
     frame: &[u8],
     arrival: &Arrival,
     segments: u32,
-    (tables, note, note_v6): (&MemoryTables, Option<&Note>, Option<&Note<V6>>),
+    (tables, note, note_v6): (&MemoryTables, Option<&Note<V4>>, Option<&Note<V6>>),
     verdict: &Verdict,
     outcome: &Outcome,
 ) -> Result<()> {
@@ -49,17 +49,17 @@ pub(crate) fn check(
             (TC_ACT_UNSPEC, Some(*reason), unchanged())
         }
         Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
-        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
-        Verdict::RouteV6(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), routed(frame, direct)),
-        Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped(frame, deliver)),
-        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
-        Verdict::HandV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), handed(frame, deliver)),
+        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), sent_direct(frame, direct)),
+        Verdict::RouteV6(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), sent_direct(frame, direct)),
+        Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), decapsulated(frame, deliver)),
+        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), delivered(frame, deliver)),
+        Verdict::HandV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), delivered(frame, deliver)),
         Verdict::EncapV6(encap, reason) => {
             (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
         }
-        Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), popped_v6(frame, deliver)),
+        Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), decapsulated(frame, deliver)),
         Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
-        Verdict::PopEarly(deliver, reason) => (XDP_PASS, Some(*reason), popped_early(frame, deliver)),
+        Verdict::PopEarly(deliver, reason) => (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver)),
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
         Verdict::Drop(reason) => {
             (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
@@ -69,14 +69,8 @@ pub(crate) fn check(
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
     // In the sandbox no interface forwards, so that the kernel's route is taken for the one the frame has taken.
     let route = frame.read(0).map(|bytes| UnderlayRoute { stations: Ethernet::parse(&bytes), mtu: u32::MAX });
-    let tunnel = match v6::is_ipv6(frame) {
-        true => None,
-        false => note_tunnel(hook, frame, tables, arrival, route),
-    };
-    let tunnel_v6 = match v6::is_ipv6(frame) {
-        true => note_tunnel_v6(hook, frame, tables, arrival, route),
-        false => None,
-    };
+    let decision = decide_all(hook, frame, tables, arrival, route);
+    let (tunnel, tunnel_v6) = (decision.tunnel, decision.tunnel_v6);
     let known = [tunnel.map(|note| note.reason), tunnel_v6.map(|note| note.reason)];
     let reasons = reason.into_iter().chain(noted).chain(known.into_iter().flatten());
     let counted: Counted = reasons.map(|reason| ((hook.direction(), reason), size)).collect();
@@ -118,23 +112,23 @@ pub(crate) fn check(
 
 /// `frame` encapsulated with the identification and the source port of `outcome`, which are random and
 /// from the kernel's secret; `None` for a port outside the range.
-fn pushed_like(outcome: &Outcome, frame: &[u8], encap: &Encap) -> Option<Vec<u8>> {
+fn pushed_like(outcome: &Outcome, frame: &[u8], encap: &Encap<V4>) -> Option<Vec<u8>> {
     let id = u16::from_be_bytes(outcome.frame.read(ID)?);
     let port = source_port(outcome)?;
     let (min, max) = encap.source_ports;
     let inside = (min..max).contains(&u32::from(port)) || (min >= max && u32::from(port) == min);
-    let mut expected = pushed(frame, encap, id, 0)?;
+    let mut expected = encapsulated(frame, encap, id, 0)?;
     expected.write(SOURCE_PORT, port.to_be_bytes())?;
     inside.then_some(expected)
 }
 
 /// As [`pushed_like`], over IPv6; and the outer checksum is held against the sum over every byte of the datagram,
 /// where the inner packet's is right.
-fn pushed_like_v6(outcome: &Outcome, frame: &[u8], encap: &v6::Encap) -> Option<Vec<u8>> {
+fn pushed_like_v6(outcome: &Outcome, frame: &[u8], encap: &Encap<V6>) -> Option<Vec<u8>> {
     let port = u16::from_be_bytes(outcome.frame.read(SOURCE_PORT_V6)?);
     let (min, max) = encap.source_ports;
     // The port of any hash is one the checksum can be made for anew: what the program wrote has both.
-    let mut expected = pushed_v6(frame, encap, 0)?;
+    let mut expected = encapsulated(frame, encap, 0, 0)?;
     let differs = i64::from(port) - i64::from(u16::from_be_bytes(expected.read(SOURCE_PORT_V6)?));
     expected.write(SOURCE_PORT_V6, port.to_be_bytes())?;
     let sum = i64::from(!u16::from_be_bytes(expected.read(SOURCE_PORT_V6 + 6)?)) + differs;

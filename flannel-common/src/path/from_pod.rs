@@ -1,0 +1,133 @@
+//! tc ingress on the host side of a pod's veth: what a pod sends.
+
+use super::{
+    Act, Direct, Encap, HandOver, Tables, act,
+    egress::{self, encap, inner_headers, segment_len, tunnel_to},
+    exempt,
+    flow::{self, Passage},
+    forged, forwarding, moved,
+    tables::{check_hold, longest_match},
+    trail,
+};
+use crate::{
+    family::{Family, Forward as _, IpHeader as _, V4, V6},
+    layout::{FastPath, RouteKind},
+    packet::{
+        Arrival, Packet,
+        headers::{ETHERNET_LEN, Ethernet},
+    },
+    reason::{Direction, Reason},
+};
+
+/// All that happens to a packet at this hook.
+#[inline(always)]
+pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
+    // First, and not only for what stays with the kernel: the verifier then walks through it once.
+    if forged::is_forged(packet, tables) {
+        return packet.drop(Direction::Egress, Reason::PodVxlan);
+    }
+    if packet.is_ipv6() { of_family::<V6, _>(packet, tables) } else { of_family::<V4, _>(packet, tables) }
+}
+
+#[inline(always)]
+fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+    packet.make_readable(egress::reads::<F>());
+    let size = packet.size();
+    moved::note(&packet, tables, &packet.arrival(), |note| {
+        act::noted(packet, Direction::Egress, &note, size);
+    });
+    forwarding::note(&packet, tables, &packet.arrival(), |note| {
+        act::noted(packet, Direction::Egress, &note, size);
+    });
+    let verdict = decide(
+        &packet,
+        tables,
+        &packet.arrival(),
+        |encap, reason| packet.encapsulate(&encap, reason),
+        |to, reason| packet.hand_over(&to, reason),
+        |direct, reason| packet.send_direct(&direct, reason),
+    )
+    .and_then(|done| done);
+    trail::begin::<F, P>(packet, &verdict, || Some(ETHERNET_LEN));
+    let verdict = match verdict {
+        Err(reason) if exempt::is_exempt(&packet, tables, reason) => {
+            packet.mark(tables.marks().exempt);
+            Err(exempt::counted_for(reason))
+        }
+        verdict => verdict,
+    };
+    packet.conclude(Direction::Egress, size, verdict)
+}
+
+/// What is to be done: `encapsulate` with a packet for a node behind a tunnel, `hand_over` with an aggregate that only the
+/// VXLAN device can encapsulate, `send_direct` with either for a node that is reached without.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub(super) fn decide<F: Family, R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+    arrival: &Arrival,
+    encapsulate: impl FnOnce(Encap<F>, Reason) -> R,
+    hand_over: impl FnOnce(HandOver<F>, Reason) -> R,
+    send_direct: impl FnOnce(Direct<F>, Reason) -> R,
+) -> Result<R, Reason> {
+    let (ethernet, ip) = inner_headers::<F>(packet, arrival)?;
+    let config = tables.config().ok_or(F::UNCONFIGURED)?;
+    let gated = match config.fast_path {
+        FastPath::All => false,
+        FastPath::Flow => true,
+        FastPath::Off | FastPath::Overlay => return Err(Reason::PodOnKernel),
+    };
+    // Most of what leaves pods for elsewhere is told apart here, before any lookup.
+    if !config.network.contains(ip.destination()) || config.subnet.contains(ip.destination()) {
+        return Err(Reason::NoRoute);
+    }
+    let now = check_hold(tables)?;
+    let refusal = if gated {
+        let gateway = ethernet.destination_folded();
+        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, now };
+        flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
+    } else {
+        None
+    };
+    // The address must be this veth's own: a pod cannot speak for another one past the host's filters. And the frame
+    // must be for the gateway: another station, a pod that forwards perhaps, gets what is sent to it. A flow is written
+    // down with the veth of its address and the gateway, so for one that is admitted there is nothing to look up.
+    if !gated || refusal.is_some() {
+        let pod = tables.pod(ip.source()).ok_or(Reason::UnknownPod)?;
+        if pod.ifindex != arrival.ifindex {
+            return Err(Reason::Spoofed);
+        }
+        if !ethernet.is_to(&pod.gateway_mac) {
+            return Err(Reason::NotGateway);
+        }
+    }
+    if ip.hops() <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let route = longest_match(tables, &config, ip.destination()).ok_or(Reason::NoRoute)?;
+    if let Some(reason) = refusal {
+        return Err(reason);
+    }
+    if route.kind == RouteKind::Direct {
+        if segment_len::<F>(packet, ETHERNET_LEN, arrival, &ip)? > route.mtu {
+            return Err(Reason::TooBig);
+        }
+        let forward = F::Forward::hop(&ip);
+        let direct = Direct { ifindex: route.ifindex, next_hop: route.next_hop, forward };
+        return Ok(send_direct(direct, Reason::RoutePod));
+    }
+    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, now)?;
+    if !F::DEVICE_SEGMENTS || arrival.gso_size == 0 {
+        let forward = Some(F::Forward::hop(&ip));
+        return Ok(encapsulate(encap(packet, &config, &ip, (route, tunnel), forward)?, Reason::EncapPod));
+    }
+    if config.overlay_ifindex == 0 {
+        return Err(Reason::Ipv6Aggregate);
+    }
+    let ethernet = Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE);
+    let to = HandOver { ifindex: config.overlay_ifindex, ethernet, forward: F::Forward::hop(&ip) };
+    Ok(hand_over(to, Reason::EncapDevice))
+}

@@ -1,0 +1,187 @@
+//! tc ingress on the external interface: what other nodes send.
+
+use super::{
+    Act, Deliver, Tables, act, direct, ecn,
+    egress::segment_len,
+    flow::{self, Passage},
+    forwarding,
+    tables::check_hold,
+    trail, tunnel,
+};
+use crate::{
+    family::{Family, Forward as _, IpHeader as _, V4, V6},
+    layout::FastPath,
+    packet::{
+        Arrival, Packet,
+        headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
+    },
+    reason::{Direction, Reason},
+};
+
+/// Bytes that are read here: the frame up to the inner TCP flags.
+const fn reads<F: Family>() -> usize {
+    inner_ip::<F>() + F::IP_LEN + TCP_TO_FLAGS
+}
+
+const fn inner_ip<F: Family>() -> usize {
+    F::ENCAP_LEN + ETHERNET_LEN
+}
+
+/// All that happens to a packet at this hook.
+#[inline(always)]
+pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
+    if packet.is_ipv6() {
+        packet.make_readable(reads::<V6>());
+        return of_family::<V6, _>(packet, tables);
+    }
+    packet.make_readable(reads::<V4>());
+    // XDP decapsulates IPv4 only.
+    if let Some(pod) = packet.decapsulated_for() {
+        let size = packet.size();
+        return packet.conclude(Direction::Ingress, size, packet.hand_on(&pod));
+    }
+    of_family::<V4, _>(packet, tables)
+}
+
+#[inline(always)]
+fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+    let size = packet.size();
+    let verdict = decide(
+        &packet,
+        tables,
+        &packet.arrival(),
+        |to, reason| packet.decapsulate(&to, reason),
+        |to, reason| packet.deliver(&to, reason),
+    )
+    .and_then(|done| done);
+    if matches!(verdict, Err(Reason::NotVxlan)) {
+        tunnel::note_error(&packet, tables, |note| {
+            act::noted_tunnel(packet, Direction::Ingress, &note, size);
+        });
+    }
+    trail::begin::<F, P>(packet, &verdict, || found_at(&packet, tables));
+    if let Err(reason) = verdict
+        && is_checked(reason)
+    {
+        packet.mark(tables.marks().flow);
+    }
+    packet.conclude(Direction::Ingress, size, verdict)
+}
+
+/// Where the header stands of the packet for a pod that [`decide`] has found in a frame: behind the outer headers,
+/// or without a tunnel at the frame's own place. `None` for frames it does not look into.
+#[inline(always)]
+fn found_at<F: Family>(packet: &(impl Packet + ?Sized), tables: &impl Tables<F>) -> Option<usize> {
+    let ip = F::Header::read(packet, ETHERNET_LEN)?;
+    let is_direct = tables.config()?.subnet.contains(ip.destination());
+    Some(if is_direct { ETHERNET_LEN } else { inner_ip::<F>() })
+}
+
+/// Whether a packet that is left to the kernel for `reason` is one that `from_overlay` goes on with, because nothing is
+/// wrong with it but that a program cannot decapsulate it, or may not before the kernel has.
+#[inline(always)]
+pub(super) const fn is_checked(reason: Reason) -> bool {
+    matches!(reason, Reason::UdpAggregate | Reason::PodForwards | Reason::TunnelStale)
+}
+
+/// `decapsulate` says what to do with a packet in VXLAN for a local pod, `deliver` with one without.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+pub(super) fn decide<F: Family, R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+    arrival: &Arrival,
+    decapsulate: impl FnOnce(Deliver<F>, Reason) -> R,
+    deliver: impl FnOnce(Deliver<F>, Reason) -> R,
+) -> Result<R, Reason> {
+    let udp_at = ETHERNET_LEN + F::IP_LEN;
+    // Everything of the node that is not ours comes by here too: first what tells most of it apart.
+    let outer = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
+    if arrival.vlan_tagged {
+        return Err(Reason::Vlan);
+    }
+    if outer.ethertype != F::ETHERTYPE {
+        return Err(Reason::NotIpv4);
+    }
+    let outer_ip = F::Header::read(packet, ETHERNET_LEN).ok_or(Reason::Truncated)?;
+    let config = tables.config().ok_or(F::UNCONFIGURED)?;
+    if config.subnet.contains(outer_ip.destination()) && config.fast_path.finds_pods() {
+        return direct::from_underlay(packet, tables, arrival, &config, (&outer, &outer_ip), deliver);
+    }
+    if outer_ip.protocol() != PROTOCOL_UDP || outer_ip.destination() != config.vtep {
+        return Err(Reason::NotVxlan);
+    }
+    if !config.fast_path.finds_pods() {
+        return Err(Reason::PodOnKernel);
+    }
+    if !outer.is_unicast() {
+        return Err(Reason::NotUnicast);
+    }
+    // The kernel drops it in ip_rcv or ip6_rcv_core, which a packet that is delivered never meets.
+    if arrival.for_other_station {
+        return Err(Reason::NotVxlan);
+    }
+    outer_ip.check()?;
+    let udp = Udp::parse(packet.view(udp_at).ok_or(Reason::Truncated)?);
+    if u32::from(udp.destination) != config.port {
+        return Err(Reason::NotVxlan);
+    }
+    F::check_outer(&outer_ip, &udp)?;
+    let vxlan = Vxlan::parse(packet.view(udp_at + UDP_LEN).ok_or(Reason::Truncated)?);
+    if vxlan.flags != Vxlan::of(0).flags || vxlan.vni & 0xff != 0 {
+        return Err(Reason::VxlanFlags);
+    }
+    if vxlan.vni >> 8 != config.vni {
+        return Err(Reason::Vni);
+    }
+
+    let inner = Ethernet::parse(packet.view(F::ENCAP_LEN).ok_or(Reason::Truncated)?);
+    if !inner.is_to(&config.local_mac) {
+        return Err(Reason::InnerMac);
+    }
+    if inner.ethertype != F::ETHERTYPE {
+        return Err(Reason::NotIpv4);
+    }
+    let ip = F::Header::read(packet, inner_ip::<F>()).ok_or(Reason::Truncated)?;
+    ip.check()?;
+    let lengths = [ETHERNET_LEN as u32 + outer_ip.packet_len(), inner_ip::<F>() as u32 + ip.packet_len()];
+    if lengths != [packet.len(); 2] {
+        return Err(Reason::Length);
+    }
+    if !config.subnet.contains(ip.destination()) {
+        return Err(Reason::NotOurPod);
+    }
+    let now = check_hold(tables)?;
+    let vtep = tables.vtep(outer_ip.source()).ok_or(Reason::UnknownVtep)?;
+    // Besides its pods, a node speaks for itself: its replies to our pods come through the tunnel too.
+    if !vtep.subnet.contains(ip.source()) && ip.source() != outer_ip.source() {
+        return Err(Reason::InnerSource);
+    }
+    if ip.hops() <= 1 {
+        return Err(Reason::Ttl);
+    }
+    let class = ecn::decapsulate(outer_ip.class(), ip.class()).ok_or(Reason::Ecn)?;
+    let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
+    if config.fast_path == FastPath::Flow {
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
+        flow::admit(&passage, packet, inner_ip::<F>(), tables, &config, &ip)?;
+    }
+    let known = tables.tunnel(outer_ip.source());
+    tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, now)?;
+    // Last, so that all else has been looked at: see `is_checked`. A decapsulated aggregate keeps its tunnel's GSO type
+    // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
+    // without UDP_GRO, it drops.
+    if arrival.gso_size != 0 {
+        if ip.protocol() != PROTOCOL_TCP {
+            return Err(Reason::UdpAggregate);
+        }
+        if forwarding::forwards(tables, pod.ifindex, now) {
+            return Err(Reason::PodForwards);
+        }
+    }
+    let packet_len = segment_len::<F>(packet, inner_ip::<F>(), arrival, &ip)?;
+    let to = Deliver { pod, forward: F::Forward::hop_with_class(&ip, class), packet_len };
+    Ok(decapsulate(to, Reason::DeliverPod))
+}

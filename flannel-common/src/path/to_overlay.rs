@@ -1,0 +1,71 @@
+//! tc egress on flannel.<vni> and flannel-v6.<vni>: what the kernel routed into the overlay. Netfilter, routing,
+//! neighbour and TTL are done.
+
+use super::{
+    Act, Encap, Tables,
+    egress::{self, encap, inner_headers, tunnel_to},
+    flow,
+    tables::{check_hold, longest_match},
+};
+use crate::{
+    family::{Family, IpHeader as _, V4, V6},
+    mark::Marks,
+    packet::{Arrival, Packet, headers::Ethernet},
+    reason::{Direction, Reason},
+};
+
+/// All that happens to a packet at this hook.
+#[inline(always)]
+pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
+    if packet.is_ipv6() { of_family::<V6, _>(packet, tables) } else { of_family::<V4, _>(packet, tables) }
+}
+
+#[inline(always)]
+fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+    packet.make_readable(egress::reads::<F>());
+    let size = packet.size();
+    let marks = tables.marks();
+    if F::DEVICE_SEGMENTS && is_handed_over(&packet.arrival(), marks) {
+        packet.unmark(marks.both());
+        return packet.pass();
+    }
+    flow::take_note::<F, P>(packet, tables, Direction::Egress, size);
+    // The outer packet takes the mark over, and is routed by it.
+    packet.unmark(marks.both());
+    let verdict =
+        decide(&packet, tables, &packet.arrival(), |encap, reason| packet.encapsulate(&encap, reason))
+            .and_then(|done| done);
+    packet.conclude(Direction::Egress, size, verdict)
+}
+
+/// Whether `arrival` is what [`super::from_pod`] has handed to the VXLAN device, where all is done about it.
+#[inline(always)]
+pub const fn is_handed_over(arrival: &Arrival, marks: Marks) -> bool {
+    marks.is_handed_over(arrival.mark) && arrival.gso_size != 0
+}
+
+/// `encapsulate` says what to do with a packet for a node behind a tunnel.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+fn decide<F: Family, R>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+    arrival: &Arrival,
+    encapsulate: impl FnOnce(Encap<F>, Reason) -> R,
+) -> Result<R, Reason> {
+    let (ethernet, ip) = inner_headers::<F>(packet, arrival)?;
+    let config = tables.config().ok_or(F::UNCONFIGURED)?;
+    let now = check_hold(tables)?;
+    let route = longest_match(tables, &config, ip.destination()).ok_or(Reason::NoRoute)?;
+    // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
+    if !ethernet.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE)) {
+        return Err(Reason::NeighbourDiffers);
+    }
+    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, now)?;
+    if F::DEVICE_SEGMENTS && arrival.gso_size != 0 {
+        return Err(Reason::Ipv6Aggregate);
+    }
+    Ok(encapsulate(encap(packet, &config, &ip, (route, tunnel), None)?, Reason::EncapOverlay))
+}

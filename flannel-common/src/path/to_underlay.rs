@@ -1,0 +1,39 @@
+//! tc egress on the external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
+
+use super::{Act, Tables, act, egress, flow, tunnel};
+use crate::{
+    family::{Family, V4, V6},
+    reason::Direction,
+};
+
+/// All that happens to a packet at this hook: it is looked at, and passes.
+#[inline(always)]
+pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
+    // Told before any byte is looked at.
+    if packet.take_redirected() {
+        return packet.pass();
+    }
+    if packet.is_ipv6() { of_family::<V6, _>(packet, tables) } else { of_family::<V4, _>(packet, tables) }
+}
+
+/// Everything the node sends comes by here. What a pod sends to a pod of another node by the kernel path without a tunnel
+/// has one of our marks: `from_pod` has exempted it from masquerading, for the cluster's network always is. What
+/// `from_pod` itself sent out of this interface has none, nor has the node's own traffic.
+#[inline(always)]
+fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+    let marks = tables.marks();
+    let marked = packet.arrival().mark & marks.both() != 0;
+    packet.make_readable(egress::reads::<F>());
+    let size = packet.size();
+    if marked {
+        flow::take_note::<F, P>(packet, tables, Direction::Egress, size);
+        packet.unmark(marks.both());
+    }
+    if let Some((outer, config)) = tunnel::outer::<F>(&packet, tables) {
+        packet.make_readable(tunnel::leaving_reads::<F>());
+        if let Some(note) = tunnel::note_leaving(&packet, tables, &config, &outer) {
+            act::noted_tunnel(packet, Direction::Egress, &note, size);
+        }
+    }
+    packet.pass()
+}

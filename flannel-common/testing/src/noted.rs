@@ -1,0 +1,42 @@
+//! What the programs write down about a packet.
+
+use flannel_common::{
+    family::{V4, V6},
+    packet::Arrival,
+    path::{Hook, Note, TunnelNote, UnderlayRoute, decide_all},
+};
+
+use super::MemoryTables;
+
+/// What the program at `hook` notes about the flow or the pod of `frame`.
+pub fn note(hook: Hook, frame: &[u8], tables: &MemoryTables, arrival: &Arrival) -> Option<Note<V4>> {
+    decide_all(hook, frame, tables, arrival, None).note
+}
+
+/// As [`note`], of an IPv6 packet.
+pub fn note_v6(hook: Hook, frame: &[u8], tables: &MemoryTables, arrival: &Arrival) -> Option<Note<V6>> {
+    decide_all(hook, frame, tables, arrival, None).note_v6
+}
+
+/// What the program at `hook` notes about the tunnel that `frame` has taken, which no program has redirected. `route` is
+/// how the kernel sends what is for the packet's outer destination.
+pub fn note_tunnel(
+    hook: Hook,
+    frame: &[u8],
+    tables: &MemoryTables,
+    arrival: &Arrival,
+    route: Option<UnderlayRoute>,
+) -> Option<TunnelNote<V4>> {
+    decide_all(hook, frame, tables, arrival, route).tunnel
+}
+
+/// As [`note_tunnel`], of an IPv6 packet.
+pub fn note_tunnel_v6(
+    hook: Hook,
+    frame: &[u8],
+    tables: &MemoryTables,
+    arrival: &Arrival,
+    route: Option<UnderlayRoute>,
+) -> Option<TunnelNote<V6>> {
+    decide_all(hook, frame, tables, arrival, route).tunnel_v6
+}

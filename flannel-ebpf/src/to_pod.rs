@@ -1,0 +1,12 @@
+//! The entry point at tc egress, host side of a pod's veth: what the kernel path brings the pod.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use flannel_common::path;
+
+use crate::{ctx::Skb, maps::Maps};
+
+/// tc egress, host side of a pod's veth: what the kernel path brings the pod.
+#[classifier]
+fn to_pod(ctx: TcContext) -> i32 {
+    path::to_pod::run(Skb::of(&ctx), &Maps)
+}

@@ -1,0 +1,12 @@
+//! The entry point at tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use flannel_common::path;
+
+use crate::{ctx::Skb, maps::Maps};
+
+/// tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
+#[classifier]
+fn to_underlay(ctx: TcContext) -> i32 {
+    path::to_underlay::run(Skb::of(&ctx), &Maps)
+}
