@@ -21,9 +21,7 @@ use crate::{
     },
     masq::Rules,
     netlink::Netlink,
-    node::{
-        Node, backend::Backend, interface::ExternalInterface, published, stacks, underlay::UnderlayWatch,
-    },
+    node::{Node, backend, interface::ExternalInterface, published, stacks, underlay::UnderlayWatch},
     plan::{FlowRefresh, Local, inherited},
     reconcile::{KernelHost, Reconciler, Summary},
     subnet_file::{Others, Previous, SubnetFile, lock::SubnetFileLock},
@@ -182,7 +180,7 @@ impl Agent<'_> {
         let external = ExternalInterface::choose(&mut netlink, &choice).await?;
         let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
         let public = published(fixed, &external);
-        let backend = Backend::adopt(configured, &external, &this_node, &mut netlink).await?;
+        let backend = backend::adopt(configured, &external, &this_node, &mut netlink).await?;
         backend.check(&external, public)?;
         warn_without_bridge_filter(&config);
 
@@ -200,7 +198,7 @@ impl Agent<'_> {
         let leased = own.subnet();
         let shares = shares(&config, &leased)?;
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
-        let stacks = stacks(&backend, &external, public, networks);
+        let stacks = stacks(&*backend, &external, public, networks);
 
         let kernel_only = backend.kernel_only();
         let families = (config.network_v4().is_some(), config.network_v6().is_some());
@@ -243,22 +241,22 @@ impl Agent<'_> {
             ip_masq: options.ip_masq,
         };
         let (underlay, externals) = UnderlayWatch::open(choice, external)?;
-        let (node, locals, published, mtu) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
+        let (node, views) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let host = KernelHost::open()?;
         let peers = match node.backend.follows_peers() {
             true => Peers::Watched(store.watch(&own, inherited)),
             false => Peers::Unwatched(Unwatched::default()),
         };
         let keeper = store.keep(own);
-        let (reconciler, summary) = Reconciler::new(locals, datapath, host, peers);
+        let (reconciler, summary) = Reconciler::new(views.local, datapath, host, peers);
         let reconciler = reconciler.exempting(exemptions);
 
         let mut stopped = self.stopped.clone();
         let following = self.service.follow(reconciler.pulse(), summary.clone(), S::SERVER, store.trouble());
         select! {
             _ = reconciler.run(async move { let _ = stopped.wait_for(|stop| *stop).await; }) => Ok(End::Stopped),
-            never = self.announce(store, summary, &rules, file, mtu) => match never {},
-            end = keep(keeper, published) => match end {
+            never = self.announce(store, summary, &rules, file, views.pod_mtu) => match never {},
+            end = keep(keeper, views.attrs) => match end {
                 LeaseEnd::Lost(lost) => Err(anyhow!(lost)),
                 LeaseEnd::Replaced { old, new } if old == new => {
                     info!("{} says something else of this node: starting over with it", S::SERVER);

@@ -29,23 +29,14 @@ impl NetworkConfig {
             field("IPv6SubnetMax", old.subnet_max.to_string(), new.subnet_max.to_string());
         }
         field("EnableNFTables", self.enable_nftables.to_string(), new.enable_nftables.to_string());
-        field("Backend.Type", self.backend.kind().to_owned(), new.backend.kind().to_owned());
+        field("Backend.Type", self.backend_kind().to_owned(), new.backend_kind().to_owned());
+        let other_kind = new.backend_kind();
         match (&self.backend, &new.backend) {
-            (Backend::Vxlan(old), Backend::Vxlan(new)) => {
-                let unset = |value: Option<u32>| value.map_or("unset".to_owned(), |value| value.to_string());
-                field("Backend.VNI", old.vni.to_string(), new.vni.to_string());
-                field("Backend.Port", unset(old.port.map(u32::from)), unset(new.port.map(u32::from)));
-                field("Backend.MTU", unset(old.mtu), unset(new.mtu));
-                field("Backend.GBP", old.gbp.to_string(), new.gbp.to_string());
-                field("Backend.Learning", old.learning.to_string(), new.learning.to_string());
-                field(
-                    "Backend.DirectRouting",
-                    old.direct_routing.to_string(),
-                    new.direct_routing.to_string(),
-                );
+            (Ok(Backend::Vxlan(old)), Ok(Backend::Vxlan(new))) => {
+                old.changes(new, field);
             }
             // Options may hold secrets (wireguard's and ipsec's PSK), so they are not shown.
-            (old, new) if old.kind() == new.kind() && old != new => {
+            (old, new) if self.backend_kind() == other_kind && old != new => {
                 changes.push("Backend: other options".to_owned());
             }
             _ => {}

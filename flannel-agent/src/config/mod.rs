@@ -6,7 +6,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use crate::values::gojson::FieldError;
 use crate::values::{Family, gojson::Object};
-pub use backend::{Backend, BuiltBackend, UnbuiltBackend, VxlanOptions};
+pub use backend::{Backend, UnbuiltBackend, VxlanOptions};
 pub use pool::{Pool, PoolError, PoolV4, PoolV6};
 pub(crate) use pool::{cidr_v4, cidr_v6};
 
@@ -23,8 +23,8 @@ pub struct NetworkConfig {
     pub ipv6: Option<PoolV6>,
     /// `EnableNFTables`: masquerade and forward rules by nftables instead of iptables.
     pub enable_nftables: bool,
-    /// How packets travel.
-    pub backend: Backend,
+    /// How packets travel, or why this version cannot do what is asked.
+    pub backend: Result<Backend, UnbuiltBackend>,
 }
 
 /// A network configuration that cannot be used. Where upstream has a message for the case, this has the same.
@@ -102,7 +102,7 @@ impl NetworkConfig {
             true => Some(PoolV6::new(network6, limits6)?),
             false => None,
         };
-        if let (Some(_), Backend::Vxlan(options)) = (&ipv6, &backend) {
+        if let (Some(_), Ok(Backend::Vxlan(options))) = (&ipv6, &backend) {
             options.check_over_ipv6()?;
         }
         Ok(Self { ipv4, ipv6, enable_nftables, backend })
@@ -110,8 +110,16 @@ impl NetworkConfig {
 
     /// The backend. One that this version does not build, or an option of one, is an error that names the field,
     /// its value and what to do.
-    pub fn built(&self) -> Result<BuiltBackend<'_>, UnbuiltBackend> {
-        self.backend.built()
+    pub fn built(&self) -> Result<&Backend, UnbuiltBackend> {
+        self.backend.as_ref().map_err(Clone::clone)
+    }
+
+    /// The backend's name in the configuration, whether it is built or not.
+    pub fn backend_kind(&self) -> &'static str {
+        match &self.backend {
+            Ok(backend) => backend.kind(),
+            Err(unbuilt) => unbuilt.kind(),
+        }
     }
 
     /// The pools of the families that are on.
@@ -125,7 +133,7 @@ impl NetworkConfig {
 /// In short, for the log.
 impl fmt::Display for NetworkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.backend.kind())?;
+        write!(f, "{}", self.backend_kind())?;
         if let Some(pool) = &self.ipv4 {
             write!(f, " over {} in /{}", pool.network, pool.subnet_len)?;
         }

@@ -178,7 +178,7 @@ fn backend(json: &str) -> NetworkConfig {
 
 fn options_of(config: &NetworkConfig) -> &VxlanOptions {
     match config.built().unwrap() {
-        BuiltBackend::Vxlan(options) => options,
+        Backend::Vxlan(options) => options,
         other => panic!("{other:?}"),
     }
 }

@@ -22,7 +22,7 @@ pub mod xdp;
 /// Turns changes of the external interface into changes of what depends on it.
 pub struct Node {
     /// How this node reaches others.
-    pub backend: Backend,
+    pub backend: Box<dyn Backend>,
     /// `--public-ip`, `--public-ipv6`: what is published whatever the interface's addresses are.
     fixed: NodeAddress,
     /// What is asked of XDP, whichever interface it is.
@@ -32,21 +32,31 @@ pub struct Node {
     mtu: watch::Sender<u32>,
 }
 
+/// What follows from the node, whenever it changes.
+#[derive(Clone, Debug)]
+pub struct NodeViews {
+    /// What is planned for.
+    pub local: watch::Receiver<Local>,
+    /// What our lease publishes.
+    pub attrs: watch::Receiver<LeaseAttrs>,
+    /// MTU of pods, bytes.
+    pub pod_mtu: watch::Receiver<u32>,
+}
+
 impl Node {
-    /// The node as it is at the start, and views of what it plans for, publishes, and tells pods (their MTU in
-    /// bytes).
+    /// The node as it is at the start, and views of it.
     pub fn new(
-        backend: Backend,
+        backend: Box<dyn Backend>,
         fixed: NodeAddress,
         xdp: XdpChoice,
         local: Local,
         attrs: LeaseAttrs,
         pod_mtu: u32,
-    ) -> (Self, watch::Receiver<Local>, watch::Receiver<LeaseAttrs>, watch::Receiver<u32>) {
+    ) -> (Self, NodeViews) {
         let (locals, local) = watch::channel(local);
         let (published, attrs) = watch::channel(attrs);
         let (mtu, pod_mtu) = watch::channel(pod_mtu);
-        (Self { backend, fixed, xdp, locals, published, mtu }, local, attrs, pod_mtu)
+        (Self { backend, fixed, xdp, locals, published, mtu }, NodeViews { local, attrs, pod_mtu })
     }
 
     /// Brings everything into line with the external interface, with how far and how long packets may skip the stack, and
@@ -90,7 +100,7 @@ impl Node {
         }
         set(&self.locals, |local| {
             let networks = local.stacks.values().map(|stack| (stack.network, stack.subnet));
-            let stacks = stacks(&self.backend, external, public, networks);
+            let stacks = stacks(&*self.backend, external, public, networks);
             let xdp = match local.underlay_ifindex == external.index {
                 true => local.xdp,
                 false => self.xdp.on(&external.name),
@@ -121,7 +131,7 @@ pub fn published(fixed: NodeAddress, external: &ExternalInterface) -> NodeAddres
 /// This node in each family of the cluster, for whose `networks` and our subnets of them the interface has an
 /// address.
 pub fn stacks(
-    backend: &Backend,
+    backend: &dyn Backend,
     external: &ExternalInterface,
     public: NodeAddress,
     networks: impl IntoIterator<Item = (IpNetwork, IpNetwork)>,
@@ -149,6 +159,7 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, to: impl FnOnce(&T) -> T) -> boo
 mod tests {
     use std::net::Ipv4Addr;
 
+    use super::backend::{HostGw, Vxlan};
     use super::*;
     use crate::{config::VxlanOptions, plan::Xdp, values::Mac};
 
@@ -157,17 +168,17 @@ mod tests {
 
     type Views = (watch::Receiver<Local>, watch::Receiver<LeaseAttrs>, watch::Receiver<u32>);
 
-    fn node(backend: Backend, fixed: NodeAddress) -> (Node, Views) {
+    fn node(backend: Box<dyn Backend>, fixed: NodeAddress) -> (Node, Views) {
         let start = ExternalInterface::eth0(2, 1500, 1);
         node_on(&start, backend, fixed)
     }
 
-    fn node_on(start: &ExternalInterface, backend: Backend, fixed: NodeAddress) -> (Node, Views) {
+    fn node_on(start: &ExternalInterface, backend: Box<dyn Backend>, fixed: NodeAddress) -> (Node, Views) {
         let public = published(fixed, start);
         let networks = [("10.0.0.0/8", "10.1.0.0/24"), ("fd00:10::/32", "fd00:10:0:1::/64")];
         let networks = networks.map(|(network, subnet)| (network.parse().unwrap(), subnet.parse().unwrap()));
         let local = Local {
-            stacks: stacks(&backend, start, public, networks),
+            stacks: stacks(&*backend, start, public, networks),
             underlay_ifindex: start.index,
             backend: backend.planned(),
             direct_routing: backend.direct_routing(),
@@ -177,13 +188,13 @@ mod tests {
             source_ports: 32768..60999,
         };
         let (attrs, mtu) = (backend.attrs(public), backend.pod_mtu(start));
-        let (node, locals, attrs, mtu) = Node::new(backend, fixed, XdpChoice::OFF, local, attrs, mtu);
-        (node, (locals, attrs, mtu))
+        let (node, views) = Node::new(backend, fixed, XdpChoice::OFF, local, attrs, mtu);
+        (node, (views.local, views.attrs, views.pod_mtu))
     }
 
-    fn vxlan() -> Backend {
+    fn vxlan() -> Box<dyn Backend> {
         let macs = BTreeMap::from([(Family::V4, MAC), (Family::V6, MAC_V6)]);
-        Backend::Vxlan { options: VxlanOptions::default(), macs }
+        Box::new(Vxlan { options: VxlanOptions::default(), macs })
     }
 
     fn v4(local: &Local) -> LocalStack {
@@ -272,7 +283,7 @@ mod tests {
     fn host_gw_does_not_follow_where_its_public_address_is_not() {
         let start = ExternalInterface::eth0(2, 1500, 1);
         let fixed = NodeAddress { v4: Some(start.address), v6: None };
-        let (node, (locals, attrs, _)) = node(Backend::HostGw, fixed);
+        let (node, (locals, attrs, _)) = node(Box::new(HostGw), fixed);
         node.become_of(&ExternalInterface::eth0(2, 1500, 7));
         assert!(!locals.has_changed().unwrap() && !attrs.has_changed().unwrap());
         node.become_of(&ExternalInterface::eth0(9, 9000, 1));

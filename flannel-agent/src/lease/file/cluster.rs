@@ -255,7 +255,7 @@ impl NodeText {
             }
         }
         let addresses = (subnet.v4.and(public_ip), subnet.v6.and(public_ipv6));
-        let attrs = self.attrs(subnet, addresses, &config.backend);
+        let attrs = self.attrs(subnet, addresses, config);
         Ok(ClusterNode { name: self.name, lease: Lease { subnet, attrs, expiration: None } })
     }
 
@@ -263,11 +263,11 @@ impl NodeText {
         &self,
         subnet: LeaseSubnet,
         (public_ip, public_ipv6): (Option<Ipv4Addr>, Option<Ipv6Addr>),
-        backend: &Backend,
+        config: &NetworkConfig,
     ) -> LeaseAttrs {
         let public_ip = public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let mut attrs = match backend {
-            Backend::Vxlan(options) => {
+        let mut attrs = match &config.backend {
+            Ok(Backend::Vxlan(options)) => {
                 let data = |mac| VxlanData { vni: options.vni, vtep_mac: mac };
                 let v4 = data(subnet.v4.map(|subnet| self.mac.unwrap_or_else(|| mac_of_v4(subnet))));
                 let v6 = subnet.v6.map(|subnet| data(Some(self.mac_v6.unwrap_or_else(|| mac_of_v6(subnet)))));
@@ -277,7 +277,7 @@ impl NodeText {
                 attrs.backend_v6_data = v6.and_then(|v6| LeaseAttrs::vxlan_v4(public_ip, v6).backend_data);
                 attrs
             }
-            other => LeaseAttrs::plain_v4(public_ip, other.kind()),
+            _ => LeaseAttrs::plain_v4(public_ip, config.backend_kind()),
         };
         attrs.public_ipv6 = public_ipv6;
         attrs

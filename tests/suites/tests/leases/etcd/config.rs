@@ -10,7 +10,7 @@ async fn the_config_is_read() {
     etcd.put(&format!("{PREFIX}/config"), r#"{"network":"10.3.0.0/16","Backend":{"Type":"VXLAN","VNI":7}}"#)
         .unwrap();
     let config = store(&etcd).wait_for_network_config().await.unwrap();
-    let BuiltBackend::Vxlan(options) = config.built().unwrap() else { panic!("{config:?}") };
+    let Backend::Vxlan(options) = config.built().unwrap() else { panic!("{config:?}") };
     assert_eq!(options.vni, 7);
 }
 

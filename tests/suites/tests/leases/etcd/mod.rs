@@ -10,7 +10,7 @@ use std::{
 };
 
 use flannel_agent::{
-    config::{BuiltBackend, NetworkConfig},
+    config::{Backend, NetworkConfig},
     lease::{
         Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet,
         etcd::{EtcdOptions, EtcdStore},
