@@ -1,0 +1,281 @@
+//! The agent from the network config to a signal, or to another subnet of this node.
+//!
+//! ```text
+//! look_up() ─▶ Known ─ acquire() ─▶ Leased ─ keep_up() ─▶ End
+//! ```
+
+use anyhow::{Context as _, anyhow};
+use ipnetwork::IpNetwork;
+use tokio::{join, select, sync::watch};
+use tracing::{info, warn};
+
+use super::{
+    Agent, End,
+    flows::keep_flows,
+    load::{Loaded, load, xdp},
+    settings::{
+        exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
+        warn_without_bridge_filter,
+    },
+};
+use crate::{
+    bpf::PinsClaim,
+    cli::RunOptions,
+    config::{NetworkConfig, Pool},
+    datapath::{Datapath as _, ebpf::EbpfDatapath, kernel::KernelDatapath},
+    host::conntrack,
+    lease::{
+        KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers,
+        ThisNode, Unwatched, alloc::Identity, wire::NodeAddress,
+    },
+    masq::Rules,
+    netlink::Netlink,
+    node::{
+        Node,
+        backend::{self, Backend},
+        interface::{ExternalInterface, InterfaceChoice},
+        published, stacks,
+        underlay::UnderlayWatch,
+    },
+    plan::{Local, inherited},
+    reconcile::{KernelHost, Reconciler},
+    subnet_file::{Previous, SubnetFile},
+};
+
+/// What the store says before this node has a lease.
+struct Known {
+    /// Those of the command line, with what the store says of this node.
+    options: RunOptions,
+    config: NetworkConfig,
+    this_node: ThisNode,
+}
+
+/// This node with a lease.
+struct Leased<O> {
+    options: RunOptions,
+    config: NetworkConfig,
+    netlink: Netlink,
+    choice: InterfaceChoice,
+    external: ExternalInterface,
+    /// `--public-ip`, `--public-ipv6`.
+    fixed: NodeAddress,
+    /// What others know this node by.
+    public: NodeAddress,
+    backend: Box<dyn Backend>,
+    attrs: LeaseAttrs,
+    previous: Previous,
+    own: O,
+    subnet: LeaseSubnet,
+    /// Our subnet of each pool.
+    shares: Vec<(Pool, IpNetwork)>,
+}
+
+impl Agent<'_> {
+    /// From the network config to a signal, or to another subnet: then everything but lock, health server and
+    /// connections is made anew, as after a restart.
+    pub(super) async fn run_once<S: LeaseStore>(
+        &mut self,
+        store: &S,
+        claim: &PinsClaim,
+    ) -> anyhow::Result<End> {
+        let Some(known) = self.look_up(store).await? else { return Ok(End::Stopped) };
+        let Some(leased) = self.acquire(store, known).await? else { return Ok(End::Stopped) };
+        self.keep_up(store, leased, claim).await
+    }
+
+    /// Asks the store for the network config and for this node; `None` after a signal to stop.
+    async fn look_up<S: LeaseStore>(&mut self, store: &S) -> anyhow::Result<Option<Known>> {
+        let config =
+            self.unless_stopped("waiting for the network config", store, store.network_config()).await;
+        let Some(config) = config else { return Ok(None) };
+        let config = config.with_context(|| format!("the network config in {}", S::SERVER))?;
+        let built = config.built().inspect_err(|problem| {
+            store.tell(Notice { reason: "NetworkConfigRefused", text: problem.to_string() });
+        });
+        built.with_context(|| format!("the network config in {}", S::SERVER))?;
+        let this_node = self.unless_stopped("looking this node up", store, store.this_node()).await;
+        let Some(this_node) = this_node else { return Ok(None) };
+        let this_node = this_node.with_context(|| format!("this node in {}", S::SERVER))?;
+        let mut options = self.options.clone();
+        options.public_ip = this_node.public_ip.or(options.public_ip);
+        options.public_ipv6 = this_node.public_ipv6.or(options.public_ipv6);
+        Ok(Some(Known { options, config, this_node }))
+    }
+
+    /// Chooses the external interface and acquires a subnet; `None` after a signal to stop.
+    async fn acquire<S: LeaseStore>(
+        &mut self,
+        store: &S,
+        Known { options, config, this_node }: Known,
+    ) -> anyhow::Result<Option<Leased<S::Own>>> {
+        let mut netlink = Netlink::open()?;
+        let choice = interface_choice(&options, &config);
+        let external = ExternalInterface::choose(&mut netlink, &choice).await?;
+        let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
+        let public = published(fixed, &external);
+        let backend = backend::adopt(config.built()?, &external, &this_node, &mut netlink).await?;
+        backend.check(&external, public)?;
+        warn_without_bridge_filter(&config);
+
+        let attrs = backend.attrs(public);
+        let previous = Previous::read(&options.subnet_file);
+        for reason in &previous.ignored {
+            warn!(file = %options.subnet_file.display(), reason, "ignored a line of the subnet file");
+        }
+        let addresses = external.rival_addresses(&mut netlink, &choice).await?;
+        let identity = Identity { previous: previous.lease(), addresses };
+        let acquired = store.acquire(&config, &attrs, identity);
+        let acquired = self.unless_stopped("acquiring a subnet", store, acquired).await;
+        let Some(own) = acquired else { return Ok(None) };
+        let own = own.context("no subnet for this node")?;
+        let subnet = own.subnet();
+        let shares = shares(&config, &subnet)?;
+        Ok(Some(Leased {
+            options,
+            config,
+            netlink,
+            choice,
+            external,
+            fixed,
+            public,
+            backend,
+            attrs,
+            previous,
+            own,
+            subnet,
+            shares,
+        }))
+    }
+
+    /// Keeps dataplane, rules, lease and subnet file as they should be, until a signal or the end of the lease.
+    async fn keep_up<S: LeaseStore>(
+        &self,
+        store: &S,
+        leased: Leased<S::Own>,
+        claim: &PinsClaim,
+    ) -> anyhow::Result<End> {
+        let Leased {
+            options,
+            config,
+            netlink,
+            choice,
+            external,
+            fixed,
+            public,
+            backend,
+            attrs,
+            previous,
+            own,
+            subnet,
+            shares,
+        } = leased;
+        let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
+        let stacks = stacks(&*backend, &external, public, networks);
+        let families = (config.network_v4().is_some(), config.network_v6().is_some());
+        let tell = |notice| store.tell(notice);
+        let (fast_path, loaded) = load(&options, claim, backend.kernel_only(), families, tell);
+        let exemptions = exemptions(&options, fast_path).await;
+        let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
+        let (fast_paths, fast_path_now) = watch::channel(fast_path);
+        let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
+        let (ports, ports_now) = watch::channel(source_ports());
+        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes);
+        let xdp = xdp(&loaded, options.xdp());
+        let local = Local {
+            stacks,
+            underlay_ifindex: external.index,
+            backend: backend.planned(),
+            direct_routing: backend.direct_routing(),
+            fast_path,
+            xdp: xdp.on(&external.name),
+            flow_refresh: *refresh_now.borrow(),
+            source_ports: ports_now.borrow().clone(),
+        };
+        let mut kernel = backend.kernel_datapath(netlink, &external, &shares, &previous.networks());
+        let inherited = left_by_earlier(&mut kernel, &local).await;
+        let datapath = match loaded {
+            Loaded::Programs(pins, programs, tables) => {
+                EbpfDatapath::with_programs(kernel, pins, *programs, *tables)
+            }
+            Loaded::Nothing(pins) => EbpfDatapath::without_programs(kernel, pins),
+        };
+        let file = SubnetFile {
+            v4: config.network_v4().zip(subnet.v4),
+            v6: config.network_v6().zip(subnet.v6),
+            mtu: backend.pod_mtu(&external),
+            ip_masq: options.ip_masq,
+        };
+        let (underlay, externals) = UnderlayWatch::open(choice, external)?;
+        let peers = match backend.follows_peers() {
+            true => Peers::Watched(store.watch(&own, inherited)),
+            false => Peers::Unwatched(Unwatched::default()),
+        };
+        let (node, views) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
+        let keeper = store.keep(own);
+        let (reconciler, summary) = Reconciler::new(views.local, datapath, KernelHost::open()?, peers);
+        let reconciler = reconciler.exempting(exemptions);
+
+        let mut stopped = self.stopped.clone();
+        let stop = async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        };
+        let following = self.service.follow(reconciler.pulse(), summary.clone(), S::SERVER, store.trouble());
+        // Goes on until one of the others ends.
+        let beside = async {
+            join!(
+                self.announce(store, summary, &rules, file, views.pod_mtu),
+                underlay.run(),
+                node.follow(externals, fast_path_now, refresh_now, ports_now),
+                follow_source_ports(&ports),
+                store.report_config_changes(config),
+                flows,
+            )
+        };
+        select! {
+            _ = reconciler.run(stop) => Ok(End::Stopped),
+            end = keep(keeper, views.attrs) => after(end, S::SERVER),
+            () = following => Ok(End::Stopped),
+            (never, ..) = beside => match never {},
+        }
+    }
+}
+
+/// The leases that what is in the kernel stands for.
+async fn left_by_earlier(kernel: &mut KernelDatapath, local: &Local) -> Vec<Lease> {
+    match kernel.observe().await {
+        Ok(observed) => inherited(local, &observed),
+        Err(error) => {
+            warn!(%error, "cannot read what an earlier daemon left: what etcd has no lease of is not kept");
+            Vec::new()
+        }
+    }
+}
+
+/// Publishes what our lease is to say, until it ends.
+async fn keep(mut keeper: impl KeptLease, mut published: watch::Receiver<LeaseAttrs>) -> LeaseEnd {
+    loop {
+        select! {
+            end = keeper.ended() => return end,
+            Ok(()) = published.changed() => keeper.update(published.borrow_and_update().clone()),
+        }
+    }
+}
+
+/// What becomes of the agent after the end of its lease, which is kept in `server`.
+fn after(end: LeaseEnd, server: &str) -> anyhow::Result<End> {
+    match end {
+        LeaseEnd::Lost(lost) => Err(anyhow!(lost)),
+        LeaseEnd::Replaced { old, new } if old == new => {
+            info!("{server} says something else of this node: starting over with it");
+            Ok(End::Again)
+        }
+        LeaseEnd::Replaced { old, new } => {
+            warn!(
+                %old, %new,
+                "this node has another subnet now: starting over with it. Pods that run keep addresses of the old one, \
+                 which no other node sends to us any more: restart them"
+            );
+            Ok(End::Again)
+        }
+    }
+}
