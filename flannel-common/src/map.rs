@@ -3,7 +3,7 @@
 /// Version of the layout of every map in [`crate::layout`], and a directory of the pin path
 /// (`<bpffs>/flannel/<version>/...`). Any change of a key, a value or a map's meaning raises it, so
 /// that an old program and a new agent never read each other's bytes.
-pub const LAYOUT_VERSION: &str = "v1";
+pub const LAYOUT_VERSION: &str = "v2";
 
 /// Directory under the root of a bpffs that holds everything flannel-ebpf pins.
 pub const PIN_DIRECTORY: &str = "flannel";
@@ -93,19 +93,19 @@ pub const REDIRECTED: u16 = 0xf1a7;
 /// helper's.
 pub const TRY_ROOM: &str = "try_room";
 /// For [`TRY_ROOM`]: room for VXLAN.
-pub const TRY_PUSH: u32 = 0;
-/// For [`TRY_ROOM`]: VXLAN removed.
-pub const TRY_POP: u32 = 1;
-/// For [`TRY_ROOM`]: the same with `BPF_F_ADJ_ROOM_DECAP_L4_UDP`, which frees an aggregate of its tunnel's marks.
-pub const TRY_POP_CLEAN: u32 = 2;
+pub const TRY_ENCAP: u32 = 0;
+/// For [`TRY_ROOM`]: without VXLAN.
+pub const TRY_DECAP: u32 = 1;
+/// For [`TRY_ROOM`]: the same with `BPF_F_ADJ_ROOM_DECAP_L4_UDP`, which clears an aggregate's tunnel GSO flags.
+pub const TRY_DECAP_CLEAN: u32 = 2;
 
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.
 pub const TO_OVERLAY: &str = "to_overlay";
-/// tc egress on the host side of a pod's veth: what the kernel's path brings a pod.
+/// tc egress on the host side of a pod's veth: what the kernel path brings a pod.
 pub const TO_POD: &str = "to_pod";
-/// tc ingress on flannel.<vni>: what the kernel has freed of its outer headers.
+/// tc ingress on flannel.<vni>: what the kernel has decapsulated.
 pub const FROM_OVERLAY: &str = "from_overlay";
 /// tc ingress on the external interface: what arrives from other nodes.
 pub const FROM_UNDERLAY: &str = "from_underlay";

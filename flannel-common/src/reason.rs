@@ -84,11 +84,11 @@ macro_rules! reasons {
 }
 
 reasons! {
-    EncapPod = 0, Fast, "encap_pod", "a pod's packet was given its VXLAN header and sent to the peer, past the host's stack";
-    EncapOverlay = 1, Fast, "encap_overlay", "a packet the kernel routed into the overlay was given its VXLAN header in place of the VXLAN device";
-    DeliverPod = 2, Fast, "deliver_pod", "a peer's packet was freed of its VXLAN header and handed to the pod, past the host's stack";
+    EncapPod = 0, Fast, "encap_pod", "a pod's packet was encapsulated in VXLAN and sent to the other node, past the host's stack";
+    EncapOverlay = 1, Fast, "encap_overlay", "a packet that the kernel routed into the overlay was encapsulated in place of the VXLAN device";
+    DeliverPod = 2, Fast, "deliver_pod", "another node's packet was decapsulated and handed to the pod, past the host's stack";
     NoConfig = 3, Kernel, "no_config", "the agent has not configured the programs";
-    NotIpv4 = 4, Kernel, "not_ipv4", "the frame carries neither IPv4 nor, where the cluster has an IPv6 network, IPv6 (ARP, ...)";
+    NotIp = 4, Kernel, "not_ipv4", "the frame carries no packet of a family that the cluster's network has (ARP, ...)";
     Vlan = 5, Kernel, "vlan", "the frame carries a VLAN tag";
     NotUnicast = 6, Kernel, "not_unicast", "the destination MAC is a group address";
     Truncated = 7, Kernel, "truncated", "the frame is shorter than its headers say";
@@ -97,8 +97,8 @@ reasons! {
     Fragment = 10, Kernel, "fragment", "the packet is a fragment";
     Ttl = 11, Kernel, "ttl", "the TTL ends here: the kernel answers with ICMP time exceeded";
     TooBig = 12, Kernel, "too_big", "one segment and its VXLAN header exceed the underlay's MTU: the kernel fragments it or answers with ICMP";
-    NoRoute = 13, Kernel, "no_route", "the destination is in no peer's pod subnet";
-    PeerOnKernel = 14, Kernel, "peer_on_kernel", "this peer is reached by the kernel path only";
+    NoRoute = 13, Kernel, "no_route", "the destination is in no other node's pod subnet";
+    PeerOnKernel = 14, Kernel, "peer_on_kernel", "the route to this node is for the kernel path only";
     NeighbourDiffers = 15, Kernel, "neighbour_differs", "the kernel chose another next hop in the overlay than the lease names";
     Spoofed = 16, Kernel, "spoofed", "the source address belongs to a pod behind another veth";
     NotVxlan = 17, Kernel, "not_vxlan", "not a VXLAN packet for this node's MAC, address and port";
@@ -113,7 +113,7 @@ reasons! {
     PodGone = 26, Kernel, "pod_gone", "the veth of the pod is gone";
     Ecn = 27, Kernel, "ecn", "the outer header says congestion, the inner one does not take part: the kernel drops it (RFC 6040)";
     Refused = 28, Kernel, "refused", "the kernel refused to change the packet's headers (nested tunnel, no memory, unsupported GSO)";
-    UdpAggregate = 29, Kernel, "udp_aggregate", "an aggregate of UDP datagrams: a socket that takes them singly needs it free of the tunnel's marks, which only the kernel's device removes";
+    UdpAggregate = 29, Kernel, "udp_aggregate", "an aggregate of UDP datagrams: a socket that takes them one by one needs it without the tunnel's GSO flags, which only the VXLAN device clears";
     PodOnKernel = 30, Kernel, "pod_on_kernel", "pods' packets go through the host's stack on this node (--fast-path=overlay)";
     SnatExempt = 31, Kernel, "snat_exempt", "left to the host's stack with the mark that keeps it from being masqueraded";
     FlowUnknown = 32, Kernel, "flow_unknown", "netfilter is not known to have accepted this flow of this pod (yet)";
@@ -124,25 +124,25 @@ reasons! {
     FlowLearned = 37, Note, "flow_learned", "netfilter has let a packet of an established flow pass unchanged: this direction of it may skip the stack";
     FlowForgotten = 38, Note, "flow_forgotten", "a packet of a known flow begins it anew or ends it, or netfilter no longer takes it for established: the flow must be learned again";
     Lapsed = 39, Kernel, "lapsed", "no agent has run for as long as --fast-path-hold says: the maps may be out of date";
-    RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the peer as it is, without a tunnel, past the host's stack";
-    HandPod = 41, Fast, "hand_pod", "a peer's packet that came without a tunnel was handed to the pod, past the host's stack";
+    RoutePod = 40, Fast, "route_pod", "a pod's packet was sent to the other node as it is, without a tunnel, past the host's stack";
+    HandPod = 41, Fast, "hand_pod", "another node's packet that came without a tunnel was handed to the pod, past the host's stack";
     NotDirect = 42, Kernel, "not_direct", "it came without a tunnel, but not for this node's MAC, or its source is in no subnet that is reached without one by this interface";
-    DeliverOverlay = 43, Fast, "deliver_overlay", "a packet that the kernel's VXLAN device has freed of its outer headers was handed to the pod, past the rest of the host's stack";
-    PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it free of the tunnel's marks, which only the kernel's device removes";
+    DeliverOverlay = 43, Fast, "deliver_overlay", "a packet that the VXLAN device has decapsulated was handed to the pod, past the rest of the host's stack";
+    PodForwards = 44, Kernel, "pod_forwards", "an aggregate of TCP for a pod that forwards: it needs it without the tunnel's GSO flags, which only the VXLAN device clears";
     ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
     EncapDevice = 46, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
     Ipv6Aggregate = 47, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
     OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
     VtepDropped = 49, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
     VtepSeen = 50, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
-    PoppedEarly = 51, Note, "popped_early", "freed of its VXLAN header by XDP, before the kernel merges packets into aggregates";
-    TunnelStale = 52, Kernel, "tunnel_stale", "the kernel's own VXLAN packet to this peer, or from it, has not been seen lately: this one takes the kernel's path through the tunnel, with all rules about the outer packet";
-    TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this peer, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
-    TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this peer take the kernel's path until one has been seen to leave";
-    TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this peer take the kernel's path";
+    DecapsulatedEarly = 51, Note, "popped_early", "decapsulated by XDP, before the kernel merges packets into aggregates";
+    TunnelStale = 52, Kernel, "tunnel_stale", "the kernel's own VXLAN packet to this node, or from it, has not been seen lately: this one takes the kernel path through the tunnel, with all rules about the outer packet";
+    TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this node, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
+    TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this node take the kernel path until one has been seen to leave";
+    TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this node take the kernel path";
     NotGateway = 58, Kernel, "not_gateway", "the frame is not for the gateway's MAC: the pod sends it through another one";
-    FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel's path with another DSCP or TTL than routing gives it: rules change them, so that the flow does not skip the stack";
-    PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel's path takes its packets";
+    FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel path with another DSCP or TTL than routing gives it: rules change them, so that the flow does not skip the stack";
+    PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel path takes its packets";
     PodVxlan = 61, Drop, "pod_vxlan", "a pod made VXLAN of our own network for a node, which would have taken what is in it for another pod's";
 }
 

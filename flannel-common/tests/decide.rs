@@ -204,7 +204,7 @@ proptest! {
                 // Whose address it was when the flow was accepted: what has been learned says more than where pods are.
                 (case.arrival.ifindex, &case.frame[..])
             }
-            Verdict::Deliver(deliver, _) | Verdict::PopEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
+            Verdict::Deliver(deliver, _) | Verdict::DecapsulateEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
             Verdict::Hand(deliver, _) => (deliver.pod.ifindex, &case.frame[..]),
             _ => return Ok(()),
         };

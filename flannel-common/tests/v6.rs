@@ -98,7 +98,7 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
         | Verdict::Route(..)
         | Verdict::Deliver(..)
         | Verdict::Hand(..)
-        | Verdict::PopEarly(..) => panic!("IPv4: {verdict:?}"),
+        | Verdict::DecapsulateEarly(..) => panic!("IPv4: {verdict:?}"),
         _ => verdict.reason(),
     }
 }

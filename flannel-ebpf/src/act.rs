@@ -10,7 +10,7 @@ use aya_ebpf::{
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
     family::{Family, Forward as _, V4},
-    layout::{PodPlace, PoppedFor},
+    layout::{DecapsulatedFor, PodPlace},
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
@@ -254,7 +254,7 @@ impl XdpFrame for Frame {
         let Deliver { pod, forward, packet_len } = deliver;
         let size = self.size();
         let Some(ethernet) = self.view(0).map(Ethernet::parse) else { return XDP_PASS };
-        if self.fits(pod.ifindex, *packet_len).is_err() || self.prepend(PoppedFor::to(pod)).is_none() {
+        if self.fits(pod.ifindex, *packet_len).is_err() || self.prepend(DecapsulatedFor::to(pod)).is_none() {
             return XDP_PASS;
         }
         if self.remove_outer().is_none() {

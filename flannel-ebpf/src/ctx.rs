@@ -26,8 +26,8 @@ use aya_ebpf::{
 };
 use flannel_common::{
     family::{V4, V6},
-    layout::{AddressV6, POPPED_FOR_LEN, PodPlace, PoppedFor},
-    map::{REDIRECTED, TRY_POP, TRY_PUSH},
+    layout::{AddressV6, DECAPSULATED_FOR_LEN, DecapsulatedFor, PodPlace},
+    map::{REDIRECTED, TRY_DECAP, TRY_ENCAP},
     packet::{
         Arrival, Fib, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
@@ -112,8 +112,8 @@ impl Skb {
         // SAFETY: a field of the live context, and the live context.
         unsafe {
             let (difference, flags) = match (*self.skb).cb[0] {
-                TRY_PUSH => (ENCAP_LEN as i32, ENCAP_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64),
-                TRY_POP => (-(ENCAP_LEN as i32), DECAP_FLAGS),
+                TRY_ENCAP => (ENCAP_LEN as i32, ENCAP_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64),
+                TRY_DECAP => (-(ENCAP_LEN as i32), DECAP_FLAGS),
                 _ => (-(ENCAP_LEN as i32), DECAP_CLEAN_FLAGS),
             };
             bpf_skb_adjust_room(self.skb, difference, BPF_ADJ_ROOM_MAC, flags) as i32
@@ -246,11 +246,11 @@ impl Skb {
     pub(crate) fn decapsulated_for(&self) -> Option<PodPlace> {
         // SAFETY: a field of the live context.
         let start = unsafe { (*self.skb).data_meta as usize };
-        if start + POPPED_FOR_LEN > self.data() {
+        if start + DECAPSULATED_FOR_LEN > self.data() {
             return None;
         }
         // SAFETY: the bounds are checked; an array of bytes needs no alignment.
-        PoppedFor::read(unsafe { &*(start as *const [u8; POPPED_FOR_LEN]) })
+        DecapsulatedFor::read(unsafe { &*(start as *const [u8; DECAPSULATED_FOR_LEN]) })
     }
 
     /// Sends the packet out of `ifindex` as it is.

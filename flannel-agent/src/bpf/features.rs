@@ -13,7 +13,7 @@ use aya::{
 };
 use flannel_common::{
     layout::FastPath,
-    map::{TO_POD, TRY_POP, TRY_POP_CLEAN, TRY_PUSH, TRY_ROOM, XDP_GENERIC, XDP_UNDERLAY},
+    map::{TO_POD, TRY_DECAP, TRY_DECAP_CLEAN, TRY_ENCAP, TRY_ROOM, XDP_GENERIC, XDP_UNDERLAY},
     path::Hook,
 };
 
@@ -115,9 +115,9 @@ impl Feature {
         match self {
             Self::Tcx => try_tcx(ebpf),
             Self::Clsact => try_clsact(ebpf),
-            Self::Push => try_room(ebpf, TRY_PUSH),
-            Self::Pop => try_room(ebpf, TRY_POP),
-            Self::PopClean => try_room(ebpf, TRY_POP_CLEAN),
+            Self::Push => try_room(ebpf, TRY_ENCAP),
+            Self::Pop => try_room(ebpf, TRY_DECAP),
+            Self::PopClean => try_room(ebpf, TRY_DECAP_CLEAN),
             Self::RedirectNeigh => try_helper(BpfHelper::BPF_FUNC_redirect_neigh),
             Self::RedirectPeer => try_helper(BpfHelper::BPF_FUNC_redirect_peer),
             Self::CheckMtu => try_helper(BpfHelper::BPF_FUNC_check_mtu),

@@ -46,7 +46,7 @@ impl Family for V6 {
     const IP_LEN: usize = IPV6_LEN;
     const UNCOUNTED: usize = IPV6_LEN;
     const PROTOCOL_ICMP: u8 = PROTOCOL_ICMPV6;
-    const UNCONFIGURED: Reason = Reason::NotIpv4;
+    const UNCONFIGURED: Reason = Reason::NotIp;
     const DEVICE_SEGMENTS: bool = true;
 
     /// The kernel drops a packet without a UDP checksum in `__udp6_lib_rcv` unless the device was made with
@@ -250,7 +250,7 @@ impl IpHeader for Ipv6 {
     #[inline(always)]
     fn check(&self) -> Result<(), Reason> {
         if !self.is_version_6() {
-            return Err(Reason::NotIpv4);
+            return Err(Reason::NotIp);
         }
         if self.next_header == NEXT_HEADER_FRAGMENT {
             return Err(Reason::Fragment);

@@ -9,24 +9,24 @@ mod address;
 mod bits;
 mod config;
 mod counter;
+mod decapsulated_for;
 mod exempt;
 mod flow;
 mod forwarder;
 mod hold;
 mod pod;
-mod popped_for;
 mod route;
 mod tunnel;
 
 pub use address::AddressV6;
 pub use config::{Config, ConfigBits, ConfigV6, FastPath, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
+pub use decapsulated_for::{DECAPSULATED_FOR_LEN, DecapsulatedFor};
 pub use exempt::Exempt;
 pub use flow::{Flow, FlowBits, FlowProtocol, FlowV4, FlowV6, Permit};
 pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodPlace;
-pub use popped_for::{POPPED_FOR_LEN, PoppedFor};
 pub use route::{
     PeerKind, PeerV4, PeerV6, Route, RouteBits, RouteKind, Subnet, SubnetBits, SubnetV4, SubnetV6, Vtep,
     VtepBits, VtepV4, VtepV6,

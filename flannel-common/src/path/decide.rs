@@ -279,6 +279,6 @@ impl<P: Packet + ?Sized> XdpFrame for &Seen<'_, P> {
     }
 
     fn decapsulate(self, deliver: &Deliver<V4>, reason: Reason) -> Verdict {
-        Verdict::PopEarly(*deliver, reason)
+        Verdict::DecapsulateEarly(*deliver, reason)
     }
 }

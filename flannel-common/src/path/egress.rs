@@ -31,7 +31,7 @@ pub(super) fn inner_headers<F: Family>(
         return Err(Reason::Vlan);
     }
     if ethernet.ethertype != F::ETHERTYPE {
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIp);
     }
     if !ethernet.is_unicast() {
         return Err(Reason::NotUnicast);

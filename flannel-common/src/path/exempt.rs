@@ -26,10 +26,7 @@ pub(super) fn is_exempt<F: Family>(
 
 /// Whether `reason` is of frames in which there is no IP packet for routing to see.
 const fn has_no_packet(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIpv4 | Reason::NotUnicast
-    )
+    matches!(reason, Reason::NoConfig | Reason::Truncated | Reason::Vlan | Reason::NotIp | Reason::NotUnicast)
 }
 
 /// What a marked packet is counted for. That it was marked says more than that it is not the fast path's;

@@ -57,7 +57,7 @@ fn decide<F: Family, R>(
         return Err(Reason::Vlan);
     }
     if ethernet.ethertype != F::ETHERTYPE {
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIp);
     }
     let config = tables.config().ok_or(F::UNCONFIGURED)?;
     if !config.fast_path.finds_pods() {

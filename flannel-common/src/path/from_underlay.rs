@@ -103,7 +103,7 @@ pub(super) fn decide<F: Family, R>(
         return Err(Reason::Vlan);
     }
     if outer.ethertype != F::ETHERTYPE {
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIp);
     }
     let outer_ip = F::Header::read(packet, ETHERNET_LEN).ok_or(Reason::Truncated)?;
     let config = tables.config().ok_or(F::UNCONFIGURED)?;
@@ -142,7 +142,7 @@ pub(super) fn decide<F: Family, R>(
         return Err(Reason::InnerMac);
     }
     if inner.ethertype != F::ETHERTYPE {
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIp);
     }
     let ip = F::Header::read(packet, inner_ip::<F>()).ok_or(Reason::Truncated)?;
     ip.check()?;

@@ -19,8 +19,8 @@ pub enum Hook {
     ToUnderlay,
     /// XDP in the driver of the external interface.
     XdpUnderlay,
-    /// Generic XDP on the external interface: behind the making and merging of packets, where a pop gains
-    /// nothing, so that only strangers are looked for.
+    /// Generic XDP on the external interface: behind the making and merging of packets, where decapsulation
+    /// gains nothing, so that only unknown VTEPs are looked for.
     XdpGeneric,
 }
 

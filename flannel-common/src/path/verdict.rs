@@ -37,7 +37,7 @@ pub enum Verdict {
     /// Hand an IPv6 packet to a local pod as it is.
     HandV6(Deliver<V6>, Reason),
     /// Decapsulate it, and say in front of the packet which pod it is for.
-    PopEarly(Deliver<V4>, Reason),
+    DecapsulateEarly(Deliver<V4>, Reason),
     /// Leave it to the kernel, untouched, but count it.
     Seen(Reason),
     /// Drop it.
@@ -61,7 +61,7 @@ impl Verdict {
             | Self::HandOver(_, reason)
             | Self::RouteV6(_, reason)
             | Self::HandV6(_, reason)
-            | Self::PopEarly(_, reason)
+            | Self::DecapsulateEarly(_, reason)
             | Self::Seen(reason)
             | Self::Drop(reason) => Some(*reason),
         }

@@ -108,6 +108,6 @@ fn decapsulate<R>(
     then: impl FnOnce(Deliver<V4>, Reason) -> R,
 ) -> Result<R, Reason> {
     // What comes without a tunnel has nothing to be cut off.
-    let then = |deliver, _| Some(then(deliver, Reason::PoppedEarly));
+    let then = |deliver, _| Some(then(deliver, Reason::DecapsulatedEarly));
     from_underlay::decide(packet, tables, arrival, then, |_, _| None)?.ok_or(Reason::NotVxlan)
 }

@@ -2,7 +2,7 @@
 
 use flannel_common::{
     family::{Family, Forward as _, V4},
-    layout::PoppedFor,
+    layout::DecapsulatedFor,
     packet::{
         Packet as _,
         headers::{ETHERNET_LEN, Ethernet},
@@ -61,7 +61,7 @@ pub fn decapsulated_early(frame: &[u8], deliver: &Deliver<V4>) -> Option<Vec<u8>
     let mut inner = decapsulated(frame, deliver)?;
     // The stations are those of the underlay still.
     inner.write(0, frame.read::<ETHERNET_LEN>(0)?)?;
-    let mut out = PoppedFor::to(&deliver.pod).bytes().to_vec();
+    let mut out = DecapsulatedFor::to(&deliver.pod).bytes().to_vec();
     out.extend(inner);
     Some(out)
 }

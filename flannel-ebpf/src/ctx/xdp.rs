@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use flannel_common::{
     family::{V4, V6},
-    layout::{AddressV6, POPPED_FOR_LEN, PoppedFor},
+    layout::{AddressV6, DECAPSULATED_FOR_LEN, DecapsulatedFor},
     packet::{Arrival, Fib, Packet, headers::ENCAP_LEN},
     reason::Reason,
 };
@@ -49,20 +49,20 @@ impl Frame {
         fits(self.md.cast::<c_void>(), ifindex, packet_len)
     }
 
-    /// Puts `popped_for` in front of the frame; `None`, and nothing changed, where the driver has no room for it.
+    /// Puts `decapsulated_for` in front of the frame; `None`, and nothing changed, where the driver has no room for it.
     #[inline(always)]
-    pub(crate) fn prepend(&mut self, popped_for: PoppedFor) -> Option<()> {
+    pub(crate) fn prepend(&mut self, decapsulated_for: DecapsulatedFor) -> Option<()> {
         // SAFETY: `md` is the live context; its pointers are taken anew below.
-        if unsafe { bpf_xdp_adjust_meta(self.md, -(POPPED_FOR_LEN as i32)) } != 0 {
+        if unsafe { bpf_xdp_adjust_meta(self.md, -(DECAPSULATED_FOR_LEN as i32)) } != 0 {
             return None;
         }
         // SAFETY: fields of the live context.
         let (start, end) = unsafe { ((*self.md).data_meta as usize, (*self.md).data as usize) };
-        if start + POPPED_FOR_LEN > end {
+        if start + DECAPSULATED_FOR_LEN > end {
             return None;
         }
         // SAFETY: the bounds are checked; an array of bytes needs no alignment.
-        unsafe { (start as *mut [u8; POPPED_FOR_LEN]).write(popped_for.bytes()) };
+        unsafe { (start as *mut [u8; DECAPSULATED_FOR_LEN]).write(decapsulated_for.bytes()) };
         Some(())
     }
 
@@ -70,7 +70,7 @@ impl Frame {
     #[inline(always)]
     pub(crate) fn take_back(&mut self) {
         // SAFETY: `md` is the live context. It cannot fail for what was added before.
-        unsafe { bpf_xdp_adjust_meta(self.md, POPPED_FOR_LEN as i32) };
+        unsafe { bpf_xdp_adjust_meta(self.md, DECAPSULATED_FOR_LEN as i32) };
     }
 
     /// Removes the outer headers; `None`, and nothing changed, where the kernel refuses.

@@ -114,8 +114,8 @@ impl Forger {
             ("for the node itself", with(inner().ip(|ip| ip.destination = self.nodes[1])), Reason::NotOurPod),
             ("for another MAC", bent(INNER, &[0x0e, 9, 9, 9, 9, 9]), Reason::InnerMac),
             ("broadcast within", bent(INNER, &[0xff; 6]), Reason::InnerMac),
-            ("ARP within", bent(INNER + 12, &[8, 6]), Reason::NotIpv4),
-            ("a VLAN tag within", bent(INNER + 12, &[0x81, 0]), Reason::NotIpv4),
+            ("ARP within", bent(INNER + 12, &[8, 6]), Reason::NotIp),
+            ("a VLAN tag within", bent(INNER + 12, &[0x81, 0]), Reason::NotIp),
             ("a tunnel in the tunnel", nested.bytes(), Reason::NotOurPod),
             ("TTL 1", with(inner().ip(|ip| ip.ttl = 1)), Reason::Ttl),
             ("a fragment within", with(inner().ip(|ip| ip.fragment = 0x2000)), Reason::Fragment),
@@ -190,7 +190,7 @@ fn forged(lab: &Lab, dataplane: Dataplane) -> Result<()> {
             })
         })?;
         // ARP between the nodes counts for that one, too.
-        let others = reason == Reason::NotIpv4 && arrived(&at_b, reason) > COPIES;
+        let others = reason == Reason::NotIp && arrived(&at_b, reason) > COPIES;
         ensure!(arrived(&at_b, reason) == COPIES || others, "{about}: not counted for {reason:?}: {at_b}");
         ensure!(delivered(&at_b) == 0, "{about}: delivered fast: {at_b}");
     }

@@ -42,7 +42,7 @@ fn carries(lab: &Lab, dataplane: Dataplane) -> Result<(u64, u64)> {
     tcp::bulk(&a.pod()?, &b.pod()?, BULK)?;
     let counted = b.counters()?.since(&before);
     let ingress = |reason| counted.get(Direction::Ingress, reason).packets;
-    let (popped, delivered) = (ingress(Reason::PoppedEarly), ingress(Reason::DeliverPod));
+    let (popped, delivered) = (ingress(Reason::DecapsulatedEarly), ingress(Reason::DeliverPod));
     ensure!(delivered >= BULK / 1398 / 2, "{counted}");
     Ok((popped, delivered))
 }
@@ -82,7 +82,7 @@ fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
         let cluster = cluster(lab, FastPath::Overlay.with(Xdp::Native), &[])?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
-        let popped = b.counters()?.get(Direction::Ingress, Reason::PoppedEarly).packets;
+        let popped = b.counters()?.get(Direction::Ingress, Reason::DecapsulatedEarly).packets;
         ensure!(popped == 0, "{popped}");
         Ok(())
     })
@@ -129,7 +129,7 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
         tcp::bulk(&a.pod()?, &b.pod()?, BULK)?;
         let counted = b.counters()?.since(&before);
-        let popped = counted.get(Direction::Ingress, Reason::PoppedEarly);
+        let popped = counted.get(Direction::Ingress, Reason::DecapsulatedEarly);
         ensure!(popped.bytes / popped.packets.max(1) > 3000, "{counted}");
         Ok(())
     })

@@ -59,7 +59,9 @@ pub(crate) fn check(
         }
         Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), decapsulated(frame, deliver)),
         Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
-        Verdict::PopEarly(deliver, reason) => (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver)),
+        Verdict::DecapsulateEarly(deliver, reason) => {
+            (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver))
+        }
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
         Verdict::Drop(reason) => {
             (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
@@ -178,7 +180,7 @@ pub(crate) fn in_kernel(
             Some(_) if refused => Verdict::Kernel(Reason::Refused),
             Some(_) => verdict,
         },
-        Verdict::PopEarly(deliver, _) => match mtu_of(deliver.pod.ifindex) {
+        Verdict::DecapsulateEarly(deliver, _) => match mtu_of(deliver.pod.ifindex) {
             Some(mtu) if deliver.packet_len <= mtu => verdict,
             _ => Verdict::Pass,
         },
