@@ -21,8 +21,8 @@ const AGENTS: [&str; 3] = ["flannel-agent", "flannel", "install-conf"];
 /// How many of the slowest tests are shown.
 const SLOWEST: usize = 15;
 
-/// Tests at a time for each CPU: those of the lab mostly wait.
-const PER_CPU: usize = 2;
+/// Tests at a time on one CPU, and on any machine: those of the lab mostly wait.
+const AT_A_TIME: (usize, usize) = (2, 5);
 
 /// Options of `test`.
 #[derive(Args)]
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     nextest.args(["nextest", "run", "--no-tests=fail"]).args(PACKAGES);
     if !options.options.iter().any(|option| option.to_string_lossy().starts_with("--test-threads")) {
         let cpus = thread::available_parallelism().map_or(1, usize::from);
-        nextest.arg(format!("--test-threads={}", (cpus * PER_CPU).max(4)));
+        nextest.arg(format!("--test-threads={}", (cpus * AT_A_TIME.0).max(AT_A_TIME.1)));
     }
     nextest.args(&options.options).args(&options.filters);
     nextest.env("FLANNEL_AGENT_BIN", built.executable("flannel-agent")?);

@@ -84,7 +84,7 @@ fn works() -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    let step = Step::start(format!("Building cargo-nextest {VERSION} (about five minutes)"));
+    let step = Step::start(format!("Building cargo-nextest {VERSION} (about two minutes)"));
     let target_dir = cache_dir().join(format!("build.{}", std::process::id()));
     let mut install = cargo();
     install.args(["install", "cargo-nextest", "--version", VERSION, "--locked", "--force"]);

@@ -1,7 +1,7 @@
 //! The API server is there, and nobody hears of it: connections stay, and nothing comes by them, for longer than a
 //! watch is believed that says nothing.
 //!
-//! Most of it is waiting, for which the first of the tests, by its name, has others beside it.
+//! Most of it is waiting, so it begins first: `.config/nextest.toml`.
 
 use std::{
     thread::sleep,
