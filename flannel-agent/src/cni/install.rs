@@ -1,13 +1,15 @@
 //! Putting a file where a container runtime looks for it, in one step.
 
 use std::{
-    fs::{File, Permissions},
+    fs::File,
     io::{self, Read as _, Seek as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
+
+use crate::host::replace::{Beside, Step, directory, replace};
 
 /// The most of a CNI configuration that is read, in bytes; those of the API server's ConfigMaps are no larger.
 const CONF_LIMIT: u64 = 4 << 20;
@@ -56,19 +58,17 @@ pub fn install(source: &Path, destination: &Path) -> Result<(), InstallError> {
         check(source, form, &content)?;
         from.rewind().map_err(io("read", source))?;
     }
-    let directory = match destination.parent() {
-        Some(directory) if directory != Path::new("") => directory,
-        _ => Path::new("."),
-    };
     // A runtime reads only names that end as these do not.
-    let file = tempfile::Builder::new().prefix(".install-").suffix(".tmp").tempfile_in(directory);
-    let mut file = file.map_err(io("make a file in", directory))?;
+    let beside = Beside { prefix: ".install-", suffix: ".tmp", mode: Some(mode) };
     // Never a whole program in memory: an init container has little.
-    let written = io::copy(&mut from, file.as_file_mut());
-    let moded = written.and_then(|_| file.as_file().set_permissions(Permissions::from_mode(mode)));
-    moded.and_then(|()| file.as_file().sync_all()).map_err(io("write a file in", directory))?;
-    file.persist(destination).map_err(|error| io("replace", destination)(error.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io("sync", directory))
+    let copied = replace(destination, beside, |file| io::copy(&mut from, file).map(drop));
+    let directory = directory(destination);
+    copied.map_err(|(step, error)| match step {
+        Step::Make => io("make a file in", directory)(error),
+        Step::Write => io("write a file in", directory)(error),
+        Step::Replace => io("replace", destination)(error),
+        Step::Sync => io("sync", directory)(error),
+    })
 }
 
 /// What a runtime reads a file of its directory as.
@@ -121,7 +121,7 @@ fn check(source: &Path, form: Form, content: &[u8]) -> Result<(), InstallError> 
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, fs::Permissions};
 
     use super::*;
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io::{self, Write as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -17,6 +17,7 @@ use super::{
     netconf::NetConf,
     object,
 };
+use crate::host::replace::{Beside, Step, replace};
 
 /// What is kept of one container.
 #[derive(Debug)]
@@ -52,18 +53,17 @@ impl State {
 
     fn write(&self, config: &[u8]) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        // Made with mode 0600. Its name begins with a dot, which that of no container does.
-        let mut file = tempfile::Builder::new().prefix(".flannel-").tempfile_in(&self.directory)?;
-        file.write_all(config)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path).or_else(|failed| match failed.error.kind() {
-            io::ErrorKind::IsADirectory => {
+        // Its name begins with a dot, which that of no container does.
+        let beside = Beside { prefix: ".flannel-", suffix: "", mode: None };
+        let put = || replace(&self.path, beside, |file| file.write_all(config));
+        match put() {
+            Err((Step::Replace, error)) if error.kind() == io::ErrorKind::IsADirectory => {
                 fs::remove_dir(&self.path)?;
-                failed.file.persist(&self.path).map_err(|failed| failed.error)
+                put()
             }
-            _ => Err(failed.error),
-        })?;
-        File::open(&self.directory)?.sync_all()
+            done => done,
+        }
+        .map_err(|(_, error)| error)
     }
 
     /// What was kept.

@@ -4,5 +4,6 @@ pub mod conntrack;
 pub(crate) mod heap;
 pub mod holder;
 pub mod privileges;
+pub(crate) mod replace;
 pub(crate) mod steady_file;
 pub(crate) mod sysctl;

@@ -3,10 +3,10 @@
 
 use std::{
     fmt::{Display, Write as _},
-    fs::{self, DirBuilder, File, Permissions},
+    fs::{self, DirBuilder},
     io::{self, Write as _},
     net::{Ipv4Addr, Ipv6Addr},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::{
     config::{cidr_v4, cidr_v6},
+    host::replace::{Beside, Step, directory, replace},
     lease::LeaseSubnet,
 };
 
@@ -88,29 +89,26 @@ impl SubnetFile {
     /// A missing directory is made, mode 0755.
     pub fn write(&self, path: &Path, others: Others) -> Result<(), WriteError> {
         let failed = |doing| move |source| WriteError { path: path.to_owned(), doing, source };
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
-            .create(dir)
+            .create(directory(path))
             .map_err(failed("cannot make its directory"))?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".subnet.env.")
-            .tempfile_in(dir)
-            .map_err(failed("cannot make a file beside it"))?;
         let kept = match others {
             Others::Kept => lines_of_others(path).map_err(failed("cannot read what others wrote there"))?,
             Others::Replaced => Vec::new(),
         };
-        let written = file.write_all(&[self.render().into_bytes(), kept].concat());
-        // Set, not created with: the umask of the agent has no say.
-        let moded = written.and_then(|()| file.as_file().set_permissions(Permissions::from_mode(0o644)));
-        moded.and_then(|()| file.as_file().sync_all()).map_err(failed("cannot write a file beside it"))?;
-        file.persist(path).map_err(|e| failed("cannot replace it")(e.error))?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("cannot sync its directory"))
+        let text = [self.render().into_bytes(), kept].concat();
+        let beside = Beside { prefix: ".subnet.env.", suffix: "", mode: Some(0o644) };
+        replace(path, beside, |file| file.write_all(&text)).map_err(|(step, source)| {
+            let doing = match step {
+                Step::Make => "cannot make a file beside it",
+                Step::Write => "cannot write a file beside it",
+                Step::Replace => "cannot replace it",
+                Step::Sync => "cannot sync its directory",
+            };
+            failed(doing)(source)
+        })
     }
 }
 
@@ -220,6 +218,8 @@ pub(crate) fn assignment(line: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use proptest::prelude::*;
 
     use super::*;
