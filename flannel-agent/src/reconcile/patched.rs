@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Reconciler, host::Host, resolve_more};
+use super::{Reconciler, host::Host, pass::resolve_more};
 use crate::{
     datapath::Datapath,
     lease::{Lease, LeaseSource, LeaseSubnet},

@@ -21,11 +21,12 @@ use super::{
     *,
 };
 use crate::{
-    datapath::{ChangeError, memory::MemoryDatapath},
+    datapath::{ChangeError, ObserveError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
+    netlink::NetlinkError,
     plan::{
-        AnyEntryKey, Backend, BpfState, EntryKey, FlowRefresh, Foreign, Hook, LocalStack, NextHop, ObjectKey,
-        Pods, VxlanDevice,
+        AnyEntryKey, Backend, BpfState, Change, EntryKey, FlowRefresh, Foreign, Hook, Inputs, LocalStack,
+        NextHop, ObjectKey, Pods, State, VxlanDevice, plan,
     },
     values::{Family, Mac},
 };
