@@ -39,8 +39,8 @@ impl Agent<'_> {
             error!(
                 because,
                 file = %self.options.subnet_file.display(),
-                "not ready: no pod of this node would reach another, so that the subnet file is not written until this \
-                 is mended"
+                "not ready: pods of this node would reach no other node. The subnet file is written when this is \
+                corrected"
             );
             store.tell(Notice {
                 reason: "NoDevice",
@@ -67,7 +67,7 @@ impl Agent<'_> {
                 () = sleep(LOOK_FOR_FILE) => {
                     // Without it no pod starts on this node. What somebody else wrote there stays.
                     if let Ok(false) = path.try_exists() {
-                        warn!(file = %path.display(), "the subnet file is gone: writing it again");
+                        warn!(file = %path.display(), "the subnet file was deleted: writing it again");
                         write(&file, path, Others::Kept).await;
                     }
                     continue;
@@ -78,7 +78,7 @@ impl Agent<'_> {
             write(&file, path, Others::Kept).await;
             info!(
                 old, mtu = file.mtu, file = %path.display(),
-                "new pods get another MTU; those that run keep theirs until they are restarted"
+                "new pods get another MTU; running pods keep theirs until they are restarted"
             );
         }
     }

@@ -24,7 +24,7 @@ pub(super) async fn keep_flows(
             warn!(
                 fast_path = "overlay",
                 because,
-                "no flow skips the host's stack: the rules that tell of established ones cannot be kept"
+                "no flow skips the host's stack: the rules that mark established flows cannot be kept"
             );
             fast_paths.send_replace(FastPath::Overlay);
             std::future::pending().await

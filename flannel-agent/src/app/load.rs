@@ -35,7 +35,7 @@ pub(super) fn load(
     let ours = matches!(claim, PinsClaim::Ours(_));
     let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
     if let Some(because) = off {
-        info!(fast_path = "off", because, "the kernel moves every packet");
+        info!(fast_path = "off", because, "the kernel path carries all traffic");
         return (FastPath::Off, Loaded::Nothing(pins.ok().filter(|_| ours)));
     }
     if let PinsClaim::Anothers(daemon) = claim {
@@ -43,8 +43,8 @@ pub(super) fn load(
             fast_path = "off",
             daemon,
             bpffs = %options.bpffs.display(),
-            "another daemon on this node has the programs, which serve one network: the kernel moves every packet \
-             of this one"
+            "another daemon on this node has the programs, which serve one network: all packets of this one take the \
+            kernel path"
         );
         return (FastPath::Off, Loaded::Nothing(None));
     }
@@ -61,11 +61,7 @@ pub(super) fn load(
     match loaded {
         Ok((pins, mut programs, tables)) => {
             let (found, missing) = programs.features().names();
-            info!(
-                found = found.join(" "),
-                missing = missing.join(" "),
-                "tried what this kernel can do for the programs"
-            );
+            info!(found = found.join(" "), missing = missing.join(" "), "tried what this kernel supports");
             let (granted, without) = programs.features().grant(wanted);
             if let Some(feature) = without {
                 warn!(
@@ -73,7 +69,7 @@ pub(super) fn load(
                     fast_path = granted.label(),
                     missing = feature.label(),
                     because = feature.without_it(),
-                    "this kernel cannot do all that --fast-path asks for"
+                    "this kernel does not support all that --fast-path needs"
                 );
             }
             if granted == FastPath::Off {
@@ -87,7 +83,8 @@ pub(super) fn load(
                         missing = feature.label(),
                         because = programs.features().why_not(feature),
                         tc_attach = options.tc_attach.label(),
-                        "programs cannot be attached on this kernel as --tc-attach asks: the kernel moves every packet"
+                        "programs cannot be attached on this kernel as --tc-attach asks: the kernel path carries all \
+                        traffic"
                     );
                     return (FastPath::Off, Loaded::Nothing(Some(pins)));
                 }
@@ -104,11 +101,14 @@ pub(super) fn load(
             let because = refused(&error, Privileges::read());
             warn!(
                 fast_path = "off",
-                because, "eBPF cannot be used here: the kernel moves every packet, as with stock flannel"
+                because,
+                "eBPF cannot be used here: the kernel path carries all traffic, as with stock flannel"
             );
             tell(Notice {
                 reason: "KernelPath",
-                text: format!("eBPF cannot be used on this node, the kernel moves every packet: {because}"),
+                text: format!(
+                    "eBPF cannot be used on this node, the kernel path carries all traffic: {because}"
+                ),
             });
             (FastPath::Off, Loaded::Nothing(left))
         }
@@ -122,7 +122,7 @@ pub(super) fn xdp(loaded: &Loaded, asked: XdpChoice) -> XdpChoice {
         Some(because) if asked.mode != XdpMode::Off => {
             warn!(
                 missing = Feature::Xdp.label(),
-                because, "this kernel does not take the programs of XDP: there are none"
+                because, "this kernel does not load the XDP programs: XDP is off"
             );
             XdpChoice::OFF
         }

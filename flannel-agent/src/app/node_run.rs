@@ -245,7 +245,7 @@ async fn left_by_earlier(kernel: &mut KernelDatapath, local: &Local) -> Vec<Leas
     match kernel.observe().await {
         Ok(observed) => inherited(local, &observed),
         Err(error) => {
-            warn!(%error, "cannot read what an earlier daemon left: what etcd has no lease of is not kept");
+            warn!(%error, "cannot read what an earlier daemon left: peers without a lease in etcd are not kept");
             Vec::new()
         }
     }
@@ -272,8 +272,8 @@ fn after(end: LeaseEnd, server: &str) -> anyhow::Result<End> {
         LeaseEnd::Replaced { old, new } => {
             warn!(
                 %old, %new,
-                "this node has another subnet now: starting over with it. Pods that run keep addresses of the old one, \
-                 which no other node sends to us any more: restart them"
+                "this node has another subnet now: restarting with it. Running pods keep addresses of the old subnet, \
+                which other nodes no longer send to us: restart these pods"
             );
             Ok(End::Again)
         }

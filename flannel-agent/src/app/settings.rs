@@ -139,7 +139,7 @@ pub(super) async fn follow_source_ports(ports: &watch::Sender<Range<u16>>) -> In
         ports.send_if_modified(|known| {
             let changed = *known != now;
             if changed {
-                info!(was = ?known, is = ?now, "another range of source ports for VXLAN");
+                info!(was = ?known, is = ?now, "the range of VXLAN source ports has changed");
                 *known = now;
             }
             changed

@@ -28,11 +28,11 @@ pub(super) fn on_signal(service: Arc<ServiceManager>) -> anyhow::Result<watch::R
     // Ends with the runtime.
     tokio::spawn(async move {
         let (name, _) = next().await;
-        info!(signal = name, "stopping; the dataplane goes on without the agent");
+        info!(signal = name, "stopping; the dataplane stays in place");
         service.stopping();
         stop.send_replace(true);
         let (name, kind) = next().await;
-        warn!(signal = name, "the second signal: ending at once");
+        warn!(signal = name, "second signal: ending at once");
         // As a shell tells of a process that a signal ended.
         std::process::exit(128 + kind.as_raw_value());
     });

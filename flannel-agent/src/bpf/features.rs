@@ -87,9 +87,11 @@ impl Feature {
     pub const fn without_it(self) -> &'static str {
         match self {
             Self::Tcx => "programs are attached by clsact",
-            Self::Clsact => "nothing, with tcx; with neither no fast path: the kernel moves every packet",
+            Self::Clsact => {
+                "nothing, with tcx; with neither no fast path: the kernel path carries all traffic"
+            }
             Self::Push | Self::RedirectNeigh | Self::CoarseClock => {
-                "no fast path: the kernel moves every packet"
+                "no fast path: the kernel path carries all traffic"
             }
             Self::Pop | Self::RedirectPeer | Self::CheckMtu | Self::CsumLevel => {
                 "pods' packets go through the host's stack, as with --fast-path=overlay"

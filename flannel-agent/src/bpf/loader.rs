@@ -136,7 +136,7 @@ impl Programs {
                 path: path.clone(),
                 error: io::Error::other(chain(&error)),
             })?;
-            info!(pin = %path.display(), "repaired: pin map {name}");
+            info!(pin = %path.display(), "restored: pin map {name}");
         }
         Ok(())
     }

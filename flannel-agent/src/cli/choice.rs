@@ -27,7 +27,9 @@ impl ValueEnum for FastPath {
             layout::FastPath::All => {
                 "every pod-to-pod packet skips netfilter: for clusters without Services and policies"
             }
-            layout::FastPath::Overlay => "the tunnel device's work only; netfilter sees every packet",
+            layout::FastPath::Overlay => {
+                "only the VXLAN device's work is skipped; netfilter sees every packet"
+            }
             layout::FastPath::Off => "stock flannel's dataplane",
             layout::FastPath::Flow => {
                 "flows that netfilter has accepted skip the host's stack; everything else as with overlay"
@@ -46,8 +48,7 @@ impl ValueEnum for LogLevel {
         Some(match self {
             Self::Off => PossibleValue::new("off").help("Nothing"),
             Self::Warn => PossibleValue::new("warn").help("Spoofed or refused packets"),
-            Self::Debug => PossibleValue::new("debug")
-                .help("Every packet: for looking into a test, never for a busy node"),
+            Self::Debug => PossibleValue::new("debug").help("Every packet: for tests, never for a busy node"),
         })
     }
 }
@@ -59,9 +60,9 @@ impl ValueEnum for TcAttach {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let help = match self {
-            Self::Auto => "By tcx where the kernel has it, else by clsact",
-            Self::Tcx => "By tcx links: Linux 6.6 and later",
-            Self::Clsact => "By filters of a clsact qdisc",
+            Self::Auto => "tcx where the kernel has it, else clsact",
+            Self::Tcx => "tcx links: Linux 6.6 and later",
+            Self::Clsact => "Filters of a clsact qdisc",
         };
         Some(PossibleValue::new(self.label()).help(help))
     }
@@ -75,14 +76,13 @@ impl ValueEnum for XdpMode {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
             Self::Auto => PossibleValue::new("auto")
-                .help("Native on a card, if its driver is known not to lose by it; else not at all"),
+                .help("Native on a network card whose driver does not lose speed by it, else off"),
             Self::Native => {
-                PossibleValue::new("native").help("In the driver, before the kernel makes packets of frames")
+                PossibleValue::new("native").help("In the driver, before the kernel merges packets")
             }
-            Self::Generic => {
-                PossibleValue::new("generic").help("In the kernel, behind that: for drivers without XDP")
-            }
-            Self::Off => PossibleValue::new("off").help("Not at all"),
+            Self::Generic => PossibleValue::new("generic")
+                .help("In the kernel, after it merges packets: for drivers without XDP"),
+            Self::Off => PossibleValue::new("off").help("No XDP"),
         })
     }
 }

@@ -116,13 +116,16 @@ impl Given {
     pub fn log(&self) {
         info!(command_line = self.shown(false), environment = self.shown(true), "command line flags");
         for Refused { variable, reason } in &self.refused {
-            warn!(variable, reason, "a bad variable is not used, the default is; correct or unset it");
+            warn!(
+                variable,
+                reason, "a bad variable is ignored, and the default is used; correct or unset it"
+            );
         }
         for (variable, instead) in &self.misnamed {
             warn!(
                 variable,
-                "this variable is not read: write {instead}, or the flag. Scripts that start flanneld read it, which \
-                 the daemon itself never did"
+                "this variable is not read: write {instead}, or give the flag. Scripts that start flanneld read it; \
+                the daemon never did"
             );
         }
         if let Some((name, words)) = &self.ignored {

@@ -39,17 +39,16 @@ use value::{
     name = "flannel-agent",
     disable_version_flag = true,
     disable_help_flag = true,
-    max_term_width = 120,
-    after_help = "Flags take one dash or two, and their value after `=` or as the next word; a switch is turned off \
-                  by `=false`. Each has a twin in the environment, as FLANNELD_ETCD_PREFIX for --etcd-prefix, over \
-                  which the command line wins."
+    max_term_width = 100,
+    after_help = "Flags take one dash or two, and their value after `=` or as the next word; `=false` turns a switch \
+                  off. Each flag has a variable, as FLANNELD_ETCD_PREFIX for --etcd-prefix; the command line wins."
 )]
 pub struct Cli {
     /// Print the version on stderr and exit.
     #[arg(long, value_name = "BOOL", default_value = "false", hide_default_value = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool)]
     pub version: bool,
-    /// Print this and exit.
+    /// Print this help and exit.
     #[arg(short, long, global = true, action = ArgAction::HelpShort)]
     help: Option<bool>,
     /// What to do instead of running the agent.
@@ -80,106 +79,107 @@ pub struct RunOptions {
     /// Leases in the Kubernetes API.
     #[command(flatten)]
     pub kube: KubeFlags,
-    /// File that lists the nodes and their subnets, in place of etcd; read again when it changes.
+    /// File that lists the nodes and their subnets, used instead of etcd; read again when it changes.
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub lease_file: Option<PathBuf>,
-    /// Interface for traffic between nodes: an address or a name; repeatable, the first that fits is
-    /// taken. Default: that of the default route.
+    /// Interface for traffic between nodes, by address or name; repeatable, the first match is used. Default: the
+    /// interface of the default route.
     #[arg(long, value_name = "IP|NAME", help_heading = "Network")]
     pub iface: Vec<String>,
-    /// The same by a regular expression on addresses, then on names; repeatable, tried after --iface.
+    /// The same, by a regular expression on addresses, then on names; repeatable, tried after --iface.
     #[arg(long, value_name = "REGEX", help_heading = "Network", value_parser = regex)]
     pub iface_regex: Vec<Regex>,
-    /// The same by the route to an address, tried last.
+    /// The same, by the route to an address; tried last.
     #[arg(long, value_name = "IP", help_heading = "Network")]
     pub iface_can_reach: Option<IpAddr>,
-    /// Address other nodes reach this one at. Default: that of the interface.
+    /// Address at which other nodes reach this one. Default: the address of the interface.
     #[arg(long, value_name = "IP", help_heading = "Network", value_parser = ipv4)]
     pub public_ip: Option<Ipv4Addr>,
-    /// IPv6 address other nodes reach this one at.
+    /// IPv6 address at which other nodes reach this one. Default: the address of the interface.
     #[arg(long, value_name = "IP", help_heading = "Network")]
     pub public_ipv6: Option<Ipv6Addr>,
-    /// File that tells container runtimes this node's subnet.
+    /// File that tells container runtimes the subnet of this node.
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", help_heading = "Network")]
     pub subnet_file: PathBuf,
-    /// Minutes before a lease ends that it is renewed, 1 to 1439.
+    /// Renew the lease this many minutes before it ends, 1 to 1439.
     #[arg(long, value_name = "MINUTES", default_value = "60", help_heading = "Network", value_parser = renew_margin)]
     pub subnet_lease_renew_margin: u16,
-    /// Masquerade what pods send out of the cluster's network.
+    /// Masquerade packets of pods to destinations outside the cluster's network.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_masq: bool,
-    /// Masquerade without drawing source ports at random: the kernel keeps them where it can.
+    /// Masquerade without random source ports: the kernel keeps ports where it can.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_masq_fully_random_disable: bool,
-    /// Seconds between looks at the rules, and at the blackhole route.
+    /// Seconds between checks of the rules and of the blackhole route.
     #[arg(long, value_name = "SECONDS", default_value = "5", help_heading = "Rules", value_parser = seconds)]
     pub iptables_resync: u32,
     /// Accept forwarded packets of the cluster's network.
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub iptables_forward_rules: bool,
-    /// Route our own subnet into a blackhole, for what no pod of it has.
+    /// Add a blackhole route for this node's subnet, for addresses that no pod has.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub ip_blackhole_route: bool,
-    /// Destinations that pods' packets reach with the pod's own address; repeatable.
+    /// Destinations that see the pod's own address; repeatable.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = exempt::prefix, help_heading = "Rules")]
     pub snat_exempt_cidr: Vec<IpNetwork>,
-    /// File of such destinations, one a line; read again when it changes.
+    /// File of such destinations, one per line; read again when it changes.
     #[arg(long, value_name = "FILE", help_heading = "Rules")]
     pub snat_exempt_file: Option<PathBuf>,
     /// Exempt the addresses of all other nodes, too.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Rules")]
     pub snat_exempt_nodes: bool,
-    /// Bit of packets' marks that keeps pods' packets from being masqueraded.
+    /// Bit of packet marks that exempts packets of pods from masquerading.
     #[arg(long, value_name = "BIT", default_value = "0x40", help_heading = "Rules", value_parser = mark_bit)]
     pub snat_exempt_mark: u32,
-    /// Bit of packets' marks that tells the programs which flows netfilter has accepted.
+    /// Bit of packet marks that tells the programs which flows netfilter has accepted.
     #[arg(long, value_name = "BIT", default_value = "0x1000", help_heading = "Rules", value_parser = mark_bit)]
     pub flow_mark: u32,
-    /// Address that /healthz and /readyz are served at.
+    /// Address at which /healthz and /readyz are served.
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = "Health")]
     pub healthz_ip: IpAddr,
-    /// Port they are served at; 0 serves nothing.
+    /// Port at which they are served; 0 turns them off.
     #[arg(long, value_name = "PORT", default_value = "0", help_heading = "Health", value_parser = healthz_port)]
     pub healthz_port: u16,
-    /// How far packets may skip the host's stack.
-    #[arg(long, value_name = "HOW FAR", default_value = "flow", help_heading = "eBPF")]
+    /// How much of the host's stack packets may skip.
+    #[arg(long, value_name = "MODE", default_value = "flow", help_heading = "eBPF")]
     pub fast_path: FastPath,
-    /// Seconds until a flow that skips the stack shows netfilter a packet again, and a new policy bites, 1 to 30.
+    /// Seconds until a flow on the fast path sends a packet through netfilter again, so that a changed policy takes
+    /// effect, 1 to 30.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1..=30))]
     pub flow_refresh: u32,
-    /// Flows of each IP family that the programs remember, 1024 to 4194304: each takes 110 bytes, with IPv6 130, used or
+    /// Flows of each IP family that the programs remember, 1024 to 4194304; each takes 110 bytes, with IPv6 130, used or
     /// not.
     #[arg(long, value_name = "NUMBER", default_value_t = MAX_FLOWS, help_heading = "eBPF",
           value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub flow_table_size: u32,
-    /// How long the programs go on without an agent, 5 or more; 0 is for ever.
+    /// Seconds that the programs go on without an agent, 5 or more; 0 means without end.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "eBPF", value_parser = hold)]
     pub fast_path_hold: u32,
-    /// By what the programs of tc are attached.
+    /// How tc programs are attached.
     #[arg(long, value_name = "WAY", default_value = "auto", help_heading = "eBPF")]
     pub tc_attach: TcAttach,
     /// XDP on the external interface.
     #[arg(long, value_name = "MODE", default_value = "off", help_heading = "eBPF")]
     pub xdp: XdpMode,
-    /// What XDP does with VXLAN from an address that no lease names.
+    /// What XDP does with VXLAN from an unknown VTEP, an address that no lease names.
     #[arg(long, value_name = "WHAT", default_value = "drop", help_heading = "eBPF")]
     pub xdp_unknown_vtep: UnknownVtep,
-    /// Where the BPF file system is mounted that programs and maps are pinned in.
+    /// Mount point of the BPF file system in which programs and maps are pinned.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", help_heading = "eBPF")]
     pub bpffs: PathBuf,
     /// What the programs write to the agent's log.
     #[arg(long, value_name = "LEVEL", default_value = "off", help_heading = "eBPF")]
     pub bpf_log: LogLevel,
-    /// Verbosity of the log: 0 changes of state, 2 and more what led to them, 5 and more everything.
+    /// Verbosity of the log: 0 for changes of state, 2 and more for what led to them, 5 and more for everything.
     #[arg(short, long = "v", value_name = "LEVEL", default_value = "0", help_heading = "Log", value_parser = verbosity)]
     pub v: i32,
-    /// How the log is written.
+    /// Format of the log.
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
     pub log_format: LogFormat,
     /// klog's verbosity by file; has no effect.
@@ -231,10 +231,10 @@ pub struct KubeFlags {
     /// Address of the API server. Default: as a pod finds it.
     #[arg(long, value_name = "URL", help_heading = "Kubernetes")]
     pub kube_api_url: Option<String>,
-    /// kubeconfig file to reach it by; --kube-api-url wins over its address.
+    /// kubeconfig file for the API server; --kube-api-url overrides its address.
     #[arg(long, value_name = "FILE", help_heading = "Kubernetes")]
     pub kubeconfig_file: Option<PathBuf>,
-    /// Prefix of flannel's annotations of nodes.
+    /// Prefix of flannel's annotations on nodes.
     #[arg(
         long,
         value_name = "PREFIX",
@@ -242,7 +242,7 @@ pub struct KubeFlags {
         help_heading = "Kubernetes"
     )]
     pub kube_annotation_prefix: String,
-    /// File with the network config.
+    /// File with the network configuration.
     #[arg(
         long,
         value_name = "FILE",

@@ -20,14 +20,14 @@ pub enum BpfCommand {
     Unload(UnloadOptions),
     /// Packets and bytes by direction and reason.
     Counters(CounterOptions),
-    /// What this kernel does for the programs, found out by trying it, and what is missing without.
+    /// What this kernel supports, found by trying it, and what does not work without.
     Features(FeatureOptions),
 }
 
 /// Which pins.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// Where the BPF file system is mounted.
+    /// Mount point of the BPF file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
     /// How to print.
@@ -70,7 +70,7 @@ pub struct LoadOptions {
     /// Program to attach; repeatable.
     #[arg(long = "program", value_name = "NAME", requires = "interface", value_parser = hook)]
     pub programs: Vec<Hook>,
-    /// By what it is attached.
+    /// How it is attached.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub tc_attach: TcAttach,
     /// What the programs may log.
@@ -84,7 +84,7 @@ pub struct CounterOptions {
     /// Which pins.
     #[command(flatten)]
     pub at: Where,
-    /// Show what never happened too.
+    /// Also show counters that are zero.
     #[arg(long)]
     pub all: bool,
 }

@@ -222,17 +222,17 @@ fn what_is_not_built_yet_says_so() {
     let refused = |config: NetworkConfig| config.built().unwrap_err().to_string();
     assert!(refused(parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap()).starts_with("Backend: absent"));
     for (json, start) in [
-        (r#"{"Type":"UDP"}"#, "Backend.Type: \"udp\" is not built yet: use \"vxlan\""),
-        (r#"{"Type":"ipip"}"#, "Backend.Type: \"ipip\" is not built yet: use \"vxlan\", or \"host-gw\""),
-        (r#"{"Type":"wireguard"}"#, "Backend.Type: \"wireguard\" is not built yet: use \"vxlan\" if"),
-        (r#"{"Type":"ipsec"}"#, "Backend.Type: \"ipsec\" is not built yet: use \"vxlan\" if"),
+        (r#"{"Type":"UDP"}"#, "Backend.Type: \"udp\" is not supported: use \"vxlan\""),
+        (r#"{"Type":"ipip"}"#, "Backend.Type: \"ipip\" is not supported: use \"vxlan\", or \"host-gw\""),
+        (r#"{"Type":"wireguard"}"#, "Backend.Type: \"wireguard\" is not supported: use \"vxlan\" if"),
+        (r#"{"Type":"ipsec"}"#, "Backend.Type: \"ipsec\" is not supported: use \"vxlan\" if"),
         (
             r#"{"Type":"extension"}"#,
-            "Backend.Type: \"extension\" is not built yet: use \"vxlan\", or \"alloc\"",
+            "Backend.Type: \"extension\" is not supported: use \"vxlan\", or \"alloc\"",
         ),
         (
             r#"{"Type":"tencent-vpc"}"#,
-            "Backend.Type: \"tencent-vpc\" is not built yet: use \"vxlan\", or \"alloc\"",
+            "Backend.Type: \"tencent-vpc\" is not supported: use \"vxlan\", or \"alloc\"",
         ),
     ] {
         let error = refused(backend(json));

@@ -85,11 +85,11 @@ impl ExemptFile {
             Ok(bytes) => match parse(&String::from_utf8_lossy(&bytes)) {
                 Ok(networks) if networks.len() >= MAX_EXEMPT as usize => warn!(
                     %file, prefixes = networks.len(), kept,
-                    "names more destinations than the {MAX_EXEMPT} that a map holds: join some of them; \
-                     what was read before stays exempt"
+                    "names more destinations than the {MAX_EXEMPT} that a map holds: join some of them; the previous \
+                    destinations stay exempt"
                 ),
                 Ok(networks) => {
-                    info!(%file, prefixes = networks.len(), "destinations exempt from masquerading read");
+                    info!(%file, prefixes = networks.len(), "read the destinations that are exempt from masquerading");
                     let all: BTreeSet<_> = self.flags.union(&networks).copied().collect();
                     self.tell.send_if_modified(|now| {
                         let modified = now.prefixes != all;
@@ -97,12 +97,12 @@ impl ExemptFile {
                         modified
                     });
                 }
-                Err(error) => warn!(%file, %error, kept, "not used; what was read before stays exempt"),
+                Err(error) => warn!(%file, %error, kept, "not used; the previous destinations stay exempt"),
             },
             Err(error) => warn!(
                 %file, %error, kept,
-                "--snat-exempt-file cannot be read; it is used as soon as it can be, and what was read before \
-                 stays exempt (an empty file exempts nothing)"
+                "--snat-exempt-file cannot be read; trying again. The previous destinations stay exempt (an empty \
+                file exempts nothing)"
             ),
         }
     }

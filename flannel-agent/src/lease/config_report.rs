@@ -59,23 +59,23 @@ impl ConfigReport {
                 warn!(
                     place,
                     changes,
-                    "the network config has changed; this node goes on with what it was started with. Restart the \
-                     agents of all nodes to apply it, and the pods if the network or the lengths of subnets changed"
+                    "the network config has changed; this node keeps the one it was started with. Restart the agents \
+                    of all nodes to apply it, and the pods if the network or the lengths of subnets changed"
                 );
             }
             Found::Invalid(error) if said.is_news(error) => {
                 warn!(
                     place,
                     %error,
-                    "the network config has changed to one that cannot be used; this node goes on with what it was \
-                     started with, but an agent that starts now does not. Mend it"
+                    "the network config has changed to one that cannot be used; this node keeps the one it was \
+                    started with, but a starting agent fails. Correct it"
                 );
             }
             Found::Absent if said.is_news("deleted") => {
                 warn!(
                     place,
-                    "the network config was deleted; this node goes on with what it was started with, but an agent \
-                     that starts now does not. Write it again"
+                    "the network config was deleted; this node keeps the one it was started with, but a starting \
+                    agent fails. Write it again"
                 );
             }
             Found::Other { .. } | Found::Invalid(_) | Found::Absent => {}

@@ -19,7 +19,7 @@ const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExecError {
     /// It is not on this machine.
-    #[error("there is no program {program} on this machine: install the package {package}")]
+    #[error("{program} is not installed: install the package {package}")]
     Missing {
         /// What was looked for.
         program: String,

@@ -143,7 +143,9 @@ impl Rules {
     ) {
         let monitor = notified.then(RulesetMonitor::open).and_then(|opened| {
             opened
-                .inspect_err(|error| debug!(%error, "no notices of changed rules: looking every second"))
+                .inspect_err(
+                    |error| debug!(%error, "the kernel does not report changed rules: checking every second"),
+                )
                 .ok()
         });
         let (sender, applied) = watch::channel(None);
@@ -164,7 +166,7 @@ impl MasqOptions {
         warn!(
             error = %source,
             packets,
-            "no masquerade or forward rules on this node: what the host's own rules drop is dropped"
+            "no masquerade or forward rules on this node: the host's own rules may drop packets of pods"
         );
         Ok(())
     }

@@ -95,7 +95,7 @@ impl Node {
     fn become_of(&self, external: &ExternalInterface) {
         let public = published(self.fixed, external);
         if let Err(reason) = self.backend.check(external, public) {
-            error!(%reason, "the external interface cannot be followed: everything stays as it is");
+            error!(%reason, "the external interface cannot be watched: everything stays as it is");
             return;
         }
         set(&self.locals, |local| {

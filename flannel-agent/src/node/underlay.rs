@@ -76,7 +76,7 @@ impl UnderlayWatch {
             due = match looked {
                 Ok(again) => again,
                 Err(error) => {
-                    warn!(%error, "cannot follow the external interface; trying again");
+                    warn!(%error, "cannot watch the external interface; trying again");
                     sleep(RETRY).await;
                     Some(Instant::now())
                 }
@@ -171,7 +171,8 @@ impl Standing {
             let since = *lost.get_or_insert_with(|| {
                 warn!(
                     interface = current.name, address = %shown(current),
-                    "our address is gone from the external interface; another is taken if it is not back in {GRACE:?}"
+                    "our address is missing on the external interface; the interface is chosen again if the address \
+                    is not back in {GRACE:?}"
                 );
                 now
             });
@@ -210,7 +211,7 @@ impl Standing {
                 if self.said.is_news(&error) {
                     warn!(
                         %error,
-                        "no address can be used between nodes now: everything stays as it is until one can"
+                        "no address can be used between nodes: everything stays as it is until there is one"
                     );
                 }
                 None

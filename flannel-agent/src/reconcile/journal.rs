@@ -58,7 +58,7 @@ impl Journal {
             if self.crowded.insert(*veth) {
                 warn!(
                     veth = name,
-                    "a pod has more addresses than are followed: the kernel moves packets of the others"
+                    "a pod has more addresses than are followed: packets of the others take the kernel path"
                 );
             }
         }
@@ -91,19 +91,19 @@ impl Journal {
         for (error, (count, first)) in take(&mut self.failures) {
             match count {
                 1 => warn!(%error, "cannot {first}; trying again"),
-                _ => warn!(%error, changes = count, "cannot {first}, nor do the like; trying again"),
+                _ => warn!(%error, changes = count, "cannot {first}, and others of the kind; trying again"),
             }
         }
         let recovered = take(&mut self.recovered);
         if recovered > 0 {
-            info!(changes = recovered, "changes that had failed are made");
+            info!(changes = recovered, "failed changes have been applied");
         }
         let repairs = take(&mut self.repairs);
         for repair in repairs.iter().take(LINES) {
-            info!("repaired: {repair}");
+            info!("restored: {repair}");
         }
         if repairs.len() > LINES {
-            info!(changes = repairs.len(), "repaired: more than is listed");
+            info!(changes = repairs.len(), "restored: more than is listed");
         }
         let changes = take(&mut self.changes);
         if changes > 0 {
@@ -219,20 +219,16 @@ impl Journal {
         let mut news = BTreeMap::<NoHop, (usize, IpNetwork)>::new();
         for (subnet, why) in now {
             if self.on_kernel.get(subnet) != Some(why) {
-                debug!(%subnet, reason = %why, "the kernel moves this peer's packets");
+                debug!(%subnet, reason = %why, "packets of this peer take the kernel path");
                 news.entry(*why).or_insert((0, *subnet)).0 += 1;
             }
         }
         for (why, (peers, first)) in news {
-            info!(peers, %first, reason = %why, "the kernel moves these peers' packets, not the programs");
+            info!(peers, %first, reason = %why, "packets of these peers take the kernel path");
         }
         let back = self.on_kernel.keys().filter(|subnet| !now.contains_key(*subnet)).count();
         if back > 0 {
-            info!(
-                peers = back,
-                left = now.len(),
-                "no reason any more to leave these peers' packets to the kernel"
-            );
+            info!(peers = back, left = now.len(), "packets of these peers take the fast path again");
         }
         self.on_kernel.clone_from(now);
     }
@@ -248,9 +244,11 @@ impl Journal {
             match written {
                 ..=LINES => info!(
                     interface = %hooked.interface, hook = %hooked.hook,
-                    "the kernel moves {stretch}, not the programs: they would pass this hook by"
+                    "kernel path for {stretch}: the fast path would skip this hook"
                 ),
-                _ => debug!(interface = %hooked.interface, hook = %hooked.hook, "the kernel moves {stretch}"),
+                _ => {
+                    debug!(interface = %hooked.interface, hook = %hooked.hook, "kernel path for {stretch}")
+                }
             }
         }
         for (key @ (_, stretch), hooked) in &self.hooked {
@@ -261,13 +259,13 @@ impl Journal {
             match written {
                 ..=LINES => info!(
                     interface = %hooked.interface, hook = %hooked.hook,
-                    "the hook is gone: no reason any more to leave {stretch} to the kernel"
+                    "the hook is gone: fast path again for {stretch}"
                 ),
                 _ => debug!(interface = %hooked.interface, hook = %hooked.hook, "the hook is gone"),
             }
         }
         if written > LINES {
-            info!(left = now.len(), "hooks of others came or went at more interfaces than are listed");
+            info!(left = now.len(), "hooks of others changed at more interfaces than are listed");
         }
         self.hooked.clone_from(now);
     }

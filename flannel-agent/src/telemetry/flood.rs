@@ -76,7 +76,7 @@ impl<S: Subscriber> Layer<S> for FloodGate {
         if let Some(lines @ 1..) = admitted {
             let mut like = Message::default();
             event.record(&mut like);
-            warn!(lines, like = like.0, "left out: too many lines of one kind");
+            warn!(lines, like = like.0, "suppressed: too many lines of one kind");
         }
         admitted.is_some()
     }

@@ -97,7 +97,7 @@ async fn serve(listener: TcpListener, readiness: Readiness, mut stopped: watch::
             Ok((stream, _)) => stream,
             Err(error) => {
                 if !failing {
-                    warn!(%error, "cannot take a connection of a health probe");
+                    warn!(%error, "cannot accept a connection of a health probe");
                 }
                 failing = true;
                 // Out of file descriptors, most likely: the next attempt would fail as well.

@@ -63,7 +63,7 @@ impl ServiceManager {
     fn say(&self, message: Message) -> bool {
         let said = self.messages.as_ref().is_none_or(|messages| messages.try_send(message).is_ok());
         if !said {
-            debug!("the service manager does not read its notifications");
+            debug!("the service manager does not read notifications");
         }
         said
     }

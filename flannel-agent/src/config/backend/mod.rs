@@ -29,11 +29,12 @@ pub enum Backend {
 pub enum UnbuiltBackend {
     /// No `Backend.Type` at all.
     #[error(
-        "Backend: absent, which means the udp backend, and that is not built yet: write \"Backend\":{{\"Type\":\"vxlan\"}}"
+        "Backend: absent, which means the udp backend, and that is not supported: write \
+        \"Backend\":{{\"Type\":\"vxlan\"}}"
     )]
     Absent,
     /// A backend of upstream.
-    #[error("Backend.Type: \"{kind}\" is not built yet: {}, or run stock flanneld", instead(.kind))]
+    #[error("Backend.Type: \"{kind}\" is not supported: {}, or run stock flanneld", instead(.kind))]
     Type {
         /// Its type, in lower case.
         kind: &'static str,

@@ -59,7 +59,7 @@ pub async fn tolerate_gaps(tolerant: impl Fn(bool)) -> Infallible {
                 if !able {
                     info!(
                         fast_path = "flow",
-                        "connection tracking is tolerant: flows skip the host's stack again"
+                        "connection tracking tolerates packets that it has not seen: flows skip the host's stack again"
                     );
                     able = true;
                     tolerant(able);
@@ -73,9 +73,9 @@ pub async fn tolerate_gaps(tolerant: impl Fn(bool)) -> Infallible {
                         fast_path = "overlay",
                         setting = path,
                         %error,
-                        "no flow skips the host's stack: where rules drop what is INVALID, it would stall, as connection \
-                         tracking cannot be told that it does not see every packet; set this to 1 on the host, or let \
-                         the agent write it (in a container, mount the host's /proc/sys/net at /host/proc/sys/net)"
+                        "no flow skips the host's stack: this setting of connection tracking cannot be written, and \
+                        flows would stall where rules drop INVALID packets. Set it to 1 on the host, or let the agent \
+                        write it (in a container, mount the host's /proc/sys/net at /host/proc/sys/net)"
                     );
                     able = false;
                     tolerant(able);
@@ -105,7 +105,13 @@ fn set(setting: &Setting, settings: &Settings<'_>) -> Result<(), SettingError> {
         Err(error) => Err(error),
     };
     done.map_err(|error| SettingError { path: settings.file(name).display().to_string(), error })?;
-    info!(setting = name, was = 0, is = 1, because, "connection tracking made tolerant");
+    info!(
+        setting = name,
+        was = 0,
+        is = 1,
+        because,
+        "set connection tracking to tolerate packets that it has not seen"
+    );
     Ok(())
 }
 

@@ -58,7 +58,7 @@ pub async fn follow_timeouts(asked: Duration, refreshes: &watch::Sender<FlowRefr
         let now = refresh(asked);
         let changed = refreshes.send_if_modified(|told| std::mem::replace(told, now) != now);
         if changed {
-            info!(tcp = ?now.tcp, udp = ?now.udp, "connection tracking has other timeouts: flows are accepted for so long");
+            info!(tcp = ?now.tcp, udp = ?now.udp, "timeouts of connection tracking have changed: flows are accepted for these times");
         }
         sleep(PAUSE).await;
     }

@@ -109,7 +109,7 @@ impl EtcdStore {
                 }
                 Err(AcquireError::Etcd(problem @ EtcdError::Unreachable { .. })) => {
                     if said.is_news(&problem) {
-                        warn!(error = %problem, "no lease yet; asking again every second");
+                        warn!(error = %problem, "no lease yet; trying again every second");
                     }
                     tokio::time::sleep(RETRY).await;
                 }
@@ -129,18 +129,18 @@ impl EtcdStore {
         let Choice { subnet, why, release, refused, misnamed } =
             alloc::choose(config, Holder::of(attrs), identity, &held, &mut rand::rng())?;
         if let Some(old) = release {
-            info!(subnet = %old, public_ip = %attrs.public_ip, "our lease does not fit the network config any more: giving it back");
+            info!(subnet = %old, public_ip = %attrs.public_ip, "our lease no longer fits the network config: releasing it");
             self.release(&old, seen.get(&old).cloned().unwrap_or_default()).await?;
         }
         if let Some(other) = misnamed {
             warn!(
                 subnet = %other, public_ip = %attrs.public_ip,
-                "the lease of another node names our address, which must have moved here: it is left to that node. If \
-                 the address is a virtual one, name this node's own with --iface=ADDRESS or --public-ip"
+                "the lease of another node has our address, which must have moved here: that node keeps the lease. If \
+                the address is virtual, name this node's own with --iface=ADDRESS or --public-ip"
             );
         }
         for (previous, reason) in refused {
-            warn!(%previous, %reason, "cannot have the previous subnet again");
+            warn!(%previous, %reason, "cannot get the previous subnet again");
         }
         let before = seen.get(&subnet).cloned().unwrap_or_default();
         let new = matches!(why, Why::Previous | Why::Free);

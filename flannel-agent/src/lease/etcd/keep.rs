@@ -267,7 +267,7 @@ impl Keep {
             }
             Ok(attrs) => Err(LostLease { subnet, holder: attrs.node_address() }),
             Err(error) => {
-                warn!(%subnet, %error, "somebody damaged our lease; writing it anew");
+                warn!(%subnet, %error, "somebody damaged our lease; writing it again");
                 self.own.seen = Seen::of(kv);
                 self.published = false;
                 self.write().await

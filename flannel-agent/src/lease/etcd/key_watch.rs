@@ -154,7 +154,7 @@ impl KeyWatch {
                 Broken::Gap(why) => {
                     info!(
                         what = self.what,
-                        revision, why, "cannot resume the watch; reading everything anew"
+                        revision, why, "cannot resume the watch; reading everything again"
                     );
                     self.position = Position::Unknown;
                     // At once, unless this happens again and again.
@@ -253,7 +253,7 @@ impl KeyWatch {
             warn!(
                 what = self.what,
                 error = problem,
-                "watch interrupted; what is known stays in force, trying again"
+                "watch interrupted; trying again. Known leases stay in force"
             );
         }
         self.not_before = Some(self.later());

@@ -169,9 +169,9 @@ impl Decoder {
         warn!(
             peers = lacking,
             patience = ?patience,
-            "this node reaches peers that have no lease in etcd: has their daemon still its leases elsewhere, as in \
-             etcd's v2 store, or was etcd restored from a backup? They stay reached until their nodes write leases \
-             here, or patience ends"
+            "this node reaches peers that have no lease in etcd: are their leases elsewhere, as in etcd's v2 store, \
+            or was etcd restored from a backup? Their routes stay until their nodes write leases here, or until \
+            patience ends"
         );
     }
 
@@ -185,8 +185,8 @@ impl Decoder {
             warn!(
                 leases = self.forgotten.len(),
                 patience = ?patience,
-                "etcd has forgotten leases: was it emptied, or restored from a backup? They stay in force until their \
-                 nodes write them again, or patience ends"
+                "etcd has lost leases: was it emptied, or restored from a backup? They stay in force until their \
+                nodes write them again, or until patience ends"
             );
         }
         self.all(all)
@@ -282,7 +282,7 @@ impl Decoder {
             self.store.undecodable.fetch_add(1, Ordering::Relaxed);
             let key = String::from_utf8_lossy(kv.key());
             let value = shorten(&String::from_utf8_lossy(kv.value()), 200);
-            warn!(%key, value, error, "skipping a lease that cannot be used; all others are. Delete or mend it");
+            warn!(%key, value, error, "skipping a lease that cannot be used; all others are used. Delete or correct it");
         }
         None
     }

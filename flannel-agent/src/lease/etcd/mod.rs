@@ -216,7 +216,7 @@ impl EtcdStore {
                     return Err(EtcdError::Config { key, error });
                 }
                 Err(problem) if said.is_news(&problem) => {
-                    error!(key = self.config_key(), error = %problem, "no network config yet; asking again every second");
+                    error!(key = self.config_key(), error = %problem, "no network config yet; trying again every second");
                 }
                 Err(_) => {}
             }

@@ -47,7 +47,7 @@ fn act(
         }
         Err(problem) => {
             if tell.borrow().is_some() {
-                warn!(%file, problem, "the lease file cannot be used: what it said before stays in force");
+                warn!(%file, problem, "the lease file cannot be used: its previous content stays in force");
             } else {
                 error!(%file, problem, "the lease file cannot be used: waiting for one that can");
             }

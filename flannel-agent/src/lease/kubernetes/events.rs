@@ -47,7 +47,7 @@ impl NodeEvents {
     /// Does not wait.
     pub(super) fn tell(&self, notice: Notice) {
         if self.queue.try_send(Message::Notice(notice)).is_err() {
-            debug!("too many notices at once");
+            debug!("too many Events at once");
         }
     }
 
@@ -106,8 +106,8 @@ async fn send(api: ApiServer, name: Arc<OnceCell<String>>, mut messages: mpsc::R
             Some(error) if !std::mem::replace(&mut refused, true) => {
                 info!(
                     %error,
-                    "no Events: only the log tells. The cluster role of our account may create and patch events of \
-                     events.k8s.io in namespace default to have them"
+                    "cannot write Events: only the log has the reports. To get Events, let the cluster role of our \
+                    account create and patch events of events.k8s.io in namespace default"
                 );
             }
             Some(_) => {}

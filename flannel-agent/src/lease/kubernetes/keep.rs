@@ -183,7 +183,7 @@ impl Keep {
             warn!(
                 node = self.name,
                 "our Node was deleted: other nodes drop their routes to our pods. It gets our annotations when it is \
-                 there again; until then everything here stays as it is"
+                created again; until then everything here stays as it is"
             );
         }
         None
@@ -195,7 +195,7 @@ impl Keep {
                 return None;
             }
         } else {
-            info!(node = self.name, "our Node is there again");
+            info!(node = self.name, "our Node exists again");
         }
         let unusable = match self.networks.subnet_of(&node) {
             Ok(Some(subnet)) if subnet == self.subnet => None,
@@ -212,11 +212,7 @@ impl Keep {
             self.refused.is_over();
         } else if self.refused.is_news(&problems.join("; ")) {
             let text = problems.join("; ");
-            error!(
-                node = self.name,
-                problem = text,
-                "our Node cannot be followed: everything stays as it is"
-            );
+            error!(node = self.name, problem = text, "our Node cannot be watched: everything stays as it is");
             self.store.events.tell(Notice { reason: "NodeRefused", text });
         }
         let missing = to_annotate(&node, &self.store.prefix, &self.attrs);
@@ -245,7 +241,8 @@ impl Keep {
             warn!(
                 node = self.name,
                 annotations = names.join(" "),
-                "somebody has changed what tells our lease; writing it again. Is another flanneld running on this node?"
+                "somebody has changed the annotations of our lease; writing them again. Is another flanneld running \
+                on this node?"
             );
         }
         if again { now + self.struggle.failed() } else { now }

@@ -71,7 +71,7 @@ pub enum KubeError {
     #[error(transparent)]
     Prefix(#[from] BadPrefix),
     /// The API server cannot even be asked.
-    #[error("no way to the API server: {0}")]
+    #[error("cannot find the API server: {0}")]
     Connect(String),
     /// The environment does not say which node this is. The beginning is upstream's.
     #[error(
@@ -104,7 +104,7 @@ pub enum KubeError {
         error: ConfigError,
     },
     /// The API server did not do what the start needs for [`PATIENCE`].
-    #[error("{0}; tried for 10 min. Set CONT_WHEN_CACHE_NOT_READY=true to wait without an end")]
+    #[error("{0}; tried for 10 min. Set CONT_WHEN_CACHE_NOT_READY=true to wait without a limit")]
     Api(ApiError),
     /// An annotation of an operator's on our node.
     #[error("{0}; write an address of this node, or remove the annotation")]
@@ -275,7 +275,7 @@ impl KubeStore {
             }
             self.api.trouble().has(part, &error);
             if said.is_news(&error) {
-                warn!(part, %error, "cannot go on without it; asking again");
+                warn!(part, %error, "cannot go on without it; trying again");
             }
             sleep(backoff.failed()).await;
         }

@@ -169,13 +169,13 @@ impl<F: Firewall> Keeper<F> {
         }
         self.firewall.repair(Look::Resync).await?;
         for fault in &faults {
-            info!("repaired rules: {fault}");
+            info!("restored rules: {fault}");
         }
         if let Some(pause) = self.struggle.repaired(Instant::now()) {
             warn!(
                 last = faults.join("; "),
                 ?pause,
-                "another program keeps changing our rules: leaving them for a while before the next repair"
+                "another program keeps changing our rules: waiting before they are restored again"
             );
         }
         self.confirm(Look::Resync).await?;
@@ -224,7 +224,7 @@ impl<F: Firewall> Keeper<F> {
         match timeout(poll.saturating_sub(rest), told).await {
             Ok(Ok(())) => sleep(SETTLE).await,
             Ok(Err(error)) => {
-                warn!(%error, "the kernel no longer tells of changed rules: looking every second");
+                warn!(%error, "the kernel no longer reports changed rules: checking every second");
                 self.monitor = None;
             }
             Err(_) => {}

@@ -48,7 +48,7 @@ impl Vxlan {
                 configured = mtu,
                 interface = external.name,
                 mtu = external.mtu,
-                "Backend.MTU is more than the external interface carries: using the MTU of the interface"
+                "Backend.MTU is larger than the external interface allows: using the MTU of the interface"
             );
         }
         let mut macs = BTreeMap::new();
@@ -112,12 +112,12 @@ async fn adopted_mac(wanted: &VxlanDevice, netlink: &mut Netlink) -> Result<Mac,
     let found = netlink.link(&wanted.name).await?.and_then(|link| link.as_vxlan_device());
     Ok(match found {
         Some(found) if wanted.is_compatible(&found) => {
-            info!(device = found.name, mac = %found.mac, "adopting the VXLAN device there is");
+            info!(device = found.name, mac = %found.mac, "using the existing VXLAN device");
             found.mac
         }
         Some(found) => {
             // By its MAC a node whose address changed finds its lease again, and peers keep what they know.
-            info!(device = found.name, mac = %found.mac, "the VXLAN device there is will be made anew, with its MAC");
+            info!(device = found.name, mac = %found.mac, "the VXLAN device will be created again, with the same MAC");
             found.mac
         }
         None => {

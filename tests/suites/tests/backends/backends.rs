@@ -136,7 +136,7 @@ fn what_is_not_built_refuses_to_start_and_says_what_to_use() -> Result<()> {
         agent.terminate()?;
         for (backend, says) in [
             ("", "Backend: absent, which means the udp backend"),
-            (r#","Backend":{"Type":"udp"}"#, "\"udp\" is not built yet: use \"vxlan\""),
+            (r#","Backend":{"Type":"udp"}"#, "\"udp\" is not supported: use \"vxlan\""),
             (
                 r#","Backend":{"Type":"ipip"}"#,
                 "use \"vxlan\", or \"host-gw\" where all nodes are on one link",

@@ -87,7 +87,7 @@ fn daemons_on_each_host_carry_a_network_each() -> Result<()> {
         for mut membership in members.into_iter().flatten() {
             membership.daemon.check_running()?;
             let log = membership.daemon.log();
-            ensure!(!log.contains("repaired: "), "one daemon undoes what another does:\n{log}");
+            ensure!(!log.contains("restored: "), "one daemon undoes what another does:\n{log}");
         }
         Ok(())
     })

@@ -127,7 +127,8 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
         };
         let chain = |family: &str, hook: &str, rule: &str| {
             format!(
-                "nft add table {family} other; nft \"add chain {family} other c {{ type filter hook {hook} priority 0; }}\"; \
+                "nft add table {family} other; nft \"add chain {family} other c {{ type filter hook {hook} priority \
+                0; }}\"; \
                  nft add rule {family} other c {rule} counter"
             )
         };
@@ -257,7 +258,10 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
         cluster.members[1].agent.start_again()?;
         await_met(&cluster, "a limit from before", Fast::Neither, || count(&netns, &veth.2).map(Some))?;
         let log = cluster.members[1].agent.log();
-        ensure!(log.contains("they would pass this hook by") && log.contains("qdisc tbf at egress"), "{log}");
+        ensure!(
+            log.contains("the fast path would skip this hook") && log.contains("qdisc tbf at egress"),
+            "{log}"
+        );
         Ok(())
     })
 }

@@ -259,7 +259,7 @@ fn flows_are_learned_by_nftables() -> Result<()> {
             ensure!(fast(counters).into_iter().all(|packets| packets > SEGMENTS), "{counters}");
         }
         let log = cluster.members[0].agent.log();
-        ensure!(!log.contains("repaired rules"), "the rules do not read as they were written:\n{log}");
+        ensure!(!log.contains("restored rules"), "the rules do not read as they were written:\n{log}");
         Ok(())
     })
 }
@@ -284,7 +284,12 @@ fn connection_tracking_is_made_tolerant() -> Result<()> {
             ensure!(read("be_liberal")? == 1);
             Ok(())
         })?;
-        ensure!(cluster.members[0].agent.log().contains("connection tracking made tolerant"));
+        ensure!(
+            cluster.members[0]
+                .agent
+                .log()
+                .contains("set connection tracking to tolerate packets that it has not seen")
+        );
         Ok(())
     })
 }

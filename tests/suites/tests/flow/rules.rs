@@ -101,7 +101,7 @@ fn a_helper_of_nftables_sees_each_packet_of_its_flows() -> Result<()> {
         let found = control_connection(&cluster, &a, &b)?;
         ensure!(found == [0, 0], "{found:?}");
         let log = cluster.members[0].agent.log();
-        ensure!(!log.contains("repaired rules"), "the rules do not read as they were written:\n{log}");
+        ensure!(!log.contains("restored rules"), "the rules do not read as they were written:\n{log}");
         Ok(())
     })
 }

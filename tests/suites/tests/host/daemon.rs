@@ -315,7 +315,7 @@ fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
         // A start replaces the chains of rules, which the first puts right when it looks next, maybe
         // while the second still writes: two that fight are never quiet for longer than a look takes.
         eventually(SOON, "the first puts its rules right", || {
-            ensure!(first.log().contains("repaired rules"), "{}", first.log());
+            ensure!(first.log().contains("restored rules"), "{}", first.log());
             Ok(())
         })?;
         eventually(6 * RULES_LOOK, "the daemons leave each other's rules alone", || {
@@ -324,7 +324,7 @@ fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
             ensure!([first.log(), second.log()] == before, "{}\n{}", first.log(), second.log());
             Ok(())
         })?;
-        ensure!(!second.log().contains("repaired"), "the first takes its rules:\n{}", second.log());
+        ensure!(!second.log().contains("restored"), "the first takes its rules:\n{}", second.log());
         second.signal(Signal::SIGTERM, SOON)?;
         first.check_running()?;
         // Also one that would remove programs.
@@ -399,7 +399,7 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
         await_read(&node, &slow)?;
         let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id())?);
         kill(pid, Signal::SIGTERM)?;
-        await_log(&daemon, "the dataplane goes on without the agent")?;
+        await_log(&daemon, "the dataplane stays in place")?;
         daemon.check_running()?;
         let status = daemon.signal(Signal::SIGTERM, SOON)?;
         ensure!(status.code() == Some(143), "{status}");

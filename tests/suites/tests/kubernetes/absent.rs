@@ -26,7 +26,7 @@ const BEYOND: Duration = Duration::from_secs(20);
 /// How long the way back may take: the longest pause (10 s), an attempt that began just before (5 s), and a slow machine.
 const RETURN: Duration = Duration::from_secs(40);
 
-const GOES_ON: &str = "Forwarding goes on by what is known";
+const GOES_ON: &str = "Known leases stay in force";
 
 #[test]
 fn a_server_that_falls_silent_is_noticed_and_followed_again() -> Result<()> {

@@ -78,6 +78,6 @@ fn annotations_edited_to_garbage_are_mended_and_nothing_is_lost() -> Result<()> 
             })?;
         }
         traffic.stop()?.check_lossless()?;
-        await_log(&kube.members[1].agent, "somebody has changed what tells our lease")
+        await_log(&kube.members[1].agent, "somebody has changed the annotations of our lease")
     })
 }

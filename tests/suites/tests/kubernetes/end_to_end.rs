@@ -207,7 +207,7 @@ fn other_backends() -> Result<()> {
         site.kube.api.apply(&[map])?;
         let running = &site.kube.members[0];
         site.flannel().renew_volumes(&running.node)?;
-        await_log(&running.agent, "the network config has changed; this node goes on")?;
+        await_log(&running.agent, "the network config has changed; this node keeps")?;
         let node = site.machine(lab)?;
         let mut agent = site.flannel().start_pod(&node)?;
         // As upstream's, which names no backend there.
@@ -239,7 +239,7 @@ fn a_daemon_set_without_the_hosts_settings() -> Result<()> {
     })
 }
 
-/// Without the capabilities that eBPF takes, the kernel moves every packet, and the Node says so.
+/// Without the capabilities that eBPF takes, the kernel path carries all traffic, and the Node says so.
 #[test]
 fn a_node_tells_that_it_fell_back_to_the_kernels_path() -> Result<()> {
     in_kubernetes_lab(|lab| {
@@ -250,7 +250,7 @@ fn a_node_tells_that_it_fell_back_to_the_kernels_path() -> Result<()> {
         site.join(lab)?;
         let fallen = &site.kube.members[1];
         let note = site.kube.await_event(&fallen.node, "KernelPath")?;
-        ensure!(note.contains("the kernel moves every packet") && note.contains("CAP_BPF"), "{note}");
+        ensure!(note.contains("the kernel path carries all traffic") && note.contains("CAP_BPF"), "{note}");
         ensure!(fallen.agent.log().contains("WARN"), "{}", fallen.agent.log());
         site.await_reachable()?;
         every_kind_both_ways(&site.pod(0, 0)?, &site.pod(1, 0)?)

@@ -16,7 +16,7 @@ fn without_an_api_server_nothing_is_lost() -> Result<()> {
         let traffic = Paced::usual(&kube.members[0].pod()?, &kube.members[1].pod()?)?;
         kube.api.stop()?;
         for member in &kube.members {
-            await_log(&member.agent, "Forwarding goes on by what is known")?;
+            await_log(&member.agent, "Known leases stay in force")?;
         }
         sleep(Duration::from_secs(3));
         kube.api.start()?;
@@ -25,7 +25,7 @@ fn without_an_api_server_nothing_is_lost() -> Result<()> {
         }
         traffic.stop()?.check_lossless()?;
         for member in &kube.members {
-            let warnings = member.agent.log().matches("Forwarding goes on by what is known").count();
+            let warnings = member.agent.log().matches("Known leases stay in force").count();
             ensure!(warnings < 20, "{warnings} lines about one outage");
         }
         kube.join(lab, FastPath::All)?;

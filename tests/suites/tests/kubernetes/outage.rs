@@ -35,7 +35,7 @@ fn a_long_outage_loses_nothing_and_tokens_change_meanwhile() -> Result<()> {
         let begun = Instant::now();
         site.kube.api.stop()?;
         for member in &site.kube.members {
-            await_log(&member.agent, "Forwarding goes on by what is known")?;
+            await_log(&member.agent, "Known leases stay in force")?;
         }
         let restarted = &mut site.kube.members[1];
         restarted.agent.kill()?;
@@ -56,7 +56,7 @@ fn a_long_outage_loses_nothing_and_tokens_change_meanwhile() -> Result<()> {
             member.pods.pop().context("the pod made meanwhile")?.remove()?;
             let added = pod(&member.node, "pod4")?;
             member.pods.push(added);
-            let said = member.agent.log().matches("Forwarding goes on by what is known").count();
+            let said = member.agent.log().matches("Known leases stay in force").count();
             ensure!(said < 20, "{said} lines about one outage:\n{}", member.agent.log());
         }
         site.await_reachable().context("at the end of the outage")?;

@@ -95,7 +95,7 @@ fn a_changed_network_config_is_said_once_and_changes_nothing() -> Result<()> {
         sleep(Duration::from_millis(500));
         for member in &mut cluster.members {
             let log = member.agent.log();
-            ensure!(log.matches("the network config has changed; this node goes on").count() == 1, "{log}");
+            ensure!(log.matches("the network config has changed; this node keeps").count() == 1, "{log}");
             member.agent.check_running()?;
         }
         traffic.stop()?.check_lossless()

@@ -78,7 +78,7 @@ fn a_virtual_address_that_moves_takes_no_lease_along() -> Result<()> {
         readdress(&cluster.members[1].node, &[own(&cluster.members[1].node)])?;
         readdress(&cluster.members[0].node, &[first, own(&cluster.members[0].node)])?;
         cluster.members[0].agent.start_again()?;
-        await_said(&cluster.members[0].agent, "the lease of another node names our address")?;
+        await_said(&cluster.members[0].agent, "the lease of another node has our address")?;
         cluster.members[1].agent.start_again()?;
         await_published(&cluster.etcd, of_a, VIRTUAL)?;
         await_published(&cluster.etcd, of_b, cluster.members[1].node.address())?;
@@ -154,7 +154,7 @@ fn a_node_is_not_ready_while_its_port_is_taken_and_the_log_says_by_whom() -> Res
         let nothing = agent.subnet_file_now();
         agent.launch()?;
         await_said(&agent, "UDP port 8472 is taken by device cilium_vxlan")?;
-        await_said(&agent, "not ready: no pod of this node would reach another")?;
+        await_said(&agent, "not ready: pods of this node would reach no other node")?;
         ensure!(agent.log().contains("delete it (ip link delete cilium_vxlan)"), "{}", agent.log());
         let ready = || {
             a.netns()

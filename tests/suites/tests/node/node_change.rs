@@ -303,7 +303,7 @@ fn mtu_changes(backend: &str, overhead: u32) -> Result<()> {
         }
         ensure!((lease(&cluster)?, index()?) == before, "a new device or lease");
         let log = member.agent.log();
-        ensure!(log.contains("those that run keep theirs"), "{log}");
+        ensure!(log.contains("running pods keep theirs"), "{log}");
         Ok(())
     })
 }

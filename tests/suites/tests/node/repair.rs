@@ -236,7 +236,7 @@ struct Cost {
 fn damaged(cluster: &Cluster, name: &str, damage: &Damage) -> Result<Cost> {
     let [member, peer] = [&cluster.members[0], &cluster.members[1]];
     let before = objects(member)?;
-    let repairs = || member.agent.log().matches("repaired: ").count();
+    let repairs = || member.agent.log().matches("restored: ").count();
     let repaired = repairs();
     let flow = Paced::usual(&member.pod()?, &peer.pod()?)?;
     // At any moment between two looks of the agent.

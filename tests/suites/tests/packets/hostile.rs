@@ -109,7 +109,7 @@ fn hostile_leases_cost_nobody_a_packet() -> Result<()> {
         ensure!(forged.is_empty(), "{forged:#?}");
         ensure!(told.iter().any(|line| line.contains(r"x\n2026 ERROR forged\u{1b}[2J")), "it is not told of");
         // Nobody touched what the agent keeps, though two of the routes could not be made.
-        let repairs: Vec<_> = told.iter().filter(|line| line.contains("repaired:")).collect();
+        let repairs: Vec<_> = told.iter().filter(|line| line.contains("restored:")).collect();
         ensure!(repairs.is_empty(), "{repairs:#?}");
         cluster.members.iter_mut().try_for_each(|member| member.agent.check_running())
     })
@@ -141,7 +141,7 @@ fn an_emptied_etcd_costs_nobody_a_packet() -> Result<()> {
         })?;
         for member in &cluster.members[..2] {
             eventually(CONVERGENCE, "the loss is told", || {
-                ensure!(member.agent.log().contains("etcd has forgotten leases"), "{}", member.agent.log());
+                ensure!(member.agent.log().contains("etcd has lost leases"), "{}", member.agent.log());
                 Ok(())
             })?;
         }

@@ -162,14 +162,14 @@ impl NodeLeases {
             warn!(
                 node = node.name(),
                 error = text,
-                "its annotations cannot be used; its lease stays as it was. Its flannel writes them again when it \
-                 starts"
+                "its annotations cannot be used; its lease stays as it was. Its flanneld writes them again when it \
+                starts"
             );
         } else {
             warn!(
                 node = node.name(),
                 error = text,
-                "skipping a node that cannot be used; all others are. Mend its annotations or its pod CIDRs"
+                "skipping a node that cannot be used; all others are used. Correct its annotations or its pod CIDRs"
             );
         }
         known.said = Some(text);
@@ -204,7 +204,7 @@ impl NodeLeases {
                         node = name,
                         subnet,
                         holder = first,
-                        "skipping a node: another one has its pod CIDR already"
+                        "skipping a node: another node has its pod CIDR already"
                     );
                 }
                 Some(self.snapshot())

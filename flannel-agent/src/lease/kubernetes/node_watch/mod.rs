@@ -126,14 +126,14 @@ impl NodeWatcher {
                         self.freshness = Freshness::Latest;
                         info!(
                             what = self.what,
-                            "the API server has forgotten where we were: reading all again"
+                            "the API server cannot resume the watch: reading everything again"
                         );
                     } else {
                         self.api.trouble().has(self.what, &error);
                         if self.said.is_news(&error) {
                             warn!(
                                 what = self.what, %error,
-                                "cannot follow; trying again. Forwarding goes on by what is known"
+                                "watch interrupted; trying again. Known leases stay in force"
                             );
                         }
                     }

@@ -467,7 +467,7 @@ async fn back_end_is_where_the_hosts_rules_are() {
 #[tokio::test]
 async fn missing_iptables_names_package_and_program() {
     let error = Backend::detect(&mut Memory::default(), Family::V6).await.unwrap_err().to_string();
-    assert_eq!(error, "there is no program ip6tables on this machine: install the package iptables");
+    assert_eq!(error, "ip6tables is not installed: install the package iptables");
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ async fn changes_while_running_are_said_once() {
     };
     let other = r#"{"Network":"10.4.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan","VNI":2}}"#;
     put(other);
-    says("this node goes on with what it was started with. Restart", 1).await;
+    says("this node keeps the one it was started with. Restart", 1).await;
     says("Network: 10.3.0.0/16 -> 10.4.0.0/16", 1).await;
     says("EnableNFTables: false -> true, Backend.VNI: 1 -> 2", 1).await;
     put(other);

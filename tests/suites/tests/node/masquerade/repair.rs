@@ -15,7 +15,7 @@ const NOTICED: [&str; 2] = ["--ip-masq", "--iptables-resync=600"];
 
 /// Does `damage` and waits until the agent says that it has repaired something.
 fn await_repair(agent: &Agent, what: &str, damage: impl FnOnce() -> Result<()>) -> Result<()> {
-    let repaired = || agent.log().matches("repaired rules").count();
+    let repaired = || agent.log().matches("restored rules").count();
     let before = repaired();
     let start = Instant::now();
     damage().context(what.to_owned())?;
