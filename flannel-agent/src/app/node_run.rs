@@ -266,7 +266,7 @@ fn after(end: LeaseEnd, server: &str) -> anyhow::Result<End> {
     match end {
         LeaseEnd::Lost(lost) => Err(anyhow!(lost)),
         LeaseEnd::Replaced { old, new } if old == new => {
-            info!("{server} says something else of this node: starting over with it");
+            info!("{server} has changed this node: restarting with it");
             Ok(End::Again)
         }
         LeaseEnd::Replaced { old, new } => {
