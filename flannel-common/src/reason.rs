@@ -140,6 +140,7 @@ reasons! {
     TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this node, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
     TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this node take the kernel path until one has been seen to leave";
     TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this node take the kernel path";
+    HostMark = 56, Kernel, "host_mark", "it has a mark or class by which the host routes or queues packets (ip rule fwmark, tc filters, classful qdiscs): such packets take the kernel path";
     NotGateway = 58, Kernel, "not_gateway", "the frame is not for the gateway's MAC: the pod sends it through another one";
     FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel path with another DSCP or TTL than routing gives it: rules change them, so that the flow does not skip the stack";
     PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel path takes its packets";

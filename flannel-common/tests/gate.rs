@@ -4,8 +4,8 @@ use flannel_common::{
     family::V4,
     layout::{PeerKind, Tunnel},
     mark::FLOW_MARK,
-    packet::{Packet as _, checksum, headers::Ethernet},
-    path::{Hook, TunnelNote, UnderlayRoute},
+    packet::{Arrival, Packet as _, checksum, headers::Ethernet},
+    path::{Hook, TunnelNote, UnderlayRoute, host_mark},
     reason::Reason,
 };
 use flannel_common_testing::{
@@ -71,6 +71,29 @@ fn a_packet_that_the_programs_would_not_have_sent_closes_it() {
     // By another gateway, by none, or without a neighbour that is known.
     differs(&leaving(), its_route(&leaving().macs([2; 6], [4; 6]).bytes(), 1500));
     differs(&leaving(), None);
+}
+
+/// The mark or class may be the inner packet's, which `to_overlay` has set apart; or rules for outer packets give it to
+/// each.
+#[test]
+fn a_packet_with_a_mark_or_class_that_the_host_goes_by_does_not_open_it() {
+    let (v4, v6) = (leaving().bytes(), leaving_v6().bytes());
+    let routes = [its_route(&v4, 1500), its_route(&v6, 1500)];
+    let usual = seen_at(Hook::ToUnderlay);
+    let reason = |at: &Arrival| {
+        let note = note_tunnel(Hook::ToUnderlay, &v4[..], &never(), at, routes[0]);
+        let note_v6 = note_tunnel_v6(Hook::ToUnderlay, &v6[..], &never(), at, routes[1]);
+        let reasons = (note.map(|note| note.reason), note_v6.map(|note| note.reason));
+        assert_eq!(reasons.0, reasons.1);
+        reasons.0
+    };
+    for heeded in [Arrival { mark: 0x0200_0000, ..usual }, Arrival { priority: 0x1_0020, ..usual }] {
+        assert_eq!(reason(&heeded), Some(Reason::TunnelDiffers));
+        assert_eq!(reason(&Arrival { tc_index: host_mark::LEFT, ..heeded }), None);
+    }
+    for heeded_by_nobody in [Arrival { mark: 0x0100_5040, ..usual }, Arrival { priority: 6, ..usual }] {
+        assert_eq!(reason(&heeded_by_nobody), Some(Reason::TunnelSeen));
+    }
 }
 
 #[test]

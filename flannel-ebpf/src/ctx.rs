@@ -129,6 +129,7 @@ impl Skb {
                 ifindex: (*self.skb).ifindex,
                 gso_size: (*self.skb).gso_size,
                 mark: (*self.skb).mark,
+                priority: (*self.skb).priority,
                 tc_index: (*self.skb).tc_index as u16,
                 vlan_tagged: (*self.skb).vlan_present != 0,
                 for_other_station: (*self.skb).pkt_type == PACKET_OTHERHOST,

@@ -24,6 +24,7 @@ pub(crate) mod protocol;
 mod raw;
 mod reach;
 pub(crate) mod route;
+mod rule;
 pub(crate) mod tc;
 pub(crate) mod vxlan;
 
@@ -41,6 +42,7 @@ pub use notice::Notice;
 pub use pod_places::Pods;
 pub use reach::Reach;
 pub use route::DirectRoute;
+pub use rule::RuleMark;
 pub use tc::{TcDiscipline, TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
 pub use vxlan::{Reception, Vxlan, VxlanDevice};
 

@@ -25,6 +25,8 @@ const DATAGRAM: usize = 64 << 10;
 const INTERFACES: u32 = 0x1 | 0x10 | 0x100;
 /// RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE.
 const ROUTES: u32 = 0x40 | 0x400;
+/// RTMGRP_IPV4_RULE, and the bit of RTNLGRP_IPV6_RULE.
+const RULES: u32 = 0x80 | 1 << 18;
 /// RTMGRP_NEIGH.
 const NEIGHBOURS: u32 = 0x4;
 /// RTMGRP_TC.
@@ -41,7 +43,8 @@ pub struct Changed {
     pub addresses: bool,
     /// A route over another interface.
     pub routes: bool,
-    /// What others have set up at an interface: a queueing discipline, a filter, a chain of nftables.
+    /// What others have set up: at an interface a queueing discipline, a filter, a chain of nftables; a rule of policy
+    /// routing.
     pub hooks: bool,
     /// Notices were lost: anything may have changed.
     pub overrun: bool,
@@ -69,7 +72,7 @@ impl BitOrAssign for Changed {
     }
 }
 
-/// Listens to the kernel's notices about links, addresses, neighbours, routes and traffic control.
+/// Listens to the kernel's notices about links, addresses, neighbours, routes, rules and traffic control.
 pub struct Monitor {
     socket: Option<TokioSocket>,
     /// RTMGRP_* bits.
@@ -80,7 +83,7 @@ pub struct Monitor {
 impl Monitor {
     /// Starts to listen to all that [`Changed`] tells apart. Needs a Tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::of(INTERFACES | ROUTES | NEIGHBOURS | TRAFFIC_CONTROL)
+        Self::of(INTERFACES | ROUTES | RULES | NEIGHBOURS | TRAFFIC_CONTROL)
     }
 
     /// Starts to listen to interfaces and their addresses alone. Every listener costs whoever changes a table of ten
@@ -233,6 +236,8 @@ fn kind(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Changed {
             let overlay = oif.is_some_and(on_overlay);
             Changed { overlay, routes: !overlay, ..none }
         }
+        // Whichever way packets take is looked at again, and which marks decide about it.
+        Message::NewRule(_) | Message::DelRule(_) => Changed { routes: true, hooks: true, ..none },
         _ => none,
     }
 }

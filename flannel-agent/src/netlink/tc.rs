@@ -101,6 +101,34 @@ impl TcDiscipline {
         }
     }
 
+    /// Whether it may choose among its queues by a packet's mark or class, itself or by filters that are attached to it:
+    /// all but those known to have one queue, or to choose by flow alone.
+    pub fn goes_by_marks(&self) -> bool {
+        const BY_FLOW: [&str; 20] = [
+            "noop",
+            "noqueue",
+            "pfifo_fast",
+            "pfifo",
+            "bfifo",
+            "mq",
+            "fq",
+            "fq_codel",
+            "fq_pie",
+            "codel",
+            "pie",
+            "sfq",
+            "red",
+            "gred",
+            "hhf",
+            "tbf",
+            "netem",
+            "etf",
+            CLSACT,
+            INGRESS,
+        ];
+        !BY_FLOW.contains(&self.kind.as_str())
+    }
+
     /// Whether it lets every packet go at once: those that the kernel gives interfaces without a queue, or with the
     /// queue that all have.
     pub fn is_without_effect(&self) -> bool {

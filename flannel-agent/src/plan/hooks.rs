@@ -9,7 +9,10 @@ use std::{
     fmt,
 };
 
-use flannel_common::{layout::FastPath, path::Hook};
+use flannel_common::{
+    layout::{FastPath, Heeded},
+    path::Hook,
+};
 
 use super::{Inputs, Pods};
 use crate::values::Family;
@@ -28,6 +31,8 @@ pub enum HookPlace {
     EgressChain,
     /// In the bridge that it is, or is a port of.
     Bridge,
+    /// Not at one interface: in routing, or in the queues of any.
+    Host,
 }
 
 /// Something of somebody else's that packets meet at an interface.
@@ -52,7 +57,7 @@ impl fmt::Display for ForeignHook {
         match self.place {
             HookPlace::Ahead | HookPlace::Ingress => f.write_str(" at ingress"),
             HookPlace::Egress | HookPlace::EgressChain => f.write_str(" at egress"),
-            HookPlace::Bridge => Ok(()),
+            HookPlace::Bridge | HookPlace::Host => Ok(()),
         }
     }
 }
@@ -68,16 +73,40 @@ pub struct HookedInterface {
     pub hooks: BTreeSet<ForeignHook>,
 }
 
-/// Every such interface, by its index: the external one, the VXLAN devices, the veths of pods and their bridges.
+/// What others have set up where packets between pods of different nodes come by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Foreign(pub BTreeMap<u32, HookedInterface>);
+pub struct Foreign {
+    /// Every interface that packets between pods of different nodes meet, by its index: the external one, the VXLAN
+    /// devices, the veths of pods and their bridges.
+    pub interfaces: BTreeMap<u32, HookedInterface>,
+    /// What goes by marks and classes of packets.
+    pub heeding: Heeding,
+}
+
+/// What on the host routes or queues packets by a mark or class that rules have given them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heeding {
+    /// The bits.
+    pub heeded: Heeded,
+    /// In the words of the tools that show it.
+    pub what: BTreeSet<String>,
+}
+
+impl Heeding {
+    /// Also `what`, which goes by `heeded`.
+    pub fn add(&mut self, heeded: Heeded, what: String) {
+        self.heeded.marks |= heeded.marks;
+        self.heeded.classes |= heeded.classes;
+        self.what.insert(what);
+    }
+}
 
 impl Foreign {
     /// Also the hooks `more`, by interface.
     #[must_use]
     pub fn with(mut self, more: &BTreeMap<u32, BTreeSet<ForeignHook>>) -> Self {
         for (index, hooks) in more {
-            if let Some(interface) = self.0.get_mut(index) {
+            if let Some(interface) = self.interfaces.get_mut(index) {
                 interface.hooks.extend(hooks.iter().cloned());
             }
         }
@@ -98,6 +127,8 @@ pub enum Stretch {
     Bridge,
     /// The pod behind this veth.
     Pod,
+    /// What has a mark or class of the host's.
+    Marked,
 }
 
 /// As the log says it.
@@ -109,6 +140,7 @@ impl fmt::Display for Stretch {
             Self::Overlay(family) => write!(f, "pods' {family} packets"),
             Self::Bridge => f.write_str("packets of the pods on this bridge"),
             Self::Pod => f.write_str("packets of the pod behind this interface"),
+            Self::Marked => f.write_str("packets with a mark or class that routing or queueing goes by"),
         }
     }
 }
@@ -129,8 +161,16 @@ pub type LeftToKernel = BTreeMap<(u32, Stretch), Hooked>;
 pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
     let local = inputs.local;
     let mut left = LeftToKernel::new();
+    if let Some(what) = inputs.foreign.heeding.what.first()
+        && matches!(local.fast_path, FastPath::Overlay | FastPath::Flow)
+    {
+        let interface = inputs.foreign.interfaces.get(&local.underlay_ifindex);
+        let interface = interface.map_or_else(String::new, |interface| interface.name.clone());
+        let hook = ForeignHook::new(HookPlace::Host, what);
+        left.insert((local.underlay_ifindex, Stretch::Marked), Hooked { interface, hook });
+    }
     let mut look = |index: u32, stretch: Stretch, counts: &dyn Fn(HookPlace) -> bool| {
-        let Some(interface) = inputs.foreign.0.get(&index) else { return };
+        let Some(interface) = inputs.foreign.interfaces.get(&index) else { return };
         if let Some(hook) = interface.hooks.iter().find(|hook| counts(hook.place)) {
             let hooked = Hooked { interface: interface.name.clone(), hook: hook.clone() };
             left.insert((index, stretch), hooked);
@@ -156,7 +196,7 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
     }
     for link in &inputs.pods.links {
         look(*link, Stretch::Pod, &|place| place != HookPlace::Ahead);
-        if let Some(bridge) = inputs.foreign.0.get(link).and_then(|veth| veth.bridge) {
+        if let Some(bridge) = inputs.foreign.interfaces.get(link).and_then(|veth| veth.bridge) {
             look(bridge, Stretch::Bridge, &|_| true);
         }
     }
@@ -165,7 +205,7 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
 
 /// Whether others have a chain at what interface `index` sends, which would not see what programs redirect there.
 pub(super) fn has_egress_chain(inputs: &Inputs<'_>, index: u32) -> bool {
-    let interface = inputs.foreign.0.get(&index);
+    let interface = inputs.foreign.interfaces.get(&index);
     interface.is_some_and(|it| it.hooks.iter().any(|hook| hook.place == HookPlace::EgressChain))
 }
 
@@ -188,7 +228,7 @@ pub(super) fn served(inputs: &Inputs<'_>, left: &LeftToKernel) -> Pods {
 
 /// Whether the fast path may serve the pod behind veth `link`.
 pub(super) fn serves_link(inputs: &Inputs<'_>, left: &LeftToKernel, link: u32) -> bool {
-    let bridge = inputs.foreign.0.get(&link).and_then(|veth| veth.bridge);
+    let bridge = inputs.foreign.interfaces.get(&link).and_then(|veth| veth.bridge);
     !left.contains_key(&(link, Stretch::Pod))
         && !bridge.is_some_and(|bridge| left.contains_key(&(bridge, Stretch::Bridge)))
 }

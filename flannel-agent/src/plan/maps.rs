@@ -108,6 +108,7 @@ fn config<F: IpFamily>(
         },
         prefix_lengths: prefix_lengths(routes),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
+        heeded: inputs.foreign.heeding.heeded,
         unknown_vtep: local.xdp.unknown_vtep,
         reserved: [0; 2],
     })

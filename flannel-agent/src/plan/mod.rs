@@ -44,7 +44,7 @@ pub use delta::delta;
 pub use entry::{AnyEntry, AnyEntryKey, Entry, EntryFamily, EntryKey};
 pub use exempt::Exemptions;
 pub use flannel_common::path::Hook;
-pub use hooks::{Foreign, ForeignHook, HookPlace, Hooked, HookedInterface, LeftToKernel, Stretch};
+pub use hooks::{Foreign, ForeignHook, Heeding, HookPlace, Hooked, HookedInterface, LeftToKernel, Stretch};
 pub use inherited::inherited;
 pub use maps::Maps;
 pub use patch::Patch;

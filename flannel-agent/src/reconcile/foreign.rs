@@ -2,11 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flannel_common::layout::Heeded;
+
 use crate::{
     bpf::{self, FilterPlace},
     netlink::{Chains, Link, Netfilter, NetlinkError, TcSide, TrafficControl, tc::PRIORITY},
-    plan::{Foreign, ForeignHook, HookPlace, HookedInterface, Local, Pods},
+    plan::{Foreign, ForeignHook, Heeding, HookPlace, HookedInterface, Local, Pods},
 };
+
+/// What queues may go by: any bit of a mark, and a class, whose number has an upper half. Lower ones are routing's, made of
+/// the TOS byte.
+const EVERYTHING: Heeded = Heeded { marks: u32::MAX, classes: 0xffff_0000 };
 
 /// Looks at queueing disciplines, filters, chains of nftables, XDP and bridges.
 pub(super) struct Look {
@@ -69,7 +75,17 @@ impl Look {
                 (link.index, HookedInterface { name: link.name.clone(), bridge, hooks: hooks.collect() })
             })
             .collect();
+        let mut heeding = Heeding::default();
         for discipline in self.tc.disciplines()? {
+            // Those of pods and tunnels meet packets before they leave the node.
+            let is_way_out =
+                !pods.links.contains(&discipline.ifindex) && !overlays.contains(&discipline.ifindex);
+            if is_way_out && discipline.goes_by_marks() {
+                let name = links.iter().find(|link| link.index == discipline.ifindex).map(|link| &link.name);
+                let what =
+                    format!("qdisc {} of {}", discipline.kind, name.map_or("an interface", |name| name));
+                heeding.add(EVERYTHING, what);
+            }
             let Some(interface) = found.get_mut(&discipline.ifindex) else { continue };
             let Some(qdisc) = discipline.filters() else {
                 if !discipline.is_without_effect() {
@@ -98,9 +114,18 @@ impl Look {
                         }
                     });
                 interface.hooks.extend(found);
+                if is_way_out && side == TcSide::Egress {
+                    for filter in filters.iter().filter(|filter| bpf::foreign(filter, side).is_some()) {
+                        let what = format!(
+                            "tc filter of priority {} at egress of {}",
+                            filter.priority, interface.name
+                        );
+                        heeding.add(EVERYTHING, what);
+                    }
+                }
             }
         }
-        Ok(Foreign(found))
+        Ok(Foreign { interfaces: found, heeding })
     }
 }
 

@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use flannel_common::layout::FastPath;
+use flannel_common::layout::{FastPath, Heeded};
 use ipnetwork::IpNetwork;
 use tokio::{select, time::sleep};
 use tracing::warn;
 
 use super::{echoes::Echoes, foreign::Look};
 use crate::{
-    netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError},
+    netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, RuleMark},
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::Family,
 };
@@ -152,10 +152,16 @@ impl Host for KernelHost {
             }
             FastPath::Off => Pods::default(),
         };
-        let foreign = match local.fast_path {
+        let mut foreign = match local.fast_path {
             FastPath::Off => Foreign::default(),
             _ => self.look.around(local, &links, &self.overlays, &pods)?,
         };
+        for family in local.stacks.keys().filter(|_| local.fast_path != FastPath::Off) {
+            for RuleMark { mark, mask } in self.netlink.rule_marks(*family).await? {
+                let heeded = Heeded { marks: mask, classes: 0 };
+                foreign.heeding.add(heeded, format!("ip rule fwmark {mark:#x}/{mask:#x}"));
+            }
+        }
         let external = local.underlay_ifindex;
         let underlay = links
             .iter()

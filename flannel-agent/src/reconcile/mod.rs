@@ -195,7 +195,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             self.schedule.found(Changed { links, overlay: true, ..Changed::default() }, start);
         }
         let begun = Instant::now();
-        let interfaces = self.surroundings.foreign.0.keys().copied().collect();
+        let interfaces = self.surroundings.foreign.interfaces.keys().copied().collect();
         let programs = self.datapath.foreign_programs(&interfaces).await;
         if programs.is_ok_and(|programs| programs != self.programs) {
             self.schedule.found(Changed { hooks: true, ..Changed::default() }, start);

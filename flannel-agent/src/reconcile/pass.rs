@@ -97,7 +97,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             self.schedule.pods_seen(placed, self.local.stacks.len(), now);
             self.journal.crowded(&surroundings.pods);
             self.surroundings = surroundings;
-            let interfaces = self.surroundings.foreign.0.keys().copied().collect();
+            let interfaces = self.surroundings.foreign.interfaces.keys().copied().collect();
             self.programs = self.datapath.foreign_programs(&interfaces).await?;
             self.foreign = self.surroundings.foreign.clone().with(&self.programs);
         }

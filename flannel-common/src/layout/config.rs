@@ -60,6 +60,16 @@ impl UnknownVtep {
     }
 }
 
+/// Bits by which something on the host routes or queues packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, CheckedBitPattern)]
+pub struct Heeded {
+    /// Of `skb->mark`. Our own bits are never meant.
+    pub marks: u32,
+    /// Of `skb->priority`.
+    pub classes: u32,
+}
+
 /// How many different prefix lengths the programs look up. A cluster has one `SubnetLen`; more appear
 /// only while it is being changed.
 pub const PREFIX_LENGTHS: usize = 4;
@@ -92,6 +102,8 @@ per_family! {
         /// Our VXLAN device of this family, to which aggregates over IPv6 are handed; 0 while it is not known, and with
         /// IPv4.
         pub overlay_ifindex: u32,
+        /// Packets with any of these bits are left to the kernel.
+        pub heeded: Heeded,
         /// What XDP does with VXLAN from unknown addresses; of no meaning to the programs at other hooks.
         pub unknown_vtep: UnknownVtep,
         /// Lengths of the leased prefixes, bits, longest first, zero after the last: the lengths a lookup
@@ -107,5 +119,6 @@ per_family! {
 /// As [`Config`].
 pub type ConfigV6 = Config<V6>;
 
-super::assert_layout!(Config<V4>, 68, 4);
-super::assert_layout!(Config<V6>, 112, 8);
+super::assert_layout!(Heeded, 8, 4);
+super::assert_layout!(Config<V4>, 76, 4);
+super::assert_layout!(Config<V6>, 120, 8);

@@ -19,7 +19,7 @@ mod route;
 mod tunnel;
 
 pub use address::AddressV6;
-pub use config::{Config, ConfigBits, ConfigV6, FastPath, PREFIX_LENGTHS, UnknownVtep};
+pub use config::{Config, ConfigBits, ConfigV6, FastPath, Heeded, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
 pub use decapsulated_for::{DECAPSULATED_FOR_LEN, DecapsulatedFor};
 pub use exempt::Exempt;

@@ -82,6 +82,8 @@ pub struct Arrival {
     pub gso_size: u32,
     /// The packet's mark (`skb->mark`).
     pub mark: u32,
+    /// The packet's priority (`skb->priority`): a class of a qdisc, where the upper half is not 0.
+    pub priority: u32,
     /// What is written beside the packet (`skb->tc_index`), by us or by whoever else classifies: see
     /// [`crate::path::trail`].
     pub tc_index: u16,

@@ -7,7 +7,7 @@
 //! over takes the kernel path again, where its next accepted packet renews it: that keeps connection
 //! tracking's own entry alive, and is when a changed policy bites.
 
-use super::{Act, Tables, act, trail};
+use super::{Act, Tables, act, host_mark, trail};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace},
@@ -185,7 +185,9 @@ fn look<F: Family, P: Act<F>>(
     let flow = transport.flow::<F>(way, &ip);
     let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
-    if arrival.mark & tables.marks().flow == 0 || transport.begins_or_ends() {
+    let left_to_kernel =
+        matches!(way, Direction::Egress) && host_mark::is_heeded(&arrival, tables.marks(), config.heeded);
+    if (arrival.mark & tables.marks().flow == 0) | left_to_kernel || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
             act::noted(packet, way, &Note::Forget(flow), size);
         }

@@ -23,6 +23,7 @@ pub mod from_overlay;
 pub mod from_pod;
 pub mod from_underlay;
 mod hook;
+pub mod host_mark;
 mod ingress;
 mod moved;
 mod tables;

@@ -4,7 +4,7 @@
 use super::{
     Act, Encap, Tables,
     egress::{self, encap, inner_headers, tunnel_to},
-    flow,
+    flow, host_mark,
     tables::{check_hold, longest_match},
 };
 use crate::{
@@ -35,6 +35,9 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     let verdict =
         decide(&packet, tables, &packet.arrival(), |encap, reason| packet.encapsulate(&encap, reason))
             .and_then(|done| done);
+    if matches!(verdict, Err(Reason::HostMark)) {
+        packet.note_beside(host_mark::LEFT);
+    }
     packet.conclude(Direction::Egress, size, verdict)
 }
 
@@ -62,6 +65,9 @@ fn decide<F: Family, R>(
     // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
     if !ethernet.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE)) {
         return Err(Reason::NeighbourDiffers);
+    }
+    if host_mark::is_heeded(arrival, tables.marks(), config.heeded) {
+        return Err(Reason::HostMark);
     }
     let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, now)?;
     if F::DEVICE_SEGMENTS && arrival.gso_size != 0 {

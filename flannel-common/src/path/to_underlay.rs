@@ -1,6 +1,6 @@
 //! tc egress on the external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
 
-use super::{Act, Tables, act, egress, flow, tunnel};
+use super::{Act, Tables, act, egress, flow, host_mark, tunnel};
 use crate::{
     family::{Family, V4, V6},
     reason::Direction,
@@ -33,6 +33,9 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         packet.make_readable(tunnel::leaving_reads::<F>());
         if let Some(note) = tunnel::note_leaving(&packet, tables, &config, &outer) {
             act::noted_tunnel(packet, Direction::Egress, &note, size);
+        }
+        if packet.arrival().tc_index == host_mark::LEFT {
+            packet.note_beside(0);
         }
     }
     packet.pass()

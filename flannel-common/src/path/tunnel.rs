@@ -13,6 +13,7 @@
 use super::{
     Act, Tables,
     flow::{RENEW, age},
+    host_mark,
     tables::longest_match,
 };
 use crate::{
@@ -167,6 +168,10 @@ pub(super) fn note_leaving<F: Family>(
     if route.kind != RouteKind::Vxlan || route.vtep != outer_ip.destination() {
         return None;
     }
+    let arrival = packet.arrival();
+    if arrival.tc_index == host_mark::LEFT {
+        return None;
+    }
     let now = tables.now();
     let known = tables.tunnel(route.vtep).unwrap_or_default();
     if !is_news(known.egress, config.tcp_refresh, now) || !is_news(known.differs, config.tcp_refresh, now) {
@@ -174,7 +179,8 @@ pub(super) fn note_leaving<F: Family>(
     }
     // Field for field what encapsulation writes, and redirect_neigh after it. The TTL is taken over from here.
     let is_same = F::is_as_written(outer_ip, &ip)
-        && packet.arrival().ifindex == route.ifindex
+        && arrival.ifindex == route.ifindex
+        && !host_mark::is_heeded(&arrival, tables.marks(), config.heeded)
         && inner.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE));
     let taken = if is_same { packet.underlay_route(config.vtep, route.vtep) } else { None };
     let mtu = taken.filter(|taken| taken.stations.same_stations(&outer)).map(|taken| taken.mtu);

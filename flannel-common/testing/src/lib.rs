@@ -18,6 +18,6 @@ mod tables;
 pub use effect::{decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct};
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};
-pub use node::{ELSEWHERE, HERE, NOW, Node, THERE, TUNNEL, interface, seen_at};
+pub use node::{ELSEWHERE, HEEDED, HERE, NOW, Node, THERE, TUNNEL, interface, seen_at};
 pub use noted::{note, note_tunnel, note_tunnel_v6, note_v6};
 pub use tables::{MemoryTables, MemoryTablesV6};

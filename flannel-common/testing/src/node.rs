@@ -1,7 +1,7 @@
 //! Nodes of a small cluster, and the tables each of them would have.
 
 use flannel_common::{
-    layout::{Config, FastPath, PeerKind, PeerV4, PodPlace, SubnetV4, Tunnel, UnknownVtep, VtepV4},
+    layout::{Config, FastPath, Heeded, PeerKind, PeerV4, PodPlace, SubnetV4, Tunnel, UnknownVtep, VtepV4},
     mark::FLOW_MARK,
     packet::Arrival,
     path::Hook,
@@ -30,6 +30,9 @@ pub mod interface {
     /// Those that exist.
     pub const ALL: [u32; 5] = [UNDERLAY, OVERLAY, POD, OTHER_POD, SMALL_POD];
 }
+
+/// Bits that something on each node goes by.
+pub const HEEDED: Heeded = Heeded { marks: 0x0600_0000, classes: 0xffff_0000 };
 
 /// What the kernel's path to a peer was seen to do a moment ago: it carries more than any interface here.
 pub const TUNNEL: Tunnel = Tunnel { egress: NOW, ingress: NOW, differs: 0, mtu: 9000, ttl: 64 };
@@ -113,6 +116,7 @@ impl Node {
             udp_refresh: 15_000,
             overlay_ifindex: 0,
             prefix_lengths: [24, 0, 0, 0],
+            heeded: HEEDED,
             local_mac: self.mac,
             unknown_vtep: UnknownVtep::Off,
             reserved: [0; 2],

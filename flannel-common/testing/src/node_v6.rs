@@ -4,7 +4,7 @@ use flannel_common::layout::{
     AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodPlace, SubnetV6, UnknownVtep, VtepV6,
 };
 
-use super::{MemoryTables, Node, TUNNEL, interface};
+use super::{HEEDED, MemoryTables, Node, TUNNEL, interface};
 
 /// `fd00:<high>::<low>`.
 const fn address(high: [u8; 4], low: u8) -> AddressV6 {
@@ -63,6 +63,7 @@ impl Node {
             source_port_max: 60_999,
             overlay_ifindex: interface::OVERLAY,
             prefix_lengths: [64, 0, 0, 0],
+            heeded: HEEDED,
             local_mac: self.mac_v6(),
             unknown_vtep: UnknownVtep::Off,
             reserved: [0; 2],

@@ -114,15 +114,18 @@ pub fn arbitrary_bytes() -> impl Strategy<Value = Vec<u8>> {
 /// Any arrival at all.
 pub fn any_arrival() -> impl Strategy<Value = Arrival> {
     let gso_size = prop_oneof![any::<u32>(), u32::MAX - 100..=u32::MAX];
-    (any::<u32>(), gso_size, any::<u32>(), any::<u16>(), any::<[bool; 3]>()).prop_map(
-        |(ifindex, gso_size, mark, tc_index, [vlan_tagged, for_other_station, from_socket])| Arrival {
-            ifindex,
-            gso_size,
-            mark,
-            tc_index,
-            vlan_tagged,
-            for_other_station,
-            from_socket,
+    (any::<u32>(), gso_size, any::<[u32; 2]>(), any::<u16>(), any::<[bool; 3]>()).prop_map(
+        |(ifindex, gso_size, [mark, priority], tc_index, [vlan_tagged, for_other_station, from_socket])| {
+            Arrival {
+                ifindex,
+                gso_size,
+                mark,
+                priority,
+                tc_index,
+                vlan_tagged,
+                for_other_station,
+                from_socket,
+            }
         },
     )
 }
@@ -135,11 +138,13 @@ pub(super) fn arrival(hook: Hook) -> impl Strategy<Value = Arrival> {
     let tc_index =
         prop_oneof![3 => Just(0), 1 => any::<u16>(), 1 => any::<u16>().prop_map(|low| 0xd000 | low & 0xfff)];
     let rarely = || prop::bool::weighted(0.03);
-    (ifindex, gso_size, mark, tc_index, rarely(), rarely(), rarely()).prop_map(
-        |(ifindex, gso_size, mark, tc_index, vlan_tagged, for_other_station, forwarded)| Arrival {
+    let priority = prop_oneof![20 => Just(0), 2 => 0..16u32, 1 => any::<u32>()];
+    (ifindex, gso_size, mark, priority, tc_index, rarely(), rarely(), rarely()).prop_map(
+        |(ifindex, gso_size, mark, priority, tc_index, vlan_tagged, for_other_station, forwarded)| Arrival {
             ifindex,
             gso_size,
             mark,
+            priority,
             tc_index,
             vlan_tagged,
             for_other_station,

@@ -23,7 +23,10 @@ fn planned_beside(local: &Local, hooks: &[(u32, HookPlace)]) -> (BTreeSet<(u32, 
         next_hops: &BTreeMap::new(),
         pods: &pods([11, 12]),
         overlays: &BTreeMap::from([(Family::V4, OVERLAY)]),
-        foreign: &Foreign([ETH0, OVERLAY, BRIDGE, 11, 12].map(interface).into()),
+        foreign: &Foreign {
+            interfaces: [ETH0, OVERLAY, BRIDGE, 11, 12].map(interface).into(),
+            ..Foreign::default()
+        },
         exemptions: &Exemptions::default(),
     });
     let bpf = plan.state.bpf;

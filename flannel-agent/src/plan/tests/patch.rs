@@ -1,5 +1,7 @@
 //! A plan that is brought up to date lease by lease is the plan of all leases.
 
+use flannel_common::layout::Heeded;
+
 use super::*;
 use crate::plan::Patch;
 
@@ -11,7 +13,10 @@ fn inputs<'a>(
     pods: &'a Pods,
 ) -> Inputs<'a> {
     const OVERLAYS: &BTreeMap<Family, u32> = &BTreeMap::new();
-    const FOREIGN: &Foreign = &Foreign(BTreeMap::new());
+    const FOREIGN: &Foreign = &Foreign {
+        interfaces: BTreeMap::new(),
+        heeding: Heeding { heeded: Heeded { marks: 0, classes: 0 }, what: BTreeSet::new() },
+    };
     Inputs { local, leases, next_hops, pods, exemptions, policies: &[], overlays: OVERLAYS, foreign: FOREIGN }
 }
 

@@ -13,6 +13,7 @@ mod gaps;
 mod hooks;
 mod kube_proxy;
 mod learning;
+mod marks;
 mod places;
 mod pods;
 mod policy;

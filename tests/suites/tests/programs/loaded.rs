@@ -10,8 +10,8 @@ use aya::{
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     layout::{
-        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Hold, Permit, PodPlace, SubnetV4,
-        SubnetV6, Tunnel, UnknownVtep,
+        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Heeded, Hold, Permit, PodPlace,
+        SubnetV4, SubnetV6, Tunnel, UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
@@ -36,6 +36,7 @@ const NO_CONFIG: Config = Config {
     udp_refresh: 0,
     overlay_ifindex: 0,
     prefix_lengths: [0; 4],
+    heeded: Heeded { marks: 0, classes: 0 },
     local_mac: [0; 6],
     unknown_vtep: UnknownVtep::Off,
     reserved: [0; 2],
@@ -56,6 +57,7 @@ const NO_CONFIG_V6: ConfigV6 = ConfigV6 {
     overlay_ifindex: 0,
     unknown_vtep: UnknownVtep::Off,
     prefix_lengths: [0; 4],
+    heeded: Heeded { marks: 0, classes: 0 },
     local_mac: [0; 6],
     reserved: [0; 2],
 };
@@ -335,8 +337,13 @@ fn clock() -> Result<u64> {
 fn context(arrival: &Arrival, segments: u32) -> [u8; CONTEXT] {
     let mut bytes = [0; CONTEXT];
     let mark = MARK | arrival.mark;
-    for (offset, value) in [(MARK_AT, mark), (40, arrival.ifindex), (164, segments), (176, arrival.gso_size)]
-    {
+    for (offset, value) in [
+        (MARK_AT, mark),
+        (32, arrival.priority),
+        (40, arrival.ifindex),
+        (164, segments),
+        (176, arrival.gso_size),
+    ] {
         let field: &mut [u8] = &mut bytes[offset..offset + 4];
         field.copy_from_slice(&value.to_ne_bytes());
     }
