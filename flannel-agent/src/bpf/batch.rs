@@ -59,7 +59,7 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
     /// All entries. What is changed meanwhile may be missing, or be there twice.
     ///
     /// # Errors
-    /// The kernel's answer. One that has no batches for this kind of map says `EINVAL` or `ENOTSUPP` (524).
+    /// The kernel's answer. `EINVAL` or `ENOTSUPP` (524) where it has no batches for this kind of map.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, Errno> {
         let mut found = Vec::new();
         let (mut place, mut next) = ([0u8; PLACE], [0u8; PLACE]);
@@ -135,7 +135,7 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
 /// # Safety
 /// The pointers in `attributes` must be good for what `command` does with them.
 unsafe fn bpf(command: libc::c_long, attributes: &mut Attributes) -> Result<(), Errno> {
-    // SAFETY: the attributes are as long as is said, and the caller vouches for the pointers in them.
+    // SAFETY: the length of the attributes is theirs, and the caller vouches for the pointers in them.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<Attributes>())
     };

@@ -98,7 +98,7 @@ impl Feature {
             }
             Self::Xdp => "no --xdp",
             Self::PopClean => {
-                "nothing: aggregates of UDP, and those for pods that forward, are popped by the kernel's VXLAN device"
+                "nothing: the kernel's VXLAN device decapsulates aggregates of UDP, and those for pods that forward"
             }
         }
     }

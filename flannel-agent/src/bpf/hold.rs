@@ -51,7 +51,7 @@ pub async fn keep(bpffs: &Path, hold: Duration) -> std::convert::Infallible {
                 said.is_over();
             }
             Err(error) if said.is_news(&error) => {
-                warn!(%error, "the programs cannot be told that an agent is there; trying again");
+                warn!(%error, "the hold of the programs cannot be renewed; trying again");
             }
             Err(_) => {}
         }

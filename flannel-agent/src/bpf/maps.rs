@@ -24,7 +24,7 @@ pub enum MapFault {
     Kernel {
         /// Which.
         map: &'static str,
-        /// What it said.
+        /// Its error.
         error: MapError,
     },
     /// The map is full.
@@ -240,7 +240,7 @@ impl<F: TrieFamily, V: NoUninit + CheckedBitPattern> Prefixes<F, V> {
     /// When the map is full, or cannot be written.
     pub fn put(&mut self, prefix: &Subnet<F>, value: &V) -> Result<(), MapFault> {
         let put = self.map.insert(&key(prefix), Raw::of(*value), 0);
-        // A trie says so in another word than a hash map (kernel/bpf/lpm_trie.c, `trie_update_elem`).
+        // A full trie has another error than a full hash map (kernel/bpf/lpm_trie.c, `trie_update_elem`).
         put.map_err(|error| refused(self.name, Errno::ENOSPC, error))
     }
 
@@ -261,7 +261,7 @@ fn prefix<F: TrieFamily>((length, octets): (u32, F::Octets)) -> Subnet<F> {
 /// A prefix as the kernel reads it.
 fn key<F: TrieFamily>(prefix: &Subnet<F>) -> Key<F::Octets> {
     let length: u64 = prefix.prefix_len.into();
-    // No prefix has more bits; one that says so is refused by the kernel.
+    // No prefix has more bits; a longer one is refused by the kernel.
     Key::new(u32::try_from(length).unwrap_or(u32::MAX), F::octets(prefix.network))
 }
 
@@ -274,7 +274,7 @@ fn present<T>(map: &'static str, entry: Result<T, MapError>) -> Result<Option<T>
     }
 }
 
-/// Why an entry was not taken; `full` is what this kind of map says when it has no room.
+/// Why an entry was not taken; `full` is the error of this kind of map when it has no room.
 fn refused(map: &'static str, full: Errno, error: MapError) -> MapFault {
     match &error {
         MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(full as i32) => {

@@ -34,7 +34,7 @@ impl Programs {
         for &ifindex in interfaces {
             for side in [TcSide::Ingress, TcSide::Egress] {
                 let programs = query::programs(ifindex, side)?;
-                for (id, name) in strangers(ifindex, side, &programs, &ours) {
+                for (id, name) in programs_of_others(ifindex, side, &programs, &ours) {
                     found.entry(ifindex).or_default().push(ForeignProgram { side, name, id });
                 }
             }
@@ -48,7 +48,7 @@ impl Programs {
         // Who may not ask finds out when `others` does.
         let Ok(programs) = query::programs(ifindex, TcSide::Ingress) else { return false };
         let behind = programs.iter().skip_while(|other| **other != id).skip(1).copied().collect::<Vec<_>>();
-        !behind.is_empty() && !strangers(ifindex, TcSide::Ingress, &behind, &self.ids()).is_empty()
+        !behind.is_empty() && !programs_of_others(ifindex, TcSide::Ingress, &behind, &self.ids()).is_empty()
     }
 
     /// The kernel's ids of our programs of tc.
@@ -59,7 +59,12 @@ impl Programs {
 
 /// Those of `programs`, which are at one side of an interface, that are neither `ours` nor another daemon's of our kind,
 /// for another network: id and name.
-fn strangers(ifindex: u32, side: TcSide, programs: &[u32], ours: &BTreeSet<u32>) -> Vec<(u32, String)> {
+fn programs_of_others(
+    ifindex: u32,
+    side: TcSide,
+    programs: &[u32],
+    ours: &BTreeSet<u32>,
+) -> Vec<(u32, String)> {
     let others: Vec<u32> = programs.iter().copied().filter(|id| !ours.contains(id)).collect();
     if others.is_empty() {
         return Vec::new();

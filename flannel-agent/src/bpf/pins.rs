@@ -21,7 +21,7 @@ pub enum PinError {
          run `mount -t bpf bpf {0}`, or name a mounted one with --bpffs"
     )]
     NotBpffs(PathBuf),
-    /// The file system said no.
+    /// The file system refused.
     #[error("cannot {action} {path}: {error}")]
     Io {
         /// What was tried.
@@ -35,7 +35,7 @@ pub enum PinError {
 
 /// The pins under one bpffs: `flannel/v2/maps/<name>` and
 /// `flannel/v2/links/<interface>/<program>`, the dots of the interface's name written as colons. A directory
-/// `flannel/v2/clsact/<index>` says that the clsact qdisc of that interface was made by an agent.
+/// `flannel/v2/clsact/<index>` notes that the clsact qdisc of that interface was made by an agent.
 #[derive(Clone, Debug)]
 pub struct Pins {
     /// Directory of one version of the layout.
@@ -158,7 +158,7 @@ impl Pins {
             self.remove_link(&interface, hook)?;
         }
         for directory in entries(&self.links())? {
-            // One with a stranger's file in it stays.
+            // One with a file that is not ours stays.
             let _ = fs::remove_dir(self.links().join(directory));
         }
         for name in entries(&self.maps())? {

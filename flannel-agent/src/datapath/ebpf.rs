@@ -1,4 +1,4 @@
-//! Maps and programs over the kernel half: what overtakes it, never what replaces it.
+//! Maps and programs beside the kernel half, which stays complete without them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,9 +29,9 @@ pub struct EbpfDatapath {
 struct Loaded {
     programs: Programs,
     tables: Tables,
-    /// Why maps could not be pinned again, as it was last said.
+    /// Why maps could not be pinned again, as last logged.
     unpinned: Said,
-    /// Why programs of others cannot be seen, as it was last said.
+    /// Why programs of others cannot be seen, as last logged.
     unseen: Said,
 }
 
@@ -88,7 +88,7 @@ impl Datapath for EbpfDatapath {
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
         let mut results = Vec::with_capacity(changes.len());
-        // Runs of one half keep the order between the halves: the kernel's way is there first, goes last.
+        // Runs of one half keep the order between the halves: the kernel path comes first and goes last.
         for run in changes.chunk_by(|a, b| a.is_bpf() == b.is_bpf()) {
             match &mut self.loaded {
                 Some(loaded) if run[0].is_bpf() => results.extend(loaded.apply(run)),
@@ -131,7 +131,7 @@ impl Loaded {
                 if self.unseen.is_news(&error) {
                     warn!(
                         %error,
-                        "cannot ask which tcx programs of others there are: packets on the fast path may pass them by"
+                        "cannot ask which tcx programs of others there are: packets on the fast path may skip them"
                     );
                 }
                 BTreeMap::new()

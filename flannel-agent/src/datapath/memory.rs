@@ -14,7 +14,7 @@ use crate::{
 pub struct MemoryDatapath {
     /// What is there now.
     pub state: State,
-    /// Changes of these objects fail as many times as it says.
+    /// Changes of these objects fail that many times.
     pub failures: BTreeMap<ObjectKey, u32>,
     /// So many observations fail.
     pub blind: u32,

@@ -12,11 +12,8 @@ use crate::{
 
 pub mod ebpf;
 mod entries;
-mod given_up;
 pub mod kernel;
 pub mod memory;
-mod port;
-mod requests;
 mod stray;
 
 pub use stray::Stray;
@@ -40,7 +37,7 @@ pub trait Datapath: Send {
         async { Ok(BTreeMap::new()) }
     }
 
-    /// Makes `changes`, in their order as far as one depends on another; one result for each. A change
+    /// Makes `changes` in their order, which [`crate::plan::delta`] decides; one result for each. A change
     /// that fails does not keep those after it from being tried, unless they cannot succeed without it.
     fn apply(&mut self, changes: &[Change]) -> impl Future<Output = Vec<Result<(), ChangeError>>> + Send;
 }

@@ -9,8 +9,8 @@ use crate::values::Family;
 /// either state would deliver:
 ///
 /// - what packets need comes before what sends them there: a forwarding entry before the neighbour that
-///   resolves to its MAC, both before the route, and the kernel's way before the programs that overtake it;
-/// - everything new is in place before anything old goes, and what goes, goes the other way round.
+///   resolves to its MAC, both before the route, and the kernel path before the programs that skip it;
+/// - everything new is in place before anything old goes, and what goes, goes in the opposite order.
 ///
 /// Empty exactly when the states are equal.
 pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
@@ -87,7 +87,7 @@ fn put_entries<F: EntryFamily>(changes: &mut Vec<Change>, desired: &Maps<F>, obs
     }
 }
 
-/// The other way round: without the configuration the programs touch no packet.
+/// In the opposite order: without the configuration the programs touch no packet.
 fn delete_entries<F: EntryFamily>(changes: &mut Vec<Change>, desired: &Maps<F>, observed: &Maps<F>) {
     let mut delete = |key: EntryKey<F>| changes.push(Change::DeleteEntry(F::any_key(key)));
     if desired.config.is_none() && observed.config.is_some() {

@@ -37,7 +37,7 @@ impl AnyEntry {
     }
 }
 
-/// A family whose entries are told from those of the other.
+/// A family whose entries stand among those of either family.
 pub trait EntryFamily: IpFamily {
     /// An entry among those of either family.
     fn any(entry: Entry<Self>) -> AnyEntry;

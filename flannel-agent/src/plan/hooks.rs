@@ -1,7 +1,7 @@
 //! What of somebody else's packets on the fast path would pass by, and what is left to the kernel for it.
 //!
-//! A redirect ends a packet's way through an interface. Whoever has set up a limit, a filter or a mirror there counts
-//! on seeing the packets, as with stock flannel. So what belongs to one interface decides for that interface, or for
+//! A packet that is redirected leaves its interface at once. A limit, a filter or a mirror that somebody has set up there
+//! would not see it, as it does with stock flannel. So what belongs to one interface decides for that interface, or for
 //! the pods behind it; everything else goes on by the fast path.
 
 use std::{
@@ -119,8 +119,8 @@ impl Foreign {
 pub enum Stretch {
     /// What comes from other nodes, by the external interface.
     Arrivals,
-    /// Only the early pop of it, by XDP.
-    EarlyPop,
+    /// Only its early decapsulation, by XDP.
+    EarlyDecapsulation,
     /// The whole of a family's traffic, for its VXLAN device.
     Overlay(Family),
     /// The pods on this bridge.
@@ -131,12 +131,12 @@ pub enum Stretch {
     Marked,
 }
 
-/// As the log says it.
+/// As in the log.
 impl fmt::Display for Stretch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Arrivals => f.write_str("packets that arrive from other nodes"),
-            Self::EarlyPop => f.write_str("the removal of outer headers before tc"),
+            Self::EarlyDecapsulation => f.write_str("the removal of outer headers before tc"),
             Self::Overlay(family) => write!(f, "pods' {family} packets"),
             Self::Bridge => f.write_str("packets of the pods on this bridge"),
             Self::Pod => f.write_str("packets of the pod behind this interface"),
@@ -192,7 +192,7 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
     if local.xdp.hook == Some(Hook::XdpUnderlay) {
         // What is ahead of our program of tc would get packets without the headers it looks for.
         let counts = |place| matches!(place, HookPlace::Ahead | HookPlace::Ingress);
-        look(local.underlay_ifindex, Stretch::EarlyPop, &counts);
+        look(local.underlay_ifindex, Stretch::EarlyDecapsulation, &counts);
     }
     for link in &inputs.pods.links {
         look(*link, Stretch::Pod, &|place| place != HookPlace::Ahead);

@@ -38,8 +38,8 @@ pub fn inherited(local: &Local, observed: &State) -> Vec<Lease> {
         };
         for (subnet, via) in observed.routes.iter().filter(|(subnet, _)| of_family(subnet)) {
             let mac = observed.neighbours.get(via).filter(|_| *via == subnet.network());
-            let way = mac.and_then(|mac| Some((mac, observed.fdb.get(&(*family, *mac))?)));
-            if let Some((mac, public_ip)) = way {
+            let vtep = mac.and_then(|mac| Some((mac, observed.fdb.get(&(*family, *mac))?)));
+            if let Some((mac, public_ip)) = vtep {
                 add(*subnet, *public_ip, Some(*mac));
             }
         }

@@ -1,7 +1,7 @@
 //! What the kernel should hold, as a pure function of what is leased and where we are.
 //!
 //! [`plan`] sees the whole of the leases, never an event, so its result depends on what is leased now and
-//! not on the order in which that came about. [`delta`] says what leads from an observed state to it.
+//! not on the order in which that came about. [`delta`] lists the changes that lead from an observed state to it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -190,7 +190,7 @@ pub struct Inputs<'a> {
     pub policies: &'a [IpsecPolicy],
     /// Indices of the VXLAN devices that exist.
     pub overlays: &'a BTreeMap<Family, u32>,
-    /// What of others' the fast path may pass by.
+    /// Hooks of others, which packets on the fast path may skip.
     pub foreign: &'a Foreign,
 }
 
@@ -228,7 +228,7 @@ impl Plan {
 }
 
 /// What the kernel should hold given `inputs`: exactly what a node of stock flannel programs, and, unless
-/// the fast path is off, the maps and programs that overtake it.
+/// the fast path is off, the maps and programs of the fast path.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let local = inputs.local;
     let (peers, skipped) = peers(local, inputs.leases, inputs.next_hops);

@@ -29,8 +29,8 @@ impl Patch {
     /// What becomes of `plan`, the plan of `inputs` but for the lease of `subnet`, which was `before`. `None` where
     /// another lease has a say in what becomes of this one, or it in another: then only a new plan tells.
     pub fn of(plan: &Plan, inputs: &Inputs<'_>, subnet: LeaseSubnet, before: Option<&Lease>) -> Option<Self> {
-        // Whoever was passed over for another's sake may now take its place.
-        if plan.skipped.iter().any(|((key, _), skip)| *key != subnet && skip.is_for_anothers_sake()) {
+        // A lease that was skipped because of another may be followed now.
+        if plan.skipped.iter().any(|((key, _), skip)| *key != subnet && skip.yields_to_another()) {
             return None;
         }
         let after = inputs.leases.get(&subnet);
@@ -72,7 +72,7 @@ impl Patch {
         let key = |family| (family, mac);
         let tunnelled =
             Family::BOTH.map(key).iter().any(|key| all.fdb.contains_key(key) && !ours.fdb.contains_key(key));
-        // The kernel is not told the MACs of those that are reached without the tunnel.
+        // The kernel holds no MAC of those that are reached without the tunnel.
         let mut direct = all.direct_routes.keys().filter(|subnet| !self.before.peers.contains_key(*subnet));
         tunnelled || direct.any(|subnet| plan.peers.get(subnet).is_some_and(|peer| peer.mac == Some(mac)))
     }
@@ -93,12 +93,12 @@ impl Patch {
         delta(&self.after.state, &self.before.state)
     }
 
-    /// What the plan said, of this lease alone.
+    /// The plan of this lease alone, before.
     pub fn before(&self) -> &Plan {
         &self.before
     }
 
-    /// What it says now.
+    /// The same, now.
     pub fn after(&self) -> &Plan {
         &self.after
     }
@@ -135,7 +135,7 @@ fn swap_entries<F: IpFamily>(all: &mut Maps<F>, before: &Maps<F>, after: &Maps<F
 
 impl Skip {
     /// Whether the lease would be followed if another were not there.
-    fn is_for_anothers_sake(&self) -> bool {
+    fn yields_to_another(&self) -> bool {
         matches!(self, Self::SameBase(_) | Self::SameMac { .. })
     }
 }
@@ -147,7 +147,7 @@ fn beginning_with(base: IpAddr) -> RangeInclusive<IpNetwork> {
     shortest..=longest
 }
 
-/// The addresses a lease publishes. An IPv6-only node's has no IPv4 address, and says 0.0.0.0.
+/// The addresses a lease publishes. An IPv6-only node's has no IPv4 address: it publishes 0.0.0.0.
 fn addresses(lease: &Lease) -> impl Iterator<Item = IpAddr> {
     let all = Family::BOTH.map(|family| lease.attrs.address(family));
     all.into_iter().flatten().filter(|address| !address.is_unspecified())

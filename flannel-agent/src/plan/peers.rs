@@ -52,7 +52,7 @@ impl PeerRoute {
 /// Why a lease is not followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Skip {
-    /// It says nothing about this family.
+    /// It has no subnet of this family.
     #[error("it has no {0} subnet")]
     NoSubnet(Family),
     /// Another kind of network.

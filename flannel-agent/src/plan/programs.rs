@@ -36,7 +36,7 @@ pub(super) fn plan(
     // There is VXLAN to look at only with a device for it.
     let xdp = local.xdp.hook.filter(|_| local.devices().next().is_some());
     let xdp = match xdp {
-        Some(_) if left.contains_key(&(local.underlay_ifindex, Stretch::EarlyPop)) => {
+        Some(_) if left.contains_key(&(local.underlay_ifindex, Stretch::EarlyDecapsulation)) => {
             // What is left to do, generic XDP does as well.
             Some(Hook::XdpGeneric).filter(|_| local.xdp.unknown_vtep != UnknownVtep::Off)
         }
@@ -60,8 +60,8 @@ pub(super) fn plan(
         let served = pods.links.iter().filter(|link| hooks::serves_link(inputs, left, **link));
         bpf.hooks.extend(served.map(|&link| (link, Hook::ToPod)));
     }
-    // Whichever way packets leave, the kernel's own are looked at there: in a tunnel to know its state, without one to
-    // learn flows.
+    // At each interface that packets leave by, those of the kernel path are looked at: in a tunnel to know its state,
+    // without one to learn flows.
     let tunnels = local.devices().next().is_some();
     if tunnels || local.fast_path == FastPath::Flow && local.routes_direct() {
         bpf.hooks.extend(exits.into_iter().map(|exit| (exit, Hook::ToUnderlay)));

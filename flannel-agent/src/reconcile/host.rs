@@ -23,7 +23,7 @@ use crate::{
 const RECONNECT: Duration = Duration::from_secs(1);
 /// Of more objects of the kernel than these the notices are not heard when we change them: to have each stored until
 /// it is read takes the kernel longer than the change itself. Everything is looked at afterwards instead.
-const DEAFENING: usize = 1024;
+const MOST_ECHOES: usize = 1024;
 
 /// What of the node a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Surroundings {
     pub underlay: BTreeSet<(u32, u32, bool)>,
     /// The families of which our address is gone from the external interface. The kernel then names no next hop for
     /// packets from it.
-    pub adrift: BTreeSet<Family>,
+    pub unaddressed: BTreeSet<Family>,
     /// What others have set up at the interfaces that packets between pods meet.
     pub foreign: Foreign,
 }
@@ -117,7 +117,7 @@ impl Host for KernelHost {
     }
 
     fn making(&mut self, changes: &[Change]) {
-        if changes.iter().filter(|change| !change.is_bpf()).count() > DEAFENING {
+        if changes.iter().filter(|change| !change.is_bpf()).count() > MOST_ECHOES {
             self.monitor.pause();
         }
     }
@@ -170,11 +170,11 @@ impl Host for KernelHost {
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
-        let mut adrift = BTreeSet::new();
+        let mut unaddressed = BTreeSet::new();
         for (family, stack) in local.stacks.iter().filter(|_| needs_next_hops(local)) {
             let addresses = self.netlink.addresses(*family, Some(external)).await?;
             if !addresses.iter().any(|held| held.network.ip() == stack.address) {
-                adrift.insert(*family);
+                unaddressed.insert(*family);
             }
         }
         let mut policies = match local.fast_path {
@@ -183,7 +183,7 @@ impl Host for KernelHost {
         };
         policies.sort_unstable();
         policies.dedup();
-        Ok(Surroundings { pods, policies, overlays, underlay, adrift, foreign })
+        Ok(Surroundings { pods, policies, overlays, underlay, unaddressed, foreign })
     }
 
     async fn next_hops(

@@ -1,4 +1,4 @@
-//! What the log says of a pass: each change of state once, bursts in one line.
+//! What is logged of a pass: each change of state once, bursts in one line.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,16 +17,16 @@ use crate::{
 /// So many lines of one kind are written per pass; of more, only their number.
 const LINES: usize = 20;
 
-/// What has been told, so that nothing is told twice.
+/// What has been logged, so that nothing is logged twice.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     on_kernel: BTreeMap<IpNetwork, NoHop>,
     crowded: BTreeSet<u32>,
-    /// Peers that came, left or changed since their number was last told, or not told for being few.
+    /// Peers that came, left or changed since their number was last logged, or not logged for being few.
     moves: usize,
-    /// Their number, where it was told of late.
-    told: Option<usize>,
+    /// Their number, if it was logged lately.
+    logged: Option<usize>,
     hooked: LeftToKernel,
     read_error: Option<String>,
     changes: usize,
@@ -75,7 +75,7 @@ impl Journal {
         }
     }
 
-    /// A change failed in a way it had not before.
+    /// A change failed with an error it had not had before.
     pub(super) fn failed(&mut self, change: &Change, error: String) {
         let (count, _) = self.failures.entry(error).or_insert_with(|| (0, change.to_string()));
         *count += 1;
@@ -136,7 +136,7 @@ impl Journal {
                 peers = now.len(),
                 "peers changed"
             );
-            self.told = Some(now.len());
+            self.logged = Some(now.len());
         } else {
             self.moves += lines.written;
         }
@@ -144,14 +144,14 @@ impl Journal {
 
     /// Whether [`Journal::total`] may have something to say.
     pub(super) fn is_unsettled(&self) -> bool {
-        self.moves > 0 || self.told.is_some()
+        self.moves > 0 || self.logged.is_some()
     }
 
     /// After many changes: how many peers there are now, if the log does not say so already. The single lines of a storm
     /// may be left out, and what follows one is few changes at a time.
     pub(super) fn total(&mut self, peers: usize) {
         let many = take(&mut self.moves) > LINES;
-        let outdated = self.told.take().is_some_and(|told| told != peers);
+        let outdated = self.logged.take().is_some_and(|logged| logged != peers);
         if many || outdated {
             info!(peers, "peers changed: how many there are now");
         }

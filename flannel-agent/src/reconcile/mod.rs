@@ -1,7 +1,7 @@
 //! The loop that keeps the kernel as the leases say.
 //!
-//! Everything that happens (a lease, a notice of the kernel, a retry, the clock) only says that a pass is
-//! due; a pass looks at all there is, so that one mechanism serves start, change, drift and restart:
+//! Everything that happens (a lease, a notice of the kernel, a retry, the clock) only makes a pass due.
+//! A pass looks at all there is, so that one mechanism serves start, change, drift and restart:
 //!
 //! ```text
 //! leases, surroundings -> plan() -> delta(planned, observed) -> apply

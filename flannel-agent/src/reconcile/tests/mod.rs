@@ -45,7 +45,7 @@ struct World {
     next_hops: BTreeMap<IpAddr, NextHop>,
     pods: Pods,
     underlay: BTreeSet<(u32, u32, bool)>,
-    adrift: bool,
+    unaddressed: bool,
     foreign: Foreign,
     surveys: u32,
     /// How long each takes.
@@ -89,7 +89,7 @@ impl Host for Node {
             pods: world.pods.clone(),
             overlays: world.datapath.state.devices.keys().map(|family| (*family, OVERLAY)).collect(),
             underlay: world.underlay.clone(),
-            adrift: world.adrift.then_some(Family::V4).into_iter().collect(),
+            unaddressed: world.unaddressed.then_some(Family::V4).into_iter().collect(),
             foreign: world.foreign.clone(),
         })
     }

@@ -59,9 +59,9 @@ async fn next_hops_outlast_our_address_but_not_their_interface() {
     let agent = Agent::settled([2]).await;
     let kind = || async { agent.state().await.bpf.v4.routes.values().next().copied().unwrap().kind };
     let world = agent.world.clone();
-    let set = async |adrift, up, next_hops: BTreeMap<IpAddr, NextHop>| {
+    let set = async |unaddressed, up, next_hops: BTreeMap<IpAddr, NextHop>| {
         let mut world = world.0.lock().await;
-        world.adrift = adrift;
+        world.unaddressed = unaddressed;
         world.underlay = BTreeSet::from([(2, 1500, up)]);
         world.next_hops = next_hops;
     };

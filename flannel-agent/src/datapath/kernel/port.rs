@@ -1,4 +1,4 @@
-//! Who is in the way of a VXLAN device: the kernel only says that an address is in use.
+//! What holds the UDP port or VNI of a VXLAN device: the kernel's error is only that it is in use.
 
 use std::{fs, io, path::Path};
 
@@ -10,7 +10,7 @@ use crate::{
     values::Family,
 };
 
-/// Says why `wanted` cannot be made or set up, where the kernel's `error` is that something is taken already.
+/// Explains why `wanted` cannot be made or set up, where the kernel's `error` is that something is taken already.
 ///
 /// # Errors
 /// When the interfaces cannot be read.

@@ -7,7 +7,7 @@ use crate::{
     plan::{Change, DirectRoute},
 };
 
-/// Says what a node that is not on our link means; other errors speak for themselves.
+/// Explains the error for a node that is not on our link; other errors stay as they are.
 pub(super) fn unreachable_gateway(route: DirectRoute, error: NetlinkError) -> NetlinkError {
     match error.errno() {
         Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH) => NetlinkError::Conflict(format!(
