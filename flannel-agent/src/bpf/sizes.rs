@@ -16,18 +16,23 @@ const UNUSED: u32 = 1;
 /// What the maps have room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
-    /// Peers with an IPv4 subnet.
-    peers_v4: u32,
-    /// Peers with an IPv6 subnet.
-    peers_v6: u32,
-    flows_v4: u32,
-    flows_v6: u32,
+    v4: FamilySizes,
+    v6: FamilySizes,
+}
+
+/// What the maps of one family have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FamilySizes {
+    /// Subnets of other nodes.
+    routes: u32,
+    flows: u32,
 }
 
 impl Default for MapSizes {
     /// Everything, as the object has it.
     fn default() -> Self {
-        Self { peers_v4: MAX_PEERS, peers_v6: MAX_PEERS, flows_v4: MAX_FLOWS, flows_v6: MAX_FLOWS }
+        let all = FamilySizes { routes: MAX_PEERS, flows: MAX_FLOWS };
+        Self { v4: all, v6: all }
     }
 }
 
@@ -37,21 +42,20 @@ impl MapSizes {
     pub fn of(fast_path: FastPath, has_v4: bool, has_v6: bool, flows: u32) -> Self {
         let if_needed = |needed: bool, entries: u32| if needed { entries } else { UNUSED };
         let remembers = fast_path == FastPath::Flow;
-        Self {
-            peers_v4: if_needed(has_v4, MAX_PEERS),
-            peers_v6: if_needed(has_v6, MAX_PEERS),
-            flows_v4: if_needed(has_v4 && remembers, flows),
-            flows_v6: if_needed(has_v6 && remembers, flows),
-        }
+        let of_family = |is_used: bool| FamilySizes {
+            routes: if_needed(is_used, MAX_PEERS),
+            flows: if_needed(is_used && remembers, flows),
+        };
+        Self { v4: of_family(has_v4), v6: of_family(has_v6) }
     }
 
     /// The number of entries of a pinned map; `None` for a name that none has.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         Some(match map {
-            ROUTES_V4 | VTEPS | TUNNELS_V4 => self.peers_v4,
-            ROUTES_V6 | VTEPS_V6 | TUNNELS_V6 => self.peers_v6,
-            FLOWS_V4 => self.flows_v4,
-            FLOWS_V6 => self.flows_v6,
+            ROUTES_V4 | VTEPS | TUNNELS_V4 => self.v4.routes,
+            ROUTES_V6 | VTEPS_V6 | TUNNELS_V6 => self.v6.routes,
+            FLOWS_V4 => self.v4.flows,
+            FLOWS_V6 => self.v6.flows,
             // Their memory is that of the entries there are.
             PODS_V4 | PODS_V6 | FORWARDERS => MAX_PODS,
             SNAT_EXEMPT_V4 | SNAT_EXEMPT_V6 => MAX_EXEMPT,

@@ -3,6 +3,9 @@
 //! A plan is a function of all leases, and to make one of ten thousand takes longer than the kernel takes for the few
 //! objects of one. Where a lease has nothing in common with any other, the plan is what it was but for the part that is
 //! the plan of this lease alone.
+//!
+//! This decides nothing by itself: the part is made by [`plan`], and its changes by [`delta`]. Where another lease could
+//! have a say there is no patch, and a test holds plans that were patched equal to plans of all leases.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

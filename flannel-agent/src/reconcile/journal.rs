@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     lease::LeaseSubnet,
-    plan::{Change, LeftToKernel, NoHop, Patch, Peer, PeerRoute, Plan, Pods, Skip},
+    plan::{Change, LeftToKernel, NoHop, Patch, Peer, PeerRoute, Pods, Skip},
     values::Family,
 };
 
@@ -113,21 +113,7 @@ impl Journal {
 
     /// The peers that were reached, and those that are now.
     pub(super) fn peers(&mut self, before: &BTreeMap<IpNetwork, Peer>, now: &BTreeMap<IpNetwork, Peer>) {
-        let mut lines = Lines::default();
-        for (subnet, peer) in now {
-            match before.get(subnet) {
-                None => lines.joined(subnet, peer),
-                Some(before) if (before.public_ip, before.route) != (peer.public_ip, peer.route) => {
-                    lines.moved(subnet, before, peer);
-                }
-                Some(_) => {}
-            }
-        }
-        for (subnet, peer) in before {
-            if !now.contains_key(subnet) {
-                lines.left(subnet, peer);
-            }
-        }
+        let lines = Lines::of(before, now);
         if lines.written > LINES {
             info!(
                 joined = lines.joined,
@@ -159,20 +145,8 @@ impl Journal {
 
     /// What became of one lease.
     pub(super) fn patched(&mut self, patch: &Patch) {
-        let Plan { peers, skipped, .. } = patch.after();
-        let mut lines = Lines::default();
-        for (subnet, peer) in peers {
-            match patch.before().peers.get(subnet) {
-                None => lines.joined(subnet, peer),
-                Some(before) if (before.public_ip, before.route) != (peer.public_ip, peer.route) => {
-                    lines.moved(subnet, before, peer);
-                }
-                Some(_) => {}
-            }
-        }
-        for (subnet, peer) in patch.before().peers.iter().filter(|(subnet, _)| !peers.contains_key(*subnet)) {
-            lines.left(subnet, peer);
-        }
+        let skipped = &patch.after().skipped;
+        let lines = Lines::of(&patch.before().peers, &patch.after().peers);
         self.moves += lines.written;
         for (key @ (subnet, family), skip) in skipped {
             if self.skipped.insert(*key, skip.clone()).as_ref() == Some(skip) {
@@ -280,6 +254,24 @@ struct Lines {
 }
 
 impl Lines {
+    /// Writes what became of the peers there were.
+    fn of(before: &BTreeMap<IpNetwork, Peer>, now: &BTreeMap<IpNetwork, Peer>) -> Self {
+        let mut lines = Self::default();
+        for (subnet, peer) in now {
+            match before.get(subnet) {
+                None => lines.joined(subnet, peer),
+                Some(before) if (before.public_ip, before.route) != (peer.public_ip, peer.route) => {
+                    lines.moved(subnet, before, peer);
+                }
+                Some(_) => {}
+            }
+        }
+        for (subnet, peer) in before.iter().filter(|(subnet, _)| !now.contains_key(*subnet)) {
+            lines.left(subnet, peer);
+        }
+        lines
+    }
+
     /// Whether there is room for another line.
     fn room(&mut self) -> bool {
         self.written += 1;

@@ -667,6 +667,27 @@ fn applied(observed: State, desired: &State) -> State {
     datapath.state
 }
 
+/// The maps of a family that is in use hold what is planned for the kernel.
+fn check_maps<F: IpFamily>(plan: &Plan, maps: &Maps<F>) -> Result<(), TestCaseError> {
+    if maps.config.is_none() {
+        return Ok(());
+    }
+    let state = &plan.state;
+    let is_ours = |subnet: &IpNetwork| Family::of_network(*subnet) == F::FAMILY;
+    let peers = plan.peers.iter().filter(|(subnet, _)| is_ours(subnet));
+    prop_assert_eq!(maps.routes.len(), peers.clone().count());
+    let kinds = |kind| maps.routes.values().filter(|route| route.kind == kind).count();
+    let on_kernel = plan.on_kernel.keys().filter(|subnet| is_ours(subnet));
+    prop_assert_eq!(kinds(RouteKind::Kernel), on_kernel.count());
+    prop_assert!(kinds(RouteKind::Direct) <= state.direct_routes.len());
+    prop_assert!(kinds(RouteKind::Vxlan) <= state.routes.len());
+    let tunnelled = peers.filter(|_| state.devices.contains_key(&F::FAMILY));
+    let addresses: BTreeSet<IpAddr> = tunnelled.map(|(_, peer)| peer.public_ip).collect();
+    let vteps: BTreeSet<IpAddr> = maps.vteps.keys().map(|vtep| F::address(*vtep)).collect();
+    prop_assert_eq!(vteps, addresses);
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn a_delta_leads_from_any_state_to_any_other(desired in any_state(), observed in any_state()) {
@@ -735,30 +756,7 @@ proptest! {
             prop_assert!(state.devices.contains_key(&Family::of(*via)));
             prop_assert!(!overlap(*subnet, ours(subnet)));
         }
-        if state.bpf.v4.config.is_some() {
-            let of_v4: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv4()).collect();
-            prop_assert_eq!(state.bpf.v4.routes.len(), of_v4.len());
-            let kinds = |kind| state.bpf.v4.routes.values().filter(|peer| peer.kind == kind).count();
-            let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv4());
-            prop_assert_eq!(kinds(RouteKind::Kernel), on_kernel.count());
-            prop_assert!(kinds(RouteKind::Direct) <= state.direct_routes.len());
-            prop_assert!(kinds(RouteKind::Vxlan) <= state.routes.len());
-            let tunnelled = of_v4.values().filter(|_| state.devices.contains_key(&Family::V4));
-            let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
-            let vteps: BTreeSet<IpAddr> = state.bpf.v4.vteps.keys().map(|vtep| Ipv4Addr::from(*vtep).into()).collect();
-            prop_assert_eq!(vteps, addresses);
-        }
-        if state.bpf.v6.config.is_some() {
-            let of_v6: BTreeMap<_, _> = plan.peers.iter().filter(|(subnet, _)| subnet.is_ipv6()).collect();
-            prop_assert_eq!(state.bpf.v6.routes.len(), of_v6.len());
-            let kinds = |kind| state.bpf.v6.routes.values().filter(|peer| peer.kind == kind).count();
-            let on_kernel = plan.on_kernel.keys().filter(|subnet| subnet.is_ipv6());
-            prop_assert_eq!(kinds(RouteKind::Kernel), on_kernel.count());
-            prop_assert!(kinds(RouteKind::Direct) <= state.direct_routes.len());
-            prop_assert!(kinds(RouteKind::Vxlan) <= state.routes.len());
-            let tunnelled = of_v6.values().filter(|_| state.devices.contains_key(&Family::V6));
-            let addresses: BTreeSet<IpAddr> = tunnelled.map(|peer| peer.public_ip).collect();
-            prop_assert_eq!(state.bpf.v6.vteps.len(), addresses.len());
-        }
+        check_maps(&plan, &state.bpf.v4)?;
+        check_maps(&plan, &state.bpf.v6)?;
     }
 }
