@@ -29,7 +29,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(4);
 pub(super) const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
 const LONGEST_FULL: Duration = Duration::from_secs(120);
-/// So long after a change the number of peers is told, if there were many.
+/// So long after a change the number of peers is logged, if there were many.
 pub(super) const TOTAL: Duration = Duration::from_secs(3);
 
 /// What the next pass is to look at, and when it, the next look and the next line of the log are due.
@@ -134,7 +134,7 @@ impl Schedule {
         self.exemptions.get_or_insert_with(|| now + SETTLE);
     }
 
-    /// The kernel has told of a change.
+    /// The kernel has given notice of a change.
     pub(super) fn heard(&mut self, changed: Changed, now: Instant) {
         self.changed |= changed;
         self.changes.get_or_insert_with(|| now + SETTLE);

@@ -110,11 +110,11 @@ async fn after_a_storm_the_log_ends_with_the_number_of_peers_there_are() {
     sleep(TOTAL * 2).await;
     assert!(lines().last().unwrap().ends_with(" peers=1"), "{:#?}", lines());
     assert_eq!(agent.view.borrow().peers, 1);
-    // Then a single change is told by itself again.
-    let told = lines().len();
+    // Then a single change is logged by itself again.
+    let logged = lines().len();
     agent.tell(LeaseEvent::Upsert(lease(3))).await;
     sleep(TOTAL * 2).await;
-    assert_eq!(lines().len(), told);
+    assert_eq!(lines().len(), logged);
 }
 
 #[tokio::test(start_paused = true)]
