@@ -1,6 +1,9 @@
 //! Changes of the kernel half, made in the order in which they come.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
 
 use super::{
     KernelDatapath,
@@ -59,9 +62,8 @@ impl KernelDatapath {
     /// Makes changes that are one request each, all in flight at once: the kernel takes them in their order.
     async fn request_all(&mut self, run: &[Change], indices: &mut Indices) -> Vec<Result<(), ChangeError>> {
         for family in run.iter().filter_map(Change::device) {
-            if !indices.contains_key(&family) {
-                let index = self.device_index(family).await;
-                indices.insert(family, index);
+            if let Entry::Vacant(unknown) = indices.entry(family) {
+                unknown.insert(self.device_index(family).await);
             }
         }
         let puts = run.iter().filter(|change| matches!(change, Change::PutRoute { .. })).count();
