@@ -84,7 +84,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 // as long as their interfaces are.
                 let leads = |to: &IpAddr, hop: &Result<NextHop, NoHop>| {
                     let mut links = surroundings.underlay.iter();
-                    surroundings.adrift.contains(&Family::of(*to))
+                    surroundings.unaddressed.contains(&Family::of(*to))
                         && hop.is_ok_and(|hop| links.any(|(index, _, up)| *up && *index == hop.ifindex))
                 };
                 self.next_hops.retain(|to, hop| leads(to, hop));
