@@ -186,7 +186,7 @@ fn look<F: Family, P: Act<F>>(
     let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
     let left_to_kernel =
-        matches!(way, Direction::Egress) && host_mark::is_heeded(&arrival, tables.marks(), config.heeded);
+        matches!(way, Direction::Egress) && host_mark::is_heeded(arrival, tables.marks(), config.heeded);
     if (arrival.mark & tables.marks().flow == 0) | left_to_kernel || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
             act::noted(packet, way, &Note::Forget(flow), size);
