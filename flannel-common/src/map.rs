@@ -8,34 +8,34 @@ pub const LAYOUT_VERSION: &str = "v2";
 /// Directory under the root of a bpffs that holds everything flannel-ebpf pins.
 pub const PIN_DIRECTORY: &str = "flannel";
 
-/// Map of pod subnet to peer: see [`crate::layout::SubnetV4`] and [`crate::layout::PeerV4`].
+/// Map of pod subnet to peer: see [`crate::layout::SubnetV4`] and [`crate::layout::Route`].
 pub const ROUTES_V4: &str = "routes_v4";
-/// Map of a peer's public address to its lease: see [`crate::layout::VtepV4`].
+/// Map of a peer's public address to its lease: see [`crate::layout::Vtep`].
 pub const VTEPS: &str = "vteps";
 /// Map of a local pod's address to where it is: see [`crate::layout::PodPlace`].
 pub const PODS_V4: &str = "pods_v4";
 /// Trie of prefixes pods reach with their own address: see [`crate::layout::Exempt`].
 pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
-/// Map of the flows that netfilter has accepted: see [`crate::layout::FlowV4`] and
+/// Map of the flows that netfilter has accepted: see [`crate::layout::Flow`] and
 /// [`crate::layout::Permit`]. The programs write it; the agent only removes what belongs to nobody.
 pub const FLOWS_V4: &str = "flows_v4";
 /// Map of a peer's public address to what the kernel's path through the tunnel does: see [`crate::layout::Tunnel`]. The
 /// programs write it; the agent only removes what belongs to nobody.
 pub const TUNNELS_V4: &str = "tunnels_v4";
-/// Map of pod subnet to peer: see [`crate::layout::SubnetV6`] and [`crate::layout::PeerV6`].
+/// Map of pod subnet to peer: see [`crate::layout::SubnetV6`] and [`crate::layout::Route`].
 pub const ROUTES_V6: &str = "routes_v6";
-/// Map of a peer's public IPv6 address to its lease: see [`crate::layout::VtepV6`].
+/// Map of a peer's public IPv6 address to its lease: see [`crate::layout::Vtep`].
 pub const VTEPS_V6: &str = "vteps_v6";
 /// Map of a local pod's IPv6 address to where it is: see [`crate::layout::PodPlace`].
 pub const PODS_V6: &str = "pods_v6";
 /// Trie of IPv6 prefixes pods reach with their own address: see [`crate::layout::Exempt`].
 pub const SNAT_EXEMPT_V6: &str = "snat_exempt_v6";
-/// Map of the IPv6 flows that netfilter has accepted: see [`crate::layout::FlowV6`] and
+/// Map of the IPv6 flows that netfilter has accepted: see [`crate::layout::Flow`] and
 /// [`crate::layout::Permit`].
 pub const FLOWS_V6: &str = "flows_v6";
 /// As [`TUNNELS_V4`], of peers' public IPv6 addresses.
 pub const TUNNELS_V6: &str = "tunnels_v6";
-/// One-element array: see [`crate::layout::ConfigV6`].
+/// One-element array: see [`crate::layout::Config`].
 pub const CONFIG_V6: &str = "config_v6";
 /// Map of the pods that forward for others, by the index of their veth: see [`crate::layout::Forwarder`]. The
 /// programs write it.

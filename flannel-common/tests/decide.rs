@@ -6,7 +6,8 @@ use std::{
 };
 
 use flannel_common::{
-    layout::{AddressV6, FastPath, PeerKind, PeerV4, SubnetV4, UnknownVtep},
+    family::V4,
+    layout::{AddressV6, FastPath, Route, RouteKind, SubnetV4, UnknownVtep},
     mark::FLOW_MARK,
     packet::{Arrival, Fib, Packet, headers::folded},
     path::{Hook, Note, Verdict, decide, to_overlay::is_handed_over, trail},
@@ -61,9 +62,9 @@ fn any_hook() -> impl Strategy<Value = Hook> {
 }
 
 /// The longest leased prefix among the lengths looked up, by looking at every lease.
-fn longest(tables: &MemoryTables, address: [u8; 4]) -> Option<PeerV4> {
+fn longest(tables: &MemoryTables, address: [u8; 4]) -> Option<Route<V4>> {
     let looked_up = tables.config?.prefix_lengths;
-    let mut best: Option<(&SubnetV4, &PeerV4)> = None;
+    let mut best: Option<(&SubnetV4, &Route<V4>)> = None;
     for (subnet, peer) in &tables.routes {
         let bits = |address: [u8; 4]| u64::from(u32::from_be_bytes(address)) >> (32 - subnet.prefix_len);
         if looked_up.iter().any(|length| u32::from(*length) == subnet.prefix_len)
@@ -353,7 +354,7 @@ proptest! {
         };
         let size = u32::try_from(i64::from(mtu - 20 - header) + over).unwrap();
         let mut tables = HERE.tables(&[THERE]);
-        tables.routes.values_mut().for_each(|peer| (peer.kind, peer.mtu) = (PeerKind::Direct, mtu));
+        tables.routes.values_mut().for_each(|peer| (peer.kind, peer.mtu) = (RouteKind::Direct, mtu));
         for (gso_size, len) in [(size, size as usize * segments), (0, size as usize)] {
             let arrival = Arrival { gso_size, ..seen_at(Hook::FromPod) };
             let frame = sent(Hook::FromPod, make(len));
@@ -372,7 +373,7 @@ proptest! {
         let Verdict::Hand(..) = verdict else { return Ok(()) };
         let source: [u8; 4] = case.frame[26..30].try_into().unwrap();
         let peer = longest(&case.tables, source).unwrap();
-        prop_assert_eq!((peer.kind, peer.ifindex), (PeerKind::Direct, case.arrival.ifindex));
+        prop_assert_eq!((peer.kind, peer.ifindex), (RouteKind::Direct, case.arrival.ifindex));
         let destination: [u8; 4] = case.frame[30..34].try_into().unwrap();
         prop_assert!(case.tables.config.unwrap().subnet.contains(destination));
     }

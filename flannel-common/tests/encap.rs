@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
 use flannel_common::{
     family::{ForwardV4, V4},
-    layout::{PeerKind, PeerV4},
+    layout::{Route, RouteKind},
     packet::hash::{of_flow, of_flow_v6, source_port},
     path::{Encap, HEADERS_AT, HEADERS_LEN},
 };
@@ -16,8 +16,8 @@ prop_compose! {
     fn peer()(
         vtep: [u8; 4], vni in 0u32..1 << 24, ifindex: u32, next_hop: [u8; 4], vtep_mac: [u8; 6],
         local_mac: [u8; 6],
-    ) -> PeerV4 {
-        PeerV4 { kind: PeerKind::Vxlan, vtep, vni, ifindex, next_hop, mtu: 1500, vtep_mac, local_mac, reserved: [0; 4] }
+    ) -> Route<V4> {
+        Route { kind: RouteKind::Vxlan, vtep, vni, ifindex, next_hop, mtu: 1500, vtep_mac, local_mac, reserved: [0; 4] }
     }
 }
 

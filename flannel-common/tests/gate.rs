@@ -2,7 +2,7 @@
 
 use flannel_common::{
     family::V4,
-    layout::{PeerKind, Tunnel},
+    layout::{RouteKind, Tunnel},
     mark::FLOW_MARK,
     packet::{Arrival, Packet as _, checksum, headers::Ethernet},
     path::{Hook, TunnelNote, UnderlayRoute, host_mark},
@@ -116,7 +116,7 @@ fn other_packets_say_nothing() {
     nothing("for another address", leaving().ip(|ip| ip.destination = [192, 168, 0, 7]), &never());
     nothing("a fragment", leaving().ip(|ip| ip.fragment = 0x2000), &never());
     let mut direct = never();
-    direct.routes.values_mut().for_each(|peer| peer.kind = PeerKind::Direct);
+    direct.routes.values_mut().for_each(|peer| peer.kind = RouteKind::Direct);
     nothing("a peer that is reached without", leaving(), &direct);
 }
 

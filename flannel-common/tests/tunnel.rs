@@ -3,7 +3,7 @@
 
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader};
 use flannel_common::{
-    layout::{PeerKind, PodPlace},
+    layout::{PodPlace, RouteKind},
     path::{Hook, Verdict, decide},
     reason::Reason,
 };
@@ -94,7 +94,7 @@ fn decapsulated(at: &Node, from: &Node, frame: &[u8]) -> (Vec<u8>, PodPlace) {
 /// The tables of `at` in a cluster with `peer`, without a tunnel between them.
 fn direct(at: &Node, peer: &Node) -> MemoryTables {
     let mut tables = at.tables(&[*peer]);
-    tables.routes.values_mut().for_each(|peer| peer.kind = PeerKind::Direct);
+    tables.routes.values_mut().for_each(|peer| peer.kind = RouteKind::Direct);
     tables
 }
 

@@ -8,7 +8,8 @@ use etherparse::{
     TcpHeader, TransportHeader, UdpHeader,
 };
 use flannel_common::{
-    layout::{AddressV6, FastPath, PeerV6, SubnetV6},
+    family::V6,
+    layout::{AddressV6, FastPath, Route, SubnetV6},
     mark::FLOW_MARK,
     packet::{Arrival, ipv6::Ipv6},
     path::{Hook, Note, Verdict, decide},
@@ -104,7 +105,7 @@ fn reason(verdict: &Verdict) -> Option<Reason> {
 }
 
 /// The longest leased prefix among the lengths looked up, by looking at every lease.
-fn longest(tables: &MemoryTables, address: AddressV6) -> Option<PeerV6> {
+fn longest(tables: &MemoryTables, address: AddressV6) -> Option<Route<V6>> {
     let looked_up = tables.v6.config?.prefix_lengths;
     let bits = |address: AddressV6, length: u64| {
         u128::from_be_bytes(address.octets).checked_shr(128 - length as u32).unwrap_or(0)
@@ -280,7 +281,7 @@ proptest! {
         let near = near.into_iter().map(|length| (destination, length));
         let leases = leases.into_iter().map(|(address, length)| (AddressV6::new(address), length));
         for (number, (address, length)) in leases.chain(near).enumerate() {
-            let peer = PeerV6 { vni: number as u32, ..HERE.peer_v6(&THERE) };
+            let peer = Route { vni: number as u32, ..HERE.peer_v6(&THERE) };
             tables.v6.routes.insert(SubnetV6::of(address, length), peer);
         }
         let expected = longest(&tables, destination);

@@ -8,14 +8,14 @@
 macro_rules! per_family {
     (
         $(#[$meta:meta])*
-        pub struct $name:ident<$F:ident $(= $default:ty)?>, $bits:ident: $repr:meta {
+        pub struct $name:ident<$F:ident>, $bits:ident: $repr:meta {
             $($(#[$doc:meta])* pub $field:ident: $type:ty,)+
         }
     ) => {
         $(#[$meta])*
         #[$repr]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name<$F: $crate::family::Family $(= $default)?> {
+        pub struct $name<$F: $crate::family::Family> {
             $($(#[$doc])* pub $field: $type,)+
         }
 

@@ -77,7 +77,7 @@ pub const PREFIX_LENGTHS: usize = 4;
 per_family! {
     /// Value of `config` and `config_v6`, whose only key is 0: what the programs know of this node in the cluster's
     /// network of a family.
-    pub struct Config<F = V4>, ConfigBits: repr(C) {
+    pub struct Config<F>, ConfigBits: repr(C) {
         /// What the operator asked for.
         pub fast_path: FastPath,
         /// VXLAN UDP port, host order, 1 to 65535; 0 where no tunnel is in use.
@@ -115,9 +115,6 @@ per_family! {
         pub reserved: [u8; 2],
     }
 }
-
-/// As [`Config`].
-pub type ConfigV6 = Config<V6>;
 
 super::assert_layout!(Heeded, 8, 4);
 super::assert_layout!(Config<V4>, 76, 4);

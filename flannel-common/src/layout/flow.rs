@@ -34,11 +34,6 @@ per_family! {
     }
 }
 
-/// As [`Flow`].
-pub type FlowV4 = Flow<V4>;
-/// As [`Flow`].
-pub type FlowV6 = Flow<V6>;
-
 /// Value of `flows_v4` and `flows_v6`: when netfilter last accepted a packet of the flow, by direction.
 ///
 /// Times are of the kernel's coarse monotonic clock (`ktime_get_coarse_ns`), ns; 0 is never.

@@ -19,18 +19,15 @@ mod route;
 mod tunnel;
 
 pub use address::AddressV6;
-pub use config::{Config, ConfigBits, ConfigV6, FastPath, Heeded, PREFIX_LENGTHS, UnknownVtep};
+pub use config::{Config, ConfigBits, FastPath, Heeded, PREFIX_LENGTHS, UnknownVtep};
 pub use counter::Counter;
 pub use decapsulated_for::{DECAPSULATED_FOR_LEN, DecapsulatedFor};
 pub use exempt::Exempt;
-pub use flow::{Flow, FlowBits, FlowProtocol, FlowV4, FlowV6, Permit};
+pub use flow::{Flow, FlowBits, FlowProtocol, Permit};
 pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodPlace;
-pub use route::{
-    PeerKind, PeerV4, PeerV6, Route, RouteBits, RouteKind, Subnet, SubnetBits, SubnetV4, SubnetV6, Vtep,
-    VtepBits, VtepV4, VtepV6,
-};
+pub use route::{Route, RouteBits, RouteKind, Subnet, SubnetBits, SubnetV4, SubnetV6, Vtep, VtepBits};
 pub use tunnel::Tunnel;
 
 use bits::per_family;

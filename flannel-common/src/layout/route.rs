@@ -80,17 +80,6 @@ per_family! {
     }
 }
 
-/// As [`RouteKind`].
-pub type PeerKind = RouteKind;
-/// As [`Route`].
-pub type PeerV4 = Route<V4>;
-/// As [`Route`].
-pub type PeerV6 = Route<V6>;
-/// As [`Vtep`].
-pub type VtepV4 = Vtep<V4>;
-/// As [`Vtep`].
-pub type VtepV6 = Vtep<V6>;
-
 super::assert_layout!(SubnetV4, 8, 4);
 super::assert_layout!(SubnetV6, 24, 8);
 super::assert_layout!(Route<V4>, 40, 4);

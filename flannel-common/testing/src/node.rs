@@ -1,7 +1,8 @@
 //! Nodes of a small cluster, and the tables each of them would have.
 
 use flannel_common::{
-    layout::{Config, FastPath, Heeded, PeerKind, PeerV4, PodPlace, SubnetV4, Tunnel, UnknownVtep, VtepV4},
+    family::V4,
+    layout::{Config, FastPath, Heeded, PodPlace, Route, RouteKind, SubnetV4, Tunnel, UnknownVtep, Vtep},
     mark::FLOW_MARK,
     packet::Arrival,
     path::Hook,
@@ -82,9 +83,9 @@ impl Node {
     }
 
     /// How this node sees `peer`.
-    pub const fn peer(&self, peer: &Self) -> PeerV4 {
-        PeerV4 {
-            kind: PeerKind::Vxlan,
+    pub const fn peer(&self, peer: &Self) -> Route<V4> {
+        Route {
+            kind: RouteKind::Vxlan,
             vtep: peer.vtep,
             vni: 1,
             ifindex: interface::UNDERLAY,
@@ -97,12 +98,12 @@ impl Node {
     }
 
     /// How this node sees `peer` where no tunnel is between them.
-    pub const fn direct_peer(&self, peer: &Self) -> PeerV4 {
-        PeerV4 { kind: PeerKind::Direct, ..self.peer(peer) }
+    pub const fn direct_peer(&self, peer: &Self) -> Route<V4> {
+        Route { kind: RouteKind::Direct, ..self.peer(peer) }
     }
 
     /// What its programs know of themselves.
-    pub const fn config(&self) -> Config {
+    pub const fn config(&self) -> Config<V4> {
         Config {
             fast_path: FastPath::All,
             vtep: self.vtep,
@@ -128,7 +129,7 @@ impl Node {
         let mut tables = MemoryTables { config: Some(self.config()), now: NOW, ..MemoryTables::default() };
         for peer in peers {
             tables.routes.insert(peer.subnet, self.peer(peer));
-            tables.vteps.insert(peer.vtep, VtepV4 { subnet: peer.subnet });
+            tables.vteps.insert(peer.vtep, Vtep { subnet: peer.subnet });
             tables.tunnels.insert(peer.vtep, TUNNEL);
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];

@@ -1,7 +1,8 @@
 //! The same nodes in a cluster that has an IPv6 network, too.
 
-use flannel_common::layout::{
-    AddressV6, ConfigV6, FastPath, PeerKind, PeerV6, PodPlace, SubnetV6, UnknownVtep, VtepV6,
+use flannel_common::{
+    family::V6,
+    layout::{AddressV6, Config, FastPath, PodPlace, Route, RouteKind, SubnetV6, UnknownVtep, Vtep},
 };
 
 use super::{HEEDED, MemoryTables, Node, TUNNEL, interface};
@@ -34,9 +35,9 @@ impl Node {
     }
 
     /// How this node sees `peer`.
-    pub const fn peer_v6(&self, peer: &Self) -> PeerV6 {
-        PeerV6 {
-            kind: PeerKind::Vxlan,
+    pub const fn peer_v6(&self, peer: &Self) -> Route<V6> {
+        Route {
+            kind: RouteKind::Vxlan,
             vni: 1,
             vtep: peer.vtep_v6(),
             next_hop: peer.vtep_v6(),
@@ -49,8 +50,8 @@ impl Node {
     }
 
     /// What its programs know of themselves.
-    pub const fn config_v6(&self) -> ConfigV6 {
-        ConfigV6 {
+    pub const fn config_v6(&self) -> Config<V6> {
+        Config {
             fast_path: FastPath::All,
             port: 8472,
             vtep: self.vtep_v6(),
@@ -76,7 +77,7 @@ impl Node {
         tables.v6.config = Some(self.config_v6());
         for peer in peers {
             tables.v6.routes.insert(peer.subnet_v6(), self.peer_v6(peer));
-            tables.v6.vteps.insert(peer.vtep_v6(), VtepV6 { subnet: peer.subnet_v6() });
+            tables.v6.vteps.insert(peer.vtep_v6(), Vtep { subnet: peer.subnet_v6() });
             tables.v6.tunnels.insert(peer.vtep_v6(), TUNNEL);
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];

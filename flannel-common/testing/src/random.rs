@@ -2,9 +2,10 @@
 //! changed, so that every branch of a decision is taken often.
 
 use flannel_common::{
+    family::V4,
     layout::{
-        Exempt, FastPath, FlowProtocol, FlowV4, PREFIX_LENGTHS, PeerKind, Permit, SubnetV4, Tunnel,
-        UnknownVtep, VtepV4,
+        Exempt, FastPath, Flow, FlowProtocol, PREFIX_LENGTHS, Permit, RouteKind, SubnetV4, Tunnel,
+        UnknownVtep, Vtep,
     },
     mark::FLOW_MARK,
     packet::{
@@ -44,8 +45,8 @@ pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
     });
     (frame, arrival(hook), tables(), mode).prop_map(move |((frame, direct), arrival, mut tables, mode)| {
         if direct {
-            let tunnels = tables.routes.values_mut().filter(|peer| peer.kind == PeerKind::Vxlan);
-            tunnels.for_each(|peer| peer.kind = PeerKind::Direct);
+            let tunnels = tables.routes.values_mut().filter(|peer| peer.kind == RouteKind::Vxlan);
+            tunnels.for_each(|peer| peer.kind = RouteKind::Direct);
         }
         if let Some(permit) = mode {
             tables.config.iter_mut().filter(|config| config.fast_path == FastPath::All).for_each(|config| {
@@ -76,7 +77,7 @@ pub(super) fn permit() -> impl Strategy<Value = Option<Permit>> {
 }
 
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
-fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV4> {
+fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V4>> {
     let outer = Ipv4::parse(&frame.read(ETHERNET_LEN)?);
     let tunnelled = (hook == Hook::FromUnderlay || hook.is_xdp()) && outer.destination == HERE.vtep;
     let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
@@ -89,14 +90,14 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV4> {
     let port = |at| frame.read(at).map(u16::from_be_bytes);
     let (source, destination) = (port(at + IPV4_LEN)?, port(at + IPV4_LEN + 2)?);
     Some(match hook.direction() {
-        Direction::Egress => FlowV4 {
+        Direction::Egress => Flow {
             local: ip.source,
             remote: ip.destination,
             local_port: source,
             remote_port: destination,
             protocol,
         },
-        Direction::Ingress => FlowV4 {
+        Direction::Ingress => Flow {
             local: ip.destination,
             remote: ip.source,
             local_port: destination,
@@ -266,7 +267,7 @@ enum Change {
     NoRoutes,
     NoVteps,
     NoPods,
-    Kind(PeerKind),
+    Kind(RouteKind),
     Mtu(u32),
     Vni(u32),
     PeerMac([u8; 6]),
@@ -297,7 +298,7 @@ impl Change {
             1 => Just(Self::NoRoutes),
             1 => Just(Self::NoVteps),
             1 => Just(Self::NoPods),
-            2 => select(&[PeerKind::Kernel, PeerKind::Direct][..]).prop_map(Self::Kind),
+            2 => select(&[RouteKind::Kernel, RouteKind::Direct][..]).prop_map(Self::Kind),
             2 => (68..2_200u32).prop_map(Self::Mtu),
             2 => (0..1u32 << 24).prop_map(Self::Vni),
             1 => any::<[u8; 6]>().prop_map(Self::PeerMac),
@@ -350,7 +351,7 @@ impl Change {
                 pods.entry(HERE.pod(number)).and_modify(|pod| pod.ifindex = ifindex);
             }
             Self::SourceSubnet(subnet) => {
-                vteps.insert(THERE.vtep, VtepV4 { subnet });
+                vteps.insert(THERE.vtep, Vtep { subnet });
             }
             Self::OwnSubnet(length) => {
                 config.iter_mut().for_each(|config| config.subnet = SubnetV4::of(HERE.pod(2), length));

@@ -1,9 +1,10 @@
 //! IPv6 cases that are almost right, as those of IPv4.
 
 use flannel_common::{
+    family::V6,
     layout::{
-        AddressV6, Exempt, FastPath, FlowProtocol, FlowV6, PREFIX_LENGTHS, PeerKind, SubnetV6, UnknownVtep,
-        VtepV6,
+        AddressV6, Exempt, FastPath, Flow, FlowProtocol, PREFIX_LENGTHS, RouteKind, SubnetV6, UnknownVtep,
+        Vtep,
     },
     packet::{
         Packet as _,
@@ -31,8 +32,8 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
     (frame, arrival(hook), tables(), mode, handed_over).prop_map(
         move |((frame, direct), mut arrival, mut tables, mode, handed_over)| {
             if direct {
-                let tunnels = tables.v6.routes.values_mut().filter(|peer| peer.kind == PeerKind::Vxlan);
-                tunnels.for_each(|peer| peer.kind = PeerKind::Direct);
+                let tunnels = tables.v6.routes.values_mut().filter(|peer| peer.kind == RouteKind::Vxlan);
+                tunnels.for_each(|peer| peer.kind = RouteKind::Direct);
             }
             if let Some(permit) = mode {
                 let config = tables.v6.config.iter_mut();
@@ -54,7 +55,7 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
 }
 
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
-fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV6> {
+fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V6>> {
     let outer = Ipv6::parse(&frame.read(ETHERNET_LEN)?);
     let arrives = hook == Hook::FromUnderlay || hook.is_xdp();
     let tunnelled = arrives && outer.destination == HERE.vtep_v6();
@@ -71,7 +72,7 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<FlowV6> {
         Direction::Egress => (ip.source, ip.destination, source, destination),
         Direction::Ingress => (ip.destination, ip.source, destination, source),
     };
-    Some(FlowV6 { local, remote, local_port, remote_port, protocol })
+    Some(Flow { local, remote, local_port, remote_port, protocol })
 }
 
 fn almost_valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
@@ -152,7 +153,7 @@ enum Change {
     NoRoutes,
     NoVteps,
     NoPods,
-    Kind(PeerKind),
+    Kind(RouteKind),
     Mtu(u32),
     Vni(u32),
     Macs([u8; 6], [u8; 6]),
@@ -183,7 +184,7 @@ impl Change {
             1 => Just(Self::NoRoutes),
             1 => Just(Self::NoVteps),
             1 => Just(Self::NoPods),
-            2 => select(&[PeerKind::Kernel, PeerKind::Direct][..]).prop_map(Self::Kind),
+            2 => select(&[RouteKind::Kernel, RouteKind::Direct][..]).prop_map(Self::Kind),
             2 => (68..2_200u32).prop_map(Self::Mtu),
             2 => (0..1u32 << 24).prop_map(Self::Vni),
             1 => any::<([u8; 6], [u8; 6])>().prop_map(|(theirs, ours)| Self::Macs(theirs, ours)),
@@ -222,7 +223,7 @@ impl Change {
                 v6.pods.entry(HERE.pod_v6(number)).and_modify(|pod| pod.ifindex = ifindex);
             }
             Self::SourceSubnet(length) => {
-                v6.vteps.insert(THERE.vtep_v6(), VtepV6 { subnet: SubnetV6::of(THERE.pod_v6(2), length) });
+                v6.vteps.insert(THERE.vtep_v6(), Vtep { subnet: SubnetV6::of(THERE.pod_v6(2), length) });
             }
             Self::OwnSubnet(length) => config.subnet = SubnetV6::of(HERE.pod_v6(2), length),
             Self::Network(length) => config.network = SubnetV6::of(HERE.pod_v6(2), length),

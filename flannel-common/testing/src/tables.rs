@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use flannel_common::{
     family::{Family, V4, V6},
     layout::{
-        AddressV6, Config, ConfigV6, Exempt, Flow, FlowV4, FlowV6, Hold, PeerV4, PeerV6, Permit, PodPlace,
-        Route, SubnetV4, SubnetV6, Tunnel, Vtep, VtepV4, VtepV6,
+        AddressV6, Config, Exempt, Flow, Hold, Permit, PodPlace, Route, SubnetV4, SubnetV6, Tunnel, Vtep,
     },
     mark::Marks,
     path::{NodeTables, Note, Tables},
@@ -16,17 +15,17 @@ use flannel_common::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryTables {
     /// `config`.
-    pub config: Option<Config>,
+    pub config: Option<Config<V4>>,
     /// `routes_v4`.
-    pub routes: BTreeMap<SubnetV4, PeerV4>,
+    pub routes: BTreeMap<SubnetV4, Route<V4>>,
     /// `vteps`.
-    pub vteps: BTreeMap<[u8; 4], VtepV4>,
+    pub vteps: BTreeMap<[u8; 4], Vtep<V4>>,
     /// `pods_v4`.
     pub pods: BTreeMap<[u8; 4], PodPlace>,
     /// `snat_exempt_v4`.
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// `flows_v4`.
-    pub flows: BTreeMap<FlowV4, Permit>,
+    pub flows: BTreeMap<Flow<V4>, Permit>,
     /// `tunnels_v4`.
     pub tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// `forwarders`: when each veth's pod was last seen to forward.
@@ -45,17 +44,17 @@ pub struct MemoryTables {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryTablesV6 {
     /// `config_v6`.
-    pub config: Option<ConfigV6>,
+    pub config: Option<Config<V6>>,
     /// `routes_v6`.
-    pub routes: BTreeMap<SubnetV6, PeerV6>,
+    pub routes: BTreeMap<SubnetV6, Route<V6>>,
     /// `vteps_v6`.
-    pub vteps: BTreeMap<AddressV6, VtepV6>,
+    pub vteps: BTreeMap<AddressV6, Vtep<V6>>,
     /// `pods_v6`.
     pub pods: BTreeMap<AddressV6, PodPlace>,
     /// `snat_exempt_v6`.
     pub exempt: BTreeMap<SubnetV6, Exempt>,
     /// `flows_v6`.
-    pub flows: BTreeMap<FlowV6, Permit>,
+    pub flows: BTreeMap<Flow<V6>, Permit>,
     /// `tunnels_v6`.
     pub tunnels: BTreeMap<AddressV6, Tunnel>,
 }

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::{
-    layout::{PeerKind, PeerV4, SubnetV4},
+    family::V4,
+    layout::{Route, RouteKind, SubnetV4},
     reason::{Direction, Reason},
 };
 use flannel_lab::{
@@ -59,14 +60,14 @@ fn subnet(member: &Member) -> Result<Ipv4Network> {
 }
 
 /// What the programs of `at` know of `peer`.
-fn entry(at: &Member, peer: &Member) -> Result<PeerV4> {
+fn entry(at: &Member, peer: &Member) -> Result<Route<V4>> {
     let subnet = subnet(peer)?;
     let key = SubnetV4::of(subnet.network().octets(), subnet.prefix().into());
     let routes = Tables::open(&Pins::under(at.agent.bpffs())?)?.v4.routes.entries()?;
     routes.get(&key).copied().context("no such peer")
 }
 
-fn await_kind(at: &Member, peer: &Member, kind: PeerKind) -> Result<PeerV4> {
+fn await_kind(at: &Member, peer: &Member, kind: RouteKind) -> Result<Route<V4>> {
     eventually(CONVERGENCE, &format!("{} reaches {} by {kind:?}", at.node.name(), peer.node.name()), || {
         let found = entry(at, peer)?;
         ensure!(found.kind == kind, "{found:?}");
@@ -79,7 +80,7 @@ fn await_next_hop(at: &Member, peer: &Member, next_hop: &str) -> Result<()> {
     let next_hop: Ipv4Addr = next_hop.parse()?;
     eventually(CONVERGENCE, &format!("{} sends by {next_hop}", at.node.name()), || {
         let found = entry(at, peer)?;
-        ensure!((found.kind, found.next_hop) == (PeerKind::Vxlan, next_hop.octets()), "{found:?}");
+        ensure!((found.kind, found.next_hop) == (RouteKind::Vxlan, next_hop.octets()), "{found:?}");
         Ok(())
     })
 }
@@ -130,7 +131,7 @@ fn each_peer_by_its_way(fast_path: FastPath) -> Result<()> {
         ensure!(route(a, far)? == tunnelled(far)? && route(far, a)? == tunnelled(a)?, "{}", route(a, far)?);
         ensure!(has_tunnel(a, b)? == [false, false] && has_tunnel(far, b)? == [true, true]);
         let found = entry(a, far)?;
-        ensure!((found.kind, found.next_hop) == (PeerKind::Vxlan, [192, 168, 77, 254]), "{found:?}");
+        ensure!((found.kind, found.next_hop) == (RouteKind::Vxlan, [192, 168, 77, 254]), "{found:?}");
 
         let near = a.counted(|| every_kind_both_ways(&a.pod()?, &b.pod()?))?;
         let [out, back, pushed, popped] = near.past_the_stack();
@@ -177,7 +178,7 @@ fn the_underlay_decides_again(fast_path: FastPath) -> Result<()> {
                 at.node.netns().ip(&format!("route add {}/32 via 192.168.77.254", to.node.address()))?;
             }
             for (at, to) in [(a, b), (b, a)] {
-                await_kind(at, to, PeerKind::Vxlan)?;
+                await_kind(at, to, RouteKind::Vxlan)?;
                 await_next_hop(at, to, "192.168.77.254")?;
                 await_route(at, to, &tunnelled(to)?)?;
             }
@@ -185,7 +186,7 @@ fn the_underlay_decides_again(fast_path: FastPath) -> Result<()> {
                 at.node.netns().ip(&format!("route del {}/32 via 192.168.77.254", to.node.address()))?;
             }
             for (at, to) in [(a, b), (b, a)] {
-                await_kind(at, to, PeerKind::Direct)?;
+                await_kind(at, to, RouteKind::Direct)?;
                 await_route(at, to, &direct(to)?)?;
                 eventually(CONVERGENCE, "nothing of the tunnel is left", || {
                     ensure!(has_tunnel(at, to)? == [false, false]);
@@ -228,7 +229,7 @@ fn multipath_is_left_to_the_kernel() -> Result<()> {
         a.node.netns().ip(&format!(
             "route add 192.168.78.0/24 nexthop via 192.168.77.254 dev eth0 nexthop via {OTHER_ROUTER} dev eth0"
         ))?;
-        await_kind(a, far, PeerKind::Kernel)?;
+        await_kind(a, far, RouteKind::Kernel)?;
         let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &far.pod()?))?;
         ensure!(counters.past_the_stack()[2] == 0, "{counters}");
         ensure!(counters.get(Direction::Egress, Reason::PeerOnKernel).packets > 10_000, "{counters}");

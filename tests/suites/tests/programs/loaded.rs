@@ -9,9 +9,10 @@ use aya::{
 };
 use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
 use flannel_common::{
+    family::{V4, V6},
     layout::{
-        AddressV6, Config, ConfigV6, FastPath, FlowV4, FlowV6, Forwarder, Heeded, Hold, Permit, PodPlace,
-        SubnetV4, SubnetV6, Tunnel, UnknownVtep,
+        AddressV6, Config, FastPath, Flow, Forwarder, Heeded, Hold, Permit, PodPlace, SubnetV4, SubnetV6,
+        Tunnel, UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
@@ -23,7 +24,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::sandbox::Sandbox;
 
 /// A `config` as the kernel creates it.
-const NO_CONFIG: Config = Config {
+const NO_CONFIG: Config<V4> = Config {
     fast_path: FastPath::Off,
     vtep: [0; 4],
     port: 0,
@@ -43,7 +44,7 @@ const NO_CONFIG: Config = Config {
 };
 
 /// A `config_v6` as the kernel creates it.
-const NO_CONFIG_V6: ConfigV6 = ConfigV6 {
+const NO_CONFIG_V6: Config<V6> = Config {
     fast_path: FastPath::Off,
     port: 0,
     vtep: AddressV6::new([0; 16]),
@@ -104,9 +105,9 @@ pub(crate) struct Outcome {
     /// The frame afterwards.
     pub(crate) frame: Vec<u8>,
     /// The flows known afterwards, on the clock of the tables: what was noted now is noted at [`NOW`].
-    pub(crate) flows: BTreeMap<FlowV4, Permit>,
+    pub(crate) flows: BTreeMap<Flow<V4>, Permit>,
     /// The IPv6 flows known afterwards.
-    pub(crate) flows_v6: BTreeMap<FlowV6, Permit>,
+    pub(crate) flows_v6: BTreeMap<Flow<V6>, Permit>,
     /// What is known of tunnels afterwards, on the same clock.
     pub(crate) tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// The same of those over IPv6.

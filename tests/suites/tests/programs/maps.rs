@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use flannel_agent::bpf::{LogLevel, Programs, Tables, read_counters};
 use flannel_common::{
-    layout::{Exempt, FlowProtocol, FlowV4, FlowV6, Permit, SubnetV4, VtepV4},
+    family::V4,
+    layout::{Exempt, Flow, FlowProtocol, Permit, SubnetV4, Vtep},
     map::{
         CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, MAX_EXEMPT, MAX_FLOWS, PINNED_MAPS, PODS_V4,
         PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
@@ -19,7 +20,7 @@ use crate::{
     sandbox::{Sandbox, bpftool, in_sandbox},
 };
 
-const FLOW: FlowV4 = FlowV4 {
+const FLOW: Flow<V4> = Flow {
     local: HERE.pod(2),
     remote: THERE.pod(2),
     local_port: 5000,
@@ -153,7 +154,7 @@ fn there_is_always_room_for_a_flow() {
         let mut loaded = Loaded::new(sandbox)?;
         let flow = |number: u32| {
             let [_, a, b, c] = number.to_be_bytes();
-            FlowV4 { remote: [10, a, b, c], ..FLOW }
+            Flow { remote: [10, a, b, c], ..FLOW }
         };
         let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, gateway: 0 };
         let flows = &mut loaded.tables.v4.flows;
@@ -241,7 +242,7 @@ fn bpftool_prints_ipv6_maps_in_words() {
         let mut tables = HERE.dual_tables(&[THERE]);
         tables.v6.exempt.insert(HERE.config_v6().network, Exempt::Cluster);
         let (local, remote) = (HERE.pod_v6(2), THERE.pod_v6(2));
-        let flow = FlowV6 { local, remote, local_port: 5000, remote_port: 5001, protocol: FlowProtocol::Tcp };
+        let flow = Flow { local, remote, local_port: 5000, remote_port: 5001, protocol: FlowProtocol::Tcp };
         tables.v6.flows.insert(flow, Permit { ifindex: interface::POD, ..Permit::default() });
         loaded.fill(&tables)?;
         let address = |head: [u8; 8], last: u8| {
@@ -295,7 +296,7 @@ fn what_is_put_is_found_until_it_is_removed() {
     in_sandbox(|sandbox| {
         let mut loaded = Loaded::new(sandbox)?;
         let vteps = &mut loaded.tables.v4.vteps;
-        let lease = |node: &flannel_common_testing::Node| VtepV4 { subnet: node.subnet };
+        let lease = |node: &flannel_common_testing::Node| Vtep { subnet: node.subnet };
         vteps.put(&THERE.vtep, &lease(&THERE))?;
         vteps.put(&HERE.vtep, &lease(&HERE))?;
         vteps.put(&THERE.vtep, &lease(&HERE))?;
