@@ -20,9 +20,11 @@ use flannel_common::{
 };
 
 use crate::{
-    ctx::{Frame, Size, Skb},
+    ctx::{Frame, Skb},
     family::InKernel,
     maps,
+    notes::Noted,
+    size::Size,
 };
 
 /// What has been done with a packet: the tc action, and why.
@@ -138,7 +140,7 @@ impl TcPacket for Skb {
     }
 }
 
-impl<F: InKernel> Act<F> for Skb {
+impl<F: InKernel + Noted> Act<F> for Skb {
     #[inline(always)]
     fn write_down(&self, note: &Note<F>) {
         F::write_down(note);
@@ -171,7 +173,7 @@ impl<F: InKernel> Act<F> for Skb {
         if encap.forward.is_none() {
             self.drop_route();
         }
-        Ok(Done { action: F::redirect_neighbour(self, encap.route.ifindex, encap.route.next_hop), reason })
+        Ok(Done { action: self.redirect_neighbour::<F>(encap.route.ifindex, encap.route.next_hop), reason })
     }
 
     #[inline(always)]
@@ -192,7 +194,7 @@ impl<F: InKernel> Act<F> for Skb {
         if direct.forward.write(&mut self, ETHERNET_LEN).is_none() {
             return Ok(Done::LOST);
         }
-        Ok(Done { action: F::redirect_neighbour(self, direct.ifindex, direct.next_hop), reason })
+        Ok(Done { action: self.redirect_neighbour::<F>(direct.ifindex, direct.next_hop), reason })
     }
 
     #[inline(always)]

@@ -37,7 +37,10 @@ use flannel_common::{
     reason::Reason,
 };
 
-use crate::family::{AF_INET, AF_INET6, InKernel};
+use crate::{
+    family::{AF_INET, AF_INET6, InKernel},
+    size::Size,
+};
 
 /// include/uapi/linux/if_packet.h.
 const PACKET_OTHERHOST: u32 = 3;
@@ -69,15 +72,6 @@ pub(crate) struct Skb {
 struct Placed {
     gap: u32,
     next_hop: bpf_redir_neigh,
-}
-
-/// How much a packet counts for.
-#[derive(Clone, Copy)]
-pub(crate) struct Size {
-    /// Packets on the wire: the segments of a GSO aggregate, 1 otherwise.
-    pub(crate) packets: u32,
-    /// Length of the frame.
-    pub(crate) bytes: u32,
 }
 
 impl Skb {
@@ -264,7 +258,17 @@ impl Skb {
     /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table
     /// gives the MACs, and queues the packet while it does not know them.
     #[inline(always)]
-    pub(crate) fn redirect_neighbour(self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
+    pub(crate) fn redirect_neighbour<F: InKernel>(self, ifindex: u32, next_hop: F::Address) -> i32 {
+        let next_hop = F::neighbour(next_hop);
+        if F::WIDE_NEIGHBOUR {
+            self.redirect_placed(ifindex, next_hop)
+        } else {
+            self.redirect_as_it_lies(ifindex, next_hop)
+        }
+    }
+
+    #[inline(always)]
+    fn redirect_as_it_lies(self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
         self.tell_redirected();
         // SAFETY: `next_hop` is initialised in full and outlives the call.
         unsafe {
@@ -272,9 +276,9 @@ impl Skb {
         }
     }
 
-    /// As `redirect_neighbour`, to a neighbour known by an address of 16 bytes.
+    /// With the neighbour's address at a multiple of eight.
     #[inline(always)]
-    pub(crate) fn redirect_placed_neighbour(self, ifindex: u32, next_hop: bpf_redir_neigh) -> i32 {
+    fn redirect_placed(self, ifindex: u32, next_hop: bpf_redir_neigh) -> i32 {
         let mut placed = Placed { gap: 0, next_hop };
         self.tell_redirected();
         // Not looked through, or LLVM would drop the gap.

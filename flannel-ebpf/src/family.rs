@@ -1,4 +1,4 @@
-//! What the kernel's helpers and the maps want to know of a family.
+//! What the kernel's helpers want to know of a family.
 
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
@@ -7,12 +7,6 @@ use aya_ebpf::bindings::{
 use flannel_common::{
     family::{Family, V4, V6},
     layout::AddressV6,
-    path::{Note, TunnelNote},
-};
-
-use crate::{
-    ctx::Skb,
-    maps::{self, FLOWS_V4, FLOWS_V6, PODS_V4, PODS_V6, TUNNELS_V4, TUNNELS_V6},
 };
 
 /// `AF_INET`, include/linux/socket.h.
@@ -30,21 +24,17 @@ pub(crate) trait InKernel: Family {
     /// Puts the addresses into a lookup of a route.
     fn put_addresses(lookup: &mut FibLookup, source: Self::Address, destination: Self::Address);
 
-    /// Sends the packet out of `ifindex` to the neighbour `next_hop`.
-    fn redirect_neighbour(skb: Skb, ifindex: u32, next_hop: Self::Address) -> i32;
+    /// Whether the 16 bytes of a neighbour's address are read eight at a time, and must stand where that is allowed.
+    const WIDE_NEIGHBOUR: bool;
 
-    /// Writes down what is noted. As a whole, never through a reference: the slot might have become
-    /// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel path.
-    fn write_down(note: &Note<Self>);
-
-    /// Writes down what is noted about the tunnel to a node, as a whole. A write that fails leaves the node to the kernel
-    /// path.
-    fn write_down_tunnel(note: &TunnelNote<Self>);
+    /// A neighbour by its address.
+    fn neighbour(address: Self::Address) -> bpf_redir_neigh;
 }
 
 impl InKernel for V4 {
     const AF: u32 = AF_INET;
     const ENCAP_FLAG: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
+    const WIDE_NEIGHBOUR: bool = false;
 
     #[inline(always)]
     fn put_addresses(lookup: &mut FibLookup, source: [u8; 4], destination: [u8; 4]) {
@@ -53,29 +43,15 @@ impl InKernel for V4 {
     }
 
     #[inline(always)]
-    fn redirect_neighbour(skb: Skb, ifindex: u32, next_hop: [u8; 4]) -> i32 {
-        skb.redirect_neighbour(ifindex, neighbour(AF_INET, [u32::from_ne_bytes(next_hop), 0, 0, 0]))
-    }
-
-    #[inline(always)]
-    fn write_down(note: &Note<Self>) {
-        let _ = match note {
-            Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
-            Note::Forget(flow) | Note::Changed(flow) => FLOWS_V4.remove(flow),
-            Note::Moved(address) => PODS_V4.remove(address),
-            Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
-        };
-    }
-
-    #[inline(always)]
-    fn write_down_tunnel(note: &TunnelNote<Self>) {
-        let _ = TUNNELS_V4.insert(note.vtep, note.tunnel, 0);
+    fn neighbour(address: [u8; 4]) -> bpf_redir_neigh {
+        neighbour(AF_INET, [u32::from_ne_bytes(address), 0, 0, 0])
     }
 }
 
 impl InKernel for V6 {
     const AF: u32 = AF_INET6;
     const ENCAP_FLAG: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64;
+    const WIDE_NEIGHBOUR: bool = true;
 
     #[inline(always)]
     fn put_addresses(lookup: &mut FibLookup, source: AddressV6, destination: AddressV6) {
@@ -84,23 +60,8 @@ impl InKernel for V6 {
     }
 
     #[inline(always)]
-    fn redirect_neighbour(skb: Skb, ifindex: u32, next_hop: AddressV6) -> i32 {
-        skb.redirect_placed_neighbour(ifindex, neighbour(AF_INET6, words(next_hop)))
-    }
-
-    #[inline(always)]
-    fn write_down(note: &Note<Self>) {
-        let _ = match note {
-            Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
-            Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),
-            Note::Moved(address) => PODS_V6.remove(address),
-            Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
-        };
-    }
-
-    #[inline(always)]
-    fn write_down_tunnel(note: &TunnelNote<Self>) {
-        let _ = TUNNELS_V6.insert(note.vtep, note.tunnel, 0);
+    fn neighbour(address: AddressV6) -> bpf_redir_neigh {
+        neighbour(AF_INET6, words(address))
     }
 }
 

@@ -20,6 +20,10 @@ mod from_underlay;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod notes;
+#[cfg(target_arch = "bpf")]
+mod size;
+#[cfg(target_arch = "bpf")]
 mod to_overlay;
 #[cfg(target_arch = "bpf")]
 mod to_pod;

@@ -27,7 +27,7 @@ use flannel_common::{
     reason::{self, Direction, Reason},
 };
 
-use crate::ctx::Size;
+use crate::size::Size;
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): memory for the entries there are.
 const NO_PREALLOC: usize = 1;

@@ -1,6 +1,7 @@
 //! The host this process runs on: its settings and files, and what the process may do.
 
 pub mod conntrack;
+pub(crate) mod cpu;
 pub(crate) mod heap;
 pub mod holder;
 pub mod privileges;

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::{echoes::Echoes, foreign::Look};
 use crate::{
+    host::cpu,
     netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, RuleMark},
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::Family,
@@ -46,6 +47,9 @@ pub struct Surroundings {
 
 /// The node around the dataplane.
 pub trait Host: Send {
+    /// CPU time that this process has taken so far.
+    fn cpu_time(&self) -> Duration;
+
     /// Waits until something changed that a plan or the dataplane may depend on. Never fails: errors are
     /// logged and what follows reports that anything may have changed. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Changed> + Send;
@@ -97,6 +101,10 @@ impl KernelHost {
 }
 
 impl Host for KernelHost {
+    fn cpu_time(&self) -> Duration {
+        cpu::time()
+    }
+
     async fn changed(&mut self) -> Changed {
         let heard = select! {
             heard = self.monitor.changed(&self.overlays) => heard,

@@ -52,17 +52,20 @@ enum PassError {
 impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     pub(super) async fn run_pass(&mut self) {
         let pass = self.schedule.begin(Instant::now());
+        let before = self.host.cpu_time();
         match self.pass(pass.changed, pass.start).await {
             Ok(again) => {
                 self.journal.read();
                 heap::trim();
                 // A new device has a new index: what hangs on that is still to be planned.
-                self.schedule.passed(pass, again, self.pending.next_due(), Instant::now());
+                let cost = self.host.cpu_time().saturating_sub(before);
+                self.schedule.passed(pass, again, self.pending.next_due(), cost, Instant::now());
             }
             Err(error) => {
                 self.journal.read_failed(&error.to_string());
                 self.summary.send_modify(|summary| summary.last_error = Some(error.to_string()));
-                self.schedule.failed(pass, Instant::now());
+                let cost = self.host.cpu_time().saturating_sub(before);
+                self.schedule.failed(pass, cost, Instant::now());
             }
         }
     }

@@ -33,7 +33,7 @@ pub const REFUSALS: [Reason; 5] =
 
 /// Whether `reason` is one of [`REFUSALS`].
 #[inline(always)]
-pub const fn is_refusal(reason: Reason) -> bool {
+const fn is_refusal(reason: Reason) -> bool {
     use Reason::{FlowControl, FlowHalf, FlowProtocol, FlowStale, FlowUnknown};
     matches!(reason, FlowUnknown | FlowHalf | FlowStale | FlowControl | FlowProtocol)
 }
@@ -134,6 +134,22 @@ fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(),
         return Err(Reason::FlowStale);
     }
     Ok(())
+}
+
+/// Notes beside a packet that stays on the kernel path to be learned, whose header is at `offset`, what rules may change of
+/// it.
+#[inline(always)]
+pub(super) fn begin_trail<F: Family, P: Act<F>>(
+    packet: P,
+    verdict: &Result<P::Done, Reason>,
+    offset: impl FnOnce() -> Option<usize>,
+) {
+    if let Err(reason) = verdict
+        && is_refusal(*reason)
+        && let Some(ip) = offset().and_then(|offset| F::Header::read(&packet, offset))
+    {
+        packet.note_beside(trail::begins(ip.class(), ip.hops()));
+    }
 }
 
 /// Writes down what the packet, at the end of the kernel path, says about its flow, and takes away what is noted beside

@@ -6,7 +6,7 @@ use super::{
     flow::{self, Passage},
     forwarding,
     tables::check_hold,
-    trail, tunnel,
+    tunnel,
 };
 use crate::{
     family::{Family, Forward as _, IpHeader as _, V4, V6},
@@ -59,7 +59,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
             act::noted_tunnel(packet, Direction::Ingress, &note, size);
         });
     }
-    trail::begin::<F, P>(packet, &verdict, || found_at(&packet, tables));
+    flow::begin_trail::<F, P>(packet, &verdict, || found_at(&packet, tables));
     if let Err(reason) = verdict
         && is_checked(reason)
     {

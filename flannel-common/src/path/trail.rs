@@ -9,28 +9,6 @@
 //! The note is lost where somebody else's filter of a clsact qdisc classifies the packet in between. Such a packet is
 //! taken for unchanged.
 
-use super::{Act, flow};
-use crate::{
-    family::{Family, IpHeader as _},
-    reason::Reason,
-};
-
-/// Notes beside a packet that stays on the kernel path to be learned, whose header is at `offset`, what rules may change of
-/// it.
-#[inline(always)]
-pub(super) fn begin<F: Family, P: Act<F>>(
-    packet: P,
-    verdict: &Result<P::Done, Reason>,
-    offset: impl FnOnce() -> Option<usize>,
-) {
-    if let Err(reason) = verdict
-        && flow::is_refusal(*reason)
-        && let Some(ip) = offset().and_then(|offset| F::Header::read(&packet, offset))
-    {
-        packet.note_beside(begins(ip.class(), ip.hops()));
-    }
-}
-
 /// The upper four bits of a note of ours.
 const OURS: u16 = 0xd000;
 

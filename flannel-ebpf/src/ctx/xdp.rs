@@ -14,7 +14,8 @@ use flannel_common::{
     reason::Reason,
 };
 
-use super::{Size, fib, fits};
+use super::{fib, fits};
+use crate::size::Size;
 
 /// A frame at the XDP hook, in one buffer or several. A copy is the same frame.
 #[derive(Clone, Copy)]

@@ -13,8 +13,9 @@ use crate::{netlink::Changed, plan::Pods, values::Family};
 
 /// How long a burst of events is gathered before a pass.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Between passes that pods can cause (by the kernel's notices, or without an address), so many times the length of the
-/// last pass is waited: on a large node they take at most a fifth of a CPU, however fast its pods come and go.
+/// Between passes that pods can cause (by the kernel's notices, or without an address), so many times the CPU time of the
+/// last pass is waited: on a large node they take at most a fifth of a CPU, however fast its pods come and go. Not so many
+/// times its length: on a busy node, a pass that waits for a CPU is no reason to let pods wait.
 const REST: u32 = 4;
 /// Maps and programs give no notice when someone changes them: so often they are looked at, and so many
 /// times the length of the look apart, which keeps the looks at a two-hundredth of a CPU: a lease that comes meanwhile
@@ -200,35 +201,42 @@ impl Schedule {
         Pass { start, changed: if full { Changed::EVERYTHING } else { changed }, full }
     }
 
-    /// It has ended; what failed is due for another `retry`. Where another pass has to follow at once, it does, and looks
+    /// It has ended, and has taken `cost` of CPU time; what failed is due for another `retry`. Where another pass has to follow at once, it does, and looks
     /// at everything.
-    pub(super) fn passed(&mut self, pass: Pass, at_once: bool, retry: Option<Instant>, now: Instant) {
+    pub(super) fn passed(
+        &mut self,
+        pass: Pass,
+        at_once: bool,
+        retry: Option<Instant>,
+        cost: Duration,
+        now: Instant,
+    ) {
         self.failures = 0;
         self.retry = retry;
         if at_once {
             self.changed = Changed::EVERYTHING;
             self.changes = Some(pass.start);
         }
-        self.ended(pass, now);
+        self.ended(pass, cost, now);
         if at_once {
             self.rest = now;
         }
     }
 
     /// It could not read the kernel: nothing was done about what was due.
-    pub(super) fn failed(&mut self, pass: Pass, now: Instant) {
+    pub(super) fn failed(&mut self, pass: Pass, cost: Duration, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.changed |= Changed::EVERYTHING;
         self.retry = Some(pass.start + backoff(self.failures));
-        self.ended(pass, now);
+        self.ended(pass, cost, now);
     }
 
-    fn ended(&mut self, pass: Pass, now: Instant) {
+    fn ended(&mut self, pass: Pass, cost: Duration, now: Instant) {
         self.length = now.saturating_duration_since(pass.start);
         if pass.full {
             self.full = pass.start + (self.length * FULL_REST).clamp(FULL, LONGEST_FULL);
         }
-        self.rest = now + self.length * REST;
+        self.rest = now + cost * REST;
     }
 }
 

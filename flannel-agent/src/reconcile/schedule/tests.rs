@@ -12,7 +12,7 @@ fn after_a_pass(length: Duration) -> (Schedule, Instant) {
     assert_eq!(schedule.next_pass(), start);
     let pass = schedule.begin(start);
     assert_eq!(pass.changed, Changed::EVERYTHING);
-    schedule.passed(pass, false, None, start + length);
+    schedule.passed(pass, false, None, length, start + length);
     (schedule, start + length)
 }
 
@@ -24,7 +24,7 @@ fn a_burst_of_events_is_one_pass() {
     assert_eq!(schedule.next_pass(), now + SETTLE);
     let pass = schedule.begin(now + SETTLE);
     assert_eq!(pass.changed, Changed { routes: true, ..LINKS });
-    schedule.passed(pass, false, None, now + SETTLE);
+    schedule.passed(pass, false, None, Duration::ZERO, now + SETTLE);
     assert_eq!(schedule.next_pass(), now + FULL, "nothing is due but the next full pass");
 }
 
@@ -40,6 +40,17 @@ fn leases_wait_as_long_as_a_pass_takes_and_never_for_its_rest() {
     let pass = schedule.begin(now + SECOND);
     assert_eq!(pass.changed, LINKS, "what was heard is looked at with them");
     assert!(!schedule.gathers());
+}
+
+#[test]
+fn a_pass_that_waits_for_a_cpu_lets_no_pod_wait() {
+    let start = Instant::now();
+    let mut schedule = Schedule::new(start);
+    let pass = schedule.begin(start);
+    let now = start + SECOND * 3;
+    schedule.passed(pass, false, None, SECOND / 100, now);
+    schedule.heard(LINKS, now);
+    assert_eq!(schedule.next_pass(), now + SECOND / 100 * REST);
 }
 
 #[test]
@@ -62,13 +73,13 @@ fn what_cannot_be_read_is_tried_again_ever_more_rarely() {
     for _ in 0..6 {
         now = schedule.next_pass();
         let pass = schedule.begin(now);
-        schedule.failed(pass, now);
+        schedule.failed(pass, Duration::ZERO, now);
         waits.push(schedule.next_pass() - now);
     }
     assert!(waits.windows(2).all(|pair| pair[0] < pair[1]), "{waits:?}");
     let pass = schedule.begin(schedule.next_pass());
     assert_eq!(pass.changed, Changed::EVERYTHING);
-    schedule.passed(pass, false, Some(pass.start + SECOND), pass.start);
+    schedule.passed(pass, false, Some(pass.start + SECOND), Duration::ZERO, pass.start);
     assert_eq!(schedule.next_pass(), pass.start + SECOND, "only what is pending");
 }
 
@@ -78,11 +89,11 @@ fn a_new_device_and_another_node_do_not_wait() {
     schedule.heard(LINKS, now);
     let then = schedule.next_pass();
     let pass = schedule.begin(then);
-    schedule.passed(pass, true, None, then + SECOND);
+    schedule.passed(pass, true, None, SECOND, then + SECOND);
     assert!(schedule.next_pass() <= then + SECOND);
     let pass = schedule.begin(then + SECOND);
     assert_eq!(pass.changed, Changed::EVERYTHING);
-    schedule.passed(pass, false, None, then + SECOND * 2);
+    schedule.passed(pass, false, None, SECOND, then + SECOND * 2);
     schedule.node_changed(then + SECOND * 2);
     assert_eq!(schedule.next_pass(), then + SECOND * 2);
 }
@@ -114,7 +125,7 @@ fn new_pods_are_looked_for_until_they_have_an_address() {
         let pass = schedule.begin(now);
         assert!(pass.changed.links);
         schedule.pods_seen(Some(&pods), 1, now);
-        schedule.passed(pass, false, None, now);
+        schedule.passed(pass, false, None, Duration::ZERO, now);
         looks += 1;
     }
     assert_eq!(looks, Unplaced::LOOKS);

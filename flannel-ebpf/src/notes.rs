@@ -1,0 +1,53 @@
+//! What is noted about packets, written into the maps of their family.
+
+use flannel_common::{
+    family::{Family, V4, V6},
+    path::{Note, TunnelNote},
+};
+
+use crate::maps::{self, FLOWS_V4, FLOWS_V6, PODS_V4, PODS_V6, TUNNELS_V4, TUNNELS_V6};
+
+/// A family that has maps.
+pub(crate) trait Noted: Family {
+    /// Writes down what is noted. As a whole, never through a reference: the slot might have become
+    /// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel path.
+    fn write_down(note: &Note<Self>);
+
+    /// Writes down what is noted about the tunnel to a node, as a whole. A write that fails leaves the node to the kernel
+    /// path.
+    fn write_down_tunnel(note: &TunnelNote<Self>);
+}
+
+impl Noted for V4 {
+    #[inline(always)]
+    fn write_down(note: &Note<Self>) {
+        let _ = match note {
+            Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
+            Note::Forget(flow) | Note::Changed(flow) => FLOWS_V4.remove(flow),
+            Note::Moved(address) => PODS_V4.remove(address),
+            Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
+        };
+    }
+
+    #[inline(always)]
+    fn write_down_tunnel(note: &TunnelNote<Self>) {
+        let _ = TUNNELS_V4.insert(note.vtep, note.tunnel, 0);
+    }
+}
+
+impl Noted for V6 {
+    #[inline(always)]
+    fn write_down(note: &Note<Self>) {
+        let _ = match note {
+            Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
+            Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),
+            Note::Moved(address) => PODS_V6.remove(address),
+            Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
+        };
+    }
+
+    #[inline(always)]
+    fn write_down_tunnel(note: &TunnelNote<Self>) {
+        let _ = TUNNELS_V6.insert(note.vtep, note.tunnel, 0);
+    }
+}
