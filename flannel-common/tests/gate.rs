@@ -131,8 +131,8 @@ fn what_the_device_delivers_opens_the_way_in() {
         let tunnel = Tunnel { ingress: NOW, ..Tunnel::default() };
         assert_eq!(note, TunnelNote { vtep: THERE.vtep, tunnel, reason: Reason::TunnelSeen });
     }
-    let stranger = Frame::udp([10, 244, 9, 9], HERE.pod(2), 64).macs(HERE.mac, THERE.mac).bytes();
-    assert_eq!(note_tunnel(Hook::FromOverlay, &stranger[..], &tables, &at, None), None);
+    let unknown = Frame::udp([10, 244, 9, 9], HERE.pod(2), 64).macs(HERE.mac, THERE.mac).bytes();
+    assert_eq!(note_tunnel(Hook::FromOverlay, &unknown[..], &tables, &at, None), None);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use flannel_common::{layout::UnknownVtep, path::Hook};
 pub struct Xdp {
     /// Where on the external interface; `None` for nowhere.
     pub hook: Option<Hook>,
-    /// What is done with strangers there.
+    /// What is done with unknown VTEPs there.
     pub unknown_vtep: UnknownVtep,
 }
 

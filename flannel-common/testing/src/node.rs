@@ -148,7 +148,7 @@ pub fn seen_at(hook: Hook) -> Arrival {
         Hook::ToOverlay | Hook::FromOverlay => interface::OVERLAY,
         Hook::FromUnderlay | Hook::ToUnderlay | Hook::XdpUnderlay | Hook::XdpGeneric => interface::UNDERLAY,
     };
-    // What the kernel's device has popped only matters to a program when another has checked it.
+    // What the kernel's device has decapsulated only matters to a program when another has checked it.
     let mark = if hook == Hook::FromOverlay { FLOW_MARK } else { 0 };
     Arrival { ifindex, mark, from_socket: true, ..Arrival::default() }
 }

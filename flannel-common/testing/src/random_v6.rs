@@ -90,7 +90,7 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     let extensions = prop_oneof![2 => Just(Vec::new()), 1 => vec((kind, 0..3u8), 1..8)];
     let outer = (0..1u32 << 20, any::<bool>(), extensions);
     (packet(hook), any::<u8>(), hops, outer).prop_map(move |(frame, class, hop_limit, outer)| {
-        let (label, stranger, extensions) = outer;
+        let (label, unknown, extensions) = outer;
         let frame = frame.class(class).ip(|ip| {
             ip.hop_limit = hop_limit;
             ip.class = ip.class & !0xf_ffff | label;
@@ -110,7 +110,7 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
             }
             Hook::XdpUnderlay | Hook::XdpGeneric => {
                 let inner = frame.macs(HERE.mac_v6(), THERE.mac_v6()).bytes();
-                let sender = if stranger { ELSEWHERE } else { THERE };
+                let sender = if unknown { ELSEWHERE } else { THERE };
                 FrameV6::vxlan(sender.vtep_v6(), HERE.vtep_v6(), &inner).extended(&extensions).bytes()
             }
         }

@@ -76,7 +76,7 @@ fn fast_path_overlay_passes_by_nothing_but_what_the_tunnel_device_sends() {
 }
 
 #[test]
-fn what_looks_for_outer_headers_at_ingress_ends_the_early_pop_but_not_the_look_for_strangers() {
+fn what_looks_for_outer_headers_at_ingress_ends_early_decapsulation_but_not_the_look_for_unknown_vteps() {
     for (unknown_vtep, instead) in [(UnknownVtep::Off, None), (UnknownVtep::Drop, Some(Hook::XdpGeneric))] {
         let xdp = Xdp { hook: Some(Hook::XdpUnderlay), unknown_vtep };
         let local = Local { underlay_ifindex: ETH0, xdp, ..local(FastPath::Flow) };

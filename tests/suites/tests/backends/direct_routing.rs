@@ -134,11 +134,11 @@ fn each_peer_by_its_way(fast_path: FastPath) -> Result<()> {
         ensure!((found.kind, found.next_hop) == (RouteKind::Vxlan, [192, 168, 77, 254]), "{found:?}");
 
         let near = a.counted(|| every_kind_both_ways(&a.pod()?, &b.pod()?))?;
-        let [out, back, pushed, popped] = near.past_the_stack();
-        ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{near}");
+        let [out, back, encapsulated, decapsulated] = near.past_the_stack();
+        ensure!(out > 10_000 && back > 10_000 && [encapsulated, decapsulated] == [0, 0], "{near}");
         let away = a.counted(|| every_kind_both_ways(&a.pod()?, &far.pod()?))?;
-        let [out, back, pushed, popped] = away.past_the_stack();
-        ensure!(pushed > 10_000 && popped > 10_000 && [out, back] == [0, 0], "{away}");
+        let [out, back, encapsulated, decapsulated] = away.past_the_stack();
+        ensure!(encapsulated > 10_000 && decapsulated > 10_000 && [out, back] == [0, 0], "{away}");
         Ok(())
     })
 }
@@ -300,8 +300,8 @@ fn a_peer_may_choose_otherwise() -> Result<()> {
             flannel_lab::traffic::reachability(&everyone).check_complete()
         })?;
         let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &pod.endpoint()))?;
-        let [out, back, pushed, popped] = counters.past_the_stack();
-        ensure!(out > 10_000 && popped > 100 && [back, pushed] == [0, 0], "{counters}");
+        let [out, back, encapsulated, decapsulated] = counters.past_the_stack();
+        ensure!(out > 10_000 && decapsulated > 100 && [back, encapsulated] == [0, 0], "{counters}");
         Ok(())
     })
 }

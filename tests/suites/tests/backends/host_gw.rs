@@ -116,8 +116,8 @@ fn agents_and_a_plain_node_make_one_cluster() -> Result<()> {
         let plain = Plain::join(lab, &cluster)?;
         cluster.await_reachable(&[plain.pod.endpoint()])?;
         let counters = a.counted(|| every_kind_both_ways(&a.pod()?, &plain.pod.endpoint()))?;
-        let [out, back, pushed, popped] = counters.past_the_stack();
-        ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{counters}");
+        let [out, back, encapsulated, decapsulated] = counters.past_the_stack();
+        ensure!(out > 10_000 && back > 10_000 && [encapsulated, decapsulated] == [0, 0], "{counters}");
         every_kind_both_ways(&a.node.underlay_endpoint(), &plain.pod.endpoint()).context("our host")?;
         every_kind_both_ways(&plain.node.underlay_endpoint(), &b.pod()?).context("its host")?;
 
@@ -153,8 +153,8 @@ fn every_packet_and_aggregate_skips_the_stack() -> Result<()> {
         let at_a = a.counted(|| full_size(&a.pod()?, &b.pod()?))?;
         let at_b = b.counters()?.since(&before);
         for counters in [&at_a, &at_b] {
-            let [out, back, pushed, popped] = counters.past_the_stack();
-            ensure!(out > 10_000 && back > 10_000 && [pushed, popped] == [0, 0], "{counters}");
+            let [out, back, encapsulated, decapsulated] = counters.past_the_stack();
+            ensure!(out > 10_000 && back > 10_000 && [encapsulated, decapsulated] == [0, 0], "{counters}");
             for reason in [Reason::UdpAggregate, Reason::TooBig, Reason::Refused, Reason::Length] {
                 for direction in Direction::ALL {
                     ensure!(counters.get(direction, reason).packets == 0, "{counters}");
@@ -181,9 +181,9 @@ fn flows_are_learned_on_the_external_interface() -> Result<()> {
         let before = b.counters()?;
         let at_a = a.counted(|| udp::echo(&from, &to, 200, DATAGRAMS))?;
         for counters in [at_a, b.counters()?.since(&before)] {
-            let [out, back, pushed, popped] = counters.past_the_stack();
+            let [out, back, encapsulated, decapsulated] = counters.past_the_stack();
             ensure!(out >= DATAGRAMS - 5 && back >= DATAGRAMS - 5, "{counters}");
-            ensure!([pushed, popped] == [0, 0], "{counters}");
+            ensure!([encapsulated, decapsulated] == [0, 0], "{counters}");
         }
         let counters = a.counted(|| {
             every_kind_both_ways(&from, &to)?;

@@ -67,7 +67,7 @@ fn kubernetes_serves_the_cluster() -> Result<()> {
         }
 
         let status = |token: &str| api.request_as(token, "GET", NODES, None).map(|answer| answer.status);
-        ensure!(status("nobody's")? == 401, "a stranger was let in");
+        ensure!(status("nobody's")? == 401, "an unknown VTEP was let in");
         api.add_service_account("kube-system", "reader")?;
         let token = api.token("kube-system", "reader", 600)?;
         ensure!(status(&token)? == 403, "an account without a role may read nodes");

@@ -26,7 +26,7 @@ fn bulk_by(cluster: &Cluster, from: &Endpoint, to: &Endpoint, reason: Reason) ->
 }
 
 #[test]
-fn of_udp_skip_the_stack_once_the_kernel_has_popped_them() -> Result<()> {
+fn of_udp_skip_the_stack_once_the_kernel_has_decapsulated_them() -> Result<()> {
     in_lab(|lab| {
         let cluster = cluster(lab, FastPath::Flow.into(), 1)?;
         let (a, b) = (cluster.members[0].pod()?, cluster.members[1].pod()?);

@@ -117,7 +117,7 @@ fn flow_takes_accepted_flows_past_the_stack() -> Result<()> {
     })
 }
 
-/// A pod that forwards is noticed by what it sends, and from then on gets aggregates that the kernel has popped.
+/// A pod that forwards is noticed by what it sends, and from then on gets aggregates that the kernel has decapsulated.
 #[test]
 fn a_pod_that_forwards() -> Result<()> {
     in_lab(|lab| {
@@ -142,10 +142,10 @@ fn goes_direct(lab: &Lab, fast_path: FastPath, configure: fn(&Etcd) -> Result<()
     let cluster = start(lab, fast_path, configure)?;
     let [a, b] = [cluster.members[0].pod_v6()?, cluster.members[1].pod_v6()?];
     let [sent, received] = cluster.counted(|| tcp::bulk(&a, &b, BULK).map(drop))?;
-    let ([out, _, tunnelled, _], [answered, handed, _, popped]) =
+    let ([out, _, tunnelled, _], [answered, handed, _, decapsulated]) =
         (sent.past_the_stack(), received.past_the_stack());
     ensure!(out > BULK / 1440 * 9 / 10 && handed > BULK / 1440 * 9 / 10, "{sent}\n{received}");
-    ensure!(answered > 10 && tunnelled == 0 && popped == 0, "{sent}\n{received}");
+    ensure!(answered > 10 && tunnelled == 0 && decapsulated == 0, "{sent}\n{received}");
     let subnet = cluster.members[1].node.subnet_env_v6()?.subnet;
     let route = cluster.members[0].node.netns().ip(&format!("-6 route show {subnet}"))?;
     let via = format!("{subnet} via {} dev eth0 ", cluster.members[1].node.address_v6());

@@ -98,18 +98,18 @@ impl Forger {
             bytes[IP + 10..IP + 12].copy_from_slice(&checksum::of(&outer.ip).to_be_bytes());
             bytes
         };
-        let stranger = [192, 168, 77, 99];
+        let unknown = [192, 168, 77, 99];
         let elsewhere = [10, 244, 250, 7];
         let nested = self.outer(&frame().macs(self.overlay, [0x0e, 0, 0, 0, 0, 3]).bytes());
         let padded = [frame().bytes(), vec![0; 9]].concat();
         vec![
-            ("an unknown VTEP", frame().ip(|ip| ip.source = stranger).bytes(), Reason::UnknownVtep),
+            ("an unknown VTEP", frame().ip(|ip| ip.source = unknown).bytes(), Reason::UnknownVtep),
             ("another VNI", bent(VXLAN + 4, &[0, 0, 2]), Reason::Vni),
             ("no VNI", bent(VXLAN, &[0]), Reason::VxlanFlags),
             ("reserved bits", bent(VXLAN + 1, &[1]), Reason::VxlanFlags),
             ("a third node's pod", with(inner().ip(|ip| ip.source = elsewhere)), Reason::InnerSource),
             ("one of our own pods", with(inner().ip(|ip| ip.source = self.pods[1])), Reason::InnerSource),
-            ("a third node", with(inner().ip(|ip| ip.source = stranger)), Reason::InnerSource),
+            ("a third node", with(inner().ip(|ip| ip.source = unknown)), Reason::InnerSource),
             ("for another node's pod", with(inner().ip(|ip| ip.destination = elsewhere)), Reason::NotOurPod),
             ("for the node itself", with(inner().ip(|ip| ip.destination = self.nodes[1])), Reason::NotOurPod),
             ("for another MAC", bent(INNER, &[0x0e, 9, 9, 9, 9, 9]), Reason::InnerMac),

@@ -84,8 +84,8 @@ fn fast(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<()> {
     for counters in &both {
         let segments = BULK / 10_000;
         ensure!(left(counters, Reason::EncapPod) > segments, "{counters}");
-        let popped = arrived(counters, Reason::DeliverPod) + arrived(counters, Reason::DeliverOverlay);
-        ensure!(popped > segments, "{counters}");
+        let decapsulated = arrived(counters, Reason::DeliverPod) + arrived(counters, Reason::DeliverOverlay);
+        ensure!(decapsulated > segments, "{counters}");
         ensure!(left(counters, Reason::Refused) + arrived(counters, Reason::Refused) == 0, "{counters}");
     }
     Ok(())

@@ -1,5 +1,5 @@
 //! XDP on the external interface: it carries what the dataplane carries without it, takes part where it should,
-//! and keeps strangers out.
+//! and keeps unknown VTEPs out.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
@@ -20,7 +20,7 @@ use flannel_lab::{
 
 /// Bytes of a transfer whose packets are counted.
 const BULK: u64 = 8 << 20;
-/// Of each packet of a stranger.
+/// Of each packet of an unknown VTEP.
 const COPIES: u64 = 3;
 /// MAC that it is from.
 const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -32,7 +32,7 @@ fn cluster(lab: &Lab, dataplane: impl Into<Dataplane>, flags: &[&str]) -> Result
     Ok(cluster)
 }
 
-/// Every kind of traffic, and what of a transfer was popped early and delivered past the stack.
+/// Every kind of traffic, and what of a transfer was decapsulated early and delivered past the stack.
 fn carries(lab: &Lab, dataplane: Dataplane) -> Result<(u64, u64)> {
     let cluster = cluster(lab, dataplane, &["--ip-masq"])?;
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
@@ -42,16 +42,16 @@ fn carries(lab: &Lab, dataplane: Dataplane) -> Result<(u64, u64)> {
     tcp::bulk(&a.pod()?, &b.pod()?, BULK)?;
     let counted = b.counters()?.since(&before);
     let ingress = |reason| counted.get(Direction::Ingress, reason).packets;
-    let (popped, delivered) = (ingress(Reason::DecapsulatedEarly), ingress(Reason::DeliverPod));
+    let (decapsulated, delivered) = (ingress(Reason::DecapsulatedEarly), ingress(Reason::DeliverPod));
     ensure!(delivered >= BULK / 1398 / 2, "{counted}");
-    Ok((popped, delivered))
+    Ok((decapsulated, delivered))
 }
 
 #[test]
 fn native_pops_early_what_all_delivers() -> Result<()> {
     in_lab(|lab| {
-        let (popped, _) = carries(lab, FastPath::All.with(Xdp::Native))?;
-        ensure!(popped >= BULK / 1398, "{popped}");
+        let (decapsulated, _) = carries(lab, FastPath::All.with(Xdp::Native))?;
+        ensure!(decapsulated >= BULK / 1398, "{decapsulated}");
         Ok(())
     })
 }
@@ -59,8 +59,8 @@ fn native_pops_early_what_all_delivers() -> Result<()> {
 #[test]
 fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
     in_lab(|lab| {
-        let (popped, _) = carries(lab, FastPath::Flow.with(Xdp::Native))?;
-        ensure!(popped >= BULK / 1398 / 2, "{popped}");
+        let (decapsulated, _) = carries(lab, FastPath::Flow.with(Xdp::Native))?;
+        ensure!(decapsulated >= BULK / 1398 / 2, "{decapsulated}");
         Ok(())
     })
 }
@@ -69,8 +69,11 @@ fn native_pops_early_the_flows_that_netfilter_has_accepted() -> Result<()> {
 fn generic_leaves_the_pop_to_tc() -> Result<()> {
     [FastPath::All, FastPath::Flow].into_iter().try_for_each(|fast_path| {
         in_lab(|lab| {
-            let (popped, _) = carries(lab, fast_path.with(Xdp::Generic))?;
-            ensure!(popped == 0, "{popped} packets popped early with fast path {fast_path:?}");
+            let (decapsulated, _) = carries(lab, fast_path.with(Xdp::Generic))?;
+            ensure!(
+                decapsulated == 0,
+                "{decapsulated} packets decapsulated early with fast path {fast_path:?}"
+            );
             Ok(())
         })
     })
@@ -82,8 +85,8 @@ fn overlay_with_native_xdp_leaves_every_packet_to_the_stack() -> Result<()> {
         let cluster = cluster(lab, FastPath::Overlay.with(Xdp::Native), &[])?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
-        let popped = b.counters()?.get(Direction::Ingress, Reason::DecapsulatedEarly).packets;
-        ensure!(popped == 0, "{popped}");
+        let decapsulated = b.counters()?.get(Direction::Ingress, Reason::DecapsulatedEarly).packets;
+        ensure!(decapsulated == 0, "{decapsulated}");
         Ok(())
     })
 }
@@ -129,8 +132,8 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
         every_kind_both_ways(&a.pod()?, &b.pod()?)?;
         tcp::bulk(&a.pod()?, &b.pod()?, BULK)?;
         let counted = b.counters()?.since(&before);
-        let popped = counted.get(Direction::Ingress, Reason::DecapsulatedEarly);
-        ensure!(popped.bytes / popped.packets.max(1) > 3000, "{counted}");
+        let decapsulated = counted.get(Direction::Ingress, Reason::DecapsulatedEarly);
+        ensure!(decapsulated.bytes / decapsulated.packets.max(1) > 3000, "{counted}");
         Ok(())
     })
 }
@@ -167,18 +170,18 @@ impl Forged {
         Ok(Self { to, vteps, any: Ipv6Addr::UNSPECIFIED.into(), frame })
     }
 
-    /// Sends it to `vtep` from `stranger`, a node that holds no lease, and says whether it arrived.
-    fn reaches(&self, stranger: &Node, vtep: IpAddr) -> Result<bool> {
+    /// Sends it to `vtep` from `unknown VTEP`, a node that holds no lease, and says whether it arrived.
+    fn reaches(&self, unknown: &Node, vtep: IpAddr) -> Result<bool> {
         // The port of the frames that the fixtures are made of.
         let address = self.to.socket_address(5001);
         let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        self.send(stranger, vtep)?;
+        self.send(unknown, vtep)?;
         Ok(socket.recv(&mut [0; 64]).is_ok())
     }
 
-    fn send(&self, stranger: &Node, to: IpAddr) -> Result<()> {
-        stranger.netns().inside(|| {
+    fn send(&self, unknown: &Node, to: IpAddr) -> Result<()> {
+        unknown.netns().inside(|| {
             let sender = UdpSocket::bind((self.any, 0))?;
             let packet = [&[8, 0, 0, 0, 0, 0, 1, 0], &self.frame[..]].concat();
             for _ in 0..COPIES {
@@ -190,17 +193,17 @@ impl Forged {
 
     /// Whether the same reaches a pod that has a tunnel of its own, by way of the node: whatever its port and VNI, it is
     /// none of the node's.
-    fn passes_by(&self, stranger: &Node) -> Result<bool> {
+    fn passes_by(&self, unknown: &Node) -> Result<bool> {
         let address = self.to.socket_address(8472);
         let socket = self.to.netns().inside(|| Ok(UdpSocket::bind(address)?))?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        self.send(stranger, self.to.address())?;
+        self.send(unknown, self.to.address())?;
         Ok(socket.recv(&mut [0; 64]).is_ok())
     }
 }
 
-/// Over IPv4 and over IPv6: whether what a stranger sends `arrives`, and is counted for `reason` only.
-fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
+/// Over IPv4 and over IPv6: whether what an unknown VTEP sends `arrives`, and is counted for `reason` only.
+fn unknown_vteps(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Result<()> {
     in_lab(|lab| {
         let (dataplane, flag) = (FastPath::All.with(xdp), format!("--xdp-unknown-vtep={what}"));
         let options = AgentOptions::new(dataplane, &[&flag]);
@@ -208,16 +211,16 @@ fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Res
         cluster.await_dataplane(dataplane)?;
         cluster.await_fast_path_v6(0, 1, FastPath::All)?;
         cluster.await_fast_path_v6(1, 0, FastPath::All)?;
-        let stranger = lab.dual_node()?;
+        let unknown = lab.dual_node()?;
         let node = &cluster.members[0].node;
         // Whoever is on the link may send to any address of the node.
         let (subnet, subnet_v6) = (node.subnet_env()?.subnet, node.subnet_env_v6()?.subnet);
-        stranger.netns().ip(&format!("route add {subnet} via {}", node.address()))?;
-        stranger.netns().ip(&format!("route add {subnet_v6} via {}", node.address_v6()))?;
+        unknown.netns().ip(&format!("route add {subnet} via {}", node.address()))?;
+        unknown.netns().ip(&format!("route add {subnet_v6} via {}", node.address_v6()))?;
         for forged in [Forged::over_ipv4(&cluster)?, Forged::over_ipv6(&cluster)?] {
             for vtep in forged.vteps {
                 let before = cluster.members[0].counters()?;
-                let arrived = forged.reaches(&stranger, vtep)?;
+                let arrived = forged.reaches(&unknown, vtep)?;
                 ensure!(arrived == arrives, "to {vtep}: arrived: {arrived}");
                 // What was sent may still be on its way where CPUs are busy.
                 eventually(CONVERGENCE, "all are counted", || {
@@ -230,30 +233,30 @@ fn strangers(xdp: Xdp, what: &str, arrives: bool, reason: Option<Reason>) -> Res
                     Ok(())
                 })?;
             }
-            ensure!(forged.passes_by(&stranger)?, "for {}, behind the node: dropped", forged.to.address());
+            ensure!(forged.passes_by(&unknown)?, "for {}, behind the node: dropped", forged.to.address());
         }
         Ok(())
     })
 }
 
 #[test]
-fn strangers_are_dropped_by_native_xdp() -> Result<()> {
-    strangers(Xdp::Native, "drop", false, Some(Reason::VtepDropped))
+fn unknown_vteps_are_dropped_by_native_xdp() -> Result<()> {
+    unknown_vteps(Xdp::Native, "drop", false, Some(Reason::VtepDropped))
 }
 
 #[test]
-fn strangers_are_dropped_by_generic_xdp() -> Result<()> {
-    strangers(Xdp::Generic, "drop", false, Some(Reason::VtepDropped))
+fn unknown_vteps_are_dropped_by_generic_xdp() -> Result<()> {
+    unknown_vteps(Xdp::Generic, "drop", false, Some(Reason::VtepDropped))
 }
 
 #[test]
-fn strangers_are_counted_where_that_is_asked_for() -> Result<()> {
-    strangers(Xdp::Native, "count", true, Some(Reason::VtepSeen))
+fn unknown_vteps_are_counted_where_that_is_asked_for() -> Result<()> {
+    unknown_vteps(Xdp::Native, "count", true, Some(Reason::VtepSeen))
 }
 
 #[test]
-fn strangers_pass_as_with_stock_flannel_where_that_is_asked_for() -> Result<()> {
-    strangers(Xdp::Generic, "off", true, None)
+fn unknown_vteps_pass_as_with_stock_flannel_where_that_is_asked_for() -> Result<()> {
+    unknown_vteps(Xdp::Generic, "off", true, None)
 }
 
 #[test]
