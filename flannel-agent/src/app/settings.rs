@@ -9,12 +9,12 @@ use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
-    cli::{KubeFlags, RunOptions},
+    cli::{self, KubeFlags, RunOptions},
     config::{NetworkConfig, Pool},
     exempt,
     lease::{
         LeaseSubnet,
-        etcd::{EtcdOptions, LeaseTiming},
+        etcd::{EtcdApi, EtcdOptions, LeaseTiming},
         kubernetes::{AnnotationPrefix, Identity, KubeError, KubeOptions},
     },
     masq::{MasqOptions, RuleOptions},
@@ -34,6 +34,11 @@ pub(super) fn etcd_options(options: &RunOptions) -> anyhow::Result<EtcdOptions> 
         cafile: etcd.etcd_cafile,
         username: etcd.etcd_username,
         password: etcd.etcd_password,
+        api: match etcd.etcd_api {
+            cli::EtcdApi::Auto => EtcdApi::Auto,
+            cli::EtcdApi::V3 => EtcdApi::V3,
+            cli::EtcdApi::V2 => EtcdApi::V2,
+        },
         timing: LeaseTiming::with_margin_minutes(options.subnet_lease_renew_margin.into())?,
     })
 }

@@ -105,3 +105,14 @@ impl ValueEnum for UnknownVtep {
         Some(PossibleValue::new(self.0.label()).help(help))
     }
 }
+
+/// `--etcd-api`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EtcdApi {
+    /// The one that has the network configuration: v3, else v2
+    Auto,
+    /// etcd 3, as flannel from 0.18 on
+    V3,
+    /// The store that flannel 0.11 to 0.17 know
+    V2,
+}

@@ -12,7 +12,7 @@ const KUBERNETES: [&str; 5] = [
     "net-config-path",
     "set-node-network-unavailable",
 ];
-const ETCD: [&str; 8] = [
+const ETCD: [&str; 9] = [
     "etcd-endpoints",
     "etcd-prefix",
     "etcd-keyfile",
@@ -20,6 +20,7 @@ const ETCD: [&str; 8] = [
     "etcd-cafile",
     "etcd-username",
     "etcd-password",
+    "etcd-api",
     "subnet-lease-renew-margin",
 ];
 const KLOG: [&str; 2] = ["vmodule", "log_backtrace_at"];

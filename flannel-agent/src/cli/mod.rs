@@ -25,7 +25,7 @@ mod idle;
 mod syntax;
 mod value;
 
-pub use choice::{FastPath, UnknownVtep};
+pub use choice::{EtcdApi, FastPath, UnknownVtep};
 pub use given::Given;
 
 use syntax::Stop;
@@ -219,6 +219,9 @@ pub struct EtcdFlags {
     /// That user's password; better given as FLANNELD_ETCD_PASSWORD.
     #[arg(long, value_name = "PASSWORD", help_heading = "etcd")]
     pub etcd_password: Option<String>,
+    /// Which of etcd's stores holds the leases.
+    #[arg(long, value_name = "API", default_value = "auto", help_heading = "etcd")]
+    pub etcd_api: EtcdApi,
 }
 
 /// Flags about leases in the Kubernetes API, as upstream has them.
@@ -289,6 +292,7 @@ impl std::fmt::Debug for EtcdFlags {
             .field("etcd_cafile", &self.etcd_cafile)
             .field("etcd_username", &self.etcd_username)
             .field("etcd_password", &self.etcd_password.as_ref().map(|_| HIDDEN))
+            .field("etcd_api", &self.etcd_api)
             .finish()
     }
 }

@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 40] = [
+const UPSTREAM: [Flag; 41] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
@@ -80,6 +80,7 @@ const UPSTREAM: [Flag; 40] = [
     ("vmodule", |run| text(&run.vmodule), "", "lease=4,route=2"),
     ("log_backtrace_at", |run| text(&run.log_backtrace_at), "", "main.go:7"),
     // Ours follow the same rules.
+    ("etcd-api", |run| format!("{:?}", run.etcd.etcd_api).to_lowercase(), "auto", "v2"),
     ("lease-file", |run| path(&run.lease_file), "", "/etc/flannel/nodes.yaml"),
     ("log-format", |run| format!("{:?}", run.log_format).to_lowercase(), "text", "json"),
     ("fast-path", |run| run.fast_path.0.label().to_owned(), "flow", "overlay"),

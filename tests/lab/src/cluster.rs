@@ -96,6 +96,14 @@ impl Cluster {
         Self::on(nodes, etcd, pods, &options.into())
     }
 
+    /// The same, with leases in etcd's v2 store.
+    pub fn start_v2(lab: &Lab, nodes: usize, options: impl Into<AgentOptions>) -> Result<Self> {
+        let mut etcd = lab.etcd()?;
+        etcd.configure_v2()?;
+        let nodes = (0..nodes).map(|_| lab.node()).collect::<Result<Vec<_>>>()?;
+        Self::on(nodes, etcd, 1, &options.into())
+    }
+
     /// `nodes` nodes of a cluster that `configure` makes one of IPv6, alone or beside IPv4; returns when all pods reach
     /// each other by every family they have.
     pub fn start_v6(

@@ -33,6 +33,8 @@ pub struct Etcd {
     data: PathBuf,
     log: PathBuf,
     daemon: Option<Daemon>,
+    /// It serves the v2 store, too.
+    v2: bool,
 }
 
 impl Etcd {
@@ -43,6 +45,7 @@ impl Etcd {
             data: teardown::etcd_directory(lab.id()),
             log: lab.dir().join("etcd.log"),
             daemon: None,
+            v2: false,
         };
         etcd.start()?;
         etcd.configure()?;
@@ -52,6 +55,22 @@ impl Etcd {
     /// Writes the network configuration.
     pub fn configure(&self) -> Result<()> {
         self.put(&format!("{PREFIX}/config"), CONFIG)
+    }
+
+    /// Moves the network configuration to the v2 store, which it serves from now on, before any agent starts.
+    pub fn configure_v2(&mut self) -> Result<()> {
+        self.stop()?;
+        self.v2 = true;
+        self.start()?;
+        self.delete(&format!("{PREFIX}/config"))?;
+        self.ctl_v2(&["mk", &format!("{PREFIX}/config"), CONFIG]).map(drop)
+    }
+
+    /// Runs `etcdctl` against its v2 store; its standard output.
+    pub fn ctl_v2(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.netns.command("etcdctl");
+        command.env("ETCDCTL_API", "2").args(["--endpoints", &self.endpoint]).args(args);
+        run_with(&mut command, "", Duration::from_secs(15))
     }
 
     /// URL its clients use.
@@ -75,6 +94,9 @@ impl Etcd {
             "--log-level",
             "warn",
         ]);
+        if self.v2 {
+            command.arg("--enable-v2=true");
+        }
         command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
         command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]);
         command.args(["--initial-cluster", "lab=http://127.0.0.1:2380"]);

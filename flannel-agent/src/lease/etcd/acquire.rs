@@ -5,7 +5,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_client::{Client, Txn, TxnOp};
 use tracing::{info, warn};
 
 use super::{
@@ -176,14 +175,14 @@ impl EtcdStore {
     }
 
     async fn list(&self) -> Result<Listed, EtcdError> {
-        let response = self.get("list the leases", self.leases_key().into_bytes(), true).await?;
-        let revision = response.header().map_or(0, |header| header.revision());
+        let found = self.server().read("list the leases", &self.leases_key(), true).await?;
+        let revision = found.revision;
         let mut listed = Listed { held: Vec::new(), seen: BTreeMap::new(), revision };
-        for kv in response.kvs() {
-            let key = String::from_utf8_lossy(kv.key());
+        for kv in &found.entries {
+            let key = String::from_utf8_lossy(&kv.key);
             // What has no subnet takes none; the watch is what tells the user of it.
             let Ok(subnet) = parse_lease_key(&key) else { continue };
-            let holder = LeaseAttrs::from_json(kv.value()).ok().map(|attrs| Holder::of(&attrs));
+            let holder = LeaseAttrs::from_json(&kv.value).ok().map(|attrs| Holder::of(&attrs));
             listed.held.push(Held { subnet, holder });
             if key == self.lease_key(&subnet) {
                 listed.seen.insert(subnet, Seen::of(kv));
@@ -194,12 +193,6 @@ impl EtcdStore {
 
     /// Deletes our lease, if nobody has written to it since.
     async fn release(&self, subnet: &LeaseSubnet, seen: Seen) -> Result<(), EtcdError> {
-        let key = self.lease_key(subnet);
-        let txn = Txn::new().when(seen.still(&key)).and_then([TxnOp::delete(key, None)]);
-        let ask = |mut client: Client| {
-            let txn = txn.clone();
-            async move { client.txn(txn).await }
-        };
-        self.members.call("give our lease back", ask).await.map(|_| ())
+        self.server().delete("give our lease back", &self.lease_key(subnet), &seen).await
     }
 }

@@ -2,8 +2,10 @@
 
 use super::endpoint::Endpoint;
 
+const WANTS_CERTIFICATE: &str = "etcd wants a client certificate: give --etcd-certfile and --etcd-keyfile";
+
 /// Parts of what is reported, and what a user can do about it; the first that fits counts.
-const KNOWN: [(&str, &str); 15] = [
+const KNOWN: [(&str, &str); 17] = [
     // Of a file that was good when the agent started.
     ("--etcd-c", "put a good file in its place; it is read again with the next attempt"),
     ("--etcd-k", "put a good file in its place; it is read again with the next attempt"),
@@ -12,6 +14,11 @@ const KNOWN: [(&str, &str); 15] = [
         "grant the user of --etcd-username the permission to read and write below --etcd-prefix",
     ),
     ("authentication failed", "check --etcd-username and --etcd-password"),
+    (
+        "Insufficient credentials",
+        "check --etcd-username and --etcd-password, and that v2's user may read and write below --etcd-prefix",
+    ),
+    ("HTTP request to an HTTPS server", "etcd speaks TLS there: write https:// in --etcd-endpoints"),
     ("user name is empty", "give --etcd-username and --etcd-password"),
     (
         "UnknownIssuer",
@@ -22,7 +29,7 @@ const KNOWN: [(&str, &str); 15] = [
         "certificate not valid for name",
         "etcd's certificate is for another name: use that in --etcd-endpoints",
     ),
-    ("CertificateRequired", "etcd wants a client certificate: give --etcd-certfile and --etcd-keyfile"),
+    ("CertificateRequired", WANTS_CERTIFICATE),
     (
         "fatal alert",
         "etcd does not accept the certificate of --etcd-certfile: have it signed by the CA that etcd trusts",
@@ -40,6 +47,10 @@ const CLOSED: [&str; 4] = ["connection closed", "broken pipe", "connection reset
 
 /// What to do about `reason`, reported by or for `endpoint`.
 pub(super) fn advice(endpoint: &Endpoint, have_certificate: bool, reason: &str) -> &'static str {
+    if endpoint.tls && !have_certificate && reason.contains("BadCertificate") {
+        // Go's word, until lately, for none.
+        return WANTS_CERTIFICATE;
+    }
     if let Some((_, advice)) = KNOWN.iter().find(|(part, _)| reason.contains(part)) {
         return advice;
     }

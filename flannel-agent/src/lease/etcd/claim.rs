@@ -2,10 +2,14 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare, CompareOp};
 
-use super::{EtcdError, EtcdStore, TRIES};
-use crate::lease::{LeaseAttrs, LeaseSubnet};
+use super::{
+    EtcdError, EtcdStore, TRIES,
+    entry::{End, Entry},
+    server::{Put, Server, Written},
+};
+use crate::lease::{LeaseAttrs, LeaseSubnet, wire::parse_lease_key};
 
 /// What stands at our key, as far as we know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,14 +17,14 @@ pub(super) struct Seen {
     /// Revision of the last write; 0 when there is nothing.
     pub(super) revision: i64,
     /// What was written. The revision alone does not tell one store from another put in its place.
-    value: Vec<u8>,
+    pub(super) value: Vec<u8>,
     /// It is a reservation: a key that an administrator made without an end.
     pub(super) permanent: bool,
 }
 
 impl Seen {
-    pub(super) fn of(kv: &KeyValue) -> Self {
-        Self { revision: kv.mod_revision(), value: kv.value().to_vec(), permanent: kv.lease() == 0 }
+    pub(super) fn of(kv: &Entry) -> Self {
+        Self { revision: kv.revision, value: kv.value.clone(), permanent: kv.end == End::Never }
     }
 
     /// The condition of a transaction that nothing has changed.
@@ -82,49 +86,29 @@ impl EtcdStore {
     /// Writes our lease where `seen` is what stands there. If something else does, it is written over when it
     /// is ours too: from a request whose answer was lost, or an earlier run.
     pub(super) async fn claim(&self, write: Write<'_>, mut seen: Seen) -> Result<Claim, EtcdError> {
-        let key = self.lease_key(write.subnet);
-        let guard = write.unless_new_since.map(|revision| {
-            Compare::create_revision(self.leases_key(), CompareOp::Less, revision + 1).with_prefix()
-        });
+        let (key, leases, server) = (self.lease_key(write.subnet), self.leases_key(), self.server());
+        let value = write.attrs.to_json();
+        let guard = write.unless_new_since;
         let mut granted = None;
         for _ in 0..TRIES {
             // Reckoned from before the request: never later than etcd has it.
             let asked = SystemTime::now();
-            let (id, ttl) = match (seen.permanent, granted) {
-                (true, _) => (0, None),
-                (false, Some((id, ttl))) => (id, Some(ttl)),
-                (false, None) => {
-                    let (id, ttl) = self.grant().await?;
-                    granted = Some((id, ttl));
-                    (id, Some(ttl))
+            let unless_new = guard.map(|revision| (leases.as_str(), revision));
+            let put = Put { key: &key, value: &value, seen: &seen, unless_new };
+            let found = match server.put(&put, &self.timing, &mut granted).await? {
+                Written::Done { revision, ttl } => {
+                    let expiration = ttl.map(|ttl| asked + ttl);
+                    let seen = Seen { revision, value: value.into_bytes(), permanent: seen.permanent };
+                    if guard.is_some() && self.is_late(&server, write.subnet, &key, &seen).await? {
+                        return Ok(Claim::Overtaken);
+                    }
+                    return Ok(Claim::Ours { seen, expiration });
                 }
-            };
-            let value = write.attrs.to_json();
-            let put = TxnOp::put(key.clone(), value.clone(), Some(PutOptions::new().with_lease(id)));
-            let get = TxnOp::get(key.clone(), None);
-            let conditions: Vec<Compare> = seen.still(&key).into_iter().chain(guard.clone()).collect();
-            let txn = Txn::new().when(conditions).and_then([put]).or_else([get]);
-            let written = self
-                .members
-                .call("write our lease", |mut client: Client| {
-                    let txn = txn.clone();
-                    async move { client.txn(txn).await }
-                })
-                .await?
-                .0;
-            if written.succeeded() {
-                let revision = written.header().map_or(0, |header| header.revision());
-                let expiration = ttl.map(|ttl| asked + ttl);
-                let seen = Seen { revision, value: value.into_bytes(), permanent: seen.permanent };
-                return Ok(Claim::Ours { seen, expiration });
-            }
-            let found = match written.op_responses().into_iter().next() {
-                Some(TxnOpResponse::Get(mut found)) => found.take_kvs().into_iter().next(),
-                _ => None,
+                Written::Otherwise(found) => found,
             };
             let now = match found {
                 None => Seen::default(),
-                Some(kv) => match LeaseAttrs::from_json(kv.value()) {
+                Some(kv) => match LeaseAttrs::from_json(&kv.value) {
                     Ok(found) if write.is_ours(&found) => Seen::of(&kv),
                     Ok(found) => return Ok(Claim::Held(found.node_address())),
                     Err(_) if write.unreadable == Unreadable::Mend => Seen::of(&kv),
@@ -139,14 +123,31 @@ impl EtcdStore {
         Err(EtcdError::Unsettled { key })
     }
 
-    /// A new etcd lease, for one write: its id and how long it lives. Those of earlier writes are left to expire.
-    async fn grant(&self) -> Result<(i64, std::time::Duration), EtcdError> {
-        let ttl = i64::try_from(self.timing.ttl.as_secs()).unwrap_or(i64::MAX).max(1);
-        let (granted, _) = self
-            .members
-            .call("grant a lease", |mut client: Client| async move { client.lease_grant(ttl, None).await })
-            .await?;
-        let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
-        Ok((granted.id(), std::time::Duration::from_secs(seconds)))
+    /// Whether a lease made before ours has part of it, where the write could not be made conditional on that: then
+    /// ours is taken back. Of two nodes that write at once and look after it, one sees the other, and it is the later
+    /// one that yields.
+    async fn is_late(
+        &self,
+        server: &Server,
+        subnet: &LeaseSubnet,
+        key: &str,
+        seen: &Seen,
+    ) -> Result<bool, EtcdError> {
+        if let Server::V3(_) = server {
+            return Ok(false);
+        }
+        let all = server.read("list the leases", &self.leases_key(), true).await?.entries;
+        let Some(created) = all.iter().find(|entry| entry.key == key.as_bytes()).map(|entry| entry.created)
+        else {
+            return Ok(true);
+        };
+        let earlier = |entry: &&Entry| entry.created < created && entry.key != key.as_bytes();
+        let late = all.iter().filter(earlier).any(|entry| {
+            parse_lease_key(&String::from_utf8_lossy(&entry.key)).is_ok_and(|other| other.overlaps(subnet))
+        });
+        if late {
+            server.delete("give our lease back", key, seen).await?;
+        }
+        Ok(late)
     }
 }

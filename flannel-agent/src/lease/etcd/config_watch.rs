@@ -2,10 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::{
-    EtcdStore,
-    key_watch::{KeyEvent, KeyWatch},
-};
+use super::{EtcdStore, key_watch::KeyEvent};
 use crate::{config::NetworkConfig, lease::config_report::ConfigReport};
 
 impl EtcdStore {
@@ -13,12 +10,14 @@ impl EtcdStore {
     /// or what is wrong with the new configuration. Goes on until dropped.
     pub async fn watch_network_config(&self, in_force: NetworkConfig) -> Infallible {
         let key = self.config_key();
-        let mut keys = KeyWatch::new(self.members.clone(), "the network config", key.clone(), false);
+        let mut keys = self.follow("the network config", key.clone(), false);
         let mut report = ConfigReport::new(key, in_force);
         loop {
             match keys.next().await {
-                KeyEvent::All(all) | KeyEvent::Anew(all) => report.sees(all.first().map(|kv| kv.value())),
-                KeyEvent::Put(kv) => report.sees(Some(kv.value())),
+                KeyEvent::All(all) | KeyEvent::Anew(all) => {
+                    report.sees(all.first().map(|entry| entry.value.as_slice()))
+                }
+                KeyEvent::Put(entry) => report.sees(Some(&entry.value)),
                 KeyEvent::Deleted { .. } => report.sees(None),
             }
         }

@@ -19,12 +19,12 @@ pub(super) struct Etcdctl {
 }
 
 impl Etcdctl {
-    /// The command that writes the network configuration to `key`, and the one that shows what the v2 store has there.
+    /// The commands that write the network configuration to `key`, of the v3 store and of the v2 store.
     pub(super) fn for_config(&self, key: &str) -> (String, String) {
         let key = quoted(key);
         let v3 = self.command("3", ["--cacert", "--cert", "--key", "--user"]);
         let v2 = self.command("2", ["--ca-file", "--cert-file", "--key-file", "--username"]);
-        (format!("{v3} put {key} {EXAMPLE}"), format!("{v2} get {key}"))
+        (format!("{v3} put {key} {EXAMPLE}"), format!("{v2} mk {key} {EXAMPLE}"))
     }
 
     fn command(&self, api: &str, [ca, cert, key, user]: [&str; 4]) -> String {
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn commands_have_the_flags_that_were_given() {
         let plain = Etcdctl { endpoints: vec!["http://127.0.0.1:2379".into()], files: None, user: None };
-        let (put, get) = plain.for_config("/coreos.com/network/config");
+        let (put, mk) = plain.for_config("/coreos.com/network/config");
         assert!(
             put.starts_with(
                 "ETCDCTL_API=3 etcdctl --endpoints=http://127.0.0.1:2379 put /coreos.com/network/config '{"
@@ -69,22 +69,24 @@ mod tests {
             "{put}"
         );
         assert_eq!(
-            get,
-            "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:2379 get /coreos.com/network/config"
+            mk,
+            format!(
+                "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:2379 mk /coreos.com/network/config {EXAMPLE}"
+            )
         );
         let files = Files { ca: Some("/a b/ca.pem".into()), pair: Some(("/c.pem".into(), "/k.pem".into())) };
         let endpoints = vec!["https://a:2379".into(), "https://[::1]:2379".into()];
         let full = Etcdctl { endpoints, files: Some(files), user: Some("o'neill".into()) };
-        let (put, get) = full.for_config("/my network/config");
+        let (put, mk) = full.for_config("/my network/config");
         let flags = "--endpoints='https://a:2379,https://[::1]:2379'";
         assert!(
             put.starts_with(&format!("ETCDCTL_API=3 etcdctl {flags} --cacert='/a b/ca.pem' --cert=/c.pem --key=/k.pem --user='o'\\''neill' put '/my network/config' ")),
             "{put}"
         );
         assert_eq!(
-            get,
+            mk,
             format!(
-                "ETCDCTL_API=2 etcdctl {flags} --ca-file='/a b/ca.pem' --cert-file=/c.pem --key-file=/k.pem --username='o'\\''neill' get '/my network/config'"
+                "ETCDCTL_API=2 etcdctl {flags} --ca-file='/a b/ca.pem' --cert-file=/c.pem --key-file=/k.pem --username='o'\\''neill' mk '/my network/config' {EXAMPLE}"
             )
         );
     }

@@ -1,11 +1,7 @@
 //! Keeping our lease: it is renewed before it ends, and taken back when somebody deletes it.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, time::SystemTime};
 
-use etcd_client::{Client, KeyValue};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -16,7 +12,9 @@ use tracing::{info, warn};
 use super::{
     EtcdStore, OwnLease, RETRY, Said,
     claim::{Claim, Seen, Unreadable, Write},
-    key_watch::{KeyEvent, KeyWatch},
+    entry::{End, Entry},
+    key_watch::KeyEvent,
+    server::Keys,
 };
 use crate::{
     lease::{LeaseAttrs, LeaseSubnet},
@@ -92,7 +90,7 @@ impl EtcdStore {
     pub fn keep_lease(&self, own: OwnLease) -> LeaseKeeper {
         let (reporter, reports) = mpsc::channel(16);
         let (attrs, changes) = watch::channel(own.attrs.clone());
-        let keys = KeyWatch::new(self.members.clone(), "our lease", self.lease_key(&own.subnet), false);
+        let keys = self.follow("our lease", self.lease_key(&own.subnet), false);
         let mut keep = Keep {
             store: self.clone(),
             renewal: None,
@@ -126,7 +124,7 @@ struct Keep {
 }
 
 impl Keep {
-    async fn run(mut self, mut keys: KeyWatch) {
+    async fn run(mut self, mut keys: Keys) {
         loop {
             let renewal = self.renewal;
             let due = async move {
@@ -143,7 +141,7 @@ impl Keep {
                     if (attrs.public_ip, attrs.public_ipv6)
                         != (self.own.attrs.public_ip, self.own.attrs.public_ipv6)
                     {
-                        self.store.members.moved().await;
+                        self.store.moved().await;
                     }
                     self.own.attrs = attrs;
                     self.published = false;
@@ -230,7 +228,7 @@ impl Keep {
                 None => self.gone().await,
             },
             // Our own write, or older than that: the watch is behind us.
-            KeyEvent::Put(kv) if kv.mod_revision() <= self.own.seen.revision => Ok(()),
+            KeyEvent::Put(kv) if kv.revision <= self.own.seen.revision => Ok(()),
             KeyEvent::Put(kv) => self.seen(&kv).await,
             KeyEvent::Deleted { revision, .. } if revision <= self.own.seen.revision => Ok(()),
             KeyEvent::Deleted { .. } => self.gone().await,
@@ -244,9 +242,9 @@ impl Keep {
     }
 
     /// Somebody else wrote our key.
-    async fn seen(&mut self, kv: &KeyValue) -> Result<(), LostLease> {
+    async fn seen(&mut self, kv: &Entry) -> Result<(), LostLease> {
         let subnet = self.own.subnet;
-        match LeaseAttrs::from_json(kv.value()) {
+        match LeaseAttrs::from_json(&kv.value) {
             Ok(attrs) if self.is_ours(&attrs) => {
                 self.own.seen = Seen::of(kv);
                 self.deleted = false;
@@ -254,7 +252,7 @@ impl Keep {
                     // Ours is still to be written, over this too.
                     return self.write().await;
                 }
-                self.own.expiration = self.end_of(kv.lease()).await;
+                self.own.expiration = self.end_of(kv.end).await;
                 self.schedule();
                 let until = until(self.own.expiration);
                 if attrs == self.own.attrs {
@@ -275,19 +273,8 @@ impl Keep {
         }
     }
 
-    /// When an etcd lease ends; `None` if there is none. One that etcd will not tell of is taken to be as
-    /// long as ours are.
-    async fn end_of(&self, id: i64) -> Option<SystemTime> {
-        if id == 0 {
-            return None;
-        }
-        let now = SystemTime::now();
-        let ask = |mut client: Client| async move { client.lease_time_to_live(id, None).await };
-        let ttl = match self.store.members.call("read the end of our lease", ask).await {
-            Ok((answer, _)) => u64::try_from(answer.ttl()).ok().map(Duration::from_secs),
-            Err(_) => None,
-        };
-        Some(now + ttl.unwrap_or(self.store.timing.ttl))
+    async fn end_of(&self, end: End) -> Option<SystemTime> {
+        self.store.server().end_of(end, &self.store.timing).await
     }
 
     /// Sets the next renewal: the margin before the end, and at least some seconds from now.

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{WatchOptions, WatchResponse, WatchStream};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -11,21 +11,23 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    EtcdError, MAX_MESSAGE, Said, get,
+    EtcdError, MAX_MESSAGE, Said,
+    entry::{Entry, Listing},
+    get,
     members::{MemberId, Members, reason},
 };
 
 /// Pause after a failure; doubled after each further one, up to the second.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What happened to the keys.
 pub(super) enum KeyEvent {
     /// All there is. The first of all, and after a gap that cannot be bridged.
-    All(Vec<KeyValue>),
+    All(Vec<Entry>),
     /// All there is in a store that is not, or not yet again, the one it was: emptied, or restored from a backup.
-    Anew(Vec<KeyValue>),
+    Anew(Vec<Entry>),
     /// A key was written.
-    Put(KeyValue),
+    Put(Entry),
     /// A key was deleted.
     Deleted {
         key: Vec<u8>,
@@ -166,13 +168,12 @@ impl KeyWatch {
         }
     }
 
-    async fn list(&mut self) -> Result<Vec<KeyValue>, EtcdError> {
-        let (mut response, _) = get(&self.members, "list what is watched", &self.key, self.prefix).await?;
-        let (revision, cluster) =
-            response.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()));
+    async fn list(&mut self) -> Result<Vec<Entry>, EtcdError> {
+        let (response, _) = get(&self.members, "list what is watched", &self.key, self.prefix).await?;
+        let Listing { revision, cluster, entries } = Listing::from(&response);
         self.position = Position::At { revision, cluster };
-        debug!(what = self.what, revision, keys = response.kvs().len(), "read everything");
-        Ok(response.take_kvs())
+        debug!(what = self.what, revision, keys = entries.len(), "read everything");
+        Ok(entries)
     }
 
     /// Begins a watch at the last revision that is known instead of the next. etcd as it was until 2025 drops a
@@ -232,7 +233,7 @@ impl KeyWatch {
             // A deletion has the version 0; a write at least 1.
             self.ready.push_back(match kv.version() {
                 0 => KeyEvent::Deleted { key: kv.key().to_vec(), revision: kv.mod_revision() },
-                _ => KeyEvent::Put(kv.clone()),
+                _ => KeyEvent::Put(Entry::from(kv)),
             });
         }
         self.position = Position::At { revision: reached.max(revision), cluster };

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_client::KeyValue;
 use tokio::{
     select,
     sync::mpsc,
@@ -15,10 +14,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{
-    EtcdStore,
-    key_watch::{KeyEvent, KeyWatch},
-};
+use super::{EtcdStore, entry::Entry, key_watch::KeyEvent, server::Keys};
 use crate::{
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet, wire::parse_lease_key},
     values::shorten,
@@ -56,7 +52,7 @@ impl EtcdStore {
     /// they.
     pub fn watch_after(&self, own: LeaseSubnet, inherited: Inherited) -> EtcdWatch {
         let (sender, events) = mpsc::channel(QUEUE);
-        let keys = KeyWatch::new(self.members.clone(), "the leases of all nodes", self.leases_key(), true);
+        let keys = self.follow("the leases of all nodes", self.leases_key(), true);
         let Inherited { leases, newcomer } = inherited;
         let last: BTreeMap<Vec<u8>, Lease> =
             leases.into_iter().map(|lease| (self.lease_key(&lease.subnet).into_bytes(), lease)).collect();
@@ -83,7 +79,7 @@ impl LeaseSource for EtcdWatch {
     }
 }
 
-async fn run(mut keys: KeyWatch, mut decoder: Decoder, sender: mpsc::Sender<LeaseEvent>) {
+async fn run(mut keys: Keys, mut decoder: Decoder, sender: mpsc::Sender<LeaseEvent>) {
     loop {
         let until = decoder.until;
         let late = async move {
@@ -128,8 +124,8 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn all(&mut self, all: &[KeyValue]) -> Vec<Lease> {
-        let present: BTreeSet<&[u8]> = all.iter().map(KeyValue::key).collect();
+    fn all(&mut self, all: &[Entry]) -> Vec<Lease> {
+        let present: BTreeSet<&[u8]> = all.iter().map(|entry| entry.key.as_slice()).collect();
         self.unreadable.retain(|key, _| present.contains(key.as_slice()));
         let forgotten = &self.forgotten;
         self.last.retain(|key, _| present.contains(key.as_slice()) || forgotten.contains(key));
@@ -176,8 +172,8 @@ impl Decoder {
     }
 
     /// All that another store holds, or the same in an older state: what it lacks was not taken back.
-    fn anew(&mut self, all: &[KeyValue]) -> Vec<Lease> {
-        let present: BTreeSet<&[u8]> = all.iter().map(KeyValue::key).collect();
+    fn anew(&mut self, all: &[Entry]) -> Vec<Lease> {
+        let present: BTreeSet<&[u8]> = all.iter().map(|entry| entry.key.as_slice()).collect();
         self.forgotten = self.last.keys().filter(|key| !present.contains(key.as_slice())).cloned().collect();
         if !self.forgotten.is_empty() {
             let patience = FORGOTTEN.min(self.store.timing.ttl);
@@ -219,32 +215,32 @@ impl Decoder {
         plain.or_else(|| self.last.iter().find(|(_, lease)| lease.subnet == *subnet).map(|(key, _)| key))
     }
 
-    fn put(&mut self, kv: &KeyValue) -> Option<LeaseEvent> {
-        let key = String::from_utf8_lossy(kv.key());
+    fn put(&mut self, kv: &Entry) -> Option<LeaseEvent> {
+        let key = String::from_utf8_lossy(&kv.key);
         let subnet = match parse_lease_key(&key) {
             Ok(subnet) if subnet == self.own => return None,
             Ok(subnet) => subnet,
             Err(error) => return self.skip(kv, &error.to_string()),
         };
-        let attrs = match LeaseAttrs::from_json(kv.value()) {
+        let attrs = match LeaseAttrs::from_json(&kv.value) {
             Ok(attrs) => attrs,
             Err(error) => return self.skip(kv, &error.to_string()),
         };
         // The end of others' leases is etcd's business: it costs a request per lease, and nothing here
         // depends on it.
         let lease = Lease { subnet, attrs, expiration: None };
-        self.forgotten.remove(kv.key());
-        self.last.insert(kv.key().to_vec(), lease.clone());
+        self.forgotten.remove(&kv.key);
+        self.last.insert(kv.key.clone(), lease.clone());
         if self.has_moved(&lease) {
             return Some(LeaseEvent::Snapshot(self.leases()));
         }
         match self.in_force(&subnet) {
-            Some(other) if other != kv.key() => {
+            Some(other) if *other != kv.key => {
                 let other = format!("{} names the same subnet and is used", String::from_utf8_lossy(other));
                 self.skip(kv, &other)
             }
             _ => {
-                self.unreadable.remove(kv.key());
+                self.unreadable.remove(&kv.key);
                 Some(LeaseEvent::Upsert(lease))
             }
         }
@@ -276,12 +272,12 @@ impl Decoder {
     }
 
     /// Counts and logs an entry that cannot be used, once as long as it stays the same.
-    fn skip(&mut self, kv: &KeyValue, error: &str) -> Option<LeaseEvent> {
-        let news = self.unreadable.insert(kv.key().to_vec(), kv.value().to_vec());
-        if news.is_none_or(|before| before != kv.value()) {
+    fn skip(&mut self, kv: &Entry, error: &str) -> Option<LeaseEvent> {
+        let news = self.unreadable.insert(kv.key.clone(), kv.value.clone());
+        if news.is_none_or(|before| before != kv.value) {
             self.store.undecodable.fetch_add(1, Ordering::Relaxed);
-            let key = String::from_utf8_lossy(kv.key());
-            let value = shorten(&String::from_utf8_lossy(kv.value()), 200);
+            let key = String::from_utf8_lossy(&kv.key);
+            let value = shorten(&String::from_utf8_lossy(&kv.value), 200);
             warn!(%key, value, error, "skipping a lease that cannot be used; all others are used. Delete or correct it");
         }
         None

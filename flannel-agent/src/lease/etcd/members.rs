@@ -6,7 +6,6 @@
 use std::{
     error::Error as _,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
 };
 
 use etcd_client::{Client, ConnectOptions, Error};
@@ -15,10 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CONNECT, EtcdError, advice::advice, endpoint::Endpoint, tls};
-
-/// How long one member may take to answer one request.
-const ANSWER: Duration = Duration::from_secs(5);
+use super::{ANSWER, CONNECT, EtcdError, advice::advice, endpoint::Endpoint, tls};
 
 /// The members, and the one that answered last.
 pub(super) struct Members {
@@ -59,14 +55,9 @@ enum Blame {
 
 impl Members {
     /// Nodes begin with different members, so that they spread over them.
-    pub(super) fn new(all: Vec<Member>) -> Self {
+    pub(super) fn new(all: Vec<Member>, trouble: watch::Sender<Option<String>>) -> Self {
         let current = AtomicUsize::new(rand::random_range(0..all.len().max(1)));
-        Self { all, current, trouble: watch::Sender::new(None), moves: watch::Sender::new(0) }
-    }
-
-    /// Why the last request failed; `None` if it did not.
-    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
-        self.trouble.subscribe()
+        Self { all, current, trouble, moves: watch::Sender::new(0) }
     }
 
     /// Asks the members one after the other, beginning with the one that answered last, until one answers

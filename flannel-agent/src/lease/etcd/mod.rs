@@ -1,26 +1,30 @@
-//! Leases in etcd (v3), by the keys and rules of flannel's etcd subnet manager.
+//! Leases in etcd, by the keys and rules of flannel's etcd subnet managers: in the v3 store, or in the v2 store, where
+//! flannel 0.11 to 0.17 keep them.
 //!
 //! ```text
-//! options ─▶ EtcdStore ─ network_config()      <prefix>/config
+//! options ─▶ EtcdStore ─ network_config()      <prefix>/config, and which store has it
 //!                      ├ report_config_changes()
 //!                      ├ acquire() ─▶ OwnLease  <prefix>/subnets/<own>
 //!                      ├ keep(own) ─▶ LeaseKeeper: renews, and takes back what was deleted
 //!                      └ watch(own) ─▶ EtcdWatch: a LeaseSource of all others
 //! ```
 //!
+//! All of these ask a [`server::Server`], which is v3 ([`members`]) or v2 ([`v2`]).
+//!
 //! Nothing but our own, valid lease is ever written below `<prefix>/subnets`: an entry that stock flanneld
 //! cannot decode makes it drop every peer it has.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use etcd_client::{ConnectOptions, GetOptions, GetResponse};
-use tracing::{debug, error, info, warn};
+use tokio::sync::watch;
+use tracing::warn;
 
 use self::{
     ctl::Etcdctl,
@@ -29,28 +33,29 @@ use self::{
     tls::{Files, TlsError},
 };
 use super::{LeaseSubnet, wire::lease_key};
-use crate::{
-    config::{ConfigError, NetworkConfig},
-    telemetry::Said,
-};
+use crate::{config::ConfigError, telemetry::Said};
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
 pub use lease_watch::{EtcdWatch, Inherited};
-pub use options::{EtcdOptions, LeaseTiming};
+pub use options::{EtcdApi, EtcdOptions, LeaseTiming};
 
 mod acquire;
 mod advice;
 mod claim;
+mod config;
 mod config_watch;
 mod ctl;
 mod endpoint;
+mod entry;
 mod keep;
 mod key_watch;
 mod lease_watch;
 mod members;
 mod options;
+mod server;
 mod store;
 mod tls;
+mod v2;
 
 /// Between attempts to get what the agent cannot start without.
 const RETRY: Duration = Duration::from_secs(1);
@@ -59,6 +64,8 @@ const TRIES: usize = 10;
 /// Pings on a connection that carries a watch, and how long an answer may take: a peer that vanished is
 /// noticed after the sum of both. etcd closes connections pinged more often than every 5 s.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// How long one member may take to answer one request.
+const ANSWER: Duration = Duration::from_secs(5);
 /// For a TCP connection, and for TLS on it.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -104,14 +111,26 @@ pub enum EtcdError {
     },
     /// There is no configuration. The beginning is upstream's.
     #[error(
-        "flannel config not found in etcd store. Did you create your config using etcdv3 API? Write it by: {put}. \
-         etcd's v2 store, which flannel up to 0.17 kept it in, is not read; what is there shows: {get_v2}"
+        "flannel config not found in etcd store. Did you create your config using etcdv3 API? Here {looked}. Write it by: \
+         {put}. Or, in a cluster with nodes of flannel 0.11 to 0.17, which know the v2 store only, by: {mk} (set instead \
+         of mk where the key is there)"
     )]
     NoConfig {
-        /// The command that writes one.
+        /// What was looked at, and how it is there.
+        looked: String,
+        /// The command that writes one to the v3 store.
         put: String,
-        /// The command that shows the one of the v2 store.
-        get_v2: String,
+        /// The command that writes one to the v2 store.
+        mk: String,
+    },
+    /// There is no v2 API.
+    #[error(
+        "etcd at {endpoint} serves no v2 store: start it with --enable-v2=true (etcd 3.6 and later have none), or leave \
+         --etcd-api=v2 out"
+    )]
+    NoV2 {
+        /// Who answered.
+        endpoint: String,
     },
     /// The configuration is wrong.
     #[error("{key}: {error}")]
@@ -127,6 +146,12 @@ pub enum EtcdError {
 #[derive(Clone)]
 pub struct EtcdStore {
     members: Arc<Members>,
+    v2: Arc<v2::Members>,
+    given_api: EtcdApi,
+    /// What [`EtcdApi::Auto`] came to; itself until then, when leases are v3's.
+    decided: Arc<Mutex<EtcdApi>>,
+    /// Why the last request failed, if it did.
+    trouble: watch::Sender<Option<String>>,
     prefix: Arc<str>,
     timing: LeaseTiming,
     undecodable: Arc<AtomicU64>,
@@ -167,7 +192,7 @@ impl EtcdStore {
             (Some(_), None) => ignored("--etcd-username", "--etcd-password"),
             (None, Some(_)) => ignored("--etcd-password", "--etcd-username"),
         };
-        let mut members = Vec::new();
+        let (mut members, mut members_v2) = (Vec::new(), Vec::new());
         for endpoint in endpoints {
             let connect = ConnectOptions::new()
                 .with_keep_alive(PING.0, PING.1)
@@ -180,6 +205,8 @@ impl EtcdStore {
                 warn!(%endpoint, "connecting without TLS, as the endpoint says http; --etcd-certfile is not used");
             }
             let tls = endpoint.tls.then(|| files.clone());
+            let of_v2 = v2::Member::new(endpoint.clone(), tls.clone(), user.clone(), have_certificate);
+            members_v2.push(of_v2);
             members.push(Member {
                 endpoint,
                 options: connect,
@@ -189,50 +216,18 @@ impl EtcdStore {
                 client: Default::default(),
             });
         }
+        let (prefix, trouble) = (clean(&options.prefix), watch::Sender::new(None));
         Ok(Self {
-            members: Arc::new(Members::new(members)),
-            prefix: clean(&options.prefix).into(),
+            members: Arc::new(Members::new(members, trouble.clone())),
+            v2: Arc::new(v2::Members::new(members_v2, &prefix, trouble.clone())),
+            given_api: options.api,
+            decided: Arc::default(),
+            trouble,
+            prefix: prefix.into(),
             timing: options.timing,
             undecodable: Arc::default(),
             ctl: Arc::new(ctl),
         })
-    }
-
-    /// The network configuration. Waits for etcd, for the key, and for a valid value: asks every second, and
-    /// logs each distinct reason to wait once.
-    ///
-    /// # Errors
-    /// [`EtcdError::Config`] for the mistakes that end upstream's start, too.
-    pub async fn wait_for_network_config(&self) -> Result<NetworkConfig, EtcdError> {
-        let mut said = Said::default();
-        loop {
-            match self.try_network_config().await {
-                Ok(config) => {
-                    info!(key = self.config_key(), %config, "network config");
-                    debug!(?config, "the network config in full");
-                    return Ok(config);
-                }
-                Err(EtcdError::Config { key, error }) if error.ends_the_start() => {
-                    return Err(EtcdError::Config { key, error });
-                }
-                Err(problem) if said.is_news(&problem) => {
-                    error!(key = self.config_key(), error = %problem, "no network config yet; trying again every second");
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    /// The network configuration, asked for once.
-    pub async fn try_network_config(&self) -> Result<NetworkConfig, EtcdError> {
-        let key = self.config_key();
-        let response = self.get("read the network config", key.clone().into_bytes(), false).await?;
-        let kv = response.kvs().first().ok_or_else(|| {
-            let (put, get_v2) = self.ctl.for_config(&key);
-            EtcdError::NoConfig { put, get_v2 }
-        })?;
-        NetworkConfig::parse(kv.value()).map_err(|error| EtcdError::Config { key, error })
     }
 
     /// How many leases of peers could not be decoded and were skipped. One that stays as it is counts once.
@@ -251,10 +246,6 @@ impl EtcdStore {
 
     fn lease_key(&self, subnet: &LeaseSubnet) -> String {
         join(&self.leases_key(), &lease_key(subnet))
-    }
-
-    async fn get(&self, what: &'static str, key: Vec<u8>, prefix: bool) -> Result<GetResponse, EtcdError> {
-        get(&self.members, what, &key, prefix).await.map(|(response, _)| response)
     }
 }
 

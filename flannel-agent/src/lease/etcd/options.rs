@@ -24,6 +24,8 @@ pub struct EtcdOptions {
     pub username: Option<String>,
     /// `--etcd-password`.
     pub password: Option<String>,
+    /// `--etcd-api`.
+    pub api: EtcdApi,
     /// When our lease is renewed.
     pub timing: LeaseTiming,
 }
@@ -38,6 +40,7 @@ impl Default for EtcdOptions {
             cafile: None,
             username: None,
             password: None,
+            api: EtcdApi::default(),
             timing: LeaseTiming::default(),
         }
     }
@@ -53,9 +56,22 @@ impl fmt::Debug for EtcdOptions {
             .field("cafile", &self.cafile)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "(hidden)"))
+            .field("api", &self.api)
             .field("timing", &self.timing)
             .finish()
     }
+}
+
+/// Which of etcd's stores holds the leases. An etcd can serve both, and neither knows of the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EtcdApi {
+    /// The one that holds the network configuration: v3, else v2.
+    #[default]
+    Auto,
+    /// v3, as flannel from 0.18 on.
+    V3,
+    /// v2, as flannel 0.11 to 0.17.
+    V2,
 }
 
 /// The life of our lease.

@@ -40,7 +40,7 @@ impl LeaseStore for EtcdStore {
     }
 
     fn trouble(&self) -> Receiver<Option<String>> {
-        self.members.trouble()
+        self.trouble.subscribe()
     }
 
     async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {

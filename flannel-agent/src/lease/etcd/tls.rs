@@ -51,6 +51,40 @@ pub(super) fn options(files: &Files) -> Result<TlsOptions, TlsError> {
     }
 }
 
+/// The same for connections that are not etcd-client's.
+pub(super) fn client_config(files: &Files) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    match &files.ca {
+        // What of the system's cannot be read is left out: the handshake says who was not trusted.
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        Some(path) => {
+            ca(path)?;
+            for der in certificates(CA, path)?.1 {
+                roots.add(der).map_err(|e| error(CA, path, e.to_string()))?;
+            }
+        }
+    }
+    let (flag, path) = match (&files.ca, &files.pair) {
+        (_, Some((cert, _))) => (CERT, cert.clone()),
+        (ca, None) => (CA, ca.clone().unwrap_or_default()),
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| error(flag, &path, e.to_string()))?
+        .with_root_certificates(roots);
+    match &files.pair {
+        None => Ok(builder.with_no_client_auth()),
+        Some((cert, key)) => {
+            let (_, key_pem) = pair(cert, key)?;
+            let private =
+                PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| error(KEY, key, e.to_string()))?;
+            builder
+                .with_client_auth_cert(certificates(CERT, cert)?.1, private)
+                .map_err(|e| error(KEY, key, e.to_string()))
+        }
+    }
+}
+
 fn ca(path: &Path) -> Result<Vec<u8>, TlsError> {
     let (pem, certificates) = certificates(CA, path)?;
     for der in &certificates {

@@ -34,11 +34,13 @@ pub struct Options {
     pub within: Vec<String>,
     /// Serve https only, and to clients with a certificate of the authority only.
     pub tls: bool,
+    /// Serve the v2 store, too.
+    pub v2: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { address: Ipv4Addr::LOCALHOST.into(), within: Vec::new(), tls: false }
+        Self { address: Ipv4Addr::LOCALHOST.into(), within: Vec::new(), tls: false, v2: false }
     }
 }
 
@@ -141,6 +143,9 @@ impl Etcd {
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         let alone = format!("{name}={peer}");
         command.args(["--initial-cluster", self.cluster.as_ref().unwrap_or(&alone)]);
+        if self.options.v2 {
+            command.arg("--enable-v2=true");
+        }
         if self.options.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.path("ca.pem"));
             command.arg("--cert-file").arg(self.path("server.pem"));
@@ -230,6 +235,47 @@ impl Etcd {
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "etcdctl {}: {}", args.join(" "), error.trim());
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    /// What etcdctl answers that is told to use the v2 store, without the line end.
+    pub fn ctl_v2(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.command("etcdctl");
+        command.env("ETCDCTL_API", "2").args(["--endpoints", &self.endpoint()]);
+        if self.options.tls {
+            command.arg("--ca-file").arg(self.path("ca.pem"));
+            command
+                .arg("--cert-file")
+                .arg(self.path("client.pem"))
+                .arg("--key-file")
+                .arg(self.path("client.key"));
+        }
+        if let Some(user) = &self.user {
+            command.args(["--username", user]);
+        }
+        let output = command.args(args).output().with_context(|| missing("etcdctl", &self.options))?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "etcdctl {}: {}", args.join(" "), error.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    /// What remains of a key of the v2 store, in seconds; 0 for one that stays.
+    pub fn ttl_v2(&self, key: &str) -> Result<u64> {
+        let extended = self.ctl_v2(&["-o", "extended", "get", key])?;
+        let ttl = extended.lines().find_map(|line| line.strip_prefix("TTL: "));
+        Ok(ttl.with_context(|| format!("no TTL: {extended}"))?.parse()?)
+    }
+
+    /// Turns the v2 store's authentication on, with the user `root`, and one who may read and write below `prefix`.
+    pub fn require_users_v2(&mut self, user: &str, password: &str, prefix: &str) -> Result<()> {
+        self.ctl_v2(&["user", "add", "root:root"])?;
+        self.ctl_v2(&["role", "add", "node"])?;
+        self.ctl_v2(&["role", "grant", "--path", &format!("{prefix}/*"), "--readwrite", "node"])?;
+        self.ctl_v2(&["user", "add", &format!("{user}:{password}")])?;
+        self.ctl_v2(&["user", "grant", "--roles", "node", user])?;
+        self.ctl_v2(&["auth", "enable"])?;
+        self.ctl_v2(&["--username", "root:root", "role", "remove", "guest"])?;
+        self.user = Some("root:root".to_owned());
+        Ok(())
     }
 
     /// Writes a key that stays.

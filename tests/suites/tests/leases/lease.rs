@@ -132,7 +132,7 @@ fn a_node_whose_address_changed_keeps_its_subnet_and_pods() -> Result<()> {
 fn moved_to_tls(lab: &Lab, cluster: &mut Cluster) -> Result<(etcd::Etcd, KeyAndCertificate)> {
     let within = ["ip", "netns", "exec", lab.underlay()?.name()].map(str::to_owned).to_vec();
     let address = IpAddr::V4(UNDERLAY_ADDRESS);
-    let etcd = etcd::Etcd::with(etcd::Options { address, within, tls: true })?;
+    let etcd = etcd::Etcd::with(etcd::Options { address, within, tls: true, ..Default::default() })?;
     etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#)?;
     let good = etcd.authority()?.client()?;
     good.write_to(&etcd.path("node"))?;

@@ -13,7 +13,7 @@ use flannel_agent::{
     config::{Backend, NetworkConfig},
     lease::{
         Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet,
-        etcd::{EtcdOptions, EtcdStore},
+        etcd::{EtcdApi, EtcdOptions, EtcdStore},
         wire::VxlanData,
     },
 };
@@ -28,6 +28,8 @@ mod keep;
 mod members;
 mod proxy;
 mod slow;
+mod v2;
+mod v2_choice;
 mod watch;
 
 const PREFIX: &str = "/coreos.com/network";

@@ -1,0 +1,243 @@
+//! Following keys by long polling, through all that happens to etcd. etcd remembers its last thousand events, of all
+//! keys there are: whoever was away for longer reads everything again.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt as _, Limited};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Members,
+    answer::{self, Answer, Done, INDEX_CLEARED, Place, Unanswered},
+    connection::NoAnswer,
+    get,
+};
+use crate::lease::etcd::{
+    ANSWER, MAX_MESSAGE, Said,
+    key_watch::{KeyEvent, PAUSE},
+};
+
+/// The longest poll: a member that vanished is noticed after it, and the index we wait for keeps up with a store that
+/// others write to. Up to a quarter less, so that nodes do not all come back at once.
+const POLL: Duration = Duration::from_secs(60);
+
+/// Follows a key, or all below it.
+pub(in super::super) struct KeyPoll {
+    members: Arc<Members>,
+    moves: watch::Receiver<u64>,
+    /// What is followed, for logs.
+    what: &'static str,
+    key: String,
+    below: bool,
+    position: Position,
+    ready: VecDeque<KeyEvent>,
+    pause: Duration,
+    not_before: Option<Instant>,
+    last_gap: Option<Instant>,
+    /// What is read next is another store, or an older state of it.
+    anew: bool,
+    said: Said,
+}
+
+/// How far we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// All keys have to be read.
+    Unknown,
+    /// All is known up to there.
+    At(Place),
+}
+
+/// Why a poll ended without an event.
+enum Ended {
+    /// Nothing happened up to this index.
+    Quiet(i64),
+    /// It can go on from where it was.
+    Interrupted(String),
+    /// It cannot.
+    Gap { why: String, anew: bool },
+}
+
+impl KeyPoll {
+    pub(in super::super) fn new(members: Arc<Members>, what: &'static str, key: String, below: bool) -> Self {
+        let moves = members.moves.subscribe();
+        Self {
+            members,
+            moves,
+            what,
+            key,
+            below,
+            position: Position::Unknown,
+            ready: VecDeque::new(),
+            pause: PAUSE.0,
+            not_before: None,
+            last_gap: None,
+            anew: false,
+            said: Said::default(),
+        }
+    }
+
+    /// Waits for the next happening. Cancel safe: whatever was begun is begun again, nothing is lost.
+    pub(in super::super) async fn next(&mut self) -> KeyEvent {
+        loop {
+            if let Some(ready) = self.ready.pop_front() {
+                return ready;
+            }
+            if let Some(at) = self.not_before {
+                sleep_until(at).await;
+                self.not_before = None;
+            }
+            let Position::At(known) = self.position else {
+                match self.members.read_from("list what is watched", &self.key, self.below).await {
+                    Ok((listing, _)) => {
+                        let place = Place { index: listing.revision, cluster: listing.cluster };
+                        self.position = Position::At(place);
+                        debug!(
+                            what = self.what,
+                            index = place.index,
+                            keys = listing.entries.len(),
+                            "read everything"
+                        );
+                        return match std::mem::take(&mut self.anew) {
+                            true => KeyEvent::Anew(listing.entries),
+                            false => KeyEvent::All(listing.entries),
+                        };
+                    }
+                    Err(problem) => {
+                        self.back_off(&problem.to_string());
+                        continue;
+                    }
+                }
+            };
+            let mut moves = self.moves.clone();
+            let ended = tokio::select! {
+                ended = self.poll(known) => ended,
+                Ok(()) = moves.changed() => {
+                    self.moves.mark_unchanged();
+                    continue;
+                }
+            };
+            match ended {
+                Ok(done) => {
+                    self.pause = PAUSE.0;
+                    self.take(done, known);
+                }
+                Err(Ended::Quiet(index)) => {
+                    self.pause = PAUSE.0;
+                    self.position = Position::At(Place { index: index.max(known.index), ..known });
+                }
+                Err(Ended::Interrupted(why)) => self.back_off(&why),
+                Err(Ended::Gap { why, anew }) => self.gap(known, &why, anew),
+            }
+        }
+    }
+
+    /// Waits for one event after `known`, at the member that answered last.
+    async fn poll(&mut self, known: Place) -> Result<Done, Ended> {
+        let members = self.members.clone();
+        let id = super::MemberId(members.current.load(std::sync::atomic::Ordering::Relaxed));
+        let Some(member) = members.all.get(id.0) else {
+            return Err(Ended::Interrupted("there is no member to ask".to_owned()));
+        };
+        let failed = async |why: String| {
+            members.failed(id).await;
+            Ended::Interrupted(format!("{}: {why}", member.endpoint))
+        };
+        let recursive = if self.below { "&recursive=true" } else { "" };
+        let ask =
+            get(&self.key, &format!("?wait=true{recursive}&waitIndex={}", known.index.saturating_add(1)));
+        // etcd sends the head of the answer at once.
+        let sent = timeout(ANSWER, member.send(&ask)).await.unwrap_or(Err(NoAnswer::Silent(ANSWER)));
+        let (answer, connection) = match sent {
+            Ok(sent) => sent,
+            Err(error) => return Err(failed(error.to_string()).await),
+        };
+        let (parts, body) = answer.into_parts();
+        let place = Place::of(&parts.headers);
+        if parts.status.is_success() {
+            if place.cluster != known.cluster {
+                return Err(Ended::Gap { why: "it is another cluster now".to_owned(), anew: true });
+            }
+            if place.index < known.index {
+                let why = format!("the store went back to index {}", place.index);
+                return Err(Ended::Gap { why, anew: true });
+            }
+            if self.said.is_over() {
+                info!(what = self.what, index = known.index, "watch resumed");
+            }
+        }
+        let whole = Limited::new(body, MAX_MESSAGE).collect();
+        let body = match timeout(POLL.mul_f64(rand::random_range(0.75..=1.0)), whole).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return Err(failed(error.to_string()).await),
+            // What is not there by now was not there when the poll began.
+            Err(_) => return Err(Ended::Quiet(place.index)),
+        };
+        if parts.status.is_success() && body.is_empty() {
+            return Err(failed("the member closed the watch".to_owned()).await);
+        }
+        match answer::read(parts.status, place, &body) {
+            Ok(Answer::Done(_, done)) => {
+                member.keep(connection).await;
+                Ok(done)
+            }
+            Ok(Answer::Not(_, INDEX_CLEARED)) => {
+                let why = "the events after it are cleared from etcd's history".to_owned();
+                Err(Ended::Gap { why, anew: place.cluster != known.cluster || place.index < known.index })
+            }
+            Ok(Answer::Not(_, code)) => Err(failed(format!("error {code}")).await),
+            Err(Unanswered::NoV2) => Err(failed("serves no v2 store".to_owned()).await),
+            Err(Unanswered::Member(why) | Unanswered::Refused(why)) => Err(failed(why).await),
+        }
+    }
+
+    /// Takes over one event.
+    fn take(&mut self, done: Done, known: Place) {
+        let Done { action, node } = done;
+        let revision = node.modified_index;
+        if node.dir || revision <= known.index {
+            // Of a directory all that was in it is concerned.
+            self.gap(known, &format!("{action} of a directory, or an event out of order"), false);
+            return;
+        }
+        self.position = Position::At(Place { index: revision, ..known });
+        let rooted = self.members.rooted;
+        self.ready.push_back(match action.as_str() {
+            "delete" | "expire" | "compareAndDelete" => {
+                KeyEvent::Deleted { key: node.name(rooted), revision }
+            }
+            _ => KeyEvent::Put(node.entry(std::time::SystemTime::now(), rooted)),
+        });
+    }
+
+    fn gap(&mut self, known: Place, why: &str, anew: bool) {
+        info!(
+            what = self.what,
+            index = known.index,
+            why,
+            "cannot resume the watch; reading everything again"
+        );
+        self.anew |= anew;
+        self.position = Position::Unknown;
+        // At once, unless this happens again and again.
+        let again = self.last_gap.is_some_and(|last| last.elapsed() < PAUSE.1);
+        self.not_before = again.then(|| Instant::now() + PAUSE.1);
+        self.last_gap = Some(Instant::now());
+    }
+
+    fn back_off(&mut self, problem: &str) {
+        if self.said.is_news(&problem) {
+            warn!(
+                what = self.what,
+                error = problem,
+                "watch interrupted; trying again. Known leases stay in force"
+            );
+        }
+        self.not_before = Some(Instant::now() + self.pause.mul_f64(rand::random_range(0.5..=1.0)));
+        self.pause = (self.pause * 2).min(PAUSE.1);
+    }
+}
