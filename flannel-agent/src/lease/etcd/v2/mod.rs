@@ -150,13 +150,17 @@ impl Members {
     /// Asks the members one after the other, beginning with the one that answered last, until one answers or refuses.
     async fn call(&self, what: &'static str, ask: &Ask) -> Result<(Answer, MemberId), EtcdError> {
         let result = self.ask_all(what, ask).await;
-        let trouble = result.as_ref().err().map(EtcdError::to_string);
+        self.show(result.as_ref().err().map(EtcdError::to_string));
+        result
+    }
+
+    /// Shows why the last request failed, if it did.
+    fn show(&self, trouble: Option<String>) {
         self.trouble.send_if_modified(|now| {
             let changed = *now != trouble;
             *now = trouble;
             changed
         });
-        result
     }
 
     async fn ask_all(&self, what: &'static str, ask: &Ask) -> Result<(Answer, MemberId), EtcdError> {

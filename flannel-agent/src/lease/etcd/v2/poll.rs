@@ -18,6 +18,7 @@ use super::{
 };
 use crate::lease::etcd::{
     ANSWER, MAX_MESSAGE, Said,
+    advice::advice,
     key_watch::{KeyEvent, PAUSE},
 };
 
@@ -129,10 +130,24 @@ impl KeyPoll {
                 Err(Ended::Quiet(index)) => {
                     self.pause = PAUSE.0;
                     self.position = Position::At(Place { index: index.max(known.index), ..known });
+                    self.ask_majority().await;
                 }
                 Err(Ended::Interrupted(why)) => self.back_off(&why),
                 Err(Ended::Gap { why, anew }) => self.gap(known, &why, anew),
             }
+        }
+    }
+
+    /// Has the member that is asked show that it is one of a majority, else another is asked from now on: a poll of
+    /// one that is cut off from the others would be quiet for ever. One of our watches is enough for that.
+    async fn ask_majority(&mut self) {
+        if !self.below {
+            return;
+        }
+        // A key that nobody has makes for the shortest answer.
+        let nothing = format!("{}/_", self.key);
+        if let Err(problem) = self.members.read("ask whether etcd has a leader", &nothing, false).await {
+            self.back_off(&problem.to_string());
         }
     }
 
@@ -145,7 +160,13 @@ impl KeyPoll {
         };
         let failed = async |why: String| {
             members.failed(id).await;
-            Ended::Interrupted(format!("{}: {why}", member.endpoint))
+            let why = format!(
+                "{}: {why}; {}",
+                member.endpoint,
+                advice(&member.endpoint, member.have_certificate, &why)
+            );
+            members.show(Some(format!("etcd does not answer to \"watch\": {why}")));
+            Ended::Interrupted(why)
         };
         let recursive = if self.below { "&recursive=true" } else { "" };
         let ask =
@@ -166,6 +187,7 @@ impl KeyPoll {
                 let why = format!("the store went back to index {}", place.index);
                 return Err(Ended::Gap { why, anew: true });
             }
+            members.show(None);
             if self.said.is_over() {
                 info!(what = self.what, index = known.index, "watch resumed");
             }
