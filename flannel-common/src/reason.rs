@@ -142,7 +142,7 @@ reasons! {
     TunnelDiffers = 55, Note, "tunnel_differs", "the kernel's own VXLAN packet has left otherwise than the programs would send it (another next hop, interface or outer header, as by a rule for it): packets for this node take the kernel path";
     HostMark = 56, Kernel, "host_mark", "it has a mark or class by which the host routes or queues packets (ip rule fwmark, tc filters, classful qdiscs): such packets take the kernel path";
     NotGateway = 58, Kernel, "not_gateway", "the frame is not for the gateway's MAC: the pod sends it through another one";
-    FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel path with another DSCP or TTL than routing gives it: rules change them, so that the flow does not skip the stack";
+    FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel path with another DSCP, TTL or TCP sequence number than routing gives it: rules change them, so that the flow does not skip the stack";
     PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel path takes its packets";
     PodVxlan = 61, Drop, "pod_vxlan", "a pod made VXLAN of our own network for a node, which would have taken what is in it for another pod's";
 }

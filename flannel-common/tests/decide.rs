@@ -255,7 +255,14 @@ proptest! {
                 let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
                 let refresh = case.tables.config.unwrap().udp_refresh;
                 prop_assert!(again.is_none() || refresh == 0, "noted twice");
-                prop_assert!(!trail::is_changed(case.arrival.tc_index, case.frame[15], case.frame[22]));
+                let outwards = matches!(case.hook, Hook::ToOverlay | Hook::ToUnderlay);
+                let number = |at: usize| u32::from_be_bytes(case.frame[at..at + 4].try_into().unwrap());
+                let header = trail::Header {
+                    class: if outwards { case.frame[15] } else { case.frame[15] & !3 },
+                    hops: case.frame[22],
+                    numbers: if case.frame[23] == 6 { [number(38), number(42)] } else { [0; 2] },
+                };
+                prop_assert!(!trail::is_changed(case.arrival.tc_index, header));
             }
             Note::Changed(flow) => {
                 prop_assert!(case.arrival.mark & FLOW_MARK != 0 && tables.flows.is_empty());

@@ -183,9 +183,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
 
     /// Looks at maps and programs, and lets a pass follow at once if they are not as planned.
     async fn look(&mut self) {
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), self.host.cpu_time());
         let found = self.datapath.observe_bpf().await;
-        let mut cost = start.elapsed();
         let planned = &self.plan.state.bpf;
         let amiss = !matches!(&found, Ok(None)) && !matches!(&found, Ok(Some(found)) if found == planned);
         if amiss {
@@ -194,13 +193,12 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             let links = matches!(&found, Ok(Some(found)) if !found.has_pods_of(planned));
             self.schedule.found(Changed { links, overlay: true, ..Changed::default() }, start);
         }
-        let begun = Instant::now();
         let interfaces = self.surroundings.foreign.interfaces.keys().copied().collect();
         let programs = self.datapath.foreign_programs(&interfaces).await;
         if programs.is_ok_and(|programs| programs != self.programs) {
             self.schedule.found(Changed { hooks: true, ..Changed::default() }, start);
         }
-        cost += begun.elapsed();
+        let cost = self.host.cpu_time().saturating_sub(before);
         self.schedule.looked(cost, amiss, Instant::now());
     }
 

@@ -141,14 +141,17 @@ fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(),
 #[inline(always)]
 pub(super) fn begin_trail<F: Family, P: Act<F>>(
     packet: P,
+    way: Direction,
     verdict: &Result<P::Done, Reason>,
     offset: impl FnOnce() -> Option<usize>,
 ) {
     if let Err(reason) = verdict
         && is_refusal(*reason)
-        && let Some(ip) = offset().and_then(|offset| F::Header::read(&packet, offset))
+        && let Some(offset) = offset()
+        && let Some(ip) = F::Header::read(&packet, offset)
+        && let Ok(transport) = Transport::at(&packet, offset + F::IP_LEN, ip.protocol())
     {
-        packet.note_beside(trail::begins(ip.class(), ip.hops()));
+        packet.note_beside(trail::begins(transport.header::<F>(way, &ip)));
     }
 }
 
@@ -207,7 +210,7 @@ fn look<F: Family, P: Act<F>>(
         if known.ifindex != NEVER.ifindex {
             act::noted(packet, way, &Note::Forget(flow), size);
         }
-    } else if trail::is_changed(arrival.tc_index, ip.class(), ip.hops()) {
+    } else if trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip)) {
         act::noted(packet, way, &Note::Changed(flow), size);
     } else {
         let lifetime = lifetime(&config, transport.protocol);
@@ -255,23 +258,37 @@ struct Transport {
     destination: u16,
     /// TCP flags; none for UDP.
     flags: u8,
+    /// Sequence and acknowledgment numbers of TCP; none for UDP.
+    numbers: [u32; 2],
 }
 
 impl Transport {
     /// Of the packet whose header of `protocol` stands at `at`.
     #[inline(always)]
     fn at(packet: &(impl Packet + ?Sized), at: usize, protocol: u8) -> Result<Self, Reason> {
-        let (protocol, flags) = match protocol {
+        let (protocol, flags, numbers) = match protocol {
             PROTOCOL_TCP => {
                 let header: &[u8; TCP_TO_FLAGS] = packet.view(at).ok_or(Reason::Truncated)?;
-                (FlowProtocol::Tcp, header[TCP_TO_FLAGS - 1])
+                let [_, _, _, _, a, b, c, d, e, f, g, h, _, flags] = *header;
+                let numbers = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
+                (FlowProtocol::Tcp, flags, numbers)
             }
-            PROTOCOL_UDP => (FlowProtocol::Udp, 0),
+            PROTOCOL_UDP => (FlowProtocol::Udp, 0, [0; 2]),
             _ => return Err(Reason::FlowProtocol),
         };
         let [a, b, c, d] = *packet.view(at).ok_or(Reason::Truncated)?;
         let (source, destination) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-        Ok(Self { protocol, source, destination, flags })
+        Ok(Self { protocol, source, destination, flags, numbers })
+    }
+
+    /// What rules may change of the packet, which travels `way`.
+    #[inline(always)]
+    fn header<F: Family>(&self, way: Direction, ip: &F::Header) -> trail::Header {
+        let class = match way {
+            Direction::Egress => ip.class(),
+            Direction::Ingress => ip.class() & !3,
+        };
+        trail::Header { class, hops: ip.hops(), numbers: self.numbers }
     }
 
     /// Refuses what connection tracking must see whatever is known.

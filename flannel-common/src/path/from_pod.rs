@@ -47,7 +47,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         |direct, reason| packet.send_direct(&direct, reason),
     )
     .and_then(|done| done);
-    flow::begin_trail::<F, P>(packet, &verdict, || Some(ETHERNET_LEN));
+    flow::begin_trail::<F, P>(packet, Direction::Egress, &verdict, || Some(ETHERNET_LEN));
     let verdict = match verdict {
         Err(reason) if exempt::is_exempt(&packet, tables, reason) => {
             packet.mark(tables.marks().exempt);

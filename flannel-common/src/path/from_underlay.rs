@@ -59,7 +59,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
             act::noted_tunnel(packet, Direction::Ingress, &note, size);
         });
     }
-    flow::begin_trail::<F, P>(packet, &verdict, || found_at(&packet, tables));
+    flow::begin_trail::<F, P>(packet, Direction::Ingress, &verdict, || found_at(&packet, tables));
     if let Err(reason) = verdict
         && is_checked(reason)
     {

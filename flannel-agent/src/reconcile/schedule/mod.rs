@@ -18,7 +18,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// times its length: on a busy node, a pass that waits for a CPU is no reason to let pods wait.
 const REST: u32 = 4;
 /// Maps and programs give no notice when someone changes them: so often they are looked at, and so many
-/// times the length of the look apart, which keeps the looks at a two-hundredth of a CPU: a lease that comes meanwhile
+/// times the CPU time of the look apart, which keeps the looks at a two-hundredth of a CPU: a lease that comes meanwhile
 /// waits for their end.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_REST: u32 = 200;
@@ -26,7 +26,7 @@ const LOOK_REST: u32 = 200;
 const REPAIR_REST: u32 = 50;
 /// Where nothing was amiss, no longer: on a busy machine a short look takes long.
 const LONGEST_LOOK: Duration = Duration::from_secs(4);
-/// How often everything is read again though nothing was heard of; on a large node, so many times its length apart.
+/// How often everything is read again though nothing was heard of; on a large node, so many times its CPU time apart.
 pub(super) const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
 const LONGEST_FULL: Duration = Duration::from_secs(120);
@@ -59,6 +59,8 @@ pub(super) struct Schedule {
     total: Option<Instant>,
     /// How long the last pass took.
     length: Duration,
+    /// CPU time of the last pass.
+    cost: Duration,
     /// Passes in a row that could not read the kernel.
     failures: u32,
     unplaced: Unplaced,
@@ -90,6 +92,7 @@ impl Schedule {
             look: now,
             total: None,
             length: Duration::ZERO,
+            cost: Duration::ZERO,
             failures: 0,
             unplaced: Unplaced::default(),
         }
@@ -174,10 +177,10 @@ impl Schedule {
         self.pods = pods.and_then(|pods| self.unplaced.look_again(pods, families, now));
     }
 
-    /// A look at maps and programs has taken `cost`, and found something `amiss` or not. What a repair costs counts, too.
+    /// A look at maps and programs has taken `cost` of CPU time, and found something `amiss` or not. What a repair costs counts, too.
     pub(super) fn looked(&mut self, cost: Duration, amiss: bool, now: Instant) {
         let apart = match amiss {
-            true => ((cost + self.length) * REPAIR_REST).clamp(LOOK, FULL),
+            true => ((cost + self.cost) * REPAIR_REST).clamp(LOOK, FULL),
             false => (cost * LOOK_REST).clamp(LOOK, LONGEST_LOOK),
         };
         self.look = now + apart;
@@ -233,8 +236,9 @@ impl Schedule {
 
     fn ended(&mut self, pass: Pass, cost: Duration, now: Instant) {
         self.length = now.saturating_duration_since(pass.start);
+        self.cost = cost;
         if pass.full {
-            self.full = pass.start + (self.length * FULL_REST).clamp(FULL, LONGEST_FULL);
+            self.full = pass.start + (cost * FULL_REST).clamp(FULL, LONGEST_FULL);
         }
         self.rest = now + cost * REST;
     }

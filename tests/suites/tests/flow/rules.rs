@@ -128,3 +128,31 @@ fn acceptance_follows_the_timeouts_of_connection_tracking() -> Result<()> {
         Ok(())
     })
 }
+
+/// SYNPROXY answers in the pod's place, and connection tracking translates the sequence numbers of every later packet.
+#[test]
+fn connections_through_synproxy_stay_on_the_kernel_path() -> Result<()> {
+    const PORT: u16 = 7200;
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let node = &cluster.members[1].node;
+        node.netns().sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+        let server = format!("-p tcp -d {} --dport {PORT}", b.address());
+        node.iptables(&format!("-t raw -I PREROUTING {server} --syn -j CT --notrack"))?;
+        node.iptables(&format!(
+            "-I FORWARD {server} -m conntrack --ctstate INVALID,UNTRACKED \
+             -j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1398"
+        ))?;
+        let listener = listen(&b, PORT)?;
+        let mut through = Dialogue::through(&a, 0, b.socket_address(PORT), &[&listener])?;
+        let [_, counters] = counted(&cluster, || through.exchanges(300))?;
+        ensure!(packets(&counters, Reason::FlowChanged) > 0 && fast(&counters) == [0, 0], "{counters}");
+        // The others' are as fast as ever.
+        let mut other = Dialogue::open(&a, &b)?;
+        other.exchanges(20)?;
+        let [_, counters] = counted(&cluster, || other.exchanges(50))?;
+        ensure!(fast(&counters)[1] >= 40, "{counters}");
+        Ok(())
+    })
+}
