@@ -1,6 +1,6 @@
 //! The external interface while we run: its address, its index and its MTU may change under us.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -196,7 +196,7 @@ impl Standing {
     }
 
     fn chosen(&mut self, chosen: Result<ExternalInterface, String>) -> Option<ExternalInterface> {
-        match chosen {
+        match chosen.and_then(|external| self.reaches_as_far(external)) {
             Ok(external) => {
                 let old = &self.current;
                 info!(
@@ -217,6 +217,30 @@ impl Standing {
                 None
             }
         }
+    }
+}
+
+impl Standing {
+    /// Refuses an address of the link alone in place of one that reached further: other nodes may be beyond a router, or
+    /// hold it themselves. The interface has it all the time, also while its other address is on its way.
+    fn reaches_as_far(&self, external: ExternalInterface) -> Result<ExternalInterface, String> {
+        let narrower = external.addresses().find(|(family, address)| {
+            let old = self.current.address_of(*family);
+            is_link_local(*address) && old.is_some_and(|old| !is_link_local(old))
+        });
+        match narrower {
+            Some((_, address)) => {
+                Err(format!("{} has no more than the link-local address {address}", external.name))
+            }
+            None => Ok(external),
+        }
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 
@@ -261,6 +285,27 @@ mod tests {
             standing.seen(Some(ExternalInterface::eth0(3, 1400, 7)), start + GRACE * 9),
             Step::Nothing
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_local_address_takes_no_others_place() {
+        let with = |address: &str| ExternalInterface {
+            address_v6: Some(address.parse().unwrap()),
+            ..ExternalInterface::eth0(2, 1500, 1)
+        };
+        let mut standing = Standing::of(with("fd77::1"));
+        let start = Instant::now();
+        standing.seen(None, start);
+        assert_eq!(standing.seen(None, start + GRACE), Step::Choose);
+        assert_eq!(standing.chosen(Ok(with("fe80::1"))), None);
+        // As soon as there is another it is taken, and ours when it is back.
+        assert_eq!(standing.seen(None, start + GRACE * 2), Step::Choose);
+        assert_eq!(standing.seen(Some(with("fd77::1")), start + GRACE * 2), Step::Nothing);
+        standing.seen(None, start + GRACE * 3);
+        assert_eq!(standing.chosen(Ok(with("fd77::2"))), Some(with("fd77::2")));
+        // Where there never was another, one is as good as the next.
+        let mut standing = Standing::of(with("fe80::1"));
+        assert_eq!(standing.chosen(Ok(with("fe80::2"))), Some(with("fe80::2")));
     }
 
     #[tokio::test(start_paused = true)]
