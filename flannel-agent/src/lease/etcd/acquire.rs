@@ -9,7 +9,8 @@ use tracing::{info, warn};
 
 use super::{
     EtcdError, EtcdStore, RETRY, Said, TRIES,
-    claim::{Claim, Seen, Unreadable, Write},
+    claim::{Claim, Unreadable, Write},
+    seen::Seen,
 };
 use crate::{
     config::NetworkConfig,

@@ -11,9 +11,10 @@ use tracing::{info, warn};
 
 use super::{
     EtcdStore, OwnLease, RETRY, Said,
-    claim::{Claim, Seen, Unreadable, Write},
+    claim::{Claim, Unreadable, Write},
     entry::{End, Entry},
     key_watch::KeyEvent,
+    seen::Seen,
     server::Keys,
 };
 use crate::{

@@ -9,11 +9,11 @@ use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpRespo
 
 use super::{
     EtcdError, EtcdStore, LeaseTiming,
-    claim::Seen,
     entry::{End, Entry, Listing},
     get,
     key_watch::{KeyEvent, KeyWatch},
     members::Members,
+    seen::Seen,
     v2,
 };
 

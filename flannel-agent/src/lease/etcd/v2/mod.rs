@@ -15,7 +15,7 @@ use self::{
     answer::{Answer, COMPARE_FAILED, EXISTS, NOT_FOUND, Place, Unanswered},
     connection::{Ask, NoAnswer},
 };
-use super::{ANSWER, EtcdError, MAX_MESSAGE, RETRY, advice::advice, claim::Seen, entry::Listing};
+use super::{ANSWER, EtcdError, MAX_MESSAGE, RETRY, advice::advice, entry::Listing, seen::Seen};
 pub(super) use connection::Member;
 pub(super) use poll::KeyPoll;
 
