@@ -1,5 +1,7 @@
 //! Addresses of interfaces.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -77,7 +79,8 @@ fn message(ifindex: u32, address: IpNetwork) -> AddressMessage {
     message
 }
 
-pub(super) fn read(message: &AddressMessage) -> Option<Address> {
+/// The address that an interface holds, and all flags of it: the header has room for eight.
+pub(super) fn held(message: &AddressMessage) -> Option<(IpAddr, AddressFlags)> {
     let mut local = None;
     let mut peer = None;
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
@@ -89,7 +92,11 @@ pub(super) fn read(message: &AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
-    let address = local.or(peer)?;
+    Some((local.or(peer)?, flags))
+}
+
+pub(super) fn read(message: &AddressMessage) -> Option<Address> {
+    let (address, flags) = held(message)?;
     Some(Address {
         ifindex: message.header.index,
         network: IpNetwork::new(address, message.header.prefix_len).ok()?,

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage},
+    address::{AddressFlags, AddressMessage},
 };
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, address::held};
 
 /// An address of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,21 +45,22 @@ impl InterfaceAddress {
     pub(crate) fn rank(&self, is_source: bool) -> impl Ord + use<> {
         let v4 = self.ip.is_ipv4();
         let odd = (v4 && self.alone, v4 && self.secondary, v4 && !is_source);
-        (self.is_link_local(), odd, !self.permanent, self.temporary, self.alone)
+        (is_link_local(self.ip), odd, !self.permanent, self.temporary, self.alone)
     }
 
     /// Whether a node might have this for its own as well as `other`.
     pub(crate) fn rivals(&self, other: &Self) -> bool {
-        let class = |held: &Self| (held.ip.is_ipv4(), held.is_link_local(), held.alone);
+        let class = |held: &Self| (held.ip.is_ipv4(), is_link_local(held.ip), held.alone);
         let made_up = self.ip.is_ipv6() && !self.permanent;
         self.is_usable() && !made_up && class(self) == class(other)
     }
+}
 
-    fn is_link_local(&self) -> bool {
-        match self.ip {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        }
+/// Whether an address is good on its own link alone (RFC 3927, RFC 4291).
+pub(crate) fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 
@@ -82,18 +83,7 @@ impl Netlink {
 }
 
 fn read(message: &AddressMessage) -> Option<InterfaceAddress> {
-    let mut local = None;
-    let mut peer = None;
-    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(address) => local = Some(*address),
-            AddressAttribute::Address(address) => peer = Some(*address),
-            AddressAttribute::Flags(all) => flags = *all,
-            _ => {}
-        }
-    }
-    let ip = local.or(peer)?;
+    let (ip, flags) = held(message)?;
     Some(InterfaceAddress {
         ifindex: message.header.index,
         ip,

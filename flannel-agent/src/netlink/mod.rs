@@ -47,6 +47,7 @@ pub use tc::{TcDiscipline, TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, Traffi
 pub use vxlan::{Reception, Vxlan, VxlanDevice};
 
 pub(crate) use connection::Request;
+pub(crate) use interface_address::is_link_local;
 
 /// The kernel's number of a family.
 fn address_family(family: Family) -> AddressFamily {

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
-    rule::{RuleAttribute, RuleMessage},
+    rule::RuleAttribute,
 };
 
 use super::{Netlink, NetlinkError, Request, address_family, route::ip};
@@ -118,10 +118,7 @@ impl Netlink {
                 found.add(destination, length);
             }
         }
-        let mut query = RuleMessage::default();
-        query.header.family = address_family(family);
-        for object in self.dump(RouteNetlinkMessage::GetRule(query)).await? {
-            let RouteNetlinkMessage::NewRule(rule) = object else { continue };
+        for rule in self.rules(family).await? {
             let destination = rule.attributes.iter().find_map(|attribute| match attribute {
                 RuleAttribute::Destination(address) => Some(*address),
                 _ => None,

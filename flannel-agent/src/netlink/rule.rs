@@ -1,4 +1,4 @@
-//! Policy routing rules (`ip rule`) that go by a packet's mark.
+//! Policy routing rules (`ip rule`), and those that go by a packet's mark.
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -23,15 +23,23 @@ impl Netlink {
     /// # Errors
     /// The kernel does not answer, or refuses.
     pub async fn rule_marks(&mut self, family: Family) -> Result<Vec<RuleMark>, NetlinkError> {
+        Ok(self.rules(family).await?.iter().filter_map(mark_of).collect())
+    }
+
+    /// The rules of `family`.
+    pub(super) async fn rules(&mut self, family: Family) -> Result<Vec<RuleMessage>, NetlinkError> {
         let mut query = RuleMessage::default();
         query.header.family = address_family(family);
-        let rules = self.dump(RouteNetlinkMessage::GetRule(query)).await?;
-        Ok(rules.iter().filter_map(mark_of).collect())
+        let objects = self.dump(RouteNetlinkMessage::GetRule(query)).await?;
+        let rules = objects.into_iter().filter_map(|object| match object {
+            RouteNetlinkMessage::NewRule(rule) => Some(rule),
+            _ => None,
+        });
+        Ok(rules.collect())
     }
 }
 
-fn mark_of(object: &RouteNetlinkMessage) -> Option<RuleMark> {
-    let RouteNetlinkMessage::NewRule(rule) = object else { return None };
+fn mark_of(rule: &RuleMessage) -> Option<RuleMark> {
     let find = |read: fn(&RuleAttribute) -> Option<u32>| rule.attributes.iter().find_map(read);
     let mark = find(|attribute| match attribute {
         RuleAttribute::FwMark(mark) => Some(*mark),
@@ -57,7 +65,7 @@ mod tests {
         let of = |attributes: &[RuleAttribute]| {
             let mut rule = RuleMessage::default();
             rule.attributes = attributes.to_vec();
-            mark_of(&RouteNetlinkMessage::NewRule(rule))
+            mark_of(&rule)
         };
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[RuleAttribute::FwMark(0), RuleAttribute::FwMask(0)]), None);

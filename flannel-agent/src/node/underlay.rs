@@ -1,6 +1,6 @@
 //! The external interface while we run: its address, its index and its MTU may change under us.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::interface::{ExternalInterface, InterfaceChoice};
 use crate::{
-    netlink::{Changed, Monitor, Netlink, NetlinkError},
+    netlink::{Changed, Monitor, Netlink, NetlinkError, is_link_local},
     telemetry::Said,
 };
 
@@ -234,13 +234,6 @@ impl Standing {
             }
             None => Ok(external),
         }
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 
