@@ -1,24 +1,19 @@
 //! Following keys through everything that happens to etcd: restarts, partitions, compaction, a store
 //! restored from a backup.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use etcd_client::{WatchOptions, WatchResponse, WatchStream};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
-use tracing::{debug, info, warn};
+use tokio::{sync::watch, time::Instant};
+use tracing::{debug, info};
 
 use super::{
-    EtcdError, MAX_MESSAGE, Said,
+    EtcdError, MAX_MESSAGE,
     entry::{Entry, Listing},
     get,
     members::{MemberId, Members, reason},
+    pace::Pace,
 };
-
-/// Pause after a failure; doubled after each further one, up to the second.
-pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What happened to the keys.
 pub(super) enum KeyEvent {
@@ -47,12 +42,9 @@ pub(super) struct KeyWatch {
     position: Position,
     stream: Option<Opened>,
     ready: VecDeque<KeyEvent>,
-    pause: Duration,
-    not_before: Option<Instant>,
-    last_gap: Option<Instant>,
+    pace: Pace,
     /// What is read next is another store, or an older state of it.
     anew: bool,
-    said: Said,
 }
 
 /// How far we are.
@@ -93,11 +85,8 @@ impl KeyWatch {
             position: Position::Unknown,
             stream: None,
             ready: VecDeque::new(),
-            pause: PAUSE.0,
-            not_before: None,
-            last_gap: None,
+            pace: Pace::new(),
             anew: false,
-            said: Said::default(),
         }
     }
 
@@ -107,17 +96,14 @@ impl KeyWatch {
             if let Some(ready) = self.ready.pop_front() {
                 return ready;
             }
-            if let Some(at) = self.not_before {
-                sleep_until(at).await;
-                self.not_before = None;
-            }
+            self.pace.wait().await;
             let (revision, cluster) = match self.position {
                 Position::At { revision, cluster } => (revision, cluster),
                 Position::Unknown => match self.list().await {
                     Ok(all) if std::mem::take(&mut self.anew) => return KeyEvent::Anew(all),
                     Ok(all) => return KeyEvent::All(all),
                     Err(problem) => {
-                        self.back_off(&problem.to_string());
+                        self.pace.back_off(self.what, &problem.to_string());
                         continue;
                     }
                 },
@@ -144,14 +130,12 @@ impl KeyWatch {
             };
             let Err(broken) = result else { continue };
             self.stream = None;
-            if opened.elapsed() > PAUSE.1 {
-                self.pause = PAUSE.0;
-            }
+            self.pace.held(opened.elapsed());
             match broken {
                 Broken::Interrupted(why) => {
                     let endpoint = self.members.endpoint(member);
                     self.members.failed(member).await;
-                    self.back_off(&format!("{endpoint}: {why}"));
+                    self.pace.back_off(self.what, &format!("{endpoint}: {why}"));
                 }
                 Broken::Gap(why) => {
                     info!(
@@ -159,10 +143,7 @@ impl KeyWatch {
                         revision, why, "cannot resume the watch; reading everything again"
                     );
                     self.position = Position::Unknown;
-                    // At once, unless this happens again and again.
-                    let again = self.last_gap.is_some_and(|last| last.elapsed() < PAUSE.1);
-                    self.not_before = again.then(|| Instant::now() + PAUSE.1);
-                    self.last_gap = Some(Instant::now());
+                    self.pace.gap();
                 }
             }
         }
@@ -219,7 +200,7 @@ impl KeyWatch {
                 self.anew = true;
                 return Err(Broken::Gap(format!("the store went back to revision {store}")));
             }
-            if self.said.is_over() {
+            if self.pace.is_over() {
                 info!(what = self.what, revision, "watch resumed");
             }
             return Ok(());
@@ -246,24 +227,7 @@ impl KeyWatch {
         {
             self.position = Position::Unknown;
         }
-        self.back_off(&problem.to_string());
-    }
-
-    fn back_off(&mut self, problem: &str) {
-        if self.said.is_news(&problem) {
-            warn!(
-                what = self.what,
-                error = problem,
-                "watch interrupted; trying again. Known leases stay in force"
-            );
-        }
-        self.not_before = Some(self.later());
-        self.pause = (self.pause * 2).min(PAUSE.1);
-    }
-
-    /// After the pause or up to half of it earlier, so that nodes do not all come back at once.
-    fn later(&self) -> Instant {
-        Instant::now() + self.pause.mul_f64(rand::random_range(0.5..=1.0))
+        self.pace.back_off(self.what, &problem.to_string());
     }
 }
 

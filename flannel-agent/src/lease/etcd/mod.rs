@@ -52,6 +52,7 @@ mod key_watch;
 mod lease_watch;
 mod members;
 mod options;
+mod pace;
 mod seen;
 mod server;
 mod store;

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Limited};
 use tokio::{sync::watch, time::timeout};
 
 use self::{
-    answer::{Answer, COMPARE_FAILED, EXISTS, NOT_FOUND, Place, Unanswered},
+    answer::{Answer, Place, Unanswered},
     connection::{Ask, NoAnswer},
 };
 use super::{ANSWER, EtcdError, MAX_MESSAGE, RETRY, advice::advice, entry::Listing, seen::Seen};
@@ -114,7 +114,7 @@ impl Members {
         let ask = Ask { method: Method::PUT, path: path(key), form };
         match self.call("write our lease", &ask).await?.0 {
             Answer::Done(_, done) => Ok(Written::Done { revision: done.node.modified_index }),
-            Answer::Not(_, NOT_FOUND | COMPARE_FAILED | EXISTS) | Answer::Not(..) => Ok(Written::Otherwise),
+            Answer::Not(..) => Ok(Written::Otherwise),
         }
     }
 

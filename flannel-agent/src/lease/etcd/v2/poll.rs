@@ -4,11 +4,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt as _, Limited};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until, timeout},
-};
-use tracing::{debug, info, warn};
+use tokio::{sync::watch, time::timeout};
+use tracing::{debug, info};
 
 use super::{
     Members,
@@ -16,11 +13,7 @@ use super::{
     connection::NoAnswer,
     get,
 };
-use crate::lease::etcd::{
-    ANSWER, MAX_MESSAGE, Said,
-    advice::advice,
-    key_watch::{KeyEvent, PAUSE},
-};
+use crate::lease::etcd::{ANSWER, MAX_MESSAGE, advice::advice, key_watch::KeyEvent, pace::Pace};
 
 /// The longest poll: a member that vanished is noticed after it, and the index we wait for keeps up with a store that
 /// others write to. Up to a quarter less, so that nodes do not all come back at once.
@@ -36,12 +29,9 @@ pub(in super::super) struct KeyPoll {
     below: bool,
     position: Position,
     ready: VecDeque<KeyEvent>,
-    pause: Duration,
-    not_before: Option<Instant>,
-    last_gap: Option<Instant>,
+    pace: Pace,
     /// What is read next is another store, or an older state of it.
     anew: bool,
-    said: Said,
 }
 
 /// How far we are.
@@ -74,11 +64,8 @@ impl KeyPoll {
             below,
             position: Position::Unknown,
             ready: VecDeque::new(),
-            pause: PAUSE.0,
-            not_before: None,
-            last_gap: None,
+            pace: Pace::new(),
             anew: false,
-            said: Said::default(),
         }
     }
 
@@ -88,10 +75,7 @@ impl KeyPoll {
             if let Some(ready) = self.ready.pop_front() {
                 return ready;
             }
-            if let Some(at) = self.not_before {
-                sleep_until(at).await;
-                self.not_before = None;
-            }
+            self.pace.wait().await;
             let Position::At(known) = self.position else {
                 match self.members.read_from("list what is watched", &self.key, self.below).await {
                     Ok((listing, _)) => {
@@ -109,7 +93,7 @@ impl KeyPoll {
                         };
                     }
                     Err(problem) => {
-                        self.back_off(&problem.to_string());
+                        self.pace.back_off(self.what, &problem.to_string());
                         continue;
                     }
                 }
@@ -124,15 +108,15 @@ impl KeyPoll {
             };
             match ended {
                 Ok(done) => {
-                    self.pause = PAUSE.0;
+                    self.pace.went_well();
                     self.take(done, known);
                 }
                 Err(Ended::Quiet(index)) => {
-                    self.pause = PAUSE.0;
+                    self.pace.went_well();
                     self.position = Position::At(Place { index: index.max(known.index), ..known });
                     self.ask_majority().await;
                 }
-                Err(Ended::Interrupted(why)) => self.back_off(&why),
+                Err(Ended::Interrupted(why)) => self.pace.back_off(self.what, &why),
                 Err(Ended::Gap { why, anew }) => self.gap(known, &why, anew),
             }
         }
@@ -147,7 +131,7 @@ impl KeyPoll {
         // A key that nobody has makes for the shortest answer.
         let nothing = format!("{}/_", self.key);
         if let Err(problem) = self.members.read("ask whether etcd has a leader", &nothing, false).await {
-            self.back_off(&problem.to_string());
+            self.pace.back_off(self.what, &problem.to_string());
         }
     }
 
@@ -188,7 +172,7 @@ impl KeyPoll {
                 return Err(Ended::Gap { why, anew: true });
             }
             members.show(None);
-            if self.said.is_over() {
+            if self.pace.is_over() {
                 info!(what = self.what, index = known.index, "watch resumed");
             }
         }
@@ -245,21 +229,6 @@ impl KeyPoll {
         );
         self.anew |= anew;
         self.position = Position::Unknown;
-        // At once, unless this happens again and again.
-        let again = self.last_gap.is_some_and(|last| last.elapsed() < PAUSE.1);
-        self.not_before = again.then(|| Instant::now() + PAUSE.1);
-        self.last_gap = Some(Instant::now());
-    }
-
-    fn back_off(&mut self, problem: &str) {
-        if self.said.is_news(&problem) {
-            warn!(
-                what = self.what,
-                error = problem,
-                "watch interrupted; trying again. Known leases stay in force"
-            );
-        }
-        self.not_before = Some(Instant::now() + self.pause.mul_f64(rand::random_range(0.5..=1.0)));
-        self.pause = (self.pause * 2).min(PAUSE.1);
+        self.pace.gap();
     }
 }
