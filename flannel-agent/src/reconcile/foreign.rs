@@ -113,15 +113,11 @@ impl Look {
                             _ => hook,
                         }
                     });
-                interface.hooks.extend(found);
-                if is_way_out && side == TcSide::Egress {
-                    for filter in filters.iter().filter(|filter| bpf::foreign(filter, side).is_some()) {
-                        let what = format!(
-                            "tc filter of priority {} at egress of {}",
-                            filter.priority, interface.name
-                        );
-                        heeding.add(EVERYTHING, what);
+                for hook in found {
+                    if is_way_out && side == TcSide::Egress {
+                        heeding.add(EVERYTHING, format!("{hook} of {}", interface.name));
                     }
+                    interface.hooks.insert(hook);
                 }
             }
         }
