@@ -1,10 +1,10 @@
 //! Whether rules change the packets of a flow.
 //!
 //! A packet that skips the host's stack skips the rules there, too. Whether they let it pass is learned once for the
-//! flow; what they write into it (a DSCP, ECN, a TTL, other TCP sequence numbers) they would have to write into each. So where the kernel path begins,
-//! what such rules may change is noted beside the packet, in `skb->tc_index`, which neither netfilter nor routing, the
-//! bridge or the VXLAN device touch; where the path ends, the packet is compared with that, and a flow whose packets
-//! differ by more than a hop is not learned.
+//! flow; what they write into it (a DSCP, ECN, a TTL, other TCP sequence numbers) they would have to write into each.
+//! So where the kernel path begins, what such rules may change is noted beside the packet, in `skb->tc_index`, which
+//! neither netfilter nor routing, the bridge or the VXLAN device touch; where the path ends, the packet is compared
+//! with that, and a flow whose packets differ by more than a hop is not learned.
 //!
 //! The note is lost where somebody else's filter of a clsact qdisc classifies the packet in between. Such a packet is
 //! taken for unchanged.
