@@ -14,6 +14,7 @@ pub mod cli;
 pub mod cmd;
 pub mod cni;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod exempt;
 pub mod host;

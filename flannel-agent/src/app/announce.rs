@@ -36,6 +36,7 @@ impl Agent<'_> {
             Err(_) => None,
         };
         if let Some(because) = blocked {
+            self.standing.tell(|told| told.agent.not_ready = Some(because.clone()));
             error!(
                 because,
                 file = %self.options.subnet_file.display(),
@@ -57,6 +58,7 @@ impl Agent<'_> {
         let others = if self.announced.replace(true) { Others::Kept } else { Others::Replaced };
         write(&file, path, others).await;
         self.readiness.set();
+        self.standing.tell(|told| (told.agent.ready, told.agent.not_ready) = (true, None));
         self.service.ready();
         let subnet = LeaseSubnet { v4: file.v4.map(|(_, own)| own), v6: file.v6.map(|(_, own)| own) };
         info!(%subnet, mtu = file.mtu, peers, pending, file = %path.display(), "ready");

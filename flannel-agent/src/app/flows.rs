@@ -6,7 +6,10 @@ use flannel_common::layout::FastPath;
 use tokio::{select, sync::watch};
 use tracing::warn;
 
-use crate::{host::conntrack, masq::Rules, values::FlowRefresh};
+use crate::{control::Standing, host::conntrack, masq::Rules, values::FlowRefresh};
+
+/// Why flows do not skip the stack, where connection tracking would not bear it.
+const INTOLERANT: &str = "net.netfilter.nf_conntrack_tcp_be_liberal cannot be set to 1, see the log";
 
 /// Keeps up what flows need that skip the stack, where there are any. Where it cannot be had, everything goes as with
 /// `overlay`; the log says so once.
@@ -15,10 +18,20 @@ pub(super) async fn keep_flows(
     asked: Duration,
     fast_paths: &watch::Sender<FastPath>,
     refreshes: &watch::Sender<FlowRefresh>,
+    standing: &Standing,
 ) -> Infallible {
     if *fast_paths.borrow() != FastPath::Flow {
         return std::future::pending().await;
     }
+    let set = |fast_path: FastPath, limit: Option<String>| {
+        standing.tell(|told| {
+            if let Some(told) = &mut told.fast_path {
+                told.granted = fast_path.label().to_owned();
+                told.limit = limit;
+            }
+        });
+        fast_paths.send_replace(fast_path);
+    };
     select! {
         because = rules.flows_unmarked() => {
             warn!(
@@ -26,11 +39,14 @@ pub(super) async fn keep_flows(
                 because,
                 "no flow skips the host's stack: the rules that mark established flows cannot be kept"
             );
-            fast_paths.send_replace(FastPath::Overlay);
+            set(FastPath::Overlay, Some(format!("the rules that mark established flows cannot be kept: {because}")));
             std::future::pending().await
         }
         never = conntrack::tolerate_gaps(|tolerant| {
-            fast_paths.send_replace(if tolerant { FastPath::Flow } else { FastPath::Overlay });
+            match tolerant {
+                true => set(FastPath::Flow, None),
+                false => set(FastPath::Overlay, Some(INTOLERANT.to_owned())),
+            }
         }) => never,
         never = conntrack::follow_timeouts(asked, refreshes) => never,
     }

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use crate::{
     bpf::{Feature, MapSizes, Pins, PinsClaim, Programs, Tables, hold},
     cli::RunOptions,
+    control::{Standing, snapshot},
     host::privileges::{FEWEST_FILES, Privileges, file_limit, too_few_files},
     lease::Notice,
     node::xdp::{XdpChoice, XdpMode},
@@ -22,20 +23,33 @@ pub(super) enum Loaded {
 
 /// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
 /// takes them, with maps for a network that has IPv4, IPv6 or both; says which it is, and why, once, and does `tell`
-/// where the operator wanted otherwise.
+/// where the operator wanted otherwise. What comes of it is written to `standing`.
 pub(super) fn load(
     options: &RunOptions,
     claim: &PinsClaim,
     kernel_only: Option<&'static str>,
     (has_v4, has_v6): (bool, bool),
     tell: impl Fn(Notice),
+    standing: &Standing,
 ) -> (FastPath, Loaded) {
     let wanted = options.fast_path.0;
+    let stand = |granted: FastPath, limit: Option<String>, attached_by: Option<&str>| {
+        let fast_path = snapshot::FastPath {
+            asked: wanted.label().to_owned(),
+            granted: granted.label().to_owned(),
+            limit,
+            attached_by: attached_by.map(str::to_owned),
+            xdp: "off".to_owned(),
+        };
+        standing.tell(|told| told.fast_path = Some(fast_path));
+    };
     let pins = Pins::under(&options.bpffs);
     let ours = matches!(claim, PinsClaim::Ours(_));
     let off = if wanted == FastPath::Off { Some("--fast-path=off") } else { kernel_only };
     if let Some(because) = off {
         info!(fast_path = "off", because, "the kernel path carries all traffic");
+        let limit = Some(because.to_owned()).filter(|_| wanted != FastPath::Off);
+        stand(FastPath::Off, limit, None);
         return (FastPath::Off, Loaded::Nothing(pins.ok().filter(|_| ours)));
     }
     if let PinsClaim::Anothers(daemon) = claim {
@@ -46,6 +60,13 @@ pub(super) fn load(
             "another daemon on this node has the programs, which serve one network: all packets of this one take the \
             kernel path"
         );
+        let limit = match daemon {
+            Some(daemon) => {
+                format!("another daemon has the programs under {}: {daemon}", options.bpffs.display())
+            }
+            None => format!("another daemon has the programs under {}", options.bpffs.display()),
+        };
+        stand(FastPath::Off, Some(limit), None);
         return (FastPath::Off, Loaded::Nothing(None));
     }
     let left = pins.as_ref().ok().cloned();
@@ -72,7 +93,11 @@ pub(super) fn load(
                     "this kernel does not support all that --fast-path needs"
                 );
             }
+            let lacks = |feature: Feature| {
+                format!("this kernel has no {}: {}", feature.label(), feature.without_it())
+            };
             if granted == FastPath::Off {
+                stand(granted, without.map(lacks), None);
                 return (granted, Loaded::Nothing(Some(pins)));
             }
             let by = match programs.attach_by(options.tc_attach) {
@@ -86,6 +111,8 @@ pub(super) fn load(
                         "programs cannot be attached on this kernel as --tc-attach asks: the kernel path carries all \
                         traffic"
                     );
+                    let limit = format!("this kernel has no {}, as --tc-attach asks", feature.label());
+                    stand(FastPath::Off, Some(limit), None);
                     return (FastPath::Off, Loaded::Nothing(Some(pins)));
                 }
             };
@@ -95,6 +122,7 @@ pub(super) fn load(
                 attached_by = by.label(),
                 "programs loaded"
             );
+            stand(granted, without.map(lacks), Some(by.label()));
             (granted, Loaded::Programs(pins, programs.into(), tables.into()))
         }
         Err(error) => {
@@ -110,6 +138,7 @@ pub(super) fn load(
                     "eBPF cannot be used on this node, the kernel path carries all traffic: {because}"
                 ),
             });
+            stand(FastPath::Off, Some(because), None);
             (FastPath::Off, Loaded::Nothing(left))
         }
     }

@@ -4,11 +4,12 @@ use std::{cell::Cell, env, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use tokio::{select, sync::watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     bpf::{PinsClaim, hold},
     cli::RunOptions,
+    control::{ControlServer, Standing, socket_beside},
     host::privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     lease::{LeaseStore, etcd::EtcdStore, file::FileStore, kubernetes::KubeStore},
     subnet_file::lock::SubnetFileLock,
@@ -21,6 +22,7 @@ mod load;
 mod node_run;
 mod settings;
 mod signals;
+mod standing;
 
 use settings::{etcd_options, kube_options};
 use signals::on_signal;
@@ -61,13 +63,27 @@ async fn serve(
         );
     }
     let readiness = Readiness::new();
-    let mut agent =
-        Agent { options, stopped, service, readiness: readiness.clone(), announced: Cell::new(false) };
+    let standing = standing::of_process(&options);
+    let mut agent = Agent {
+        options,
+        stopped,
+        service,
+        readiness: readiness.clone(),
+        announced: Cell::new(false),
+        standing: standing.clone(),
+    };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
     let lock = select! {
         lock = lock => lock?,
         _ = agent.stopped.wait_for(|stop| *stop) => return Ok(()),
     };
+    let socket = socket_beside(&agent.options.subnet_file);
+    let control = ControlServer::start(&socket, standing)
+        .inspect_err(|error| {
+            let socket = socket.display();
+            warn!(%socket, %error, "no control socket: `flannel-agent status` shows what it can see without the agent");
+        })
+        .ok();
     let health = match agent.options.healthz_port {
         0 => None,
         port => Some(HealthServer::start(SocketAddr::new(agent.options.healthz_ip, port), readiness).await?),
@@ -87,6 +103,7 @@ async fn serve(
     if let Some(health) = health {
         health.end().await;
     }
+    drop(control);
     drop(lock);
     result
 }
@@ -98,6 +115,8 @@ struct Agent<'a> {
     readiness: Readiness,
     /// This process has written the subnet file.
     announced: Cell<bool>,
+    /// What the control socket tells.
+    standing: Standing,
 }
 
 /// How the agent ended without an error.
@@ -125,13 +144,20 @@ impl Agent<'_> {
         self.run_from(store, claim).await
     }
 
-    async fn run_from(&mut self, store: impl LeaseStore, claim: &PinsClaim) -> anyhow::Result<()> {
-        let end = loop {
-            match self.run_once(&store, claim).await {
-                Ok(End::Again) => {}
-                Ok(End::Stopped) => break Ok(()),
-                Err(error) => break Err(error),
+    async fn run_from<S: LeaseStore>(&mut self, store: S, claim: &PinsClaim) -> anyhow::Result<()> {
+        let standing = self.standing.clone();
+        let run = async {
+            loop {
+                match self.run_once(&store, claim).await {
+                    Ok(End::Again) => {}
+                    Ok(End::Stopped) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
             }
+        };
+        let end = select! {
+            end = run => end,
+            never = standing::follow_store(&standing, S::SERVER, store.trouble()) => match never {},
         };
         store.told().await;
         end
@@ -144,6 +170,7 @@ impl Agent<'_> {
         store: &impl LeaseStore,
         work: impl Future<Output = T>,
     ) -> Option<T> {
+        self.standing.tell(|told| doing.clone_into(&mut told.agent.doing));
         select! {
             result = work => Some(result),
             _ = self.stopped.wait_for(|stop| *stop) => None,

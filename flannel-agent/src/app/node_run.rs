@@ -17,6 +17,7 @@ use super::{
         exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
         warn_without_bridge_filter,
     },
+    standing,
 };
 use crate::{
     bpf::PinsClaim,
@@ -78,6 +79,7 @@ impl Agent<'_> {
         store: &S,
         claim: &PinsClaim,
     ) -> anyhow::Result<End> {
+        self.standing.begin();
         let Some(known) = self.look_up(store).await? else { return Ok(End::Stopped) };
         let Some(leased) = self.acquire(store, known).await? else { return Ok(End::Stopped) };
         self.keep_up(store, leased, claim).await
@@ -173,13 +175,15 @@ impl Agent<'_> {
         let stacks = stacks(&*backend, &external, public, networks);
         let families = (config.network_v4().is_some(), config.network_v6().is_some());
         let tell = |notice| store.tell(notice);
-        let (fast_path, loaded) = load(&options, claim, backend.kernel_only(), families, tell);
+        let (fast_path, loaded) =
+            load(&options, claim, backend.kernel_only(), families, tell, &self.standing);
         let exemptions = exemptions(&options, fast_path).await;
-        let rules = Rules::start(masq(&options, &config, &stacks, &previous, fast_path)).await?;
+        let rules =
+            Rules::start(masq(&options, &config, &stacks, &previous, fast_path), &self.standing).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
         let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
         let (ports, ports_now) = watch::channel(source_ports());
-        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes);
+        let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes, &self.standing);
         let xdp = xdp(&loaded, options.xdp());
         let local = Local {
             stacks,
@@ -212,7 +216,16 @@ impl Agent<'_> {
         };
         let (node, views) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
         let keeper = store.keep(own);
+        let kind = config.built()?.kind();
+        let standing = standing::follow_node(
+            &self.standing,
+            kind,
+            externals.clone(),
+            views.local.clone(),
+            views.pod_mtu.clone(),
+        );
         let (reconciler, summary) = Reconciler::new(views.local, datapath, KernelHost::open()?, peers);
+        self.standing.reconciled_by(reconciler.questions());
         let reconciler = reconciler.exempting(exemptions);
 
         let mut stopped = self.stopped.clone();
@@ -229,6 +242,7 @@ impl Agent<'_> {
                 follow_source_ports(&ports),
                 store.report_config_changes(config),
                 flows,
+                standing,
             )
         };
         select! {

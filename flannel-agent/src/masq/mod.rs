@@ -23,7 +23,7 @@ use monitor::RulesetMonitor;
 use nft::Nft;
 use rules::RuleSet;
 
-use crate::values::Family;
+use crate::{control::Standing, values::Family};
 pub use rules::RuleOptions;
 
 mod blackhole;
@@ -63,15 +63,17 @@ pub struct Rules {
     /// Of each keeper, once its rules are in place, whether they mark flows.
     applied: Vec<watch::Receiver<Option<Flows>>>,
     tasks: Vec<AbortOnDropHandle<()>>,
+    /// Where the keepers tell how they fare.
+    standing: Standing,
 }
 
 impl Rules {
-    /// Begins to keep the rules. Returns before they are in place. Needs a Tokio runtime.
+    /// Begins to keep the rules, and tells `standing` how that goes. Returns before they are in place. Needs a Tokio runtime.
     ///
     /// # Errors
     /// The program that keeps them is missing, and the cluster's traffic needs it: `--ip-masq`.
-    pub async fn start(options: MasqOptions) -> Result<Self, MasqError> {
-        let mut rules = Self { applied: Vec::new(), tasks: Vec::new() };
+    pub async fn start(options: MasqOptions, standing: &Standing) -> Result<Self, MasqError> {
+        let mut rules = Self { applied: Vec::new(), tasks: Vec::new(), standing: standing.clone() };
         for subnet in &options.blackholes {
             rules.tasks.push(AbortOnDropHandle::new(tokio::spawn(blackhole::keep(*subnet, options.resync))));
         }
@@ -113,7 +115,7 @@ impl Rules {
         let nft = Nft::detect(Machine, &rules).await?;
         let earlier = options.earlier();
         let others = async move { iptables::remove(&mut Machine, &earlier).await };
-        self.spawn(nft, true, options.resync, others);
+        self.spawn(nft, "nftables", true, options.resync, others);
         Ok(())
     }
 
@@ -128,7 +130,11 @@ impl Rules {
         let iptables = Iptables::detect(Machine, families, options.earlier(), rules).await?;
         let notified = iptables.is_nft();
         let others = async move { nft::remove(&mut Machine, &without).await };
-        self.spawn(iptables, notified, options.resync, others);
+        let kept_by = match Family::of_network(family.network) {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        self.spawn(iptables, kept_by, notified, options.resync, others);
         Ok(())
     }
 
@@ -137,6 +143,7 @@ impl Rules {
     fn spawn(
         &mut self,
         firewall: impl Firewall + Send + 'static,
+        kept_by: &'static str,
         notified: bool,
         resync: Duration,
         others: impl Future<Output = ()> + Send + 'static,
@@ -151,7 +158,9 @@ impl Rules {
         let (sender, applied) = watch::channel(None);
         self.applied.push(applied);
         self.tasks.push(AbortOnDropHandle::new(tokio::spawn(
-            Keeper::new(firewall, resync, monitor).run(sender, others),
+            Keeper::new(firewall, resync, monitor)
+                .telling(self.standing.clone(), kept_by)
+                .run(sender, others),
         )));
     }
 }

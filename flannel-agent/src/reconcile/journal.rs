@@ -1,8 +1,9 @@
 //! What is logged of a pass: each change of state once, bursts in one line.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem::take,
+    time::SystemTime,
 };
 
 use ipnetwork::IpNetwork;
@@ -31,6 +32,7 @@ pub(super) struct Journal {
     read_error: Option<String>,
     changes: usize,
     repairs: Vec<String>,
+    restored: Restorations,
     recovered: usize,
     failures: BTreeMap<String, (usize, String)>,
 }
@@ -71,8 +73,14 @@ impl Journal {
         self.recovered += usize::from(recovered);
         debug!(%change, repair, "done");
         if repair && !recovered {
+            self.restored.add(change);
             self.repairs.push(change.to_string());
         }
+    }
+
+    /// What was put back since the start.
+    pub(super) fn restored(&self) -> &Restorations {
+        &self.restored
     }
 
     /// A change failed with an error it had not had before.
@@ -245,6 +253,26 @@ impl Journal {
     }
 }
 
+/// What was put back, after somebody deleted or changed it.
+#[derive(Debug, Default)]
+pub(super) struct Restorations {
+    /// How many objects.
+    pub(super) count: u64,
+    /// The last ones, newest first.
+    pub(super) last: VecDeque<(SystemTime, String)>,
+}
+
+impl Restorations {
+    /// So many are kept.
+    const KEPT: usize = 20;
+
+    fn add(&mut self, change: &Change) {
+        self.count += 1;
+        self.last.truncate(Self::KEPT - 1);
+        self.last.push_front((SystemTime::now(), change.to_string()));
+    }
+}
+
 #[derive(Debug, Default)]
 struct Lines {
     written: usize,
@@ -315,7 +343,7 @@ fn mac(peer: &Peer) -> Option<String> {
 }
 
 /// How a peer is reached.
-fn route(peer: &Peer) -> &'static str {
+pub(super) fn route(peer: &Peer) -> &'static str {
     match peer.route {
         PeerRoute::Vxlan(_) => "vxlan",
         PeerRoute::Direct => "direct",

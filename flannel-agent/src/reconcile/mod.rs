@@ -20,6 +20,7 @@ use tokio::{
 use tracing::info;
 
 use crate::{
+    control::{Questioned, Questions},
     datapath::Datapath,
     lease::{self, LeaseSource, Leases},
     netlink::Changed,
@@ -27,6 +28,7 @@ use crate::{
     telemetry::Heart,
 };
 
+mod answer;
 mod echoes;
 mod foreign;
 mod host;
@@ -73,6 +75,7 @@ pub struct Reconciler<D, H, L> {
     burst: Burst,
     summary: watch::Sender<Summary>,
     heart: Heart,
+    questioned: Questioned,
 }
 
 impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
@@ -107,6 +110,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             burst: Burst::new(now),
             summary,
             heart: Heart::new(),
+            questioned: Questioned::new(),
         };
         (reconciler, view)
     }
@@ -114,6 +118,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
     /// For asking whether [`Reconciler::run`] goes round.
     pub fn pulse(&self) -> Pulse {
         self.heart.pulse()
+    }
+
+    /// For asking what [`Reconciler::run`] knows and does.
+    pub fn questions(&self) -> Questions {
+        self.questioned.questions()
     }
 
     /// With what the operator exempts from masquerading, which may change at any time.
@@ -133,6 +142,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 biased;
                 () = &mut stop => return self.datapath,
                 () = self.heart.beat() => {}
+                question = self.questioned.next() => self.answer(question).await,
                 () = sleep_until(self.schedule.next_pass()), if synced => self.run_pass().await,
                 () = sleep_until(self.schedule.next_look()), if self.settled.is_reached() => self.look().await,
                 () = until(self.schedule.next_total()) => {

@@ -111,6 +111,11 @@ impl Pending {
         self.entries.len()
     }
 
+    /// Each change, why it failed, and how often.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Change, &str, u32)> {
+        self.entries.values().map(|entry| (&entry.change, entry.error.as_str(), entry.attempts))
+    }
+
     /// Why a device is among what failed, if one is.
     pub(super) fn without_device(&self) -> Option<String> {
         let device = self.entries.values().find(|entry| matches!(entry.change, Change::PutDevice(_)))?;

@@ -9,7 +9,13 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{exec::ExecError, monitor::RulesetMonitor};
-use crate::telemetry::Said;
+use crate::{
+    control::{
+        Standing,
+        snapshot::{self, Restored},
+    },
+    telemetry::Said,
+};
 
 /// How long a burst of changes is gathered before a look.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -77,6 +83,9 @@ pub(super) struct Keeper<F> {
     /// What was last said of a failure, which is not said twice.
     said: Said,
     struggle: Struggle,
+    standing: Standing,
+    /// What the rules are kept by, as told there.
+    kept_by: &'static str,
 }
 
 /// Repairs that another program keeps undoing.
@@ -115,7 +124,22 @@ impl Struggle {
 impl<F: Firewall> Keeper<F> {
     /// A keeper that has done nothing yet.
     pub(super) fn new(firewall: F, resync: Duration, monitor: Option<RulesetMonitor>) -> Self {
-        Self { firewall, resync, monitor, failures: 0, said: Said::default(), struggle: Struggle::default() }
+        Self {
+            firewall,
+            resync,
+            monitor,
+            failures: 0,
+            said: Said::default(),
+            struggle: Struggle::default(),
+            standing: Standing::default(),
+            kept_by: "",
+        }
+    }
+
+    /// The same, telling `standing` of the rules that are kept by `kept_by`.
+    pub(super) fn telling(self, standing: Standing, kept_by: &'static str) -> Self {
+        standing.tell_rules(kept_by, |_| {});
+        Self { standing, kept_by, ..self }
     }
 
     /// Never returns. `applied` becomes something when the rules are in place for the first time. Then `others` removes
@@ -131,6 +155,7 @@ impl<F: Firewall> Keeper<F> {
         }
         self.succeeded();
         info!("masquerade and forward rules in place");
+        self.standing.tell_rules(self.kept_by, |rules| rules.in_place = true);
         let _ = applied.send(Some(self.firewall.flows()));
         others.await;
         self.firewall.remove_others().await;
@@ -171,6 +196,10 @@ impl<F: Firewall> Keeper<F> {
         for fault in &faults {
             info!("restored rules: {fault}");
         }
+        self.standing.tell_rules(self.kept_by, |rules| {
+            rules.restored += 1;
+            rules.last_restored = Some(Restored { at: snapshot::now(), what: faults.join("; ") });
+        });
         if let Some(pause) = self.struggle.repaired(Instant::now()) {
             warn!(
                 last = faults.join("; "),
@@ -196,6 +225,7 @@ impl<F: Firewall> Keeper<F> {
     fn failed(&mut self, error: &str) -> Duration {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
+        self.standing.tell_rules(self.kept_by, |rules| rules.error = Some(error.to_owned()));
         if self.said.is_news(error) {
             warn!(error, "masquerade and forward rules cannot be kept; trying again");
         }
@@ -203,7 +233,9 @@ impl<F: Firewall> Keeper<F> {
     }
 
     fn succeeded(&mut self) {
-        self.failures = 0;
+        if std::mem::take(&mut self.failures) > 0 {
+            self.standing.tell_rules(self.kept_by, |rules| rules.error = None);
+        }
         if self.said.is_over() {
             info!("masquerade and forward rules can be kept again");
         }

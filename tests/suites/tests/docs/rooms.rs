@@ -12,11 +12,12 @@ use regex::Regex;
 
 /// The rooms from the ground up, and what each may use. All of that stands before it: so no circle can be written down
 /// here.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     ("values", &[]),
     ("host", &["values"]),
     ("config", &["values"]),
     ("telemetry", &["values", "host"]),
+    ("control", &[]),
     // The drivers: they know nothing of plans, of the configuration or of flags.
     ("netlink", &["values", "host"]),
     ("bpf", &["values", "host", "netlink", "telemetry"]),
@@ -26,9 +27,9 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("plan", &["values", "lease", "netlink"]),
     ("exempt", &["values", "host", "plan"]),
     ("datapath", &["values", "config", "telemetry", "netlink", "bpf", "plan"]),
-    ("masq", &["values", "telemetry", "netlink"]),
+    ("masq", &["values", "telemetry", "control", "netlink"]),
     ("node", &["values", "host", "config", "telemetry", "netlink", "lease", "plan", "datapath"]),
-    ("reconcile", &["values", "host", "telemetry", "netlink", "bpf", "lease", "plan", "datapath"]),
+    ("reconcile", &["values", "host", "telemetry", "control", "netlink", "bpf", "lease", "plan", "datapath"]),
     ("cmd", &["bpf"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     (
@@ -38,6 +39,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
             "host",
             "config",
             "telemetry",
+            "control",
             "netlink",
             "bpf",
             "lease",

@@ -1,0 +1,128 @@
+//! What this node is and has, as the control socket tells it.
+
+use std::{convert::Infallible, net::IpAddr, process};
+
+use flannel_common::path::Hook;
+use tokio::{select, sync::watch};
+
+use crate::{
+    cli::RunOptions,
+    control::{
+        Standing,
+        snapshot::{self, Agent, Backend, Device, Interface, OwnLease, Store},
+    },
+    node::interface::ExternalInterface,
+    plan::{Local, VxlanDevice},
+};
+
+/// That of a process that has just started.
+pub(super) fn of_process(options: &RunOptions) -> Standing {
+    let standing = Standing::default();
+    let agent = Agent {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: process::id(),
+        started: snapshot::now(),
+        doing: "starting".to_owned(),
+        ready: false,
+        not_ready: Some("the agent has just started".to_owned()),
+        subnet_file: options.subnet_file.clone(),
+        bpffs: options.bpffs.clone(),
+    };
+    standing.tell(|told| told.agent = agent);
+    standing
+}
+
+/// Tells whether the store of leases, which is `server`, answers.
+pub(super) async fn follow_store(
+    standing: &Standing,
+    server: &str,
+    mut trouble: watch::Receiver<Option<String>>,
+) -> Infallible {
+    loop {
+        let now = trouble.borrow_and_update().clone();
+        standing.tell(|told| {
+            let known = told.store.take();
+            // Another error is the same interruption.
+            let same = known.as_ref().is_some_and(|known| known.trouble.is_some() == now.is_some());
+            let since = known.filter(|_| same).map_or_else(snapshot::now, |known| known.since);
+            told.store = Some(Store { server: server.to_owned(), trouble: now, since });
+        });
+        if trouble.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Tells what this node is, with a backend of this `kind`, now and whenever it changes.
+pub(super) async fn follow_node(
+    standing: &Standing,
+    kind: &str,
+    mut externals: watch::Receiver<ExternalInterface>,
+    mut locals: watch::Receiver<Local>,
+    mut pod_mtu: watch::Receiver<u32>,
+) -> Infallible {
+    standing.tell(|told| "running".clone_into(&mut told.agent.doing));
+    loop {
+        let external = externals.borrow_and_update().clone();
+        let local = locals.borrow_and_update().clone();
+        let pod_mtu_now = *pod_mtu.borrow_and_update();
+        standing.tell(|told| {
+            told.interface = Some(interface(&external));
+            told.backend = Some(backend(kind, &local, pod_mtu_now));
+            let expires = told.lease.as_ref().and_then(|lease| lease.expires);
+            told.lease = Some(OwnLease { expires, ..lease(&local) });
+            if let Some(fast_path) = &mut told.fast_path {
+                let xdp = match local.xdp.hook {
+                    None => "off",
+                    Some(Hook::XdpUnderlay) => "native",
+                    Some(_) => "generic",
+                };
+                xdp.clone_into(&mut fast_path.xdp);
+            }
+        });
+        select! {
+            Ok(()) = externals.changed() => {}
+            Ok(()) = locals.changed() => {}
+            Ok(()) = pod_mtu.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
+fn interface(external: &ExternalInterface) -> Interface {
+    Interface {
+        name: external.name.clone(),
+        index: external.index,
+        mtu: external.mtu,
+        addresses: external.addresses().map(|(_, address)| address).collect(),
+    }
+}
+
+fn backend(kind: &str, local: &Local, pod_mtu: u32) -> Backend {
+    Backend {
+        kind: kind.to_owned(),
+        direct_routing: local.direct_routing,
+        devices: local.devices().map(|(_, device)| of_vxlan(device)).collect(),
+        pod_mtu,
+    }
+}
+
+fn of_vxlan(device: &VxlanDevice) -> Device {
+    Device {
+        name: device.name.clone(),
+        vni: Some(device.vni),
+        port: Some(device.port),
+        mac: Some(device.mac.to_string()),
+        mtu: device.mtu,
+    }
+}
+
+/// Without its end, which the store knows.
+fn lease(local: &Local) -> OwnLease {
+    OwnLease {
+        subnets: local.stacks.values().map(|stack| stack.subnet).collect(),
+        networks: local.stacks.values().map(|stack| stack.network).collect(),
+        public: local.stacks.values().map(|stack| stack.public_ip).collect::<Vec<IpAddr>>(),
+        expires: None,
+    }
+}

@@ -1,0 +1,327 @@
+//! How things stand, in the words of the control socket. All times are seconds since 1970 (Unix time).
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// All but the peers, one by one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Snapshot {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// The process.
+    pub agent: Agent,
+    /// The store of leases; absent before it is known.
+    pub store: Option<Store>,
+    /// Our lease; absent before we have one.
+    pub lease: Option<OwnLease>,
+    /// The external interface; absent before it is chosen.
+    pub interface: Option<Interface>,
+    /// The backend; absent before the network configuration is read.
+    pub backend: Option<Backend>,
+    /// How far packets may skip the host's stack; absent before the programs are loaded.
+    pub fast_path: Option<FastPath>,
+    /// The rules, of each firewall that keeps some.
+    pub rules: Vec<Rules>,
+    /// The dataplane, as the reconciler has it.
+    pub dataplane: Option<Dataplane>,
+    /// Why the dataplane is absent.
+    pub without_dataplane: Option<String>,
+}
+
+/// The agent's process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agent {
+    /// Version of the program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started.
+    pub started: u64,
+    /// What it does: `running`, or what it waits for.
+    pub doing: String,
+    /// Whether pods can be started, as `/readyz` says.
+    pub ready: bool,
+    /// Why not.
+    pub not_ready: Option<String>,
+    /// Where it writes the subnet.
+    pub subnet_file: PathBuf,
+    /// Where it pins programs and maps.
+    pub bpffs: PathBuf,
+}
+
+/// The store of leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Store {
+    /// What it is: `etcd`, `Kubernetes`, a file.
+    pub server: String,
+    /// Why the last request failed; absent while it answers.
+    pub trouble: Option<String>,
+    /// Since when it answers, or does not.
+    pub since: u64,
+}
+
+/// Our lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OwnLease {
+    /// The pod subnets of this node.
+    pub subnets: Vec<IpNetwork>,
+    /// The networks they are cut from.
+    pub networks: Vec<IpNetwork>,
+    /// The addresses other nodes know this one by.
+    pub public: Vec<IpAddr>,
+    /// When it ends unless it is renewed; absent where leases have no end.
+    pub expires: Option<u64>,
+}
+
+/// The external interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+    /// Our addresses on it.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Backend {
+    /// `Type` of the network configuration.
+    pub kind: String,
+    /// Whether peers on our link are reached without the tunnel.
+    pub direct_routing: bool,
+    /// The devices of the tunnel.
+    pub devices: Vec<Device>,
+    /// MTU of pods, bytes.
+    pub pod_mtu: u32,
+}
+
+/// A device of the tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its VNI, where it has one.
+    pub vni: Option<u32>,
+    /// UDP port, where it has one.
+    pub port: Option<u16>,
+    /// Its MAC, where it has one.
+    pub mac: Option<String>,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+}
+
+/// How far packets may skip the host's stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FastPath {
+    /// `--fast-path`.
+    pub asked: String,
+    /// What is done.
+    pub granted: String,
+    /// What limits it, where less is done than was asked.
+    pub limit: Option<String>,
+    /// How the programs are attached.
+    pub attached_by: Option<String>,
+    /// XDP on the external interface: `off`, `native` or `generic`.
+    pub xdp: String,
+}
+
+/// What keeps some of the rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rules {
+    /// `iptables` or `nftables`, and the family where it keeps one.
+    pub kept_by: String,
+    /// They were put in place.
+    pub in_place: bool,
+    /// Why they cannot be kept.
+    pub error: Option<String>,
+    /// How often rules were put back.
+    pub restored: u64,
+    /// What was put back last.
+    pub last_restored: Option<Restored>,
+}
+
+/// The dataplane as the reconciler has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dataplane {
+    /// The leases have been read.
+    pub synced: bool,
+    /// Since the start there was a moment at which nothing was left to do.
+    pub settled: bool,
+    /// Passes that read the state of the kernel.
+    pub passes: u64,
+    /// Leases that are followed.
+    pub peers: usize,
+    /// Of those, the ones of which a change failed.
+    pub peers_pending: usize,
+    /// Leases that should be looked into.
+    pub faults: usize,
+    /// The leases that are not followed: the first hundred.
+    pub skipped: Vec<Skipped>,
+    /// Changes that failed and are tried again: how many.
+    pub pending_total: usize,
+    /// The same: the first hundred.
+    pub pending: Vec<Pending>,
+    /// The last failure that is still standing.
+    pub last_error: Option<String>,
+    /// Peers whose packets the programs leave to the kernel.
+    pub on_kernel: usize,
+    /// What is left to the kernel's path for others' hooks: the first hundred.
+    pub hooked: Vec<Hooked>,
+    /// The programs there should be, and where.
+    pub programs: Vec<Program>,
+    /// Pods of this node whose place is known.
+    pub pods: usize,
+    /// How many objects were put back since the start.
+    pub restored: u64,
+    /// Those put back last, newest first.
+    pub last_restored: Vec<Restored>,
+}
+
+/// A lease that is not followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its subnets.
+    pub lease: String,
+    /// In which family: `IPv4` or `IPv6`.
+    pub family: String,
+    /// Why.
+    pub reason: String,
+    /// Somebody should look into it.
+    pub fault: bool,
+}
+
+/// A change that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// What it is.
+    pub change: String,
+    /// Why it failed.
+    pub error: String,
+    /// How often.
+    pub attempts: u32,
+}
+
+/// What is left to the kernel's path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooked {
+    /// Where somebody else's hook is.
+    pub interface: String,
+    /// What it is.
+    pub hook: String,
+    /// What is left to the kernel for it.
+    pub left: String,
+}
+
+/// A program at its hook.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Index of the interface.
+    pub ifindex: u32,
+}
+
+/// Something that was put back after somebody deleted or changed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// When.
+    pub at: u64,
+    /// What.
+    pub what: String,
+}
+
+/// A peer, in one family, as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its pod subnet.
+    pub subnet: IpNetwork,
+    /// The name of its node, where the store knows it.
+    pub node: Option<String>,
+    /// Its address on the underlay.
+    pub public_ip: IpAddr,
+    /// How packets get there: `vxlan`, `direct` and the like.
+    pub way: String,
+    /// MAC of its VXLAN device.
+    pub mac: Option<String>,
+    /// Why the programs leave its packets to the kernel.
+    pub on_kernel: Option<String>,
+    /// How the underlay reaches it, where that was looked up.
+    pub next_hop: Option<NextHop>,
+    /// Its changes that failed, with the error.
+    pub pending: Vec<String>,
+}
+
+/// How the underlay reaches an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// The address on the link.
+    pub address: IpAddr,
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+}
+
+/// The peers, and the leases of others that are not followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peers {
+    /// By pod subnet.
+    pub peers: Vec<Peer>,
+    /// All of them.
+    pub skipped: Vec<Skipped>,
+}
+
+/// What differs between the plan and the kernel, maps included.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Drift {
+    /// Each with the change that would put it right.
+    pub differences: Vec<Difference>,
+    /// Why the kernel could not be read.
+    pub error: Option<String>,
+}
+
+/// An object that is not as planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The change that would put it right.
+    pub change: String,
+    /// Why it was not made, if it was tried.
+    pub error: Option<String>,
+}
+
+/// Seconds since 1970.
+pub fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Now, in seconds since 1970.
+pub fn now() -> u64 {
+    unix(SystemTime::now())
+}
+
+/// The time that is so many seconds after 1970.
+pub fn time(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
