@@ -5,10 +5,12 @@
 //!      lease/                              plan/                            reconcile/        datapath/
 //! ```
 //!
-//! `app` builds these parts and runs them. `netlink` and `bpf` are the drivers below `datapath`, `node` is this node on
-//! its external interface, `host` the machine it runs on.
+//! `app` builds these parts and runs them. `backend` has a file for each way in which packets reach other nodes, which
+//! all others ask. `netlink` and `bpf` are the drivers below `datapath`, `node` is this node on its external interface,
+//! `host` the machine it runs on.
 
 pub mod app;
+pub mod backend;
 pub mod bpf;
 pub mod cli;
 pub mod cmd;
@@ -27,3 +29,4 @@ pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;
 pub mod values;
+pub mod wire;

@@ -4,9 +4,11 @@
 //! look_up() ─▶ Known ─ acquire() ─▶ Leased ─ keep_up() ─▶ End
 //! ```
 
+use std::{convert::Infallible, future::pending};
+
 use anyhow::{Context as _, anyhow};
 use ipnetwork::IpNetwork;
-use tokio::{join, select, sync::watch};
+use tokio::{join, select, sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use super::{
@@ -20,10 +22,11 @@ use super::{
     standing,
 };
 use crate::{
+    backend::{AnyBackend, Backend, Configured, ExternalInterface, Registered, Start},
     bpf::PinsClaim,
     cli::RunOptions,
     config::{NetworkConfig, Pool},
-    datapath::{Datapath as _, ebpf::EbpfDatapath, kernel::KernelDatapath},
+    datapath::{Datapath as _, Stray, ebpf::EbpfDatapath, kernel::KernelDatapath},
     host::conntrack,
     lease::{
         KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers,
@@ -31,16 +34,12 @@ use crate::{
     },
     masq::Rules,
     netlink::Netlink,
-    node::{
-        Node,
-        backend::{self, Backend},
-        interface::{ExternalInterface, InterfaceChoice},
-        published, stacks,
-        underlay::UnderlayWatch,
-    },
+    node::{Node, interface::InterfaceChoice, published, stacks, underlay::UnderlayWatch},
     plan::{Local, inherited},
     reconcile::{KernelHost, Reconciler},
     subnet_file::{Previous, SubnetFile},
+    telemetry::Said,
+    values::Family,
 };
 
 /// What the store says before this node has a lease.
@@ -62,7 +61,7 @@ struct Leased<O> {
     fixed: NodeAddress,
     /// What others know this node by.
     public: NodeAddress,
-    backend: Box<dyn Backend>,
+    backend: AnyBackend,
     attrs: LeaseAttrs,
     previous: Previous,
     own: O,
@@ -115,7 +114,16 @@ impl Agent<'_> {
         let external = ExternalInterface::choose(&mut netlink, &choice).await?;
         let fixed = NodeAddress { v4: options.public_ip, v6: options.public_ipv6 };
         let public = published(fixed, &external);
-        let backend = backend::adopt(config.built()?, &external, &this_node, &mut netlink).await?;
+        let Configured(configured) = config.built()?;
+        let start = Start {
+            external: &external,
+            published: this_node.published.as_ref(),
+            settled: this_node.settled,
+            networks: config.pools().values().map(Pool::network).collect(),
+            netlink: &mut netlink,
+        };
+        let adopted = self.unless_stopped("preparing the backend", store, configured.adopt(start)).await;
+        let Some(backend) = adopted.transpose()? else { return Ok(None) };
         backend.check(&external, public)?;
         warn_without_bridge_filter(&config);
 
@@ -132,6 +140,11 @@ impl Agent<'_> {
         let own = own.context("no subnet for this node")?;
         let subnet = own.subnet();
         let shares = shares(&config, &subnet)?;
+        let subnets = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet)).collect();
+        let registered = Registered { external: external.clone(), public, subnets };
+        let registering = backend.register(&registered);
+        let done = self.unless_stopped("preparing the network beyond this node", store, registering).await;
+        let Some(()) = done.transpose()? else { return Ok(None) };
         Ok(Some(Leased {
             options,
             config,
@@ -172,7 +185,9 @@ impl Agent<'_> {
             shares,
         } = leased;
         let networks = shares.iter().map(|(pool, subnet)| (pool.network(), *subnet));
-        let stacks = stacks(&*backend, &external, public, networks);
+        let stacks = stacks(&*backend, &external, public, networks.clone());
+        let objects = backend.objects(&external, &stacks);
+        let registered = Registered { external: external.clone(), public, subnets: networks.collect() };
         let families = (config.network_v4().is_some(), config.network_v6().is_some());
         let tell = |notice| store.tell(notice);
         let (fast_path, loaded) =
@@ -188,14 +203,17 @@ impl Agent<'_> {
         let local = Local {
             stacks,
             underlay_ifindex: external.index,
-            backend: backend.planned(),
+            backend: backend.clone(),
+            objects,
             direct_routing: backend.direct_routing(),
             fast_path,
             xdp: xdp.on(&external.name),
             flow_refresh: *refresh_now.borrow(),
             source_ports: ports_now.borrow().clone(),
         };
-        let mut kernel = backend.kernel_datapath(netlink, &external, &shares, &previous.networks());
+        let driver = backend.driver(&registered)?;
+        let mut kernel = kernel_datapath(&*backend, netlink, external.index, &shares, &previous.networks())
+            .with_driver(driver);
         let inherited = left_by_earlier(&mut kernel, &local).await;
         let datapath = match loaded {
             Loaded::Programs(pins, programs, tables) => {
@@ -214,9 +232,9 @@ impl Agent<'_> {
             true => Peers::Watched(store.watch(&own, inherited)),
             false => Peers::Unwatched(Unwatched::default()),
         };
-        let (node, views) = Node::new(backend, fixed, xdp, local, attrs, file.mtu);
+        let (node, views) = Node::new(backend.clone(), fixed, xdp, local, attrs, file.mtu);
         let keeper = store.keep(own);
-        let kind = config.built()?.kind();
+        let kind = config.backend_kind();
         let standing = standing::follow_node(
             &self.standing,
             kind,
@@ -241,6 +259,7 @@ impl Agent<'_> {
                 node.follow(externals, fast_path_now, refresh_now, ports_now),
                 follow_source_ports(&ports),
                 store.report_config_changes(config),
+                register_again(&*backend, &registered),
                 flows,
                 standing,
             )
@@ -250,6 +269,50 @@ impl Agent<'_> {
             end = keep(keeper, views.attrs) => after(end, S::SERVER),
             () = following => Ok(End::Stopped),
             (never, ..) = beside => match never {},
+        }
+    }
+}
+
+/// The kernel's objects of a backend. With each pool comes our subnet of it; what is left of `earlier` networks is ours,
+/// too.
+fn kernel_datapath(
+    backend: &dyn Backend,
+    netlink: Netlink,
+    ifindex: u32,
+    pools: &[(Pool, IpNetwork)],
+    earlier: &[IpNetwork],
+) -> KernelDatapath {
+    let mut datapath = KernelDatapath::new(netlink);
+    if !backend.follows_peers() {
+        return datapath;
+    }
+    for network in pools.iter().map(|(pool, _)| pool.network()).chain(earlier.iter().copied()) {
+        datapath = datapath.giving_up(network);
+    }
+    for (pool, own) in pools {
+        if let Some(name) = backend.device_name(Family::of_network(pool.network())) {
+            datapath = datapath.with_device(name, pool.network());
+        }
+        if backend.is_without_tunnel() || backend.direct_routing() {
+            datapath = datapath.with_direct_routes(Stray { ifindex, pool: *pool, own: *own });
+        }
+    }
+    datapath.with_earlier(earlier)
+}
+
+/// Does again, from time to time, what the backend has done beyond this node.
+async fn register_again(backend: &dyn Backend, node: &Registered) -> Infallible {
+    let Some(pause) = backend.register_again() else { return pending().await };
+    let mut said = Said::default();
+    loop {
+        sleep(pause).await;
+        match backend.register(node).await {
+            Ok(()) if said.is_over() => info!("the backend can again do what it does beyond this node"),
+            Ok(()) => {}
+            Err(error) if said.is_news(&error) => {
+                warn!(%error, "what the backend does beyond this node failed, and will be tried again");
+            }
+            Err(_) => {}
         }
     }
 }

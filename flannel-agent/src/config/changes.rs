@@ -1,6 +1,6 @@
 //! What differs between two network configurations.
 
-use super::{Backend, NetworkConfig};
+use super::NetworkConfig;
 
 impl NetworkConfig {
     /// What of `self` is otherwise in `new`, each as `Field: old -> new` with the names the configuration has.
@@ -32,8 +32,10 @@ impl NetworkConfig {
         field("Backend.Type", self.backend_kind().to_owned(), new.backend_kind().to_owned());
         let other_kind = new.backend_kind();
         match (&self.backend, &new.backend) {
-            (Ok(Backend::Vxlan(old)), Ok(Backend::Vxlan(new))) => {
-                old.changes(new, field);
+            (Ok(old), Ok(new)) if self.backend_kind() == other_kind => {
+                for (name, old, new) in old.changes_to(new) {
+                    field(name, old, new);
+                }
             }
             // Options may hold secrets (wireguard's and ipsec's PSK), so they are not shown.
             (old, new) if self.backend_kind() == other_kind && old != new => {

@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, fmt};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use crate::values::gojson::FieldError;
-use crate::values::{Family, gojson::Object};
-pub use backend::{Backend, UnbuiltBackend, VxlanOptions};
+use crate::{
+    backend::{
+        Configured,
+        table::{self, ParseError, UnbuiltBackend},
+    },
+    values::{Family, gojson::Object},
+};
 pub use pool::{Pool, PoolError, PoolV4, PoolV6};
 pub(crate) use pool::{cidr_v4, cidr_v6};
 
-mod backend;
 mod changes;
 mod pool;
 
@@ -24,7 +28,7 @@ pub struct NetworkConfig {
     /// `EnableNFTables`: masquerade and forward rules by nftables instead of iptables.
     pub enable_nftables: bool,
     /// How packets travel, or why this version cannot do what is asked.
-    pub backend: Result<Backend, UnbuiltBackend>,
+    pub backend: Result<Configured, UnbuiltBackend>,
 }
 
 /// A network configuration that cannot be used. Where upstream has a message for the case, this has the same.
@@ -41,28 +45,18 @@ pub enum ConfigError {
     /// A family's network and the subnets cut from it do not go together.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// A value that its field cannot have.
-    #[error("{field}: {value} {problem}")]
-    Value {
-        /// Path of the field.
-        field: &'static str,
-        /// What was found.
-        value: String,
-        /// What is wrong with it and what to write instead.
-        problem: &'static str,
-    },
+    /// The backend, or an option of it.
+    #[error(transparent)]
+    Backend(#[from] ParseError),
     /// `EnableIPv4` is false and `EnableIPv6` not true.
     #[error("none defined stack: set EnableIPv4 or EnableIPv6 to true")]
     NoStack,
-    /// No such backend, here or upstream.
-    #[error("unknown backend type: {0}; set Backend.Type to \"vxlan\", \"host-gw\" or \"alloc\"")]
-    UnknownBackend(String),
 }
 
 impl ConfigError {
     /// Whether upstream, which asks again for anything else that is wrong, exits over this.
     pub fn ends_the_start(&self) -> bool {
-        matches!(self, Self::NoStack | Self::UnknownBackend(_))
+        matches!(self, Self::NoStack | Self::Backend(ParseError::UnknownType { .. }))
     }
 }
 
@@ -89,7 +83,7 @@ impl NetworkConfig {
         let enable4 = object.get("EnableIPv4", bool)?.unwrap_or(true);
         let enable6 = object.get("EnableIPv6", bool)?.unwrap_or(false);
         let enable_nftables = object.get("EnableNFTables", bool)?.unwrap_or(false);
-        let backend = Backend::parse(object.raw("Backend"))?;
+        let backend = table::parse(object.raw("Backend"))?;
 
         if !enable4 && !enable6 {
             return Err(ConfigError::NoStack);
@@ -102,22 +96,22 @@ impl NetworkConfig {
             true => Some(PoolV6::new(network6, limits6)?),
             false => None,
         };
-        if let (Some(_), Ok(Backend::Vxlan(options))) = (&ipv6, &backend) {
-            options.check_over_ipv6()?;
+        if let (Some(_), Ok(Configured(options))) = (&ipv6, &backend) {
+            options.check_over_ipv6().map_err(ParseError::from)?;
         }
         Ok(Self { ipv4, ipv6, enable_nftables, backend })
     }
 
     /// The backend. One that this version does not build, or an option of one, is an error that names the field,
     /// its value and what to do.
-    pub fn built(&self) -> Result<&Backend, UnbuiltBackend> {
+    pub fn built(&self) -> Result<&Configured, UnbuiltBackend> {
         self.backend.as_ref().map_err(Clone::clone)
     }
 
     /// The backend's name in the configuration, whether it is built or not.
     pub fn backend_kind(&self) -> &'static str {
         match &self.backend {
-            Ok(backend) => backend.kind(),
+            Ok(Configured(options)) => options.kind(),
             Err(unbuilt) => unbuilt.kind(),
         }
     }

@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::{ChangeError, Datapath, ObserveError, entries, kernel::KernelDatapath};
 use crate::{
+    backend::Objects,
     bpf::{AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, detach_all},
     netlink::TcSide,
     plan::{AnyEntry, AnyEntryKey, BpfState, Change, ForeignHook, HookPlace, ObjectKey, State},
@@ -77,6 +78,10 @@ impl Datapath for EbpfDatapath {
 
     async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
         self.loaded.as_mut().map(Loaded::observe).transpose().map_err(ObserveError::Bpf)
+    }
+
+    async fn observe_objects(&mut self) -> Result<Option<Objects>, ObserveError> {
+        self.kernel.observe_objects().await
     }
 
     async fn foreign_programs(

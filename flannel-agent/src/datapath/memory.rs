@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChangeError, Datapath, ObserveError};
 use crate::{
+    backend::Objects,
     plan::{AnyEntry, AnyEntryKey, BpfState, Change, ObjectKey, State},
     values::Family,
 };
@@ -71,6 +72,8 @@ impl MemoryDatapath {
             }
             Change::DeleteDirectRoute { subnet, .. } => delete(&mut state.direct_routes, &subnet),
             Change::DeleteRoute { subnet, .. } => delete(&mut state.routes, &subnet),
+            Change::PutObject(id, object) => put(&mut state.objects, id, object),
+            Change::DeleteObject(id, _) => delete(&mut state.objects, &id),
             Change::PutEntry(AnyEntry::V4(entry)) => state.bpf.v4.put(entry),
             Change::PutEntry(AnyEntry::V6(entry)) => state.bpf.v6.put(entry),
             Change::DeleteEntry(AnyEntryKey::V4(key)) => state.bpf.v4.remove(&key),
@@ -95,6 +98,10 @@ impl Datapath for MemoryDatapath {
     async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
         self.looks += 1;
         Ok(Some(self.state.bpf.clone()))
+    }
+
+    async fn observe_objects(&mut self) -> Result<Option<Objects>, ObserveError> {
+        Ok(Some(self.state.objects.clone()))
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    backend::{BackendError, Objects},
     netlink::NetlinkError,
     plan::{BpfState, Change, ForeignHook, State},
 };
@@ -25,6 +26,11 @@ pub trait Datapath: Send {
 
     /// Reads the eBPF half alone, which gives no notice when it changes. `None` where there is none.
     fn observe_bpf(&mut self) -> impl Future<Output = Result<Option<BpfState>, ObserveError>> + Send {
+        async { Ok(None) }
+    }
+
+    /// Reads the backend's own objects alone, of which most give no notice either. `None` where it has none.
+    fn observe_objects(&mut self) -> impl Future<Output = Result<Option<Objects>, ObserveError>> + Send {
         async { Ok(None) }
     }
 
@@ -51,6 +57,9 @@ pub enum ObserveError {
     /// The eBPF half: maps or links.
     #[error("{0}")]
     Bpf(String),
+    /// The backend's own objects.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// A failure that a test asked for.
     #[error("injected failure")]
     Injected,
@@ -68,6 +77,9 @@ pub enum ChangeError {
     /// The interface of this index, which it is about, is no more: the next look will not ask for it again.
     #[error("interface {0} is gone")]
     Gone(u32),
+    /// What makes the backend's own objects could not.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// A map or a program refused.
     #[error("{0}")]
     Bpf(String),

@@ -8,13 +8,13 @@ use tokio::{select, sync::watch};
 use tracing::{error, info};
 
 use crate::{
+    backend::{AnyBackend, Backend, ExternalInterface},
     lease::{LeaseAttrs, wire::NodeAddress},
-    node::{backend::Backend, interface::ExternalInterface, xdp::XdpChoice},
+    node::xdp::XdpChoice,
     plan::{FlowRefresh, Local, LocalStack},
     values::Family,
 };
 
-pub mod backend;
 pub mod interface;
 pub mod underlay;
 pub mod xdp;
@@ -22,7 +22,7 @@ pub mod xdp;
 /// Turns changes of the external interface into changes of what depends on it.
 pub struct Node {
     /// How this node reaches others.
-    pub backend: Box<dyn Backend>,
+    pub backend: AnyBackend,
     /// `--public-ip`, `--public-ipv6`: what is published whatever the interface's addresses are.
     fixed: NodeAddress,
     /// What is asked of XDP, whichever interface it is.
@@ -46,7 +46,7 @@ pub struct NodeViews {
 impl Node {
     /// The node as it is at the start, and views of it.
     pub fn new(
-        backend: Box<dyn Backend>,
+        backend: AnyBackend,
         fixed: NodeAddress,
         xdp: XdpChoice,
         local: Local,
@@ -105,7 +105,8 @@ impl Node {
                 true => local.xdp,
                 false => self.xdp.on(&external.name),
             };
-            Local { stacks, underlay_ifindex: external.index, xdp, ..local.clone() }
+            let objects = self.backend.objects(external, &stacks);
+            Local { stacks, objects, underlay_ifindex: external.index, xdp, ..local.clone() }
         });
         if set(&self.published, |_| self.backend.attrs(public)) {
             let [v4, v6] = Family::BOTH.map(|family| public.of(family).map(|address| address.to_string()));
@@ -159,28 +160,32 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, to: impl FnOnce(&T) -> T) -> boo
 mod tests {
     use std::net::Ipv4Addr;
 
-    use super::backend::{HostGw, Vxlan};
     use super::*;
-    use crate::{config::VxlanOptions, plan::Xdp, values::Mac};
+    use crate::{
+        backend::{HostGw, Vxlan, VxlanOptions},
+        plan::{Objects, Xdp},
+        values::Mac,
+    };
 
     const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
     const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);
 
     type Views = (watch::Receiver<Local>, watch::Receiver<LeaseAttrs>, watch::Receiver<u32>);
 
-    fn node(backend: Box<dyn Backend>, fixed: NodeAddress) -> (Node, Views) {
+    fn node(backend: AnyBackend, fixed: NodeAddress) -> (Node, Views) {
         let start = ExternalInterface::eth0(2, 1500, 1);
         node_on(&start, backend, fixed)
     }
 
-    fn node_on(start: &ExternalInterface, backend: Box<dyn Backend>, fixed: NodeAddress) -> (Node, Views) {
+    fn node_on(start: &ExternalInterface, backend: AnyBackend, fixed: NodeAddress) -> (Node, Views) {
         let public = published(fixed, start);
         let networks = [("10.0.0.0/8", "10.1.0.0/24"), ("fd00:10::/32", "fd00:10:0:1::/64")];
         let networks = networks.map(|(network, subnet)| (network.parse().unwrap(), subnet.parse().unwrap()));
         let local = Local {
             stacks: stacks(&*backend, start, public, networks),
             underlay_ifindex: start.index,
-            backend: backend.planned(),
+            backend: backend.clone(),
+            objects: Objects::new(),
             direct_routing: backend.direct_routing(),
             fast_path: FastPath::Off,
             xdp: Xdp::OFF,
@@ -192,9 +197,9 @@ mod tests {
         (node, (views.local, views.attrs, views.pod_mtu))
     }
 
-    fn vxlan() -> Box<dyn Backend> {
+    fn vxlan() -> AnyBackend {
         let macs = BTreeMap::from([(Family::V4, MAC), (Family::V6, MAC_V6)]);
-        Box::new(Vxlan { options: VxlanOptions::default(), macs })
+        AnyBackend::new(Vxlan { options: VxlanOptions::default(), macs })
     }
 
     fn v4(local: &Local) -> LocalStack {
@@ -283,7 +288,7 @@ mod tests {
     fn host_gw_does_not_follow_where_its_public_address_is_not() {
         let start = ExternalInterface::eth0(2, 1500, 1);
         let fixed = NodeAddress { v4: Some(start.address), v6: None };
-        let (node, (locals, attrs, _)) = node(Box::new(HostGw), fixed);
+        let (node, (locals, attrs, _)) = node(AnyBackend::new(HostGw), fixed);
         node.become_of(&ExternalInterface::eth0(2, 1500, 7));
         assert!(!locals.has_changed().unwrap() && !attrs.has_changed().unwrap());
         node.become_of(&ExternalInterface::eth0(9, 9000, 1));

@@ -5,8 +5,11 @@ use std::{fmt, net::IpAddr};
 use flannel_common::path::Hook;
 use ipnetwork::IpNetwork;
 
-use super::{AnyEntry, AnyEntryKey, DirectRoute, VxlanDevice};
-use crate::values::{Family, Mac};
+use super::{AnyEntry, AnyEntryKey, DirectRoute, ObjectId, VxlanDevice};
+use crate::{
+    backend::AnyObject,
+    values::{Family, Mac},
+};
 
 /// One object of [`super::State`] to put or to take away. Putting what is there already, or taking away
 /// what is gone, is not an error.
@@ -45,6 +48,8 @@ pub enum Change {
         /// Where to.
         route: DirectRoute,
     },
+    /// Make an object of a kind that only the backend knows, or bring the one there is into line.
+    PutObject(ObjectId, AnyObject),
     /// Write an entry of a map.
     PutEntry(AnyEntry),
     /// Attach a program.
@@ -77,6 +82,8 @@ pub enum Change {
         /// As it was observed.
         route: DirectRoute,
     },
+    /// Delete an object of a kind that only the backend knows, as it was observed.
+    DeleteObject(ObjectId, AnyObject),
     /// Delete a permanent neighbour of the device.
     DeleteNeighbour(IpAddr),
     /// Delete a forwarding entry of the device.
@@ -107,6 +114,8 @@ pub enum ObjectKey {
     Route(IpNetwork),
     /// A route past it.
     DirectRoute(IpNetwork),
+    /// An object of the backend's own.
+    Object(ObjectId),
     /// An entry of a map.
     Entry(AnyEntryKey),
     /// A hook of an interface.
@@ -130,6 +139,7 @@ impl Change {
             Self::PutDirectRoute { subnet, .. } | Self::DeleteDirectRoute { subnet, .. } => {
                 ObjectKey::DirectRoute(subnet)
             }
+            Self::PutObject(id, _) | Self::DeleteObject(id, _) => ObjectKey::Object(id),
             Self::PutEntry(entry) => ObjectKey::Entry(entry.key()),
             Self::DeleteEntry(key) => ObjectKey::Entry(key),
             Self::Attach { ifindex, hook } | Self::Detach { ifindex, hook } => ObjectKey::Hook(ifindex, hook),
@@ -159,6 +169,7 @@ impl Change {
                 | Self::DeleteEntry(_)
                 | Self::DeleteRoute { .. }
                 | Self::DeleteDirectRoute { .. }
+                | Self::DeleteObject(..)
                 | Self::DeleteNeighbour(_)
                 | Self::DeleteFdb { .. }
                 | Self::DeleteAddress(_)
@@ -179,6 +190,8 @@ impl fmt::Display for Change {
             Self::PutDirectRoute { subnet, route: DirectRoute { ifindex, via } } => {
                 write!(f, "route {subnet} via {via} on interface {ifindex}")
             }
+            Self::PutObject(_, object) => write!(f, "set up {object}"),
+            Self::DeleteObject(_, object) => write!(f, "remove {object}"),
             Self::PutEntry(entry) => entry.fmt(f),
             Self::DeleteEntry(key) => key.fmt(f),
             Self::Attach { ifindex, hook } => write!(f, "attach {} to interface {ifindex}", hook.program()),

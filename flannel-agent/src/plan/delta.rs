@@ -34,9 +34,15 @@ pub fn delta(desired: &State, observed: &State) -> Vec<Change> {
         news(&desired.direct_routes, &observed.direct_routes)
             .map(|(&subnet, &route)| Change::PutDirectRoute { subnet, route }),
     );
+    let put_objects = news(&desired.objects, &observed.objects);
+    changes.extend(put_objects.map(|(id, object)| Change::PutObject(*id, object.clone())));
     put_bpf(&mut changes, &desired.bpf, &observed.bpf);
 
     delete_bpf(&mut changes, &desired.bpf, &observed.bpf);
+    // In the opposite order of their stages.
+    let gone_objects: Vec<_> = gone(&desired.objects, &observed.objects).collect();
+    let gone_objects = gone_objects.into_iter().rev();
+    changes.extend(gone_objects.map(|(id, object)| Change::DeleteObject(*id, object.clone())));
     changes.extend(
         gone(&desired.direct_routes, &observed.direct_routes)
             .map(|(&subnet, &route)| Change::DeleteDirectRoute { subnet, route }),

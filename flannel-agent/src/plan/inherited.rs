@@ -4,12 +4,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Backend, Local, LocalStack, State};
+use super::{Local, LocalStack, State};
 use crate::{
-    lease::{
-        Lease, LeaseAttrs, LeaseSubnet,
-        wire::{NodeAddress, RawJson},
-    },
+    lease::{Lease, LeaseAttrs, LeaseSubnet, wire::NodeAddress},
     values::{Family, Mac, overlap},
 };
 
@@ -19,20 +16,15 @@ use crate::{
 pub fn inherited(local: &Local, observed: &State) -> Vec<Lease> {
     let mut leases = Vec::new();
     for (family, stack) in &local.stacks {
-        let vni = stack.device.as_ref().map_or(0, |device| device.vni);
         let of_family =
             |subnet: &IpNetwork| Family::of_network(*subnet) == *family && is_leasable(stack, *subnet);
         let mut add = |subnet: IpNetwork, public_ip: IpAddr, mac: Option<Mac>| {
             let address: NodeAddress = [public_ip].into_iter().collect();
-            let mut attrs = LeaseAttrs::plain(address, local.backend.kind());
-            if local.backend == Backend::Vxlan {
-                // Not written as empty, which is no MAC to read.
-                let mac = mac.map_or(String::new(), |mac| format!(r#","VtepMAC":"{mac}""#));
-                let data = RawJson::parse(&format!(r#"{{"VNI":{vni}{mac}}}"#)).ok();
-                match family {
-                    Family::V4 => attrs.backend_data = data,
-                    Family::V6 => attrs.backend_v6_data = data,
-                }
+            let mut attrs = LeaseAttrs::plain(address, local.backend.published());
+            let data = local.backend.options().data_of(*family, mac);
+            match family {
+                Family::V4 => attrs.backend_data = data,
+                Family::V6 => attrs.backend_v6_data = data,
             }
             leases.push(Lease { subnet: alone(subnet), attrs, expiration: None });
         };

@@ -13,6 +13,7 @@ use flannel_common::layout::FastPath;
 use ipnetwork::IpNetwork;
 
 use crate::{
+    backend::FollowedPeer,
     lease::{LeaseSubnet, Leases},
     netlink::NoNextHop,
     values::Family,
@@ -36,6 +37,7 @@ mod tests;
 mod xdp;
 
 pub use crate::{
+    backend::{AnyBackend, LocalStack, ObjectId, Objects, PeerRoute, Skip},
     netlink::{DirectRoute, IpsecPolicy, NextHop, Pods, VxlanDevice},
     values::FlowRefresh,
 };
@@ -48,7 +50,7 @@ pub use hooks::{Foreign, ForeignHook, Heeding, HookPlace, Hooked, HookedInterfac
 pub use inherited::inherited;
 pub use maps::Maps;
 pub use patch::Patch;
-pub use peers::{Peer, PeerRoute, Skip, peers, public_addresses};
+pub use peers::{Peer, peers, public_addresses};
 pub use state::{BpfState, State};
 pub use xdp::Xdp;
 
@@ -60,7 +62,9 @@ pub struct Local {
     /// Index of the external interface, by which packets between nodes leave and arrive.
     pub underlay_ifindex: u32,
     /// How packets reach other nodes.
-    pub backend: Backend,
+    pub backend: AnyBackend,
+    /// The backend's own objects that do not depend on peers.
+    pub objects: Objects,
     /// Peers that the underlay reaches without a gateway are routed to without the tunnel.
     pub direct_routing: bool,
     /// How far packets may skip the host's stack.
@@ -72,45 +76,6 @@ pub struct Local {
     /// `net.ipv4.ip_local_port_range` as read, host order: outer source ports are chosen from it by the
     /// kernel's formula, which never reaches the end.
     pub source_ports: Range<u16>,
-}
-
-/// This node in one family. All addresses are of that family.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalStack {
-    /// The network all pod subnets are cut from.
-    pub network: IpNetwork,
-    /// Our pod subnet, host bits zero.
-    pub subnet: IpNetwork,
-    /// The address our lease publishes; peers send to it.
-    pub public_ip: IpAddr,
-    /// Our address on the external interface.
-    pub address: IpAddr,
-    /// The VXLAN device that carries this family's packets, with that backend. It is bound to the external
-    /// interface, and its outer headers are of this family, too.
-    pub device: Option<VxlanDevice>,
-}
-
-/// How packets reach other nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    /// Through a tunnel: each family over a device of its own.
-    Vxlan,
-    /// By routes to nodes on the same link, without a tunnel.
-    HostGw,
-    /// By whatever the administrator has set up: only the lease is ours.
-    Alloc,
-}
-
-impl Backend {
-    /// `BackendType` of our lease and of those that are followed.
-    pub fn kind(self) -> &'static str {
-        match self {
-            Self::Vxlan => "vxlan",
-            Self::HostGw => "host-gw",
-            // Upstream publishes none.
-            Self::Alloc => "",
-        }
-    }
 }
 
 impl Local {
@@ -126,7 +91,7 @@ impl Local {
 
     /// Whether peers may be reached without a tunnel.
     pub fn routes_direct(&self) -> bool {
-        self.direct_routing || self.backend == Backend::HostGw
+        self.direct_routing || self.backend.is_without_tunnel()
     }
 }
 
@@ -249,7 +214,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     state.routes = tunnelled().map(|(subnet, ..)| (*subnet, subnet.network())).collect();
     for (subnet, peer) in &peers {
         match peer.route {
-            PeerRoute::Vxlan(_) => {}
+            PeerRoute::Vxlan(_) | PeerRoute::Objects => {}
             PeerRoute::Direct => {
                 let ifindex = match inputs.next_hops.get(&peer.public_ip) {
                     Some(Ok(hop)) if local.direct_routing => hop.ifindex,
@@ -260,5 +225,24 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             }
         }
     }
+    if local.backend.has_objects() {
+        state.objects = local.objects.clone();
+        state.objects.extend(peer_objects(local, inputs.leases, &peers));
+    }
     Plan { state, peers, skipped, on_kernel, hooked }
+}
+
+/// What the backend makes of the peers that are reached by objects of its own.
+fn peer_objects(local: &Local, leases: &Leases, peers: &BTreeMap<IpNetwork, Peer>) -> Objects {
+    let mut families = BTreeMap::<LeaseSubnet, BTreeSet<Family>>::new();
+    for (subnet, peer) in peers.iter().filter(|(_, peer)| peer.route == PeerRoute::Objects) {
+        families.entry(peer.lease).or_default().insert(Family::of_network(*subnet));
+    }
+    let followed = families.iter().filter_map(|(subnet, families)| Some((leases.get(subnet)?, families)));
+    followed
+        .flat_map(|(lease, families)| {
+            let subnets = families.iter().filter_map(|family| lease.subnet.of(*family)).collect();
+            local.backend.peer_objects(&local.stacks, &FollowedPeer { attrs: &lease.attrs, subnets })
+        })
+        .collect()
 }

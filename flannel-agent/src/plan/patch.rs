@@ -117,11 +117,12 @@ impl Patch {
     fn apply_to_state(&self, state: &mut State) {
         let (before, after) = (&self.before.state, &self.after.state);
         // Named one by one, so that none is forgotten when there are more.
-        let State { devices: _, addresses: _, neighbours, fdb, routes, direct_routes, bpf } = state;
+        let State { devices: _, addresses: _, neighbours, fdb, routes, direct_routes, objects, bpf } = state;
         swap(neighbours, &before.neighbours, &after.neighbours);
         swap(fdb, &before.fdb, &after.fdb);
         swap(routes, &before.routes, &after.routes);
         swap(direct_routes, &before.direct_routes, &after.direct_routes);
+        swap(objects, &before.objects, &after.objects);
         let BpfState { v4, v6, hooks: _ } = bpf;
         swap_entries(v4, &before.bpf.v4, &after.bpf.v4);
         swap_entries(v6, &before.bpf.v6, &after.bpf.v6);

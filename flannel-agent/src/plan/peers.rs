@@ -9,10 +9,11 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::{Backend, Local, LocalStack, NextHops};
+use super::{Local, LocalStack, NextHops};
 use crate::{
+    backend::{self, Backend, PeerRoute, Skip},
     lease::{Lease, LeaseSubnet, Leases},
-    values::{Family, Mac, overlap, shorten},
+    values::{Family, Mac, overlap},
 };
 
 /// Another node, in one family.
@@ -30,97 +31,9 @@ pub struct Peer {
     pub foremost: bool,
 }
 
-/// How the route to a peer's pods leads there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerRoute {
-    /// Through the tunnel, to the VXLAN device of this MAC.
-    Vxlan(Mac),
-    /// By a route to its address, which is on our link.
-    Direct,
-}
-
-impl PeerRoute {
-    /// MAC of the peer's VXLAN device, where one is used.
-    pub fn vtep_mac(self) -> Option<Mac> {
-        match self {
-            Self::Vxlan(mac) => Some(mac),
-            Self::Direct => None,
-        }
-    }
-}
-
-/// Why a lease is not followed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Skip {
-    /// It has no subnet of this family.
-    #[error("it has no {0} subnet")]
-    NoSubnet(Family),
-    /// Another kind of network.
-    #[error("its backend is \"{}\", ours is \"{ours}\"", shorten(theirs, 40))]
-    OtherBackend {
-        /// `BackendType` of the lease.
-        theirs: String,
-        /// That of ours.
-        ours: &'static str,
-    },
-    /// Its `BackendData`, or for IPv6 `BackendV6Data`, cannot be read.
-    #[error("{0}")]
-    Unreadable(String),
-    /// That names no MAC that one device could have.
-    #[error("{}.VtepMAC: {} instead of the MAC of a device", data_field(*.0), .1.map_or("absent".to_owned(), |mac| mac.to_string()))]
-    NoMac(Family, Option<Mac>),
-    /// It has a subnet of this family, and no address.
-    #[error("{}: absent; the subnet needs one", address_field(*.0))]
-    NoAddress(Family),
-    /// Its `PublicIP` or `PublicIPv6` can be no node's.
-    #[error("{field}: expected the address of a node, found {0}", field = address_field(Family::of(*.0)))]
-    NoNode(IpAddr),
-    /// It publishes our address.
-    #[error("its {field} {0} is our own", field = address_field(Family::of(*.0)))]
-    OurAddress(IpAddr),
-    /// Its subnet takes in ours, part of it, or the addresses the tunnel itself needs.
-    #[error("its subnet covers {0}, which is ours")]
-    CoversUs(IpNetwork),
-    /// Its subnet begins where that of another does, which is the smaller one, or the same with another subnet
-    /// of the other family: the tunnel has one neighbour of that address.
-    #[error("its subnet begins with the same address as {0}, which is followed")]
-    SameBase(IpNetwork),
-    /// Another node publishes the same MAC.
-    #[error("its VtepMAC {mac} is also that of {other}, which is followed")]
-    SameMac {
-        /// The MAC.
-        mac: Mac,
-        /// The lease that is followed.
-        other: IpNetwork,
-    },
-}
-
-/// The lease's field with a node's address.
-fn address_field(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "PublicIP",
-        Family::V6 => "PublicIPv6",
-    }
-}
-
-/// The lease's field with the backend's data.
-fn data_field(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "BackendData",
-        Family::V6 => "BackendV6Data",
-    }
-}
-
-impl Skip {
-    /// Whether someone should look into it. Nodes of other kinds are nobody's fault.
-    pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::NoSubnet(_) | Self::OtherBackend { .. })
-    }
-}
-
 /// The public addresses of all peers that may be followed: what the underlay must reach.
 pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<IpAddr> {
-    let leases = || leases.values().filter(|lease| lease.attrs.backend_type == local.backend.kind());
+    let leases = || leases.values().filter(|lease| lease.attrs.backend_type == local.backend.published());
     let mut addresses = BTreeSet::new();
     if local.stack(Family::V4).is_some() {
         let with_v4 = leases().filter(|lease| lease.subnet.v4.is_some());
@@ -154,9 +67,9 @@ pub fn peers(local: &Local, leases: &Leases, next_hops: &NextHops) -> Peers {
         local.direct_routing
             && matches!(next_hops.get(&public_ip), Some(Ok(hop)) if hop.is_on_link(public_ip))
     };
-    if local.backend != Backend::Alloc {
+    if local.backend.follows_peers() {
         for (family, stack) in &local.stacks {
-            let judge = |lease: &Lease| candidate(*family, stack, local.backend, lease, on_link);
+            let judge = |lease: &Lease| candidate(*family, stack, &*local.backend, lease, on_link);
             follow(*family, leases, judge, &mut peers, &mut skipped);
         }
         for peer in peers.values_mut() {
@@ -227,13 +140,13 @@ struct Candidate {
 fn candidate(
     family: Family,
     stack: &LocalStack,
-    backend: Backend,
+    backend: &dyn Backend,
     lease: &Lease,
     on_link: impl Fn(IpAddr) -> bool,
 ) -> Result<(IpNetwork, Candidate), Skip> {
     let subnet = lease.subnet.of(family).ok_or(Skip::NoSubnet(family))?;
     let attrs = &lease.attrs;
-    let ours = backend.kind();
+    let ours = backend.published();
     if attrs.backend_type != ours {
         return Err(Skip::OtherBackend { theirs: attrs.backend_type.clone(), ours });
     }
@@ -248,15 +161,8 @@ fn candidate(
     if let Some(covered) = ours.into_iter().find(|own| overlap(*own, subnet)) {
         return Err(Skip::CoversUs(covered));
     }
-    if backend == Backend::HostGw {
-        return Ok((subnet, Candidate { public_ip, route: PeerRoute::Direct }));
-    }
-    let data = attrs.vxlan(family).map_err(|error| Skip::Unreadable(error.to_string()))?;
-    let route = match data.vtep_mac.filter(Mac::is_of_one_device) {
-        Some(mac) => PeerRoute::Vxlan(mac),
-        None if on_link(public_ip) => PeerRoute::Direct,
-        None => return Err(Skip::NoMac(family, data.vtep_mac)),
-    };
+    let on_link = on_link(public_ip);
+    let route = backend.judge(&backend::Candidate { family, attrs, public_ip, on_link })?;
     Ok((subnet, Candidate { public_ip, route }))
 }
 

@@ -8,7 +8,7 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::{Backend, BpfState, Inputs, LeftToKernel, Maps, NoHop, Peer, Stretch, hooks, routes};
+use super::{BpfState, Inputs, LeftToKernel, Maps, NoHop, Peer, Stretch, hooks, routes};
 use crate::values::Family;
 
 /// The maps and programs, and the peers that they leave to the kernel.
@@ -22,7 +22,7 @@ pub(super) fn plan(
     let (local, pods) = (inputs.local, inputs.pods);
     let (mut bpf, mut on_kernel) = (BpfState::default(), BTreeMap::new());
     let mut exits = BTreeSet::from([local.underlay_ifindex]);
-    if local.fast_path == FastPath::Off || local.backend == Backend::Alloc {
+    if local.fast_path == FastPath::Off || local.backend.kernel_only().is_some() {
         return (bpf, on_kernel);
     }
     for (family, stack) in &local.stacks {

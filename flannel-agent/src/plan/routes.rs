@@ -61,7 +61,7 @@ pub(super) fn planned(
             subnet: *subnet,
             public_ip: peer.public_ip,
             kind: match (peer.route, hop) {
-                (_, Err(_)) => RouteKind::Kernel,
+                (_, Err(_)) | (PeerRoute::Objects, _) => RouteKind::Kernel,
                 (PeerRoute::Vxlan(_), Ok(_)) => RouteKind::Vxlan,
                 (PeerRoute::Direct, Ok(_)) => RouteKind::Direct,
             },
@@ -82,7 +82,7 @@ fn next_hop(local: &Local, peer: &Peer, next_hops: &NextHops) -> Result<NextHop,
         return Err(NoHop::Special);
     }
     match peer.route {
-        PeerRoute::Vxlan(_) => Ok(hop),
+        PeerRoute::Vxlan(_) | PeerRoute::Objects => Ok(hop),
         PeerRoute::Direct if !hop.is_on_link(peer.public_ip) => Err(NoHop::NotOnLink),
         PeerRoute::Direct if hop.ifindex != local.underlay_ifindex => Err(NoHop::OtherInterface),
         PeerRoute::Direct => Ok(hop),

@@ -11,7 +11,7 @@ use flannel_common::{
 };
 use ipnetwork::IpNetwork;
 
-use super::{DirectRoute, Maps, VxlanDevice};
+use super::{DirectRoute, Maps, Objects, VxlanDevice};
 use crate::values::{Family, Mac};
 
 /// What the kernel holds on our behalf. What is on a device is of the family that the device carries.
@@ -30,6 +30,8 @@ pub struct State {
     /// Routes past the devices, straight to a peer on the same link. The kernel has one route to a subnet:
     /// no subnet is in both `routes` and here.
     pub direct_routes: BTreeMap<IpNetwork, DirectRoute>,
+    /// What the backend has of kinds that only it knows.
+    pub objects: Objects,
     /// Maps and programs. Empty when the fast path is off.
     pub bpf: BpfState,
 }

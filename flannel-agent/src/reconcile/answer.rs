@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Reconciler, host::Host, journal::route};
 use crate::{
+    backend::{ObjectId, Stage},
     control::{Question, snapshot},
     datapath::Datapath,
     lease::LeaseSource,
@@ -148,6 +149,8 @@ fn objects_of(subnet: IpNetwork, peer: &Peer) -> Vec<ObjectKey> {
         ObjectKey::Route(subnet),
         ObjectKey::DirectRoute(subnet),
         ObjectKey::Neighbour(subnet.network()),
+        ObjectKey::Object(ObjectId { stage: Stage::Peer, network: subnet }),
+        ObjectKey::Object(ObjectId { stage: Stage::Route, network: subnet }),
     ];
     keys.extend(peer.mac.map(|mac| ObjectKey::Fdb(family, mac)));
     match family {

@@ -347,5 +347,6 @@ pub(super) fn route(peer: &Peer) -> &'static str {
     match peer.route {
         PeerRoute::Vxlan(_) => "vxlan",
         PeerRoute::Direct => "direct",
+        PeerRoute::Objects => "tunnel",
     }
 }

@@ -191,7 +191,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         self.schedule.heard(changed, now);
     }
 
-    /// Looks at maps and programs, and lets a pass follow at once if they are not as planned.
+    /// Looks at what gives no notice, maps and programs and the backend's own objects, and lets a pass follow at once if they are not as planned.
     async fn look(&mut self) {
         let (start, before) = (Instant::now(), self.host.cpu_time());
         let found = self.datapath.observe_bpf().await;
@@ -202,6 +202,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             // anew where it is.
             let links = matches!(&found, Ok(Some(found)) if !found.has_pods_of(planned));
             self.schedule.found(Changed { links, overlay: true, ..Changed::default() }, start);
+        }
+        let objects = self.datapath.observe_objects().await;
+        if objects.is_ok_and(|objects| objects.is_some_and(|objects| objects != self.plan.state.objects)) {
+            self.schedule.found(Changed { overlay: true, ..Changed::default() }, start);
         }
         let interfaces = self.surroundings.foreign.interfaces.keys().copied().collect();
         let programs = self.datapath.foreign_programs(&interfaces).await;

@@ -95,6 +95,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 changed.overlay |= !self.plan.state.direct_routes.is_empty();
             }
             changed.overlay |= surroundings.overlays != self.surroundings.overlays;
+            // Of its own kinds nobody but the backend knows which notices are about them.
+            changed.overlay |= self.local.backend.has_objects();
             // Only pods that are reached past the host's stack have to be found.
             let placed = self.local.fast_path.finds_pods().then_some(&surroundings.pods);
             self.schedule.pods_seen(placed, self.local.stacks.len(), now);

@@ -26,7 +26,7 @@ pub struct FieldError {
 
 /// The fields of a JSON object, undecoded.
 #[derive(Debug, Default)]
-pub(crate) struct Object<'a> {
+pub struct Object<'a> {
     path: &'static str,
     fields: Vec<(Cow<'a, str>, &'a RawValue)>,
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     datapath::ChangeError,
     netlink::{NetlinkError, Request, protocol::Numbering, route},
-    plan::Change,
+    plan::{Change, ObjectKey},
     values::Family,
 };
 
@@ -29,7 +29,7 @@ enum Step {
 
 /// Whether a change is one request, and may be in flight together with those before and after it.
 fn is_request(change: &Change) -> bool {
-    !matches!(change, Change::PutDevice(_) | Change::DeleteDevice(_)) && !change.is_bpf()
+    !matches!(change.key(), ObjectKey::Device(_) | ObjectKey::Object(_)) && !change.is_bpf()
 }
 
 impl KernelDatapath {
@@ -52,6 +52,14 @@ impl KernelDatapath {
                     indices.remove(family);
                     results.push(self.delete_device(*family).await.map_err(ChangeError::from));
                 }
+                Change::PutObject(id, object) => results.push(match &mut self.driver {
+                    Some(driver) => driver.put(*id, object).await.map_err(ChangeError::from),
+                    None => Err(ChangeError::Unsupported),
+                }),
+                Change::DeleteObject(id, object) => results.push(match &mut self.driver {
+                    Some(driver) => driver.delete(*id, object).await.map_err(ChangeError::from),
+                    None => Err(ChangeError::Unsupported),
+                }),
                 change if change.is_bpf() => results.push(Err(ChangeError::Unsupported)),
                 _ => results.extend(self.request_all(run, &mut indices).await),
             }

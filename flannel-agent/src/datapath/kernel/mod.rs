@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 
 use super::{ChangeError, Datapath, ObserveError, Stray};
 use crate::{
+    backend::{ObjectDriver, Objects},
     netlink::{Netlink, NetlinkError},
     plan::{Change, State, VxlanDevice},
     values::{Family, Mac, overlap},
@@ -38,6 +39,8 @@ pub struct KernelDatapath {
     /// First addresses of subnets outside the networks that this process has put on a device and not taken away.
     beyond: BTreeSet<IpAddr>,
     given_up: GivenUp,
+    /// What makes the backend's own objects.
+    driver: Option<Box<dyn ObjectDriver>>,
     /// MACs behind which neighbours of other networks are, as last seen.
     shared: BTreeSet<(Family, Mac)>,
 }
@@ -69,6 +72,7 @@ impl KernelDatapath {
             direct: BTreeSet::new(),
             beyond: BTreeSet::new(),
             given_up: GivenUp::default(),
+            driver: None,
             shared: BTreeSet::new(),
         }
     }
@@ -102,6 +106,13 @@ impl KernelDatapath {
     #[must_use]
     pub fn with_direct_routes(mut self, stray: Stray) -> Self {
         self.strays.push(stray);
+        self
+    }
+
+    /// Also the objects that only the backend knows.
+    #[must_use]
+    pub fn with_driver(mut self, driver: Option<Box<dyn ObjectDriver>>) -> Self {
+        self.driver = driver;
         self
     }
 
@@ -145,7 +156,7 @@ impl KernelDatapath {
 }
 
 impl Datapath for KernelDatapath {
-    /// The devices, what is on them, and the routes past them; the eBPF half is empty.
+    /// The devices, what is on them, the routes past them, and the backend's own objects; the eBPF half is empty.
     async fn observe(&mut self) -> Result<State, ObserveError> {
         let mut state = State::default();
         for stray in &self.strays {
@@ -162,7 +173,15 @@ impl Datapath for KernelDatapath {
             }
             self.given_up.observe(&mut self.netlink, &devices, &mut state).await?;
         }
+        state.objects = self.observe_objects().await?.unwrap_or_default();
         Ok(state)
+    }
+
+    async fn observe_objects(&mut self) -> Result<Option<Objects>, ObserveError> {
+        match &mut self.driver {
+            Some(driver) => Ok(Some(driver.observe().await?)),
+            None => Ok(None),
+        }
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {

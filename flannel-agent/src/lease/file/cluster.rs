@@ -23,12 +23,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    config::{Backend, ConfigError, NetworkConfig, cidr_v4, cidr_v6},
-    lease::{
-        Lease, LeaseAttrs, LeaseSubnet,
-        wire::{RawJson, VxlanData},
-    },
-    values::Mac,
+    backend::Configured,
+    config::{ConfigError, NetworkConfig, cidr_v4, cidr_v6},
+    lease::{Lease, LeaseAttrs, LeaseSubnet, wire::RawJson},
+    values::{Family, Mac},
 };
 
 /// A network and its nodes.
@@ -266,19 +264,14 @@ impl NodeText {
         config: &NetworkConfig,
     ) -> LeaseAttrs {
         let public_ip = public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let mut attrs = match &config.backend {
-            Ok(Backend::Vxlan(options)) => {
-                let data = |mac| VxlanData { vni: options.vni, vtep_mac: mac };
-                let v4 = data(subnet.v4.map(|subnet| self.mac.unwrap_or_else(|| mac_of_v4(subnet))));
-                let v6 = subnet.v6.map(|subnet| data(Some(self.mac_v6.unwrap_or_else(|| mac_of_v6(subnet)))));
-                let mut attrs = LeaseAttrs::vxlan_v4(public_ip, v4);
-                attrs.backend_data = attrs.backend_data.filter(|_| subnet.v4.is_some());
-                // The two families have data of one form.
-                attrs.backend_v6_data = v6.and_then(|v6| LeaseAttrs::vxlan_v4(public_ip, v6).backend_data);
-                attrs
-            }
-            _ => LeaseAttrs::plain_v4(public_ip, config.backend_kind()),
-        };
+        let mut attrs = LeaseAttrs::plain_v4(public_ip, config.backend_kind());
+        if let Ok(Configured(options)) = &config.backend {
+            let mac = |subnet| self.mac.unwrap_or_else(|| mac_of_v4(subnet));
+            attrs.backend_data = subnet.v4.and_then(|subnet| options.data_of(Family::V4, Some(mac(subnet))));
+            let mac = |subnet| self.mac_v6.unwrap_or_else(|| mac_of_v6(subnet));
+            attrs.backend_v6_data =
+                subnet.v6.and_then(|subnet| options.data_of(Family::V6, Some(mac(subnet))));
+        }
         attrs.public_ipv6 = public_ipv6;
         attrs
     }

@@ -1,8 +1,13 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use proptest::prelude::*;
 
 use super::*;
-use crate::lease::LeaseSubnet;
+use crate::{
+    lease::LeaseSubnet,
+    values::{Family, Mac},
+};
 
 fn attrs(json: &str) -> LeaseAttrs {
     LeaseAttrs::from_json(json.as_bytes()).unwrap()

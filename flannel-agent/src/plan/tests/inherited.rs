@@ -48,7 +48,7 @@ fn what_is_in_the_kernel_stands_for_the_same_peers() {
             })
         };
         let leased = leases([dual(2), dual(3)].map(|lease| Lease {
-            attrs: LeaseAttrs { backend_type: backend.kind().to_owned(), ..lease.attrs },
+            attrs: LeaseAttrs { backend_type: backend.of_node().published().to_owned(), ..lease.attrs },
             ..lease
         }));
         let before = plan_of(&leased).state;

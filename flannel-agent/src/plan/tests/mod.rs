@@ -14,6 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    backend::{Alloc, HostGw, Vxlan, VxlanOptions},
     datapath::{Datapath, memory::MemoryDatapath},
     lease::{
         self, Lease, LeaseAttrs, LeaseEvent,
@@ -31,6 +32,24 @@ mod patch;
 mod peers;
 mod programs;
 mod properties;
+
+/// The backends that plans differ by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backend {
+    Vxlan,
+    HostGw,
+    Alloc,
+}
+
+impl Backend {
+    fn of_node(self) -> AnyBackend {
+        match self {
+            Self::Vxlan => AnyBackend::new(Vxlan { options: VxlanOptions::default(), macs: BTreeMap::new() }),
+            Self::HostGw => AnyBackend::new(HostGw),
+            Self::Alloc => AnyBackend::new(Alloc),
+        }
+    }
+}
 
 const OUR_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xff]);
 const OUR_MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 0xf6]);
@@ -63,7 +82,8 @@ fn local(fast_path: FastPath) -> Local {
     Local {
         stacks: BTreeMap::from([(Family::V4, stack())]),
         underlay_ifindex: 2,
-        backend: Backend::Vxlan,
+        backend: Backend::Vxlan.of_node(),
+        objects: Objects::new(),
         direct_routing: false,
         fast_path,
         xdp: Xdp::OFF,
@@ -113,7 +133,7 @@ fn local_with(backend: Backend, fast_path: FastPath, families: &[Family]) -> Loc
         LocalStack { device: stack.device.clone().filter(|_| backend == Backend::Vxlan), ..stack }
     };
     let stacks = families.iter().map(|family| (*family, stack(*family))).collect();
-    Local { stacks, backend, ..local(fast_path) }
+    Local { stacks, backend: backend.of_node(), ..local(fast_path) }
 }
 
 fn local_by(backend: Backend, fast_path: FastPath) -> Local {

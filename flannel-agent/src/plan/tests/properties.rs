@@ -159,7 +159,7 @@ prop_compose! {
         routes.retain(|subnet, _| devices.contains_key(&Family::of_network(*subnet)));
         // The kernel has one route to a subnet.
         direct_routes.retain(|subnet, _| !routes.contains_key(subnet));
-        State { devices, addresses, neighbours, fdb, routes, direct_routes, bpf }
+        State { devices, addresses, neighbours, fdb, routes, direct_routes, objects: Objects::new(), bpf }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::plan::DirectRoute;
 fn host_gw() -> Local {
     let stack = LocalStack { device: None, ..stack() };
     let stacks = BTreeMap::from([(Family::V4, stack)]);
-    Local { stacks, backend: Backend::HostGw, fast_path: FastPath::Off, ..local() }
+    Local { stacks, backend: AnyBackend::new(HostGw), fast_path: FastPath::Off, ..local() }
 }
 
 fn direct_lease(n: u8) -> Lease {

@@ -21,12 +21,13 @@ use super::{
     *,
 };
 use crate::{
+    backend::{AnyBackend, HostGw, Objects, Vxlan, VxlanOptions},
     datapath::{ChangeError, ObserveError, memory::MemoryDatapath},
     lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSubnet, wire::VxlanData},
     netlink::NetlinkError,
     plan::{
-        AnyEntryKey, Backend, BpfState, Change, EntryKey, FlowRefresh, Foreign, Hook, Inputs, LocalStack,
-        NextHop, ObjectKey, Pods, State, VxlanDevice, plan,
+        AnyEntryKey, BpfState, Change, EntryKey, FlowRefresh, Foreign, Hook, Inputs, LocalStack, NextHop,
+        ObjectKey, Pods, State, VxlanDevice, plan,
     },
     values::{Family, Mac},
 };
@@ -198,7 +199,8 @@ fn local() -> Local {
     Local {
         stacks: BTreeMap::from([(Family::V4, stack())]),
         underlay_ifindex: 2,
-        backend: Backend::Vxlan,
+        backend: AnyBackend::new(Vxlan { options: VxlanOptions::default(), macs: BTreeMap::new() }),
+        objects: Objects::new(),
         direct_routing: false,
         fast_path: FastPath::All,
         xdp: crate::plan::Xdp::OFF,

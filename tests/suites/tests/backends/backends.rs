@@ -142,7 +142,10 @@ fn what_is_not_built_refuses_to_start_and_says_what_to_use() -> Result<()> {
                 "use \"vxlan\", or \"host-gw\" where all nodes are on one link",
             ),
             (r#","Backend":{"Type":"wireguard"}"#, "use \"vxlan\" if packets need not be encrypted"),
-            (r#","Backend":{"Type":"gce"}"#, "unknown backend type: gce; set Backend.Type to \"vxlan\""),
+            (
+                r#","Backend":{"Type":"geneve"}"#,
+                "unknown backend type: geneve; set Backend.Type to \"vxlan\"",
+            ),
         ] {
             configure(&etcd, backend)?;
             agent.launch()?;

@@ -12,24 +12,30 @@ use regex::Regex;
 
 /// The rooms from the ground up, and what each may use. All of that stands before it: so no circle can be written down
 /// here.
-const ROOMS: [(&str, &[&str]); 19] = [
+const ROOMS: [(&str, &[&str]); 21] = [
     ("values", &[]),
     ("host", &["values"]),
-    ("config", &["values"]),
+    ("wire", &["values"]),
     ("telemetry", &["values", "host"]),
     ("control", &[]),
     // The drivers: they know nothing of plans, of the configuration or of flags.
     ("netlink", &["values", "host"]),
     ("bpf", &["values", "host", "netlink", "telemetry"]),
-    ("lease", &["values", "host", "config", "telemetry"]),
+    // One file for each way in which packets reach other nodes. Whoever asks for one does so by the traits of this room.
+    ("backend", &["values", "host", "wire", "telemetry", "netlink"]),
+    ("config", &["values", "backend"]),
+    ("lease", &["values", "host", "wire", "backend", "config", "telemetry"]),
     ("subnet_file", &["values", "host", "config", "lease"]),
     ("cni", &["values", "host", "config", "subnet_file"]),
-    ("plan", &["values", "lease", "netlink"]),
+    ("plan", &["values", "backend", "lease", "netlink"]),
     ("exempt", &["values", "host", "plan"]),
-    ("datapath", &["values", "config", "telemetry", "netlink", "bpf", "plan"]),
+    ("datapath", &["values", "backend", "config", "telemetry", "netlink", "bpf", "plan"]),
     ("masq", &["values", "telemetry", "control", "netlink"]),
-    ("node", &["values", "host", "config", "telemetry", "netlink", "lease", "plan", "datapath"]),
-    ("reconcile", &["values", "host", "telemetry", "control", "netlink", "bpf", "lease", "plan", "datapath"]),
+    ("node", &["values", "host", "backend", "config", "telemetry", "netlink", "lease", "plan"]),
+    (
+        "reconcile",
+        &["values", "host", "telemetry", "control", "netlink", "bpf", "backend", "lease", "plan", "datapath"],
+    ),
     ("cmd", &["bpf"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     (
@@ -37,6 +43,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
         &[
             "values",
             "host",
+            "backend",
             "config",
             "telemetry",
             "control",
@@ -57,7 +64,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
 ];
 
 /// Rooms whose types are not those of the command line.
-const WITHOUT_FLAGS: [&str; 6] = ["netlink", "bpf", "plan", "datapath", "reconcile", "node"];
+const WITHOUT_FLAGS: [&str; 7] = ["backend", "netlink", "bpf", "plan", "datapath", "reconcile", "node"];
 
 #[test]
 fn each_room_of_the_agent_uses_only_rooms_below_it() -> Result<()> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use flannel_agent::{
-    config::{Backend, NetworkConfig},
+    config::NetworkConfig,
     lease::{
         Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet,
         etcd::{EtcdApi, EtcdOptions, EtcdStore},

@@ -3,11 +3,12 @@
 use std::net::Ipv6Addr;
 
 use flannel_agent::{
+    backend::{AnyBackend, HostGw},
     config::{Pool, PoolV6},
     datapath::{Datapath, Stray, kernel::KernelDatapath},
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::RawJson},
     netlink::Netlink,
-    plan::{Backend, Change, DirectRoute, Local, LocalStack, State, VxlanDevice, delta},
+    plan::{Change, DirectRoute, Local, LocalStack, State, VxlanDevice, delta},
     values::Family,
 };
 use ipnetwork::IpNetwork;
@@ -237,6 +238,6 @@ fn direct_routes_of_ipv6_are_made_replaced_and_recognised() {
 fn a_host_gw_node_has_no_device_of_either_family() {
     let stacks = [(Family::V4, stack()), (Family::V6, stack_v6())]
         .map(|(family, stack)| (family, LocalStack { device: None, ..stack }));
-    let local = Local { stacks: stacks.into(), backend: Backend::HostGw, ..local() };
+    let local = Local { stacks: stacks.into(), backend: AnyBackend::new(HostGw), ..local() };
     assert_eq!(planned_as(&local, &Leases::new()).state, State::default());
 }

@@ -11,12 +11,11 @@ use std::{
 };
 
 use flannel_agent::{
+    backend::{AnyBackend, Objects, Vxlan, VxlanOptions},
     datapath::kernel::KernelDatapath,
     lease::{Lease, LeaseAttrs, LeaseSubnet, Leases, wire::VxlanData},
     netlink::Netlink,
-    plan::{
-        Backend, Exemptions, FlowRefresh, Foreign, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan,
-    },
+    plan::{Exemptions, FlowRefresh, Foreign, Inputs, Local, LocalStack, Plan, Pods, VxlanDevice, plan},
     values::{Family, Mac},
 };
 use flannel_common::layout::FastPath;
@@ -130,7 +129,8 @@ pub(crate) fn local() -> Local {
     Local {
         stacks: BTreeMap::from([(Family::V4, stack())]),
         underlay_ifindex: ETH0,
-        backend: Backend::Vxlan,
+        backend: AnyBackend::new(Vxlan { options: VxlanOptions::default(), macs: BTreeMap::new() }),
+        objects: Objects::new(),
         direct_routing: false,
         fast_path: FastPath::Off,
         xdp: flannel_agent::plan::Xdp::OFF,

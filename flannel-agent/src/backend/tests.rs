@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::*;
-use crate::{config::VxlanOptions, values::Mac};
+use crate::values::Mac;
 
 const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
 const MAC_V6: Mac = Mac([0x0e, 0, 0, 0, 0, 6]);
