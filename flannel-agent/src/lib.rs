@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod exempt;
+pub mod explain;
 pub mod host;
 pub mod lease;
 pub mod masq;

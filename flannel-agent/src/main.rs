@@ -28,20 +28,26 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::log::init(cli.run.v, cli.run.log_format);
+    let marks = cli.run.marks();
     let result = match cli.command {
-        Some(Command::Bpf(command)) => cmd::bpf::run(command),
+        Some(Command::Bpf(command)) => cmd::bpf::run(command).map(|()| ExitCode::SUCCESS),
+        Some(Command::Explain(options)) => cmd::explain::run(options, marks),
         None => {
             cli.given.log();
             cli.given.log_without_effect(&cli.run);
-            app::run(cli.run)
+            app::run(cli.run).map(|()| ExitCode::SUCCESS)
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // What somebody else wrote into a lease or an answer may be part of it.
             eprintln!("{}: {}", invoked_name(), telemetry::visible(&format_args!("{error:#}")));
-            ExitCode::FAILURE
+            if error.is::<cmd::CannotLook>() {
+                ExitCode::from(cmd::CannotLook::STATUS)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

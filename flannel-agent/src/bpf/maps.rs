@@ -57,6 +57,11 @@ where
         Ok(Self { name, map: HashMap::try_from(kind(map)).map_err(failed)?, batches })
     }
 
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
     /// written, is left out, so that it is written anew.
     ///
@@ -214,6 +219,21 @@ impl<F: TrieFamily, V: NoUninit + CheckedBitPattern> Prefixes<F, V> {
         Ok(Self { name, map: LpmTrie::try_from(Map::LpmTrie(map)).map_err(failed)?, batches })
     }
 
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The value of the longest prefix that holds `address`, as a program finds it, if there is a valid one.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn holding(&self, address: F::Address) -> Result<Option<V>, MapFault> {
+        let length = u32::try_from(8 * size_of::<F::Octets>()).unwrap_or(u32::MAX);
+        let value = present(self.name, self.map.get(&Key::new(length, F::octets(address)), 0))?;
+        Ok(value.and_then(|value| value.value()))
+    }
+
     /// All entries, as [`Table::entries`].
     ///
     /// # Errors
@@ -304,6 +324,11 @@ impl<V: NoUninit + CheckedBitPattern + PartialEq> Setting<V> {
         let failed = |error| MapFault::Kernel { map: name, error };
         let map = MapData::from_pin(pins.map(name)).map_err(failed)?;
         Ok(Self { name, map: Array::try_from(Map::Array(map)).map_err(failed)? })
+    }
+
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
     }
 
     /// The value; `None` while it is all zero, as the kernel creates it, or no valid one.

@@ -1,6 +1,7 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
 mod attach;
+mod attached;
 mod attachment;
 mod batch;
 mod claim;
@@ -21,6 +22,7 @@ mod sizes;
 mod tables;
 
 pub use attach::{AttachError, HookError, detach_all, remove_all};
+pub use attached::{AttachedProgram, attached};
 pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
 pub use clsact::{FilterError, FilterPlace};

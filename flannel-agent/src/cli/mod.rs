@@ -68,6 +68,8 @@ pub enum Command {
     /// Look at, load or unload the programs, without an agent.
     #[command(subcommand)]
     Bpf(cmd::bpf::BpfCommand),
+    /// Say what becomes of a packet that may not be there, step by step.
+    Explain(cmd::explain::ExplainOptions),
 }
 
 /// Options of the agent.

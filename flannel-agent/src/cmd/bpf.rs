@@ -124,7 +124,7 @@ pub fn run(command: BpfCommand) -> anyhow::Result<()> {
 }
 
 /// Enters the network namespace of that name, if there is one.
-fn enter(netns: Option<String>) -> anyhow::Result<()> {
+pub(super) fn enter(netns: Option<String>) -> anyhow::Result<()> {
     let Some(name) = netns else { return Ok(()) };
     let path = PathBuf::from("/run/netns").join(&name);
     let file = std::fs::File::open(&path)

@@ -12,7 +12,7 @@ use regex::Regex;
 
 /// The rooms from the ground up, and what each may use. All of that stands before it: so no circle can be written down
 /// here.
-const ROOMS: [(&str, &[&str]); 21] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     ("values", &[]),
     ("host", &["values"]),
     ("wire", &["values"]),
@@ -36,7 +36,8 @@ const ROOMS: [(&str, &[&str]); 21] = [
         "reconcile",
         &["values", "host", "telemetry", "control", "netlink", "bpf", "backend", "lease", "plan", "datapath"],
     ),
-    ("cmd", &["bpf"]),
+    ("explain", &["values", "netlink", "bpf"]),
+    ("cmd", &["bpf", "explain"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     (
         "app",

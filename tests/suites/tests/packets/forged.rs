@@ -34,15 +34,15 @@ const COPIES: u64 = 3;
 pub(crate) struct Forger {
     wire: Wire,
     /// MAC of the second node's external interface.
-    to: [u8; 6],
+    pub(crate) to: [u8; 6],
     /// MAC of its VXLAN device.
-    overlay: [u8; 6],
+    pub(crate) overlay: [u8; 6],
     /// The nodes' own addresses.
     nodes: [[u8; 4]; 2],
     /// A pod on each.
     pods: [[u8; 4]; 2],
     /// Ports of a flow between those.
-    ports: (u16, u16),
+    pub(crate) ports: (u16, u16),
 }
 
 pub(crate) fn mac_of(member: &Member, interface: &str) -> Result<[u8; 6]> {
@@ -141,7 +141,7 @@ fn delivered(counters: &Counters) -> u64 {
 
 /// Two sockets of pods on both nodes that have talked enough for their flow to be fast, the forger that knows it, and
 /// the receiving one.
-fn flow(lab: &Lab, cluster: &Cluster) -> Result<(UdpSocket, UdpSocket, Forger)> {
+pub(crate) fn flow(lab: &Lab, cluster: &Cluster) -> Result<(UdpSocket, UdpSocket, Forger)> {
     let (a, b) = udp_pair(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
     for _ in 0..4 {
         for (from, to) in [(&a, &b), (&b, &a)] {

@@ -12,6 +12,7 @@ mod aggregates;
 mod chaos;
 mod errors;
 mod exempt;
+mod explain;
 mod fast_path_v6;
 mod forged;
 mod forwarding;

@@ -1,0 +1,168 @@
+//! `explain`: what becomes of a packet that may not be there.
+
+use std::{net::IpAddr, process::ExitCode};
+
+use clap::Args;
+use comfy_table::{ContentArrangement, Table};
+use flannel_common::{
+    mark::Marks,
+    packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+};
+use tokio::runtime;
+
+use super::{
+    CannotLook,
+    bpf::{Output, Where, enter},
+};
+use crate::{
+    bpf::Pins,
+    explain::{Answer, Imagined, Outcome, Question, explain},
+};
+
+/// Width of the table, columns.
+const WIDTH: u16 = 100;
+/// `PSH`, which decides nothing.
+const TCP_PSH: u8 = 0x08;
+
+/// `flannel-agent explain ...`.
+#[derive(Debug, Args)]
+pub struct ExplainOptions {
+    /// Source of the packet.
+    #[arg(value_name = "SRC")]
+    pub source: IpAddr,
+    /// Its destination.
+    #[arg(value_name = "DST")]
+    pub destination: IpAddr,
+    /// Its protocol: tcp, udp, icmp, or a number.
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = protocol)]
+    pub proto: Protocol,
+    /// Its source port.
+    #[arg(long, value_name = "PORT", default_value = "40000")]
+    pub sport: u16,
+    /// Its destination port.
+    #[arg(long, value_name = "PORT", default_value = "80")]
+    pub dport: u16,
+    /// Length of the IP packet, bytes. Default: 32 bytes of data.
+    #[arg(long, value_name = "BYTES")]
+    pub size: Option<u16>,
+    /// Flags of TCP, separated by commas: syn, ack, fin, rst, psh.
+    #[arg(long, value_name = "FLAGS", default_value = "ack", value_delimiter = ',', value_parser = tcp_flag)]
+    pub tcp_flags: Vec<u8>,
+    /// Its TTL or hop limit.
+    #[arg(long, value_name = "HOPS", default_value = "64")]
+    pub ttl: u8,
+    /// It arrives from another node, wherever its source is.
+    #[arg(long)]
+    pub ingress: bool,
+    /// It arrives in VXLAN from the node with this public address, whoever holds the lease of its source.
+    #[arg(long, value_name = "IP")]
+    pub from_node: Option<IpAddr>,
+    /// Network namespace of the node, by its name in /run/netns.
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+    /// Which pins, and how to print.
+    #[command(flatten)]
+    pub at: Where,
+}
+
+/// A protocol by name or number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// ICMP of either family.
+    Icmp,
+    /// By its number (IANA).
+    Number(u8),
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "tcp" => Ok(Protocol::Number(PROTOCOL_TCP)),
+        "udp" => Ok(Protocol::Number(PROTOCOL_UDP)),
+        "icmp" | "icmpv6" => Ok(Protocol::Icmp),
+        "sctp" => Ok(Protocol::Number(132)),
+        number => number
+            .parse()
+            .map(Protocol::Number)
+            .map_err(|_| "write tcp, udp, icmp, sctp, or a number up to 255".to_owned()),
+    }
+}
+
+fn tcp_flag(text: &str) -> Result<u8, String> {
+    match text {
+        "syn" => Ok(TCP_SYN),
+        "ack" => Ok(TCP_ACK),
+        "fin" => Ok(TCP_FIN),
+        "rst" => Ok(TCP_RST),
+        "psh" => Ok(TCP_PSH),
+        _ => Err("write syn, ack, fin, rst and psh, separated by commas".to_owned()),
+    }
+}
+
+impl ExplainOptions {
+    fn question(&self) -> Question {
+        let protocol = match self.proto {
+            Protocol::Number(number) => number,
+            Protocol::Icmp if self.source.is_ipv4() => 1,
+            Protocol::Icmp => 58,
+        };
+        let mut packet = Imagined {
+            source: self.source,
+            destination: self.destination,
+            protocol,
+            source_port: self.sport,
+            destination_port: self.dport,
+            tcp_flags: self.tcp_flags.iter().fold(0, |all, flag| all | flag),
+            hops: self.ttl,
+            size: 0,
+        };
+        packet.size = self.size.unwrap_or(packet.headers() + 32);
+        Question { packet, arrives: self.ingress, from_node: self.from_node }
+    }
+}
+
+/// Runs `explain`. Enters another network namespace, as `bpf` does. Fails with 1 for a packet that is dropped.
+///
+/// # Errors
+/// [`CannotLook`], with what to do about it.
+pub fn run(options: ExplainOptions, marks: Marks) -> anyhow::Result<ExitCode> {
+    let answer = ask(&options, marks).map_err(CannotLook)?;
+    match options.at.output {
+        Output::Json => {
+            println!("{}", serde_json::to_string(&answer).map_err(|error| CannotLook(error.into()))?)
+        }
+        Output::Table => print!("{}", table(&answer)),
+    }
+    Ok(match answer.outcome {
+        Outcome::Dropped { .. } => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn ask(options: &ExplainOptions, marks: Marks) -> anyhow::Result<Answer> {
+    let pins = Pins::under(&options.at.bpffs)?;
+    enter(options.netns.clone())?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(explain(&pins, marks, &options.question()))?)
+}
+
+/// The steps, what was looked up at each, and the outcome.
+fn table(answer: &Answer) -> String {
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    table.set_header(["at", "interface", "reason", "what"]);
+    for step in &answer.steps {
+        let mut what = step.what.clone();
+        for lookup in &step.lookups {
+            let value = lookup.value.as_deref().unwrap_or("no entry");
+            what.push_str(&format!("\n{} {}: {value}", lookup.map, lookup.key));
+        }
+        table.add_row([
+            step.at.label().to_owned(),
+            step.interface.clone().unwrap_or_else(|| "-".to_owned()),
+            step.reason.map_or_else(|| "-".to_owned(), |reason| reason.label().to_owned()),
+            what,
+        ]);
+    }
+    let Imagined { source, destination, .. } = answer.packet;
+    format!("{table}\nThe packet from {source} to {destination} {}.\n", answer.outcome)
+}

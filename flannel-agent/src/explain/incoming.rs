@@ -1,0 +1,126 @@
+//! From another node.
+
+use std::net::IpAddr;
+
+use flannel_common::{
+    layout::{PodPlace, RouteKind},
+    packet::Arrival,
+    path::{Hook, Verdict},
+    reason::Reason,
+};
+
+use super::{At, ExplainError, Imagined, Outcome, Step, packet::in_vxlan, tables::interface, walk::Walk};
+use crate::{netlink::LinkKind, values::Mac};
+
+/// The MAC of a station that nobody has looked for.
+const SOMEBODY: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
+
+/// The pod that a program hands a packet to.
+fn handed(verdict: &Verdict) -> Option<PodPlace> {
+    match verdict {
+        Verdict::Deliver(to, _) | Verdict::Hand(to, _) | Verdict::DecapsulateEarly(to, _) => Some(to.pod),
+        Verdict::DeliverV6(to, _) | Verdict::HandV6(to, _) => Some(to.pod),
+        _ => None,
+    }
+}
+
+impl Walk {
+    /// From the node whose lease holds its source, or from `node`, in VXLAN.
+    pub(super) async fn arrives(
+        &mut self,
+        packet: Imagined,
+        node: Option<IpAddr>,
+    ) -> Result<Outcome, ExplainError> {
+        let peer = self.tables.peer(packet.source)?;
+        let underlay = peer
+            .map(|peer| peer.ifindex)
+            .filter(|index| self.link(*index).is_some())
+            .or_else(|| self.interface_with(Hook::FromUnderlay))
+            .ok_or(ExplainError::NoUnderlay(packet.source))?;
+        let tunnelled = peer.filter(|peer| matches!(peer.kind, RouteKind::Vxlan | RouteKind::Kernel));
+        let sender = node.or(tunnelled.map(|peer| peer.vtep)).filter(|_| self.node.port != 0);
+        let inner_source = peer.map_or(SOMEBODY, |peer| peer.vtep_mac);
+        let inner = packet.frame(self.node.local_mac, inner_source);
+        let stations = (self.mac_of(underlay), SOMEBODY);
+        let frame = match sender {
+            Some(sender) => {
+                in_vxlan(&inner, self.node.vni, self.node.port, (sender, self.node.vtep), stations)
+            }
+            None => packet.frame(stations.0, stations.1),
+        };
+        let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
+        if let Some(outcome) = self.by_xdp(&frame, &arrival)? {
+            return Ok(outcome);
+        }
+        let verdict = self.at(Hook::FromUnderlay, &frame, &arrival)?;
+        if let Some(pod) = handed(&verdict) {
+            return Ok(Outcome::Pod { interface: interface(pod.ifindex), fast: true });
+        }
+        if sender.is_none() {
+            return self.routed(packet, Some(underlay), 0).await;
+        }
+        let mark = if matches!(verdict, Verdict::Checked(_)) { self.marks.flow } else { 0 };
+        self.out_of_the_device(packet, &inner, mark).await
+    }
+
+    /// The programs of XDP.
+    fn by_xdp(&mut self, frame: &[u8], arrival: &Arrival) -> Result<Option<Outcome>, ExplainError> {
+        for hook in [Hook::XdpUnderlay, Hook::XdpGeneric] {
+            if !self.has(hook, arrival.ifindex) {
+                continue;
+            }
+            let verdict = self.at(hook, frame, arrival)?;
+            if let Verdict::Drop(reason) = verdict {
+                return Ok(Some(Outcome::Dropped {
+                    by: format!("{}: {}", hook.program(), reason.sentence()),
+                }));
+            }
+            if let Some(pod) = handed(&verdict) {
+                self.steps.push(Step {
+                    at: At::Hook(Hook::FromUnderlay),
+                    interface: Some(interface(arrival.ifindex)),
+                    what: "hands on what XDP has decapsulated".to_owned(),
+                    reason: Some(Reason::DeliverPod),
+                    lookups: Vec::new(),
+                });
+                return Ok(Some(Outcome::Pod { interface: interface(pod.ifindex), fast: true }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Decapsulated by the kernel's device.
+    async fn out_of_the_device(
+        &mut self,
+        packet: Imagined,
+        inner: &[u8],
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let (vni, port) = (self.node.vni, self.node.port);
+        let is_it = |kind: &LinkKind| match kind {
+            LinkKind::Vxlan(vxlan) => {
+                (vxlan.vni, vxlan.port) == (vni, port)
+                    && vxlan.local.is_none_or(|local| local.is_ipv4() == packet.source.is_ipv4())
+            }
+            _ => false,
+        };
+        let Some(device) = self.links.iter().find(|link| is_it(&link.kind)).cloned() else {
+            return Ok(Outcome::Dropped {
+                by: format!("no VXLAN device has VNI {vni} and port {port}: nobody takes the UDP packet"),
+            });
+        };
+        let what = "decapsulates it".to_owned();
+        self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
+        if self.has(Hook::FromOverlay, device.index) {
+            let arrival = Arrival { ifindex: device.index, mark, ..Arrival::default() };
+            let verdict = self.at(Hook::FromOverlay, inner, &arrival)?;
+            if let Verdict::Drop(reason) = verdict {
+                return Ok(Outcome::Dropped { by: format!("from_overlay: {}", reason.sentence()) });
+            }
+            if let Some(pod) = handed(&verdict) {
+                return Ok(Outcome::Pod { interface: interface(pod.ifindex), fast: true });
+            }
+        }
+        self.routed(packet, Some(device.index), 0).await
+    }
+}

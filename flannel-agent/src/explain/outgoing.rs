@@ -1,0 +1,227 @@
+//! From a pod, or from the node itself, towards other nodes.
+
+use std::net::IpAddr;
+
+use flannel_common::{
+    family::{V4, V6},
+    layout::PodPlace,
+    packet::Arrival,
+    path::{Hook, Verdict},
+};
+
+use super::{
+    At, ExplainError, Imagined, Outcome, Step,
+    packet::in_vxlan,
+    tables::interface,
+    walk::{Walk, too_big},
+};
+use crate::{
+    netlink::{Link, LinkKind, RouteQuery},
+    values::{IpFamily, Mac},
+};
+
+/// Where a program sends a packet.
+enum Sent {
+    /// Out of an interface, to a neighbour there.
+    By { ifindex: u32, next_hop: IpAddr, node: Option<IpAddr> },
+    /// To the VXLAN device.
+    Device(u32),
+}
+
+fn sent(verdict: &Verdict) -> Option<Sent> {
+    match verdict {
+        Verdict::Encap(encap, _) => Some(Sent::By {
+            ifindex: encap.route.ifindex,
+            next_hop: V4::address(encap.route.next_hop),
+            node: Some(V4::address(encap.route.vtep)),
+        }),
+        Verdict::EncapV6(encap, _) => Some(Sent::By {
+            ifindex: encap.route.ifindex,
+            next_hop: V6::address(encap.route.next_hop),
+            node: Some(V6::address(encap.route.vtep)),
+        }),
+        Verdict::Route(to, _) => {
+            Some(Sent::By { ifindex: to.ifindex, next_hop: V4::address(to.next_hop), node: None })
+        }
+        Verdict::RouteV6(to, _) => {
+            Some(Sent::By { ifindex: to.ifindex, next_hop: V6::address(to.next_hop), node: None })
+        }
+        Verdict::HandOver(to, _) => Some(Sent::Device(to.ifindex)),
+        _ => None,
+    }
+}
+
+impl Walk {
+    /// From a pod.
+    pub(super) async fn leaves_a_pod(
+        &mut self,
+        packet: Imagined,
+        place: PodPlace,
+    ) -> Result<Outcome, ExplainError> {
+        let neighbour =
+            match self.node.subnet.contains(packet.destination) && !self.own.contains(&packet.destination) {
+                true => self.place(packet.destination).await?,
+                false => None,
+            };
+        let to = neighbour.map_or(place.gateway_mac, |neighbour| neighbour.mac);
+        let frame = packet.frame(Mac(to), Mac(place.mac));
+        let arrival = Arrival { ifindex: place.ifindex, from_socket: true, ..Arrival::default() };
+        let verdict = self.at(Hook::FromPod, &frame, &arrival)?;
+        let mark = match verdict {
+            Verdict::Drop(reason) => {
+                return Ok(Outcome::Dropped { by: format!("from_pod: {}", reason.sentence()) });
+            }
+            Verdict::Exempt(_) => self.marks.exempt,
+            _ => 0,
+        };
+        if let Some(sent) = sent(&verdict) {
+            return self.redirected(sent).await;
+        }
+        let Some(link) = self.link(place.ifindex) else { return Err(ExplainError::NoPod(packet.source)) };
+        let gateway = link.master.unwrap_or(link.index);
+        if let Some(neighbour) = neighbour {
+            let what = format!("{} is on the same link", packet.destination);
+            self.steps.push(Step::of_kernel(At::Bridge, Some(interface(gateway)), what));
+            return self.to_pod(packet, neighbour, 0).await;
+        }
+        self.routed(packet, Some(gateway), mark).await
+    }
+
+    /// From a socket of this node.
+    pub(super) async fn leaves_the_node(&mut self, packet: Imagined) -> Result<Outcome, ExplainError> {
+        self.routed(packet, None, 0).await
+    }
+
+    async fn redirected(&mut self, sent: Sent) -> Result<Outcome, ExplainError> {
+        match sent {
+            Sent::By { ifindex, next_hop, node } => {
+                self.neighbour(ifindex, next_hop).await?;
+                let to = node.unwrap_or(next_hop).to_string();
+                Ok(Outcome::Leaves { interface: interface(ifindex), to, fast: true })
+            }
+            Sent::Device(ifindex) => Ok(Outcome::Leaves {
+                interface: interface(ifindex),
+                to: "the VXLAN device".to_owned(),
+                fast: true,
+            }),
+        }
+    }
+
+    /// By the kernel's routing. `arrived_by` is none for what this node makes.
+    pub(super) async fn routed(
+        &mut self,
+        packet: Imagined,
+        arrived_by: Option<u32>,
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let query =
+            RouteQuery { source: Some(packet.source), destination: packet.destination, arrived_by, mark };
+        let route = match self.route(&query).await? {
+            Ok(route) => route,
+            Err(outcome) => return Ok(outcome),
+        };
+        if arrived_by.is_some() && packet.hops <= 1 {
+            return Ok(Outcome::Dropped {
+                by: "its TTL ends here: the kernel answers with ICMP time exceeded".to_owned(),
+            });
+        }
+        let Some(link) = route.ifindex.and_then(|index| self.link(index)).cloned() else {
+            return Ok(Outcome::Dropped {
+                by: format!("the route to {} has no interface", packet.destination),
+            });
+        };
+        let packet = if arrived_by.is_some() { packet.forwarded() } else { packet };
+        let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        if let Some(dropped) = too_big(packet.size, mtu, &link.name) {
+            return Ok(dropped);
+        }
+        let next_hop = route.gateway.unwrap_or(packet.destination);
+        if matches!(link.kind, LinkKind::Vxlan(_)) {
+            return self.into_overlay(packet, &link, next_hop, mark).await;
+        }
+        let mac = self.neighbour(link.index, next_hop).await?;
+        if self.node.subnet.contains(packet.destination) {
+            return match self.place(packet.destination).await? {
+                Some(place) => self.to_pod(packet, place, mark).await,
+                None => {
+                    Ok(Outcome::Dropped { by: format!("no pod on {} has {}", link.name, packet.destination) })
+                }
+            };
+        }
+        if self.has(Hook::ToUnderlay, link.index) {
+            let frame = packet.frame(mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(link.index));
+            let arrival = Arrival { ifindex: link.index, mark, ..Arrival::default() };
+            self.at(Hook::ToUnderlay, &frame, &arrival)?;
+        }
+        Ok(Outcome::Leaves { interface: link.name, to: next_hop.to_string(), fast: false })
+    }
+
+    /// Routed to a VXLAN device.
+    async fn into_overlay(
+        &mut self,
+        packet: Imagined,
+        link: &Link,
+        next_hop: IpAddr,
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let Some(mac) = self.neighbour(link.index, next_hop).await? else {
+            return Ok(Outcome::Dropped {
+                by: format!(
+                    "{} has no neighbour {next_hop}: the agent writes it from the lease of that node",
+                    link.name
+                ),
+            });
+        };
+        let frame = packet.frame(mac, self.mac_of(link.index));
+        let arrival = Arrival { ifindex: link.index, mark, ..Arrival::default() };
+        let verdict = self.at(Hook::ToOverlay, &frame, &arrival)?;
+        if let Some(sent) = sent(&verdict) {
+            return self.redirected(sent).await;
+        }
+        let entries = self.netlink.permanent_fdb(link.index).await?;
+        let Some(entry) = entries.into_iter().find(|entry| entry.mac == mac) else {
+            let what = format!("no entry for {mac}: the agent writes it from the lease of that node");
+            self.steps.push(Step::of_kernel(At::Fdb, Some(link.name.clone()), what.clone()));
+            return Ok(Outcome::Dropped { by: format!("{}: {what}", link.name) });
+        };
+        let what = format!("{mac} is behind {}", entry.public_ip);
+        self.steps.push(Step::of_kernel(At::Fdb, Some(link.name.clone()), what));
+        self.by_the_device(&frame, link, entry.public_ip).await
+    }
+
+    /// Encapsulated by the kernel's device.
+    async fn by_the_device(
+        &mut self,
+        frame: &[u8],
+        device: &Link,
+        node: IpAddr,
+    ) -> Result<Outcome, ExplainError> {
+        let LinkKind::Vxlan(vxlan) = device.kind else {
+            return Ok(Outcome::Dropped { by: format!("{} is no VXLAN device", device.name) });
+        };
+        let what = format!("encapsulates it for {node}, UDP port {}, VNI {}", vxlan.port, vxlan.vni);
+        self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
+        let query = RouteQuery { source: vxlan.local, destination: node, arrived_by: None, mark: 0 };
+        let route = match self.route(&query).await? {
+            Ok(route) => route,
+            Err(Outcome::Node) => {
+                return Ok(Outcome::Dropped {
+                    by: format!("{node} is this node's own address: VXLAN to itself"),
+                });
+            }
+            Err(outcome) => return Ok(outcome),
+        };
+        let Some(underlay) = route.ifindex else {
+            return Ok(Outcome::Dropped { by: format!("the route to {node} has no interface") });
+        };
+        let mac = self.neighbour(underlay, route.gateway.unwrap_or(node)).await?;
+        if self.has(Hook::ToUnderlay, underlay) {
+            let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));
+            let ends = (vxlan.local.unwrap_or(self.node.vtep), node);
+            let outer = in_vxlan(frame, vxlan.vni, vxlan.port, ends, stations);
+            let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
+            self.at(Hook::ToUnderlay, &outer, &arrival)?;
+        }
+        Ok(Outcome::Leaves { interface: interface(underlay), to: node.to_string(), fast: false })
+    }
+}

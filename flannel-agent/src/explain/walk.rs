@@ -1,0 +1,208 @@
+//! A packet on its way through the node.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use flannel_common::{
+    layout::PodPlace,
+    mark::Marks,
+    packet::Arrival,
+    path::{Hook, Verdict, decide, left},
+    reason::Reason,
+};
+use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
+
+use super::{
+    At, ExplainError, Imagined, Outcome, Step,
+    answer::does,
+    node::ThisNode,
+    packet::AtHook,
+    tables::{PinnedTables, interface},
+};
+use crate::{
+    bpf::{AttachedProgram, Pins, attached},
+    netlink::{Link, Netlink, Pods, RouteQuery, TakenRoute},
+    values::{Family, Mac},
+};
+
+/// The walk so far, and what it is made over.
+pub(super) struct Walk {
+    pub(super) tables: PinnedTables,
+    pub(super) marks: Marks,
+    pub(super) netlink: Netlink,
+    pub(super) node: ThisNode,
+    pub(super) links: Vec<Link>,
+    /// Addresses of this node.
+    pub(super) own: BTreeSet<IpAddr>,
+    attached: Vec<AttachedProgram>,
+    /// Where the kernel says that pods are, once it was asked.
+    pods: Option<Pods>,
+    pub(super) steps: Vec<Step>,
+}
+
+impl Walk {
+    pub(super) async fn begin(pins: &Pins, marks: Marks, family: Family) -> Result<Self, ExplainError> {
+        let tables = PinnedTables::open(pins, marks)?;
+        let node = tables.this_node(family)?.ok_or(ExplainError::NotConfigured(family))?;
+        let mut netlink = Netlink::open()?;
+        let links = netlink.links().await?;
+        let own = netlink.addresses(family, None).await?.into_iter().map(|own| own.network.ip()).collect();
+        let attached = attached(pins)?;
+        Ok(Self { tables, marks, netlink, node, links, own, attached, pods: None, steps: Vec::new() })
+    }
+
+    /// Where a pod's address is: by the map, or else as the kernel has it.
+    pub(super) async fn place(&mut self, address: IpAddr) -> Result<Option<PodPlace>, ExplainError> {
+        if let Some(place) = self.tables.place(address)? {
+            return Ok(Some(place));
+        }
+        if self.pods.is_none() {
+            self.pods = Some(self.netlink.pods(&[self.node.subnet], &self.links).await?);
+        }
+        Ok(self.pods.as_ref().and_then(|pods| pods.places.get(&address)).copied())
+    }
+
+    /// The interface of an index.
+    pub(super) fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    pub(super) fn mac_of(&self, index: u32) -> Mac {
+        self.link(index).and_then(|link| link.mac).unwrap_or(Mac([0; 6]))
+    }
+
+    /// An interface that the program of `hook` is attached to.
+    pub(super) fn interface_with(&self, hook: Hook) -> Option<u32> {
+        self.attached.iter().find(|at| at.hook == hook).map(|at| at.ifindex)
+    }
+
+    pub(super) fn has(&self, hook: Hook, ifindex: u32) -> bool {
+        self.attached.iter().any(|at| (at.hook, at.ifindex) == (hook, ifindex))
+    }
+
+    /// What the program of `hook` does with a frame at an interface; [`Verdict::Pass`] where it is not attached.
+    pub(super) fn at(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        arrival: &Arrival,
+    ) -> Result<Verdict, ExplainError> {
+        let at = Some(interface(arrival.ifindex));
+        if !self.has(hook, arrival.ifindex) {
+            let what = "is not attached here: the kernel path".to_owned();
+            self.steps.push(Step::of_kernel(At::Hook(hook), at, what));
+            return Ok(Verdict::Pass);
+        }
+        let packet = AtHook { bytes: frame, own: &self.own };
+        let verdict = decide(hook, &packet, &self.tables, arrival);
+        let verdict = match self.misfit(&verdict) {
+            Some(reason) => left(hook, &packet, &self.tables, reason),
+            None => verdict,
+        };
+        let reason = verdict.reason();
+        let why = reason.map_or_else(String::new, |reason| format!(": {}", reason.sentence()));
+        self.steps.push(Step {
+            at: At::Hook(hook),
+            interface: at,
+            what: format!("{}{why}", does(&verdict)),
+            reason,
+            lookups: self.tables.take_lookups()?,
+        });
+        Ok(verdict)
+    }
+
+    /// Why a pod cannot be handed what `verdict` says: the kernel tells the programs when they do it.
+    fn misfit(&self, verdict: &Verdict) -> Option<Reason> {
+        let (ifindex, len) = match verdict {
+            Verdict::Deliver(to, _) | Verdict::Hand(to, _) => (to.pod.ifindex, to.packet_len),
+            Verdict::DeliverV6(to, _) | Verdict::HandV6(to, _) => (to.pod.ifindex, to.packet_len),
+            _ => return None,
+        };
+        match self.link(ifindex) {
+            None => Some(Reason::PodGone),
+            Some(link) if link.mtu < len => Some(Reason::TooBig),
+            Some(_) => None,
+        }
+    }
+
+    /// The kernel's route for a packet, or what becomes of it instead.
+    pub(super) async fn route(
+        &mut self,
+        query: &RouteQuery,
+    ) -> Result<Result<TakenRoute, Outcome>, ExplainError> {
+        let answer = self.netlink.taken_route(query).await?;
+        let arrived = query.arrived_by.map(interface);
+        let dropped = |by: String| Ok(Err(Outcome::Dropped { by }));
+        let destination = query.destination;
+        match answer {
+            Err(refusal) => {
+                let what = format!("the kernel has no route to {destination} for it: {refusal}");
+                self.steps.push(Step::of_kernel(At::Route, arrived, what.clone()));
+                dropped(what)
+            }
+            Ok(route) if route.kind == RouteType::Local => {
+                let what = format!("{destination} is this node's own");
+                self.steps.push(Step::of_kernel(At::Route, arrived, what));
+                Ok(Err(Outcome::Node))
+            }
+            Ok(route) if route.kind == RouteType::Unicast => {
+                let via = route.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+                let device = route.ifindex.map_or_else(|| "nothing".to_owned(), interface);
+                let table =
+                    if route.table == 254 { String::new() } else { format!(", table {}", route.table) };
+                let what = format!("{destination}{via} dev {device}{table}");
+                self.steps.push(Step::of_kernel(At::Route, arrived, what));
+                Ok(Ok(route))
+            }
+            Ok(route) => {
+                let what =
+                    format!("the route to {destination} is {}", format!("{:?}", route.kind).to_lowercase());
+                self.steps.push(Step::of_kernel(At::Route, arrived, what.clone()));
+                dropped(what)
+            }
+        }
+    }
+
+    /// The MAC that the kernel has for `address` on an interface, if any.
+    pub(super) async fn neighbour(
+        &mut self,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<Option<Mac>, ExplainError> {
+        let found = self.netlink.neighbour(ifindex, address).await?;
+        let what = match &found {
+            Some(found) if found.state == NeighbourState::Failed => {
+                format!("{address} has not answered when the kernel asked for its MAC; it asks again")
+            }
+            Some(found) => {
+                let mac = found.mac.map_or_else(|| "not known yet".to_owned(), |mac| mac.to_string());
+                format!("{address} is {mac} ({})", format!("{:?}", found.state).to_lowercase())
+            }
+            None => format!("{address} is not known yet: the kernel asks for its MAC"),
+        };
+        self.steps.push(Step::of_kernel(At::Neighbour, Some(interface(ifindex)), what));
+        Ok(found.and_then(|found| found.mac))
+    }
+
+    /// Brings a packet that the kernel has routed to a local pod to it.
+    pub(super) async fn to_pod(
+        &mut self,
+        packet: Imagined,
+        place: PodPlace,
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let frame = packet.frame(Mac(place.mac), Mac(place.gateway_mac));
+        let arrival = Arrival { ifindex: place.ifindex, mark, ..Arrival::default() };
+        self.at(Hook::ToPod, &frame, &arrival)?;
+        Ok(Outcome::Pod { interface: interface(place.ifindex), fast: false })
+    }
+}
+
+/// Why a packet of this size cannot go on by a way of that MTU.
+pub(super) fn too_big(size: u16, mtu: u32, interface: &str) -> Option<Outcome> {
+    (u32::from(size) > mtu).then(|| Outcome::Dropped {
+        by: format!(
+            "{size} bytes do not fit the MTU of {mtu} on {interface}, and the packet may not be fragmented: its sender is \
+             told by ICMP"
+        ),
+    })
+}

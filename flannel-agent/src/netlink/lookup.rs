@@ -1,0 +1,136 @@
+//! What the kernel would do with one packet: its route, and whose MAC it goes to.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
+};
+
+use super::{KernelError, Netlink, NetlinkError, Request, address_family, neighbour::destination, route::ip};
+use crate::values::{Family, Mac};
+
+/// A packet to be routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteQuery {
+    /// Its source; none for one that this node makes and that has none yet.
+    pub source: Option<IpAddr>,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// The interface it came by; none for one that this node makes.
+    pub arrived_by: Option<u32>,
+    /// Its mark.
+    pub mark: u32,
+}
+
+/// The route that a packet takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenRoute {
+    /// What becomes of it: `unicast`, `local`, `blackhole` ...
+    pub kind: RouteType,
+    /// Interface it leaves by.
+    pub ifindex: Option<u32>,
+    /// Whose MAC it goes to, if not the destination's own.
+    pub gateway: Option<IpAddr>,
+    /// Largest IP packet by this route, bytes, where the route says so.
+    pub mtu: Option<u32>,
+    /// The routing table it was found in.
+    pub table: u32,
+}
+
+/// A neighbour, whatever is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC, if it has answered or was written by hand.
+    pub mac: Option<Mac>,
+    /// State in the words of `ip neighbour`.
+    pub state: NeighbourState,
+}
+
+impl Netlink {
+    /// The route that the kernel takes for a packet, as `ip route get` shows it; or its refusal, which is what it would
+    /// do to the packet.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn taken_route(
+        &mut self,
+        query: &RouteQuery,
+    ) -> Result<Result<TakenRoute, KernelError>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(Family::of(query.destination));
+        message.header.destination_prefix_length = IpNetwork::from(query.destination).prefix();
+        message.attributes = vec![RouteAttribute::Destination(query.destination.into())];
+        if let Some(source) = query.source {
+            message.header.source_prefix_length = IpNetwork::from(source).prefix();
+            message.attributes.push(RouteAttribute::Source(source.into()));
+        }
+        message.attributes.extend(query.arrived_by.map(RouteAttribute::Iif));
+        if query.mark != 0 {
+            message.attributes.push(RouteAttribute::Mark(query.mark));
+        }
+        let request = Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 };
+        match self.exchange(&[request]).await?.pop() {
+            Some(Ok(Some(RouteNetlinkMessage::NewRoute(route)))) => Ok(Ok(taken(&route))),
+            Some(Err(refusal)) => Ok(Err(refusal)),
+            _ => Err(NetlinkError::Unstable),
+        }
+    }
+
+    /// What the kernel knows of `address` on the link of an interface.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn neighbour(
+        &mut self,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<Option<Neighbour>, NetlinkError> {
+        let mut query = NeighbourMessage::default();
+        query.header.family = address_family(Family::of(address));
+        query.attributes = vec![NeighbourAttribute::IfIndex(ifindex)];
+        let read = |object| {
+            let RouteNetlinkMessage::NewNeighbour(message) = object else { return None };
+            if message.header.ifindex != ifindex {
+                return None;
+            }
+            let is_it = message.attributes.iter().any(|attribute| match attribute {
+                NeighbourAttribute::Destination(found) => destination(found) == Some(address),
+                _ => false,
+            });
+            let mac = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+                _ => None,
+            });
+            is_it.then_some(Neighbour { mac, state: message.header.state })
+        };
+        Ok(self.dump_as(RouteNetlinkMessage::GetNeighbour(query), read).await?.pop())
+    }
+}
+
+fn taken(route: &RouteMessage) -> TakenRoute {
+    let mut taken = TakenRoute {
+        kind: route.header.kind,
+        ifindex: None,
+        gateway: None,
+        mtu: None,
+        table: route.header.table.into(),
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => taken.ifindex = Some(*index),
+            RouteAttribute::Gateway(address) => taken.gateway = ip(address),
+            RouteAttribute::Table(table) => taken.table = *table,
+            RouteAttribute::Metrics(metrics) => {
+                taken.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    taken
+}
