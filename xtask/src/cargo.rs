@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -22,6 +22,8 @@ use crate::{
 pub(crate) enum Profile {
     Dev,
     Release,
+    /// Release's code, with debug information.
+    ReleaseWithDebug,
 }
 
 /// The cargo that started us, at the workspace's root.
@@ -53,13 +55,25 @@ pub(crate) struct Built(String);
 
 /// Builds what `arguments` of `cargo build` name, `what` for people, and shows how far it is.
 pub(crate) fn build(profile: Profile, what: &str, arguments: &[&str]) -> Result<Built> {
+    build_with(profile, what, arguments, &[])
+}
+
+/// The same with variables in cargo's environment.
+pub(crate) fn build_with(
+    profile: Profile,
+    what: &str,
+    arguments: &[&str],
+    variables: &[(String, OsString)],
+) -> Result<Built> {
     let step = Step::start(format!("Building {what}"));
     let mut cargo = cargo();
     cargo.arg("build").args(arguments).arg("--message-format=json-render-diagnostics");
     match profile {
         Profile::Dev => {}
         Profile::Release => drop(cargo.arg("--release")),
+        Profile::ReleaseWithDebug => drop(cargo.args(["--profile", "release-with-debug"])),
     }
+    cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     // Its own bar, which knows how much there is to do.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "100");
     let mut child = cargo

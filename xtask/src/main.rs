@@ -3,6 +3,7 @@
 mod build_and_load;
 mod build_ebpf;
 mod cargo;
+mod dist;
 mod failure;
 mod host;
 mod lab;
@@ -36,6 +37,8 @@ enum Task {
     Bench(lab::Options),
     /// Boot another release's kernel in an emulator and see which way packets between two nodes take
     OldKernel(old_kernel::Options),
+    /// Build what users download: tarballs, Debian packages and images, for each architecture
+    Dist(dist::Options),
     /// Run all tests, as root and without skipping any
     Test(test::Options),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => lab::run("demo", &options),
         Task::Bench(options) => lab::run("bench", &options),
         Task::OldKernel(options) => old_kernel::run(&options),
+        Task::Dist(options) => dist::run(&options),
         Task::Test(options) => test::run(&options),
     };
     match done {

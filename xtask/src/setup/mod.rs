@@ -111,6 +111,13 @@ pub(crate) fn ensure_programs(programs: &[(&str, &'static str)]) -> Result<()> {
     if packages.is_empty() { Ok(()) } else { install(&packages) }
 }
 
+/// Installs a package that brings no program.
+pub(crate) fn ensure_package(name: &'static str) -> Result<()> {
+    let mut packages = Packages::default();
+    packages.extend([name]);
+    install(&packages)
+}
+
 /// Installs packages if we may, and otherwise says how.
 fn install(packages: &Packages) -> Result<()> {
     if !host::has_apt() {

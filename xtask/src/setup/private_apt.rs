@@ -25,6 +25,7 @@ pub(crate) enum Kind {
 pub(crate) struct PrivateApt {
     options: Vec<String>,
     downloads: PathBuf,
+    archives: PathBuf,
 }
 
 impl PrivateApt {
@@ -47,7 +48,27 @@ impl PrivateApt {
             ("APT::Sandbox::User", Path::new("root")),
         ];
         let options = settings.map(|(key, value)| format!("-o{key}={}", value.display())).to_vec();
-        Ok(Self { options, downloads })
+        Ok(Self { options, downloads, archives: cache.join("archives") })
+    }
+
+    /// The same of `architecture`, as of a machine that has no packages yet: with a package it fetches all that this
+    /// depends on.
+    pub(crate) fn of_architecture(
+        tree: &Path,
+        kind: Kind,
+        release: &str,
+        architecture: &str,
+    ) -> Result<Self> {
+        let mut apt = Self::new(tree, kind, release)?;
+        let status = tree.join("status");
+        fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
+        apt.options.extend([
+            format!("-oAPT::Architecture={architecture}"),
+            format!("-oAPT::Architectures={architecture}"),
+            format!("-oDir::State::status={}", status.display()),
+            "-oDebug::NoLocking=true".to_owned(),
+        ]);
+        Ok(apt)
     }
 
     /// `apt-get` with `arguments`.
@@ -64,6 +85,17 @@ impl PrivateApt {
         let mut command = Command::new(program);
         command.args(&self.options).args(arguments).current_dir(&self.downloads).env("LC_ALL", "C");
         command
+    }
+
+    /// All packages that were downloaded, also by `install --download-only`.
+    pub(crate) fn fetched(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for directory in [&self.downloads, &self.archives] {
+            let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
+            let paths = entries.flatten().map(|entry| entry.path());
+            files.extend(paths.filter(|path| path.extension().is_some_and(|end| end == "deb")));
+        }
+        Ok(files)
     }
 
     /// What was downloaded.

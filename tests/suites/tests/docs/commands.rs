@@ -45,6 +45,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("cargo xtask test", Ci),
     ("cargo xtask old-kernel", Ci),
     ("cargo xtask demo", Ci),
+    ("cargo xtask dist", Usage),
     ("cargo build --release", Usage),
     ("cargo test -p flannel-common", Usage),
     ("cargo xtask build-ebpf", Usage),
