@@ -36,13 +36,17 @@ use crate::{
 };
 
 mod alloc;
+mod device;
+mod extension;
 mod external;
 mod host_gw;
+mod ipip;
 mod object;
 mod options;
 mod peer;
 pub mod table;
 mod vxlan;
+mod wireguard;
 
 pub use alloc::Alloc;
 pub use external::ExternalInterface;
@@ -127,6 +131,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
         public: IpAddr,
     ) -> Result<(), Unusable> {
         let _ = (external, address, public);
+        Ok(())
+    }
+
+    /// Whether it works over that interface.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check_interface(&self, external: &ExternalInterface) -> Result<(), Unusable> {
+        let _ = external;
         Ok(())
     }
 
@@ -235,6 +248,7 @@ impl dyn Backend {
     /// # Errors
     /// As [`Backend::check_address`]; or the interface is too narrow for IPv6.
     pub fn check(&self, external: &ExternalInterface, public: NodeAddress) -> Result<(), Unusable> {
+        self.check_interface(external)?;
         for (family, address) in external.addresses() {
             if let Some(public) = public.of(family) {
                 self.check_address(external, address, public)?;
@@ -277,6 +291,16 @@ pub enum Unusable {
         interface: String,
         /// Our address on it.
         address: IpAddr,
+    },
+    /// The outer headers leave nothing.
+    #[error("MTU {mtu} of iface {interface} is too small for {backend} mode to work: raise it")]
+    NoRoom {
+        /// The external interface.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The backend.
+        backend: &'static str,
     },
     /// What is left for pods is less than IPv6 needs.
     #[error(

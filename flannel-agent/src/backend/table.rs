@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::{Configured, OptionError, Options, alloc, host_gw, vxlan};
+use super::{Configured, OptionError, Options, alloc, extension, host_gw, ipip, vxlan, wireguard};
 use crate::values::gojson::Object;
 
 /// The type of a backend.
@@ -28,24 +28,21 @@ pub enum Support {
 }
 
 /// All types that a configuration may name, as the documentation lists them.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 12] = [
     vxlan::KIND,
     host_gw::KIND,
     refused("udp", "UDP, by a daemon", "use \"vxlan\""),
-    refused("ipip", "IP in IP", "use \"vxlan\", or \"host-gw\" where all nodes are on one link"),
-    refused("wireguard", "WireGuard", "use \"vxlan\" if packets need not be encrypted"),
+    ipip::KIND,
+    wireguard::KIND,
     refused("ipsec", "IPsec", "use \"vxlan\" if packets need not be encrypted"),
-    refused(
-        "extension",
-        "the operator's commands",
-        "use \"vxlan\", or \"alloc\" and make the routes yourself",
-    ),
+    extension::KIND,
     alloc::KIND,
     refused(
         "tencent-vpc",
         "routes of Tencent Cloud",
         "use \"vxlan\", or \"alloc\" and make the routes yourself",
     ),
+    refused("ali-vpc", "routes of Alibaba Cloud", "use \"vxlan\", or \"alloc\" and make the routes yourself"),
     refused("aws-vpc", "routes of Amazon's VPC", "use \"vxlan\", or \"alloc\" and make the routes yourself"),
     refused("gce", "routes of Google's cloud", "use \"vxlan\", or \"alloc\" and make the routes yourself"),
 ];

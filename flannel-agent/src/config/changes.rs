@@ -49,6 +49,8 @@ impl NetworkConfig {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+
     use super::*;
 
     fn changes(old: &str, new: &str) -> Vec<String> {
@@ -101,7 +103,14 @@ mod tests {
         let with = |psk: &str| {
             format!(r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"wireguard","PSK":"{psk}"}}}}"#)
         };
-        assert_eq!(changes(&with("secret"), &with("hidden")), ["Backend: other options"]);
+        let [old, new] = [7, 8].map(|byte| BASE64_STANDARD.encode([byte; 32]));
+        assert_eq!(changes(&with(&old), &with(&new)), ["Backend.PSK: (a secret) -> (another)"]);
+        assert_eq!(changes(&with(&old), &with("")), ["Backend.PSK: (a secret) -> none"]);
+        // Of one that is not built nobody knows which are.
+        let unbuilt = |psk| {
+            format!(r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"ali-vpc","AccessKeySecret":"{psk}"}}}}"#)
+        };
+        assert_eq!(changes(&unbuilt("one"), &unbuilt("two")), ["Backend: other options"]);
     }
 
     #[test]

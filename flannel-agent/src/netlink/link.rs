@@ -9,7 +9,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, Request, Vxlan, VxlanDevice, vxlan};
+use super::{Netlink, NetlinkError, Request, Tunnel, Vxlan, VxlanDevice, tunnel, vxlan};
 use crate::{host::sysctl, values::Mac};
 
 /// An interface.
@@ -59,6 +59,8 @@ pub enum LinkKind {
     Bridge,
     /// One end of a pair.
     Veth,
+    /// A tunnel without Ethernet, as flannel makes them.
+    Tunnel(Tunnel),
     /// Anything else.
     Other,
 }
@@ -213,6 +215,10 @@ fn kind(info: &[LinkInfo]) -> LinkKind {
         match item {
             LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => found = LinkKind::Veth,
+            LinkInfo::Kind(InfoKind::Wireguard) => found = LinkKind::Tunnel(Tunnel::Wireguard),
+            LinkInfo::Data(InfoData::IpTunnel(data)) if info.contains(&LinkInfo::Kind(InfoKind::IpIp)) => {
+                found = tunnel::ipip(data).map_or(LinkKind::Other, LinkKind::Tunnel);
+            }
             LinkInfo::Data(InfoData::Vxlan(data)) => found = LinkKind::Vxlan(vxlan::read(data)),
             _ => {}
         }

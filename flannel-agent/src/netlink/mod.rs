@@ -27,7 +27,9 @@ mod reach;
 pub(crate) mod route;
 mod rule;
 pub(crate) mod tc;
+pub(crate) mod tunnel;
 pub(crate) mod vxlan;
+pub mod wireguard;
 
 pub use address::Address;
 pub use connection::Netlink;
@@ -46,6 +48,7 @@ pub use reach::Reach;
 pub use route::DirectRoute;
 pub use rule::RuleMark;
 pub use tc::{TcDiscipline, TcFilter, TcPlace, TcProgram, TcQdisc, TcSide, TrafficControl};
+pub use tunnel::Tunnel;
 pub use vxlan::{Reception, Vxlan, VxlanDevice};
 
 pub(crate) use connection::Request;

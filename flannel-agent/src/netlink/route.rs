@@ -166,6 +166,20 @@ pub(crate) fn delete_onlink(
     Request { message: RouteNetlinkMessage::DelRoute(onlink(ifindex, subnet, gateway, numbering)), flags: 0 }
 }
 
+/// Puts `network dev IFINDEX scope link` (main table, protocol boot) in place of any route to `network` that has no
+/// metric either.
+pub(crate) fn put_link(ifindex: u32, network: IpNetwork) -> Request {
+    Request {
+        message: RouteNetlinkMessage::NewRoute(link(ifindex, network)),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+    }
+}
+
+/// Deletes that route, and no other.
+pub(crate) fn delete_link(ifindex: u32, network: IpNetwork) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(link(ifindex, network)), flags: 0 }
+}
+
 /// Deletes that route, whatever its protocol.
 pub(crate) fn delete_tunnel_route(ifindex: u32, subnet: IpNetwork) -> Request {
     let mut message = via(subnet, ifindex, subnet.network(), RouteFlags::Onlink);
@@ -180,6 +194,14 @@ fn blackhole(subnet: IpNetwork) -> RouteMessage {
 fn onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr, numbering: Numbering) -> RouteMessage {
     let mut message = via(subnet, ifindex, gateway, RouteFlags::Onlink);
     message.header.protocol = numbering.protocol(subnet);
+    message
+}
+
+fn link(ifindex: u32, network: IpNetwork) -> RouteMessage {
+    let mut message = route(network, RouteType::Unicast);
+    // To IPv6 all scopes are the same.
+    message.header.scope = RouteScope::Link;
+    message.attributes.push(RouteAttribute::Oif(ifindex));
     message
 }
 

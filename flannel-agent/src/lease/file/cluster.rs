@@ -93,6 +93,11 @@ struct NodeText {
     mac: Option<Mac>,
     #[serde(rename = "macV6", default)]
     mac_v6: Option<Mac>,
+    /// What a lease of the node says, where it is not made of the MAC.
+    #[serde(rename = "backendData", default)]
+    backend_data: Option<Value>,
+    #[serde(rename = "backendV6Data", default)]
+    backend_v6_data: Option<Value>,
 }
 
 impl Cluster {
@@ -121,6 +126,8 @@ impl Cluster {
         let mut held: BTreeMap<(&'static str, String), &str> = BTreeMap::new();
         for node in &self.nodes {
             let attrs = &node.lease.attrs;
+            // Data of other kinds may be the same.
+            let by_mac = attrs.backend_type == "vxlan";
             let mac = |data: &Option<RawJson>| data.as_ref().map(|data| data.as_str().to_owned());
             let marks = [
                 ("name", Some(node.name.clone())),
@@ -129,8 +136,8 @@ impl Cluster {
                     Some(attrs.public_ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()),
                 ),
                 ("publicIPv6", attrs.public_ipv6.map(|ip| ip.to_string())),
-                ("mac", mac(&attrs.backend_data)),
-                ("macV6", mac(&attrs.backend_v6_data)),
+                ("mac", mac(&attrs.backend_data).filter(|_| by_mac)),
+                ("macV6", mac(&attrs.backend_v6_data).filter(|_| by_mac)),
             ];
             for (field, value) in marks.into_iter().filter_map(|(field, value)| Some((field, value?))) {
                 if let Some(other) = held.insert((field, value), &node.name) {
@@ -272,6 +279,10 @@ impl NodeText {
             attrs.backend_v6_data =
                 subnet.v6.and_then(|subnet| options.data_of(Family::V6, Some(mac(subnet))));
         }
+        let given =
+            |data: &Option<Value>| data.as_ref().and_then(|data| RawJson::parse(&data.to_string()).ok());
+        attrs.backend_data = given(&self.backend_data).or(attrs.backend_data);
+        attrs.backend_v6_data = given(&self.backend_v6_data).or(attrs.backend_v6_data);
         attrs.public_ipv6 = public_ipv6;
         attrs
     }

@@ -137,11 +137,8 @@ fn what_is_not_built_refuses_to_start_and_says_what_to_use() -> Result<()> {
         for (backend, says) in [
             ("", "Backend: absent, which means the udp backend"),
             (r#","Backend":{"Type":"udp"}"#, "\"udp\" is not supported: use \"vxlan\""),
-            (
-                r#","Backend":{"Type":"ipip"}"#,
-                "use \"vxlan\", or \"host-gw\" where all nodes are on one link",
-            ),
-            (r#","Backend":{"Type":"wireguard"}"#, "use \"vxlan\" if packets need not be encrypted"),
+            (r#","Backend":{"Type":"tencent-vpc"}"#, "or \"alloc\" and make the routes yourself"),
+            (r#","Backend":{"Type":"wireguard","PSK":"short"}"#, "Backend.PSK: (a secret) is no key"),
             (
                 r#","Backend":{"Type":"geneve"}"#,
                 "unknown backend type: geneve; set Backend.Type to \"vxlan\"",
