@@ -21,6 +21,7 @@ pub mod datapath;
 pub mod exempt;
 pub mod explain;
 pub mod host;
+pub mod inspect;
 pub mod lease;
 pub mod masq;
 pub mod netlink;

@@ -29,9 +29,13 @@ fn main() -> ExitCode {
     }
     telemetry::log::init(cli.run.v, cli.run.log_format);
     let marks = cli.run.marks();
+    let defaults = cli.run.defaults();
     let result = match cli.command {
         Some(Command::Bpf(command)) => cmd::bpf::run(command).map(|()| ExitCode::SUCCESS),
         Some(Command::Explain(options)) => cmd::explain::run(options, marks),
+        Some(Command::Status(options)) => return looked(cmd::status::run(&options, &defaults)),
+        Some(Command::Peers(options)) => return looked(cmd::peers::run(&options, &defaults)),
+        Some(Command::Drift(options)) => return looked(cmd::drift::run(&options, &defaults)),
         None => {
             cli.given.log();
             cli.given.log_without_effect(&cli.run);
@@ -41,8 +45,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(error) => {
-            // What somebody else wrote into a lease or an answer may be part of it.
-            eprintln!("{}: {}", invoked_name(), telemetry::visible(&format_args!("{error:#}")));
+            complain(&error);
             if error.is::<cmd::CannotLook>() {
                 ExitCode::from(cmd::CannotLook::STATUS)
             } else {
@@ -50,6 +53,20 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// The exit status of a command that looks.
+fn looked(result: anyhow::Result<cmd::Health>) -> ExitCode {
+    let health = result.unwrap_or_else(|error| {
+        complain(&error);
+        cmd::Health::Unseen
+    });
+    health.into()
+}
+
+fn complain(error: &anyhow::Error) {
+    // What somebody else wrote into a lease or an answer may be part of it.
+    eprintln!("{}: {}", invoked_name(), telemetry::visible(&format_args!("{error:#}")));
 }
 
 /// `flannel-agent`, or `flanneld` where it is installed under that name.

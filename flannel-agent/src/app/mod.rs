@@ -23,6 +23,7 @@ mod node_run;
 mod settings;
 mod signals;
 mod standing;
+mod traffic;
 
 use settings::{etcd_options, kube_options};
 use signals::on_signal;

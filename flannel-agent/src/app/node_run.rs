@@ -19,7 +19,7 @@ use super::{
         exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
         warn_without_bridge_filter,
     },
-    standing,
+    standing, traffic,
 };
 use crate::{
     backend::{AnyBackend, Backend, Configured, ExternalInterface, Registered, Start},
@@ -235,6 +235,8 @@ impl Agent<'_> {
         let (node, views) = Node::new(backend.clone(), fixed, xdp, local, attrs, file.mtu);
         let keeper = store.keep(own);
         let kind = config.backend_kind();
+        let lasting = standing::follow_lease(&self.standing, store.expiration());
+        let counting = traffic::follow(&self.standing, &options.bpffs);
         let standing = standing::follow_node(
             &self.standing,
             kind,
@@ -262,6 +264,8 @@ impl Agent<'_> {
                 register_again(&*backend, &registered),
                 flows,
                 standing,
+                lasting,
+                counting,
             )
         };
         select! {

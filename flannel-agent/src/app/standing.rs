@@ -1,6 +1,6 @@
 //! What this node is and has, as the control socket tells it.
 
-use std::{convert::Infallible, net::IpAddr, process};
+use std::{convert::Infallible, net::IpAddr, process, time::SystemTime};
 
 use flannel_common::path::Hook;
 use tokio::{select, sync::watch};
@@ -85,6 +85,20 @@ pub(super) async fn follow_node(
             Ok(()) = locals.changed() => {}
             Ok(()) = pod_mtu.changed() => {}
             else => std::future::pending().await,
+        }
+    }
+}
+
+/// Tells when our lease ends.
+pub(super) async fn follow_lease(
+    standing: &Standing,
+    mut expiration: watch::Receiver<Option<SystemTime>>,
+) -> Infallible {
+    loop {
+        let expires = expiration.borrow_and_update().map(snapshot::unix);
+        standing.tell(|told| told.lease.get_or_insert_default().expires = expires);
+        if expiration.changed().await.is_err() {
+            std::future::pending().await
         }
     }
 }

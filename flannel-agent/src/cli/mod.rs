@@ -70,6 +70,12 @@ pub enum Command {
     Bpf(cmd::bpf::BpfCommand),
     /// Say what becomes of a packet that may not be there, step by step.
     Explain(cmd::explain::ExplainOptions),
+    /// How this node stands, on one screen. Exits with 0 if healthy, 1 if something is wrong, 2 without an agent.
+    Status(cmd::status::StatusOptions),
+    /// The peers: what is in place for each, and how it is reached. Exits as status does.
+    Peers(cmd::peers::PeersOptions),
+    /// What differs between the leases, the kernel and the maps; nothing when all is well. Exits as status does.
+    Drift(cmd::drift::DriftOptions),
 }
 
 /// Options of the agent.
@@ -275,6 +281,11 @@ impl RunOptions {
     /// `--snat-exempt-mark` and `--flow-mark`.
     pub const fn marks(&self) -> Marks {
         Marks { exempt: self.snat_exempt_mark, flow: self.flow_mark }
+    }
+
+    /// Where the commands that look at an agent find one with these options.
+    pub fn defaults(&self) -> cmd::Defaults {
+        cmd::Defaults { subnet_file: self.subnet_file.clone(), bpffs: self.bpffs.clone() }
     }
 
     /// `--fast-path-hold`; zero is for ever.

@@ -1,7 +1,39 @@
 //! Subcommands.
 
+use std::process::ExitCode;
+
 pub mod bpf;
+pub mod drift;
 pub mod explain;
+mod look;
+mod output;
+pub mod peers;
+mod place;
+pub mod status;
+
+pub use output::Format;
+pub use place::{Defaults, Place};
+
+/// What a look at the node came to: the exit status of the commands that look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Nothing is wrong: 0.
+    Good,
+    /// Something is wrong: 1.
+    Wrong,
+    /// There is no agent, or it cannot be looked: 2.
+    Unseen,
+}
+
+impl From<Health> for ExitCode {
+    fn from(health: Health) -> Self {
+        Self::from(match health {
+            Health::Good => 0,
+            Health::Wrong => 1,
+            Health::Unseen => 2,
+        })
+    }
+}
 
 /// A command that cannot look at what it is asked about; one that looks, and finds something wrong, is no error.
 #[derive(Debug, thiserror::Error)]

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub fast_path: Option<FastPath>,
     /// The rules, of each firewall that keeps some.
     pub rules: Vec<Rules>,
+    /// What the programs did lately; absent without programs, and in the first seconds.
+    pub traffic: Option<Traffic>,
     /// The dataplane, as the reconciler has it.
     pub dataplane: Option<Dataplane>,
     /// Why the dataplane is absent.
@@ -159,6 +161,20 @@ pub struct Rules {
     pub last_restored: Option<Restored>,
 }
 
+/// Packets between pods of different nodes, as the programs counted them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Over how many seconds, a minute at most.
+    pub seconds: u64,
+    /// Moved by a program.
+    pub fast: u64,
+    /// Left to the kernel.
+    pub kernel: u64,
+    /// Dropped by a program.
+    pub dropped: u64,
+}
+
 /// The dataplane as the reconciler has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -251,7 +267,7 @@ pub struct Restored {
 }
 
 /// A peer, in one family, as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its pod subnet.
     pub subnet: IpNetwork,
@@ -269,6 +285,22 @@ pub struct Peer {
     pub next_hop: Option<NextHop>,
     /// Its changes that failed, with the error.
     pub pending: Vec<String>,
+    /// What the last probe found.
+    pub probe: Option<Probe>,
+}
+
+/// What a probe of a peer found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Probe {
+    /// When.
+    pub at: u64,
+    /// Round trip through the overlay, seconds; absent where no answer came.
+    pub overlay_rtt_seconds: Option<f64>,
+    /// Round trip to its public address, seconds; absent where no answer came, as where a firewall drops echoes.
+    pub underlay_rtt_seconds: Option<f64>,
+    /// The largest packet that reached it through the overlay unfragmented, bytes; absent where that was not looked for.
+    pub path_mtu: Option<u32>,
 }
 
 /// How the underlay reaches an address.
@@ -283,7 +315,7 @@ pub struct NextHop {
 }
 
 /// The peers, and the leases of others that are not followed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Peers {
     /// By pod subnet.

@@ -5,6 +5,7 @@ use std::{
     error::Error,
     future::{Future, pending},
     net::{Ipv4Addr, Ipv6Addr},
+    time::SystemTime,
 };
 
 use tokio::sync::watch;
@@ -57,6 +58,11 @@ pub trait LeaseStore {
 
     /// Why the last request failed; `None` while the store answers.
     fn trouble(&self) -> watch::Receiver<Option<String>>;
+
+    /// When our lease ends, while it is kept; `None` where leases have no end.
+    fn expiration(&self) -> watch::Receiver<Option<SystemTime>> {
+        watch::channel(None).1
+    }
 
     /// Says each change of the network configuration, once, compared with the one `in_force`, which is applied at
     /// start only. Goes on until dropped.

@@ -95,6 +95,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                     mtu: hop.mtu,
                 }),
                 pending: pending.remove(subnet).unwrap_or_default(),
+                probe: None,
             }
         });
         snapshot::Peers { peers: peers.collect(), skipped: self.skipped().collect() }

@@ -280,6 +280,7 @@ impl Keep {
 
     /// Sets the next renewal: the margin before the end, and at least some seconds from now.
     fn schedule(&mut self) {
+        self.store.expiration.send_replace(self.own.expiration);
         let margin = self.store.timing.renew_margin;
         self.renewal = self.own.expiration.map(|end| {
             let left = end.duration_since(SystemTime::now()).unwrap_or_default();

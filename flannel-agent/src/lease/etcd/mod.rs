@@ -19,7 +19,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use etcd_client::{ConnectOptions, GetOptions, GetResponse};
@@ -154,6 +154,8 @@ pub struct EtcdStore {
     decided: Arc<Mutex<EtcdApi>>,
     /// Why the last request failed, if it did.
     trouble: watch::Sender<Option<String>>,
+    /// When our lease ends, as long as it is kept.
+    expiration: watch::Sender<Option<SystemTime>>,
     prefix: Arc<str>,
     timing: LeaseTiming,
     undecodable: Arc<AtomicU64>,
@@ -225,6 +227,7 @@ impl EtcdStore {
             given_api: options.api,
             decided: Arc::default(),
             trouble,
+            expiration: watch::Sender::new(None),
             prefix: prefix.into(),
             timing: options.timing,
             undecodable: Arc::default(),

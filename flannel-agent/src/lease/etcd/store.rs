@@ -1,6 +1,6 @@
 //! etcd as one store of leases among others.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::SystemTime};
 
 use tokio::sync::watch::Receiver;
 
@@ -41,6 +41,10 @@ impl LeaseStore for EtcdStore {
 
     fn trouble(&self) -> Receiver<Option<String>> {
         self.trouble.subscribe()
+    }
+
+    fn expiration(&self) -> Receiver<Option<SystemTime>> {
+        self.expiration.subscribe()
     }
 
     async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {

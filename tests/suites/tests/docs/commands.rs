@@ -23,6 +23,8 @@ enum How {
 }
 
 const BY_HAND: How = Test("tests/suites/tests/docs/by_hand.rs::the_commands_to_start_and_to_look_inside");
+const SCREENS: How =
+    Test("tests/suites/tests/operators/screens.rs::a_node_says_how_it_stands_with_and_without_its_agent");
 const DOCKER: How =
     Test("tests/suites/tests/host/packaging.rs::a_docker_host_is_set_up_by_the_readmes_commands");
 const TO_OURS: How = Test(
@@ -65,6 +67,9 @@ const COMMANDS: &[(&str, How)] = &[
     ),
     ("mount -t bpf bpf /sys/fs/bpf", BY_HAND),
     ("target/release/flannel-agent --etcd-endpoints=http://127.0.0.1:2379 --iface=eth0", BY_HAND),
+    ("flannel-agent status", SCREENS),
+    ("flannel-agent peers", SCREENS),
+    ("flannel-agent drift", SCREENS),
     ("flannel-agent bpf counters", BY_HAND),
     ("flannel-agent bpf features", BY_HAND),
     ("flannel-agent bpf unload", BY_HAND),

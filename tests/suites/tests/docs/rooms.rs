@@ -12,7 +12,7 @@ use regex::Regex;
 
 /// The rooms from the ground up, and what each may use. All of that stands before it: so no circle can be written down
 /// here.
-const ROOMS: [(&str, &[&str]); 22] = [
+const ROOMS: [(&str, &[&str]); 23] = [
     ("values", &[]),
     ("host", &["values"]),
     ("wire", &["values"]),
@@ -37,7 +37,8 @@ const ROOMS: [(&str, &[&str]); 22] = [
         &["values", "host", "telemetry", "control", "netlink", "bpf", "backend", "lease", "plan", "datapath"],
     ),
     ("explain", &["values", "netlink", "bpf"]),
-    ("cmd", &["bpf", "explain"]),
+    ("inspect", &["values", "host", "control", "netlink", "bpf"]),
+    ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "explain", "inspect"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     (
         "app",

@@ -1,0 +1,164 @@
+//! How commands print: a table for people, JSON or YAML for programs, once or again and again.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::Health;
+use crate::telemetry::visible;
+
+/// So wide is what is not printed on a terminal, and nothing is wider.
+const WIDTH: u16 = 100;
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table for people.
+    Table,
+    /// JSON for programs.
+    Json,
+    /// YAML, the same.
+    Yaml,
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Watch {
+    /// Print again every so many seconds until interrupted, 1 to 3600.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub watch: Option<u64>,
+}
+
+/// How good what a word says is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// As it should be.
+    Good,
+    /// To be looked at.
+    Notable,
+    /// Wrong.
+    Bad,
+}
+
+/// Whether colours are wanted: on a terminal whose owner does not mind.
+fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A cell in the colour of `tone`.
+pub(super) fn toned(text: &str, tone: Tone) -> Cell {
+    Cell::new(text).fg(match tone {
+        Tone::Good => Color::Green,
+        Tone::Notable => Color::Yellow,
+        Tone::Bad => Color::Red,
+    })
+}
+
+/// A table without lines, as wide as fits.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    if !colours() {
+        table.force_no_tty();
+    }
+    if !header.is_empty() {
+        table.set_header(header.iter().map(|name| name.to_uppercase()));
+    }
+    table
+}
+
+/// The text of a table without what only fills its last column up.
+pub(super) fn lines(table: &Table) -> String {
+    let mut text = String::new();
+    for line in table.trim_fmt().lines() {
+        text.push_str(line.strip_prefix(' ').unwrap_or(line).trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A sentence at the width of everything, its further lines indented.
+pub(super) fn wrapped(text: &str, indent: usize) -> String {
+    let text = visible(&text);
+    let mut all = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > usize::from(WIDTH) {
+            all.push('\n');
+            all.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > 0 {
+            all.push(' ');
+            column += 1;
+        }
+        all.push_str(word);
+        column += length;
+    }
+    all
+}
+
+/// Prints what `look` finds, as `format` says, once or as `watch` says; how the last look went. `render` makes the text
+/// for people.
+pub(super) async fn show<T: Serialize>(
+    format: Format,
+    watch: Watch,
+    mut look: impl AsyncFnMut() -> anyhow::Result<(T, Health)>,
+    render: impl Fn(&T) -> String,
+) -> anyhow::Result<Health> {
+    loop {
+        let (found, health) = look().await?;
+        let text = match format {
+            Format::Table => render(&found),
+            Format::Json => format!("{}\n", serde_json::to_string(&found)?),
+            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(&found)?),
+        };
+        let again = format == Format::Table && watch.watch.is_some() && io::stdout().is_terminal();
+        // Home, and then all below is cleared: the screen does not flicker.
+        let before = if again { "\u{1b}[H\u{1b}[J" } else { "" };
+        let mut out = io::stdout().lock();
+        match write!(out, "{before}{text}").and_then(|()| out.flush()) {
+            // Whoever reads has seen enough: `flannel-agent status --watch | head`.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(health),
+            written => written.context("cannot write to standard output")?,
+        }
+        let Some(seconds) = watch.watch else { return Ok(health) };
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
+/// So long ago, or so long from now, in the two largest units.
+pub(super) fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+/// Runs an inquiry in a runtime of its own.
+pub(super) fn run<T>(inquiry: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(inquiry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_lines_are_short() {
+        assert_eq!([0, 59, 61, 3700, 90_000].map(span), ["0 s", "59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+        let text = wrapped(&"word ".repeat(50), 4);
+        assert!(text.lines().count() > 2 && text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        assert!(text.lines().skip(1).all(|line| line.starts_with("    word")));
+        assert_eq!(wrapped("a\u{1b}[2Jb", 0), "a\\u{1b}[2Jb", "what others wrote moves no cursor");
+    }
+}

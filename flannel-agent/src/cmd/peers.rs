@@ -1,0 +1,156 @@
+//! `peers`: of each peer its lease, what is in place for it, and how it is reached.
+
+use std::{net::IpAddr, time::Duration};
+
+use clap::Args;
+use comfy_table::Cell;
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+use super::{
+    Defaults, Health, Place,
+    look::Look,
+    output::{Tone, Watch, lines, run as run_inquiry, show, span, table, toned, wrapped},
+};
+use crate::{
+    inspect::peers::{PeerRow, State, join},
+    telemetry::visible,
+};
+
+/// Options of `peers`.
+#[derive(Debug, Args)]
+pub struct PeersOptions {
+    /// Only this peer: name of its node, its subnet, its address, or one of its pods' addresses.
+    #[arg(value_name = "NAME|SUBNET|ADDRESS")]
+    pub peer: Option<String>,
+    /// Which agent.
+    #[command(flatten)]
+    pub at: Place,
+    /// Whether to go on.
+    #[command(flatten)]
+    pub watch: Watch,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Why the agent did not say what there should be, if it did not.
+    without_agent: Option<String>,
+    /// By subnet.
+    peers: Vec<PeerRow>,
+}
+
+/// Prints the peers.
+///
+/// # Errors
+/// When it cannot be looked, or no peer is of that name.
+pub fn run(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<Health> {
+    run_inquiry(show(options.at.output, options.watch, async || look(options, defaults).await, render))
+}
+
+async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {
+    let mut report = rows(&options.at, defaults).await?;
+    if report.without_agent.is_none() && report.peers.iter().any(|row| row.state == State::Differs) {
+        // A peer that comes or goes at this moment differs until the agent is done with it.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        report = rows(&options.at, defaults).await?;
+    }
+    if let Some(wanted) = &options.peer {
+        report.peers.retain(|row| is_named(row, wanted));
+        anyhow::ensure!(
+            !report.peers.is_empty(),
+            "no peer is called {wanted}: give the name of a node, a pod subnet, or the address of a node or pod, as \
+             `flannel-agent peers` shows them"
+        );
+    }
+    let wrong = report.peers.iter().any(|row| row.state != State::InPlace && row.state != State::Skipped)
+        || report.peers.iter().any(is_unreachable);
+    let health = match (&report.without_agent, wrong) {
+        (Some(_), _) => Health::Unseen,
+        (None, true) => Health::Wrong,
+        (None, false) => Health::Good,
+    };
+    Ok((report, health))
+}
+
+async fn rows(place: &Place, defaults: &Defaults) -> anyhow::Result<Report> {
+    let found = Look::at(place, defaults, true).await?;
+    let peers = join(found.peers.as_ref(), &found.kernel, found.maps.as_ref());
+    let without_agent = match found.without_agent() {
+        None if found.peers.is_none() => Some("the agent does not say who its peers are".to_owned()),
+        why => why,
+    };
+    Ok(Report { without_agent, peers })
+}
+
+/// The last probe got no answer through the overlay.
+fn is_unreachable(row: &PeerRow) -> bool {
+    row.probe.as_ref().is_some_and(|probe| probe.overlay_rtt_seconds.is_none())
+}
+
+/// Whether `wanted` is the name of the peer's node, its subnet, its address, or that of a pod of it.
+pub(super) fn is_named(row: &PeerRow, wanted: &str) -> bool {
+    if row.node.as_deref() == Some(wanted) {
+        return true;
+    }
+    if let Ok(address) = wanted.parse::<IpAddr>() {
+        return row.public_ip == Some(address) || row.subnet.contains(address);
+    }
+    wanted.parse::<IpNetwork>().is_ok_and(|subnet| subnet == row.subnet)
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    if let Some(why) = &report.without_agent {
+        text.push_str(&wrapped(&format!("{why}. What kernel and maps hold of peers:"), 0));
+        text.push('\n');
+    }
+    let named = report.peers.iter().any(|row| row.node.is_some());
+    let mut header = vec!["subnet", "address", "way", "state", "flows", "heard", "rtt", "path mtu"];
+    if named {
+        header.insert(0, "node");
+    }
+    let mut rows = table(&header);
+    for row in &report.peers {
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        let way = if row.on_kernel.is_some() { format!("{}, kernel path", row.way) } else { row.way.clone() };
+        let tone = match row.state {
+            State::InPlace => Tone::Good,
+            State::Skipped => Tone::Notable,
+            State::Pending | State::Differs => Tone::Bad,
+        };
+        let rtt = match row.probe.as_ref().map(|probe| probe.overlay_rtt_seconds) {
+            Some(Some(seconds)) => Cell::new(format!("{:.2} ms", seconds * 1e3)),
+            Some(None) => toned("no answer", Tone::Bad),
+            None => Cell::new("-"),
+        };
+        let mut cells = vec![
+            Cell::new(row.subnet),
+            Cell::new(or_dash(row.public_ip.map(|address| address.to_string()))),
+            Cell::new(way),
+            toned(row.state.label(), tone),
+            Cell::new(or_dash(row.flows.map(|flows| flows.to_string()))),
+            Cell::new(or_dash(row.heard_seconds_ago.map(|seconds| format!("{} ago", span(seconds))))),
+            rtt,
+            Cell::new(or_dash(
+                row.probe.as_ref().and_then(|probe| probe.path_mtu).map(|mtu| mtu.to_string()),
+            )),
+        ];
+        if named {
+            cells.insert(0, Cell::new(or_dash(row.node.as_ref().map(visible))));
+        }
+        rows.add_row(cells);
+    }
+    text.push_str(&lines(&rows));
+    for row in &report.peers {
+        for difference in &row.differences {
+            text.push_str(&wrapped(&format!("{}: {difference}", row.subnet), 4));
+            text.push('\n');
+        }
+        if let Some(why) = &row.on_kernel {
+            text.push_str(&wrapped(&format!("{}: kernel path: {why}", row.subnet), 4));
+            text.push('\n');
+        }
+    }
+    text
+}

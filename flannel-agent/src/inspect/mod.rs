@@ -1,0 +1,15 @@
+//! This node as somebody sees it who looks at the kernel and the maps, with or without an agent.
+//!
+//! ```text
+//! netlink ─▶ Kernel ┐
+//! pins ─▶ Maps ─────┼─▶ peers::join() ─▶ one row for each peer
+//! agent ─▶ snapshot ┘
+//! ```
+
+mod kernel;
+mod maps;
+pub mod peers;
+pub mod standing;
+
+pub use kernel::{Kernel, Tunnel};
+pub use maps::{MapRoute, Maps};

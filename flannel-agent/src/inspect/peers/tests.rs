@@ -1,0 +1,138 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::{inspect::Tunnel, netlink::VxlanDevice};
+
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+fn subnet() -> IpNetwork {
+    "10.244.2.0/24".parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A node with one peer over VXLAN, all of whose objects are in place.
+fn healthy() -> (snapshot::Peers, Kernel, Maps) {
+    let peer = snapshot::Peer {
+        subnet: subnet(),
+        node: None,
+        public_ip: ip("192.0.2.2"),
+        way: "vxlan".to_owned(),
+        mac: Some(MAC.to_string()),
+        on_kernel: None,
+        next_hop: None,
+        pending: Vec::new(),
+        probe: None,
+    };
+    let device = VxlanDevice {
+        name: "flannel.1".to_owned(),
+        vni: 1,
+        port: 8472,
+        underlay_ifindex: 2,
+        local: ip("192.0.2.1"),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        mtu: 1450,
+        learning: false,
+        gbp: false,
+    };
+    let tunnel = Tunnel {
+        index: 3,
+        up: true,
+        device,
+        neighbours: BTreeMap::from([(ip("10.244.2.0"), MAC)]),
+        fdb: BTreeMap::from([(MAC, ip("192.0.2.2"))]),
+    };
+    let kernel = Kernel {
+        tunnels: BTreeMap::from([(Family::V4, tunnel)]),
+        routes: BTreeMap::from([(subnet(), vec![(ip("10.244.2.0"), 3)])]),
+        ..Kernel::default()
+    };
+    let route = MapRoute {
+        kind: RouteKind::Vxlan,
+        public_ip: ip("192.0.2.2"),
+        mac: MAC,
+        ifindex: 2,
+        next_hop: ip("192.0.2.2"),
+        mtu: 1500,
+    };
+    let maps = Maps {
+        configured: BTreeSet::from([Family::V4]),
+        routes: BTreeMap::from([(subnet(), route)]),
+        vteps: BTreeMap::from([(ip("192.0.2.2"), subnet())]),
+        ..Maps::default()
+    };
+    (snapshot::Peers { peers: vec![peer], skipped: Vec::new() }, kernel, maps)
+}
+
+type Damage = fn(&mut Kernel, &mut Maps);
+
+#[test]
+fn each_object_that_differs_is_named_with_and_without_an_agent() {
+    let damages: [(&str, &str, Damage); 9] = [
+        ("", "", |_, _| {}),
+        ("route: absent, instead of 10.244.2.0/24 via 10.244.2.0 dev flannel.1", "same", |kernel, _| {
+            kernel.routes.clear();
+        }),
+        ("route: 10.244.2.0/24 leads via 192.0.2.9 dev interface 2", "same", |kernel, _| {
+            kernel.routes.insert(subnet(), vec![(ip("192.0.2.9"), 2)]);
+        }),
+        ("neighbour: 10.244.2.0 is absent on flannel.1", "same", |kernel, _| {
+            kernel.tunnels.get_mut(&Family::V4).unwrap().neighbours.clear();
+        }),
+        ("FDB: 02:00:00:00:00:02 is absent on flannel.1", "same", |kernel, _| {
+            kernel.tunnels.get_mut(&Family::V4).unwrap().fdb.clear();
+        }),
+        ("FDB: 02:00:00:00:00:02 leads to 192.0.2.9, instead of 192.0.2.2", "same", |kernel, _| {
+            kernel.tunnels.get_mut(&Family::V4).unwrap().fdb.insert(MAC, ip("192.0.2.9"));
+        }),
+        ("map routes_v4: 10.244.2.0/24 is absent", "same", |_, maps| maps.routes.clear()),
+        (
+            "map routes_v4: 10.244.2.0/24 leads to 192.0.2.9, instead of 192.0.2.2",
+            // Without an agent the map is what names the node, and the FDB is what differs from it.
+            "FDB: 02:00:00:00:00:02 leads to 192.0.2.2, instead of 192.0.2.9",
+            |_, maps| maps.routes.get_mut(&subnet()).unwrap().public_ip = ip("192.0.2.9"),
+        ),
+        ("map vteps: 192.0.2.2 is absent", "same", |_, maps| maps.vteps.clear()),
+    ];
+    for (with, without, damage) in damages {
+        let (agent, mut kernel, mut maps) = healthy();
+        damage(&mut kernel, &mut maps);
+        for (agent, line) in [(Some(&agent), with), (None, if without == "same" { with } else { without })] {
+            let rows = join(agent, &kernel, Some(&maps));
+            let [row] = &rows[..] else { panic!("{rows:#?}") };
+            let (state, found) = (row.state, row.differences.join("; "));
+            if line.is_empty() {
+                assert_eq!((state, found.as_str()), (State::InPlace, ""), "{}", agent.is_some());
+            } else {
+                assert_eq!(state, State::Differs);
+                assert!(found.contains(line), "{found} instead of {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_programs_only_the_kernel_is_compared() {
+    let (agent, kernel, _) = healthy();
+    for maps in [None, Some(&Maps::default())] {
+        assert_eq!(join(Some(&agent), &kernel, maps)[0].state, State::InPlace);
+        assert_eq!(join(None, &kernel, maps)[0].state, State::InPlace);
+    }
+}
+
+#[test]
+fn leases_that_are_not_followed_and_changes_that_failed_are_rows_of_their_own_kind() {
+    let (mut agent, kernel, maps) = healthy();
+    agent.peers[0].pending.push("cannot do it: no room".to_owned());
+    agent.skipped.push(snapshot::Skipped {
+        lease: "10.244.9.0/24&fd00:9::/64".to_owned(),
+        family: "IPv6".to_owned(),
+        reason: "its PublicIPv6 is our own".to_owned(),
+        fault: true,
+    });
+    let rows = join(Some(&agent), &kernel, Some(&maps));
+    assert_eq!((rows[0].state, rows[0].differences.len()), (State::Pending, 1));
+    assert_eq!((rows[1].state, rows[1].subnet), (State::Skipped, "fd00:9::/64".parse().unwrap()));
+}

@@ -1,0 +1,160 @@
+//! `status`, `peers` and `drift` on nodes where all is well, and where it is not.
+
+use flannel_lab::{AgentOptions, Cluster, FastPath, in_lab, wait::eventually};
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn options() -> AgentOptions {
+    AgentOptions::new(FastPath::Flow, &["--ip-masq"])
+}
+
+/// The screen of a node: its parts, not its words, which unit tests hold.
+#[test]
+fn a_node_says_how_it_stands_with_and_without_its_agent() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::pair(lab, 1, options())?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
+        let seen = look(&cluster.members[0], &["status"])?;
+        ensure!(seen.status == 0, "{}{}", seen.text, seen.errors);
+        for part in
+            ["healthy", "etcd", "10.244.", "flannel.1", "1 in place", "iptables: in place", "from_pod"]
+        {
+            ensure!(seen.says(part), "no {part} in\n{}", seen.text);
+        }
+        ensure!(seen.text.lines().all(|line| line.chars().count() <= 100), "{}", seen.text);
+        ensure!(!seen.text.contains('\u{1b}'), "colours where there is no terminal");
+        let json = look(&cluster.members[0], &["status", "-o", "json"])?.json()?;
+        ensure!(json["agent"]["dataplane"]["peers"] == 1, "{json:#}");
+        ensure!(json["agent"]["lease"]["expires"].is_u64(), "{json:#}");
+        let yaml = look(&cluster.members[0], &["status", "-o", "yaml"])?;
+        ensure!(yaml.status == 0 && yaml.says("verdict: healthy"), "{}", yaml.text);
+
+        let peers = look(&cluster.members[0], &["peers"])?;
+        ensure!(peers.status == 0, "{}{}", peers.text, peers.errors);
+        ensure!(peers.says("in place") && peers.says("vxlan"), "{}", peers.text);
+        let address = cluster.members[1].node.address().to_string();
+        let pod = cluster.members[1].pods[0].address().to_string();
+        for name in [address.as_str(), pod.as_str()] {
+            let one = look(&cluster.members[0], &["peers", name, "-o", "json"])?.json()?;
+            ensure!(one["peers"].as_array().is_some_and(|peers| peers.len() == 1), "{name}: {one:#}");
+        }
+        let unknown = look(&cluster.members[0], &["peers", "nobody"])?;
+        ensure!(unknown.status == 2 && unknown.errors.contains("nobody"), "{}", unknown.errors);
+        let drift = look(&cluster.members[0], &["drift"])?;
+        ensure!((drift.status, drift.text.as_str()) == (0, ""), "{}{}", drift.text, drift.errors);
+
+        cluster.members[0].agent.terminate()?;
+        let seen = look(&cluster.members[0], &["status"])?;
+        ensure!(seen.status == 2, "{}", seen.text);
+        for part in ["no agent answers", "1 known to kernel and maps, 0 of them differ", "from_pod"] {
+            ensure!(seen.says(part), "no {part} in\n{}", seen.text);
+        }
+        for words in [["peers"], ["drift"]] {
+            let seen = look(&cluster.members[0], &words)?;
+            ensure!(seen.status == 2 && seen.says("no agent answers"), "{}", seen.text);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_that_hangs_is_told_from_none() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::pair(lab, 1, options())?;
+        let pid = cluster.members[0].agent.pid()?.to_string();
+        let signal = |signal: &str| flannel_lab::command::run(tool("kill").args([signal, &pid])).map(drop);
+        signal("-STOP")?;
+        let seen = look(&cluster.members[0], &["status"]);
+        signal("-CONT")?;
+        let seen = seen?;
+        ensure!(seen.status == 2 && seen.says("does not answer within"), "{}", seen.text);
+        eventually(SOON, "it answers again", || {
+            let seen = look(&cluster.members[0], &["status"])?;
+            ensure!(seen.status == 0, "{}", seen.text);
+            Ok(())
+        })
+    })
+}
+
+/// Nobody repairs while the agent is away, so that what differs stays to be seen.
+#[test]
+fn what_differs_is_named_while_no_agent_repairs_it() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::pair(lab, 1, options())?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
+        let subnet = cluster.members[1].node.subnet_env()?.subnet;
+        let address = cluster.members[1].node.address();
+        let base = subnet.network();
+        cluster.members[0].agent.terminate()?;
+        let member = &cluster.members[0];
+        let netns = member.node.netns();
+        let neighbour = netns.ip(&format!("neigh show {base} dev flannel.1"))?;
+        let mac =
+            neighbour.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).context("no MAC")?;
+        let route = format!("{base}/24 via {base} dev flannel.1 onlink");
+        let fdb = |verb: &str, to: &str| {
+            netns.bridge(&format!("fdb {verb} {mac} dev flannel.1 dst {to} self permanent"))
+        };
+        let expect = |line: &str| -> Result<()> {
+            for words in [["peers"], ["drift"]] {
+                let seen = look(member, &words)?;
+                ensure!(seen.status == 2 && seen.says(line), "no {line} in\n{}", seen.text);
+            }
+            Ok(())
+        };
+        netns.ip(&format!("route del {base}/24"))?;
+        expect("route: absent")?;
+        netns.ip(&format!("route add {base}/24 via {} dev eth0 onlink", address))?;
+        expect(&format!("leads via {address} dev eth0"))?;
+        netns.ip(&format!("route del {base}/24"))?;
+        netns.ip(&format!("route add {route}"))?;
+        netns.ip(&format!("neigh del {base} dev flannel.1"))?;
+        expect("neighbour: ")?;
+        netns.ip(&format!("neigh replace {base} lladdr {mac} dev flannel.1 nud permanent"))?;
+        fdb("del", &address.to_string())?;
+        expect("FDB: ")?;
+        fdb("append", "192.168.77.99")?;
+        expect("leads to 192.168.77.99")?;
+        fdb("del", "192.168.77.99")?;
+        fdb("append", &address.to_string())?;
+        let mut tables =
+            flannel_agent::bpf::Tables::open(&flannel_agent::bpf::Pins::under(member.agent.bpffs())?)?;
+        let entries = tables.v4.routes.entries()?;
+        let (key, _) = entries.first_key_value().context("no route in the map")?;
+        tables.v4.routes.remove(key)?;
+        expect("map routes_v4: ")?;
+
+        // The next agent puts it right, and says nothing differs.
+        cluster.members[0].agent.start_again()?;
+        let member = &cluster.members[0];
+        eventually(SOON, "nothing differs", || {
+            let seen = look(member, &["peers"])?;
+            ensure!(seen.status == 0 && seen.says("in place"), "{}", seen.text);
+            Ok(())
+        })?;
+        // What it puts back while it runs is counted.
+        member.node.netns().ip(&format!("route del {base}/24"))?;
+        eventually(SOON, "a repair is counted", || {
+            let json = look(member, &["status", "-o", "json"])?.json()?;
+            ensure!(json["agent"]["dataplane"]["restored"].as_u64() > Some(0), "{json:#}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_store_that_is_away_is_a_problem_with_a_name() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::pair(lab, 1, options())?;
+        cluster.etcd.stop()?;
+        eventually(SOON, "status says so", || {
+            let seen = look(&cluster.members[0], &["status"])?;
+            ensure!(seen.status == 1 && seen.says("etcd does not answer"), "{}", seen.text);
+            ensure!(seen.says("1 in place"), "{}", seen.text);
+            Ok(())
+        })?;
+        Ok(())
+    })
+}
