@@ -36,6 +36,9 @@ fn main() -> ExitCode {
         Some(Command::Status(options)) => return looked(cmd::status::run(&options, &defaults)),
         Some(Command::Peers(options)) => return looked(cmd::peers::run(&options, &defaults)),
         Some(Command::Drift(options)) => return looked(cmd::drift::run(&options, &defaults)),
+        Some(Command::EtcdMigrate(options)) => {
+            app::etcd_migrate(*options, cli.run).map(|()| ExitCode::SUCCESS)
+        }
         None => {
             cli.given.log();
             cli.given.log_without_effect(&cli.run);

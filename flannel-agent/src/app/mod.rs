@@ -8,7 +8,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     bpf::{PinsClaim, hold},
-    cli::RunOptions,
+    cli::{EtcdMigrateOptions, RunOptions},
+    cmd,
     control::{ControlServer, Standing, socket_beside},
     host::privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     lease::{LeaseStore, etcd::EtcdStore, file::FileStore, kubernetes::KubeStore},
@@ -47,6 +48,17 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         service.flush();
         result
     })
+}
+
+/// `etcd-migrate`. Of `run` nothing is used but what is said of no subcommand.
+///
+/// # Errors
+/// What cannot be done, with what to do about it.
+pub fn etcd_migrate(options: EtcdMigrateOptions, run: RunOptions) -> anyhow::Result<()> {
+    let task = options.task();
+    let to = options.to_etcd_endpoints.clone();
+    let options = etcd_options(&RunOptions { etcd: options.etcd, ..run })?;
+    cmd::etcd_migrate::run(&options, to.as_deref(), task)
 }
 
 /// The agent between the things that begin before it and end after it: lock and health server.
@@ -149,7 +161,8 @@ impl Agent<'_> {
         let standing = self.standing.clone();
         let run = async {
             loop {
-                match self.run_once(&store, claim).await {
+                // On the heap: a future of its depth is more than the compiler lays out in one.
+                match Box::pin(self.run_once(&store, claim)).await {
                     Ok(End::Again) => {}
                     Ok(End::Stopped) => break Ok(()),
                     Err(error) => break Err(error),

@@ -20,12 +20,14 @@ use crate::{
 };
 
 mod choice;
+mod etcd_migrate;
 mod given;
 mod idle;
 mod syntax;
 mod value;
 
 pub use choice::{EtcdApi, FastPath, UnknownVtep};
+pub use etcd_migrate::EtcdMigrateOptions;
 pub use given::Given;
 
 use syntax::Stop;
@@ -76,6 +78,8 @@ pub enum Command {
     Peers(cmd::peers::PeersOptions),
     /// What differs between the leases, the kernel and the maps; nothing when all is well. Exits as status does.
     Drift(cmd::drift::DriftOptions),
+    /// Move a cluster's leases from etcd's v2 store to its v3 store, with every node running.
+    EtcdMigrate(Box<EtcdMigrateOptions>),
 }
 
 /// Options of the agent.
@@ -331,7 +335,12 @@ impl Cli {
         let last = line.flags.last().map(|(name, _)| name.clone());
         let mut given = Given::gather(&command, line.flags, environment);
         let mut canonical = vec![program];
-        canonical.extend(given.arguments());
+        let mut words = line.words;
+        let migrates = words.first().is_some_and(|word| word == EtcdMigrateOptions::NAME) && !line.ended;
+        match migrates && line.stop.is_none() {
+            true => canonical.extend(etcd_migrate::words(given.arguments(), std::mem::take(&mut words))),
+            false => canonical.extend(given.arguments()),
+        }
         canonical.extend(line.stop.map(|stop| match stop {
             Stop::Help => OsString::from("--help"),
             // Its value is not repeated: it may be that of a password whose flag was misspelled.
@@ -339,15 +348,15 @@ impl Cli {
                 OsString::from(format!("--{flag}"))
             }
         }));
-        let subcommand = line.words.first().filter(|_| !line.ended).and_then(|word| word.to_str());
+        let subcommand = words.first().filter(|_| !line.ended).and_then(|word| word.to_str());
         let subcommand = subcommand.and_then(|word| command.find_subcommand(word));
         match last {
             // As upstream, where flags were read; a word alone is rather a subcommand misspelled.
-            Some(name) if subcommand.is_none() && !line.words.is_empty() => {
-                given.ignore_words(&name, line.words.len());
+            Some(name) if subcommand.is_none() && !words.is_empty() => {
+                given.ignore_words(&name, words.len());
             }
             _ if line.ended => {}
-            _ => canonical.extend(line.words),
+            _ => canonical.extend(words),
         }
         let mut cli = Self::from_arg_matches(&command.try_get_matches_from_mut(canonical)?)?;
         if let Some(reason) = given.fatal().filter(|_| !cli.version && cli.command.is_none()) {

@@ -191,6 +191,26 @@ fn subcommands_go_on_as_they_are() {
 }
 
 #[test]
+fn flags_of_etcd_may_stand_before_and_after_etcd_migrate() {
+    let environment = [("FLANNELD_ETCD_PREFIX", "/net"), ("FLANNELD_ETCD_ENDPOINTS", "http://a:1")];
+    for arguments in [
+        &["etcd-migrate", "--etcd-endpoints=http://b:1", "--dry-run"][..],
+        &["-etcd-endpoints", "http://b:1", "etcd-migrate", "--dry-run"],
+        &["--etcd-endpoints=http://c:1", "etcd-migrate", "--etcd-endpoints", "http://b:1", "--dry-run"],
+    ] {
+        let Some(Command::EtcdMigrate(options)) = read(arguments, &environment).unwrap().command else {
+            panic!("{arguments:?}")
+        };
+        let etcd = &options.etcd;
+        assert_eq!((etcd.etcd_endpoints.as_str(), etcd.etcd_prefix.as_str()), ("http://b:1", "/net"));
+        assert!(options.dry_run);
+    }
+    for arguments in [&["etcd-migrate", "--force"][..], &["etcd-migrate", "--undo", "--finish"]] {
+        assert!(read(arguments, &[]).is_err(), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_bad_variable_is_reported_and_the_default_used() {
     let twins = [
         ("FLANNELD_HEALTHZ_PORT", "99999"),

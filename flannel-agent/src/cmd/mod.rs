@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 pub mod bpf;
 pub mod drift;
+pub mod etcd_migrate;
 pub mod explain;
 mod look;
 mod output;

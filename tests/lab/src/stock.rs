@@ -140,6 +140,15 @@ impl Stock {
         etcd.put_lease(self.own.subnet, &vxlan_lease(self.own.public_ip, VNI, self.own.mac))
     }
 
+    /// Writes its lease into etcd's v2 store as flannel 0.11 does, which knows neither IPv6 nor VNI in it.
+    pub fn publish_v2(&self, etcd: &Etcd) -> Result<()> {
+        let Peer { subnet, public_ip, mac } = self.own;
+        let lease = format!(
+            r#"{{"PublicIP":"{public_ip}","BackendType":"vxlan","BackendData":{{"VtepMAC":"{mac}"}}}}"#
+        );
+        etcd.put_lease_v2(subnet, &lease)
+    }
+
     /// Deletes its lease, as when it expires.
     pub fn withdraw(&self, etcd: &Etcd) -> Result<()> {
         etcd.delete_lease(self.own.subnet)
@@ -172,8 +181,17 @@ impl Stock {
 
     /// Does once what stock flannel's watch does: brings the peers to what is leased now.
     pub fn sync(&mut self, etcd: &Etcd) -> Result<()> {
+        self.sync_to(etcd.leases()?)
+    }
+
+    /// The same by etcd's v2 store.
+    pub fn sync_v2(&mut self, etcd: &Etcd) -> Result<()> {
+        self.sync_to(etcd.leases_v2()?)
+    }
+
+    fn sync_to(&mut self, leases: BTreeMap<Ipv4Network, Value>) -> Result<()> {
         let mut leased = BTreeMap::new();
-        for (subnet, lease) in etcd.leases()? {
+        for (subnet, lease) in leases {
             if let Some(peer) = Peer::from_lease(subnet, &lease)? {
                 leased.insert(subnet, peer);
             }

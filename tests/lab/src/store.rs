@@ -73,6 +73,23 @@ impl Etcd {
         run_with(&mut command, "", Duration::from_secs(15))
     }
 
+    /// Writes a lease into its v2 store, for as long as flannel's live.
+    pub(super) fn put_lease_v2(&self, subnet: Ipv4Network, attrs: &str) -> Result<()> {
+        self.ctl_v2(&["set", "--ttl", &LEASE_SECONDS.to_string(), &lease_key(subnet), attrs]).map(drop)
+    }
+
+    /// All leases in its v2 store: subnet and JSON.
+    pub fn leases_v2(&self) -> Result<BTreeMap<Ipv4Network, Value>> {
+        let mut leases = BTreeMap::new();
+        for key in self.ctl_v2(&["ls", &format!("{PREFIX}/subnets")])?.lines() {
+            let subnet = key.rsplit('/').next().unwrap_or_default().replacen('-', "/", 1);
+            let value = self.ctl_v2(&["get", key])?;
+            let value = serde_json::from_str(&value).with_context(|| format!("{key}: {value}"))?;
+            leases.insert(subnet.parse().with_context(|| format!("key {key}"))?, value);
+        }
+        Ok(leases)
+    }
+
     /// URL its clients use.
     pub fn endpoint(&self) -> &str {
         &self.endpoint

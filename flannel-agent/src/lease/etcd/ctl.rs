@@ -7,6 +7,10 @@ use super::tls::Files;
 /// A configuration that any cluster can start with.
 const EXAMPLE: &str = r#"'{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'"#;
 
+/// The flags of each API for CA, certificate, key and user.
+const OF_V3: [&str; 4] = ["--cacert", "--cert", "--key", "--user"];
+const OF_V2: [&str; 4] = ["--ca-file", "--cert-file", "--key-file", "--username"];
+
 /// How etcdctl reaches the etcd that we were told.
 #[derive(Debug)]
 pub(super) struct Etcdctl {
@@ -22,9 +26,17 @@ impl Etcdctl {
     /// The commands that write the network configuration to `key`, of the v3 store and of the v2 store.
     pub(super) fn for_config(&self, key: &str) -> (String, String) {
         let key = quoted(key);
-        let v3 = self.command("3", ["--cacert", "--cert", "--key", "--user"]);
-        let v2 = self.command("2", ["--ca-file", "--cert-file", "--key-file", "--username"]);
+        let (v3, v2) = (self.command("3", OF_V3), self.command("2", OF_V2));
         (format!("{v3} put {key} {EXAMPLE}"), format!("{v2} mk {key} {EXAMPLE}"))
+    }
+
+    /// The command that deletes `key` from the v2 store, or from the v3 store.
+    pub(super) fn for_removal(&self, v2: bool, key: &str) -> String {
+        let key = quoted(key);
+        match v2 {
+            true => format!("{} rm {key}", self.command("2", OF_V2)),
+            false => format!("{} del {key}", self.command("3", OF_V3)),
+        }
     }
 
     fn command(&self, api: &str, [ca, cert, key, user]: [&str; 4]) -> String {

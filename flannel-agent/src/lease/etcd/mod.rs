@@ -51,6 +51,7 @@ mod keep;
 mod key_watch;
 mod lease_watch;
 mod members;
+pub mod migrate;
 mod options;
 mod pace;
 mod seen;

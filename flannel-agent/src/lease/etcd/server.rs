@@ -79,10 +79,7 @@ impl Server {
         prefix: bool,
     ) -> Result<Listing, EtcdError> {
         match self {
-            Self::V3(members) => {
-                let (response, _) = get(members, what, key.as_bytes(), prefix).await?;
-                Ok(Listing::from(&response))
-            }
+            Self::V3(members) => read_v3(members, what, key, prefix).await,
             Self::V2(members) => members.read(what, key, prefix).await,
         }
     }
@@ -111,7 +108,7 @@ impl Server {
                 };
                 members.call(what, ask).await.map(|_| ())
             }
-            Self::V2(members) => members.delete(what, key, seen).await,
+            Self::V2(members) => members.delete(what, key, seen).await.map(drop),
         }
     }
 
@@ -131,6 +128,17 @@ impl Server {
         };
         Some(now + ttl.unwrap_or(timing.ttl))
     }
+}
+
+/// Reads a key of v3, or all that begin with it.
+pub(super) async fn read_v3(
+    members: &Members,
+    what: &'static str,
+    key: &str,
+    prefix: bool,
+) -> Result<Listing, EtcdError> {
+    let (response, _) = get(members, what, key.as_bytes(), prefix).await?;
+    Ok(Listing::from(&response))
 }
 
 async fn put_v3(
@@ -185,7 +193,9 @@ async fn grant(members: &Members, timing: &LeaseTiming) -> Result<(i64, Duration
 /// v2 knows no condition on other keys: [`EtcdStore::claim`] looks at them after the write.
 async fn put_v2(members: &v2::Members, put: &Put<'_>, timing: &LeaseTiming) -> Result<Written, EtcdError> {
     let ttl = (!put.seen.permanent).then_some(timing.ttl);
-    if let v2::Written::Done { revision } = members.write(put.key, put.value, put.seen, ttl).await? {
+    if let v2::Written::Done { revision } =
+        members.write("write our lease", put.key, put.value, put.seen, ttl).await?
+    {
         return Ok(Written::Done { revision, ttl });
     }
     let found = members.read("read our lease", put.key, false).await?;

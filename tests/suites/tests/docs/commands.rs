@@ -40,6 +40,10 @@ const EXPLAIN: How = Test("tests/suites/tests/packets/explain.rs::explain_agrees
 const CHART: How =
     Test("tests/suites/tests/kubernetes/manifests/chart.rs::the_charts_values_do_what_they_say");
 
+const MIGRATION: How = Test("tests/suites/tests/leases/etcd/migrate.rs::nodes_move_to_v3_one_at_a_time");
+const UNDONE: How =
+    Test("tests/suites/tests/leases/etcd/migrate.rs::it_is_neither_finished_nor_undone_too_early");
+
 /// Each command of the pages, with `&&` taken apart.
 const COMMANDS: &[(&str, How)] = &[
     (".ci/run", Unrun("it runs this test")),
@@ -70,6 +74,10 @@ const COMMANDS: &[(&str, How)] = &[
     ("flannel-agent status", SCREENS),
     ("flannel-agent peers", SCREENS),
     ("flannel-agent drift", SCREENS),
+    ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379 --dry-run", MIGRATION),
+    ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379", MIGRATION),
+    ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379 --finish", MIGRATION),
+    ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379 --undo", UNDONE),
     ("flannel-agent bpf counters", BY_HAND),
     ("flannel-agent bpf features", BY_HAND),
     ("flannel-agent bpf unload", BY_HAND),

@@ -12,7 +12,7 @@ use regex::Regex;
 
 /// The rooms from the ground up, and what each may use. All of that stands before it: so no circle can be written down
 /// here.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 24] = [
     ("values", &[]),
     ("host", &["values"]),
     ("wire", &["values"]),
@@ -21,8 +21,9 @@ const ROOMS: [(&str, &[&str]); 23] = [
     // The drivers: they know nothing of plans, of the configuration or of flags.
     ("netlink", &["values", "host"]),
     ("bpf", &["values", "host", "netlink", "telemetry"]),
+    ("cloud", &["values", "telemetry"]),
     // One file for each way in which packets reach other nodes. Whoever asks for one does so by the traits of this room.
-    ("backend", &["values", "host", "wire", "telemetry", "netlink"]),
+    ("backend", &["values", "host", "wire", "telemetry", "netlink", "cloud"]),
     ("config", &["values", "backend"]),
     ("lease", &["values", "host", "wire", "backend", "config", "telemetry"]),
     ("subnet_file", &["values", "host", "config", "lease"]),
@@ -38,7 +39,7 @@ const ROOMS: [(&str, &[&str]); 23] = [
     ),
     ("explain", &["values", "netlink", "bpf"]),
     ("inspect", &["values", "host", "control", "netlink", "bpf"]),
-    ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "explain", "inspect"]),
+    ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "lease", "explain", "inspect"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     (
         "app",

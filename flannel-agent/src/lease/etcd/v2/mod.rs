@@ -98,6 +98,7 @@ impl Members {
     /// Writes `value` where `seen` is what stands there, to live for `ttl`; `None` for without end.
     pub(super) async fn write(
         &self,
+        what: &'static str,
         key: &str,
         value: &str,
         seen: &Seen,
@@ -112,20 +113,29 @@ impl Members {
             revision => form.push_str(&format!("&prevExist=true&prevIndex={revision}{}", was(seen))),
         }
         let ask = Ask { method: Method::PUT, path: path(key), form };
-        match self.call("write our lease", &ask).await?.0 {
+        match self.call(what, &ask).await?.0 {
             Answer::Done(_, done) => Ok(Written::Done { revision: done.node.modified_index }),
             Answer::Not(..) => Ok(Written::Otherwise),
         }
     }
 
-    /// Deletes a key, if nobody has written to it since.
-    pub(super) async fn delete(&self, what: &'static str, key: &str, seen: &Seen) -> Result<(), EtcdError> {
+    /// Deletes a key, if nobody has written to it since; the index of that, if it did.
+    pub(super) async fn delete(
+        &self,
+        what: &'static str,
+        key: &str,
+        seen: &Seen,
+    ) -> Result<Option<i64>, EtcdError> {
         if seen.revision == 0 {
             // Nothing of ours is there; and to etcd an index of 0 is no condition.
-            return Ok(());
+            return Ok(None);
         }
         let path = format!("{}?prevIndex={}{}", path(key), seen.revision, was(seen));
-        self.call(what, &Ask { method: Method::DELETE, path, form: String::new() }).await.map(|_| ())
+        let (answer, _) = self.call(what, &Ask { method: Method::DELETE, path, form: String::new() }).await?;
+        Ok(match answer {
+            Answer::Done(_, done) => Some(done.node.modified_index),
+            Answer::Not(..) => None,
+        })
     }
 
     /// The release of etcd, `2.3.8`, as the first member tells it that does so at once.

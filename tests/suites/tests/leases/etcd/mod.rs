@@ -26,6 +26,7 @@ mod connect;
 mod families;
 mod keep;
 mod members;
+mod migrate;
 mod proxy;
 mod slow;
 mod v2;
