@@ -24,6 +24,7 @@ pub mod host;
 pub mod inspect;
 pub mod lease;
 pub mod masq;
+pub mod metrics;
 pub mod netlink;
 pub mod node;
 pub mod plan;

@@ -20,12 +20,14 @@ use crate::{
 mod announce;
 mod flows;
 mod load;
+mod metrics_page;
 mod node_run;
 mod settings;
 mod signals;
 mod standing;
 mod traffic;
 
+use metrics_page::metrics_page;
 use settings::{etcd_options, kube_options};
 use signals::on_signal;
 
@@ -99,7 +101,11 @@ async fn serve(
         .ok();
     let health = match agent.options.healthz_port {
         0 => None,
-        port => Some(HealthServer::start(SocketAddr::new(agent.options.healthz_ip, port), readiness).await?),
+        port => {
+            let address = SocketAddr::new(agent.options.healthz_ip, port);
+            let metrics = metrics_page(agent.standing.clone(), &agent.options);
+            Some(HealthServer::start(address, readiness, Some(metrics)).await?)
+        }
     };
     let (bpffs, hold) = (agent.options.bpffs.clone(), agent.options.hold());
     let claim = PinsClaim::of(&bpffs).await;

@@ -62,12 +62,28 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
     /// The kernel's answer. `EINVAL` or `ENOTSUPP` (524) where it has no batches for this kind of map.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, Errno> {
         let mut found = Vec::new();
+        self.walk(|keys, values| found.extend(keys.iter().copied().zip(values.iter().copied())))?;
+        Ok(found)
+    }
+
+    /// How many entries there are, without keeping them.
+    ///
+    /// # Errors
+    /// As [`Batches::entries`].
+    pub(super) fn count(&self) -> Result<usize, Errno> {
+        let mut found = 0;
+        self.walk(|keys, _| found += keys.len())?;
+        Ok(found)
+    }
+
+    /// Shows `see` all entries, many at a time.
+    fn walk(&self, mut see: impl FnMut(&[K], &[V])) -> Result<(), Errno> {
         let (mut place, mut next) = ([0u8; PLACE], [0u8; PLACE]);
         let mut begun = false;
         let mut room = MOST;
         let mut growths = 0;
+        let (mut keys, mut values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
         loop {
-            let (mut keys, mut values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
             let mut attributes = Attributes {
                 in_batch: if begun { place.as_mut_ptr() as u64 } else { 0 },
                 out_batch: next.as_mut_ptr() as u64,
@@ -85,14 +101,15 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
                 Err(Errno::ENOSPC) if growths < GROWTHS => {
                     growths += 1;
                     room *= 2;
+                    (keys, values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             let count = (attributes.count as usize).min(room);
-            found.extend(keys.into_iter().zip(values).take(count));
+            see(&keys[..count], &values[..count]);
             if done {
-                return Ok(found);
+                return Ok(());
             }
             (place, begun) = (next, true);
         }

@@ -62,6 +62,15 @@ where
         self.name
     }
 
+    /// How many entries there are: none of a map that cannot be read.
+    pub fn count(&self) -> usize {
+        match self.batches.as_ref().map(Batches::count) {
+            Some(Ok(count)) => count,
+            // A kernel without batches.
+            _ => self.map.keys().flatten().count(),
+        }
+    }
+
     /// All entries. One whose bytes are no valid key or value, which only a foreign hand can have
     /// written, is left out, so that it is written anew.
     ///
@@ -232,6 +241,15 @@ impl<F: TrieFamily, V: NoUninit + CheckedBitPattern> Prefixes<F, V> {
         let length = u32::try_from(8 * size_of::<F::Octets>()).unwrap_or(u32::MAX);
         let value = present(self.name, self.map.get(&Key::new(length, F::octets(address)), 0))?;
         Ok(value.and_then(|value| value.value()))
+    }
+
+    /// How many entries there are: none of a map that cannot be read.
+    pub fn count(&self) -> usize {
+        match self.batches.as_ref().map(Batches::count) {
+            Some(Ok(count)) => count,
+            // A kernel without batches.
+            _ => self.map.keys().flatten().count(),
+        }
     }
 
     /// All entries, as [`Table::entries`].

@@ -37,7 +37,7 @@ pub use log::LogLevel;
 pub use maps::{MapFault, TrieFamily};
 pub use others::ForeignProgram;
 pub use pins::{PinError, Pins};
-pub use sizes::MapSizes;
+pub use sizes::{MapSize, MapSizes, map_sizes};
 pub use tables::{FamilyTables, Tables};
 
 /// The compiled programs.

@@ -1,5 +1,8 @@
 //! How many entries each map has room for: what a map has room for is memory of the agent's control group, used or not.
 
+use std::collections::BTreeMap;
+
+use aya::maps::MapInfo;
 use flannel_common::{
     layout::FastPath,
     map::{
@@ -9,6 +12,8 @@ use flannel_common::{
     },
     reason,
 };
+
+use super::{Pins, Tables};
 
 /// For a map that nothing is written to: the kernel makes none without an entry.
 const UNUSED: u32 = 1;
@@ -64,6 +69,25 @@ impl MapSizes {
             _ => return None,
         })
     }
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSize {
+    /// Entries there are.
+    pub entries: usize,
+    /// Entries there is room for.
+    pub capacity: u32,
+}
+
+/// How full each map is that is pinned at `pins` and whose entries come and go; one that cannot be read is left out.
+pub fn map_sizes(pins: &Pins) -> BTreeMap<&'static str, MapSize> {
+    let Ok(tables) = Tables::open(pins) else { return BTreeMap::new() };
+    let size = |(map, entries)| {
+        let capacity = MapInfo::from_pin(pins.map(map)).ok()?.max_entries();
+        Some((map, MapSize { entries, capacity }))
+    };
+    tables.counts().into_iter().filter_map(size).collect()
 }
 
 #[cfg(test)]

@@ -148,3 +148,24 @@ impl<F: TrieFamily> FamilyTables<F> {
         })
     }
 }
+
+impl<F: TrieFamily> FamilyTables<F> {
+    /// How many entries each map has, by its name; a map that cannot be read has none.
+    fn counts(&self) -> [(&'static str, usize); 6] {
+        [
+            (self.routes.name(), self.routes.count()),
+            (self.vteps.name(), self.vteps.count()),
+            (self.pods.name(), self.pods.count()),
+            (self.exempt.name(), self.exempt.count()),
+            (self.flows.name(), self.flows.count()),
+            (self.tunnels.name(), self.tunnels.count()),
+        ]
+    }
+}
+
+impl Tables {
+    /// How many entries each map has whose entries come and go, by its name.
+    pub(super) fn counts(&self) -> Vec<(&'static str, usize)> {
+        [self.v4.counts(), self.v6.counts()].concat()
+    }
+}

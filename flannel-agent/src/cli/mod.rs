@@ -151,12 +151,16 @@ pub struct RunOptions {
     /// Bit of packet marks that tells the programs which flows netfilter has accepted.
     #[arg(long, value_name = "BIT", default_value = "0x1000", help_heading = "Rules", value_parser = mark_bit)]
     pub flow_mark: u32,
-    /// Address at which /healthz and /readyz are served.
+    /// Address at which /healthz, /readyz and /metrics are served.
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = "Health")]
     pub healthz_ip: IpAddr,
     /// Port at which they are served; 0 turns them off.
     #[arg(long, value_name = "PORT", default_value = "0", help_heading = "Health", value_parser = healthz_port)]
     pub healthz_port: u16,
+    /// Add metrics of each peer to /metrics: some series for each node of the cluster.
+    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = ArgAction::Set, value_parser = go_bool, help_heading = "Health")]
+    pub metrics_peers: bool,
     /// How much of the host's stack packets may skip.
     #[arg(long, value_name = "MODE", default_value = "flow", help_heading = "eBPF")]
     pub fast_path: FastPath,

@@ -28,7 +28,7 @@ fn regexes(run: &RunOptions) -> Vec<String> {
 type Flag = (&'static str, fn(&RunOptions) -> String, &'static str, &'static str);
 
 /// flanneld's flags, all but `version`.
-const UPSTREAM: [Flag; 41] = [
+const UPSTREAM: [Flag; 42] = [
     (
         "etcd-endpoints",
         |run| run.etcd.etcd_endpoints.clone(),
@@ -61,6 +61,7 @@ const UPSTREAM: [Flag; 41] = [
     ("kubeconfig-file", |run| path(&run.kube.kubeconfig_file), "", "/kubeconfig"),
     ("healthz-ip", |run| run.healthz_ip.to_string(), "0.0.0.0", "::1"),
     ("healthz-port", |run| run.healthz_port.to_string(), "0", "8471"),
+    ("metrics-peers", |run| run.metrics_peers.to_string(), "false", "true"),
     ("iptables-resync", |run| run.iptables_resync.to_string(), "5", "30"),
     ("iptables-forward-rules", |run| run.iptables_forward_rules.to_string(), "true", "false"),
     ("ip-blackhole-route", |run| run.ip_blackhole_route.to_string(), "false", "true"),

@@ -1,6 +1,8 @@
 //! `/healthz` and `/readyz`, by upstream's meaning, for probes.
 
-use std::{collections::VecDeque, convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
 
 use http_body_util::Full;
 use hyper::{
@@ -34,6 +36,21 @@ const GRACE: Duration = Duration::from_secs(3);
 /// that does not ask.
 const CONNECTIONS: usize = 64;
 
+/// The page of `/metrics`, made when it is asked for.
+#[derive(Clone)]
+pub struct MetricsPage {
+    /// Its media type.
+    pub media_type: &'static str,
+    /// Makes it.
+    pub make: Arc<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>,
+}
+
+impl fmt::Debug for MetricsPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsPage").finish_non_exhaustive()
+    }
+}
+
 /// The server, in a task of its own.
 #[derive(Debug)]
 pub struct HealthServer {
@@ -57,7 +74,11 @@ pub struct BindError {
 
 impl HealthServer {
     /// Starts to serve at `address`.
-    pub async fn start(address: SocketAddr, readiness: Readiness) -> Result<Self, BindError> {
+    pub async fn start(
+        address: SocketAddr,
+        readiness: Readiness,
+        metrics: Option<MetricsPage>,
+    ) -> Result<Self, BindError> {
         let failed = |error: io::Error| {
             let in_use = error.kind() == io::ErrorKind::AddrInUse;
             // Whose it is the kernel tells only those who may trace that process.
@@ -70,9 +91,9 @@ impl HealthServer {
             BindError { address, error, holder }
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
-        info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
+        info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz, /readyz and /metrics");
         let (stop, stopped) = watch::channel(false);
-        Ok(Self { stop, task: tokio::spawn(serve(listener, readiness, stopped)) })
+        Ok(Self { stop, task: tokio::spawn(serve(listener, readiness, metrics, stopped)) })
     }
 
     /// Takes no more connections, and returns when the answers under way are sent, at most 3 s later.
@@ -83,7 +104,12 @@ impl HealthServer {
     }
 }
 
-async fn serve(listener: TcpListener, readiness: Readiness, mut stopped: watch::Receiver<bool>) {
+async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: Option<MetricsPage>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let graceful = GracefulShutdown::new();
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut failing = false;
@@ -112,7 +138,9 @@ async fn serve(listener: TcpListener, readiness: Readiness, mut stopped: watch::
         {
             oldest.abort();
         }
-        open.push_back(tokio::spawn(converse(stream, readiness.clone(), &graceful)).abort_handle());
+        open.push_back(
+            tokio::spawn(converse(stream, readiness.clone(), metrics.clone(), &graceful)).abort_handle(),
+        );
     }
     drop(listener);
     let _ = timeout(GRACE, graceful.shutdown()).await;
@@ -122,11 +150,20 @@ async fn serve(listener: TcpListener, readiness: Readiness, mut stopped: watch::
 fn converse(
     stream: TcpStream,
     readiness: Readiness,
+    metrics: Option<MetricsPage>,
     graceful: &GracefulShutdown,
 ) -> impl Future<Output = ()> + use<> {
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let asks =
+            request.uri().path() == "/metrics" && matches!(*request.method(), Method::GET | Method::HEAD);
+        let page = metrics.clone().filter(|_| asks);
         let answer = answer(&request, readiness.is_set());
-        async { Ok::<_, Infallible>(answer) }
+        async {
+            Ok::<_, Infallible>(match page {
+                Some(page) => measured(page).await,
+                None => answer,
+            })
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false).max_buf_size(16 << 10);
@@ -135,6 +172,12 @@ fn converse(
         // Clients that speak no HTTP, or vanish, are their own affair.
         let _ = timeout(PATIENCE, connection).await;
     }
+}
+
+async fn measured(page: MetricsPage) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from((page.make)().await)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(page.media_type));
+    response
 }
 
 fn answer(request: &Request<Incoming>, ready: bool) -> Response<Full<Bytes>> {
@@ -175,7 +218,10 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        (HealthServer { stop, task: tokio::spawn(serve(listener, readiness.clone(), stopped)) }, address)
+        (
+            HealthServer { stop, task: tokio::spawn(serve(listener, readiness.clone(), None, stopped)) },
+            address,
+        )
     }
 
     async fn ask(address: SocketAddr, request: &[u8]) -> String {
@@ -262,7 +308,7 @@ mod tests {
     async fn an_address_in_use_is_named() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let error = HealthServer::start(address, Readiness::new()).await.unwrap_err().to_string();
+        let error = HealthServer::start(address, Readiness::new(), None).await.unwrap_err().to_string();
         assert!(error.contains("--healthz-port") && error.contains(&address.to_string()), "{error}");
     }
 }

@@ -62,6 +62,8 @@ const TOOLS: &[Tool] = &[
     tool("busybox", &["--help"], &["busybox-static"]),
     tool("systemd-nspawn", &["--version"], &["systemd-container"]),
     tool("dnsmasq", &["--version"], &["dnsmasq-base"]),
+    tool("prometheus", &["--version"], &["prometheus"]),
+    tool("promtool", &["--version"], &["prometheus"]),
 ];
 
 /// A tool that works.

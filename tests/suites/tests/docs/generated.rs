@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, CommandFactory as _};
-use flannel_agent::cli::Cli;
+use flannel_agent::{cli::Cli, metrics::METRICS};
 use flannel_common::{map::PINNED_MAPS, reason::Reason};
 
 use super::{hold, read};
@@ -27,6 +27,19 @@ fn the_table_of_reasons_is_the_codes() -> Result<()> {
         writeln!(table, "| `{label}` | {class} | {} |", in_a_cell(meaning))?;
     }
     hold(PAGE, &with(PAGE, "reasons", &table)?)
+}
+
+#[test]
+fn the_table_of_metrics_is_the_codes() -> Result<()> {
+    const PAGE: &str = "flannel-agent/docs/metrics.md";
+    let mut table = String::from("| metric | kind | labels | meaning |\n|---|---|---|---|\n");
+    for metric in METRICS {
+        let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let asked = if metric.of_peers { " With `--metrics-peers`." } else { "" };
+        let (name, kind, help) = (metric.name(), metric.kind.label(), in_a_cell(metric.help));
+        writeln!(table, "| `{name}` | {kind} | {} | {help}{asked} |", labels.join(", "))?;
+    }
+    hold(PAGE, &with(PAGE, "metrics", &table)?)
 }
 
 #[test]

@@ -5,5 +5,6 @@ mod daemon;
 mod docker;
 mod lab_selfcheck;
 mod memory;
+mod metrics;
 mod mk_docker_opts;
 mod packaging;

@@ -199,6 +199,23 @@ fn the_charts_values_do_what_they_say() -> Result<()> {
 }
 
 #[test]
+fn the_charts_pod_monitor_scrapes_the_health_port() -> Result<()> {
+    let objects = render(
+        &json!({ "flannel": { "podMonitor": { "enabled": true, "labels": { "release": "mine" } } } }),
+    )?;
+    let monitor = of_kind(&objects, "PodMonitor")?;
+    ensure!(monitor["metadata"]["labels"]["release"] == "mine", "{monitor:#}");
+    let daemons = of_kind(&objects, "DaemonSet")?;
+    let template = &daemons["spec"]["template"];
+    let labels = &monitor["spec"]["selector"]["matchLabels"];
+    ensure!(template["metadata"]["labels"]["app"] == labels["app"], "{labels:#}");
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    ensure!(endpoint["port"] == template["spec"]["containers"][0]["ports"][0]["name"], "{endpoint:#}");
+    ensure!(endpoint["path"] == "/metrics" && endpoint["interval"] == "30s", "{endpoint:#}");
+    Ok(())
+}
+
+#[test]
 fn the_charts_network_configuration_follows_the_values() -> Result<()> {
     let net_conf = |given: &Value| -> Result<Value> {
         let map = of_kind(&render(given)?, "ConfigMap")?;
