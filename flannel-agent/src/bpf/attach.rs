@@ -19,7 +19,7 @@ use flannel_common::path::Hook;
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use tracing::{debug, info, warn};
 
-use super::{Attachment, FilterError, PinError, Pins, Programs, clsact, error::chain, loader::program};
+use super::{Attachment, FilterError, PinError, Pins, Programs, clsact, error::chain, link, loader::program};
 
 /// A program that could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +128,8 @@ impl Programs {
         // No link, one of an interface that is gone or renamed, or one ahead of others: a new one is behind them.
         self.pins.remove_link(interface, hook).map_err(|error| failed(chain(&error)))?;
         if let Some(rival) = rival(hook) {
+            // Where there is none, or it cannot be taken off, what follows says what is in the way.
+            let _ = link::detach(&self.pins.link(interface, rival));
             self.pins.remove_link(interface, rival).map_err(|error| failed(chain(&error)))?;
         }
         let program = program(&mut self.ebpf, hook).map_err(|error| failed(chain(&error)))?;

@@ -12,6 +12,7 @@ mod features;
 mod fill;
 pub mod hold;
 mod layouts;
+mod link;
 mod loader;
 mod log;
 mod maps;

@@ -283,6 +283,10 @@ fn modes_follow_one_another_without_a_loss() -> Result<()> {
                 sleep(Duration::from_millis(300));
             }
         }
+        for member in &cluster.members {
+            let log = member.agent.log();
+            ensure!(!log.contains("another XDP program"), "it was our own: {log}");
+        }
         let report = flow.stop()?;
         report.check_lossless()
     })
