@@ -3,7 +3,7 @@
 /// Version of the layout of every map in [`crate::layout`], and a directory of the pin path
 /// (`<bpffs>/flannel/<version>/...`). Any change of a key, a value or a map's meaning raises it, so
 /// that an old program and a new agent never read each other's bytes.
-pub const LAYOUT_VERSION: &str = "v2";
+pub const LAYOUT_VERSION: &str = "v3";
 
 /// Directory under the root of a bpffs that holds everything flannel-ebpf pins.
 pub const PIN_DIRECTORY: &str = "flannel";
@@ -11,7 +11,7 @@ pub const PIN_DIRECTORY: &str = "flannel";
 /// Map of pod subnet to peer: see [`crate::layout::SubnetV4`] and [`crate::layout::Route`].
 pub const ROUTES_V4: &str = "routes_v4";
 /// Map of a peer's public address to its lease: see [`crate::layout::Vtep`].
-pub const VTEPS: &str = "vteps";
+pub const VTEPS_V4: &str = "vteps_v4";
 /// Map of a local pod's address to where it is: see [`crate::layout::PodPlace`].
 pub const PODS_V4: &str = "pods_v4";
 /// Trie of prefixes pods reach with their own address: see [`crate::layout::Exempt`].
@@ -41,7 +41,7 @@ pub const CONFIG_V6: &str = "config_v6";
 /// programs write it.
 pub const FORWARDERS: &str = "forwarders";
 /// One-element array: see [`crate::layout::Config`].
-pub const CONFIG: &str = "config";
+pub const CONFIG_V4: &str = "config_v4";
 /// One-element array: see [`crate::layout::Hold`].
 pub const HOLD: &str = "hold";
 /// Per-CPU array of [`crate::layout::Counter`], indexed by [`crate::reason::slot`].
@@ -50,13 +50,13 @@ pub const COUNTERS: &str = "counters";
 /// Every map the agent pins and a later agent adopts.
 pub const PINNED_MAPS: [&str; 17] = [
     ROUTES_V4,
-    VTEPS,
+    VTEPS_V4,
     PODS_V4,
     SNAT_EXEMPT_V4,
     FLOWS_V4,
     TUNNELS_V4,
     FORWARDERS,
-    CONFIG,
+    CONFIG_V4,
     HOLD,
     COUNTERS,
     ROUTES_V6,
@@ -68,7 +68,7 @@ pub const PINNED_MAPS: [&str; 17] = [
     CONFIG_V6,
 ];
 
-/// Entries that `routes_v4`, `vteps` and their IPv6 twins hold: the number of peers of the largest cluster served.
+/// Entries that `routes_v4`, `vteps_v4` and their IPv6 twins hold: the number of peers of the largest cluster served.
 pub const MAX_PEERS: u32 = 65_536;
 /// Entries that `pods_v4` and `pods_v6` hold: local pods of one node.
 pub const MAX_PODS: u32 = 4_096;

@@ -106,6 +106,21 @@ fn what_is_known_is_not_written_down_again_at_once() {
 }
 
 #[test]
+fn what_was_known_before_something_changed_is_written_down_again_at_once() {
+    let route = its_route(&leaving().bytes(), 1500);
+    for known in [TUNNEL, Tunnel { egress: 0, differs: NOW - 1, ..TUNNEL }] {
+        let mut tables = HERE.tables(&[THERE]);
+        tables.tunnels.insert(THERE.vtep, known);
+        tables.since = NOW;
+        assert_eq!(seen(&leaving(), &tables, route).map(|note| note.reason), Some(Reason::TunnelSeen));
+        let frame = Frame::udp(THERE.pod(2), HERE.pod(2), 64).macs(HERE.mac, THERE.mac).bytes();
+        let at = seen_at(Hook::FromOverlay);
+        let delivered = note_tunnel(Hook::FromOverlay, &frame[..], &tables, &at, None);
+        assert_eq!(delivered.map(|note| note.reason), Some(Reason::TunnelSeen));
+    }
+}
+
+#[test]
 fn other_packets_say_nothing() {
     let nothing = |about, frame: Frame, tables: &MemoryTables| {
         assert_eq!(seen(&frame, tables, its_route(&frame.bytes(), 1500)), None, "{about}");

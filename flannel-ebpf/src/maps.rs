@@ -35,8 +35,8 @@ const NO_PREALLOC: usize = 1;
 #[btf_map(name = "routes_v4")]
 static ROUTES_V4: HashMap<Subnet<V4>, Route<V4>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
-#[btf_map(name = "vteps")]
-static VTEPS: HashMap<[u8; 4], Vtep<V4>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "vteps_v4")]
+static VTEPS_V4: HashMap<[u8; 4], Vtep<V4>, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "pods_v4")]
 pub(crate) static PODS_V4: HashMap<[u8; 4], PodPlace, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
@@ -78,8 +78,8 @@ static CONFIG_V6: Array<Config<V6>, 1> = Array::new();
 #[btf_map(name = "hold")]
 static HOLD: Array<Hold, 1> = Array::new();
 
-#[btf_map(name = "config")]
-static CONFIG: Array<Config<V4>, 1> = Array::new();
+#[btf_map(name = "config_v4")]
+static CONFIG_V4: Array<Config<V4>, 1> = Array::new();
 
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Counter, { reason::COUNTERS as usize }> = PerCpuArray::new();
@@ -113,8 +113,8 @@ impl NodeTables for Maps {
     }
 
     #[inline(always)]
-    fn held_until(&self) -> u64 {
-        HOLD.get(0).map_or(0, |hold| hold.until)
+    fn held(&self) -> Hold {
+        HOLD.get(0).map_or(Hold { until: 0, since: 0 }, |hold| *hold)
     }
 
     #[inline(always)]
@@ -177,7 +177,7 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, [u8; 4]: CONFIG, ROUTES_V4, VTEPS, PODS_V4, FLOWS_V4, TUNNELS_V4, is_exempt_v4);
+tables!(V4, [u8; 4]: CONFIG_V4, ROUTES_V4, VTEPS_V4, PODS_V4, FLOWS_V4, TUNNELS_V4, is_exempt_v4);
 tables!(V6, AddressV6: CONFIG_V6, ROUTES_V6, VTEPS_V6, PODS_V6, FLOWS_V6, TUNNELS_V6, is_exempt_v6);
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use aya::maps::MapInfo;
 use flannel_common::map::{
     FLOWS_V4, FLOWS_V6, FORWARDERS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6,
-    TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
+    TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
 };
 
 use super::{FamilyTables, MapFault, Pins, Tables, TrieFamily};
@@ -34,7 +34,11 @@ impl MapFill {
 /// When a map is not there or cannot be read.
 pub fn fill(pins: &Pins, tables: &Tables) -> Result<Vec<MapFill>, MapFault> {
     let mut counted = Vec::new();
-    of_family(&tables.v4, [ROUTES_V4, VTEPS, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, TUNNELS_V4], &mut counted)?;
+    of_family(
+        &tables.v4,
+        [ROUTES_V4, VTEPS_V4, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, TUNNELS_V4],
+        &mut counted,
+    )?;
     of_family(
         &tables.v6,
         [ROUTES_V6, VTEPS_V6, PODS_V6, SNAT_EXEMPT_V6, FLOWS_V6, TUNNELS_V6],

@@ -26,14 +26,33 @@ pub fn put_off(pins: &Pins, hold: Duration) -> Result<(), MapFault> {
         return Ok(());
     }
     let until = match hold {
-        Duration::ZERO => Hold::FOREVER,
-        hold => {
-            let until =
-                Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(MapFault::Clock)?) + hold;
-            Hold { until: u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) }
-        }
+        Duration::ZERO => Hold::FOREVER.until,
+        hold => nanoseconds(now()? + hold),
     };
-    Setting::<Hold>::open(pins, HOLD)?.put(&until)
+    let mut setting = Setting::<Hold>::open(pins, HOLD)?;
+    let since = setting.get()?.map_or(Hold::FOREVER.since, |hold| hold.since);
+    setting.put(&Hold { until, since })
+}
+
+/// Lets what the programs have noted of flows and tunnels count no more: their packets take the kernel path until the
+/// programs have seen it let them through anew. [`put_off`] writes the same map; none of them waits between reading and
+/// writing, and all are polled by one task.
+///
+/// # Errors
+/// When the map cannot be read or written, or the clock read.
+pub(crate) fn end_acceptance(setting: &mut Setting<Hold>) -> Result<(), MapFault> {
+    // Programs that nobody lets act go by nothing.
+    let Some(hold) = setting.get()? else { return Ok(()) };
+    setting.put(&Hold { since: nanoseconds(now()?), ..hold })
+}
+
+/// The time on the clock of [`Hold`]; the programs' coarse one is never ahead of it.
+fn now() -> Result<Duration, MapFault> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(MapFault::Clock)?.into())
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Goes on putting it off, for as long as it is polled. From the agent's first moment on, before it knows

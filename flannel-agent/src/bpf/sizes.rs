@@ -6,9 +6,9 @@ use aya::maps::MapInfo;
 use flannel_common::{
     layout::FastPath,
     map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS,
-        MAX_PODS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4,
-        TUNNELS_V6, VTEPS, VTEPS_V6,
+        CONFIG_V4, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS,
+        MAX_PEERS, MAX_PODS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6,
+        TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
     },
     reason,
 };
@@ -57,14 +57,14 @@ impl MapSizes {
     /// The number of entries of a pinned map; `None` for a name that none has.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         Some(match map {
-            ROUTES_V4 | VTEPS | TUNNELS_V4 => self.v4.routes,
+            ROUTES_V4 | VTEPS_V4 | TUNNELS_V4 => self.v4.routes,
             ROUTES_V6 | VTEPS_V6 | TUNNELS_V6 => self.v6.routes,
             FLOWS_V4 => self.v4.flows,
             FLOWS_V6 => self.v6.flows,
             // Their memory is that of the entries there are.
             PODS_V4 | PODS_V6 | FORWARDERS => MAX_PODS,
             SNAT_EXEMPT_V4 | SNAT_EXEMPT_V6 => MAX_EXEMPT,
-            CONFIG | CONFIG_V6 | HOLD => 1,
+            CONFIG_V4 | CONFIG_V6 | HOLD => 1,
             COUNTERS => reason::COUNTERS,
             _ => return None,
         })

@@ -5,8 +5,8 @@ use flannel_common::{
     family::{V4, V6},
     layout::{Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet, Tunnel, Vtep},
     map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4,
-        ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS, VTEPS_V6,
+        CONFIG_V4, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4,
+        ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
     },
 };
 
@@ -87,12 +87,12 @@ struct Names {
 
 const NAMES_V4: Names = Names {
     routes: ROUTES_V4,
-    vteps: VTEPS,
+    vteps: VTEPS_V4,
     pods: PODS_V4,
     exempt: SNAT_EXEMPT_V4,
     flows: FLOWS_V4,
     tunnels: TUNNELS_V4,
-    config: CONFIG,
+    config: CONFIG_V4,
 };
 
 const NAMES_V6: Names = Names {

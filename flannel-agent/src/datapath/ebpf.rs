@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{ChangeError, Datapath, ObserveError, entries, kernel::KernelDatapath};
 use crate::{
     backend::Objects,
-    bpf::{AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, detach_all},
+    bpf::{AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, detach_all, hold},
     netlink::TcSide,
     plan::{AnyEntry, AnyEntryKey, BpfState, Change, ForeignHook, HookPlace, ObjectKey, State},
     telemetry::Said,
@@ -89,6 +89,13 @@ impl Datapath for EbpfDatapath {
         interfaces: &BTreeSet<u32>,
     ) -> Result<BTreeMap<u32, BTreeSet<ForeignHook>>, ObserveError> {
         Ok(self.loaded.as_mut().map(|loaded| loaded.foreign_programs(interfaces)).unwrap_or_default())
+    }
+
+    async fn end_acceptance(&mut self) -> Result<(), ChangeError> {
+        match &mut self.loaded {
+            Some(loaded) => settled(hold::end_acceptance(&mut loaded.tables.hold)),
+            None => Ok(()),
+        }
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {

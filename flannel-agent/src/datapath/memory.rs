@@ -25,6 +25,10 @@ pub struct MemoryDatapath {
     pub observations: u64,
     /// How often its eBPF half alone was read.
     pub looks: u64,
+    /// How often acceptance was ended.
+    pub acceptance_ends: u64,
+    /// So many ends of acceptance fail.
+    pub acceptance_failures: u32,
 }
 
 impl MemoryDatapath {
@@ -102,6 +106,15 @@ impl Datapath for MemoryDatapath {
 
     async fn observe_objects(&mut self) -> Result<Option<Objects>, ObserveError> {
         Ok(Some(self.state.objects.clone()))
+    }
+
+    async fn end_acceptance(&mut self) -> Result<(), ChangeError> {
+        if self.acceptance_failures > 0 {
+            self.acceptance_failures -= 1;
+            return Err(ChangeError::Injected);
+        }
+        self.acceptance_ends += 1;
+        Ok(())
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {

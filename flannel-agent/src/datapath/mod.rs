@@ -43,6 +43,15 @@ pub trait Datapath: Send {
         async { Ok(BTreeMap::new()) }
     }
 
+    /// Lets what netfilter has accepted, and what was seen of tunnels, count no more: packets take the kernel path until
+    /// it has let them pass anew.
+    ///
+    /// # Errors
+    /// When the map that says so cannot be written.
+    fn end_acceptance(&mut self) -> impl Future<Output = Result<(), ChangeError>> + Send {
+        async { Ok(()) }
+    }
+
     /// Makes `changes` in their order, which [`crate::plan::delta`] decides; one result for each. A change
     /// that fails does not keep those after it from being tried, unless they cannot succeed without it.
     fn apply(&mut self, changes: &[Change]) -> impl Future<Output = Vec<Result<(), ChangeError>>> + Send;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use flannel_common::{
     family::{V4, V6},
-    layout::{AddressV6, Config, Flow, Permit, PodPlace, Route, RouteKind, Subnet, Tunnel, Vtep},
+    layout::{AddressV6, Config, Flow, Hold, Permit, PodPlace, Route, RouteKind, Subnet, Tunnel, Vtep},
     map::{FORWARDERS, HOLD},
     mark::Marks,
     path::{NodeTables, Tables},
@@ -111,16 +111,22 @@ impl NodeTables for PinnedTables {
         self.now
     }
 
-    fn held_until(&self) -> u64 {
-        let show = |until: &u64| match *until {
-            u64::MAX => "the programs act without end".to_owned(),
-            until if until > self.now => {
-                format!("the programs act for {:.0} s more", (until - self.now) as f64 / 1e9)
+    fn held(&self) -> Hold {
+        let show = |hold: &Hold| {
+            let until = match hold.until {
+                u64::MAX => "the programs act without end".to_owned(),
+                until if until > self.now => {
+                    format!("the programs act for {:.0} s more", (until - self.now) as f64 / 1e9)
+                }
+                until => format!("the programs stopped to act {}", self.ago(until)),
+            };
+            match hold.since {
+                0 => until,
+                since => format!("{until}; what was noted before {} counts no more", self.ago(since)),
             }
-            until => format!("the programs stopped to act {}", self.ago(until)),
         };
-        let value = self.tables.hold.get().map(|hold| hold.map(|hold| hold.until));
-        self.found(HOLD, || "0".to_owned(), value, show).unwrap_or(0)
+        let value = self.tables.hold.get();
+        self.found(HOLD, || "0".to_owned(), value, show).unwrap_or(Hold { until: 0, since: 0 })
     }
 
     fn marks(&self) -> Marks {

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::ControlFlow,
     time::Duration,
 };
 
@@ -29,15 +30,20 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
+const XFRM_MSG_GETDEFAULT: u16 = 0x28;
 /// Attribute with what packets are transformed by.
 const XFRMA_TMPL: u16 = 5;
 const XFRM_POLICY_BLOCK: u8 = 1;
+/// Of a default.
+const XFRM_USERPOLICY_BLOCK: u8 = 1;
 /// Directions below are in, out and forward; those from here on belong to sockets.
 const XFRM_POLICY_MAX: u8 = 3;
 /// Size of `struct xfrm_userpolicy_info`, which begins with a selector.
 const POLICY: usize = 168;
 /// Size of `struct xfrm_userpolicy_id`.
 const POLICY_ID: usize = 64;
+/// Size of `struct xfrm_userpolicy_default`: what becomes of packets in, forwarded and out that no policy is about.
+const DEFAULTS: usize = 3;
 
 /// A policy of the kernel's that transforms or blocks the packets it is about (`ip xfrm policy`), whichever way they
 /// travel. One that lets packets pass as they are is none of these.
@@ -49,6 +55,15 @@ pub struct IpsecPolicy {
     pub destination: IpNetwork,
     /// Their protocol; 0 is any.
     pub protocol: u8,
+}
+
+impl IpsecPolicy {
+    /// What a default that blocks amounts to: a policy of each family.
+    fn about_everything() -> impl Iterator<Item = Self> {
+        let anywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let everything = anywhere.into_iter().filter_map(|address| IpNetwork::new(address, 0).ok());
+        everything.map(|all| Self { source: all, destination: all, protocol: 0 })
+    }
 }
 
 /// Listens to changes of policies, and reads them. Where the kernel has no IPsec there are none.
@@ -87,12 +102,20 @@ impl IpsecPolicies {
         Ok(())
     }
 
-    /// The policies there are that transform or block packets.
+    /// The policies there are that transform or block packets; where the default is to block (`ip xfrm policy
+    /// setdefault`), also one of each family about everything.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub async fn read(&self) -> Result<Vec<IpsecPolicy>, NetlinkError> {
-        match timeout(PATIENCE, dump()).await {
+        let all = async {
+            let mut policies = dump().await?;
+            if blocks_by_default().await? {
+                policies.extend(IpsecPolicy::about_everything());
+            }
+            Ok(policies)
+        };
+        match timeout(PATIENCE, all).await {
             Ok(Err(NetlinkError::Open(Errno::EPROTONOSUPPORT))) => Ok(Vec::new()),
             Ok(read) => read,
             Err(_) => Err(NetlinkError::Silent(PATIENCE)),
@@ -108,16 +131,54 @@ fn open(groups: u32) -> Result<TokioSocket, NetlinkError> {
 }
 
 async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
+    let mut policies = Vec::new();
+    let each = |kind, body: &[u8]| {
+        if kind == XFRM_MSG_NEWPOLICY {
+            policies.extend(policy(body));
+        }
+        ControlFlow::Continue(())
+    };
+    match exchange(XFRM_MSG_GETPOLICY, NLM_F_DUMP, POLICY_ID, each).await? {
+        None | Some(Errno::ENOENT) => Ok(policies),
+        Some(errno) => Err(KernelError { errno, message: None }.into()),
+    }
+}
+
+/// Whether packets are dropped that no policy is about, in any of three directions.
+async fn blocks_by_default() -> Result<bool, NetlinkError> {
+    let mut blocks = false;
+    let each = |kind, body: &[u8]| {
+        if kind != XFRM_MSG_GETDEFAULT {
+            return ControlFlow::Continue(());
+        }
+        blocks = body.iter().take(DEFAULTS).any(|action| *action == XFRM_USERPOLICY_BLOCK);
+        ControlFlow::Break(())
+    };
+    match exchange(XFRM_MSG_GETDEFAULT, 0, DEFAULTS, each).await? {
+        // Kernels before 5.15 have no default but to let pass.
+        None | Some(Errno::EINVAL) => Ok(blocks),
+        Some(errno) => Err(KernelError { errno, message: None }.into()),
+    }
+}
+
+/// Asks for something of `kind`, with `length` zeros behind the header; `each` gets kind and body of each message of the
+/// answer, until it has had enough. The error that the kernel answers with,
+/// if it does.
+async fn exchange(
+    kind: u16,
+    flags: u16,
+    length: usize,
+    mut each: impl FnMut(u16, &[u8]) -> ControlFlow<()>,
+) -> Result<Option<Errno>, NetlinkError> {
     let socket = open(0)?;
     let failed = |error: io::Error| NetlinkError::Socket(errno(&error));
-    let length = HEADER + POLICY_ID;
+    let length = HEADER + length;
     let mut request = Vec::with_capacity(length);
     request.extend((length as u32).to_ne_bytes());
-    request.extend(XFRM_MSG_GETPOLICY.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
     request.resize(length, 0);
     socket.send(&request).await.map_err(failed)?;
-    let mut policies = Vec::new();
     let mut datagram = Vec::with_capacity(DATAGRAM);
     loop {
         datagram.clear();
@@ -126,16 +187,13 @@ async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
         for frame in frames(&datagram) {
             let message = &datagram[frame];
             match number(message) {
-                Some(NLMSG_DONE) => return Ok(policies),
+                Some(NLMSG_DONE) => return Ok(None),
                 Some(NLMSG_ERROR) => {
                     let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
                     let code = i32::from_ne_bytes(code.unwrap_or_default());
-                    return match Errno::from_raw(code.saturating_neg()) {
-                        Errno::ENOENT => Ok(policies),
-                        errno => Err(KernelError { errno, message: None }.into()),
-                    };
+                    return Ok(Some(Errno::from_raw(code.saturating_neg())));
                 }
-                Some(XFRM_MSG_NEWPOLICY) => policies.extend(policy(&message[HEADER..])),
+                Some(kind) if each(kind, &message[HEADER..]).is_break() => return Ok(None),
                 _ => {}
             }
         }

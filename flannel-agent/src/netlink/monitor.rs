@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, ops::BitOrAssign};
 
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -15,6 +16,7 @@ use super::{
     NetlinkError, Notice,
     connection::{frames, open},
     error::errno,
+    forwarding::{self, Other},
     tc,
 };
 
@@ -32,6 +34,9 @@ const NEIGHBOURS: u32 = 0x4;
 /// RTMGRP_TC.
 const TRAFFIC_CONTROL: u32 = 0x8;
 
+/// RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF, and RTNLGRP_NEXTHOP.
+const FORWARDING: u32 = 1 << 23 | 1 << 24 | 1 << 31;
+
 /// What changed since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
@@ -46,14 +51,23 @@ pub struct Changed {
     /// What others have set up: at an interface a queueing discipline, a filter, a chain of nftables; a rule of policy
     /// routing.
     pub hooks: bool,
+    /// What the kernel forwards pods' packets by: a route to pods, a rule, a setting, the default of IPsec.
+    pub forwarding: bool,
     /// Notices were lost: anything may have changed.
     pub overrun: bool,
 }
 
 impl Changed {
     /// Anything may have changed.
-    pub const EVERYTHING: Self =
-        Self { overlay: true, links: true, addresses: true, routes: true, hooks: true, overrun: true };
+    pub const EVERYTHING: Self = Self {
+        overlay: true,
+        links: true,
+        addresses: true,
+        routes: true,
+        hooks: true,
+        forwarding: true,
+        overrun: true,
+    };
 
     /// Whether anything did.
     pub fn any(self) -> bool {
@@ -68,11 +82,21 @@ impl BitOrAssign for Changed {
         self.addresses |= other.addresses;
         self.routes |= other.routes;
         self.hooks |= other.hooks;
+        self.forwarding |= other.forwarding;
         self.overrun |= other.overrun;
     }
 }
 
-/// Listens to the kernel's notices about links, addresses, neighbours, routes, rules and traffic control.
+/// What tells the notices that matter to us from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// Indices of our VXLAN devices: neighbours matter only there.
+    pub overlays: BTreeSet<u32>,
+    /// The networks that pods are of; `None` while they are not known, when any route may lead to pods.
+    pub networks: Option<Vec<IpNetwork>>,
+}
+
+/// Listens to the kernel's notices about links, addresses, neighbours, routes, rules, forwarding and traffic control.
 pub struct Monitor {
     socket: Option<TokioSocket>,
     /// RTMGRP_* bits.
@@ -83,7 +107,7 @@ pub struct Monitor {
 impl Monitor {
     /// Starts to listen to all that [`Changed`] tells apart. Needs a Tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::of(INTERFACES | ROUTES | RULES | NEIGHBOURS | TRAFFIC_CONTROL)
+        Self::of(INTERFACES | ROUTES | RULES | FORWARDING | NEIGHBOURS | TRAFFIC_CONTROL)
     }
 
     /// Starts to listen to interfaces and their addresses alone. Every listener costs whoever changes a table of ten
@@ -123,12 +147,11 @@ impl Monitor {
         Ok(paused)
     }
 
-    /// Waits until something changed that can matter to us, and tells all that has been noticed by then.
-    /// `overlays` are the indices of our VXLAN devices: neighbours matter only there. Cancel safe.
+    /// Waits until something changed that can matter to us, and tells all that has been noticed by then. Cancel safe.
     ///
     /// # Errors
     /// The socket failed. The next call opens another and reports an overrun, since notices were missed.
-    pub async fn changed(&mut self, overlays: &BTreeSet<u32>) -> Result<Changed, NetlinkError> {
+    pub async fn changed(&mut self, watched: &Watched) -> Result<Changed, NetlinkError> {
         let mut changed = Changed { overrun: self.resume()?, ..Changed::default() };
         let Some(socket) = &mut self.socket else { return Ok(changed) };
         // The first wait is for whatever comes; what else has come by then is taken along without waiting.
@@ -139,13 +162,13 @@ impl Monitor {
                 changed |= lost(&mut self.socket, errno(&error))?;
                 return Ok(changed);
             }
-            changed |= classify(&self.datagram, overlays, |_| false);
+            changed |= classify(&self.datagram, watched, |_| false);
         }
         loop {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlays, |_| false),
+                Ok(_) => changed |= classify(&self.datagram, watched, |_| false),
                 Err(error) if errno(&error) == Errno::EAGAIN => return Ok(changed),
                 Err(error) => {
                     changed |= lost(&mut self.socket, errno(&error))?;
@@ -158,13 +181,13 @@ impl Monitor {
 
 impl Monitor {
     /// All that has been noticed by now but what `is_echo` of what we have done, without waiting.
-    pub fn heard_but(&mut self, overlays: &BTreeSet<u32>, is_echo: impl Fn(&Notice) -> bool) -> Changed {
+    pub fn heard_but(&mut self, watched: &Watched, is_echo: impl Fn(&Notice) -> bool) -> Changed {
         let mut changed = Changed::default();
         while let Some(socket) = &self.socket {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.socket_ref().recv(&mut self.datagram, 0) {
-                Ok(_) => changed |= classify(&self.datagram, overlays, &is_echo),
+                Ok(_) => changed |= classify(&self.datagram, watched, &is_echo),
                 Err(error) if errno(&error) == Errno::EAGAIN => break,
                 // A socket that is lost is opened anew by whoever waits next, and reports that notices were missed.
                 Err(error) => changed |= lost(&mut self.socket, errno(&error)).unwrap_or_default(),
@@ -183,7 +206,7 @@ fn lost(socket: &mut Option<TokioSocket>, errno: Errno) -> Result<Changed, Netli
     Err(NetlinkError::Socket(errno))
 }
 
-fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, is_echo: impl Fn(&Notice) -> bool) -> Changed {
+fn classify(datagram: &[u8], watched: &Watched, is_echo: impl Fn(&Notice) -> bool) -> Changed {
     let mut changed = Changed::default();
     for frame in frames(datagram) {
         // Of every kind of discipline and filter, whether this crate can read it or not.
@@ -191,22 +214,33 @@ fn classify(datagram: &[u8], overlays: &BTreeSet<u32>, is_echo: impl Fn(&Notice)
             changed.hooks |= hooks;
             continue;
         }
+        match forwarding::notice(&datagram[frame.clone()]) {
+            Some(Other::Setting { decisive }) => {
+                changed.forwarding |= decisive;
+                continue;
+            }
+            Some(Other::NextHop) => {
+                (changed.routes, changed.forwarding) = (true, true);
+                continue;
+            }
+            None => {}
+        }
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[frame]) else {
             // Something changed, in words we do not know.
             return Changed::EVERYTHING;
         };
         if let NetlinkPayload::InnerMessage(notice) = message.payload
-            && !Notice::read(&notice, overlays).is_some_and(|notice| is_echo(&notice))
+            && !Notice::read(&notice, &watched.overlays).is_some_and(|notice| is_echo(&notice))
         {
-            changed |= kind(&notice, overlays);
+            changed |= kind(&notice, watched);
         }
     }
     changed
 }
 
-fn kind(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Changed {
+fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
     use RouteNetlinkMessage as Message;
-    let on_overlay = |index: u32| overlays.contains(&index);
+    let on_overlay = |index: u32| watched.overlays.contains(&index);
     let none = Changed::default();
     match notice {
         Message::NewLink(link) | Message::DelLink(link) if on_overlay(link.header.index) => {
@@ -226,18 +260,21 @@ fn kind(notice: &RouteNetlinkMessage, overlays: &BTreeSet<u32>) -> Changed {
             Changed { overlay: on_overlay(neighbour.header.ifindex), ..none }
         }
         Message::NewRoute(route) | Message::DelRoute(route) => {
+            let forwarding = forwarding::decides(route, watched.networks.as_deref());
             if is_automatic(route) {
-                return none;
+                return Changed { forwarding: forwarding && watched.networks.is_some(), ..none };
             }
             let oif = route.attributes.iter().find_map(|attribute| match attribute {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
             });
             let overlay = oif.is_some_and(on_overlay);
-            Changed { overlay, routes: !overlay, ..none }
+            Changed { overlay, routes: !overlay, forwarding, ..none }
         }
         // Whichever way packets take is looked at again, and which marks decide about it.
-        Message::NewRule(_) | Message::DelRule(_) => Changed { routes: true, hooks: true, ..none },
+        Message::NewRule(_) | Message::DelRule(_) => {
+            Changed { routes: true, hooks: true, forwarding: true, ..none }
+        }
         _ => none,
     }
 }

@@ -101,7 +101,11 @@ impl Netlink {
             RouteNetlinkMessage::NewRoute(message) => read(&message),
             _ => None,
         };
-        let mut routes = self.dump_as(RouteNetlinkMessage::GetRoute(query), read).await?;
+        let mut routes = match self.dump_as(RouteNetlinkMessage::GetRoute(query), read).await {
+            // A namespace has no such table until its first route.
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Vec::new(),
+            routes => routes?,
+        };
         // A kernel without IPv6 may answer with IPv4.
         routes.retain(|route| {
             Family::of_network(route.destination) == family
@@ -252,12 +256,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         return None;
     }
     // That of a default route is left out.
-    let anywhere = match header.address_family {
-        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    let destination = destination.unwrap_or(anywhere);
+    let destination = destination.or_else(|| anywhere(header.address_family))?;
     Some(Route {
         destination: IpNetwork::new(destination, header.destination_prefix_length).ok()?,
         ifindex: ifindex?,
@@ -267,6 +266,15 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol: header.protocol,
     })
+}
+
+/// Where a default route of `family` leads; `None` for one that is not of IP.
+pub(super) fn anywhere(family: AddressFamily) -> Option<IpAddr> {
+    match family {
+        AddressFamily::Inet => Some(Ipv4Addr::UNSPECIFIED.into()),
+        AddressFamily::Inet6 => Some(Ipv6Addr::UNSPECIFIED.into()),
+        _ => None,
+    }
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::interface::{ExternalInterface, InterfaceChoice};
 use crate::{
-    netlink::{Changed, Monitor, Netlink, NetlinkError, is_link_local},
+    netlink::{Changed, Monitor, Netlink, NetlinkError, Watched, is_link_local},
     telemetry::Said,
 };
 
@@ -54,7 +54,7 @@ impl UnderlayWatch {
     pub async fn run(mut self) -> std::convert::Infallible {
         // What changed between the choice and now raised no notice here.
         let mut due = Some(Instant::now());
-        let no_overlays = BTreeSet::new();
+        let watched = Watched::default();
         loop {
             let timer = async move {
                 match due {
@@ -64,7 +64,7 @@ impl UnderlayWatch {
             };
             let looked = tokio::select! {
                 () = timer => self.look().await,
-                heard = self.monitor.changed(&no_overlays) => match heard {
+                heard = self.monitor.changed(&watched) => match heard {
                     Ok(changed) if !self.standing.is_about(changed) => continue,
                     Ok(_) => {
                         sleep(SETTLE).await;

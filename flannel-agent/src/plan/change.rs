@@ -66,7 +66,7 @@ pub enum Change {
         /// Where on it.
         hook: Hook,
     },
-    /// Delete an entry of a map. Without `config` the programs touch no packet of its family.
+    /// Delete an entry of a map. Without `config_v4` the programs touch no packet of its family.
     DeleteEntry(AnyEntryKey),
     /// Delete the route of a pod subnet.
     DeleteRoute {

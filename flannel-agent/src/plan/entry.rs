@@ -76,11 +76,11 @@ entry_family!(V6);
 /// An entry of a map of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry<F: IpFamily> {
-    /// The only one of `config`.
+    /// The only one of `config_v4`.
     Config(Config<F>),
     /// Of `routes`.
     Route(Subnet<F>, Route<F>),
-    /// Of `vteps`.
+    /// Of `vteps_v4`.
     Vtep(F::Address, Vtep<F>),
     /// Of `pods`.
     Pod(F::Address, PodPlace),
@@ -91,11 +91,11 @@ pub enum Entry<F: IpFamily> {
 /// The key of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EntryKey<F: IpFamily> {
-    /// The only one of `config`.
+    /// The only one of `config_v4`.
     Config,
     /// Of `routes`.
     Route(Subnet<F>),
-    /// Of `vteps`.
+    /// Of `vteps_v4`.
     Vtep(F::Address),
     /// Of `pods`.
     Pod(F::Address),

@@ -14,11 +14,11 @@ use crate::values::{Family, IpFamily};
 /// What the maps of one family hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Maps<F: IpFamily> {
-    /// Map `config` or `config_v6`.
+    /// Map `config_v4` or `config_v6`.
     pub config: Option<Config<F>>,
     /// Map `routes_v4` or `routes_v6`: pod subnets of other nodes.
     pub routes: BTreeMap<Subnet<F>, Route<F>>,
-    /// Map `vteps` or `vteps_v6`: public addresses of other nodes.
+    /// Map `vteps_v4` or `vteps_v6`: public addresses of other nodes.
     pub vteps: BTreeMap<F::Address, Vtep<F>>,
     /// Map `pods_v4` or `pods_v6`: addresses of our pods.
     pub pods: BTreeMap<F::Address, PodPlace>,

@@ -15,7 +15,7 @@ use tracing::warn;
 use super::{echoes::Echoes, foreign::Look};
 use crate::{
     host::cpu,
-    netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, RuleMark},
+    netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, RuleMark, Watched},
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::Family,
 };
@@ -82,7 +82,7 @@ pub struct KernelHost {
     netlink: Netlink,
     monitor: Monitor,
     policies: IpsecPolicies,
-    overlays: BTreeSet<u32>,
+    watched: Watched,
     look: Look,
 }
 
@@ -94,7 +94,7 @@ impl KernelHost {
             netlink: Netlink::open()?,
             monitor: Monitor::open()?,
             policies: IpsecPolicies::default(),
-            overlays: BTreeSet::new(),
+            watched: Watched::default(),
             look: Look::open()?,
         })
     }
@@ -107,12 +107,14 @@ impl Host for KernelHost {
 
     async fn changed(&mut self) -> Changed {
         let heard = select! {
-            heard = self.monitor.changed(&self.overlays) => heard,
+            heard = self.monitor.changed(&self.watched) => heard,
             heard = self.look.chains_changed() => {
                 heard.map(|()| Changed { hooks: true, ..Changed::default() })
             }
             // Whichever way packets have to take is looked at again.
-            heard = self.policies.changed() => heard.map(|()| Changed { routes: true, ..Changed::default() }),
+            heard = self.policies.changed() => {
+                heard.map(|()| Changed { routes: true, forwarding: true, ..Changed::default() })
+            }
         };
         match heard {
             Ok(changed) => changed,
@@ -134,7 +136,7 @@ impl Host for KernelHost {
         match self.monitor.resume() {
             Ok(false) => {
                 let echoes = Echoes::of(changes);
-                self.monitor.heard_but(&self.overlays, |notice| echoes.hold(notice))
+                self.monitor.heard_but(&self.watched, |notice| echoes.hold(notice))
             }
             // Without a socket, whoever waits next tries again.
             Ok(true) | Err(_) => Changed { overrun: true, ..Changed::default() },
@@ -150,7 +152,10 @@ impl Host for KernelHost {
                 link.as_vxlan_device().map(|_| (family, link.index))
             })
             .collect();
-        self.overlays = overlays.values().copied().collect();
+        self.watched = Watched {
+            overlays: overlays.values().copied().collect(),
+            networks: Some(local.stacks.values().map(|stack| stack.network).collect()),
+        };
         let subnets: Vec<IpNetwork> = local.stacks.values().map(|stack| stack.subnet).collect();
         let pods = match local.fast_path {
             FastPath::Flow | FastPath::All => self.netlink.pods(&subnets, &links).await?,
@@ -162,7 +167,7 @@ impl Host for KernelHost {
         };
         let mut foreign = match local.fast_path {
             FastPath::Off => Foreign::default(),
-            _ => self.look.around(local, &links, &self.overlays, &pods)?,
+            _ => self.look.around(local, &links, &self.watched.overlays, &pods)?,
         };
         for family in local.stacks.keys().filter(|_| local.fast_path != FastPath::Off) {
             for RuleMark { mark, mask } in self.netlink.rule_marks(*family).await? {
@@ -173,7 +178,7 @@ impl Host for KernelHost {
         let external = local.underlay_ifindex;
         let underlay = links
             .iter()
-            .filter(|link| !self.overlays.contains(&link.index))
+            .filter(|link| !self.watched.overlays.contains(&link.index))
             // Pods come and go, and no node is reached through one.
             .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
             .map(|link| (link.index, link.mtu, link.up))
@@ -207,7 +212,7 @@ impl Host for KernelHost {
         }
         // A tunnel through itself is left to the kernel, which knows how to refuse it.
         for hop in hops.values_mut() {
-            if hop.is_ok_and(|hop| self.overlays.contains(&hop.ifindex)) {
+            if hop.is_ok_and(|hop| self.watched.overlays.contains(&hop.ifindex)) {
                 *hop = Err(NoHop::Tunnel);
             }
         }

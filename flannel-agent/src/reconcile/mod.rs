@@ -17,7 +17,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::{
     control::{Questioned, Questions},
@@ -25,7 +25,7 @@ use crate::{
     lease::{self, LeaseSource, Leases},
     netlink::Changed,
     plan::{Exemptions, Foreign, ForeignHook, Local, NextHops, Plan},
-    telemetry::Heart,
+    telemetry::{Heart, Said},
 };
 
 mod answer;
@@ -73,6 +73,8 @@ pub struct Reconciler<D, H, L> {
     journal: Journal,
     schedule: Schedule,
     burst: Burst,
+    /// Why acceptance could not be ended, as last logged.
+    unended: Said,
     summary: watch::Sender<Summary>,
     heart: Heart,
     questioned: Questioned,
@@ -108,6 +110,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             journal: Journal::default(),
             schedule: Schedule::new(now),
             burst: Burst::new(now),
+            unended: Said::default(),
             summary,
             heart: Heart::new(),
             questioned: Questioned::new(),
@@ -145,6 +148,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 question = self.questioned.next() => self.answer(question).await,
                 () = sleep_until(self.schedule.next_pass()), if synced => self.run_pass().await,
                 () = sleep_until(self.schedule.next_look()), if self.settled.is_reached() => self.look().await,
+                () = until(self.schedule.next_acceptance()) => self.end_acceptance().await,
                 () = until(self.schedule.next_total()) => {
                     self.schedule.total_said();
                     self.journal.total(self.plan.peers.len());
@@ -188,7 +192,38 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         if changed.routes || changed.addresses {
             self.pending.hurry(now);
         }
-        self.schedule.heard(changed, now);
+        if changed.forwarding || changed.overrun {
+            self.schedule.forwarding_changed(now);
+        }
+        // That alone is nothing a plan depends on.
+        let changed = Changed { forwarding: false, ..changed };
+        if changed.any() {
+            self.schedule.heard(changed, now);
+        }
+    }
+
+    /// Lets the kernel decide anew about flows that skip its stack, for it decides by something else now.
+    async fn end_acceptance(&mut self) {
+        let now = Instant::now();
+        self.schedule.acceptance_ended(now);
+        match self.datapath.end_acceptance().await {
+            Ok(()) => {
+                self.unended.is_over();
+                debug!(
+                    "what netfilter accepted of flows counts no more: the kernel may forward by something else now"
+                );
+            }
+            Err(error) => {
+                self.schedule.forwarding_changed(now);
+                if self.unended.is_news(&error) {
+                    warn!(
+                        %error,
+                        "flows that skip the stack cannot be made to obey changed routes and rules before \
+                        --flow-refresh; trying again"
+                    );
+                }
+            }
+        }
     }
 
     /// Looks at what gives no notice, maps and programs and the backend's own objects, and lets a pass follow at once if they are not as planned.

@@ -75,7 +75,7 @@ pub struct Heeded {
 pub const PREFIX_LENGTHS: usize = 4;
 
 per_family! {
-    /// Value of `config` and `config_v6`, whose only key is 0: what the programs know of this node in the cluster's
+    /// Value of `config_v4` and `config_v6`, whose only key is 0: what the programs know of this node in the cluster's
     /// network of a family.
     pub struct Config<F>, ConfigBits: repr(C) {
         /// What the operator asked for.

@@ -72,7 +72,7 @@ per_family! {
 }
 
 per_family! {
-    /// Value of `vteps` and `vteps_v6`, whose key is a node's public address: the subnet that inner sources of this VTEP
+    /// Value of `vteps_v4` and `vteps_v6`, whose key is a node's public address: the subnet that inner sources of this VTEP
     /// must come from.
     pub struct Vtep<F>, VtepBits: repr(C) {
         /// The node's pod subnet.

@@ -47,12 +47,12 @@ pub(super) fn from_underlay<F: Family, R>(
     ip.check()?;
     check_padding(packet.len(), ETHERNET_LEN as u32 + ip.packet_len())?;
     ip.check_sum()?;
-    let now = check_hold(tables)?;
+    let clock = check_hold(tables)?;
     match longest_match(tables, config, ip.source()) {
         Some(route) if route.kind == RouteKind::Direct && route.ifindex == arrival.ifindex => {}
         _ => return Err(Reason::NotDirect),
     }
-    Ok(deliver(deliver_to(packet, tables, arrival, config, ip, now)?, Reason::HandPod))
+    Ok(deliver(deliver_to(packet, tables, arrival, config, ip, clock)?, Reason::HandPod))
 }
 
 /// Refuses a frame of `len` bytes with more behind its packet than a link pads, or less; by its IP header it has

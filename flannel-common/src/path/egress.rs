@@ -1,6 +1,6 @@
 //! What packets towards other nodes have in common, from a pod or by the kernel path.
 
-use super::{Encap, Tables, tunnel};
+use super::{Encap, Tables, tables::Clock, tunnel};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Config, Route, RouteKind, Tunnel},
@@ -44,7 +44,7 @@ pub(super) fn inner_headers<F: Family>(
     Ok((ethernet, ip))
 }
 
-/// The kernel's own path to the node of `route` at the time `now`, if the packet fits it.
+/// The kernel's own path to the node of `route` at this time, if the packet fits it.
 ///
 /// # Errors
 /// It does not, or that path is not through the tunnel, or has not been seen lately.
@@ -56,13 +56,13 @@ pub(super) fn tunnel_to<F: Family>(
     config: &Config<F>,
     ip: &F::Header,
     route: &Route<F>,
-    now: u64,
+    clock: Clock,
 ) -> Result<Tunnel, Reason> {
     if route.kind != RouteKind::Vxlan {
         return Err(Reason::PeerOnKernel);
     }
     let known = tables.tunnel(route.vtep);
-    let tunnel = tunnel::check(known, Direction::Egress, config.fast_path, config.tcp_refresh, now)?;
+    let tunnel = tunnel::check(known, Direction::Egress, config.fast_path, config.tcp_refresh, clock)?;
     let mtu = if tunnel.mtu < route.mtu { tunnel.mtu } else { route.mtu };
     let len = u64::from(segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?) + F::ENCAP_LEN as u64;
     if len > u64::from(mtu) {

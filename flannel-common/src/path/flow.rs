@@ -7,7 +7,7 @@
 //! over takes the kernel path again, where its next accepted packet renews it: that keeps connection
 //! tracking's own entry alive, and is when a changed policy bites.
 
-use super::{Act, Tables, act, host_mark, trail};
+use super::{Act, Tables, act, host_mark, tables::Clock, trail};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace},
@@ -84,8 +84,8 @@ pub(super) struct Passage {
     pub(super) ifindex: u32,
     /// The station that a pod's packet goes to, folded; of no meaning for those to a pod.
     pub(super) gateway: u32,
-    /// The time, on the clock of [`Permit`].
-    pub(super) now: u64,
+    /// The time.
+    pub(super) clock: Clock,
 }
 
 /// Lets a packet skip the host's stack. Its header `ip`, without options or extensions, stands at `offset`.
@@ -130,7 +130,7 @@ fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(),
         Direction::Egress => permit.egress,
         Direction::Ingress => permit.ingress,
     };
-    if age(passage.now, stamp) >= lifetime {
+    if !passage.clock.counts(stamp, lifetime) {
         return Err(Reason::FlowStale);
     }
     Ok(())
@@ -214,26 +214,26 @@ fn look<F: Family, P: Act<F>>(
         act::noted(packet, way, &Note::Changed(flow), size);
     } else {
         let lifetime = lifetime(&config, transport.protocol);
-        let permit = renewed(way, &known, &pod, lifetime, tables.now())?;
+        let permit = renewed(way, &known, &pod, lifetime, Clock::of(tables))?;
         act::noted(packet, way, &Note::Permit(flow, permit), size);
     }
     Some(())
 }
 
-/// `known` after netfilter has accepted a packet of `pod` that travels `way` at the time `now`, where that holds for
-/// `lifetime`, ns; `None` while what is known is recent enough.
+/// `known` after netfilter has accepted a packet of `pod` that travels `way` now, where that holds for `lifetime`, ns;
+/// `None` while what is known is recent enough.
 #[inline(always)]
-fn renewed(way: Direction, known: &Permit, pod: &PodPlace, lifetime: u64, now: u64) -> Option<Permit> {
+fn renewed(way: Direction, known: &Permit, pod: &PodPlace, lifetime: u64, clock: Clock) -> Option<Permit> {
     let (ifindex, gateway) = (pod.ifindex, folded(&pod.gateway_mac));
     // Another pod had this address, or this one another gateway: nothing is inherited.
     let same = known.ifindex == ifindex && known.gateway == gateway;
     let Permit { egress, ingress, .. } = if same { *known } else { NEVER };
     let half = lifetime / 2;
     let (egress, ingress, before) = match way {
-        Direction::Egress => (now, ingress, egress),
-        Direction::Ingress => (egress, now, ingress),
+        Direction::Egress => (clock.now, ingress, egress),
+        Direction::Ingress => (egress, clock.now, ingress),
     };
-    if age(now, before) < if half < RENEW { half } else { RENEW } {
+    if clock.counts(before, if half < RENEW { half } else { RENEW }) {
         return None;
     }
     Some(Permit { egress, ingress, ifindex, gateway })

@@ -74,6 +74,6 @@ fn decide<F: Family, R>(
     if !config.subnet.contains(ip.destination()) {
         return Err(Reason::NotOurPod);
     }
-    let now = check_hold(tables)?;
-    Ok(deliver(deliver_to(packet, tables, arrival, &config, &ip, now)?, Reason::DeliverOverlay))
+    let clock = check_hold(tables)?;
+    Ok(deliver(deliver_to(packet, tables, arrival, &config, &ip, clock)?, Reason::DeliverOverlay))
 }

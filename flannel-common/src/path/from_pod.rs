@@ -83,10 +83,10 @@ pub(super) fn decide<F: Family, R>(
     if !config.network.contains(ip.destination()) || config.subnet.contains(ip.destination()) {
         return Err(Reason::NoRoute);
     }
-    let now = check_hold(tables)?;
+    let clock = check_hold(tables)?;
     let refusal = if gated {
         let gateway = ethernet.destination_folded();
-        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, now };
+        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, clock };
         flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
     } else {
         None
@@ -118,7 +118,7 @@ pub(super) fn decide<F: Family, R>(
         let direct = Direct { ifindex: route.ifindex, next_hop: route.next_hop, forward };
         return Ok(send_direct(direct, Reason::RoutePod));
     }
-    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, now)?;
+    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, clock)?;
     if !F::DEVICE_SEGMENTS || arrival.gso_size == 0 {
         let forward = Some(F::Forward::hop(&ip));
         return Ok(encapsulate(encap(packet, &config, &ip, (route, tunnel), forward)?, Reason::EncapPod));

@@ -153,7 +153,7 @@ pub(super) fn decide<F: Family, R>(
     if !config.subnet.contains(ip.destination()) {
         return Err(Reason::NotOurPod);
     }
-    let now = check_hold(tables)?;
+    let clock = check_hold(tables)?;
     let vtep = tables.vtep(outer_ip.source()).ok_or(Reason::UnknownVtep)?;
     // Besides its pods, a node speaks for itself: its replies to our pods come through the tunnel too.
     if !vtep.subnet.contains(ip.source()) && ip.source() != outer_ip.source() {
@@ -165,11 +165,11 @@ pub(super) fn decide<F: Family, R>(
     let class = ecn::decapsulate(outer_ip.class(), ip.class()).ok_or(Reason::Ecn)?;
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
         flow::admit(&passage, packet, inner_ip::<F>(), tables, &config, &ip)?;
     }
     let known = tables.tunnel(outer_ip.source());
-    tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, now)?;
+    tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock)?;
     // Last, so that all else has been looked at: see `is_checked`. A decapsulated aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
     // without UDP_GRO, it drops.
@@ -177,7 +177,7 @@ pub(super) fn decide<F: Family, R>(
         if ip.protocol() != PROTOCOL_TCP {
             return Err(Reason::UdpAggregate);
         }
-        if forwarding::forwards(tables, pod.ifindex, now) {
+        if forwarding::forwards(tables, pod.ifindex, clock.now) {
             return Err(Reason::PodForwards);
         }
     }

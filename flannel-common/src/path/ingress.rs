@@ -4,6 +4,7 @@ use super::{
     Deliver, Tables,
     egress::segment_len,
     flow::{self, Passage},
+    tables::Clock,
 };
 use crate::{
     family::{Family, Forward as _, IpHeader as _},
@@ -12,7 +13,7 @@ use crate::{
     reason::{Direction, Reason},
 };
 
-/// How to hand a packet without outer headers to a pod at the time `now`. Its header `ip` is one for an address in our pod
+/// How to hand a packet without outer headers to a pod at this time. Its header `ip` is one for an address in our pod
 /// subnet, without options or extensions.
 ///
 /// # Errors
@@ -24,14 +25,14 @@ pub(super) fn deliver_to<F: Family>(
     arrival: &Arrival,
     config: &Config<F>,
     ip: &F::Header,
-    now: u64,
+    clock: Clock,
 ) -> Result<Deliver<F>, Reason> {
     if ip.hops() <= 1 {
         return Err(Reason::Ttl);
     }
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, now };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
         flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
     }
     let packet_len = segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?;

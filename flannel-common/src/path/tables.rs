@@ -2,7 +2,7 @@
 
 use crate::{
     family::Family,
-    layout::{Config, Flow, Permit, PodPlace, Route, Subnet, Tunnel, Vtep},
+    layout::{Config, Flow, Hold, Permit, PodPlace, Route, Subnet, Tunnel, Vtep},
     mark::Marks,
     reason::Reason,
 };
@@ -14,8 +14,8 @@ pub trait NodeTables {
     fn forwarded(&self, ifindex: u32) -> u64;
     /// The time, on the clock of [`Permit`].
     fn now(&self) -> u64;
-    /// When the maps are out of date, on the same clock.
-    fn held_until(&self) -> u64;
+    /// For which times the maps are good.
+    fn held(&self) -> Hold;
     /// The bits of packets' marks that are ours.
     fn marks(&self) -> Marks;
 }
@@ -39,14 +39,37 @@ pub trait Tables<F: Family>: NodeTables {
     fn tunnel(&self, vtep: F::Address) -> Option<Tunnel>;
 }
 
-/// The time, on the clock of [`Permit`], asked once for a packet.
+/// The time, asked once for a packet, and what was noted before it that counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    /// The time, on the clock of [`Permit`].
+    pub(super) now: u64,
+    /// [`Hold::since`].
+    since: u64,
+}
+
+impl Clock {
+    /// As it is now.
+    #[inline(always)]
+    pub(super) fn of(tables: &impl NodeTables) -> Self {
+        Self { now: tables.now(), since: tables.held().since }
+    }
+
+    /// Whether what was noted at `stamp`, 0 being never, still counts where it does for `lifetime`, ns.
+    #[inline(always)]
+    pub(super) const fn counts(self, stamp: u64, lifetime: u64) -> bool {
+        stamp > self.since && self.now.saturating_sub(stamp) < lifetime
+    }
+}
+
+/// The time, while an agent keeps the maps.
 ///
 /// # Errors
 /// No agent has kept the maps up to date for long: nothing is done by them.
 #[inline(always)]
-pub(super) fn check_hold(tables: &impl NodeTables) -> Result<u64, Reason> {
-    let now = tables.now();
-    if now < tables.held_until() { Ok(now) } else { Err(Reason::Lapsed) }
+pub(super) fn check_hold(tables: &impl NodeTables) -> Result<Clock, Reason> {
+    let (now, Hold { until, since }) = (tables.now(), tables.held());
+    if now < until { Ok(Clock { now, since }) } else { Err(Reason::Lapsed) }
 }
 
 /// The route of the longest leased prefix that holds `address`.

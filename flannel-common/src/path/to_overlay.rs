@@ -60,7 +60,7 @@ fn decide<F: Family, R>(
 ) -> Result<R, Reason> {
     let (ethernet, ip) = inner_headers::<F>(packet, arrival)?;
     let config = tables.config().ok_or(F::UNCONFIGURED)?;
-    let now = check_hold(tables)?;
+    let clock = check_hold(tables)?;
     let route = longest_match(tables, &config, ip.destination()).ok_or(Reason::NoRoute)?;
     // The kernel's choice of next hop wins: an administrator may have routed a subnet elsewhere.
     if !ethernet.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE)) {
@@ -69,7 +69,7 @@ fn decide<F: Family, R>(
     if host_mark::is_heeded(arrival, tables.marks(), config.heeded) {
         return Err(Reason::HostMark);
     }
-    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, now)?;
+    let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, clock)?;
     if F::DEVICE_SEGMENTS && arrival.gso_size != 0 {
         return Err(Reason::Ipv6Aggregate);
     }

@@ -12,9 +12,9 @@
 
 use super::{
     Act, Tables,
-    flow::{RENEW, age},
+    flow::RENEW,
     host_mark,
-    tables::longest_match,
+    tables::{Clock, longest_match},
 };
 use crate::{
     family::{Family, IpHeader as _},
@@ -59,7 +59,7 @@ pub struct UnderlayRoute {
     pub mtu: u32,
 }
 
-/// What is known of a tunnel, if a packet that travels `way` at the time `now` may be encapsulated or decapsulated in
+/// What is known of a tunnel, if a packet that travels `way` at this time may be encapsulated or decapsulated in
 /// the kernel's place.
 ///
 /// # Errors
@@ -73,7 +73,7 @@ pub(super) fn check(
     way: Direction,
     fast_path: FastPath,
     refresh: u32,
-    now: u64,
+    clock: Clock,
 ) -> Result<Tunnel, Reason> {
     if matches!(fast_path, FastPath::All) {
         return match tunnel {
@@ -89,7 +89,7 @@ pub(super) fn check(
         Direction::Egress => tunnel.egress,
         Direction::Ingress => tunnel.ingress,
     };
-    if age(now, stamp) >= refresh as u64 * MILLISECOND {
+    if !clock.counts(stamp, refresh as u64 * MILLISECOND) {
         return Err(Reason::TunnelStale);
     }
     Ok(tunnel)
@@ -97,9 +97,9 @@ pub(super) fn check(
 
 /// Whether a packet tells something new about a tunnel that was last looked at `stamp`: rarely enough to cost nothing.
 #[inline(always)]
-fn is_news(stamp: u64, refresh: u32, now: u64) -> bool {
+const fn is_news(stamp: u64, refresh: u32, clock: Clock) -> bool {
     let half = refresh as u64 * MILLISECOND / 2;
-    age(now, stamp) >= if half < RENEW { half } else { RENEW }
+    !clock.counts(stamp, if half < RENEW { half } else { RENEW })
 }
 
 /// What to write down about `vtep`, of which `known` was known: a packet of the kernel's has left for it with `ttl`, and
@@ -172,9 +172,10 @@ pub(super) fn note_leaving<F: Family>(
     if arrival.tc_index == host_mark::LEFT {
         return None;
     }
-    let now = tables.now();
+    let clock = Clock::of(tables);
     let known = tables.tunnel(route.vtep).unwrap_or_default();
-    if !is_news(known.egress, config.tcp_refresh, now) || !is_news(known.differs, config.tcp_refresh, now) {
+    if !is_news(known.egress, config.tcp_refresh, clock) || !is_news(known.differs, config.tcp_refresh, clock)
+    {
         return None;
     }
     // Field for field what encapsulation writes, and redirect_neigh after it. The TTL is taken over from here.
@@ -184,7 +185,7 @@ pub(super) fn note_leaving<F: Family>(
         && inner.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE));
     let taken = if is_same { packet.underlay_route(config.vtep, route.vtep) } else { None };
     let mtu = taken.filter(|taken| taken.stations.same_stations(&outer)).map(|taken| taken.mtu);
-    Some(left(route.vtep, known, now, outer_ip.hops(), mtu))
+    Some(left(route.vtep, known, clock.now, outer_ip.hops(), mtu))
 }
 
 /// What to write down about a packet that the VXLAN device has decapsulated and [`super::from_underlay`] has
@@ -203,12 +204,12 @@ pub(super) fn note_delivered<F: Family, R>(
     // A node that speaks for itself does so by its public address.
     let vtep = longest_match(tables, &config, ip.source()).map_or(ip.source(), |route| route.vtep);
     tables.vtep(vtep)?;
-    let now = tables.now();
+    let clock = Clock::of(tables);
     let known = tables.tunnel(vtep).unwrap_or_default();
-    if !is_news(known.ingress, config.tcp_refresh, now) {
+    if !is_news(known.ingress, config.tcp_refresh, clock) {
         return None;
     }
-    let tunnel = Tunnel { ingress: now, ..known };
+    let tunnel = Tunnel { ingress: clock.now, ..known };
     Some(then(TunnelNote { vtep, tunnel, reason: Reason::TunnelSeen }))
 }
 

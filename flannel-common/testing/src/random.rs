@@ -281,6 +281,8 @@ enum Change {
     FastPath(FastPath),
     /// Of TCP, ms; that of UDP is half of it.
     FlowRefresh(u32),
+    /// What was noted before counts no more.
+    Since(u64),
     UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV4>),
     Tunnel(Option<Tunnel>),
@@ -312,6 +314,7 @@ impl Change {
             2 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Self::SourcePorts(a, b)),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
             1 => select(&[0, 12_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
+            2 => select(&[5, 30][..]).prop_map(|age| Self::Since(NOW - age * 1_000_000_000)),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt(), 0..4).prop_map(Self::Exempt),
             4 => tunnel().prop_map(Self::Tunnel),
@@ -330,6 +333,7 @@ impl Change {
             forwarders: _,
             tunnels,
             v6: _,
+            since,
             now: _,
             held_until: _,
             marks: _,
@@ -369,6 +373,7 @@ impl Change {
                     (config.tcp_refresh, config.udp_refresh) = (refresh, refresh / 2);
                 });
             }
+            Self::Since(at) => *since = at,
             Self::UnknownVtep(unknown) => {
                 config.iter_mut().for_each(|config| config.unknown_vtep = unknown);
             }

@@ -17,7 +17,7 @@ use flannel_common::{
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{
-    ELSEWHERE, FrameV6, HERE, MemoryTables, THERE, interface,
+    ELSEWHERE, FrameV6, HERE, MemoryTables, NOW, THERE, interface,
     random::{Bend, Case, arrival, permit},
 };
 
@@ -164,6 +164,8 @@ enum Change {
     Overlay(u32),
     FastPath(FastPath),
     FlowRefresh(u32),
+    /// What was noted before counts no more.
+    Since(u64),
     UnknownVtep(UnknownVtep),
     Exempt(Vec<SubnetV6>),
     Leases([u8; PREFIX_LENGTHS], AddressV6),
@@ -195,6 +197,7 @@ impl Change {
             2 => select(&[0, interface::OVERLAY, interface::GONE][..]).prop_map(Self::Overlay),
             2 => select(&[FastPath::Off, FastPath::Overlay][..]).prop_map(Self::FastPath),
             1 => select(&[0, 12_000, 3_600_000][..]).prop_map(Self::FlowRefresh),
+            2 => select(&[5, 30][..]).prop_map(|age| Self::Since(NOW - age * 1_000_000_000)),
             3 => select(&[UnknownVtep::Count, UnknownVtep::Drop][..]).prop_map(Self::UnknownVtep),
             4 => vec(exempt, 0..4).prop_map(Self::Exempt),
             4 => (lengths, any_address()).prop_map(|(lengths, vtep)| Self::Leases(lengths, vtep)),
@@ -230,6 +233,7 @@ impl Change {
             Self::Overlay(ifindex) => config.overlay_ifindex = ifindex,
             Self::FastPath(fast_path) => config.fast_path = fast_path,
             Self::FlowRefresh(refresh) => (config.tcp_refresh, config.udp_refresh) = (refresh, refresh / 2),
+            Self::Since(at) => tables.since = at,
             Self::UnknownVtep(unknown) => config.unknown_vtep = unknown,
             Self::Exempt(prefixes) => {
                 v6.exempt.extend(prefixes.into_iter().map(|prefix| (prefix, Exempt::User)));

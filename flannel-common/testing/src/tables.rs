@@ -14,11 +14,11 @@ use flannel_common::{
 /// The maps' contents as the agent would have written them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryTables {
-    /// `config`.
+    /// `config_v4`.
     pub config: Option<Config<V4>>,
     /// `routes_v4`.
     pub routes: BTreeMap<SubnetV4, Route<V4>>,
-    /// `vteps`.
+    /// `vteps_v4`.
     pub vteps: BTreeMap<[u8; 4], Vtep<V4>>,
     /// `pods_v4`.
     pub pods: BTreeMap<[u8; 4], PodPlace>,
@@ -36,6 +36,8 @@ pub struct MemoryTables {
     pub now: u64,
     /// `hold`: no end unless given.
     pub held_until: Option<u64>,
+    /// `hold`: what was noted up to then counts no more.
+    pub since: u64,
     /// The bits of marks: the default ones unless given.
     pub marks: Marks,
 }
@@ -68,8 +70,8 @@ impl NodeTables for MemoryTables {
         self.now
     }
 
-    fn held_until(&self) -> u64 {
-        self.held_until.unwrap_or(Hold::FOREVER.until)
+    fn held(&self) -> Hold {
+        Hold { until: self.held_until.unwrap_or(Hold::FOREVER.until), since: self.since }
     }
 
     fn marks(&self) -> Marks {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 use flannel_common::map::{
-    CONFIG, COUNTERS, FROM_POD, LAYOUT_VERSION, PIN_DIRECTORY, PODS_V4, ROUTES_V4, VTEPS,
+    CONFIG_V4, COUNTERS, FROM_POD, LAYOUT_VERSION, PIN_DIRECTORY, PODS_V4, ROUTES_V4, VTEPS_V4,
 };
 use flannel_lab::{Cluster, PREFIX};
 
@@ -30,7 +30,7 @@ pub(crate) fn instructions(cluster: &Cluster) -> Result<String> {
         format!("  target/release/flannel-agent bpf counters --bpffs {}", first.agent.bpffs().display()),
         format!("  bpftool prog show name {FROM_POD}"),
     ];
-    for map in [ROUTES_V4, VTEPS, PODS_V4, CONFIG, COUNTERS] {
+    for map in [ROUTES_V4, VTEPS_V4, PODS_V4, CONFIG_V4, COUNTERS] {
         lines.push(format!("  bpftool map dump pinned {}", maps.join(map).display()));
     }
     for member in &cluster.members {

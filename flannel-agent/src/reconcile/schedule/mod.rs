@@ -30,6 +30,9 @@ const LONGEST_LOOK: Duration = Duration::from_secs(4);
 pub(super) const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
 const LONGEST_FULL: Duration = Duration::from_secs(120);
+/// The kernel's decisions may change as fast as somebody makes routes: flows are seen by it anew no more often than this,
+/// which costs each of them a packet on the kernel path either way.
+pub(super) const ACCEPTANCE_REST: Duration = Duration::from_millis(500);
 /// So long after a change the number of peers is logged, if there were many.
 pub(super) const TOTAL: Duration = Duration::from_secs(3);
 
@@ -55,6 +58,10 @@ pub(super) struct Schedule {
     rest: Instant,
     /// When to look at maps and programs alone.
     look: Instant,
+    /// When what was accepted of flows is to count no more.
+    acceptance: Option<Instant>,
+    /// Not before this.
+    acceptance_rest: Instant,
     /// When to say how many peers there are.
     total: Option<Instant>,
     /// How long the last pass took.
@@ -90,6 +97,9 @@ impl Schedule {
             full: now,
             rest: now,
             look: now,
+            // What happened before we listened is not known.
+            acceptance: Some(now),
+            acceptance_rest: now,
             total: None,
             length: Duration::ZERO,
             cost: Duration::ZERO,
@@ -107,6 +117,11 @@ impl Schedule {
     /// When maps and programs are to be looked at.
     pub(super) fn next_look(&self) -> Instant {
         self.look
+    }
+
+    /// When what was accepted of flows is to count no more, if at all.
+    pub(super) fn next_acceptance(&self) -> Option<Instant> {
+        self.acceptance
     }
 
     /// When to say how many peers there are, if at all.
@@ -142,6 +157,17 @@ impl Schedule {
     pub(super) fn heard(&mut self, changed: Changed, now: Instant) {
         self.changed |= changed;
         self.changes.get_or_insert_with(|| now + SETTLE);
+    }
+
+    /// The kernel forwards by something else now.
+    pub(super) fn forwarding_changed(&mut self, now: Instant) {
+        self.acceptance.get_or_insert(self.acceptance_rest.max(now));
+    }
+
+    /// What was accepted of flows counts no more.
+    pub(super) fn acceptance_ended(&mut self, now: Instant) {
+        self.acceptance = None;
+        self.acceptance_rest = now + ACCEPTANCE_REST;
     }
 
     /// Something is not as it should be, and is to be looked at now.

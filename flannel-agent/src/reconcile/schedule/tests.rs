@@ -2,8 +2,15 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LINKS: Changed = Changed { links: true, ..NOTHING };
-const NOTHING: Changed =
-    Changed { overlay: false, addresses: false, routes: false, links: false, hooks: false, overrun: false };
+const NOTHING: Changed = Changed {
+    overlay: false,
+    addresses: false,
+    routes: false,
+    links: false,
+    hooks: false,
+    forwarding: false,
+    overrun: false,
+};
 
 /// A schedule whose first pass, of `length`, is over; and the time.
 fn after_a_pass(length: Duration) -> (Schedule, Instant) {

@@ -32,6 +32,7 @@ use crate::{
     values::{Family, Mac},
 };
 
+mod accepted;
 mod announced;
 mod direct;
 mod moved;
@@ -63,6 +64,10 @@ impl Datapath for Shared {
 
     async fn observe_bpf(&mut self) -> Result<Option<BpfState>, ObserveError> {
         self.0.lock().await.datapath.observe_bpf().await
+    }
+
+    async fn end_acceptance(&mut self) -> Result<(), ChangeError> {
+        self.0.lock().await.datapath.end_acceptance().await
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), ChangeError>> {
@@ -279,8 +284,15 @@ fn desired_as(
     plan(&inputs).state
 }
 
-const OVERLAY_CHANGED: Changed =
-    Changed { overlay: true, links: false, addresses: false, routes: false, hooks: false, overrun: false };
+const OVERLAY_CHANGED: Changed = Changed {
+    overlay: true,
+    links: false,
+    addresses: false,
+    routes: false,
+    hooks: false,
+    forwarding: false,
+    overrun: false,
+};
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_touched_before_the_first_snapshot() {

@@ -82,7 +82,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("flannel-agent bpf features", BY_HAND),
     ("flannel-agent bpf unload", BY_HAND),
     ("flannel-agent explain 10.244.1.2 10.244.2.3 --proto udp --dport 53", EXPLAIN),
-    ("bpftool map dump pinned /sys/fs/bpf/flannel/v2/maps/routes_v4", BY_HAND),
+    ("bpftool map dump pinned /sys/fs/bpf/flannel/v3/maps/routes_v4", BY_HAND),
     (
         r#"etcdctl --endpoints=http://10.0.0.1:2379 put /coreos.com/network/config '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'"#,
         DOCKER,

@@ -9,6 +9,7 @@ use flannel_lab::{
 };
 
 mod endings;
+mod forwarding;
 mod gaps;
 mod hooks;
 mod kube_proxy;

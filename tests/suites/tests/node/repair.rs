@@ -55,9 +55,9 @@ fn objects(member: &Member) -> Result<Objects> {
         put(&format!("pin of {name}"), pins.map(name).exists().to_string());
     }
     if let Ok(tables) = Tables::open(&pins) {
-        put(map::CONFIG, format!("{:?}", tables.v4.config.get()?));
+        put(map::CONFIG_V4, format!("{:?}", tables.v4.config.get()?));
         put(map::ROUTES_V4, format!("{:?}", tables.v4.routes.entries()?));
-        put(map::VTEPS, format!("{:?}", tables.v4.vteps.entries()?));
+        put(map::VTEPS_V4, format!("{:?}", tables.v4.vteps.entries()?));
         put(map::PODS_V4, format!("{:?}", tables.v4.pods.entries()?));
         put(map::SNAT_EXEMPT_V4, format!("{:?}", tables.v4.exempt.entries()?));
     }
@@ -160,7 +160,7 @@ fn damages(fast_path: FastPath, way: Attachment) -> Vec<(&'static str, Damage)> 
             }),
         ),
         (
-            "map vteps: an entry",
+            "map vteps_v4: an entry",
             tables(|tables| {
                 let key = *tables.v4.vteps.entries()?.keys().next().context("no VTEPs")?;
                 Ok(tables.v4.vteps.remove(&key)?)
@@ -173,7 +173,7 @@ fn damages(fast_path: FastPath, way: Attachment) -> Vec<(&'static str, Damage)> 
                 Ok(tables.v4.exempt.remove(&key)?)
             }),
         ),
-        ("map config: emptied", tables(|tables| Ok(tables.v4.config.clear()?))),
+        ("map config_v4: emptied", tables(|tables| Ok(tables.v4.config.clear()?))),
         (
             "pin of map routes_v4",
             Box::new(|member| Ok(fs::remove_file(Pins::under(member.agent.bpffs())?.map(map::ROUTES_V4))?)),

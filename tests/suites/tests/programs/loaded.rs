@@ -23,7 +23,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::sandbox::Sandbox;
 
-/// A `config` as the kernel creates it.
+/// A `config_v4` as the kernel creates it.
 const NO_CONFIG: Config<V4> = Config {
     fast_path: FastPath::Off,
     vtep: [0; 4],
@@ -146,8 +146,8 @@ impl Loaded {
         }
         self.ahead = clock()?.wrapping_sub(NOW);
         let until = tables.held_until.map_or(Hold::FOREVER.until, |until| until.wrapping_add(self.ahead));
-        now.hold.put(&Hold { until })?;
         let ahead = |stamp: u64| if stamp == 0 { 0 } else { stamp.wrapping_add(self.ahead) };
+        now.hold.put(&Hold { until, since: ahead(tables.since) })?;
         now.v6.config.put(&tables.v6.config.unwrap_or(NO_CONFIG_V6))?;
         for (key, value) in &tables.v6.routes {
             now.v6.routes.put(key, value)?;

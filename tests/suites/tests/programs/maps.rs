@@ -7,8 +7,8 @@ use flannel_common::{
     family::V4,
     layout::{Exempt, Flow, FlowProtocol, Permit, SubnetV4, Vtep},
     map::{
-        CONFIG, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, MAX_EXEMPT, MAX_FLOWS, PINNED_MAPS, PODS_V4,
-        PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS, VTEPS_V6,
+        CONFIG_V4, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, MAX_EXEMPT, MAX_FLOWS, PINNED_MAPS, PODS_V4,
+        PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, VTEPS_V4, VTEPS_V6,
     },
     path::Hook,
 };
@@ -111,7 +111,7 @@ fn a_pinned_map_of_another_shape_is_replaced() {
         (PODS_V4, "type hash key 16 value 16 entries 4096"),
         (SNAT_EXEMPT_V4, "type lpm_trie key 8 value 4 entries 1024 flags 1"),
         // The same sizes, but not a hash map: its keys would be indexes.
-        (VTEPS, "type array key 4 value 8 entries 65536"),
+        (VTEPS_V4, "type array key 4 value 8 entries 65536"),
         // The same sizes, but full it would take no new flow.
         (FLOWS_V4, "type hash key 16 value 24 entries 65536"),
         (COUNTERS, "type array key 4 value 16 entries 128"),
@@ -198,7 +198,7 @@ fn bpftool_prints_maps_in_words() {
         });
         ensure!(routes == [json!({ "key": subnet, "value": peer })], "{routes:#?}");
 
-        let vteps = dump(sandbox, VTEPS)?;
+        let vteps = dump(sandbox, VTEPS_V4)?;
         let expected = json!({ "key": [192, 168, 0, 2], "value": { "subnet": subnet } });
         ensure!(vteps == [expected], "{vteps:#?}");
 
@@ -224,7 +224,7 @@ fn bpftool_prints_maps_in_words() {
         let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0 });
         ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
 
-        let config = dump(sandbox, CONFIG)?;
+        let config = dump(sandbox, CONFIG_V4)?;
         let value = config.first().map(|entry| &entry["value"]).context("config")?;
         ensure!(value["fast_path"] == "All" && value["port"] == 8472, "{config:#?}");
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use flannel_agent::{
     datapath::Datapath,
-    netlink::{Changed, Monitor},
+    netlink::{Changed, Monitor, Watched},
     plan::{Change, delta},
     reconcile::Echoes,
 };
@@ -17,7 +17,9 @@ async fn make(monitor: &mut Monitor, changes: &[Change]) -> Changed {
         result.unwrap();
     }
     let echoes = Echoes::of(changes);
-    monitor.heard_but(&BTreeSet::from([index_of("flannel.1")]), |notice| echoes.hold(notice))
+    let networks = Some(vec!["10.1.0.0/16".parse().unwrap()]);
+    let watched = Watched { overlays: BTreeSet::from([index_of("flannel.1")]), networks };
+    monitor.heard_but(&watched, |notice| echoes.hold(notice))
 }
 
 #[test]

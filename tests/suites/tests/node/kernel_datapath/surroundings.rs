@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
 use flannel_agent::{
     datapath::Datapath,
-    netlink::{Changed, Monitor, Netlink, NoNextHop},
+    netlink::{Changed, Monitor, Netlink, NoNextHop, Watched},
     plan::{State, delta},
     values::Mac,
 };
@@ -92,9 +93,9 @@ fn pods_are_behind_ports_of_the_bridge_of_our_subnet_or_host_routes_into_it() {
         let lines: String =
             (0..200).map(|n| format!("address add fd00:1::{n:x}/64 dev x-port nodad\n")).collect();
         let batch = std::env::temp_dir().join(format!("flannel-addresses-{}", std::process::id()));
-        std::fs::write(&batch, lines).unwrap();
+        fs::write(&batch, lines).unwrap();
         elsewhere.ip(&format!("-batch {}", batch.display()));
-        std::fs::remove_file(&batch).unwrap();
+        fs::remove_file(&batch).unwrap();
         let both = ["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()];
         let pods = netlink.pods(&both, &links).await.unwrap();
         assert_eq!(pods.places.len(), 1 + 128);
@@ -231,18 +232,33 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
         ip("link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472");
         ip("link set flannel.1 up");
         let overlay = index_of("flannel.1");
+        let networks = Some(vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/48".parse().unwrap()]);
+        let watched = Watched { overlays: BTreeSet::from([overlay]), networks };
         let mut monitor = Monitor::open().unwrap();
         let none = Changed::default();
         let on_overlay = Changed { overlay: true, ..none };
         for (command, expected) in [
             ("neighbour add 10.1.2.0 lladdr 0e:00:00:00:00:02 nud permanent dev flannel.1", on_overlay),
-            ("route add 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink", on_overlay),
+            (
+                "route add 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink",
+                Changed { forwarding: true, ..on_overlay },
+            ),
+            ("route add blackhole 10.1.2.7/32", Changed { routes: true, forwarding: true, ..none }),
+            ("route add 10.1.2.8/32 via 192.0.2.9", Changed { routes: true, forwarding: true, ..none }),
+            ("route add blackhole 10.0.0.0/8", Changed { routes: true, ..none }),
+            ("route add blackhole default table 99", Changed { routes: true, forwarding: true, ..none }),
+            ("route add blackhole fd00:1::7/128", Changed { routes: true, forwarding: true, ..none }),
+            (
+                "rule add from 10.1.2.7 blackhole",
+                Changed { routes: true, hooks: true, forwarding: true, ..none },
+            ),
+            ("nexthop add id 7 blackhole", Changed { routes: true, forwarding: true, ..none }),
             ("route add 172.16.0.0/24 via 192.0.2.254", Changed { routes: true, ..none }),
             ("link add other type bridge", Changed { links: true, ..none }),
         ] {
             ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:09 nud permanent dev eth0");
             ip(command);
-            let changed = monitor.changed(&BTreeSet::from([overlay])).await.unwrap();
+            let changed = monitor.changed(&watched).await.unwrap();
             assert_eq!(changed, expected, "{command}");
         }
         let hooks = Changed { hooks: true, ..none };
@@ -256,17 +272,50 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
             "qdisc del dev eth0 clsact",
         ] {
             run("tc", command);
-            assert_eq!(monitor.changed(&BTreeSet::from([overlay])).await.unwrap(), hooks, "{command}");
+            assert_eq!(monitor.changed(&watched).await.unwrap(), hooks, "{command}");
         }
         run("bridge", "fdb add 0e:00:00:00:00:03 dev flannel.1 dst 198.18.0.3 self permanent");
-        assert_eq!(monitor.changed(&BTreeSet::from([overlay])).await.unwrap(), on_overlay);
+        assert_eq!(monitor.changed(&watched).await.unwrap(), on_overlay);
         ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:0a nud permanent dev eth0");
-        let quiet = timeout(Duration::from_millis(200), monitor.changed(&BTreeSet::from([overlay]))).await;
+        let quiet = timeout(Duration::from_millis(200), monitor.changed(&watched)).await;
         assert!(quiet.is_err(), "{quiet:?}");
         ip("link delete flannel.1");
-        let changed = monitor.changed(&BTreeSet::from([overlay])).await.unwrap();
+        let changed = monitor.changed(&watched).await.unwrap();
         assert!(changed.overlay && changed.links, "{changed:?}");
     });
+}
+
+#[test]
+fn settings_of_forwarding_are_heard_and_new_interfaces_are_none() {
+    with_namespace(|| async {
+        let mut monitor = Monitor::open().unwrap();
+        let watched = of_nobody();
+        for setting in [
+            "ipv4/ip_forward",
+            "ipv4/conf/eth0/forwarding",
+            "ipv4/conf/eth0/rp_filter",
+            "ipv6/conf/all/forwarding",
+            "ipv6/conf/eth0/forwarding",
+        ] {
+            let file = format!("/proc/sys/net/{setting}");
+            let before = fs::read_to_string(&file).unwrap();
+            for value in [if before.trim() == "0" { "1" } else { "0" }, before.trim()] {
+                fs::write(&file, value).unwrap();
+                let changed = monitor.changed(&watched).await.unwrap();
+                assert!(changed.forwarding, "{setting} = {value}: {changed:?}");
+                while timeout(Duration::from_millis(100), monitor.changed(&watched)).await.is_ok() {}
+            }
+        }
+        ip("link add one type bridge");
+        ip("link set one up");
+        let changed = monitor.changed(&watched).await.unwrap();
+        assert!(changed.links && !changed.forwarding, "{changed:?}");
+    });
+}
+
+/// Where there are neither tunnels nor pods.
+fn of_nobody() -> Watched {
+    Watched { overlays: BTreeSet::new(), networks: Some(Vec::new()) }
 }
 
 #[test]
@@ -283,12 +332,12 @@ fn lost_notices_are_reported_and_then_listening_goes_on() {
             }
             before = desired;
         }
-        assert_eq!(monitor.changed(&BTreeSet::new()).await.unwrap(), Changed::EVERYTHING);
+        assert_eq!(monitor.changed(&of_nobody()).await.unwrap(), Changed::EVERYTHING);
         // What was in the buffer when notices were lost is still to come.
-        while timeout(Duration::from_millis(200), monitor.changed(&BTreeSet::new())).await.is_ok() {}
+        while timeout(Duration::from_millis(200), monitor.changed(&of_nobody())).await.is_ok() {}
         ip("route add 172.16.0.0/24 via 192.0.2.254");
         assert_eq!(
-            monitor.changed(&BTreeSet::new()).await.unwrap(),
+            monitor.changed(&of_nobody()).await.unwrap(),
             Changed { routes: true, ..Changed::default() }
         );
     });
@@ -299,20 +348,20 @@ fn a_pause_is_told_and_what_is_not_listened_to_is_not_heard() {
     with_namespace(|| async {
         let none = Changed::default();
         let mut monitor = Monitor::of_interfaces().unwrap();
-        let no_overlays = BTreeSet::new();
+        let watched = of_nobody();
         ip("route add 172.16.0.0/24 via 192.0.2.254");
         ip("link add one type bridge");
-        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { links: true, ..none });
+        assert_eq!(monitor.changed(&watched).await.unwrap(), Changed { links: true, ..none });
         monitor.hear_routes(true);
         monitor.hear_routes(true);
-        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { overrun: true, ..none });
+        assert_eq!(monitor.changed(&watched).await.unwrap(), Changed { overrun: true, ..none });
         ip("route add 172.16.1.0/24 via 192.0.2.254");
-        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { routes: true, ..none });
+        assert_eq!(monitor.changed(&watched).await.unwrap(), Changed { routes: true, ..none });
 
         monitor.pause();
         ip("link add two type bridge");
         assert!(monitor.resume().unwrap() && !monitor.resume().unwrap());
         ip("link add three type bridge");
-        assert_eq!(monitor.changed(&no_overlays).await.unwrap(), Changed { links: true, ..none });
+        assert_eq!(monitor.changed(&watched).await.unwrap(), Changed { links: true, ..none });
     });
 }
