@@ -13,6 +13,7 @@ pub mod app;
 pub mod backend;
 pub mod bpf;
 pub mod cli;
+pub mod cloud;
 pub mod cmd;
 pub mod cni;
 pub mod config;

@@ -36,9 +36,11 @@ use crate::{
 };
 
 mod alloc;
+mod aws_vpc;
 mod device;
 mod extension;
 mod external;
+mod gce;
 mod host_gw;
 mod ipip;
 mod object;
@@ -49,7 +51,9 @@ mod vxlan;
 mod wireguard;
 
 pub use alloc::Alloc;
+pub use aws_vpc::{AwsVpc, AwsVpcOptions};
 pub use external::ExternalInterface;
+pub use gce::{Gce, GceOptions};
 pub use host_gw::HostGw;
 pub use object::{AnyObject, Object, ObjectDriver, ObjectId, Objects, Stage};
 pub use options::{Configured, OptionError, OptionValue, Options, Start};

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::{Configured, OptionError, Options, alloc, extension, host_gw, ipip, vxlan, wireguard};
+use super::{
+    Configured, OptionError, Options, alloc, aws_vpc, extension, gce, host_gw, ipip, vxlan, wireguard,
+};
 use crate::values::gojson::Object;
 
 /// The type of a backend.
@@ -43,8 +45,8 @@ pub const KINDS: [Kind; 12] = [
         "use \"vxlan\", or \"alloc\" and make the routes yourself",
     ),
     refused("ali-vpc", "routes of Alibaba Cloud", "use \"vxlan\", or \"alloc\" and make the routes yourself"),
-    refused("aws-vpc", "routes of Amazon's VPC", "use \"vxlan\", or \"alloc\" and make the routes yourself"),
-    refused("gce", "routes of Google's cloud", "use \"vxlan\", or \"alloc\" and make the routes yourself"),
+    aws_vpc::KIND,
+    gce::KIND,
 ];
 
 /// What a configuration without `Backend` means.

@@ -39,6 +39,11 @@ pub fn kubernetes_dir() -> PathBuf {
     cache_dir().join(format!("kubernetes-{}", crate::KUBERNETES_VERSION))
 }
 
+/// Where an environment with moto of PyPI is installed, an EC2 for tests.
+pub fn moto_dir() -> PathBuf {
+    cache_dir().join(format!("moto-{}", crate::MOTO_VERSION))
+}
+
 /// What the linked toolchain stands for: rustc, cargo and bpf-linker.
 pub(crate) struct Manifest {
     pub(crate) rustc: PathBuf,

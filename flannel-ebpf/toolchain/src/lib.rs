@@ -20,7 +20,7 @@ mod protobuf;
 mod run;
 mod toolchain;
 
-pub use cache::{cache_dir, kubernetes_dir, linked_dir, linker_root};
+pub use cache::{cache_dir, kubernetes_dir, linked_dir, linker_root, moto_dir};
 pub use compile::{OBJECT_NAME, OBJECT_VARIABLE, build, build_with, lint, watched_paths, workspace_root};
 pub use compiler::{Compiler, Origin, compilers, rustup_available, rustup_rustc};
 pub use error::{Error, Result};
@@ -47,6 +47,8 @@ pub const LINKER_RELEASE: &str = "0.10.4";
 
 /// The Kubernetes whose API server and kube-proxy the tests run: the last that Debian packages with all of its source.
 pub const KUBERNETES_VERSION: &str = "v1.20.2";
+/// The release of moto (PyPI), whose server is an EC2 for tests.
+pub const MOTO_VERSION: &str = "5.2.1";
 
 /// The oldest rustc that the workspace's packages accept.
 pub const MINIMUM_RUSTC: &str = env!("CARGO_PKG_RUST_VERSION");

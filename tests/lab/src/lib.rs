@@ -39,6 +39,7 @@ mod agent;
 mod attached;
 mod cgroup;
 mod chain;
+pub mod cloud;
 mod cluster;
 pub mod command;
 pub mod counters;

@@ -6,6 +6,7 @@
 mod apt;
 mod install_linker;
 mod kubernetes;
+mod moto;
 mod nextest;
 pub(crate) mod private_apt;
 mod release;
@@ -75,6 +76,9 @@ fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
 
     let mut packages = survey.packages();
     packages.extend(plan.iter().flat_map(Plan::packages));
+    if scope >= Scope::Tests && moto::find().is_none() {
+        packages.extend(moto::missing_packages());
+    }
     let kubernetes = match scope {
         Scope::Kubernetes => kubernetes::programs().err(),
         Scope::Build | Scope::Lab | Scope::Tests => None,
@@ -93,6 +97,10 @@ fn complete(scope: Scope) -> Result<(Option<Toolchain>, Survey)> {
             nextest::install()?;
         }
         survey.found.extend(nextest::find());
+        if moto::find().is_none() {
+            moto::install()?;
+        }
+        survey.found.extend(moto::find());
     }
     if kubernetes.is_some() {
         kubernetes::install()?;

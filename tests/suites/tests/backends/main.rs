@@ -1,6 +1,7 @@
 //! What packets between nodes are carried by, in either family: VXLAN, routes without a tunnel, or each where it fits.
 
 mod backends;
+mod clouds;
 mod direct_routing;
 mod dual_stack;
 mod host_gw;
