@@ -32,5 +32,6 @@ pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;
+pub mod tunnel;
 pub mod values;
 pub mod wire;

@@ -84,6 +84,9 @@ pub const SNAT_EXEMPT_MARK_CONSTANT: &str = "SNAT_EXEMPT_MARK";
 /// Constant of the programs that the agent sets: [`crate::mark::Marks::flow`].
 pub const FLOW_MARK_CONSTANT: &str = "FLOW_MARK";
 
+/// Constant of the programs that the agent sets: [`crate::path::Carrier::number`].
+pub const CARRIER_CONSTANT: &str = "CARRIER";
+
 /// Value of `skb->tc_index` on what a program redirects to the external interface, which tells it from what the kernel's
 /// own path sends. Only programs of tc read that field; `to_underlay` sets it to zero.
 pub const REDIRECTED: u16 = 0xf1a7;

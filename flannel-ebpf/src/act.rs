@@ -15,7 +15,9 @@ use flannel_common::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
-    path::{Act, Deliver, Direct, Encap, HandOver, Note, TcPacket, TunnelNote, UnderlayRoute, XdpFrame},
+    path::{
+        Act, Carrier, Deliver, Direct, Encap, HandOver, Note, TcPacket, TunnelNote, UnderlayRoute, XdpFrame,
+    },
     reason::{Direction, Reason},
 };
 
@@ -158,6 +160,9 @@ impl<F: InKernel + Noted> Act<F> for Skb {
 
     #[inline(always)]
     fn encapsulate(mut self, encap: &Encap<F>, reason: Reason) -> Result<Done, Reason> {
+        if maps::carrier() == Carrier::Udp {
+            return encapsulate_in_udp(self, encap, reason);
+        }
         // Taken first: the inner headers are the outermost only now.
         let hash = self.flow_hash::<F>();
         // With IPv6 there is none to be written.
@@ -201,7 +206,7 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     fn decapsulate(mut self, deliver: &Deliver<F>, reason: Reason) -> Result<Done, Reason> {
         // A redirect to a veth that is gone, or too small, would lose the packet.
         self.fits(deliver.pod.ifindex, deliver.packet_len)?;
-        self.remove_outer(F::ENCAP_LEN).ok_or(Reason::Refused)?;
+        self.remove_outer(maps::carrier().overhead::<F>()).ok_or(Reason::Refused)?;
         Ok(give(self, deliver, reason))
     }
 
@@ -210,6 +215,21 @@ impl<F: InKernel + Noted> Act<F> for Skb {
         self.fits(deliver.pod.ifindex, deliver.packet_len)?;
         Ok(give(self, deliver, reason))
     }
+}
+
+/// Puts the packet into UDP as it is and sends it to the node.
+#[inline(always)]
+fn encapsulate_in_udp<F: InKernel>(mut skb: Skb, encap: &Encap<F>, reason: Reason) -> Result<Done, Reason> {
+    let overhead = Carrier::Udp.overhead::<F>();
+    skb.make_room_for_udp::<F>(overhead).ok_or(Reason::Refused)?;
+    let written = F::write_outer_udp(encap, &mut skb).and_then(|()| match encap.forward {
+        Some(forward) => forward.write(&mut skb, ETHERNET_LEN + overhead),
+        None => Some(()),
+    });
+    if written.is_none() {
+        return Ok(Done::LOST);
+    }
+    Ok(Done { action: skb.redirect_neighbour::<F>(encap.route.ifindex, encap.route.next_hop), reason })
 }
 
 /// Hands the packet, which fits and has no outer headers, to the pod.

@@ -53,6 +53,11 @@ const ENCAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | bpf_f_adj_room_encap_l2(ETHERNET_LEN as u64);
 
+/// The same without an inner Ethernet header.
+const ENCAP_UDP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64;
+
 /// Flags of decapsulation. Without `FIXED_GSO` the kernel would add the removed bytes to the segment size,
 /// and aggregates of small segments would be dropped.
 const DECAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
@@ -211,6 +216,12 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn make_room<F: InKernel>(&mut self) -> Option<()> {
         self.adjust_room(F::ENCAP_LEN as i32, ENCAP_FLAGS | F::ENCAP_FLAG)
+    }
+
+    /// The same for a packet that is carried in UDP without its Ethernet header.
+    #[inline(always)]
+    pub(crate) fn make_room_for_udp<F: InKernel>(&mut self, len: usize) -> Option<()> {
+        self.adjust_room(len as i32, ENCAP_UDP_FLAGS | F::ENCAP_FLAG)
     }
 
     /// Removes outer headers of `len` bytes; `None`, and nothing changed, where the kernel refuses.

@@ -23,7 +23,7 @@ use flannel_common::{
     },
     map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
     mark::{self, Marks},
-    path::{NodeTables, Tables},
+    path::{Carrier, NodeTables, Tables},
     reason::{self, Direction, Reason},
 };
 
@@ -91,6 +91,9 @@ static SNAT_EXEMPT_MARK: Global<u32> = Global::new(mark::SNAT_EXEMPT_MARK);
 #[unsafe(no_mangle)]
 static FLOW_MARK: Global<u32> = Global::new(mark::FLOW_MARK);
 
+#[unsafe(no_mangle)]
+static CARRIER: Global<u32> = Global::new(Carrier::Vxlan.number());
+
 // The kernel lends GPL-only helpers (redirect_peer among them) to GPL-compatible programs.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
@@ -120,6 +123,11 @@ impl NodeTables for Maps {
     #[inline(always)]
     fn marks(&self) -> Marks {
         marks()
+    }
+
+    #[inline(always)]
+    fn carrier(&self) -> Carrier {
+        carrier()
     }
 }
 
@@ -196,6 +204,12 @@ fn is_exempt_v6(address: AddressV6) -> bool {
 #[inline(always)]
 pub(crate) fn marks() -> Marks {
     Marks { exempt: SNAT_EXEMPT_MARK.load(), flow: FLOW_MARK.load() }
+}
+
+/// What carries packets to other nodes.
+#[inline(always)]
+pub(crate) fn carrier() -> Carrier {
+    Carrier::of_number(CARRIER.load())
 }
 
 /// A trie's key so placed on the stack that its address, which LLVM moves as two words, is aligned.

@@ -1,7 +1,7 @@
 //! Whether the programs move packets on this node, and why not.
 
 use anyhow::ensure;
-use flannel_common::layout::FastPath;
+use flannel_common::{layout::FastPath, path::Carrier};
 use tracing::{info, warn};
 
 use crate::{
@@ -21,13 +21,14 @@ pub(super) enum Loaded {
     Nothing(Option<Pins>),
 }
 
-/// Loads the programs, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
+/// Loads the programs for `carrier`, if they are wanted, can do what is asked (or `kernel_only` says why not) and the kernel
 /// takes them, with maps for a network that has IPv4, IPv6 or both; says which it is, and why, once, and does `tell`
 /// where the operator wanted otherwise. What comes of it is written to `standing`.
 pub(super) fn load(
     options: &RunOptions,
     claim: &PinsClaim,
     kernel_only: Option<&'static str>,
+    carrier: Carrier,
     (has_v4, has_v6): (bool, bool),
     tell: impl Fn(Notice),
     standing: &Standing,
@@ -73,7 +74,8 @@ pub(super) fn load(
     let loaded = pins.map_err(anyhow::Error::from).and_then(|pins| {
         ensure!(file_limit() >= FEWEST_FILES, "{}", too_few_files());
         let sizes = MapSizes::of(wanted, has_v4, has_v6, options.flow_table_size);
-        let mut programs = Programs::load_sized(pins.clone(), options.bpf_log, sizes, options.marks())?;
+        let mut programs =
+            Programs::load_sized(pins.clone(), options.bpf_log, sizes, options.marks(), carrier)?;
         programs.forward_log(options.bpf_log);
         hold::put_off(&pins, options.hold())?;
         let tables = Tables::open(&pins)?;

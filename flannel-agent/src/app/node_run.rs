@@ -191,7 +191,7 @@ impl Agent<'_> {
         let families = (config.network_v4().is_some(), config.network_v6().is_some());
         let tell = |notice| store.tell(notice);
         let (fast_path, loaded) =
-            load(&options, claim, backend.kernel_only(), families, tell, &self.standing);
+            load(&options, claim, backend.kernel_only(), backend.carrier(), families, tell, &self.standing);
         let exemptions = exemptions(&options, fast_path).await;
         let rules =
             Rules::start(masq(&options, &config, &stacks, &previous, fast_path), &self.standing).await?;

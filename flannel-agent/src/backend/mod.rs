@@ -26,6 +26,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Deref, sync::Arc, time::Duration};
 
+use flannel_common::path::Carrier;
 use futures::future::{BoxFuture, ready};
 use ipnetwork::IpNetwork;
 
@@ -47,6 +48,7 @@ mod object;
 mod options;
 mod peer;
 pub mod table;
+mod udp;
 mod vxlan;
 mod wireguard;
 
@@ -58,6 +60,7 @@ pub use host_gw::HostGw;
 pub use object::{AnyObject, Object, ObjectDriver, ObjectId, Objects, Stage};
 pub use options::{Configured, OptionError, OptionValue, Options, Start};
 pub use peer::{Candidate, LocalStack, PeerRoute, Skip};
+pub use udp::{Udp, UdpOptions};
 pub use vxlan::{Vxlan, VxlanOptions};
 
 /// The smallest MTU a link may have for IPv6, bytes (RFC 8200, 5). The kernel takes IPv6 off any smaller one.
@@ -90,9 +93,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Its options.
     fn options(&self) -> &dyn Options;
 
-    /// `BackendType` of our lease and of those that are followed.
+    /// `BackendType` of our lease, and unless [`Self::follows`] says otherwise of those that are followed.
     fn published(&self) -> &'static str {
         self.options().kind()
+    }
+
+    /// Whether leases whose `BackendType` is `kind` are followed.
+    fn follows(&self, kind: &str) -> bool {
+        kind == self.published()
     }
 
     /// What our lease says, at `address` on the underlay.
@@ -164,6 +172,18 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Why the programs cannot carry this backend's packets; `None` where they can.
     fn kernel_only(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The UDP port at which nodes get packets as they are, where the programs may put them into UDP so in place of what
+    /// serves the device of [`Self::tunnel_device`]; host order.
+    fn udp_port(&self) -> Option<u16> {
+        None
+    }
+
+    /// The name of the interface that pods' IPv4 packets to other nodes go through, where that is an object of this
+    /// backend's own, and is there.
+    fn tunnel_device(&self) -> Option<String> {
         None
     }
 
@@ -247,6 +267,14 @@ pub enum BackendError {
 }
 
 impl dyn Backend {
+    /// What the programs put packets into.
+    pub fn carrier(&self) -> Carrier {
+        match self.udp_port() {
+            Some(_) => Carrier::Udp,
+            None => Carrier::Vxlan,
+        }
+    }
+
     /// Whether this backend works on a node that publishes `public`.
     ///
     /// # Errors

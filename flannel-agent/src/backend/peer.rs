@@ -73,6 +73,9 @@ pub enum Skip {
         /// That of ours.
         ours: &'static str,
     },
+    /// The backend carries no packets of this family.
+    #[error("the backend carries no {0}")]
+    NotCarried(Family),
     /// Its `BackendData`, or for IPv6 `BackendV6Data`, cannot be read.
     #[error("{0}")]
     Unreadable(String),
@@ -124,6 +127,6 @@ fn data_field(family: Family) -> &'static str {
 impl Skip {
     /// Whether someone should look into it. Nodes of other kinds are nobody's fault.
     pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::NoSubnet(_) | Self::OtherBackend { .. })
+        !matches!(self, Self::NoSubnet(_) | Self::NotCarried(_) | Self::OtherBackend { .. })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::{
-    Configured, OptionError, Options, alloc, aws_vpc, extension, gce, host_gw, ipip, vxlan, wireguard,
+    Configured, OptionError, Options, alloc, aws_vpc, extension, gce, host_gw, ipip, udp, vxlan, wireguard,
 };
 use crate::values::gojson::Object;
 
@@ -33,7 +33,7 @@ pub enum Support {
 pub const KINDS: [Kind; 12] = [
     vxlan::KIND,
     host_gw::KIND,
-    refused("udp", "UDP, by a daemon", "use \"vxlan\""),
+    udp::KIND,
     ipip::KIND,
     wireguard::KIND,
     refused("ipsec", "IPsec", "use \"vxlan\" if packets need not be encrypted"),
@@ -89,11 +89,6 @@ fn alternatives() -> String {
 /// A backend of upstream that is not one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnbuiltBackend {
-    /// No `Backend.Type` at all.
-    #[error(
-        "Backend: absent, which means the {DEFAULT} backend, and that is not supported: write \"Backend\":{{\"Type\":\"vxlan\"}}"
-    )]
-    Absent,
     /// A backend of upstream.
     #[error("Backend.Type: \"{kind}\" is not supported: {instead}, or run stock flanneld")]
     Type {
@@ -110,7 +105,6 @@ impl UnbuiltBackend {
     /// Its name in the configuration, or what its absence means.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Absent => DEFAULT,
             Self::Type { kind, .. } => kind,
         }
     }
@@ -131,7 +125,6 @@ pub fn parse(raw: Option<&RawValue>) -> Result<Result<Configured, UnbuiltBackend
     let kind = KINDS.iter().find(|kind| kind.name.eq_ignore_ascii_case(&name));
     match kind.ok_or(ParseError::UnknownType { name })? {
         Kind { support: Support::Built(read), .. } => Ok(Ok(Configured(read(&object)?))),
-        Kind { support: Support::Refused(_), .. } if raw.is_none() => Ok(Err(UnbuiltBackend::Absent)),
         Kind { name, support: Support::Refused(instead), .. } => {
             Ok(Err(UnbuiltBackend::Type { kind: name, instead, options: text.to_owned() }))
         }

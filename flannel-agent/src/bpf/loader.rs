@@ -8,9 +8,9 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use flannel_common::{
-    map::{FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT},
+    map::{CARRIER_CONSTANT, FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT},
     mark::Marks,
-    path::Hook,
+    path::{Carrier, Hook},
 };
 use tracing::{info, warn};
 
@@ -44,20 +44,26 @@ pub struct ProgramSummary {
 }
 
 impl Programs {
-    /// [`Programs::load_sized`], with room for everything and the marks of which an operator says nothing.
+    /// [`Programs::load_sized`] for VXLAN, with room for everything and the marks of which an operator says nothing.
     ///
     /// # Errors
     /// As those of [`Programs::load_sized`].
     pub fn load(pins: Pins, level: LogLevel) -> Result<Self, LoadError> {
-        Self::load_sized(pins, level, MapSizes::default(), Marks::DEFAULT)
+        Self::load_sized(pins, level, MapSizes::default(), Marks::DEFAULT, Carrier::Vxlan)
     }
 
-    /// Loads all programs, which use `marks`. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
+    /// Loads all programs, which use `marks` and put packets into what `carrier` says. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
     /// wanted, the others are created and pinned. Nothing is attached.
     ///
     /// # Errors
     /// When the kernel, or the file system, refuses a part.
-    pub fn load_sized(pins: Pins, level: LogLevel, sizes: MapSizes, marks: Marks) -> Result<Self, LoadError> {
+    pub fn load_sized(
+        pins: Pins,
+        level: LogLevel,
+        sizes: MapSizes,
+        marks: Marks,
+        carrier: Carrier,
+    ) -> Result<Self, LoadError> {
         Pins::make(&pins.maps())?;
         Pins::make(&pins.links())?;
         let mut loader = EbpfLoader::new();
@@ -68,12 +74,13 @@ impl Programs {
                 loader.map_max_entries(name, entries);
             }
         }
-        let level = level.number();
+        let (level, carrier) = (level.number(), carrier.number());
         let mut ebpf = loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("AYA_LOG_LEVEL", &level, true)
             .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
             .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
+            .override_global(CARRIER_CONSTANT, &carrier, true)
             .load(OBJECT)?;
         let features = Features::of(&mut ebpf);
         for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {

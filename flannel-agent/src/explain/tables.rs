@@ -7,7 +7,7 @@ use flannel_common::{
     layout::{AddressV6, Config, Flow, Hold, Permit, PodPlace, Route, RouteKind, Subnet, Tunnel, Vtep},
     map::{FORWARDERS, HOLD},
     mark::Marks,
-    path::{NodeTables, Tables},
+    path::{Carrier, NodeTables, Tables},
 };
 use nix::{
     net::if_::if_indextoname,
@@ -131,6 +131,15 @@ impl NodeTables for PinnedTables {
 
     fn marks(&self) -> Marks {
         self.marks
+    }
+
+    /// A constant of the programs, which no map has: what has a port, and no VXLAN device, is UDP.
+    fn carrier(&self) -> Carrier {
+        let config = self.tables.v4.config.get().ok().flatten();
+        match config.is_some_and(|config| config.port != 0 && config.local_mac == [0; 6]) {
+            true => Carrier::Udp,
+            false => Carrier::Vxlan,
+        }
     }
 }
 

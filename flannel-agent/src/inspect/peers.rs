@@ -245,6 +245,7 @@ fn map_differences(
     let is_kind = match kind {
         RouteKind::Kernel => peer.is_none_or(|peer| peer.on_kernel.is_some()),
         RouteKind::Vxlan => wanted.way == "vxlan" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
+        RouteKind::Udp => wanted.way == "tunnel" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
         RouteKind::Direct => wanted.way == "direct" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
     };
     if !is_kind {
@@ -276,16 +277,21 @@ fn wanted_without_agent(kernel: &Kernel, maps: Option<&Maps>) -> Vec<Wanted> {
     for (subnet, route) in maps.iter().flat_map(|maps| &maps.routes) {
         let is_vxlan = |route: &MapRoute| match route.kind {
             RouteKind::Vxlan => true,
-            RouteKind::Direct => false,
+            RouteKind::Direct | RouteKind::Udp => false,
             RouteKind::Kernel => route.mac != Mac([0; 6]),
         };
         let vxlan = is_vxlan(route);
+        let way = match route.kind {
+            _ if vxlan => "vxlan",
+            RouteKind::Udp => "tunnel",
+            _ => "direct",
+        };
         wanted.insert(
             *subnet,
             Wanted {
                 subnet: *subnet,
                 public_ip: Some(route.public_ip),
-                way: if vxlan { "vxlan" } else { "direct" }.to_owned(),
+                way: way.to_owned(),
                 mac: Some(route.mac).filter(|_| vxlan),
             },
         );

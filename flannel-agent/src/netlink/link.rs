@@ -132,6 +132,11 @@ pub(crate) fn set_mac(index: u32, mac: Mac) -> Request {
     set(index, vec![LinkAttribute::Address(mac.0.to_vec())])
 }
 
+/// Changes how many packets may wait to be sent.
+pub(crate) fn set_queue(index: u32, packets: u32) -> Request {
+    set(index, vec![LinkAttribute::TxQueueLen(packets)])
+}
+
 /// Sets the interface up.
 pub(crate) fn set_up(index: u32) -> Request {
     let mut message = LinkMessage::default();

@@ -151,6 +151,24 @@ pub(crate) fn delete_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
 }
 
+/// Puts `network dev IFINDEX` (main table, protocol boot, scope global) in place of any route to `network` that has no
+/// metric either.
+pub(crate) fn put_over(ifindex: u32, network: IpNetwork) -> Request {
+    let message = RouteNetlinkMessage::NewRoute(over(ifindex, network));
+    Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+/// Deletes that route, and no other.
+pub(crate) fn delete_over(ifindex: u32, network: IpNetwork) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(over(ifindex, network)), flags: 0 }
+}
+
+fn over(ifindex: u32, network: IpNetwork) -> RouteMessage {
+    let mut message = route(network, RouteType::Unicast);
+    message.attributes.push(RouteAttribute::Oif(ifindex));
+    message
+}
+
 /// Puts `subnet via gateway dev IFINDEX onlink` (main table, protocol as `numbering` says, scope global) in place of
 /// any route to `subnet` that has no metric either.
 pub(crate) fn put_onlink(ifindex: u32, subnet: IpNetwork, gateway: IpAddr, numbering: Numbering) -> Request {

@@ -89,18 +89,24 @@ fn config<F: IpFamily>(
 ) -> Option<Config<F>> {
     let local = inputs.local;
     let device = stack.device.as_ref();
+    let in_udp = local.backend.udp_port();
+    // Stock flannel's nodes send from the port they receive at.
+    let source_ports = match in_udp {
+        Some(port) => port.into()..u32::from(port) + 1,
+        None => local.source_ports.start.into()..local.source_ports.end.into(),
+    };
     let [tcp_refresh, udp_refresh] = local.flow_refresh.millis();
     Some(Config {
         fast_path: local.fast_path,
-        port: device.map_or(0, |device| device.port.into()),
+        port: in_udp.or(device.map(|device| device.port)).map_or(0, u32::from),
         vtep: F::address_key(stack.address)?,
         network: F::subnet_key(stack.network)?,
         subnet: F::subnet_key(stack.subnet)?,
         vni: device.map_or(0, |device| device.vni),
         tcp_refresh,
         udp_refresh,
-        source_port_min: local.source_ports.start.into(),
-        source_port_max: local.source_ports.end.into(),
+        source_port_min: source_ports.start,
+        source_port_max: source_ports.end,
         overlay_ifindex: match F::FAMILY {
             // The programs hand no aggregates over IPv4 to it.
             Family::V4 => 0,

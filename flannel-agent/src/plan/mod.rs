@@ -89,6 +89,11 @@ impl Local {
         self.stacks.iter().filter_map(|(family, stack)| Some((*family, stack.device.as_ref()?)))
     }
 
+    /// Whether packets go to peers through a tunnel that the programs know.
+    pub(crate) fn has_tunnel(&self) -> bool {
+        self.devices().next().is_some() || self.backend.udp_port().is_some()
+    }
+
     /// Whether peers may be reached without a tunnel.
     pub fn routes_direct(&self) -> bool {
         self.direct_routing || self.backend.is_without_tunnel()

@@ -33,7 +33,7 @@ pub struct Peer {
 
 /// The public addresses of all peers that may be followed: what the underlay must reach.
 pub fn public_addresses(local: &Local, leases: &Leases) -> BTreeSet<IpAddr> {
-    let leases = || leases.values().filter(|lease| lease.attrs.backend_type == local.backend.published());
+    let leases = || leases.values().filter(|lease| local.backend.follows(&lease.attrs.backend_type));
     let mut addresses = BTreeSet::new();
     if local.stack(Family::V4).is_some() {
         let with_v4 = leases().filter(|lease| lease.subnet.v4.is_some());
@@ -147,7 +147,7 @@ fn candidate(
     let subnet = lease.subnet.of(family).ok_or(Skip::NoSubnet(family))?;
     let attrs = &lease.attrs;
     let ours = backend.published();
-    if attrs.backend_type != ours {
+    if !backend.follows(&attrs.backend_type) {
         return Err(Skip::OtherBackend { theirs: attrs.backend_type.clone(), ours });
     }
     let public_ip = attrs.address(family).ok_or(Skip::NoAddress(family))?;

@@ -43,7 +43,8 @@ pub(super) fn plan(
         xdp => xdp,
     };
     bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
-    for (family, _) in local.devices() {
+    let own = local.backend.udp_port().map(|_| Family::V4);
+    for family in local.devices().map(|(family, _)| family).chain(own) {
         let Some(overlay) = inputs.overlays.get(&family) else { continue };
         if left.contains_key(&(*overlay, Stretch::Overlay(family))) {
             continue;
@@ -62,7 +63,7 @@ pub(super) fn plan(
     }
     // At each interface that packets leave by, those of the kernel path are looked at: in a tunnel to know its state,
     // without one to learn flows.
-    let tunnels = local.devices().next().is_some();
+    let tunnels = local.has_tunnel();
     if tunnels || local.fast_path == FastPath::Flow && local.routes_direct() {
         bpf.hooks.extend(exits.into_iter().map(|exit| (exit, Hook::ToUnderlay)));
     }

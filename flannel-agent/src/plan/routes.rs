@@ -42,6 +42,7 @@ pub(super) fn planned(
     peers: &BTreeMap<IpNetwork, Peer>,
     on_kernel: &mut BTreeMap<IpNetwork, NoHop>,
 ) -> Vec<PlannedRoute> {
+    let in_udp = inputs.local.backend.udp_port().is_some();
     let ours = peers.iter().filter(|(subnet, _)| Family::of_network(**subnet) == family);
     ours.map(|(subnet, peer)| {
         let node = [stack.address.into(), stack.subnet];
@@ -61,6 +62,7 @@ pub(super) fn planned(
             subnet: *subnet,
             public_ip: peer.public_ip,
             kind: match (peer.route, hop) {
+                (PeerRoute::Objects, Ok(_)) if in_udp => RouteKind::Udp,
                 (_, Err(_)) | (PeerRoute::Objects, _) => RouteKind::Kernel,
                 (PeerRoute::Vxlan(_), Ok(_)) => RouteKind::Vxlan,
                 (PeerRoute::Direct, Ok(_)) => RouteKind::Direct,
@@ -69,7 +71,7 @@ pub(super) fn planned(
             vtep_mac: peer.route.vtep_mac().unwrap_or(Mac([0; 6])),
             // The source check has room for one lease of a public address. With direct routing each node
             // chooses for itself: a peer may send through the tunnel what we send it directly.
-            is_source: peer.foremost && stack.device.is_some() && hop != Err(NoHop::Ipsec),
+            is_source: peer.foremost && (stack.device.is_some() || in_udp) && hop != Err(NoHop::Ipsec),
         }
     })
     .collect()

@@ -145,13 +145,16 @@ impl Host for KernelHost {
 
     async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {
         let links = self.netlink.links().await?;
-        let overlays: BTreeMap<Family, u32> = local
+        let mut overlays: BTreeMap<Family, u32> = local
             .devices()
             .filter_map(|(family, device)| {
                 let link = links.iter().find(|link| link.name == device.name)?;
                 link.as_vxlan_device().map(|_| (family, link.index))
             })
             .collect();
+        if let Some(name) = local.backend.tunnel_device() {
+            overlays.extend(links.iter().find(|link| link.name == name).map(|link| (Family::V4, link.index)));
+        }
         self.watched = Watched {
             overlays: overlays.values().copied().collect(),
             networks: Some(local.stacks.values().map(|stack| stack.network).collect()),

@@ -78,6 +78,13 @@ pub trait Family: Sealed + Copy + Debug + Eq + Ord + Hash + 'static {
         flow_hash: u32,
     ) -> Option<()>;
 
+    /// Writes the bytes from the outer EtherType up to the inner IP header of a packet in UDP, field for field what a socket
+    /// of the kernel's writes, but for the UDP checksum. `None` also where this family is not carried so.
+    fn write_outer_udp(encap: &Encap<Self>, packet: &mut (impl Packet + ?Sized)) -> Option<()>;
+
+    /// Whether `outer` is what [`Self::write_outer_udp`] writes, but for hops and addresses.
+    fn is_as_written_udp(outer: &Self::Header) -> bool;
+
     /// Whether an ICMP error of this type says that a packet could not be delivered.
     fn is_undelivered(icmp_type: u8) -> bool;
 
@@ -135,6 +142,9 @@ pub trait IpHeader: Copy + Debug + Eq {
 
     /// TTL or hop limit.
     fn hops(&self) -> u8;
+
+    /// The same header with one hop less, its checksum right.
+    fn one_hop_less(self) -> Self;
 
     /// TOS byte or traffic class: DSCP (upper six bits) and ECN (lower two).
     fn class(&self) -> u8;

@@ -8,7 +8,7 @@ use crate::{
             ENCAP_LEN, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, Udp, take,
         },
     },
-    path::{Encap, HEADERS_AT, ecn},
+    path::{DONT_FRAGMENT, Encap, HEADERS_AT, ecn},
     reason::Reason,
 };
 
@@ -69,6 +69,17 @@ impl Family for V4 {
         flow_hash: u32,
     ) -> Option<()> {
         packet.write(HEADERS_AT, encap.headers(id, flow_hash))
+    }
+
+    #[inline(always)]
+    fn write_outer_udp(encap: &Encap<Self>, packet: &mut (impl Packet + ?Sized)) -> Option<()> {
+        packet.write(HEADERS_AT, encap.headers_udp())
+    }
+
+    /// A socket asks for its path's MTU to be found, so that nothing is fragmented, and nothing identified, on the way.
+    #[inline(always)]
+    fn is_as_written_udp(outer: &Ipv4) -> bool {
+        outer.tos == 0 && outer.fragment == DONT_FRAGMENT
     }
 
     #[inline(always)]
@@ -166,6 +177,12 @@ impl IpHeader for Ipv4 {
     #[inline(always)]
     fn hops(&self) -> u8 {
         self.ttl
+    }
+
+    #[inline(always)]
+    fn one_hop_less(self) -> Self {
+        let ForwardV4 { ttl, checksum, .. } = ForwardV4::hop(&self);
+        Self { ttl, checksum, ..self }
     }
 
     #[inline(always)]

@@ -87,6 +87,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn write_outer_udp(_: &Encap<Self>, _: &mut (impl Packet + ?Sized)) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn is_as_written_udp(_: &Ipv6) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_undelivered(icmp_type: u8) -> bool {
         icmp_type != 0 && icmp_type <= PACKET_TOO_BIG
     }
@@ -230,6 +240,11 @@ impl IpHeader for Ipv6 {
     #[inline(always)]
     fn hops(&self) -> u8 {
         self.hop_limit
+    }
+
+    #[inline(always)]
+    fn one_hop_less(self) -> Self {
+        Self { hop_limit: self.hop_limit.wrapping_sub(1), ..self }
     }
 
     #[inline(always)]

@@ -44,6 +44,8 @@ pub enum RouteKind {
     Vxlan = 1,
     /// Through a route of the underlay, next hop rewritten.
     Direct = 2,
+    /// In UDP, as it is.
+    Udp = 3,
 }
 
 per_family! {

@@ -3,7 +3,7 @@
 use super::{Encap, Tables, tables::Clock, tunnel};
 use crate::{
     family::{Family, IpHeader as _},
-    layout::{Config, Route, RouteKind, Tunnel},
+    layout::{Config, Route, Tunnel},
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN},
@@ -58,13 +58,14 @@ pub(super) fn tunnel_to<F: Family>(
     route: &Route<F>,
     clock: Clock,
 ) -> Result<Tunnel, Reason> {
-    if route.kind != RouteKind::Vxlan {
+    if route.kind != tables.carrier().route_kind() {
         return Err(Reason::PeerOnKernel);
     }
     let known = tables.tunnel(route.vtep);
     let tunnel = tunnel::check(known, Direction::Egress, config.fast_path, config.tcp_refresh, clock)?;
     let mtu = if tunnel.mtu < route.mtu { tunnel.mtu } else { route.mtu };
-    let len = u64::from(segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?) + F::ENCAP_LEN as u64;
+    let len = u64::from(segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?)
+        + tables.carrier().overhead::<F>() as u64;
     if len > u64::from(mtu) {
         return Err(Reason::TooBig);
     }

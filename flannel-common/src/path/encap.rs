@@ -71,6 +71,10 @@ pub struct Deliver<F: Family> {
 
 /// Where outer headers are written: behind the outer MACs, which the neighbour table fills in.
 pub const HEADERS_AT: usize = ETHERNET_LEN - 2;
+/// "Don't fragment", where flags and fragment offset of IPv4 stand (RFC 791).
+pub const DONT_FRAGMENT: u16 = 0x4000;
+/// Length of [`Encap::headers_udp`]: from the outer EtherType to the end of the UDP header.
+pub const HEADERS_UDP_LEN: usize = ETHERNET_LEN - HEADERS_AT + IPV4_LEN + UDP_LEN;
 /// Length of [`Encap::headers`] of IPv4: from the outer EtherType to the end of the inner Ethernet header.
 pub const HEADERS_LEN: usize = headers::ENCAP_LEN + ETHERNET_LEN - HEADERS_AT;
 /// The same of IPv6.
@@ -125,6 +129,40 @@ impl Encap<V4> {
         c.copy_from_slice(&udp.bytes());
         d.copy_from_slice(&Vxlan::of(self.route.vni).bytes());
         e.copy_from_slice(&self.ethernet().bytes());
+        all
+    }
+}
+
+impl Encap<V4> {
+    /// The bytes from the outer EtherType up to the inner IP header of a packet in UDP, without a UDP checksum.
+    #[inline(always)]
+    pub fn headers_udp(&self) -> [u8; HEADERS_UDP_LEN] {
+        let udp = Udp {
+            source: self.source_ports.0 as u16,
+            destination: self.port,
+            // The frame's Ethernet header is not carried.
+            len: self.frame_len.wrapping_add(UDP_LEN as u16).wrapping_sub(ETHERNET_LEN as u16),
+            checksum: 0,
+        };
+        let mut ip = Ipv4 {
+            version_ihl: 0x45,
+            tos: 0,
+            total_len: udp.len.wrapping_add(IPV4_LEN as u16),
+            id: 0,
+            fragment: DONT_FRAGMENT,
+            ttl: self.hops,
+            protocol: PROTOCOL_UDP,
+            checksum: 0,
+            source: self.source,
+            destination: self.route.vtep,
+        };
+        ip.checksum = checksum::of(&ip);
+        let mut all = [0; HEADERS_UDP_LEN];
+        let (a, rest) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
+        let (b, c) = rest.split_at_mut(IPV4_LEN);
+        a.copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        b.copy_from_slice(&ip.bytes());
+        c.copy_from_slice(&udp.bytes());
         all
     }
 }

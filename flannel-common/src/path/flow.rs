@@ -155,17 +155,18 @@ pub(super) fn begin_trail<F: Family, P: Act<F>>(
     }
 }
 
-/// Writes down what the packet, at the end of the kernel path, says about its flow, and takes away what is noted beside
+/// Writes down what the packet, at the end of the kernel path and with its IP header at `offset`, says about its flow, and takes away what is noted beside
 /// it: nobody else knows it.
 #[inline(always)]
 pub(super) fn take_note<F: Family, P: Act<F>>(
     packet: P,
     tables: &impl Tables<F>,
     way: Direction,
+    offset: usize,
     size: P::Size,
 ) {
     let arrival = packet.arrival();
-    look(packet, tables, &arrival, way, size);
+    look(packet, tables, &arrival, way, offset, size);
     if trail::is_ours(arrival.tc_index) {
         packet.note_beside(0);
     }
@@ -180,16 +181,18 @@ fn look<F: Family, P: Act<F>>(
     tables: &impl Tables<F>,
     arrival: &Arrival,
     way: Direction,
+    offset: usize,
     size: P::Size,
 ) -> Option<()> {
     let config = tables.config()?;
     if config.fast_path != FastPath::Flow || arrival.vlan_tagged {
         return None;
     }
-    if Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
+    // A device of IP has no Ethernet header.
+    if offset == ETHERNET_LEN && Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
         return None;
     }
-    let ip = F::Header::read(&packet, ETHERNET_LEN)?;
+    let ip = F::Header::read(&packet, offset)?;
     ip.check().ok()?;
     let (local, remote) = ends::<F>(way, &ip);
     if config.subnet.contains(remote) || !config.network.contains(remote) {
@@ -200,7 +203,7 @@ fn look<F: Family, P: Act<F>>(
     if matches!(way, Direction::Ingress) && pod.ifindex != arrival.ifindex {
         return None;
     }
-    let transport = Transport::at(&packet, ETHERNET_LEN + F::IP_LEN, ip.protocol()).ok()?;
+    let transport = Transport::at(&packet, offset + F::IP_LEN, ip.protocol()).ok()?;
     let flow = transport.flow::<F>(way, &ip);
     let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.

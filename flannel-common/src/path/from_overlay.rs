@@ -1,7 +1,10 @@
 //! tc ingress on flannel.<vni> and flannel-v6.<vni>: what the kernel has decapsulated. Only what `from_underlay` has
 //! checked and leaves to the kernel no further than that; and what no pod may send.
 
-use super::{Act, Deliver, Tables, act, egress, forged, ingress::deliver_to, tables::check_hold, tunnel};
+use super::{
+    Act, Deliver, Tables, act, carrier::is_udp, egress, forged, ingress::deliver_to, tables::check_hold,
+    tunnel,
+};
 use crate::{
     family::{Family, IpHeader as _, V4, V6},
     packet::{
@@ -14,6 +17,9 @@ use crate::{
 /// All that happens to a packet at this hook.
 #[inline(always)]
 pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
+    if is_udp(tables) {
+        return from_agent::<V4, _>(packet, tables);
+    }
     let flow = tables.marks().flow;
     if packet.arrival().mark & flow == 0 {
         if forged::is_forged(packet, tables) {
@@ -23,6 +29,17 @@ pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V
         return packet.pass();
     }
     if packet.is_ipv6() { of_family::<V6, _>(packet, tables) } else { of_family::<V4, _>(packet, tables) }
+}
+
+/// What the agent has brought through the tunnel: the kernel's, and a sign that packets of its node are delivered.
+#[inline(always)]
+fn from_agent<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+    packet.make_readable(F::IP_LEN);
+    let size = packet.size();
+    tunnel::note_delivered(&packet, tables, |note| {
+        act::noted_tunnel(packet, Direction::Ingress, &note, size);
+    });
+    packet.pass()
 }
 
 #[inline(always)]

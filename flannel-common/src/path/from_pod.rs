@@ -2,6 +2,7 @@
 
 use super::{
     Act, Direct, Encap, HandOver, Tables, act,
+    carrier::is_udp,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
     exempt,
     flow::{self, Passage},
@@ -22,7 +23,7 @@ use crate::{
 #[inline(always)]
 pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
     // First, and not only for what stays with the kernel: the verifier then walks through it once.
-    if forged::is_forged(packet, tables) {
+    if !is_udp(tables) && forged::is_forged(packet, tables) {
         return packet.drop(Direction::Egress, Reason::PodVxlan);
     }
     if packet.is_ipv6() { of_family::<V6, _>(packet, tables) } else { of_family::<V4, _>(packet, tables) }
@@ -103,7 +104,7 @@ pub(super) fn decide<F: Family, R>(
             return Err(Reason::NotGateway);
         }
     }
-    if ip.hops() <= 1 {
+    if !tables.carrier().has_hops::<F>(&ip) {
         return Err(Reason::Ttl);
     }
     let route = longest_match(tables, &config, ip.destination()).ok_or(Reason::NoRoute)?;
@@ -120,7 +121,7 @@ pub(super) fn decide<F: Family, R>(
     }
     let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, clock)?;
     if !F::DEVICE_SEGMENTS || arrival.gso_size == 0 {
-        let forward = Some(F::Forward::hop(&ip));
+        let forward = Some(F::Forward::hop(&tables.carrier().past_end::<F>(ip)));
         return Ok(encapsulate(encap(packet, &config, &ip, (route, tunnel), forward)?, Reason::EncapPod));
     }
     if config.overlay_ifindex == 0 {

@@ -1,7 +1,9 @@
 //! tc ingress on the external interface: what other nodes send.
 
 use super::{
-    Act, Deliver, Tables, act, direct, ecn,
+    Act, Carrier, Deliver, Tables, act,
+    carrier::is_udp,
+    direct, ecn,
     egress::segment_len,
     flow::{self, Passage},
     forwarding,
@@ -10,7 +12,7 @@ use super::{
 };
 use crate::{
     family::{Family, Forward as _, IpHeader as _, V4, V6},
-    layout::FastPath,
+    layout::{Config, FastPath},
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
@@ -62,6 +64,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     flow::begin_trail::<F, P>(packet, Direction::Ingress, &verdict, || found_at(&packet, tables));
     if let Err(reason) = verdict
         && is_checked(reason)
+        && !is_udp(tables)
     {
         packet.mark(tables.marks().flow);
     }
@@ -74,6 +77,10 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
 fn found_at<F: Family>(packet: &(impl Packet + ?Sized), tables: &impl Tables<F>) -> Option<usize> {
     let ip = F::Header::read(packet, ETHERNET_LEN)?;
     let is_direct = tables.config()?.subnet.contains(ip.destination());
+    // Nothing stays beside a packet that goes through the agent.
+    if !is_direct && is_udp(tables) {
+        return None;
+    }
     Some(if is_direct { ETHERNET_LEN } else { inner_ip::<F>() })
 }
 
@@ -129,24 +136,15 @@ pub(super) fn decide<F: Family, R>(
         return Err(Reason::NotVxlan);
     }
     F::check_outer(&outer_ip, &udp)?;
-    let vxlan = Vxlan::parse(packet.view(udp_at + UDP_LEN).ok_or(Reason::Truncated)?);
-    if vxlan.flags != Vxlan::of(0).flags || vxlan.vni & 0xff != 0 {
-        return Err(Reason::VxlanFlags);
+    let carrier = tables.carrier();
+    if carrier == Carrier::Vxlan {
+        check_frame(packet, &config, udp_at + UDP_LEN)?;
     }
-    if vxlan.vni >> 8 != config.vni {
-        return Err(Reason::Vni);
-    }
-
-    let inner = Ethernet::parse(packet.view(F::ENCAP_LEN).ok_or(Reason::Truncated)?);
-    if !inner.is_to(&config.local_mac) {
-        return Err(Reason::InnerMac);
-    }
-    if inner.ethertype != F::ETHERTYPE {
-        return Err(Reason::NotIp);
-    }
-    let ip = F::Header::read(packet, inner_ip::<F>()).ok_or(Reason::Truncated)?;
+    let at = carrier.inner_ip::<F>();
+    let ip = F::Header::read(packet, at).ok_or(Reason::Truncated)?;
     ip.check()?;
-    let lengths = [ETHERNET_LEN as u32 + outer_ip.packet_len(), inner_ip::<F>() as u32 + ip.packet_len()];
+    // Several datagrams in one packet, as the kernel merges them for a socket, are no packet of one length.
+    let lengths = [ETHERNET_LEN as u32 + outer_ip.packet_len(), at as u32 + ip.packet_len()];
     if lengths != [packet.len(); 2] {
         return Err(Reason::Length);
     }
@@ -159,14 +157,18 @@ pub(super) fn decide<F: Family, R>(
     if !vtep.subnet.contains(ip.source()) && ip.source() != outer_ip.source() {
         return Err(Reason::InnerSource);
     }
-    if ip.hops() <= 1 {
+    if !carrier.has_hops::<F>(&ip) {
         return Err(Reason::Ttl);
     }
-    let class = ecn::decapsulate(outer_ip.class(), ip.class()).ok_or(Reason::Ecn)?;
+    let class = match carrier {
+        Carrier::Vxlan => ecn::decapsulate(outer_ip.class(), ip.class()).ok_or(Reason::Ecn)?,
+        // What the outer header says of congestion is nobody's: stock flannel's tunnel does not look at it.
+        Carrier::Udp => ip.class(),
+    };
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
     if config.fast_path == FastPath::Flow {
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
-        flow::admit(&passage, packet, inner_ip::<F>(), tables, &config, &ip)?;
+        flow::admit(&passage, packet, at, tables, &config, &ip)?;
     }
     let known = tables.tunnel(outer_ip.source());
     tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock)?;
@@ -181,7 +183,35 @@ pub(super) fn decide<F: Family, R>(
             return Err(Reason::PodForwards);
         }
     }
-    let packet_len = segment_len::<F>(packet, inner_ip::<F>(), arrival, &ip)?;
-    let to = Deliver { pod, forward: F::Forward::hop_with_class(&ip, class), packet_len };
+    let packet_len = segment_len::<F>(packet, at, arrival, &ip)?;
+    let to =
+        Deliver { pod, forward: F::Forward::hop_with_class(&carrier.past_end::<F>(ip), class), packet_len };
     Ok(decapsulate(to, Reason::DeliverPod))
+}
+
+/// Checks the VXLAN header at `at`, and the inner Ethernet header behind it.
+///
+/// # Errors
+/// Why the packet is the kernel's.
+#[inline(always)]
+fn check_frame<F: Family>(
+    packet: &(impl Packet + ?Sized),
+    config: &Config<F>,
+    at: usize,
+) -> Result<(), Reason> {
+    let vxlan = Vxlan::parse(packet.view(at).ok_or(Reason::Truncated)?);
+    if vxlan.flags != Vxlan::of(0).flags || vxlan.vni & 0xff != 0 {
+        return Err(Reason::VxlanFlags);
+    }
+    if vxlan.vni >> 8 != config.vni {
+        return Err(Reason::Vni);
+    }
+    let inner = Ethernet::parse(packet.view(F::ENCAP_LEN).ok_or(Reason::Truncated)?);
+    if !inner.is_to(&config.local_mac) {
+        return Err(Reason::InnerMac);
+    }
+    if inner.ethertype != F::ETHERTYPE {
+        return Err(Reason::NotIp);
+    }
+    Ok(())
 }

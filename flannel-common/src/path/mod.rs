@@ -10,6 +10,7 @@
 //! rare exits carry a [`Reason`](crate::reason::Reason) and nothing else.
 
 mod act;
+mod carrier;
 mod decide;
 mod direct;
 pub mod ecn;
@@ -37,8 +38,11 @@ pub(crate) mod vxlan;
 pub mod xdp;
 
 pub use act::{Act, TcPacket};
+pub use carrier::Carrier;
 pub use decide::{Decision, decide, decide_all, left};
-pub use encap::{Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, HEADERS_V6_LEN, HandOver};
+pub use encap::{
+    DONT_FRAGMENT, Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, HEADERS_UDP_LEN, HEADERS_V6_LEN, HandOver,
+};
 pub use flow::Note;
 pub use hook::Hook;
 pub use tables::{NodeTables, Tables};

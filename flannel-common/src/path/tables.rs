@@ -1,5 +1,6 @@
 //! The maps as a decision sees them.
 
+use super::Carrier;
 use crate::{
     family::Family,
     layout::{Config, Flow, Hold, Permit, PodPlace, Route, Subnet, Tunnel, Vtep},
@@ -18,6 +19,8 @@ pub trait NodeTables {
     fn held(&self) -> Hold;
     /// The bits of packets' marks that are ours.
     fn marks(&self) -> Marks;
+    /// What carries packets to other nodes.
+    fn carrier(&self) -> Carrier;
 }
 
 /// The maps of a family. Values are copied out.

@@ -3,6 +3,7 @@
 
 use super::{
     Act, Encap, Tables,
+    carrier::is_udp,
     egress::{self, encap, inner_headers, tunnel_to},
     flow, host_mark,
     tables::{check_hold, longest_match},
@@ -29,9 +30,13 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         packet.unmark(marks.both());
         return packet.pass();
     }
-    flow::take_note::<F, P>(packet, tables, Direction::Egress, size);
+    flow::take_note::<F, P>(packet, tables, Direction::Egress, tables.carrier().on_device(), size);
     // The outer packet takes the mark over, and is routed by it.
     packet.unmark(marks.both());
+    // The agent carries it from here.
+    if is_udp(tables) {
+        return packet.pass();
+    }
     let verdict =
         decide(&packet, tables, &packet.arrival(), |encap, reason| packet.encapsulate(&encap, reason))
             .and_then(|done| done);

@@ -3,6 +3,7 @@
 use super::{Act, Tables, egress, flow};
 use crate::{
     family::{Family, V4, V6},
+    packet::headers::ETHERNET_LEN,
     reason::Direction,
 };
 
@@ -15,7 +16,7 @@ pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V
 #[inline(always)]
 fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
     packet.make_readable(egress::reads::<F>());
-    flow::take_note::<F, P>(packet, tables, Direction::Ingress, packet.size());
+    flow::take_note::<F, P>(packet, tables, Direction::Ingress, ETHERNET_LEN, packet.size());
     // Here ends its use, here as at the other ends of the kernel path.
     packet.unmark(tables.marks().both());
     packet.pass()

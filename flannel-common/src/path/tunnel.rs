@@ -11,7 +11,8 @@
 //! [`note_error`] closes it at once.
 
 use super::{
-    Act, Tables,
+    Act, Carrier, Tables,
+    carrier::is_udp,
     flow::RENEW,
     host_mark,
     tables::{Clock, longest_match},
@@ -155,6 +156,9 @@ pub(super) fn note_leaving<F: Family>(
     outer_ip: &F::Header,
 ) -> Option<TunnelNote<F>> {
     let outer = Ethernet::parse(packet.view(0)?);
+    if is_udp(tables) {
+        return note_leaving_in_udp(packet, tables, config, outer_ip, &outer);
+    }
     let vxlan = Vxlan::parse(packet.view(ETHERNET_LEN + F::IP_LEN + UDP_LEN)?);
     if vxlan != Vxlan::of(config.vni) {
         return None;
@@ -188,6 +192,35 @@ pub(super) fn note_leaving<F: Family>(
     Some(left(route.vtep, known, clock.now, outer_ip.hops(), mtu))
 }
 
+/// The same of a packet that the agent has sent in UDP. Its socket marks nothing: what is marked was marked on the way out.
+#[inline(always)]
+fn note_leaving_in_udp<F: Family>(
+    packet: &impl Act<F>,
+    tables: &impl Tables<F>,
+    config: &Config<F>,
+    outer_ip: &F::Header,
+    outer: &Ethernet,
+) -> Option<TunnelNote<F>> {
+    let ip = F::Header::read(packet, Carrier::Udp.inner_ip::<F>())?;
+    let route = longest_match(tables, config, ip.destination())?;
+    if route.kind != RouteKind::Udp || route.vtep != outer_ip.destination() {
+        return None;
+    }
+    let arrival = packet.arrival();
+    let clock = Clock::of(tables);
+    let known = tables.tunnel(route.vtep).unwrap_or_default();
+    if !is_news(known.egress, config.tcp_refresh, clock) || !is_news(known.differs, config.tcp_refresh, clock)
+    {
+        return None;
+    }
+    let is_same = F::is_as_written_udp(outer_ip)
+        && arrival.ifindex == route.ifindex
+        && !host_mark::is_heeded(&arrival, tables.marks(), config.heeded);
+    let taken = if is_same { packet.underlay_route(config.vtep, route.vtep) } else { None };
+    let mtu = taken.filter(|taken| taken.stations.same_stations(outer)).map(|taken| taken.mtu);
+    Some(left(route.vtep, known, clock.now, outer_ip.hops(), mtu))
+}
+
 /// What to write down about a packet that the VXLAN device has decapsulated and [`super::from_underlay`] has
 /// checked with its outer headers: packets of its node are delivered. `then` gets what there is.
 #[inline(always)]
@@ -197,10 +230,11 @@ pub(super) fn note_delivered<F: Family, R>(
     then: impl FnOnce(TunnelNote<F>) -> R,
 ) -> Option<R> {
     let config = tables.config()?;
-    if Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
+    let at = tables.carrier().on_device();
+    if at == ETHERNET_LEN && Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
         return None;
     }
-    let ip = F::Header::read(packet, ETHERNET_LEN)?;
+    let ip = F::Header::read(packet, at)?;
     // A node that speaks for itself does so by its public address.
     let vtep = longest_match(tables, &config, ip.source()).map_or(ip.source(), |route| route.vtep);
     tables.vtep(vtep)?;

@@ -337,6 +337,7 @@ impl Change {
             now: _,
             held_until: _,
             marks: _,
+            carrier: _,
         } = tables;
         match self {
             Self::NoConfig => *config = None,

@@ -8,7 +8,7 @@ use flannel_common::{
         AddressV6, Config, Exempt, Flow, Hold, Permit, PodPlace, Route, SubnetV4, SubnetV6, Tunnel, Vtep,
     },
     mark::Marks,
-    path::{NodeTables, Note, Tables},
+    path::{Carrier, NodeTables, Note, Tables},
 };
 
 /// The maps' contents as the agent would have written them.
@@ -40,6 +40,8 @@ pub struct MemoryTables {
     pub since: u64,
     /// The bits of marks: the default ones unless given.
     pub marks: Marks,
+    /// What carries packets: VXLAN unless given.
+    pub carrier: Carrier,
 }
 
 /// The contents of the maps with `_v6` in their names.
@@ -76,6 +78,10 @@ impl NodeTables for MemoryTables {
 
     fn marks(&self) -> Marks {
         self.marks
+    }
+
+    fn carrier(&self) -> Carrier {
+        self.carrier
     }
 }
 

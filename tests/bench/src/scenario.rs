@@ -11,6 +11,8 @@ pub enum Scenario {
     Vxlan,
     /// IPv4 pods over routes to nodes on the same link.
     HostGw,
+    /// IPv4 pods over the udp backend. The kernel's path is a loop as stock flannel's: two system calls a packet.
+    Udp,
     /// IPv6 pods over VXLAN.
     Ipv6,
     /// A Service's address, which the client's node translates by kube-proxy's rules, over VXLAN.
@@ -23,8 +25,15 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const EACH: [Self; 6] =
-        [Self::Vxlan, Self::HostGw, Self::Ipv6, Self::Service, Self::Kubernetes, Self::KubernetesService];
+    pub const EACH: [Self; 7] = [
+        Self::Vxlan,
+        Self::HostGw,
+        Self::Udp,
+        Self::Ipv6,
+        Self::Service,
+        Self::Kubernetes,
+        Self::KubernetesService,
+    ];
 
     /// Those that are compared unless told otherwise. An API server for each dataplane of the others would take from
     /// every figure of these, too.
@@ -35,6 +44,7 @@ impl Scenario {
         match self {
             Self::Vxlan => "VXLAN",
             Self::HostGw => "host-gw",
+            Self::Udp => "UDP",
             Self::Ipv6 => "IPv6 over VXLAN",
             Self::Service => "Service over VXLAN",
             Self::Kubernetes => "VXLAN in Kubernetes",
@@ -47,6 +57,7 @@ impl Scenario {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Udp => "udp",
             Self::Ipv6 => "ipv6",
             Self::Service => "service",
             Self::Kubernetes => "kubernetes",
@@ -82,6 +93,8 @@ impl Scenario {
                 &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Overlay, Mode::Flow, Mode::All]
             }
             Self::Kubernetes => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow, Mode::All],
+            // Between its nodes is a veth pair, where the programs leave all to the agent.
+            Self::Udp => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Off],
             Self::HostGw | Self::Ipv6 | Self::Service | Self::KubernetesService => {
                 &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow]
             }

@@ -11,7 +11,7 @@ use flannel_common::{
     reason::{Class, Direction, Reason},
 };
 use flannel_lab::{
-    AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, Pod, SubnetEnv, stock,
+    AgentOptions, Cluster, Etcd, FastPath, Lab, Member, Node, Pod, StockUdp, SubnetEnv, stock,
     traffic::{Endpoint, ping::ping, tcp, udp},
     wait::eventually,
 };
@@ -37,6 +37,8 @@ pub struct Subject {
 struct Built {
     /// The nodes with agents, the client's first; none without.
     members: Vec<Member>,
+    /// What serves tunnels in stock flannel's way.
+    _stock: Vec<StockUdp>,
     /// The client's node, where it has no agent.
     node: Option<Node>,
     servers: Servers,
@@ -62,6 +64,7 @@ impl Subject {
             (None, _) if mode == Mode::Bare => bare(&lab, scenario)?,
             (None, Scenario::Kubernetes | Scenario::KubernetesService) => stock_in_kubernetes(&lab, mode)?,
             (None, Scenario::HostGw) => direct(&lab, mode)?,
+            (None, Scenario::Udp) => stock_udp(&lab, mode)?,
             (None, _) => overlay(&lab, scenario, mode)?,
         };
         let (client, server) = (&built.client, &built.server);
@@ -164,7 +167,14 @@ fn pair(lab: &Lab, scenario: Scenario) -> Result<(Node, Node)> {
 fn bare(lab: &Lab, scenario: Scenario) -> Result<Built> {
     let (a, b) = pair(lab, scenario)?;
     let [client, server] = of_nodes(scenario, [&a, &b]);
-    Ok(Built { members: Vec::new(), node: Some(a), servers: Servers::None, client, server })
+    Ok(Built {
+        members: Vec::new(),
+        _stock: Vec::new(),
+        node: Some(a),
+        servers: Servers::None,
+        client,
+        server,
+    })
 }
 
 /// The kernel's VXLAN, as stock flannel sets it up.
@@ -191,6 +201,14 @@ fn direct(lab: &Lab, mode: Mode) -> Result<Built> {
     pods(a, b, Scenario::HostGw, mode)
 }
 
+/// What stock flannel's udp backend sets up and serves.
+fn stock_udp(lab: &Lab, mode: Mode) -> Result<Built> {
+    let (a, b) = lab.pair()?;
+    let stock = [a.stock_udp()?, b.stock_udp()?];
+    StockUdp::join(&stock[0], &stock[1]);
+    Ok(Built { _stock: stock.into(), ..pods(a, b, Scenario::Udp, mode)? })
+}
+
 fn pods(a: Node, b: Node, scenario: Scenario, mode: Mode) -> Result<Built> {
     let ends = [of_pod(scenario, &a.pod("pod1")?)?, of_pod(scenario, &b.pod("pod1")?)?];
     if mode != Mode::Kernel {
@@ -201,7 +219,14 @@ fn pods(a: Node, b: Node, scenario: Scenario, mode: Mode) -> Result<Built> {
         Mode::BareRules => of_nodes(scenario, [&a, &b]),
         _ => ends,
     };
-    Ok(Built { members: Vec::new(), node: Some(a), servers: Servers::None, client, server })
+    Ok(Built {
+        members: Vec::new(),
+        _stock: Vec::new(),
+        node: Some(a),
+        servers: Servers::None,
+        client,
+        server,
+    })
 }
 
 /// What stock flannel sets up on nodes of Kubernetes, each with kube-proxy.
@@ -212,7 +237,7 @@ fn stock_in_kubernetes(lab: &Lab, mode: Mode) -> Result<Built> {
         _ => [from.endpoint(), to.endpoint()],
     };
     let servers = Servers::Kubernetes(servers.into());
-    Ok(Built { members: Vec::new(), node: Some(a), servers, client, server })
+    Ok(Built { members: Vec::new(), _stock: Vec::new(), node: Some(a), servers, client, server })
 }
 
 fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
@@ -223,6 +248,7 @@ fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
             let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
             etcds(Cluster::pair_configured(lab, 1, config, options)?)
         }
+        Scenario::Udp => etcds(Cluster::pair_configured(lab, 1, r#"{"Network":"10.244.0.0/16"}"#, options)?),
         Scenario::Ipv6 => etcds(Cluster::dual_pair(lab, 1, options)?),
         Scenario::Vxlan | Scenario::Service => etcds(Cluster::pair(lab, 1, options)?),
         Scenario::Kubernetes | Scenario::KubernetesService => {
@@ -232,7 +258,7 @@ fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
     };
     await_fast(&members, scenario, fast_path)?;
     let [client, server] = of_pods(scenario, &members)?;
-    Ok(Built { members, node: None, servers, client, server })
+    Ok(Built { members, _stock: Vec::new(), node: None, servers, client, server })
 }
 
 /// Waits until packets take the way that the mode's name promises, at both ends.

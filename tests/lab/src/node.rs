@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Netns, Peer, Pod, PodOptions, Stock, StockV6,
-    SubnetEnv, SubnetEnvV6, make_dir, names::Names, node_address, node_address_v6,
+    Agent, AgentOptions, Etcd, KubernetesAccess, Lab, LeasesIn, Netns, Peer, Pod, PodOptions, Stock,
+    StockUdp, StockV6, SubnetEnv, SubnetEnvV6, make_dir, names::Names, node_address, node_address_v6,
 };
 use crate::traffic::Endpoint;
 
@@ -157,6 +157,17 @@ impl Node {
     /// without peers.
     pub fn stock(&self) -> Result<Stock> {
         Stock::create(self)
+    }
+
+    /// Makes this a node of stock flannel's udp backend, holding 10.244.(200 + `number`).0/24, unpublished and without
+    /// peers.
+    pub fn stock_udp(&self) -> Result<StockUdp> {
+        StockUdp::create(self)
+    }
+
+    /// Starts stock flannel's udp backend where any flannel ran before and holds `subnet`.
+    pub fn stock_udp_with(&self, subnet: ipnetwork::Ipv4Network) -> Result<StockUdp> {
+        StockUdp::start(self, subnet)
     }
 
     /// Starts stock flannel's part where any flannel ran before, on what that left behind.

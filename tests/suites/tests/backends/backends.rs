@@ -135,8 +135,6 @@ fn what_is_not_built_refuses_to_start_and_says_what_to_use() -> Result<()> {
         let mut agent = lab.node()?.agent(&etcd, FastPath::Off.into())?;
         agent.terminate()?;
         for (backend, says) in [
-            ("", "Backend: absent, which means the udp backend"),
-            (r#","Backend":{"Type":"udp"}"#, "\"udp\" is not supported: use \"vxlan\""),
             (r#","Backend":{"Type":"tencent-vpc"}"#, "or \"alloc\" and make the routes yourself"),
             (r#","Backend":{"Type":"wireguard","PSK":"short"}"#, "Backend.PSK: (a secret) is no key"),
             (

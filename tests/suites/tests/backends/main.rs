@@ -6,3 +6,4 @@ mod direct_routing;
 mod dual_stack;
 mod host_gw;
 mod multi;
+mod udp;

@@ -22,8 +22,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("netlink", &["values", "host"]),
     ("bpf", &["values", "host", "netlink", "telemetry"]),
     ("cloud", &["values", "telemetry"]),
+    // The udp backend's packets: it knows nothing of the rest.
+    ("tunnel", &[]),
     // One file for each way in which packets reach other nodes. Whoever asks for one does so by the traits of this room.
-    ("backend", &["values", "host", "wire", "telemetry", "netlink", "cloud"]),
+    ("backend", &["values", "host", "wire", "telemetry", "netlink", "cloud", "tunnel"]),
     ("config", &["values", "backend"]),
     ("lease", &["values", "host", "wire", "backend", "config", "telemetry"]),
     ("subnet_file", &["values", "host", "config", "lease"]),
