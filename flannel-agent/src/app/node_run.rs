@@ -286,10 +286,13 @@ fn kernel_datapath(
     pools: &[(Pool, IpNetwork)],
     earlier: &[IpNetwork],
 ) -> KernelDatapath {
-    let mut datapath = KernelDatapath::new(netlink);
+    let mut datapath = KernelDatapath::new(netlink).keeping_ipip(backend.options().kind() == "ipip");
     if !backend.follows_peers() {
         return datapath;
     }
+    // A route past the tunnel that host-gw has left would win over one route for all.
+    let past = backend.has_objects() && backend.replaces_routes();
+    let direct = backend.is_without_tunnel() || backend.direct_routing() || past;
     for network in pools.iter().map(|(pool, _)| pool.network()).chain(earlier.iter().copied()) {
         datapath = datapath.giving_up(network);
     }
@@ -297,7 +300,7 @@ fn kernel_datapath(
         if let Some(name) = backend.device_name(Family::of_network(pool.network())) {
             datapath = datapath.with_device(name, pool.network());
         }
-        if backend.is_without_tunnel() || backend.direct_routing() {
+        if direct {
             datapath = datapath.with_direct_routes(Stray { ifindex, pool: *pool, own: *own });
         }
     }

@@ -44,6 +44,7 @@ mod external;
 mod gce;
 mod host_gw;
 mod ipip;
+mod ipsec;
 mod object;
 mod options;
 mod peer;
@@ -167,6 +168,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Whether anything is done about peers.
     fn follows_peers(&self) -> bool {
+        true
+    }
+
+    /// Whether routes to other nodes past any tunnel, as host-gw leaves them, are to go, lest packets take them. Not where
+    /// routes that look the same are the operator's.
+    fn replaces_routes(&self) -> bool {
         true
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::{
-    Configured, OptionError, Options, alloc, aws_vpc, extension, gce, host_gw, ipip, udp, vxlan, wireguard,
+    Configured, OptionError, Options, alloc, aws_vpc, extension, gce, host_gw, ipip, ipsec, udp, vxlan,
+    wireguard,
 };
 use crate::values::gojson::Object;
 
@@ -36,7 +37,7 @@ pub const KINDS: [Kind; 12] = [
     udp::KIND,
     ipip::KIND,
     wireguard::KIND,
-    refused("ipsec", "IPsec", "use \"vxlan\" if packets need not be encrypted"),
+    ipsec::KIND,
     extension::KIND,
     alloc::KIND,
     refused(

@@ -219,7 +219,6 @@ fn vxlan_options_out_of_range() {
 fn what_is_not_built_yet_says_so() {
     let refused = |config: NetworkConfig| config.built().unwrap_err().to_string();
     for (json, start) in [
-        (r#"{"Type":"ipsec"}"#, "Backend.Type: \"ipsec\" is not supported: use \"vxlan\" if"),
         (
             r#"{"Type":"Ali-VPC"}"#,
             "Backend.Type: \"ali-vpc\" is not supported: use \"vxlan\", or \"alloc\" and make the routes yourself",

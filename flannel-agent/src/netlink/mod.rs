@@ -31,6 +31,7 @@ pub(crate) mod tc;
 pub(crate) mod tunnel;
 pub(crate) mod vxlan;
 pub mod wireguard;
+pub mod xfrm;
 
 pub use address::Address;
 pub use connection::Netlink;

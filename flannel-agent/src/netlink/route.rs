@@ -70,20 +70,22 @@ impl Netlink {
             .collect())
     }
 
-    /// The routes of one family that flannel has made over VXLAN devices, to subnets of `networks`, and the index of
-    /// each one's device: as [`Self::onlink_routes`], via the first address of their subnet, which nobody else does.
+    /// The routes of one family that flannel has made over tunnels, to subnets of `networks`, with the index of each one's
+    /// device and its gateway: as [`Self::onlink_routes`], and via the first address of their subnet, which nobody else
+    /// does, or over the device that `ipip` is the index of.
     pub(crate) async fn tunnel_routes(
         &mut self,
         family: Family,
         networks: &[IpNetwork],
-    ) -> Result<Vec<(IpNetwork, u32)>, NetlinkError> {
+        ipip: Option<u32>,
+    ) -> Result<Vec<(IpNetwork, u32, IpAddr)>, NetlinkError> {
         let routes = self.main_routes(family, None).await?;
-        let is_ours = |route: &&Route| {
+        let ours = routes.into_iter().filter(|route| {
             route.is_as_ours(true)
-                && route.gateway == Some(route.destination.network())
+                && (route.gateway == Some(route.destination.network()) || ipip == Some(route.ifindex))
                 && networks.iter().any(|network| overlap(*network, route.destination))
-        };
-        Ok(routes.iter().filter(is_ours).map(|route| (route.destination, route.ifindex)).collect())
+        });
+        Ok(ours.filter_map(|route| Some((route.destination, route.ifindex, route.gateway?))).collect())
     }
 
     /// The unicast routes of one family in the main table, of one interface or of all.
@@ -203,8 +205,8 @@ pub(crate) fn delete_link(ifindex: u32, network: IpNetwork) -> Request {
 }
 
 /// Deletes that route, whatever its protocol.
-pub(crate) fn delete_tunnel_route(ifindex: u32, subnet: IpNetwork) -> Request {
-    let mut message = via(subnet, ifindex, subnet.network(), RouteFlags::Onlink);
+pub(crate) fn delete_tunnel_route(ifindex: u32, subnet: IpNetwork, gateway: IpAddr) -> Request {
+    let mut message = via(subnet, ifindex, gateway, RouteFlags::Onlink);
     message.header.protocol = RouteProtocol::Unspec;
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
 }

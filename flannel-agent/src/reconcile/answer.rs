@@ -11,7 +11,7 @@ use crate::{
     control::{Question, snapshot},
     datapath::Datapath,
     lease::LeaseSource,
-    plan::{EntryFamily, EntryKey, ObjectKey, Peer, delta},
+    plan::{EntryFamily, EntryKey, ObjectKey, Peer, PeerRoute, delta},
     values::Family,
 };
 
@@ -86,7 +86,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 subnet: *subnet,
                 node: None,
                 public_ip: peer.public_ip,
-                way: route(peer).to_owned(),
+                way: match peer.route {
+                    PeerRoute::Objects => self.local.backend.options().kind(),
+                    _ => route(peer),
+                }
+                .to_owned(),
                 mac: peer.mac.map(|mac| mac.to_string()),
                 on_kernel: self.plan.on_kernel.get(subnet).map(ToString::to_string),
                 next_hop: hop.map(|hop| snapshot::NextHop {

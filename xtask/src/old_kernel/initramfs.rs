@@ -12,28 +12,31 @@ use anyhow::{Context as _, Result, ensure};
 use super::kernel::Kernel;
 use crate::host::find_program;
 
-/// The first process of the machine.
-const INIT: &str = include_str!("init.sh");
-
 /// Programs taken from this machine, with their libraries.
-const PROGRAMS: [&str; 8] =
-    ["dash", "ip", "tc", "ping", "iperf3", "nft", "xtables-nft-multi", "flannel-agent"];
+const PROGRAMS: [&str; 9] =
+    ["dash", "ip", "tc", "ping", "iperf3", "nft", "wg", "xtables-nft-multi", "flannel-agent"];
 
 /// Names of iptables, which is one program.
 const IPTABLES: [&str; 6] =
     ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
 
 /// Words of busybox that are used. Its shell is not: to that all of busybox comes before PATH.
-const APPLETS: [&str; 17] = [
+const APPLETS: [&str; 21] = [
     "cat", "dmesg", "grep", "kill", "mkdir", "modprobe", "mount", "poweroff", "sed", "sleep", "sysctl",
-    "tail", "test", "tr", "true", "head", "rm",
+    "tail", "test", "tr", "true", "head", "rm", "mv", "sort", "touch", "ln",
 ];
 
 /// Directories of modules that networks need.
 const MODULES: [&str; 5] = ["kernel/net", "kernel/drivers/net", "kernel/lib", "kernel/crypto", "kernel/arch"];
 
-/// Makes it in `work` and returns where it is.
-pub(super) fn make(work: &Path, kernel: &Kernel, agent: &Path) -> Result<PathBuf> {
+/// Makes it in `work`, with `script` as the first process, and returns where it is. `with_charon` it has strongSwan.
+pub(super) fn make(
+    work: &Path,
+    kernel: &Kernel,
+    agent: &Path,
+    script: &str,
+    with_charon: bool,
+) -> Result<PathBuf> {
     let root = work.join("root");
     for directory in ["bin", "sbin", "usr/sbin", "proc", "sys", "dev", "run", "tmp", "var", "etc"] {
         make_directory(&root.join(directory))?;
@@ -56,9 +59,12 @@ pub(super) fn make(work: &Path, kernel: &Kernel, agent: &Path) -> Result<PathBuf
         link("xtables-nft-multi", &root.join("bin").join(name))?;
     }
     copy_extensions(&root)?;
+    if with_charon {
+        copy_charon(&root)?;
+    }
     copy_modules(&root, kernel)?;
     let init = root.join("init");
-    fs::write(&init, INIT).with_context(|| init.display().to_string())?;
+    fs::write(&init, script).with_context(|| init.display().to_string())?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     pack(&root, &work.join("initramfs"))
 }
@@ -108,6 +114,26 @@ fn copy_extensions(root: &Path) -> Result<()> {
         copy(&entry.path(), &root.join(DIRECTORY).join(entry.file_name()))?;
     }
     Ok(())
+}
+
+/// strongSwan's IKE daemon with its plugins and configuration, and what talks to it.
+fn copy_charon(root: &Path) -> Result<()> {
+    const DIRECTORY: &str = "usr/lib/ipsec";
+    for program in ["unshare", "nsenter", "mount", "swanctl"] {
+        let path = find_program(program).with_context(|| format!("there is no {program}"))?;
+        let to = root.join("bin").join(program);
+        // Busybox has some of them, with fewer words.
+        let _ = fs::remove_file(&to);
+        copy_program(root, &path, &to)?;
+    }
+    copy_program(root, &Path::new("/").join(DIRECTORY).join("charon"), &root.join(DIRECTORY).join("charon"))?;
+    for entry in fs::read_dir(Path::new("/").join(DIRECTORY).join("plugins"))?.flatten() {
+        copy_program(root, &entry.path(), &root.join(DIRECTORY).join("plugins").join(entry.file_name()))?;
+    }
+    for configuration in ["/etc/strongswan.conf", "/etc/strongswan.d"] {
+        run(Command::new("cp").arg("-r").arg(configuration).arg(root.join("etc")))?;
+    }
+    link("/run", &root.join("var/run"))
 }
 
 fn copy_modules(root: &Path, kernel: &Kernel) -> Result<()> {

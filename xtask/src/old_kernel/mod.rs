@@ -29,8 +29,22 @@ use crate::{
 const PATIENCE: &str = "600";
 
 /// What is run, each with the package that brings it.
-const PROGRAMS: [(&str, &str); 3] =
-    [("qemu-system-x86_64", "qemu-system-x86"), ("cpio", "cpio"), ("strip", "binutils")];
+const PROGRAMS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("cpio", "cpio"),
+    ("strip", "binutils"),
+    ("wg", "wireguard-tools"),
+];
+
+/// The same for [`Options::tunnels`].
+const STRONGSWAN: [(&str, &str); 3] = [
+    ("swanctl", "strongswan-swanctl"),
+    ("/usr/lib/ipsec/charon", "strongswan-charon"),
+    ("/usr/lib/ipsec/plugins/libstrongswan-openssl.so", "libstrongswan-standard-plugins"),
+];
+
+/// What the machine does: the fast path, or tunnels.
+const SCRIPTS: [&str; 2] = [include_str!("init.sh"), include_str!("tunnels.sh")];
 
 /// Options of `old-kernel`.
 #[derive(Args)]
@@ -38,6 +52,10 @@ pub(crate) struct Options {
     /// Debian release whose kernel is booted
     #[arg(value_enum, default_value_t = Release::Bookworm)]
     release: Release,
+    /// Try the backends that this machine's kernel may not have, ipip, wireguard and ipsec, the first two beside a node as
+    /// stock flannel builds it, instead of the fast path
+    #[arg(long)]
+    tunnels: bool,
 }
 
 /// A release of Debian.
@@ -70,16 +88,21 @@ impl Release {
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Scope::Lab)?;
     setup::ensure_programs(&PROGRAMS)?;
+    if options.tunnels {
+        setup::ensure_programs(&STRONGSWAN)?;
+    }
     let kernel = kernel::of(options.release.name())?;
     let agent = build_agent(Profile::Dev)?;
     let work = cache_dir().join(format!("old-kernel.{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-    let said = initramfs::make(&work, &kernel, &agent).and_then(|initramfs| {
-        let step = Step::start(format!("Two nodes on {}", kernel.version));
-        let said = boot(&kernel, &initramfs, options.release.path());
-        step.done("ended");
-        said
-    });
+    let said =
+        initramfs::make(&work, &kernel, &agent, SCRIPTS[usize::from(options.tunnels)], options.tunnels)
+            .and_then(|initramfs| {
+                let step = Step::start(format!("Two nodes on {}", kernel.version));
+                let said = boot(&kernel, &initramfs, options.release.path());
+                step.done("ended");
+                said
+            });
     let _ = fs::remove_dir_all(&work);
     let said = said?;
     print(said.trim_end())?;
@@ -88,7 +111,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     Err(failure(
         format!("{}: the machine did not say PASSED", kernel.version),
-        "look at what it says above; xtask/src/old_kernel/init.sh is what it runs",
+        "look at what it says above; xtask/src/old_kernel has the scripts that it runs",
     ))
 }
 

@@ -125,6 +125,11 @@ impl Backend for Extension {
         Some("packets travel as the commands of the extension backend have it")
     }
 
+    /// What the commands make is as host-gw's.
+    fn replaces_routes(&self) -> bool {
+        false
+    }
+
     fn has_objects(&self) -> bool {
         true
     }

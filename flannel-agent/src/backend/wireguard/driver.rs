@@ -1,6 +1,10 @@
 //! The devices, their peers, and the routes over them.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 use futures::future::BoxFuture;
 use ipnetwork::IpNetwork;
@@ -93,6 +97,8 @@ pub(super) struct Driver {
     pub(super) private_key: PrivateKey,
     /// The devices, and the networks that each carries.
     pub(super) devices: BTreeMap<String, Vec<IpNetwork>>,
+    /// A device of another mode, which is to go.
+    pub(super) spare: Option<&'static str>,
     /// What this process has put. A peer that was heard from elsewhere since, as from behind a NAT that gave it another
     /// port, is reached there now, which is as it should be.
     pub(super) put: BTreeMap<ObjectId, WgPeer>,
@@ -110,6 +116,12 @@ impl Driver {
         let mut objects = Objects::new();
         for (name, networks) in self.devices.clone() {
             self.look_at(&name, &networks, &mut objects).await?;
+        }
+        if let Some(name) = self.spare
+            && let Some((_, device)) = Device::find(&mut self.netlink, name, &[]).await?
+        {
+            let id = ObjectId { stage: Stage::Device, network: IpAddr::V6(Ipv6Addr::UNSPECIFIED).into() };
+            objects.insert(id, AnyObject::new(WgDevice { device, public_key: [0; 32], port: 0 }));
         }
         Ok(objects)
     }

@@ -370,6 +370,7 @@ impl Backend for Wireguard {
             netlink: Netlink::open()?,
             wireguard: None,
             private_key: self.private_key.clone(),
+            spare: (self.options.mode != Mode::Separate).then_some(Mode::Separate.device(Family::V6)),
             devices: self.devices(node.subnets.iter().map(|(network, _)| *network)),
             put: BTreeMap::new(),
         })))

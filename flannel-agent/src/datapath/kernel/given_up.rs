@@ -1,9 +1,9 @@
-//! Routes over a VXLAN device that is not ours any more: that of another backend, or of another VNI.
+//! Routes over a tunnel that is not ours any more: that of another backend, or of another VNI.
 //!
 //! Stock flannel leaves them, and so the packets for a peer that the new backend does not reach vanish in the old
 //! tunnel.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 
@@ -13,13 +13,18 @@ use crate::{
     values::Family,
 };
 
+/// The device of the ipip backend, whose routes are via the peers' nodes.
+const IPIP_DEVICE: &str = "flannel.ipip";
+
 /// What is left of an earlier configuration. It is looked for until nothing is found, as nobody makes any more.
 #[derive(Debug, Default)]
 pub(super) struct GivenUp {
     /// Only routes to subnets of these are ours.
     networks: Vec<IpNetwork>,
-    /// The routes: the index of the device of each, and whether it is shown among those past our device.
-    found: BTreeMap<IpNetwork, (u32, bool)>,
+    /// The routes: the index of the device of each, its gateway, and whether it is shown among those past our device.
+    found: BTreeMap<IpNetwork, (u32, IpAddr, bool)>,
+    /// Our backend uses the device of ipip.
+    keeps_ipip: bool,
     done: bool,
 }
 
@@ -27,6 +32,11 @@ impl GivenUp {
     /// Also in `network`.
     pub(super) fn within(&mut self, network: IpNetwork) {
         self.networks.push(network);
+    }
+
+    /// The device of ipip is our backend's own.
+    pub(super) fn keep_ipip(&mut self) {
+        self.keeps_ipip = true;
     }
 
     /// Whether there may be any.
@@ -46,22 +56,25 @@ impl GivenUp {
         state: &mut State,
     ) -> Result<(), NetlinkError> {
         self.found.clear();
+        let ipip = match self.keeps_ipip {
+            true => None,
+            false => netlink.link(IPIP_DEVICE).await?.map(|link| link.index),
+        };
         for family in Family::BOTH {
             if !self.networks.iter().any(|network| Family::of_network(*network) == family) {
                 continue;
             }
             let own = devices.get(&family).copied();
-            for (subnet, ifindex) in netlink.tunnel_routes(family, &self.networks).await? {
+            for (subnet, ifindex, via) in netlink.tunnel_routes(family, &self.networks, ipip).await? {
                 if own == Some(ifindex) {
                     continue;
                 }
-                let via = subnet.network();
                 let shown = match own {
                     Some(_) => state.direct_routes.insert(subnet, DirectRoute { ifindex, via }).is_none(),
                     None => state.routes.insert(subnet, via).is_none(),
                 };
                 if shown {
-                    self.found.insert(subnet, (ifindex, own.is_some()));
+                    self.found.insert(subnet, (ifindex, via, own.is_some()));
                 }
             }
         }
@@ -76,7 +89,7 @@ impl GivenUp {
             Change::DeleteDirectRoute { subnet, .. } => (subnet, true),
             _ => return None,
         };
-        let (ifindex, shown_past) = *self.found.get(subnet)?;
-        (past == shown_past).then(|| route::delete_tunnel_route(ifindex, *subnet))
+        let (ifindex, via, shown_past) = *self.found.get(subnet)?;
+        (past == shown_past).then(|| route::delete_tunnel_route(ifindex, *subnet, via))
     }
 }

@@ -102,6 +102,15 @@ impl KernelDatapath {
         self
     }
 
+    /// The routes over the device of ipip are no leftovers: it is our backend's own.
+    #[must_use]
+    pub fn keeping_ipip(mut self, keep: bool) -> Self {
+        if keep {
+            self.given_up.keep_ipip();
+        }
+        self
+    }
+
     /// Also direct routes of one family; `stray` tells those of an earlier process.
     #[must_use]
     pub fn with_direct_routes(mut self, stray: Stray) -> Self {

@@ -136,7 +136,6 @@ fn what_is_not_built_refuses_to_start_and_says_what_to_use() -> Result<()> {
         agent.terminate()?;
         for (backend, says) in [
             (r#","Backend":{"Type":"tencent-vpc"}"#, "or \"alloc\" and make the routes yourself"),
-            (r#","Backend":{"Type":"wireguard","PSK":"short"}"#, "Backend.PSK: (a secret) is no key"),
             (
                 r#","Backend":{"Type":"geneve"}"#,
                 "unknown backend type: geneve; set Backend.Type to \"vxlan\"",

@@ -4,6 +4,7 @@ mod backends;
 mod clouds;
 mod direct_routing;
 mod dual_stack;
+mod extension;
 mod host_gw;
 mod multi;
 mod udp;

@@ -50,6 +50,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("cargo xtask setup", Ci),
     ("cargo xtask test", Ci),
     ("cargo xtask old-kernel", Ci),
+    ("cargo xtask old-kernel --tunnels", Ci),
     ("cargo xtask demo", Ci),
     ("cargo xtask dist", Usage),
     ("cargo build --release", Usage),

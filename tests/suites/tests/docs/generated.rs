@@ -4,7 +4,11 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, CommandFactory as _};
-use flannel_agent::{cli::Cli, metrics::METRICS};
+use flannel_agent::{
+    backend::table::{KINDS, Support},
+    cli::Cli,
+    metrics::METRICS,
+};
 use flannel_common::{map::PINNED_MAPS, reason::Reason};
 
 use super::{hold, read};
@@ -66,6 +70,20 @@ fn the_table_of_flags_is_the_codes() -> Result<()> {
         writeln!(contents, "- [{heading}](#{})", heading.to_lowercase())?;
     }
     hold(PAGE, &with(PAGE, "flags", &format!("{contents}\n{}", text.trim_end()))?)
+}
+
+#[test]
+fn the_table_of_backends_is_the_codes() -> Result<()> {
+    const PAGE: &str = "flannel-agent/docs/running.md";
+    let mut table = String::from("| backend | how packets reach other nodes\' pods |\n|---|---|\n");
+    for kind in KINDS {
+        let what = match kind.support {
+            Support::Built(_) => kind.what.to_owned(),
+            Support::Refused(instead) => format!("{}: not built, {}", kind.what, instead.replace('"', "`")),
+        };
+        writeln!(table, "| `{}` | {} |", kind.name, in_a_cell(&what))?;
+    }
+    hold(PAGE, &with(PAGE, "backends", &table)?)
 }
 
 fn row(flag: &Arg) -> Result<String> {

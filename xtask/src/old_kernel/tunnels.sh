@@ -1,0 +1,331 @@
+#!/bin/sh
+# The first process of a machine that xtask emulates: nodes 1 and 2 with an agent, and node 3 built by hand as stock
+# flannel builds it, with a pod each. It prints PASSED at the end, or FAILED and why.
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mkdir -p /run/netns
+
+finish() {
+    echo "$*"
+    sleep 0.2
+    poweroff -f
+    sleep 60
+}
+fail() {
+    for node in 1 2; do
+        echo "--- log of node$node"
+        tail -n 60 /tmp/log$node
+        ip -n node$node -d address
+        ip -n node$node route
+        ip -n node$node -6 route
+        ip netns exec node$node wg show
+    done
+    dmesg | tail -n 20
+    finish "FAILED: $*"
+}
+patiently() {
+    tries=0
+    until "$@" >/tmp/said 2>&1; do
+        tries=$((tries + 1))
+        [ $tries -lt 150 ] || fail "$*: $(cat /tmp/said)"
+        sleep 0.2
+    done
+}
+shows() {
+    what=$1
+    shift
+    "$@" 2>&1 | grep -q -- "$what"
+}
+lacks() {
+    what=$1
+    shift
+    ! "$@" 2>&1 | grep -q -- "$what"
+}
+start() {
+    WIREGUARD_KEY_FILE=/tmp/key$1 ip netns exec node$1 flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 \
+        --ip-masq --subnet-file=/tmp/subnet$1.env --bpffs=/tmp/bpf$1 >>/tmp/log$1 2>&1 &
+    echo $! >/tmp/pid$1
+    patiently test -e /tmp/subnet$1.env
+}
+stop() {
+    kill "$(cat /tmp/pid$1)"
+    wait "$(cat /tmp/pid$1)"
+    rm /tmp/subnet$1.env
+}
+stop_all() {
+    stop 1
+    stop 2
+    : >/tmp/log1
+    : >/tmp/log2
+}
+reach() {
+    patiently ip netns exec pod$1 ping -c 1 -W 1 "$2"
+    # As large as the pods' interfaces, whole.
+    patiently ip netns exec pod$1 ping -c 1 -W 1 -M "do" -s "$3" "$2"
+}
+each_reaches_each_v4() {
+    reach 1 10.244.2.2 "$1"
+    reach 2 10.244.1.2 "$1"
+    reach 1 10.244.3.2 "$1"
+    reach 3 10.244.2.2 "$1"
+    # From the node itself, whose address is that of the device.
+    patiently ip netns exec node1 ping -c 1 -W 1 10.244.3.2
+}
+each_reaches_each_v6() {
+    reach 1 fd00:10:0:2::2 "$1"
+    reach 2 fd00:10:0:3::2 "$1"
+    reach 3 fd00:10:0:1::2 "$1"
+}
+survives_a_kill() {
+    ip netns exec pod1 ping -c 60 -i 0.1 10.244.2.2 >/tmp/pings &
+    pings=$!
+    sleep 1
+    kill -9 "$(cat /tmp/pid1)"
+    sleep 1
+    start 1
+    wait $pings
+    grep 'packets transmitted' /tmp/pings
+    grep -q ' 0% packet loss' /tmp/pings || fail "packets were lost over a restart"
+}
+pod_mtu() {
+    for node in 1 2 3; do
+        ip -n node$node link set veth$node mtu "$1"
+        ip -n pod$node link set eth0 mtu "$1"
+    done
+    patiently grep -q "FLANNEL_MTU=$1" /tmp/subnet1.env
+}
+
+cat /proc/version
+for module in veth bridge br_netfilter ipip wireguard esp4 xfrm_user; do modprobe $module || fail "no module $module"; done
+ip link set lo up
+ip link add underlay type bridge
+ip link set underlay up
+for node in 1 2 3; do
+    ip netns add node$node
+    ip link add to$node type veth peer name eth0 netns node$node
+    ip link set to$node master underlay up
+    ip -n node$node link set lo up
+    ip -n node$node addr add 192.168.77.$node/24 dev eth0
+    ip -n node$node addr add 2001:db8::$node/64 dev eth0 nodad
+    ip -n node$node link set eth0 up
+    ip netns exec node$node sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+    ip -n node$node link add cni0 type bridge
+    ip -n node$node addr add 10.244.$node.1/24 dev cni0
+    ip -n node$node addr add fd00:10:0:$node::1/64 dev cni0 nodad
+    ip -n node$node link set cni0 up
+    ip netns add pod$node
+    ip -n pod$node link add eth0 type veth peer name veth$node netns node$node
+    ip -n node$node link set veth$node master cni0 up
+    ip -n pod$node link set lo up
+    ip -n pod$node addr add 10.244.$node.2/24 dev eth0
+    ip -n pod$node addr add fd00:10:0:$node::2/64 dev eth0 nodad
+    ip -n pod$node link set eth0 up
+    ip -n pod$node route add default via 10.244.$node.1
+    ip -n pod$node route add default via fd00:10:0:$node::1
+    mkdir -p /tmp/bpf$node
+    mount -t bpf bpf /tmp/bpf$node
+done
+
+echo "--- ipip"
+nodes_of_ipip() {
+    cat >/tmp/nodes.new <<NODES
+network: { Network: 10.244.0.0/16, Backend: { Type: ipip, DirectRouting: $1 } }
+nodes:
+- { name: node1, publicIP: 192.168.77.1, subnet: 10.244.1.0/24 }
+- { name: node2, publicIP: 192.168.77.2, subnet: 10.244.2.0/24 }
+- { name: node3, publicIP: 192.168.77.3, subnet: 10.244.3.0/24 }
+NODES
+    mv /tmp/nodes.new /tmp/nodes.yaml
+}
+nodes_of_ipip false
+ip -n node3 link add flannel.ipip type ipip local 192.168.77.3
+ip -n node3 link set flannel.ipip mtu 1480 up
+ip -n node3 addr add 10.244.3.0/32 dev flannel.ipip
+for peer in 1 2; do
+    ip -n node3 route add 10.244.$peer.0/24 via 192.168.77.$peer dev flannel.ipip onlink
+done
+start 1
+start 2
+pod_mtu 1480
+each_reaches_each_v4 1452
+shows 'ipip remote any local 192.168.77.1 ' ip -n node1 -d link show flannel.ipip || fail "another device than upstream's"
+shows '10.244.3.0/24 via 192.168.77.3 dev flannel.ipip onlink' ip -n node1 route || fail "another route than upstream's"
+survives_a_kill
+ip -n node1 route delete 10.244.2.0/24
+patiently shows '10.244.2.0/24 via 192.168.77.2' ip -n node1 route
+ip -n node1 addr delete 10.244.1.0/32 dev flannel.ipip
+patiently shows 'inet 10.244.1.0/32' ip -n node1 addr show flannel.ipip
+ip -n node1 link delete flannel.ipip
+each_reaches_each_v4 1452
+grep -q restored /tmp/log1 || fail "nothing is said of what was restored"
+sed -i /node3/d /tmp/nodes.yaml
+patiently lacks 10.244.3.0/24 ip -n node1 route
+stop_all
+nodes_of_ipip true
+start 1
+start 2
+patiently shows '10.244.2.0/24 via 192.168.77.2 dev eth0 $' ip -n node1 route
+reach 1 10.244.2.2 1452
+ip -n node3 route replace 10.244.1.0/24 via 192.168.77.1 dev eth0
+reach 1 10.244.3.2 1452
+stop_all
+for node in 1 2 3; do
+    ip -n node$node link delete flannel.ipip
+    ip -n node$node route flush proto boot via 192.168.77.1
+    ip -n node$node route flush proto boot via 192.168.77.2
+    ip -n node$node route flush proto boot via 192.168.77.3
+done
+
+echo "--- wireguard"
+secret=$(wg genpsk)
+echo "$secret" >/tmp/secret
+for node in 1 2 3; do
+    (umask 077 && wg genkey >/tmp/key$node)
+    wg pubkey </tmp/key$node >/tmp/public$node
+done
+nodes_of_wireguard() {
+    cat >/tmp/nodes.new <<NODES
+network:
+  Network: 10.244.0.0/16
+  EnableIPv6: true
+  IPv6Network: fd00:10::/32
+  Backend: { Type: wireguard, Mode: $1, PSK: "$secret", PersistentKeepaliveInterval: 25 }
+nodes:
+NODES
+    for node in 1 2 3; do
+        cat >>/tmp/nodes.new <<NODES
+- name: node$node
+  publicIP: 192.168.77.$node
+  publicIPv6: 2001:db8::$node
+  subnet: 10.244.$node.0/24
+  ipv6Subnet: fd00:10:0:$node::/64
+  backendData: { PublicKey: "$(cat /tmp/public$node)", Port: 51820 }
+  backendV6Data: { PublicKey: "$(cat /tmp/public$node)", Port: $2 }
+NODES
+    done
+    mv /tmp/nodes.new /tmp/nodes.yaml
+}
+by_hand() {
+    ip -n node3 link add "$1" type wireguard
+    ip netns exec node3 wg set "$1" private-key /tmp/key3 listen-port "$2"
+    ip -n node3 link set "$1" mtu 1420 up
+}
+by_hand flannel-wg 51820
+by_hand flannel-wg-v6 51821
+ip -n node3 addr add 10.244.3.0/32 dev flannel-wg
+ip -n node3 addr add fd00:10:0:3::/128 dev flannel-wg-v6
+ip -n node3 route add 10.244.0.0/16 dev flannel-wg scope link
+ip -n node3 route add fd00:10::/32 dev flannel-wg-v6
+for peer in 1 2; do
+    ip netns exec node3 wg set flannel-wg peer "$(cat /tmp/public$peer)" preshared-key /tmp/secret \
+        endpoint 192.168.77.$peer:51820 allowed-ips 10.244.$peer.0/24
+    ip netns exec node3 wg set flannel-wg-v6 peer "$(cat /tmp/public$peer)" preshared-key /tmp/secret \
+        endpoint "[2001:db8::$peer]:51821" allowed-ips fd00:10:0:$peer::/64
+done
+nodes_of_wireguard separate 51821
+start 1
+start 2
+pod_mtu 1420
+each_reaches_each_v4 1392
+each_reaches_each_v6 1372
+shows '10.244.0.0/16 dev flannel-wg scope link' ip -n node1 route || fail "another route than upstream's"
+shows 'inet6 fd00:10:0:1::/128' ip -n node1 addr show flannel-wg-v6 || fail "no address"
+lacks "$secret" cat /tmp/log1 || fail "the secret is in the log"
+survives_a_kill
+ip netns exec node1 wg set flannel-wg peer "$(cat /tmp/public2)" remove
+reach 1 10.244.2.2 1392
+ip netns exec node1 wg set flannel-wg listen-port 7777
+patiently shows 'listening port: 51820' ip netns exec node1 wg show flannel-wg
+ip -n node1 route delete 10.244.0.0/16
+patiently shows '10.244.0.0/16 dev flannel-wg' ip -n node1 route
+ip -n node1 link delete flannel-wg
+each_reaches_each_v4 1392
+grep -q restored /tmp/log1 || fail "nothing is said of what was restored"
+# Another key of a node, as after a loss of its file: who had its subnets before is no peer any more.
+wg genkey >/tmp/key.new
+wg pubkey </tmp/key.new >/tmp/public.new
+before=$(cat /tmp/public3)
+sed -i "s|$before|$(cat /tmp/public.new)|" /tmp/nodes.yaml
+patiently lacks "$before" ip netns exec node1 wg show all
+patiently shows "$(cat /tmp/public.new)" ip netns exec node1 wg show flannel-wg-v6
+stop_all
+nodes_of_wireguard ipv4 51820
+start 1
+start 2
+patiently lacks flannel-wg-v6 ip -n node1 link
+reach 1 10.244.2.2 1392
+reach 1 fd00:10:0:2::2 1372
+shows "allowed ips: .*10.244.2.0/24.*fd00:10:0:2::/64\|allowed ips: .*fd00:10:0:2::/64.*10.244.2.0/24" \
+    ip netns exec node1 wg show flannel-wg || fail "one device does not carry both families"
+stop_all
+for node in 1 2; do ip -n node$node link delete flannel-wg; done
+
+echo "--- ipsec"
+cat >/tmp/nodes.yaml <<NODES
+network:
+  Network: 10.244.0.0/16
+  Backend: { Type: ipsec, PSK: "$secret$secret$secret" }
+nodes:
+- { name: node1, publicIP: 192.168.77.1, subnet: 10.244.1.0/24 }
+- { name: node2, publicIP: 192.168.77.2, subnet: 10.244.2.0/24 }
+NODES
+# Each has a charon of its own, and so a /run of its own.
+in_node() {
+    node=$1
+    shift
+    nsenter -m/tmp/mounts$node -n/run/netns/node$node "$@"
+}
+start() {
+    nsenter -m/tmp/mounts$1 -n/run/netns/node$1 flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 --ip-masq --subnet-file=/tmp/subnet$1.env \
+        --bpffs=/tmp/bpf$1 >>/tmp/log$1 2>&1 &
+    echo $! >/tmp/pid$1
+    patiently test -e /tmp/subnet$1.env
+}
+mkdir -p /tmp/private
+mount -t tmpfs tmpfs /tmp/private
+mount --make-private /tmp/private
+for node in 1 2; do
+    touch /tmp/private/mounts$node
+    ln -s /tmp/private/mounts$node /tmp/mounts$node
+    unshare --mount=/tmp/private/mounts$node sh -c 'mount -t tmpfs tmpfs /run'
+    ip -n node$node route add default via 192.168.77.$((3 - node))
+    # What comes from the other node is counted.
+    ip netns exec node$node nft "add table ip seen; add chain ip seen in { type filter hook input priority 0; }; \
+        add rule ip seen in ip protocol esp counter"
+done
+esp() {
+    ip netns exec node$1 nft list chain ip seen in | sed -n 's/.*packets \([0-9]*\).*/\1/p'
+}
+start 1
+start 2
+pod_mtu 1423
+reach 1 10.244.2.2 1395
+reach 2 10.244.1.2 1395
+seen=$(esp 2)
+[ "${seen:-0}" -gt 3 ] || fail "$seen packets of ESP were seen"
+shows 'dir fwd' ip -n node1 xfrm policy || fail "no policy"
+lacks "$secret" cat /tmp/log1 || fail "the secret is in the log"
+# Without its policies no packet of a pod is encrypted, or is taken.
+ip -n node1 xfrm policy flush
+patiently shows 'dst 10.244.2.0/24' ip -n node1 xfrm policy
+reach 1 10.244.2.2 1395
+# Keys are negotiated anew under traffic. Each end has begun one association, and a packet may be lost between them.
+spis=$(ip -n node1 xfrm state | sed -n 's/.*spi \(0x[0-9a-f]*\).*/\1/p' | sort | tr '\n' ' ')
+ip netns exec pod1 ping -c 60 -i 0.1 10.244.2.2 >/tmp/pings &
+pings=$!
+in_node 1 swanctl --rekey --child 10.244.1.0/24-10.244.2.0/24 || fail "no rekey"
+wait $pings
+received=$(sed -n 's/.* \([0-9]*\) received.*/\1/p' /tmp/pings)
+echo "$received of 60 packets were received over a rekey"
+[ "$received" -ge 54 ] || fail "packets were lost over a rekey: $(cat /tmp/pings)"
+[ "$(ip -n node1 xfrm state | sed -n 's/.*spi \(0x[0-9a-f]*\).*/\1/p' | sort | tr '\n' ' ')" != "$spis" ] ||
+    fail "the keys are the same"
+survives_a_kill
+sed -i /node2/d /tmp/nodes.yaml
+patiently lacks 'dst 10.244.2.0/24' ip -n node1 xfrm policy
+patiently lacks 10.244.2.0/24 in_node 1 swanctl --list-conns
+finish PASSED
