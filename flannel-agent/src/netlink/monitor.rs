@@ -7,6 +7,7 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressScope,
+    link::LinkFlags,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -53,6 +54,8 @@ pub struct Changed {
     pub hooks: bool,
     /// What the kernel forwards pods' packets by: a route to pods, a rule, a setting, the default of IPsec.
     pub forwarding: bool,
+    /// The external interface was set up.
+    pub external_up: bool,
     /// Notices were lost: anything may have changed.
     pub overrun: bool,
 }
@@ -66,6 +69,7 @@ impl Changed {
         routes: true,
         hooks: true,
         forwarding: true,
+        external_up: true,
         overrun: true,
     };
 
@@ -83,6 +87,7 @@ impl BitOrAssign for Changed {
         self.routes |= other.routes;
         self.hooks |= other.hooks;
         self.forwarding |= other.forwarding;
+        self.external_up |= other.external_up;
         self.overrun |= other.overrun;
     }
 }
@@ -92,6 +97,8 @@ impl BitOrAssign for Changed {
 pub struct Watched {
     /// Indices of our VXLAN devices: neighbours matter only there.
     pub overlays: BTreeSet<u32>,
+    /// Index of the external interface; 0 while it is not known.
+    pub external: u32,
     /// The networks that pods are of; `None` while they are not known, when any route may lead to pods.
     pub networks: Option<Vec<IpNetwork>>,
 }
@@ -246,6 +253,12 @@ fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
         Message::NewLink(link) | Message::DelLink(link) if on_overlay(link.header.index) => {
             // A new index after a deletion shows in the links.
             Changed { overlay: true, links: true, ..none }
+        }
+        Message::NewLink(link) if link.header.index == watched.external => {
+            // The flags that have changed come beside those there are.
+            let is_set = |flags: LinkFlags| flags.contains(LinkFlags::Up);
+            let external_up = is_set(link.header.flags) && is_set(link.header.change_mask);
+            Changed { links: true, external_up, ..none }
         }
         Message::NewLink(_) | Message::DelLink(_) => Changed { links: true, ..none },
         Message::NewAddress(address) | Message::DelAddress(address) => {

@@ -47,6 +47,38 @@ impl Netlink {
             .collect())
     }
 
+    /// Forgets the neighbours on an interface that have not answered yet, so that the next packet asks for them at once. How
+    /// many there were.
+    ///
+    /// The kernel asks for a neighbour once a second. What was asked while the interface was down nobody has heard.
+    pub(crate) async fn forget_unresolved(&mut self, ifindex: u32) -> Result<usize, NetlinkError> {
+        let mut requests = Vec::new();
+        for family in Family::BOTH {
+            let mut query = NeighbourMessage::default();
+            query.header.family = address_family(family);
+            query.attributes = vec![NeighbourAttribute::IfIndex(ifindex)];
+            let unresolved = |object| match object {
+                RouteNetlinkMessage::NewNeighbour(message)
+                    if message.header.ifindex == ifindex
+                        && message.header.state == NeighbourState::Incomplete =>
+                {
+                    Some(message)
+                }
+                _ => None,
+            };
+            let found = self.dump_as(RouteNetlinkMessage::GetNeighbour(query), unresolved).await?;
+            requests.extend(found.into_iter().map(|mut message| {
+                message
+                    .attributes
+                    .retain(|attribute| matches!(attribute, NeighbourAttribute::Destination(_)));
+                Request { message: RouteNetlinkMessage::DelNeighbour(message), flags: 0 }
+            }));
+        }
+        // One that has answered meanwhile, or is gone, is forgotten for nothing.
+        let results = self.transact(&requests).await;
+        Ok(results.iter().filter(|result| result.is_ok()).count())
+    }
+
     /// The permanent forwarding entries of a VXLAN device itself.
     pub async fn permanent_fdb(&mut self, ifindex: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
         let mut query = NeighbourMessage::default();

@@ -6,7 +6,9 @@ use flannel_common::layout::Heeded;
 
 use crate::{
     bpf::{self, FilterPlace},
-    netlink::{Chains, Link, Netfilter, NetlinkError, TcSide, TrafficControl, tc::PRIORITY},
+    netlink::{
+        Chains, Link, LinkKind, Netfilter, NetlinkError, TcDiscipline, TcSide, TrafficControl, tc::PRIORITY,
+    },
     plan::{Foreign, ForeignHook, Heeding, HookPlace, HookedInterface, Local, Pods},
 };
 
@@ -86,7 +88,15 @@ impl Look {
                     format!("qdisc {} of {}", discipline.kind, name.map_or("an interface", |name| name));
                 heeding.add(EVERYTHING, what);
             }
-            let Some(interface) = found.get_mut(&discipline.ifindex) else { continue };
+            let Some(interface) = found.get_mut(&discipline.ifindex) else {
+                if let Some(link) = links.iter().find(|link| link.index == discipline.ifindex)
+                    && is_way_out
+                    && !(link.kind == LinkKind::Veth && link.peer.is_some())
+                {
+                    self.filters_of_way_out(link, &discipline, &mut heeding);
+                }
+                continue;
+            };
             let Some(qdisc) = discipline.filters() else {
                 if !discipline.is_without_effect() {
                     let what = format!("qdisc {}", discipline.kind);
@@ -122,6 +132,19 @@ impl Look {
             }
         }
         Ok(Foreign { interfaces: found, heeding })
+    }
+
+    /// Adds to `heeding` what filters on what `link` sends may go by: a card below a bond, another way to nodes.
+    fn filters_of_way_out(&mut self, link: &Link, discipline: &TcDiscipline, heeding: &mut Heeding) {
+        let Some(qdisc) = discipline.filters() else { return };
+        if !bpf::sides(&qdisc).contains(&TcSide::Egress) {
+            return;
+        }
+        // One that went away meanwhile gives notice.
+        let filters = self.tc.filters(link.index, TcSide::Egress).unwrap_or_default();
+        for hook in filters.iter().filter_map(|filter| of_filter(filter, TcSide::Egress)) {
+            heeding.add(EVERYTHING, format!("{hook} of {}", link.name));
+        }
     }
 }
 

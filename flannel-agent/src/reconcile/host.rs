@@ -10,7 +10,7 @@ use std::{
 use flannel_common::layout::{FastPath, Heeded};
 use ipnetwork::IpNetwork;
 use tokio::{select, time::sleep};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{echoes::Echoes, foreign::Look};
 use crate::{
@@ -83,6 +83,10 @@ pub struct KernelHost {
     monitor: Monitor,
     policies: IpsecPolicies,
     watched: Watched,
+    /// What has been heard and not been told yet.
+    heard: Changed,
+    /// Neighbours on the external interface may wait for answers to what was asked while it was down.
+    asked_in_vain: bool,
     look: Look,
 }
 
@@ -95,8 +99,24 @@ impl KernelHost {
             monitor: Monitor::open()?,
             policies: IpsecPolicies::default(),
             watched: Watched::default(),
+            heard: Changed::default(),
+            asked_in_vain: false,
             look: Look::open()?,
         })
+    }
+
+    /// Lets neighbours on the external interface be asked for anew where it has just been set up. Programs send to them
+    /// while it is down, which the kernel, without routes, does not.
+    async fn ask_again(&mut self) {
+        if !self.asked_in_vain {
+            return;
+        }
+        match self.netlink.forget_unresolved(self.watched.external).await {
+            Ok(0) => {}
+            Ok(neighbours) => debug!(neighbours, "asking for neighbours of the external interface anew"),
+            Err(error) => debug!(%error, "neighbours of the external interface are asked for in a second"),
+        }
+        self.asked_in_vain = false;
     }
 }
 
@@ -106,6 +126,10 @@ impl Host for KernelHost {
     }
 
     async fn changed(&mut self) -> Changed {
+        self.ask_again().await;
+        if self.heard.any() {
+            return std::mem::take(&mut self.heard);
+        }
         let heard = select! {
             heard = self.monitor.changed(&self.watched) => heard,
             heard = self.look.chains_changed() => {
@@ -116,14 +140,17 @@ impl Host for KernelHost {
                 heard.map(|()| Changed { routes: true, forwarding: true, ..Changed::default() })
             }
         };
-        match heard {
+        self.heard = match heard {
             Ok(changed) => changed,
             Err(error) => {
                 warn!(%error, "cannot listen to the kernel; trying again");
                 sleep(RECONNECT).await;
                 Changed::EVERYTHING
             }
-        }
+        };
+        self.asked_in_vain |= self.heard.external_up;
+        self.ask_again().await;
+        std::mem::take(&mut self.heard)
     }
 
     fn making(&mut self, changes: &[Change]) {
@@ -136,7 +163,9 @@ impl Host for KernelHost {
         match self.monitor.resume() {
             Ok(false) => {
                 let echoes = Echoes::of(changes);
-                self.monitor.heard_but(&self.watched, |notice| echoes.hold(notice))
+                let heard = self.monitor.heard_but(&self.watched, |notice| echoes.hold(notice));
+                self.asked_in_vain |= heard.external_up;
+                heard
             }
             // Without a socket, whoever waits next tries again.
             Ok(true) | Err(_) => Changed { overrun: true, ..Changed::default() },
@@ -157,6 +186,7 @@ impl Host for KernelHost {
         }
         self.watched = Watched {
             overlays: overlays.values().copied().collect(),
+            external: local.underlay_ifindex,
             networks: Some(local.stacks.values().map(|stack| stack.network).collect()),
         };
         let subnets: Vec<IpNetwork> = local.stacks.values().map(|stack| stack.subnet).collect();

@@ -9,6 +9,7 @@ const NOTHING: Changed = Changed {
     links: false,
     hooks: false,
     forwarding: false,
+    external_up: false,
     overrun: false,
 };
 

@@ -52,6 +52,21 @@ fn each_packet(lab: &Lab, mode: FastPath) -> Result<()> {
         is_fast(&cluster, mode, &mut chosen()?)
     })?;
 
+    // Filters on another interface, as on a card below a bond.
+    node.netns().ip("link add lower type bridge")?;
+    tc(node, "qdisc add dev lower clsact")?;
+    tc(node, "filter add dev lower egress prio 1 protocol all u32 match u32 0 0 classid 1:1")?;
+    if mode != FastPath::Off {
+        let mut marked = chosen()?;
+        eventually(CONVERGENCE, "marked packets are the kernel's", || {
+            let [sent, _] = counted(&cluster, || marked.exchanges(100))?;
+            ensure!(sent.get(Direction::Egress, Reason::HostMark).packets >= 100, "{sent}");
+            Ok(())
+        })?;
+    }
+    is_fast(&cluster, mode, &mut other).context("beside filters by marks")?;
+    node.netns().ip("link del lower")?;
+
     // Queueing by a class.
     for words in [
         "qdisc add dev eth0 root handle 1: htb default 10",

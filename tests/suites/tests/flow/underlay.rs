@@ -198,6 +198,41 @@ fn the_first_packet_to_a_cold_neighbour_arrives() -> Result<()> {
     })
 }
 
+/// What programs send while the external interface is down asks for neighbours that do not hear it.
+#[test]
+fn a_flap_of_the_external_interface_costs_no_second() -> Result<()> {
+    const FLAPS: u64 = 6;
+    let lost = |mode: FastPath| {
+        let lost = std::cell::Cell::new(0);
+        in_modes(&[mode], |cluster, mode| {
+            let [a, b] = [&cluster.members[0], &cluster.members[1]];
+            for _ in 0..FLAPS {
+                let flow = Paced::usual(&a.pod()?, &b.pod()?)?;
+                eventually(CONVERGENCE, "packets arrive", || {
+                    ensure!(flow.received().0 > 50);
+                    Ok(())
+                })?;
+                a.node.netns().ip_batch("link set eth0 down\nlink set eth0 up\n")?;
+                let now = flow.received().0;
+                eventually(CONVERGENCE, "packets arrive again", || {
+                    ensure!(flow.received().0 > now + 50);
+                    Ok(())
+                })?;
+                let report = flow.stop()?;
+                println!("{mode:?}: {report}");
+                lost.set(lost.get() + report.forward.lost() + report.backward.lost());
+                cluster.await_dataplane(mode.into())?;
+            }
+            Ok(())
+        })?;
+        anyhow::Ok(lost.get())
+    };
+    let [off, flow] = [lost(FastPath::Off)?, lost(FastPath::Flow)?];
+    // A second of one flap alone would be more.
+    ensure!(flow < off + 500, "{flow} packets lost in {FLAPS} flaps, {off} with off");
+    Ok(())
+}
+
 /// A router on the way says what fits, and from then on nothing larger is sent.
 #[test]
 fn a_path_mtu_is_heeded_at_once() -> Result<()> {

@@ -18,7 +18,8 @@ async fn make(monitor: &mut Monitor, changes: &[Change]) -> Changed {
     }
     let echoes = Echoes::of(changes);
     let networks = Some(vec!["10.1.0.0/16".parse().unwrap()]);
-    let watched = Watched { overlays: BTreeSet::from([index_of("flannel.1")]), networks };
+    let watched =
+        Watched { overlays: BTreeSet::from([index_of("flannel.1")]), networks, ..Watched::default() };
     monitor.heard_but(&watched, |notice| echoes.hold(notice))
 }
 

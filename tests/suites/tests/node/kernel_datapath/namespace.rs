@@ -30,18 +30,26 @@ pub(crate) const ETH0: u32 = 42;
 
 /// Runs a test in a new network namespace, where `eth0` holds 192.0.2.1/24 and leads to the default route.
 pub(crate) fn with_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    with_bare_namespace(|| {
+        ip("link set lo up");
+        link("eth0", "index 42 address 0e:00:00:00:01:01");
+        ip("address add 192.0.2.1/24 dev eth0");
+        ip("route add default via 192.0.2.254");
+        test()
+    });
+}
+
+/// The same, where there is nothing.
+pub(crate) fn with_bare_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     assert!(
         geteuid().is_root(),
         "this test makes network namespaces and needs root; `cargo xtask setup` says what the tests need"
     );
     let thread = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        ip("link set lo up");
-        link("eth0", "index 42 address 0e:00:00:00:01:01");
-        ip("address add 192.0.2.1/24 dev eth0");
-        ip("route add default via 192.0.2.254");
+        let test = test();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
+        runtime.block_on(test);
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);

@@ -10,6 +10,7 @@ use std::{
 use flannel_agent::{
     datapath::Datapath,
     netlink::{Changed, Monitor, Netlink, NoNextHop, Watched},
+    node::interface::{ExternalInterface, InterfaceChoice},
     plan::{State, delta},
     values::Mac,
 };
@@ -233,7 +234,7 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
         ip("link set flannel.1 up");
         let overlay = index_of("flannel.1");
         let networks = Some(vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/48".parse().unwrap()]);
-        let watched = Watched { overlays: BTreeSet::from([overlay]), networks };
+        let watched = Watched { overlays: BTreeSet::from([overlay]), external: index_of("eth0"), networks };
         let mut monitor = Monitor::open().unwrap();
         let none = Changed::default();
         let on_overlay = Changed { overlay: true, ..none };
@@ -279,9 +280,33 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
         ip("neighbour replace 192.0.2.9 lladdr 0e:00:00:00:00:0a nud permanent dev eth0");
         let quiet = timeout(Duration::from_millis(200), monitor.changed(&watched)).await;
         assert!(quiet.is_err(), "{quiet:?}");
+        ip("link set eth0 down");
+        let down = monitor.changed(&watched).await.unwrap();
+        assert!(down.links && !down.external_up, "{down:?}");
+        while timeout(Duration::from_millis(100), monitor.changed(&watched)).await.is_ok() {}
+        ip("link set eth0 up");
+        let up = monitor.changed(&watched).await.unwrap();
+        assert!(up.links && up.external_up, "{up:?}");
+        while timeout(Duration::from_millis(100), monitor.changed(&watched)).await.is_ok() {}
         ip("link delete flannel.1");
         let changed = monitor.changed(&watched).await.unwrap();
         assert!(changed.overlay && changed.links, "{changed:?}");
+    });
+}
+
+/// The kernel has no main table there, and says of a table without a name that it does not exist.
+#[test]
+fn a_namespace_without_routes_says_what_its_interface_lacks() {
+    with_bare_namespace(|| async {
+        link("eth0", "");
+        // Only the kernel's own address for IPv6, without lo.
+        let choice = InterfaceChoice { iface: vec!["eth0".to_owned()], ..InterfaceChoice::default() };
+        let mut netlink = Netlink::open().unwrap();
+        let error = ExternalInterface::choose(&mut netlink, &choice).await.unwrap_err().to_string();
+        assert!(error.contains("failed to find IPv4 address for interface eth0"), "{error}");
+        ip("address add 192.0.2.1/24 dev eth0 noprefixroute");
+        let chosen = ExternalInterface::choose(&mut netlink, &choice).await.unwrap();
+        assert_eq!((chosen.name.as_str(), chosen.address), ("eth0", Ipv4Addr::new(192, 0, 2, 1)));
     });
 }
 
@@ -315,7 +340,7 @@ fn settings_of_forwarding_are_heard_and_new_interfaces_are_none() {
 
 /// Where there are neither tunnels nor pods.
 fn of_nobody() -> Watched {
-    Watched { overlays: BTreeSet::new(), networks: Some(Vec::new()) }
+    Watched { networks: Some(Vec::new()), ..Watched::default() }
 }
 
 #[test]
