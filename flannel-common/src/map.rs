@@ -19,6 +19,9 @@ pub const SNAT_EXEMPT_V4: &str = "snat_exempt_v4";
 /// Map of the flows that netfilter has accepted: see [`crate::layout::Flow`] and
 /// [`crate::layout::Permit`]. The programs write it; the agent only removes what belongs to nobody.
 pub const FLOWS_V4: &str = "flows_v4";
+/// Map of the flows that netfilter translates to how it does: see [`crate::layout::Flow`] and
+/// [`crate::layout::Translation`]. The agent writes it; the programs only remove what begins anew.
+pub const TRANSLATIONS_V4: &str = "translations_v4";
 /// Map of a peer's public address to what the kernel's path through the tunnel does: see [`crate::layout::Tunnel`]. The
 /// programs write it; the agent only removes what belongs to nobody.
 pub const TUNNELS_V4: &str = "tunnels_v4";
@@ -33,6 +36,8 @@ pub const SNAT_EXEMPT_V6: &str = "snat_exempt_v6";
 /// Map of the IPv6 flows that netfilter has accepted: see [`crate::layout::Flow`] and
 /// [`crate::layout::Permit`].
 pub const FLOWS_V6: &str = "flows_v6";
+/// As [`TRANSLATIONS_V4`], of IPv6 flows.
+pub const TRANSLATIONS_V6: &str = "translations_v6";
 /// As [`TUNNELS_V4`], of peers' public IPv6 addresses.
 pub const TUNNELS_V6: &str = "tunnels_v6";
 /// One-element array: see [`crate::layout::Config`].
@@ -47,13 +52,20 @@ pub const HOLD: &str = "hold";
 /// Per-CPU array of [`crate::layout::Counter`], indexed by [`crate::reason::slot`].
 pub const COUNTERS: &str = "counters";
 
+/// Ring buffer of [`crate::layout::Flow`]: the IPv4 flows about which the programs ask the agent how netfilter translates
+/// them. Not pinned: who has loaded the programs answers them.
+pub const ASKED_V4: &str = "asked_v4";
+/// As [`ASKED_V4`], of IPv6 flows.
+pub const ASKED_V6: &str = "asked_v6";
+
 /// Every map the agent pins and a later agent adopts.
-pub const PINNED_MAPS: [&str; 17] = [
+pub const PINNED_MAPS: [&str; 19] = [
     ROUTES_V4,
     VTEPS_V4,
     PODS_V4,
     SNAT_EXEMPT_V4,
     FLOWS_V4,
+    TRANSLATIONS_V4,
     TUNNELS_V4,
     FORWARDERS,
     CONFIG_V4,
@@ -64,6 +76,7 @@ pub const PINNED_MAPS: [&str; 17] = [
     PODS_V6,
     SNAT_EXEMPT_V6,
     FLOWS_V6,
+    TRANSLATIONS_V6,
     TUNNELS_V6,
     CONFIG_V6,
 ];
@@ -78,6 +91,11 @@ pub const MAX_EXEMPT: u32 = 65_536;
 /// kernel's memory: a quarter of what conntrack tracks by default on a node of 1 GB and more. Beyond, the flows longest
 /// unused are forgotten, and take the kernel path until they are learned anew.
 pub const MAX_FLOWS: u32 = 65_536;
+
+/// Entries that `translations_v4` and `translations_v6` hold, two for each flow.
+pub const MAX_TRANSLATIONS: u32 = 32_768;
+/// Bytes of `asked_v4` and `asked_v6`: a power of two, and a multiple of any page.
+pub const ASKED_BYTES: u32 = 65_536;
 
 /// Constant of the programs that the agent sets: [`crate::mark::Marks::exempt`].
 pub const SNAT_EXEMPT_MARK_CONSTANT: &str = "SNAT_EXEMPT_MARK";

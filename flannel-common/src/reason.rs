@@ -145,10 +145,13 @@ reasons! {
     FlowChanged = 59, Note, "flow_changed", "a packet of an accepted flow left the kernel path with another DSCP, TTL or TCP sequence number than routing gives it: rules change them, so that the flow does not skip the stack";
     PodMoved = 60, Note, "pod_moved", "a pod has announced an address that was known behind another veth, or with another MAC: until the agent has looked, the kernel path takes its packets";
     PodVxlan = 61, Drop, "pod_vxlan", "a pod made VXLAN of our own network for a node, which would have taken what is in it for another pod's";
+    Translated = 62, Fast, "translated", "a packet of a flow to a Service, or another that netfilter translates, was translated in netfilter's place and skipped the host's stack";
+    FlowTranslated = 63, Note, "flow_translated", "netfilter has let a packet of an established flow pass that it translates: if the flow lasts, the agent will be asked how";
+    FlowAsked = 64, Note, "flow_asked", "the agent was asked how netfilter translates a flow";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.
-pub const SLOTS: u32 = 64;
+pub const SLOTS: u32 = 128;
 
 /// Entries of the `counters` map.
 pub const COUNTERS: u32 = SLOTS * 2;

@@ -268,6 +268,12 @@ proptest! {
                 prop_assert!(case.arrival.mark & FLOW_MARK != 0 && tables.flows.is_empty());
                 prop_assert!(case.tables.pods.contains_key(&flow.local) && trail::is_ours(case.arrival.tc_index));
             }
+            Note::Candidate(..) | Note::Ask(..) => prop_assert!(
+                case.hook == Hook::ToPod && case.arrival.mark & FLOW_MARK != 0 && tables.translations.is_empty()
+            ),
+            Note::Untranslate(flow) => {
+                prop_assert!(case.hook == Hook::FromPod && case.tables.translations.contains_key(&flow));
+            }
             Note::Moved(address) => {
                 prop_assert!(case.hook == Hook::FromPod && case.tables.pods.contains_key(&address));
             }

@@ -358,6 +358,12 @@ proptest! {
                 prop_assert_eq!((ifindex, seen), (case.arrival.ifindex, case.tables.now));
             }
             Note::Changed(_) => prop_assert!(case.arrival.mark & FLOW_MARK != 0 && tables.v6.flows.is_empty()),
+            Note::Candidate(..) | Note::Ask(..) => prop_assert!(
+                case.hook == Hook::ToPod && case.arrival.mark & FLOW_MARK != 0 && tables.v6.translations.is_empty()
+            ),
+            Note::Untranslate(flow) => {
+                prop_assert!(case.hook == Hook::FromPod && case.tables.v6.translations.contains_key(&flow));
+            }
             Note::Moved(address) => {
                 prop_assert!(case.hook == Hook::FromPod && case.tables.v6.pods.contains_key(&address));
             }

@@ -10,13 +10,14 @@ use aya_ebpf::{
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
     family::{Family, Forward as _, V4},
-    layout::{DecapsulatedFor, PodPlace},
+    layout::{DecapsulatedFor, Flow, PodPlace},
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
     path::{
-        Act, Carrier, Deliver, Direct, Encap, HandOver, Note, TcPacket, TunnelNote, UnderlayRoute, XdpFrame,
+        Act, Carrier, Deliver, Direct, Encap, HandOver, Note, Rewrite, TcPacket, TunnelNote, UnderlayRoute,
+        XdpFrame,
     },
     reason::{Direction, Reason},
 };
@@ -149,6 +150,11 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     }
 
     #[inline(always)]
+    fn untranslate(&self, flow: &Flow<F>) {
+        F::untranslate(flow);
+    }
+
+    #[inline(always)]
     fn write_down_tunnel(&self, note: &TunnelNote<F>) {
         F::write_down_tunnel(note);
     }
@@ -159,17 +165,23 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     }
 
     #[inline(always)]
-    fn encapsulate(mut self, encap: &Encap<F>, reason: Reason) -> Result<Done, Reason> {
+    fn encapsulate(
+        mut self,
+        encap: &Encap<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Done, Reason> {
         if maps::carrier() == Carrier::Udp {
-            return encapsulate_in_udp(self, encap, reason);
+            return encapsulate_in_udp(self, encap, rewrite, reason);
         }
         // Taken first: the inner headers are the outermost only now.
         let hash = self.flow_hash::<F>();
         // With IPv6 there is none to be written.
         let id = maps::next_id(Direction::Egress, reason);
         self.make_room::<F>().ok_or(Reason::Refused)?;
+        let inner = F::ENCAP_LEN + ETHERNET_LEN;
         let written = F::write_outer(encap, &mut self, id, hash).and_then(|()| match encap.forward {
-            Some(forward) => forward.write(&mut self, F::ENCAP_LEN + ETHERNET_LEN),
+            Some(forward) => route(&mut self, &forward, rewrite, inner),
             None => Some(()),
         });
         if written.is_none() {
@@ -182,11 +194,17 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     }
 
     #[inline(always)]
-    fn hand_over(mut self, to: &HandOver<F>, reason: Reason) -> Result<Done, Reason> {
+    fn hand_over(
+        mut self,
+        to: &HandOver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Done, Reason> {
         let HandOver { ifindex, ethernet, forward } = to;
         // A redirect to a device that is gone would lose the packet.
         self.fits(*ifindex, F::IP_LEN as u32).map_err(|_| Reason::Ipv6Aggregate)?;
-        let written = self.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut self, ETHERNET_LEN));
+        let written =
+            self.write(0, ethernet.bytes()).and_then(|()| route(&mut self, forward, rewrite, ETHERNET_LEN));
         if written.is_none() {
             return Ok(Done::LOST);
         }
@@ -195,35 +213,74 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     }
 
     #[inline(always)]
-    fn send_direct(mut self, direct: &Direct<F>, reason: Reason) -> Result<Done, Reason> {
-        if direct.forward.write(&mut self, ETHERNET_LEN).is_none() {
+    fn send_direct(
+        mut self,
+        direct: &Direct<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Done, Reason> {
+        if route(&mut self, &direct.forward, rewrite, ETHERNET_LEN).is_none() {
             return Ok(Done::LOST);
         }
         Ok(Done { action: self.redirect_neighbour::<F>(direct.ifindex, direct.next_hop), reason })
     }
 
     #[inline(always)]
-    fn decapsulate(mut self, deliver: &Deliver<F>, reason: Reason) -> Result<Done, Reason> {
+    fn decapsulate(
+        mut self,
+        deliver: &Deliver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Done, Reason> {
         // A redirect to a veth that is gone, or too small, would lose the packet.
         self.fits(deliver.pod.ifindex, deliver.packet_len)?;
         self.remove_outer(maps::carrier().overhead::<F>()).ok_or(Reason::Refused)?;
-        Ok(give(self, deliver, reason))
+        Ok(give(self, deliver, rewrite, reason))
     }
 
     #[inline(always)]
-    fn deliver(self, deliver: &Deliver<F>, reason: Reason) -> Result<Done, Reason> {
+    fn deliver(
+        self,
+        deliver: &Deliver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Done, Reason> {
         self.fits(deliver.pod.ifindex, deliver.packet_len)?;
-        Ok(give(self, deliver, reason))
+        Ok(give(self, deliver, rewrite, reason))
+    }
+}
+
+/// Does to the packet, whose IP header stands at `offset`, what routing does, and translates it if it is to be. `None` where
+/// it ends too soon.
+#[inline(always)]
+fn route<F: Family>(
+    skb: &mut Skb,
+    forward: &F::Forward,
+    rewrite: Option<&Rewrite<F>>,
+    offset: usize,
+) -> Option<()> {
+    forward.write(skb, offset)?;
+    match rewrite {
+        None => Some(()),
+        Some(rewrite) => {
+            rewrite.write(skb, offset)?;
+            skb.update_checksum(rewrite, offset)
+        }
     }
 }
 
 /// Puts the packet into UDP as it is and sends it to the node.
 #[inline(always)]
-fn encapsulate_in_udp<F: InKernel>(mut skb: Skb, encap: &Encap<F>, reason: Reason) -> Result<Done, Reason> {
+fn encapsulate_in_udp<F: InKernel>(
+    mut skb: Skb,
+    encap: &Encap<F>,
+    rewrite: Option<&Rewrite<F>>,
+    reason: Reason,
+) -> Result<Done, Reason> {
     let overhead = Carrier::Udp.overhead::<F>();
     skb.make_room_for_udp::<F>(overhead).ok_or(Reason::Refused)?;
     let written = F::write_outer_udp(encap, &mut skb).and_then(|()| match encap.forward {
-        Some(forward) => forward.write(&mut skb, ETHERNET_LEN + overhead),
+        Some(forward) => route(&mut skb, &forward, rewrite, ETHERNET_LEN + overhead),
         None => Some(()),
     });
     if written.is_none() {
@@ -234,10 +291,11 @@ fn encapsulate_in_udp<F: InKernel>(mut skb: Skb, encap: &Encap<F>, reason: Reaso
 
 /// Hands the packet, which fits and has no outer headers, to the pod.
 #[inline(always)]
-fn give<F: Family>(mut skb: Skb, deliver: &Deliver<F>, reason: Reason) -> Done {
+fn give<F: Family>(mut skb: Skb, deliver: &Deliver<F>, rewrite: Option<&Rewrite<F>>, reason: Reason) -> Done {
     let Deliver { pod, forward, packet_len: _ } = deliver;
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, F::ETHERTYPE);
-    let written = skb.write(0, ethernet.bytes()).and_then(|()| forward.write(&mut skb, ETHERNET_LEN));
+    let written =
+        skb.write(0, ethernet.bytes()).and_then(|()| route(&mut skb, forward, rewrite, ETHERNET_LEN));
     if written.is_none() {
         return Done::LOST;
     }

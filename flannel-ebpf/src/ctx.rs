@@ -15,25 +15,26 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
         BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_tunnel_key,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        bpf_tunnel_key,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
-        bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_check_mtu, bpf_csum_level, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
     },
     programs::TcContext,
 };
 use flannel_common::{
-    family::{V4, V6},
-    layout::{AddressV6, DECAPSULATED_FOR_LEN, DecapsulatedFor, PodPlace},
+    family::{Family, V4, V6},
+    layout::{AddressV6, DECAPSULATED_FOR_LEN, DecapsulatedFor, FlowProtocol, PodPlace},
     map::{REDIRECTED, TRY_DECAP, TRY_ENCAP},
     packet::{
         Arrival, Fib, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
         ipv6::ETHERTYPE_IPV6,
     },
-    path::UnderlayRoute,
+    path::{Rewrite, UnderlayRoute},
     reason::Reason,
 };
 
@@ -232,6 +233,27 @@ impl Skb {
         // SAFETY: `skb` is the live context; a packet without such a state is left as it is.
         unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
         Some(())
+    }
+
+    /// Brings the checksum of TCP or UDP up to what `rewrite` has changed of the packet, whose IP header stands at `offset`;
+    /// `None` where the kernel refuses. Where the NIC is to make the checksum, or each segment of an aggregate gets its own,
+    /// it stands for the addresses alone as yet: the kernel knows.
+    #[inline(always)]
+    pub(crate) fn update_checksum<F: Family>(&mut self, rewrite: &Rewrite<F>, offset: usize) -> Option<()> {
+        let at = rewrite.checksum_at(offset) as u32;
+        let of_udp = match rewrite.protocol {
+            FlowProtocol::Tcp => 0,
+            FlowProtocol::Udp => u64::from(BPF_F_MARK_MANGLED_0),
+        };
+        // Of no field of a size, by a difference in the order of memory.
+        // SAFETY: `skb` is the live context; packet pointers are taken anew by every access.
+        let replace = |difference: u16, flags: u64| unsafe {
+            bpf_l4_csum_replace(self.skb, at, 0, u64::from(difference.to_be()), flags)
+        };
+        if replace(rewrite.addresses, of_udp | u64::from(BPF_F_PSEUDO_HDR)) != 0 {
+            return None;
+        }
+        if replace(rewrite.ports, of_udp) == 0 { Some(()) } else { None }
     }
 
     #[inline(always)]

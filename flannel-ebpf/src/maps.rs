@@ -11,17 +11,17 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use flannel_common::{
     family::{V4, V6},
     layout::{
-        AddressV6, Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet, Tunnel,
-        Vtep,
+        AddressV6, Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet,
+        Translation, Tunnel, Vtep,
     },
-    map::{MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS},
+    map::{ASKED_BYTES, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, MAX_TRANSLATIONS},
     mark::{self, Marks},
     path::{Carrier, NodeTables, Tables},
     reason::{self, Direction, Reason},
@@ -47,6 +47,17 @@ static SNAT_EXEMPT_V4: LpmTrie<[u8; 4], Exempt, { MAX_EXEMPT as usize }, NO_PREA
 #[btf_map(name = "flows_v4")]
 pub(crate) static FLOWS_V4: LruHashMap<Flow<V4>, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
 
+#[btf_map(name = "translations_v4")]
+pub(crate) static TRANSLATIONS_V4: HashMap<
+    Flow<V4>,
+    Translation<V4>,
+    { MAX_TRANSLATIONS as usize },
+    NO_PREALLOC,
+> = HashMap::new();
+
+#[btf_map(name = "asked_v4")]
+pub(crate) static ASKED_V4: RingBuf<Flow<V4>, { ASKED_BYTES as usize }> = RingBuf::new();
+
 #[btf_map(name = "tunnels_v4")]
 pub(crate) static TUNNELS_V4: HashMap<[u8; 4], Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -67,6 +78,17 @@ static SNAT_EXEMPT_V6: LpmTrie<[u8; 16], Exempt, { MAX_EXEMPT as usize }, NO_PRE
 
 #[btf_map(name = "flows_v6")]
 pub(crate) static FLOWS_V6: LruHashMap<Flow<V6>, Permit, { MAX_FLOWS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "translations_v6")]
+pub(crate) static TRANSLATIONS_V6: HashMap<
+    Flow<V6>,
+    Translation<V6>,
+    { MAX_TRANSLATIONS as usize },
+    NO_PREALLOC,
+> = HashMap::new();
+
+#[btf_map(name = "asked_v6")]
+pub(crate) static ASKED_V6: RingBuf<Flow<V6>, { ASKED_BYTES as usize }> = RingBuf::new();
 
 #[btf_map(name = "tunnels_v6")]
 pub(crate) static TUNNELS_V6: HashMap<AddressV6, Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> =
@@ -135,7 +157,7 @@ impl NodeTables for Maps {
 macro_rules! tables {
     (
         $family:ident, $address:ty: $config:ident, $routes:ident, $vteps:ident, $pods:ident, $flows:ident,
-        $tunnels:ident, $is_exempt:ident
+        $translations:ident, $tunnels:ident, $is_exempt:ident
     ) => {
         impl Tables<$family> for Maps {
             #[inline(always)]
@@ -177,6 +199,13 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn translation(&self, flow: &Flow<$family>) -> Option<Translation<$family>> {
+                // SAFETY: as in `flow`; and what the agent puts in another's place it puts for a flow that begins, whose
+                // packets do not skip the stack yet.
+                unsafe { $translations.get(flow).copied() }
+            }
+
+            #[inline(always)]
             fn tunnel(&self, vtep: $address) -> Option<Tunnel> {
                 // SAFETY: as in `route`.
                 unsafe { $tunnels.get(vtep).copied() }
@@ -185,8 +214,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, [u8; 4]: CONFIG_V4, ROUTES_V4, VTEPS_V4, PODS_V4, FLOWS_V4, TUNNELS_V4, is_exempt_v4);
-tables!(V6, AddressV6: CONFIG_V6, ROUTES_V6, VTEPS_V6, PODS_V6, FLOWS_V6, TUNNELS_V6, is_exempt_v6);
+tables!(V4, [u8; 4]: CONFIG_V4, ROUTES_V4, VTEPS_V4, PODS_V4, FLOWS_V4, TRANSLATIONS_V4, TUNNELS_V4, is_exempt_v4);
+tables!(V6, AddressV6: CONFIG_V6, ROUTES_V6, VTEPS_V6, PODS_V6, FLOWS_V6, TRANSLATIONS_V6, TUNNELS_V6, is_exempt_v6);
 
 #[inline(always)]
 fn is_exempt_v4(address: [u8; 4]) -> bool {

@@ -2,16 +2,26 @@
 
 use flannel_common::{
     family::{Family, V4, V6},
+    layout::Flow,
     path::{Note, TunnelNote},
 };
 
-use crate::maps::{self, FLOWS_V4, FLOWS_V6, PODS_V4, PODS_V6, TUNNELS_V4, TUNNELS_V6};
+use crate::maps::{
+    self, ASKED_V4, ASKED_V6, FLOWS_V4, FLOWS_V6, PODS_V4, PODS_V6, TRANSLATIONS_V4, TRANSLATIONS_V6,
+    TUNNELS_V4, TUNNELS_V6,
+};
+
+/// `BPF_RB_NO_WAKEUP` (include/uapi/linux/bpf.h): the agent looks by itself.
+const NO_WAKEUP: u64 = 1;
 
 /// A family that has maps.
 pub(crate) trait Noted: Family {
     /// Writes down what is noted. As a whole, never through a reference: the slot might have become
     /// another flow's meanwhile. A write that fails costs speed only: the flow stays on the kernel path.
     fn write_down(note: &Note<Self>);
+
+    /// Forgets how a flow is translated, and that it was accepted.
+    fn untranslate(flow: &Flow<Self>);
 
     /// Writes down what is noted about the tunnel to a node, as a whole. A write that fails leaves the node to the kernel
     /// path.
@@ -22,11 +32,26 @@ impl Noted for V4 {
     #[inline(always)]
     fn write_down(note: &Note<Self>) {
         let _ = match note {
-            Note::Permit(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
+            Note::Permit(flow, permit) | Note::Candidate(flow, permit) => FLOWS_V4.insert(flow, permit, 0),
+            // An agent that is not there, or too busy, is asked again.
+            Note::Ask(flow, permit) => {
+                FLOWS_V4.insert(flow, permit, 0).and_then(|()| ASKED_V4.output(flow, NO_WAKEUP))
+            }
+            Note::Untranslate(flow) => {
+                Self::untranslate(flow);
+                Ok(())
+            }
             Note::Forget(flow) | Note::Changed(flow) => FLOWS_V4.remove(flow),
-            Note::Moved(address) => PODS_V4.remove(address),
+            // A copy, which stands where it is aligned: within the note it would not.
+            Note::Moved(address) => PODS_V4.remove(*address),
             Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
         };
+    }
+
+    #[inline(always)]
+    fn untranslate(flow: &Flow<Self>) {
+        let _ = TRANSLATIONS_V4.remove(flow);
+        let _ = FLOWS_V4.remove(flow);
     }
 
     #[inline(always)]
@@ -39,11 +64,25 @@ impl Noted for V6 {
     #[inline(always)]
     fn write_down(note: &Note<Self>) {
         let _ = match note {
-            Note::Permit(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
+            Note::Permit(flow, permit) | Note::Candidate(flow, permit) => FLOWS_V6.insert(flow, permit, 0),
+            // An agent that is not there, or too busy, is asked again.
+            Note::Ask(flow, permit) => {
+                FLOWS_V6.insert(flow, permit, 0).and_then(|()| ASKED_V6.output(flow, NO_WAKEUP))
+            }
+            Note::Untranslate(flow) => {
+                Self::untranslate(flow);
+                Ok(())
+            }
             Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),
             Note::Moved(address) => PODS_V6.remove(address),
             Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
         };
+    }
+
+    #[inline(always)]
+    fn untranslate(flow: &Flow<Self>) {
+        let _ = TRANSLATIONS_V6.remove(flow);
+        let _ = FLOWS_V6.remove(flow);
     }
 
     #[inline(always)]

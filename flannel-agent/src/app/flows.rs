@@ -1,12 +1,20 @@
 //! What flows need that skip the host's stack.
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use flannel_common::layout::FastPath;
 use tokio::{select, sync::watch};
 use tracing::warn;
 
-use crate::{control::Standing, host::conntrack, masq::Rules, values::FlowRefresh};
+use super::load::Loaded;
+use crate::{
+    control::Standing,
+    host::conntrack,
+    masq::Rules,
+    plan::LocalStack,
+    translate::Translator,
+    values::{Family, FlowRefresh},
+};
 
 /// Why flows do not skip the stack, where connection tracking would not bear it.
 const INTOLERANT: &str = "net.netfilter.nf_conntrack_tcp_be_liberal cannot be set to 1, see the log";
@@ -49,5 +57,32 @@ pub(super) async fn keep_flows(
             }
         }) => never,
         never = conntrack::follow_timeouts(asked, refreshes) => never,
+    }
+}
+
+/// Tells the programs how netfilter translates flows, where any flow skips the stack. Where connection tracking cannot be
+/// asked, translated flows stay on the kernel path; the log says so once.
+pub(super) fn keep_translations(
+    loaded: &mut Loaded,
+    fast_path: FastPath,
+    stacks: &BTreeMap<Family, LocalStack>,
+) -> impl Future<Output = Infallible> + use<> {
+    let translator = match loaded {
+        Loaded::Programs(pins, programs, _) if fast_path == FastPath::Flow => {
+            let shares =
+                stacks.iter().map(|(family, stack)| (*family, (stack.network, stack.subnet))).collect();
+            let started = programs
+                .asked()
+                .map_err(anyhow::Error::from)
+                .and_then(|asked| Ok(Translator::start(asked, pins, &shares)?));
+            started.inspect_err(|error| warn!(%error, "flows to Services stay on the kernel path")).ok()
+        }
+        _ => None,
+    };
+    async {
+        match translator {
+            Some(translator) => translator.run().await,
+            None => std::future::pending().await,
+        }
     }
 }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     Agent, End,
-    flows::keep_flows,
+    flows::{keep_flows, keep_translations},
     load::{Loaded, load, xdp},
     settings::{
         exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
@@ -190,7 +190,7 @@ impl Agent<'_> {
         let registered = Registered { external: external.clone(), public, subnets: networks.collect() };
         let families = (config.network_v4().is_some(), config.network_v6().is_some());
         let tell = |notice| store.tell(notice);
-        let (fast_path, loaded) =
+        let (fast_path, mut loaded) =
             load(&options, claim, backend.kernel_only(), backend.carrier(), families, tell, &self.standing);
         let exemptions = exemptions(&options, fast_path).await;
         let rules =
@@ -199,6 +199,7 @@ impl Agent<'_> {
         let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
         let (ports, ports_now) = watch::channel(source_ports());
         let flows = keep_flows(&rules, options.flow_refresh(), &fast_paths, &refreshes, &self.standing);
+        let translated = keep_translations(&mut loaded, fast_path, &stacks);
         let xdp = xdp(&loaded, options.xdp());
         let local = Local {
             stacks,
@@ -266,6 +267,7 @@ impl Agent<'_> {
                 standing,
                 lasting,
                 counting,
+                translated,
             )
         };
         select! {

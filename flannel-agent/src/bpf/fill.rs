@@ -3,7 +3,7 @@
 use aya::maps::MapInfo;
 use flannel_common::map::{
     FLOWS_V4, FLOWS_V6, FORWARDERS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6,
-    TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
+    TRANSLATIONS_V4, TRANSLATIONS_V6, TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
 };
 
 use super::{FamilyTables, MapFault, Pins, Tables, TrieFamily};
@@ -36,12 +36,12 @@ pub fn fill(pins: &Pins, tables: &Tables) -> Result<Vec<MapFill>, MapFault> {
     let mut counted = Vec::new();
     of_family(
         &tables.v4,
-        [ROUTES_V4, VTEPS_V4, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, TUNNELS_V4],
+        [ROUTES_V4, VTEPS_V4, PODS_V4, SNAT_EXEMPT_V4, FLOWS_V4, TRANSLATIONS_V4, TUNNELS_V4],
         &mut counted,
     )?;
     of_family(
         &tables.v6,
-        [ROUTES_V6, VTEPS_V6, PODS_V6, SNAT_EXEMPT_V6, FLOWS_V6, TUNNELS_V6],
+        [ROUTES_V6, VTEPS_V6, PODS_V6, SNAT_EXEMPT_V6, FLOWS_V6, TRANSLATIONS_V6, TUNNELS_V6],
         &mut counted,
     )?;
     counted.push((FORWARDERS, tables.forwarders.entries()?.len()));
@@ -64,7 +64,7 @@ pub fn fill(pins: &Pins, tables: &Tables) -> Result<Vec<MapFill>, MapFault> {
 
 fn of_family<F: TrieFamily>(
     tables: &FamilyTables<F>,
-    [routes, vteps, pods, exempt, flows, tunnels]: [&'static str; 6],
+    [routes, vteps, pods, exempt, flows, translations, tunnels]: [&'static str; 7],
     counted: &mut Vec<(&'static str, usize)>,
 ) -> Result<(), MapFault> {
     counted.extend([
@@ -73,6 +73,7 @@ fn of_family<F: TrieFamily>(
         (pods, tables.pods.entries()?.len()),
         (exempt, tables.exempt.entries()?.len()),
         (flows, tables.flows.entries()?.len()),
+        (translations, tables.translations.entries()?.len()),
         (tunnels, tables.tunnels.entries()?.len()),
     ]);
     Ok(())

@@ -15,7 +15,7 @@ use flannel_common::{
 use tracing::{info, warn};
 
 use super::{
-    Attachment, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins, TcAttach,
+    Asked, Attachment, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins, TcAttach,
     error::chain, log, tables,
 };
 
@@ -146,6 +146,14 @@ impl Programs {
             info!(pin = %path.display(), "restored: pin map {name}");
         }
         Ok(())
+    }
+
+    /// What the programs ask the agent; once.
+    ///
+    /// # Errors
+    /// When it was taken already, or its memory cannot be mapped.
+    pub fn asked(&mut self) -> Result<Asked, LoadError> {
+        Asked::of(&mut self.ebpf)
     }
 
     /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at

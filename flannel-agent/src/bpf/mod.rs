@@ -1,5 +1,6 @@
 //! The programs and their maps: loaded, pinned, attached, read.
 
+mod asked;
 mod attach;
 mod attached;
 mod attachment;
@@ -23,6 +24,7 @@ mod raw;
 mod sizes;
 mod tables;
 
+pub use asked::{Asked, AskedFlows};
 pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attached::{AttachedProgram, attached};
 pub use attachment::{Attachment, TcAttach};
@@ -39,7 +41,7 @@ pub use maps::{MapFault, TrieFamily};
 pub use others::ForeignProgram;
 pub use pins::{PinError, Pins};
 pub use sizes::{MapSize, MapSizes, map_sizes};
-pub use tables::{FamilyTables, Tables};
+pub use tables::{FamilyTables, Tables, TranslationTables};
 
 /// The compiled programs.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));

@@ -7,8 +7,8 @@ use flannel_common::{
     layout::FastPath,
     map::{
         CONFIG_V4, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, MAX_EXEMPT, MAX_FLOWS,
-        MAX_PEERS, MAX_PODS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6,
-        TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
+        MAX_PEERS, MAX_PODS, MAX_TRANSLATIONS, PODS_V4, PODS_V6, ROUTES_V4, ROUTES_V6, SNAT_EXEMPT_V4,
+        SNAT_EXEMPT_V6, TRANSLATIONS_V4, TRANSLATIONS_V6, TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
     },
     reason,
 };
@@ -63,6 +63,9 @@ impl MapSizes {
             FLOWS_V6 => self.v6.flows,
             // Their memory is that of the entries there are.
             PODS_V4 | PODS_V6 | FORWARDERS => MAX_PODS,
+            // Where no flow is remembered, none is translated.
+            TRANSLATIONS_V4 => self.v4.flows.min(MAX_TRANSLATIONS),
+            TRANSLATIONS_V6 => self.v6.flows.min(MAX_TRANSLATIONS),
             SNAT_EXEMPT_V4 | SNAT_EXEMPT_V6 => MAX_EXEMPT,
             CONFIG_V4 | CONFIG_V6 | HOLD => 1,
             COUNTERS => reason::COUNTERS,

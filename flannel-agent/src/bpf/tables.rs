@@ -3,10 +3,14 @@
 use aya::maps::{Map, MapType};
 use flannel_common::{
     family::{V4, V6},
-    layout::{Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet, Tunnel, Vtep},
+    layout::{
+        Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet, Translation, Tunnel,
+        Vtep,
+    },
     map::{
         CONFIG_V4, CONFIG_V6, COUNTERS, FLOWS_V4, FLOWS_V6, FORWARDERS, HOLD, PODS_V4, PODS_V6, ROUTES_V4,
-        ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TUNNELS_V4, TUNNELS_V6, VTEPS_V4, VTEPS_V6,
+        ROUTES_V6, SNAT_EXEMPT_V4, SNAT_EXEMPT_V6, TRANSLATIONS_V4, TRANSLATIONS_V6, TUNNELS_V4, TUNNELS_V6,
+        VTEPS_V4, VTEPS_V6,
     },
 };
 
@@ -14,6 +18,7 @@ use super::{
     MapFault, Pins,
     maps::{Prefixes, Setting, Table, TrieFamily},
 };
+use crate::values::Family;
 
 /// The maps the agent writes.
 pub struct Tables {
@@ -39,6 +44,8 @@ pub struct FamilyTables<F: TrieFamily> {
     pub exempt: Prefixes<F, Exempt>,
     /// Flow that netfilter has accepted, to when. The programs write it.
     pub flows: Table<Flow<F>, Permit>,
+    /// Flow that netfilter translates, to how.
+    pub translations: Table<Flow<F>, Translation<F>>,
     /// Another node's public address to what the kernel path to it does. The programs write it.
     pub tunnels: Table<F::Address, Tunnel>,
     /// This node's settings.
@@ -81,6 +88,7 @@ struct Names {
     pods: &'static str,
     exempt: &'static str,
     flows: &'static str,
+    translations: &'static str,
     tunnels: &'static str,
     config: &'static str,
 }
@@ -91,6 +99,7 @@ const NAMES_V4: Names = Names {
     pods: PODS_V4,
     exempt: SNAT_EXEMPT_V4,
     flows: FLOWS_V4,
+    translations: TRANSLATIONS_V4,
     tunnels: TUNNELS_V4,
     config: CONFIG_V4,
 };
@@ -101,6 +110,7 @@ const NAMES_V6: Names = Names {
     pods: PODS_V6,
     exempt: SNAT_EXEMPT_V6,
     flows: FLOWS_V6,
+    translations: TRANSLATIONS_V6,
     tunnels: TUNNELS_V6,
     config: CONFIG_V6,
 };
@@ -113,6 +123,7 @@ impl Names {
             (self.pods, Shape::of::<F::Address, PodPlace>(MapType::Hash)),
             (self.exempt, Shape::of::<F::Key, Exempt>(MapType::LpmTrie)),
             (self.flows, Shape::of::<Flow<F>, Permit>(MapType::LruHash)),
+            (self.translations, Shape::of::<Flow<F>, Translation<F>>(MapType::Hash)),
             (self.tunnels, Shape::of::<F::Address, Tunnel>(MapType::Hash)),
             (self.config, Shape::of::<u32, Config<F>>(MapType::Array)),
         ];
@@ -143,6 +154,7 @@ impl<F: TrieFamily> FamilyTables<F> {
             pods: Table::open(pins, names.pods, Map::HashMap)?,
             exempt: Prefixes::open(pins, names.exempt)?,
             flows: Table::open(pins, names.flows, Map::LruHashMap)?,
+            translations: Table::open(pins, names.translations, Map::HashMap)?,
             tunnels: Table::open(pins, names.tunnels, Map::HashMap)?,
             config: Setting::open(pins, names.config)?,
         })
@@ -151,13 +163,14 @@ impl<F: TrieFamily> FamilyTables<F> {
 
 impl<F: TrieFamily> FamilyTables<F> {
     /// How many entries each map has, by its name; a map that cannot be read has none.
-    fn counts(&self) -> [(&'static str, usize); 6] {
+    fn counts(&self) -> [(&'static str, usize); 7] {
         [
             (self.routes.name(), self.routes.count()),
             (self.vteps.name(), self.vteps.count()),
             (self.pods.name(), self.pods.count()),
             (self.exempt.name(), self.exempt.count()),
             (self.flows.name(), self.flows.count()),
+            (self.translations.name(), self.translations.count()),
             (self.tunnels.name(), self.tunnels.count()),
         ]
     }
@@ -167,5 +180,30 @@ impl Tables {
     /// How many entries each map has whose entries come and go, by its name.
     pub(super) fn counts(&self) -> Vec<(&'static str, usize)> {
         [self.v4.counts(), self.v6.counts()].concat()
+    }
+}
+
+/// The maps of translated flows of one family, opened once more for whoever writes them.
+pub struct TranslationTables<F: TrieFamily> {
+    /// As [`FamilyTables::translations`].
+    pub translations: Table<Flow<F>, Translation<F>>,
+    /// As [`FamilyTables::flows`].
+    pub flows: Table<Flow<F>, Permit>,
+}
+
+impl<F: TrieFamily> TranslationTables<F> {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open(pins: &Pins) -> Result<Self, MapFault> {
+        let names = match F::FAMILY {
+            Family::V4 => &NAMES_V4,
+            Family::V6 => &NAMES_V6,
+        };
+        Ok(Self {
+            translations: Table::open(pins, names.translations, Map::HashMap)?,
+            flows: Table::open(pins, names.flows, Map::LruHashMap)?,
+        })
     }
 }

@@ -1,10 +1,12 @@
 //! The pinned maps as the programs see them, with each lookup written down.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, net::SocketAddr};
 
 use flannel_common::{
     family::{V4, V6},
-    layout::{AddressV6, Config, Flow, Hold, Permit, PodPlace, Route, RouteKind, Subnet, Tunnel, Vtep},
+    layout::{
+        AddressV6, Config, Flow, Hold, Permit, PodPlace, Route, RouteKind, Subnet, Translation, Tunnel, Vtep,
+    },
     map::{FORWARDERS, HOLD},
     mark::Marks,
     path::{Carrier, NodeTables, Tables},
@@ -179,7 +181,7 @@ fn config<F: TrieFamily>(config: &Config<F>) -> String {
 fn flow<F: TrieFamily>(flow: &Flow<F>) -> String {
     let protocol = format!("{:?}", flow.protocol).to_lowercase();
     let [local, remote] = [(flow.local, flow.local_port), (flow.remote, flow.remote_port)]
-        .map(|(address, port)| std::net::SocketAddr::new(F::address(address), port));
+        .map(|(address, port)| SocketAddr::new(F::address(address), port));
     format!("{protocol} {local} {remote}")
 }
 
@@ -232,6 +234,19 @@ impl PinnedTables {
         self.found(of.flows.name(), || flow(key), of.flows.get(key), |permit| self.permit(permit))
     }
 
+    fn translation_of<F: TrieFamily>(&self, of: &FamilyTables<F>, key: &Flow<F>) -> Option<Translation<F>> {
+        let value = of.translations.get(key);
+        self.found(
+            of.translations.name(),
+            || flow(key),
+            value,
+            |found: &Translation<F>| {
+                let other = SocketAddr::new(F::address(found.remote), found.remote_port);
+                format!("the other end is {other}, by connection tracking's entry {}", found.id)
+            },
+        )
+    }
+
     fn tunnel_of<F: TrieFamily>(&self, of: &FamilyTables<F>, key: &F::Address) -> Option<Tunnel> {
         let value = of.tunnels.get(key);
         self.found(
@@ -269,6 +284,10 @@ macro_rules! tables {
 
             fn flow(&self, flow: &Flow<$family>) -> Option<Permit> {
                 self.flow_of(&self.tables.$of, flow)
+            }
+
+            fn translation(&self, flow: &Flow<$family>) -> Option<Translation<$family>> {
+                self.translation_of(&self.tables.$of, flow)
             }
 
             fn tunnel(&self, vtep: $address) -> Option<Tunnel> {

@@ -87,8 +87,8 @@ pub(super) struct Mark {
 pub(super) enum State {
     /// It has seen packets both ways.
     Established,
-    /// An address or port of it is changed on its way.
-    Translated,
+    /// An address or port of it is changed on its way, and it was begun to an address in this network.
+    TranslatedIn(IpNetwork),
     /// A helper reads it, for the connections that it announces (FTP's, SIP's): `IPS_HELPER`.
     Helped,
 }
@@ -196,7 +196,8 @@ fn forward(cluster: IpNetwork) -> Vec<Rule> {
     vec![Rule { source: within(cluster), ..accept }, Rule { destination: within(cluster), ..accept }]
 }
 
-/// First the bit is cleared, whoever has set it. Then a rule for each thing, not one with negations, which versions of
+/// What is translated from outside of the cluster's network, as to a Service, is marked like everything else: the programs
+/// tell it by its addresses. First the bit is cleared, whoever has set it. Then a rule for each thing, not one with negations, which versions of
 /// nft write each in its own way.
 fn flow(cluster: IpNetwork, bit: u32) -> Vec<Rule> {
     let rule = |state, verdict| Rule {
@@ -209,7 +210,7 @@ fn flow(cluster: IpNetwork, bit: u32) -> Vec<Rule> {
     };
     vec![
         rule(None, Verdict::Unmark(bit)),
-        rule(Some(State::Translated), Verdict::Return),
+        rule(Some(State::TranslatedIn(cluster)), Verdict::Return),
         rule(Some(State::Helped), Verdict::Return),
         rule(Some(State::Established), Verdict::Mark(bit)),
     ]

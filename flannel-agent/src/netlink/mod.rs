@@ -9,6 +9,7 @@ use crate::values::Family;
 
 pub(crate) mod address;
 mod connection;
+mod conntrack;
 mod error;
 mod forwarding;
 mod interface_address;
@@ -35,6 +36,7 @@ pub mod xfrm;
 
 pub use address::Address;
 pub use connection::Netlink;
+pub use conntrack::{Conntrack, ConntrackEnds, ConntrackEntry, ConntrackStatus, ConntrackTuple};
 pub use error::{KernelError, NetlinkError};
 pub use interface_address::InterfaceAddress;
 pub use ipsec::{IpsecPolicies, IpsecPolicy};

@@ -40,6 +40,10 @@ pub trait Family: Sealed + Copy + Debug + Eq + Ord + Hash + 'static {
     const ETHERTYPE: u16;
     /// Length of a header without options or extensions, bytes.
     const IP_LEN: usize;
+    /// Offset of the source address in a header.
+    const SOURCE_AT: usize;
+    /// Offset of the destination address in a header.
+    const DESTINATION_AT: usize;
     /// What VXLAN adds to a frame, bytes: outer Ethernet, IP, UDP, VXLAN.
     const ENCAP_LEN: usize = ETHERNET_LEN + Self::IP_LEN + UDP_LEN + VXLAN_LEN;
     /// Bytes of the header that the length in it leaves out.
@@ -121,6 +125,12 @@ pub trait Address: Pod + Debug + Ord + Hash {
 
     /// Whether the first `prefix_len` bits are those of `other`.
     fn shares_prefix(self, other: Self, prefix_len: u64) -> bool;
+
+    /// The sum of its 16-bit words, big-endian, as a checksum takes them.
+    fn sum(self) -> u32;
+
+    /// Writes it at `at` into `packet`; `None` when that ends before.
+    fn write(self, packet: &mut (impl Packet + ?Sized), at: usize) -> Option<()>;
 }
 
 /// An IP header.
@@ -175,6 +185,10 @@ pub trait Forward<Header>: Copy + Debug + Eq {
 
     /// One hop further, with the TOS byte or traffic class that decapsulation leaves.
     fn hop_with_class(ip: &Header, class: u8) -> Self;
+
+    /// The same, where an address becomes another as well, whose sum is larger by `addresses` ([`crate::path::Rewrite`]).
+    #[must_use]
+    fn translated(self, addresses: u16) -> Self;
 
     /// Writes the fields that change into the header at `offset` of `packet`; `None` when the packet ends before.
     fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()>;

@@ -39,6 +39,8 @@ impl Family for V4 {
 
     const ETHERTYPE: u16 = ETHERTYPE_IPV4;
     const IP_LEN: usize = IPV4_LEN;
+    const SOURCE_AT: usize = 12;
+    const DESTINATION_AT: usize = 16;
     const UNCOUNTED: usize = 0;
     const PROTOCOL_ICMP: u8 = 1;
     const UNCONFIGURED: Reason = Reason::NoConfig;
@@ -142,6 +144,17 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn shares_prefix(self, other: Self, prefix_len: u64) -> bool {
         (u32::from_be_bytes(self) ^ u32::from_be_bytes(other)) & mask(prefix_len) == 0
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        let word = u32::from_be_bytes(self);
+        (word >> 16) + (word & 0xffff)
+    }
+
+    #[inline(always)]
+    fn write(self, packet: &mut (impl Packet + ?Sized), at: usize) -> Option<()> {
+        packet.write(at, self)
     }
 }
 
@@ -255,6 +268,12 @@ impl Forward<Ipv4> for ForwardV4 {
                 checksum::update(hop.checksum, word(ip.version_ihl, ip.tos), word(ip.version_ihl, tos));
         }
         hop
+    }
+
+    #[inline(always)]
+    fn translated(mut self, addresses: u16) -> Self {
+        self.checksum = !checksum::fold(u32::from(!self.checksum) + u32::from(addresses));
+        self
     }
 
     #[inline(always)]

@@ -44,6 +44,8 @@ impl Family for V6 {
 
     const ETHERTYPE: u16 = ETHERTYPE_IPV6;
     const IP_LEN: usize = IPV6_LEN;
+    const SOURCE_AT: usize = 8;
+    const DESTINATION_AT: usize = 24;
     const UNCOUNTED: usize = IPV6_LEN;
     const PROTOCOL_ICMP: u8 = PROTOCOL_ICMPV6;
     const UNCONFIGURED: Reason = Reason::NotIp;
@@ -200,6 +202,19 @@ impl Address for AddressV6 {
         let mask = mask(prefix_len);
         ((high ^ other_high) & mask[0]) | ((low ^ other_low) & mask[1]) == 0
     }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        let [high, low] = self.halves().map(u64::from_be);
+        let words =
+            |half: u64| (half >> 48) + (half >> 32 & 0xffff) + (half >> 16 & 0xffff) + (half & 0xffff);
+        (words(high) + words(low)) as u32
+    }
+
+    #[inline(always)]
+    fn write(self, packet: &mut (impl Packet + ?Sized), at: usize) -> Option<()> {
+        packet.write(at, self.octets)
+    }
 }
 
 /// The bits of a prefix, as [`AddressV6::halves`].
@@ -307,6 +322,12 @@ impl Forward<Ipv6> for ForwardV6 {
             hop.class = Some((ip.class & !(0xff << 20)) | ((traffic_class as u32) << 20));
         }
         hop
+    }
+
+    /// There is no checksum.
+    #[inline(always)]
+    fn translated(self, _: u16) -> Self {
+        self
     }
 
     #[inline(always)]

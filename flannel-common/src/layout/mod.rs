@@ -16,6 +16,7 @@ mod forwarder;
 mod hold;
 mod pod;
 mod route;
+mod translation;
 mod tunnel;
 
 pub use address::AddressV6;
@@ -28,6 +29,7 @@ pub use forwarder::Forwarder;
 pub use hold::Hold;
 pub use pod::PodPlace;
 pub use route::{Route, RouteBits, RouteKind, Subnet, SubnetBits, SubnetV4, SubnetV6, Vtep, VtepBits};
+pub use translation::{Translation, TranslationBits};
 pub use tunnel::Tunnel;
 
 use bits::per_family;

@@ -17,6 +17,8 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP (IANA).
 pub const PROTOCOL_UDP: u8 = 17;
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
 /// Bytes of a TCP header up to its flags, which are the last of them.

@@ -3,10 +3,10 @@
 //! What happens at a hook is written once, over [`Act`]: the programs do it to the kernel's packet, and
 //! [`super::decide`] writes down what they would do.
 
-use super::{Deliver, Direct, Encap, HandOver, Note, TunnelNote, UnderlayRoute};
+use super::{Deliver, Direct, Encap, HandOver, Note, Rewrite, TunnelNote, UnderlayRoute};
 use crate::{
     family::Family,
-    layout::PodPlace,
+    layout::{Flow, PodPlace},
     packet::{Arrival, Packet},
     reason::{Direction, Reason},
 };
@@ -59,10 +59,13 @@ pub trait TcPacket: Packet + Copy {
     ) -> Self::Answer;
 }
 
-/// What may be done to a packet of a family. An error is why it was left as it was.
+/// What may be done to a packet of a family, which is translated on the way where there is how. An error is why it was left
+/// as it was.
 pub trait Act<F: Family>: TcPacket {
     /// Writes down what is noted.
     fn write_down(&self, note: &Note<F>);
+    /// Writes down [`Note::Untranslate`] of `flow`: by itself, for in a note the flow would stand on a program's stack twice.
+    fn untranslate(&self, flow: &Flow<F>);
     /// Writes down what is noted about a tunnel.
     fn write_down_tunnel(&self, note: &TunnelNote<F>);
     /// How the kernel's route sends what is from `source` to `destination` out of this interface.
@@ -71,34 +74,60 @@ pub trait Act<F: Family>: TcPacket {
     ///
     /// # Errors
     /// The kernel refused.
-    fn encapsulate(self, encap: &Encap<F>, reason: Reason) -> Result<Self::Done, Reason>;
+    fn encapsulate(
+        self,
+        encap: &Encap<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Self::Done, Reason>;
     /// Hands it to the VXLAN device, addressed to the node.
     ///
     /// # Errors
     /// The device is gone.
-    fn hand_over(self, to: &HandOver<F>, reason: Reason) -> Result<Self::Done, Reason>;
+    fn hand_over(
+        self,
+        to: &HandOver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Self::Done, Reason>;
     /// Sends it to the node as it is.
     ///
     /// # Errors
     /// The kernel refused.
-    fn send_direct(self, direct: &Direct<F>, reason: Reason) -> Result<Self::Done, Reason>;
+    fn send_direct(
+        self,
+        direct: &Direct<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Self::Done, Reason>;
     /// Decapsulates it and hands it to the pod.
     ///
     /// # Errors
     /// The kernel refused, or the pod's interface is gone or too small.
-    fn decapsulate(self, deliver: &Deliver<F>, reason: Reason) -> Result<Self::Done, Reason>;
+    fn decapsulate(
+        self,
+        deliver: &Deliver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Self::Done, Reason>;
     /// Hands it to the pod as it is.
     ///
     /// # Errors
     /// The pod's interface is gone or too small.
-    fn deliver(self, deliver: &Deliver<F>, reason: Reason) -> Result<Self::Done, Reason>;
+    fn deliver(
+        self,
+        deliver: &Deliver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Self::Done, Reason>;
 }
 
 /// Writes down and counts what is noted about a packet of `size`.
 #[inline(always)]
 pub(super) fn noted<F: Family, P: Act<F>>(packet: P, direction: Direction, note: &Note<F>, size: P::Size) {
+    let reason = note.reason();
     packet.write_down(note);
-    packet.count(direction, note.reason(), size);
+    packet.count(direction, reason, size);
 }
 
 /// The same of what is noted about a tunnel.

@@ -3,12 +3,12 @@
 use core::cell::Cell;
 
 use super::{
-    Act, Deliver, Direct, Encap, HandOver, Hook, Note, Tables, TcPacket, TunnelNote, UnderlayRoute, Verdict,
-    XdpFrame, exempt, from_overlay, from_pod, from_underlay, to_overlay, to_pod, to_underlay, xdp,
+    Act, Deliver, Direct, Encap, HandOver, Hook, Note, Rewrite, Tables, TcPacket, TunnelNote, UnderlayRoute,
+    Verdict, XdpFrame, exempt, from_overlay, from_pod, from_underlay, to_overlay, to_pod, to_underlay, xdp,
 };
 use crate::{
     family::{Family, V4, V6},
-    layout::{AddressV6, PodPlace},
+    layout::{AddressV6, Flow, PodPlace},
     map::REDIRECTED,
     mark::Marks,
     packet::{Arrival, Fib, Packet, headers::Ethernet, ipv6::ETHERTYPE_IPV6},
@@ -24,6 +24,10 @@ pub struct Decision {
     pub note: Option<Note<V4>>,
     /// The same of IPv6.
     pub note_v6: Option<Note<V6>>,
+    /// How it is translated, if it is.
+    pub rewrite: Option<Rewrite<V4>>,
+    /// The same of IPv6.
+    pub rewrite_v6: Option<Rewrite<V6>>,
     /// What is noted about the tunnel it has taken.
     pub tunnel: Option<TunnelNote<V4>>,
     /// The same of IPv6.
@@ -48,6 +52,8 @@ pub fn decide_all(
         marked: Cell::new(0),
         note: Cell::new(None),
         note_v6: Cell::new(None),
+        rewrite: Cell::new(None),
+        rewrite_v6: Cell::new(None),
         tunnel: Cell::new(None),
         tunnel_v6: Cell::new(None),
     };
@@ -65,6 +71,8 @@ pub fn decide_all(
         verdict,
         note: seen.note.get(),
         note_v6: seen.note_v6.get(),
+        rewrite: seen.rewrite.get(),
+        rewrite_v6: seen.rewrite_v6.get(),
         tunnel: seen.tunnel.get(),
         tunnel_v6: seen.tunnel_v6.get(),
     }
@@ -112,6 +120,8 @@ struct Seen<'a, P: ?Sized> {
     marked: Cell<u32>,
     note: Cell<Option<Note<V4>>>,
     note_v6: Cell<Option<Note<V6>>>,
+    rewrite: Cell<Option<Rewrite<V4>>>,
+    rewrite_v6: Cell<Option<Rewrite<V6>>>,
     tunnel: Cell<Option<TunnelNote<V4>>>,
     tunnel_v6: Cell<Option<TunnelNote<V6>>>,
 }
@@ -196,10 +206,14 @@ impl<P: Packet + ?Sized> TcPacket for &Seen<'_, P> {
 
 /// What of a family is written down.
 macro_rules! act {
-    ($family:ident, $note:ident, $tunnel:ident, $encap:path, $hand_over:expr, $direct:path, $decapsulate:path, $deliver:path) => {
+    ($family:ident, $note:ident, $rewrite:ident, $tunnel:ident, $encap:path, $hand_over:expr, $direct:path, $decapsulate:path, $deliver:path) => {
         impl<P: Packet + ?Sized> Act<$family> for &Seen<'_, P> {
             fn write_down(&self, note: &Note<$family>) {
                 self.$note.set(Some(*note));
+            }
+
+            fn untranslate(&self, flow: &Flow<$family>) {
+                self.$note.set(Some(Note::Untranslate(*flow)));
             }
 
             fn write_down_tunnel(&self, note: &TunnelNote<$family>) {
@@ -214,23 +228,53 @@ macro_rules! act {
                 self.route
             }
 
-            fn encapsulate(self, encap: &Encap<$family>, reason: Reason) -> Result<Verdict, Reason> {
+            fn encapsulate(
+                self,
+                encap: &Encap<$family>,
+                rewrite: Option<&Rewrite<$family>>,
+                reason: Reason,
+            ) -> Result<Verdict, Reason> {
+                self.$rewrite.set(rewrite.copied());
                 Ok($encap(*encap, reason))
             }
 
-            fn hand_over(self, to: &HandOver<$family>, reason: Reason) -> Result<Verdict, Reason> {
+            fn hand_over(
+                self,
+                to: &HandOver<$family>,
+                rewrite: Option<&Rewrite<$family>>,
+                reason: Reason,
+            ) -> Result<Verdict, Reason> {
+                self.$rewrite.set(rewrite.copied());
                 $hand_over(*to, reason)
             }
 
-            fn send_direct(self, direct: &Direct<$family>, reason: Reason) -> Result<Verdict, Reason> {
+            fn send_direct(
+                self,
+                direct: &Direct<$family>,
+                rewrite: Option<&Rewrite<$family>>,
+                reason: Reason,
+            ) -> Result<Verdict, Reason> {
+                self.$rewrite.set(rewrite.copied());
                 Ok($direct(*direct, reason))
             }
 
-            fn decapsulate(self, deliver: &Deliver<$family>, reason: Reason) -> Result<Verdict, Reason> {
+            fn decapsulate(
+                self,
+                deliver: &Deliver<$family>,
+                rewrite: Option<&Rewrite<$family>>,
+                reason: Reason,
+            ) -> Result<Verdict, Reason> {
+                self.$rewrite.set(rewrite.copied());
                 Ok($decapsulate(*deliver, reason))
             }
 
-            fn deliver(self, deliver: &Deliver<$family>, reason: Reason) -> Result<Verdict, Reason> {
+            fn deliver(
+                self,
+                deliver: &Deliver<$family>,
+                rewrite: Option<&Rewrite<$family>>,
+                reason: Reason,
+            ) -> Result<Verdict, Reason> {
+                self.$rewrite.set(rewrite.copied());
                 Ok($deliver(*deliver, reason))
             }
         }
@@ -240,6 +284,7 @@ macro_rules! act {
 act!(
     V4,
     note,
+    rewrite,
     tunnel,
     Verdict::Encap,
     // The device need not segment IPv4.
@@ -251,6 +296,7 @@ act!(
 act!(
     V6,
     note_v6,
+    rewrite_v6,
     tunnel_v6,
     Verdict::EncapV6,
     |to, reason| Ok(Verdict::HandOver(to, reason)),

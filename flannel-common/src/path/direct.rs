@@ -1,7 +1,7 @@
 //! Between nodes that reach each other's pods without a tunnel.
 
 use super::{
-    Deliver, Tables,
+    Deliver, Rewrite, Tables,
     ingress::deliver_to,
     tables::{check_hold, longest_match},
 };
@@ -35,7 +35,7 @@ pub(super) fn from_underlay<F: Family, R>(
     arrival: &Arrival,
     config: &Config<F>,
     (ethernet, ip): (&Ethernet, &F::Header),
-    deliver: impl FnOnce(Deliver<F>, Reason) -> R,
+    deliver: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
 ) -> Result<R, Reason> {
     if !ethernet.is_unicast() {
         return Err(Reason::NotUnicast);
@@ -52,7 +52,9 @@ pub(super) fn from_underlay<F: Family, R>(
         Some(route) if route.kind == RouteKind::Direct && route.ifindex == arrival.ifindex => {}
         _ => return Err(Reason::NotDirect),
     }
-    Ok(deliver(deliver_to(packet, tables, arrival, config, ip, clock)?, Reason::HandPod))
+    let (to, rewrite) = deliver_to(packet, tables, arrival, config, ip, clock)?;
+    let reason = if rewrite.is_some() { Reason::Translated } else { Reason::HandPod };
+    Ok(deliver(to, rewrite, reason))
 }
 
 /// Refuses a frame of `len` bytes with more behind its packet than a link pads, or less; by its IP header it has

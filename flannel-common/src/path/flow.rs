@@ -7,7 +7,7 @@
 //! over takes the kernel path again, where its next accepted packet renews it: that keeps connection
 //! tracking's own entry alive, and is when a changed policy bites.
 
-use super::{Act, Tables, act, host_mark, tables::Clock, trail};
+use super::{Act, Rewrite, Tables, act, host_mark, tables::Clock, trail, translated};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace},
@@ -50,6 +50,12 @@ pub enum Note<F: Family> {
     Forget(Flow<F>),
     /// Netfilter has accepted it, but its packets do not leave the kernel's path as they came ([`trail`]): delete it.
     Changed(Flow<F>),
+    /// Netfilter has accepted it, but translates it: put this, by which it is known again.
+    Candidate(Flow<F>, Permit),
+    /// The same, and it lasts: put this, and ask the agent how it is translated.
+    Ask(Flow<F>, Permit),
+    /// A connection that is translated begins anew or ends: delete how, and that it was accepted.
+    Untranslate(Flow<F>),
     /// Not of a flow: the address of a pod is announced from somewhere else ([`super::moved`]). Delete its place.
     Moved(F::Address),
     /// Not of a flow: the pod behind the veth forwards for others. Put that.
@@ -67,7 +73,9 @@ impl<F: Family> Note<F> {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Permit(..) => Reason::FlowLearned,
-            Self::Forget(_) => Reason::FlowForgotten,
+            Self::Forget(_) | Self::Untranslate(_) => Reason::FlowForgotten,
+            Self::Candidate(..) => Reason::FlowTranslated,
+            Self::Ask(..) => Reason::FlowAsked,
             Self::Changed(_) => Reason::FlowChanged,
             Self::Moved(_) => Reason::PodMoved,
             Self::Forwards { .. } => Reason::ForwarderLearned,
@@ -88,7 +96,7 @@ pub(super) struct Passage {
     pub(super) clock: Clock,
 }
 
-/// Lets a packet skip the host's stack. Its header `ip`, without options or extensions, stands at `offset`.
+/// Lets a packet of `flow` skip the host's stack.
 ///
 /// A direction needs acceptance of its own that still holds; of the other one it is enough that it was
 /// accepted. A flow that only ever goes one way after its first answer would be slow for good otherwise, and
@@ -99,16 +107,46 @@ pub(super) struct Passage {
 #[inline(always)]
 pub(super) fn admit<F: Family>(
     passage: &Passage,
+    transport: &Transport,
+    flow: &Flow<F>,
+    tables: &impl Tables<F>,
+    config: &Config<F>,
+) -> Result<(), Reason> {
+    transport.check_control()?;
+    let permit = tables.flow(flow).ok_or(Reason::FlowUnknown)?;
+    check_permit(passage, &permit, lifetime(config, transport.protocol))
+}
+
+/// As [`admit`] a packet for a pod, of a flow that netfilter translates, too: then with how. Its header `ip`, without options
+/// or extensions, stands at `offset`.
+///
+/// # Errors
+/// Why it may not.
+#[inline(always)]
+pub(super) fn admit_to_pod<F: Family>(
+    passage: &Passage,
     packet: &(impl Packet + ?Sized),
     offset: usize,
     tables: &impl Tables<F>,
     config: &Config<F>,
     ip: &F::Header,
-) -> Result<(), Reason> {
+) -> Result<Option<Rewrite<F>>, Reason> {
     let transport = Transport::at(packet, offset + F::IP_LEN, ip.protocol())?;
     transport.check_control()?;
-    let permit = tables.flow(&transport.flow::<F>(passage.way, ip)).ok_or(Reason::FlowUnknown)?;
-    check_permit(passage, &permit, lifetime(config, transport.protocol))
+    let lifetime = lifetime(config, transport.protocol);
+    let flow = transport.flow::<F>(passage.way, ip);
+    let refusal = match tables.flow(&flow) {
+        None => Reason::FlowUnknown,
+        Some(permit) => match check_permit(passage, &permit, lifetime) {
+            Ok(()) => return Ok(None),
+            Err(reason) => reason,
+        },
+    };
+    // No flow is both: whoever puts a translation takes away what was known of the flow as it comes.
+    let (rewrite, flow) = translated::to_pod(tables, ip, &transport, flow).ok_or(refusal)?;
+    let permit = tables.flow(&flow).ok_or(Reason::FlowUnknown)?;
+    check_permit(passage, &permit, lifetime)?;
+    Ok(Some(rewrite))
 }
 
 /// Whether `permit` lets a packet skip the stack, where acceptance holds for `lifetime`, ns.
@@ -141,6 +179,7 @@ fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(),
 #[inline(always)]
 pub(super) fn begin_trail<F: Family, P: Act<F>>(
     packet: P,
+    tables: &impl Tables<F>,
     way: Direction,
     verdict: &Result<P::Done, Reason>,
     offset: impl FnOnce() -> Option<usize>,
@@ -151,7 +190,14 @@ pub(super) fn begin_trail<F: Family, P: Act<F>>(
         && let Some(ip) = F::Header::read(&packet, offset)
         && let Ok(transport) = Transport::at(&packet, offset + F::IP_LEN, ip.protocol())
     {
-        packet.note_beside(trail::begins(transport.header::<F>(way, &ip)));
+        let header = transport.header::<F>(way, &ip);
+        let is_translated = matches!(way, Direction::Egress)
+            && tables.config().is_some_and(|config| !config.network.contains(ip.destination()));
+        packet.note_beside(if is_translated {
+            trail::begins_translated(header)
+        } else {
+            trail::begins(header)
+        });
     }
 }
 
@@ -195,7 +241,14 @@ fn look<F: Family, P: Act<F>>(
     let ip = F::Header::read(&packet, offset)?;
     ip.check().ok()?;
     let (local, remote) = ends::<F>(way, &ip);
-    if config.subnet.contains(remote) || !config.network.contains(remote) {
+    let is_inside = config.network.contains(remote);
+    if config.subnet.contains(remote) || (!is_inside && matches!(way, Direction::Egress)) {
+        return None;
+    }
+    let marks = tables.marks();
+    // What comes from outside of the cluster. The answers of a Service do so only here: where netfilter marks them, they come
+    // from a backend still.
+    if !is_inside && arrival.mark & marks.flow == 0 {
         return None;
     }
     let pod = tables.pod(local)?;
@@ -204,17 +257,24 @@ fn look<F: Family, P: Act<F>>(
         return None;
     }
     let transport = Transport::at(&packet, offset + F::IP_LEN, ip.protocol()).ok()?;
-    let flow = transport.flow::<F>(way, &ip);
+    let mut flow = transport.flow::<F>(way, &ip);
+    if matches!(way, Direction::Egress) && trail::is_translated(arrival.tc_index) {
+        let translation = tables.translation(&flow)?;
+        (flow.remote, flow.remote_port) = (translation.remote, translation.remote_port);
+    }
     let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
     let left_to_kernel =
-        matches!(way, Direction::Egress) && host_mark::is_heeded(arrival, tables.marks(), config.heeded);
-    if (arrival.mark & tables.marks().flow == 0) | left_to_kernel || transport.begins_or_ends() {
+        matches!(way, Direction::Egress) && host_mark::is_heeded(arrival, marks, config.heeded);
+    if (arrival.mark & marks.flow == 0) | left_to_kernel || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
             act::noted(packet, way, &Note::Forget(flow), size);
         }
     } else if trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip)) {
         act::noted(packet, way, &Note::Changed(flow), size);
+    } else if !is_inside && tables.translation(&flow).is_none() {
+        let note = translated::ask(flow, &known, &pod, tables.now())?;
+        act::noted(packet, way, &note, size);
     } else {
         let lifetime = lifetime(&config, transport.protocol);
         let permit = renewed(way, &known, &pod, lifetime, Clock::of(tables))?;
@@ -253,12 +313,12 @@ fn ends<F: Family>(way: Direction, ip: &F::Header) -> (F::Address, F::Address) {
 
 /// What tells the flows between two addresses apart.
 #[derive(Clone, Copy)]
-struct Transport {
-    protocol: FlowProtocol,
+pub(super) struct Transport {
+    pub(super) protocol: FlowProtocol,
     /// Port of the sender, host order.
-    source: u16,
+    pub(super) source: u16,
     /// Port of the receiver, host order.
-    destination: u16,
+    pub(super) destination: u16,
     /// TCP flags; none for UDP.
     flags: u8,
     /// Sequence and acknowledgment numbers of TCP; none for UDP.
@@ -268,7 +328,7 @@ struct Transport {
 impl Transport {
     /// Of the packet whose header of `protocol` stands at `at`.
     #[inline(always)]
-    fn at(packet: &(impl Packet + ?Sized), at: usize, protocol: u8) -> Result<Self, Reason> {
+    pub(super) fn at(packet: &(impl Packet + ?Sized), at: usize, protocol: u8) -> Result<Self, Reason> {
         let (protocol, flags, numbers) = match protocol {
             PROTOCOL_TCP => {
                 let header: &[u8; TCP_TO_FLAGS] = packet.view(at).ok_or(Reason::Truncated)?;
@@ -307,7 +367,7 @@ impl Transport {
     /// answers that: having missed the last acknowledgement, it would take the first packet of a new
     /// connection between the same ports for one of the old.
     #[inline(always)]
-    const fn begins_or_ends(&self) -> bool {
+    pub(super) const fn begins_or_ends(&self) -> bool {
         self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
@@ -323,7 +383,7 @@ impl Transport {
     /// The flow of the packet, which travels `way`. Made of words where it is needed, and never moved: copies
     /// would be in pieces that the verifier refuses.
     #[inline(always)]
-    fn flow<F: Family>(&self, way: Direction, ip: &F::Header) -> Flow<F> {
+    pub(super) fn flow<F: Family>(&self, way: Direction, ip: &F::Header) -> Flow<F> {
         let (local, remote) = ends::<F>(way, ip);
         let (local_port, remote_port) = self.ports(way);
         Flow { local, remote, local_port, remote_port, protocol: self.protocol }

@@ -2,8 +2,8 @@
 //! checked and leaves to the kernel no further than that; and what no pod may send.
 
 use super::{
-    Act, Deliver, Tables, act, carrier::is_udp, egress, forged, ingress::deliver_to, tables::check_hold,
-    tunnel,
+    Act, Deliver, Rewrite, Tables, act, carrier::is_udp, egress, forged, ingress::deliver_to,
+    tables::check_hold, tunnel,
 };
 use crate::{
     family::{Family, IpHeader as _, V4, V6},
@@ -50,12 +50,14 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     tunnel::note_delivered(&packet, tables, |note| {
         act::noted_tunnel(packet, Direction::Ingress, &note, size);
     });
-    let verdict = decide(&packet, tables, &packet.arrival(), |to, reason| packet.deliver(&to, reason))
-        .and_then(|done| done);
+    let verdict = decide(&packet, tables, &packet.arrival(), |to, rewrite, reason| {
+        packet.deliver(&to, rewrite.as_ref(), reason)
+    })
+    .and_then(|done| done);
     packet.conclude(Direction::Ingress, size, verdict)
 }
 
-/// `deliver` says what to do with a packet for a local pod.
+/// `deliver` says what to do with a packet for a local pod, which is to be translated if there is how.
 ///
 /// The outer headers are gone; that they were right is what the mark says. All else is looked at again: a mark may be
 /// somebody else's.
@@ -67,7 +69,7 @@ fn decide<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
     arrival: &Arrival,
-    deliver: impl FnOnce(Deliver<F>, Reason) -> R,
+    deliver: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
 ) -> Result<R, Reason> {
     let ethernet = Ethernet::parse(packet.view(0).ok_or(Reason::Truncated)?);
     if arrival.vlan_tagged {
@@ -92,5 +94,7 @@ fn decide<F: Family, R>(
         return Err(Reason::NotOurPod);
     }
     let clock = check_hold(tables)?;
-    Ok(deliver(deliver_to(packet, tables, arrival, &config, &ip, clock)?, Reason::DeliverOverlay))
+    let (to, rewrite) = deliver_to(packet, tables, arrival, &config, &ip, clock)?;
+    let reason = if rewrite.is_some() { Reason::Translated } else { Reason::DeliverOverlay };
+    Ok(deliver(to, rewrite, reason))
 }

@@ -1,13 +1,14 @@
 //! tc ingress on the host side of a pod's veth: what a pod sends.
 
 use super::{
-    Act, Direct, Encap, HandOver, Tables, act,
+    Act, Direct, Encap, HandOver, Rewrite, Tables, act,
     carrier::is_udp,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
     exempt,
-    flow::{self, Passage},
+    flow::{self, Passage, Transport},
     forged, forwarding, moved,
     tables::{check_hold, longest_match},
+    translated,
 };
 use crate::{
     family::{Family, Forward as _, IpHeader as _, V4, V6},
@@ -43,12 +44,16 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         &packet,
         tables,
         &packet.arrival(),
-        |encap, reason| packet.encapsulate(&encap, reason),
-        |to, reason| packet.hand_over(&to, reason),
-        |direct, reason| packet.send_direct(&direct, reason),
+        |encap, rewrite, reason| packet.encapsulate(&encap, rewrite.as_ref(), reason),
+        |to, rewrite, reason| packet.hand_over(&to, rewrite.as_ref(), reason),
+        |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
     )
     .and_then(|done| done);
-    flow::begin_trail::<F, P>(packet, Direction::Egress, &verdict, || Some(ETHERNET_LEN));
+    translated::ended(&packet, tables, &verdict, |flow| {
+        packet.untranslate(flow);
+        packet.count(Direction::Egress, Reason::FlowForgotten, size);
+    });
+    flow::begin_trail::<F, P>(packet, tables, Direction::Egress, &verdict, || Some(ETHERNET_LEN));
     let verdict = match verdict {
         Err(reason) if exempt::is_exempt(&packet, tables, reason) => {
             packet.mark(tables.marks().exempt);
@@ -60,7 +65,8 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
 }
 
 /// What is to be done: `encapsulate` with a packet for a node behind a tunnel, `hand_over` with an aggregate that only the
-/// VXLAN device can encapsulate, `send_direct` with either for a node that is reached without.
+/// VXLAN device can encapsulate, `send_direct` with either for a node that is reached without. Each gets how the packet is
+/// to be translated, if it is.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -69,9 +75,9 @@ pub(super) fn decide<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
     arrival: &Arrival,
-    encapsulate: impl FnOnce(Encap<F>, Reason) -> R,
-    hand_over: impl FnOnce(HandOver<F>, Reason) -> R,
-    send_direct: impl FnOnce(Direct<F>, Reason) -> R,
+    encapsulate: impl FnOnce(Encap<F>, Option<Rewrite<F>>, Reason) -> R,
+    hand_over: impl FnOnce(HandOver<F>, Option<Rewrite<F>>, Reason) -> R,
+    send_direct: impl FnOnce(Direct<F>, Option<Rewrite<F>>, Reason) -> R,
 ) -> Result<R, Reason> {
     let (ethernet, ip) = inner_headers::<F>(packet, arrival)?;
     let config = tables.config().ok_or(F::UNCONFIGURED)?;
@@ -80,18 +86,39 @@ pub(super) fn decide<F: Family, R>(
         FastPath::Flow => true,
         FastPath::Off | FastPath::Overlay => return Err(Reason::PodOnKernel),
     };
-    // Most of what leaves pods for elsewhere is told apart here, before any lookup.
-    if !config.network.contains(ip.destination()) || config.subnet.contains(ip.destination()) {
+    // Most of what leaves pods for elsewhere is told apart here.
+    if config.subnet.contains(ip.destination()) {
         return Err(Reason::NoRoute);
     }
-    let clock = check_hold(tables)?;
-    let refusal = if gated {
-        let gateway = ethernet.destination_folded();
-        let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, clock };
-        flow::admit(&passage, packet, ETHERNET_LEN, tables, &config, &ip).err()
-    } else {
-        None
+    let is_inside = config.network.contains(ip.destination());
+    if !is_inside && !gated {
+        return Err(Reason::NoRoute);
+    }
+    let clock = check_hold(tables).map_err(|lapsed| if is_inside { lapsed } else { Reason::NoRoute })?;
+    let mut rewrite = None;
+    let mut refusal = None;
+    if gated {
+        match Transport::at(packet, ETHERNET_LEN + F::IP_LEN, ip.protocol()) {
+            Ok(transport) => {
+                let flow = transport.flow::<F>(Direction::Egress, &ip);
+                if !is_inside {
+                    let translation = tables.translation(&flow).ok_or(Reason::NoRoute)?;
+                    let (protocol, port) = (transport.protocol, transport.destination);
+                    rewrite = Some(Rewrite::new(Direction::Egress, &translation, &ip, protocol, port));
+                }
+                let gateway = ethernet.destination_folded();
+                let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, clock };
+                refusal = flow::admit(&passage, &transport, &flow, tables, &config).err();
+            }
+            Err(reason) if is_inside => refusal = Some(reason),
+            Err(_) => return Err(Reason::NoRoute),
+        }
+    }
+    let (destination, forward) = match &rewrite {
+        None => (ip.destination(), F::Forward::hop(&ip)),
+        Some(rewrite) => (rewrite.remote, F::Forward::hop(&ip).translated(rewrite.addresses)),
     };
+    let counted_for = |reason| if rewrite.is_some() { Reason::Translated } else { reason };
     // The address must be this veth's own: a pod cannot speak for another one past the host's filters. And the frame
     // must be for the gateway: another station, a pod that forwards perhaps, gets what is sent to it. A flow is written
     // down with the veth of its address and the gateway, so for one that is admitted there is nothing to look up.
@@ -107,7 +134,7 @@ pub(super) fn decide<F: Family, R>(
     if !tables.carrier().has_hops::<F>(&ip) {
         return Err(Reason::Ttl);
     }
-    let route = longest_match(tables, &config, ip.destination()).ok_or(Reason::NoRoute)?;
+    let route = longest_match(tables, &config, destination).ok_or(Reason::NoRoute)?;
     if let Some(reason) = refusal {
         return Err(reason);
     }
@@ -115,19 +142,23 @@ pub(super) fn decide<F: Family, R>(
         if segment_len::<F>(packet, ETHERNET_LEN, arrival, &ip)? > route.mtu {
             return Err(Reason::TooBig);
         }
-        let forward = F::Forward::hop(&ip);
         let direct = Direct { ifindex: route.ifindex, next_hop: route.next_hop, forward };
-        return Ok(send_direct(direct, Reason::RoutePod));
+        return Ok(send_direct(direct, rewrite, counted_for(Reason::RoutePod)));
     }
     let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, clock)?;
     if !F::DEVICE_SEGMENTS || arrival.gso_size == 0 {
-        let forward = Some(F::Forward::hop(&tables.carrier().past_end::<F>(ip)));
-        return Ok(encapsulate(encap(packet, &config, &ip, (route, tunnel), forward)?, Reason::EncapPod));
+        let hop = F::Forward::hop(&tables.carrier().past_end::<F>(ip));
+        let forward = match &rewrite {
+            None => hop,
+            Some(rewrite) => hop.translated(rewrite.addresses),
+        };
+        let encap = encap(packet, &config, &ip, (route, tunnel), Some(forward))?;
+        return Ok(encapsulate(encap, rewrite, counted_for(Reason::EncapPod)));
     }
     if config.overlay_ifindex == 0 {
         return Err(Reason::Ipv6Aggregate);
     }
     let ethernet = Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE);
-    let to = HandOver { ifindex: config.overlay_ifindex, ethernet, forward: F::Forward::hop(&ip) };
-    Ok(hand_over(to, Reason::EncapDevice))
+    let to = HandOver { ifindex: config.overlay_ifindex, ethernet, forward };
+    Ok(hand_over(to, rewrite, counted_for(Reason::EncapDevice)))
 }

@@ -1,7 +1,7 @@
 //! tc ingress on the external interface: what other nodes send.
 
 use super::{
-    Act, Carrier, Deliver, Tables, act,
+    Act, Carrier, Deliver, Rewrite, Tables, act,
     carrier::is_udp,
     direct, ecn,
     egress::segment_len,
@@ -52,8 +52,8 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         &packet,
         tables,
         &packet.arrival(),
-        |to, reason| packet.decapsulate(&to, reason),
-        |to, reason| packet.deliver(&to, reason),
+        |to, rewrite, reason| packet.decapsulate(&to, rewrite.as_ref(), reason),
+        |to, rewrite, reason| packet.deliver(&to, rewrite.as_ref(), reason),
     )
     .and_then(|done| done);
     if matches!(verdict, Err(Reason::NotVxlan)) {
@@ -61,7 +61,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
             act::noted_tunnel(packet, Direction::Ingress, &note, size);
         });
     }
-    flow::begin_trail::<F, P>(packet, Direction::Ingress, &verdict, || found_at(&packet, tables));
+    flow::begin_trail::<F, P>(packet, tables, Direction::Ingress, &verdict, || found_at(&packet, tables));
     if let Err(reason) = verdict
         && is_checked(reason)
         && !is_udp(tables)
@@ -91,7 +91,8 @@ pub(super) const fn is_checked(reason: Reason) -> bool {
     matches!(reason, Reason::UdpAggregate | Reason::PodForwards | Reason::TunnelStale)
 }
 
-/// `decapsulate` says what to do with a packet in VXLAN for a local pod, `deliver` with one without.
+/// `decapsulate` says what to do with a packet in VXLAN for a local pod, `deliver` with one without. Each gets how the
+/// packet is to be translated, if it is.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -100,8 +101,8 @@ pub(super) fn decide<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
     arrival: &Arrival,
-    decapsulate: impl FnOnce(Deliver<F>, Reason) -> R,
-    deliver: impl FnOnce(Deliver<F>, Reason) -> R,
+    decapsulate: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
+    deliver: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
 ) -> Result<R, Reason> {
     let udp_at = ETHERNET_LEN + F::IP_LEN;
     // Everything of the node that is not ours comes by here too: first what tells most of it apart.
@@ -166,10 +167,12 @@ pub(super) fn decide<F: Family, R>(
         Carrier::Udp => ip.class(),
     };
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
-    if config.fast_path == FastPath::Flow {
+    let rewrite = if config.fast_path == FastPath::Flow {
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
-        flow::admit(&passage, packet, at, tables, &config, &ip)?;
-    }
+        flow::admit_to_pod(&passage, packet, at, tables, &config, &ip)?
+    } else {
+        None
+    };
     let known = tables.tunnel(outer_ip.source());
     tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock)?;
     // Last, so that all else has been looked at: see `is_checked`. A decapsulated aggregate keeps its tunnel's GSO type
@@ -184,9 +187,12 @@ pub(super) fn decide<F: Family, R>(
         }
     }
     let packet_len = segment_len::<F>(packet, at, arrival, &ip)?;
-    let to =
-        Deliver { pod, forward: F::Forward::hop_with_class(&carrier.past_end::<F>(ip), class), packet_len };
-    Ok(decapsulate(to, Reason::DeliverPod))
+    let hop = F::Forward::hop_with_class(&carrier.past_end::<F>(ip), class);
+    let (forward, reason) = match &rewrite {
+        None => (hop, Reason::DeliverPod),
+        Some(rewrite) => (hop.translated(rewrite.addresses), Reason::Translated),
+    };
+    Ok(decapsulate(Deliver { pod, forward, packet_len }, rewrite, reason))
 }
 
 /// Checks the VXLAN header at `at`, and the inner Ethernet header behind it.

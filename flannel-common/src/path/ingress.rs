@@ -1,7 +1,7 @@
 //! What packets for local pods have in common that have no outer headers, or none any more.
 
 use super::{
-    Deliver, Tables,
+    Deliver, Rewrite, Tables,
     egress::segment_len,
     flow::{self, Passage},
     tables::Clock,
@@ -13,8 +13,8 @@ use crate::{
     reason::{Direction, Reason},
 };
 
-/// How to hand a packet without outer headers to a pod at this time. Its header `ip` is one for an address in our pod
-/// subnet, without options or extensions.
+/// How to hand a packet without outer headers to a pod at this time, and how to translate it if it is. Its header `ip` is
+/// one for an address in our pod subnet, without options or extensions.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -26,15 +26,21 @@ pub(super) fn deliver_to<F: Family>(
     config: &Config<F>,
     ip: &F::Header,
     clock: Clock,
-) -> Result<Deliver<F>, Reason> {
+) -> Result<(Deliver<F>, Option<Rewrite<F>>), Reason> {
     if ip.hops() <= 1 {
         return Err(Reason::Ttl);
     }
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
-    if config.fast_path == FastPath::Flow {
+    let rewrite = if config.fast_path == FastPath::Flow {
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
-        flow::admit(&passage, packet, ETHERNET_LEN, tables, config, ip)?;
-    }
+        flow::admit_to_pod(&passage, packet, ETHERNET_LEN, tables, config, ip)?
+    } else {
+        None
+    };
     let packet_len = segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?;
-    Ok(Deliver { pod, forward: F::Forward::hop(ip), packet_len })
+    let forward = match &rewrite {
+        None => F::Forward::hop(ip),
+        Some(rewrite) => F::Forward::hop(ip).translated(rewrite.addresses),
+    };
+    Ok((Deliver { pod, forward, packet_len }, rewrite))
 }

@@ -3,7 +3,7 @@
 use super::Carrier;
 use crate::{
     family::Family,
-    layout::{Config, Flow, Hold, Permit, PodPlace, Route, Subnet, Tunnel, Vtep},
+    layout::{Config, Flow, Hold, Permit, PodPlace, Route, Subnet, Translation, Tunnel, Vtep},
     mark::Marks,
     reason::Reason,
 };
@@ -38,6 +38,8 @@ pub trait Tables<F: Family>: NodeTables {
     fn is_exempt(&self, address: F::Address) -> bool;
     /// When netfilter accepted a flow.
     fn flow(&self, flow: &Flow<F>) -> Option<Permit>;
+    /// How netfilter translates a flow.
+    fn translation(&self, flow: &Flow<F>) -> Option<Translation<F>>;
     /// What the kernel path through the tunnel to a node does, by the node's public address.
     fn tunnel(&self, vtep: F::Address) -> Option<Tunnel>;
 }

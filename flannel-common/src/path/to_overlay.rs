@@ -38,7 +38,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         return packet.pass();
     }
     let verdict =
-        decide(&packet, tables, &packet.arrival(), |encap, reason| packet.encapsulate(&encap, reason))
+        decide(&packet, tables, &packet.arrival(), |encap, reason| packet.encapsulate(&encap, None, reason))
             .and_then(|done| done);
     if matches!(verdict, Err(Reason::HostMark)) {
         packet.note_beside(host_mark::LEFT);

@@ -11,6 +11,9 @@
 
 /// The upper four bits of a note of ours.
 const OURS: u16 = 0xd000;
+/// The same of a packet of a pod to outside of the cluster's network, which comes to where flows are learned only if
+/// netfilter translates it.
+const TRANSLATED: u16 = 0xc000;
 
 /// What rules may change of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,16 +48,29 @@ pub const fn begins(header: Header) -> u16 {
     OURS | header.folded()
 }
 
+/// The same of a packet to outside of the cluster's network.
+#[inline(always)]
+pub const fn begins_translated(header: Header) -> u16 {
+    TRANSLATED | header.folded()
+}
+
+/// Whether the note is one of [`begins_translated`].
+#[inline(always)]
+pub const fn is_translated(tc_index: u16) -> bool {
+    tc_index & 0xf000 == TRANSLATED
+}
+
 /// Whether a packet that began with the note `tc_index` is at the end of the kernel path with more changed than one
 /// hop does. Without a note of ours, no.
 #[inline(always)]
 pub const fn is_changed(tc_index: u16, header: Header) -> bool {
     let Header { class, hops, numbers } = header;
-    is_ours(tc_index) && tc_index != begins(Header { class, hops: hops.wrapping_add(1), numbers })
+    let began = Header { class, hops: hops.wrapping_add(1), numbers };
+    is_ours(tc_index) && tc_index & 0xfff != began.folded()
 }
 
 /// Whether the note is of our making.
 #[inline(always)]
 pub const fn is_ours(tc_index: u16) -> bool {
-    tc_index & 0xf000 == OURS
+    tc_index & 0xe000 == TRANSLATED
 }

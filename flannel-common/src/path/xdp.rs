@@ -108,6 +108,10 @@ fn decapsulate<R>(
     then: impl FnOnce(Deliver<V4>, Reason) -> R,
 ) -> Result<R, Reason> {
     // What comes without a tunnel has nothing to be cut off.
-    let then = |deliver, _| Some(then(deliver, Reason::DecapsulatedEarly));
-    from_underlay::decide(packet, tables, arrival, then, |_, _| None)?.ok_or(Reason::NotVxlan)
+    // Nor can what is translated be: no helper of XDP changes a checksum that the NIC has a part in.
+    let then = |deliver, rewrite: Option<_>, _| match rewrite {
+        None => Some(then(deliver, Reason::DecapsulatedEarly)),
+        Some(_) => None,
+    };
+    from_underlay::decide(packet, tables, arrival, then, |_, _, _| None)?.ok_or(Reason::NotVxlan)
 }

@@ -7,7 +7,7 @@ use flannel_common::{
         Packet as _,
         headers::{ETHERNET_LEN, Ethernet},
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HandOver},
+    path::{Deliver, Direct, Encap, HEADERS_AT, HandOver, Rewrite},
 };
 
 /// `frame` encapsulated in VXLAN; `None` for a frame too short to have been decided about.
@@ -53,6 +53,19 @@ pub fn handed_over<F: Family>(frame: &[u8], to: &HandOver<F>) -> Option<Vec<u8>>
     out.write(0, to.ethernet.bytes())?;
     to.forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
     Some(out)
+}
+
+/// `frame` translated, whose IP header stands at `offset` and whose checksum its sender has made; `None` for a frame too
+/// short to have been decided about.
+pub fn translated<F: Family>(mut frame: Vec<u8>, rewrite: &Rewrite<F>, offset: usize) -> Option<Vec<u8>> {
+    rewrite.write(frame.as_mut_slice(), offset)?;
+    let at = rewrite.checksum_at(offset);
+    // A frame that ends before its checksum has none.
+    if let Some(checksum) = frame.as_slice().read::<2>(at) {
+        let checksum = rewrite.checksum(u16::from_be_bytes(checksum));
+        frame.as_mut_slice().write(at, checksum.to_be_bytes())?;
+    }
+    Some(frame)
 }
 
 /// `frame` decapsulated by XDP, behind what that says about it; `None` for a frame too short to have been

@@ -15,7 +15,9 @@ pub mod random;
 pub mod random_v6;
 mod tables;
 
-pub use effect::{decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct};
+pub use effect::{
+    decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct, translated,
+};
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};
 pub use node::{ELSEWHERE, HEEDED, HERE, NOW, Node, THERE, TUNNEL, interface, seen_at};

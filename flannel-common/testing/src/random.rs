@@ -330,6 +330,7 @@ impl Change {
             pods,
             exempt,
             flows: _,
+            translations: _,
             forwarders: _,
             tunnels,
             v6: _,

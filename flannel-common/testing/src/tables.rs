@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use flannel_common::{
     family::{Family, V4, V6},
     layout::{
-        AddressV6, Config, Exempt, Flow, Hold, Permit, PodPlace, Route, SubnetV4, SubnetV6, Tunnel, Vtep,
+        AddressV6, Config, Exempt, Flow, Hold, Permit, PodPlace, Route, SubnetV4, SubnetV6, Translation,
+        Tunnel, Vtep,
     },
     mark::Marks,
     path::{Carrier, NodeTables, Note, Tables},
@@ -26,6 +27,8 @@ pub struct MemoryTables {
     pub exempt: BTreeMap<SubnetV4, Exempt>,
     /// `flows_v4`.
     pub flows: BTreeMap<Flow<V4>, Permit>,
+    /// `translations_v4`.
+    pub translations: BTreeMap<Flow<V4>, Translation<V4>>,
     /// `tunnels_v4`.
     pub tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// `forwarders`: when each veth's pod was last seen to forward.
@@ -59,6 +62,8 @@ pub struct MemoryTablesV6 {
     pub exempt: BTreeMap<SubnetV6, Exempt>,
     /// `flows_v6`.
     pub flows: BTreeMap<Flow<V6>, Permit>,
+    /// `translations_v6`.
+    pub translations: BTreeMap<Flow<V6>, Translation<V6>>,
     /// `tunnels_v6`.
     pub tunnels: BTreeMap<AddressV6, Tunnel>,
 }
@@ -110,6 +115,10 @@ impl Tables<V4> for MemoryTables {
         self.flows.get(flow).copied()
     }
 
+    fn translation(&self, flow: &Flow<V4>) -> Option<Translation<V4>> {
+        self.translations.get(flow).copied()
+    }
+
     fn tunnel(&self, vtep: [u8; 4]) -> Option<Tunnel> {
         self.tunnels.get(&vtep).copied()
     }
@@ -140,6 +149,10 @@ impl Tables<V6> for MemoryTables {
         self.v6.flows.get(flow).copied()
     }
 
+    fn translation(&self, flow: &Flow<V6>) -> Option<Translation<V6>> {
+        self.v6.translations.get(flow).copied()
+    }
+
     fn tunnel(&self, vtep: AddressV6) -> Option<Tunnel> {
         self.v6.tunnels.get(&vtep).copied()
     }
@@ -155,7 +168,7 @@ impl MemoryTables {
             Note::Moved(address) => {
                 self.pods.remove(address);
             }
-            note => write_down(&mut self.flows, note),
+            note => write_down(&mut self.flows, &mut self.translations, note),
         }
     }
 
@@ -168,18 +181,26 @@ impl MemoryTables {
             Note::Moved(address) => {
                 self.v6.pods.remove(address);
             }
-            note => write_down(&mut self.v6.flows, note),
+            note => write_down(&mut self.v6.flows, &mut self.v6.translations, note),
         }
     }
 }
 
-fn write_down<F: Family>(flows: &mut BTreeMap<Flow<F>, Permit>, note: &Note<F>) {
+fn write_down<F: Family>(
+    flows: &mut BTreeMap<Flow<F>, Permit>,
+    translations: &mut BTreeMap<Flow<F>, Translation<F>>,
+    note: &Note<F>,
+) {
     match note {
-        Note::Permit(flow, permit) => {
+        Note::Permit(flow, permit) | Note::Candidate(flow, permit) | Note::Ask(flow, permit) => {
             flows.insert(*flow, *permit);
         }
         Note::Forget(flow) | Note::Changed(flow) => {
             flows.remove(flow);
+        }
+        Note::Untranslate(flow) => {
+            flows.remove(flow);
+            translations.remove(flow);
         }
         // Not of a flow.
         Note::Forwards { .. } | Note::Moved(_) => {}

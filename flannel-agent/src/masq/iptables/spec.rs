@@ -20,7 +20,9 @@ pub(super) fn spec(rule: &Rule, comment: &str) -> String {
     }
     match rule.state {
         Some(State::Established) => words.push("-m conntrack --ctstate ESTABLISHED".to_owned()),
-        Some(State::Translated) => words.push("-m conntrack --ctstate SNAT,DNAT".to_owned()),
+        Some(State::TranslatedIn(network)) => {
+            words.push(format!("-m conntrack --ctstate SNAT,DNAT --ctorigdst {network}"));
+        }
         // iptables has no words for it.
         Some(State::Helped) | None => {}
     }

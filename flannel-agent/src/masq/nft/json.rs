@@ -93,10 +93,14 @@ fn expressions(rule: &Rule, family: Family) -> Value {
     if let Some(state) = rule.state {
         let (key, right) = match state {
             State::Established => ("state", json!("established")),
-            State::Translated => ("status", json!(["snat", "dnat"])),
+            State::TranslatedIn(_) => ("status", json!(["snat", "dnat"])),
             State::Helped => ("status", json!(IPS_HELPER)),
         };
         all.push(json!({ "match": { "op": "in", "left": { "ct": { "key": key } }, "right": right } }));
+        if let State::TranslatedIn(within) = state {
+            let destination = json!({ "ct": { "key": format!("{protocol} daddr"), "dir": "original" } });
+            all.push(compare(false, destination, network(within)));
+        }
     }
     all.push(match rule.verdict {
         Verdict::Return => json!({ "return": null }),

@@ -51,7 +51,7 @@ fn flows_are_marked_behind_all_filters() {
 		comment "chain to mark packets of established flows behind all filters"
 		type filter hook postrouting priority mangle; policy accept;
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 meta mark set meta mark & 0xffffefff
-		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status snat,dnat return
+		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status snat,dnat ct original ip daddr 10.244.0.0/16 return
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct status & 0x2000 != 0 return
 		ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 ct state established meta mark set meta mark | 0x1000
 	}

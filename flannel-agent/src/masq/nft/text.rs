@@ -53,7 +53,7 @@ pub(super) fn line(rule: &Rule, family: Family) -> String {
     }
     words.extend(rule.state.map(|state| match state {
         State::Established => "ct state established".to_owned(),
-        State::Translated => "ct status snat,dnat".to_owned(),
+        State::TranslatedIn(network) => format!("ct status snat,dnat ct original {ip} daddr {network}"),
         State::Helped => format!("ct status & {IPS_HELPER:#x} != 0"),
     }));
     words.push(match rule.verdict {

@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("netlink", &["values", "host"]),
     ("bpf", &["values", "host", "netlink", "telemetry"]),
     ("cloud", &["values", "telemetry"]),
+    ("translate", &["values", "telemetry", "netlink", "bpf"]),
     // The udp backend's packets: it knows nothing of the rest.
     ("tunnel", &[]),
     // One file for each way in which packets reach other nodes. Whoever asks for one does so by the traits of this room.
@@ -56,6 +57,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "metrics",
             "netlink",
             "bpf",
+            "translate",
             "lease",
             "subnet_file",
             "plan",

@@ -20,6 +20,7 @@ mod pods;
 mod policy;
 mod rules;
 mod services;
+mod translated;
 mod underlay;
 
 /// Runs `test` in a lab for each of `xdps`, behind which `flow` is tried.
@@ -97,6 +98,11 @@ fn fast(counters: &Counters) -> [u64; 2] {
         counters.get(Direction::Egress, Reason::EncapPod).packets,
         counters.get(Direction::Ingress, Reason::DeliverPod).packets,
     ]
+}
+
+/// Packets of pods that were translated and skipped the stack on their way out, and in.
+fn translated_fast(counters: &Counters) -> [u64; 2] {
+    Direction::ALL.map(|direction| counters.get(direction, Reason::Translated).packets)
 }
 
 /// Packets counted for `reason`, either way.

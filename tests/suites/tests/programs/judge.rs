@@ -5,7 +5,7 @@ use flannel_common::{
     family::{V4, V6},
     packet::{
         Arrival, Packet as _,
-        headers::{ETHERNET_LEN, Ethernet, IPV4_LEN},
+        headers::{ENCAP_LEN, ETHERNET_LEN, Ethernet, IPV4_LEN},
         ipv6::{self, IPV6_LEN, Ipv6},
     },
     path::{Deliver, Encap, Hook, Note, UnderlayRoute, Verdict, decide_all, left},
@@ -13,7 +13,7 @@ use flannel_common::{
 };
 use flannel_common_testing::{
     MemoryTables, decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct,
-    transport_checksum,
+    translated, transport_checksum,
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -67,6 +67,23 @@ pub(crate) fn check(
             (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
         }
     };
+    let decision = decide_all(hook, frame, tables, arrival, None);
+    let expected = match (action, expected) {
+        (TC_ACT_REDIRECT, Some(expected)) => {
+            let inner = |len: usize| len + ETHERNET_LEN;
+            let at = match verdict {
+                Verdict::Encap(..) => inner(ENCAP_LEN),
+                Verdict::EncapV6(..) => inner(ipv6::ENCAP_LEN),
+                _ => ETHERNET_LEN,
+            };
+            match (&decision.rewrite, &decision.rewrite_v6) {
+                (Some(rewrite), _) => translated(expected, rewrite, at),
+                (_, Some(rewrite)) => translated(expected, rewrite, at),
+                _ => Some(expected),
+            }
+        }
+        (_, expected) => expected,
+    };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
     // In the sandbox no interface forwards, so that the kernel's route is taken for the one the frame has taken.
@@ -82,6 +99,9 @@ pub(crate) fn check(
     ensure!(outcome.flows == flows.flows, "flows {:?}, not {:?}", outcome.flows, flows.flows);
     note_v6.iter().for_each(|note| flows.write_down_v6(note));
     ensure!(outcome.flows_v6 == flows.v6.flows, "flows {:?}, not {:?}", outcome.flows_v6, flows.v6.flows);
+    let translations = (&flows.translations, &flows.v6.translations);
+    let found = (&outcome.translations.0, &outcome.translations.1);
+    ensure!(found == translations, "translations {found:?}, not {translations:?}");
     let mut tunnels = tables.tunnels.clone();
     tunnels.extend(tunnel.map(|note| (note.vtep, note.tunnel)));
     ensure!(outcome.tunnels == tunnels, "tunnels {:?}, not {tunnels:?}", outcome.tunnels);

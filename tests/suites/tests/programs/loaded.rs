@@ -12,7 +12,7 @@ use flannel_common::{
     family::{V4, V6},
     layout::{
         AddressV6, Config, FastPath, Flow, Forwarder, Heeded, Hold, Permit, PodPlace, SubnetV4, SubnetV6,
-        Tunnel, UnknownVtep,
+        Translation, Tunnel, UnknownVtep,
     },
     packet::Arrival,
     path::Hook,
@@ -108,6 +108,8 @@ pub(crate) struct Outcome {
     pub(crate) flows: BTreeMap<Flow<V4>, Permit>,
     /// The IPv6 flows known afterwards.
     pub(crate) flows_v6: BTreeMap<Flow<V6>, Permit>,
+    /// The translations known afterwards, of IPv4 and of IPv6.
+    pub(crate) translations: (BTreeMap<Flow<V4>, Translation<V4>>, BTreeMap<Flow<V6>, Translation<V6>>),
     /// What is known of tunnels afterwards, on the same clock.
     pub(crate) tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// The same of those over IPv6.
@@ -184,6 +186,14 @@ impl Loaded {
         for (key, value) in &tables.flows {
             let (egress, ingress) = (ahead(value.egress), ahead(value.ingress));
             now.v4.flows.put(key, &Permit { egress, ingress, ..*value })?;
+        }
+        now.v4.translations.remove_all(|flow| !tables.translations.contains_key(flow))?;
+        for (key, value) in &tables.translations {
+            now.v4.translations.put(key, value)?;
+        }
+        now.v6.translations.remove_all(|flow| !tables.v6.translations.contains_key(flow))?;
+        for (key, value) in &tables.v6.translations {
+            now.v6.translations.put(key, value)?;
         }
         now.forwarders.remove_all(|veth| !tables.forwarders.contains_key(veth))?;
         for (veth, seen) in &tables.forwarders {
@@ -263,6 +273,7 @@ impl Loaded {
             frame: out,
             flows: self.on_their_clock(self.tables.v4.flows.entries()?),
             flows_v6: self.on_their_clock(self.tables.v6.flows.entries()?),
+            translations: (self.tables.v4.translations.entries()?, self.tables.v6.translations.entries()?),
             tunnels: self.tunnels_on_their_clock(self.tables.v4.tunnels.entries()?),
             tunnels_v6: self.tunnels_on_their_clock(self.tables.v6.tunnels.entries()?),
             pods: (self.tables.v4.pods.entries()?, self.tables.v6.pods.entries()?),

@@ -14,4 +14,5 @@ mod loaded;
 mod maps;
 mod pins;
 mod sandbox;
+mod translated;
 mod verdicts;

@@ -127,7 +127,7 @@ const MANGLE: &str = r#"*mangle
 :FLANNEL-FLOW - [0:0]
 -A POSTROUTING -m comment --comment "flanneld flow" -j FLANNEL-FLOW
 -A FLANNEL-FLOW -s 10.244.0.0/16 -d 10.244.0.0/16 -m comment --comment "flanneld flow" -j MARK --set-xmark 0x0/0x1000
--A FLANNEL-FLOW -s 10.244.0.0/16 -d 10.244.0.0/16 -m conntrack --ctstate SNAT,DNAT -m comment --comment "flanneld flow" -j RETURN
+-A FLANNEL-FLOW -s 10.244.0.0/16 -d 10.244.0.0/16 -m conntrack --ctstate SNAT,DNAT --ctorigdst 10.244.0.0/16 -m comment --comment "flanneld flow" -j RETURN
 -A FLANNEL-FLOW -s 10.244.0.0/16 -d 10.244.0.0/16 -m conntrack --ctstate ESTABLISHED -m comment --comment "flanneld flow" -j MARK --set-xmark 0x1000/0x1000
 COMMIT
 "#;

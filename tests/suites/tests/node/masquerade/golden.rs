@@ -57,7 +57,9 @@ pub(crate) fn mangle(node: &Node) -> Result<Vec<String>> {
     Ok(vec![
         format!("-A POSTROUTING {flow} FLANNEL-FLOW"),
         format!("-A FLANNEL-FLOW -s {c} -d {c} {flow} MARK --set-xmark 0x0/0x1000"),
-        format!("-A FLANNEL-FLOW -s {c} -d {c} -m conntrack --ctstate SNAT,DNAT {flow} RETURN"),
+        format!(
+            "-A FLANNEL-FLOW -s {c} -d {c} -m conntrack --ctstate SNAT,DNAT --ctorigdst {c} {flow} RETURN"
+        ),
         format!(
             "-A FLANNEL-FLOW -s {c} -d {c} -m conntrack --ctstate ESTABLISHED {flow} MARK --set-xmark 0x1000/0x1000"
         ),
@@ -94,7 +96,7 @@ pub(crate) fn nft_golden(node: &Node) -> Result<Vec<String>> {
         ip daddr {c} accept
         chain established {{
         ip saddr {c} ip daddr {c} meta mark set meta mark & 0xffffefff
-        ip saddr {c} ip daddr {c} ct status snat,dnat return
+        ip saddr {c} ip daddr {c} ct status snat,dnat ct original ip daddr {c} return
         ip saddr {c} ip daddr {c} ct status 0x2000 return
         ip saddr {c} ip daddr {c} ct state established meta mark set meta mark | 0x1000"
     );

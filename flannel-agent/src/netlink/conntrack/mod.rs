@@ -1,0 +1,171 @@
+//! Single entries of connection tracking, and the kernel's notices of those that go (NETLINK_NETFILTER, ctnetlink).
+//!
+//! Blocking, as [`TrafficControl`](super::TrafficControl): the kernel answers before it returns from the request.
+
+use std::{io, time::Duration};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_sys::{
+    AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
+};
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::TimeVal,
+    },
+};
+
+use super::{
+    KernelError, NetlinkError,
+    connection::frames,
+    error::errno,
+    raw::{HEADER, number},
+};
+
+mod entry;
+mod message;
+
+pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple};
+
+use message::{DELETE, GET, NEW};
+
+/// Bit of the multicast group NFNLGRP_CONNTRACK_DESTROY, number 3.
+const DESTROYED: u32 = 1 << 2;
+/// Kind of every message that answers with an error, or with none.
+const ERROR: u16 = 2;
+/// Room for one datagram, bytes: an entry takes some hundreds.
+const DATAGRAM: usize = 8 << 10;
+/// Receive buffer of the notices, bytes: room for some thousands of entries that go at once.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks for entries of connection tracking in the network namespace of the thread that opened it.
+pub struct Conntrack {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Conntrack {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let refused = |error: io::Error| NetlinkError::Open(errno(&error));
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(refused)?;
+        let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(NetlinkError::Open)?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(refused)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The entry one of whose two tuples is `tuple`; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as without CAP_NET_ADMIN or without connection tracking.
+    pub fn entry(&mut self, tuple: &ConntrackTuple) -> Result<Option<ConntrackEntry>, NetlinkError> {
+        match self.ask(&message::request(GET, NLM_F_REQUEST, tuple, false)) {
+            Ok(answer) => Ok(answer.as_deref().and_then(entry::read)),
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets the entry of a TCP connection put up with segments beyond the window that it knows: it will not see each.
+    /// Whether there is such an entry.
+    ///
+    /// # Errors
+    /// As [`Conntrack::entry`].
+    pub fn tolerate_gaps(&mut self, tuple: &ConntrackTuple) -> Result<bool, NetlinkError> {
+        match self.ask(&message::request(NEW, NLM_F_REQUEST | NLM_F_ACK, tuple, true)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The message that answers `request`, if it is not an acknowledgement.
+    fn ask(&mut self, request: &[u8]) -> Result<Option<Vec<u8>>, NetlinkError> {
+        let failed = |error: io::Error| match errno(&error) {
+            Errno::EAGAIN => NetlinkError::Silent(PATIENCE),
+            errno => NetlinkError::Socket(errno),
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = request.to_vec();
+        request[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
+        self.socket.send_to(&request, &SocketAddr::new(0, 0), 0).map_err(failed)?;
+        loop {
+            let mut datagram = Vec::with_capacity(DATAGRAM);
+            self.socket.recv(&mut datagram, 0).map_err(failed)?;
+            for frame in frames(&datagram) {
+                let message = &datagram[frame];
+                if message.get(8..12) != Some(&self.sequence.to_ne_bytes()[..]) {
+                    continue;
+                }
+                if number(message) != Some(ERROR) {
+                    return Ok(Some(message.to_vec()));
+                }
+                let code = message.get(HEADER..HEADER + 4).and_then(|bytes| bytes.try_into().ok());
+                return match code.map_or(0, i32::from_ne_bytes) {
+                    0 => Ok(None),
+                    code => {
+                        let errno = Errno::from_raw(code.wrapping_neg());
+                        Err(KernelError { errno, message: None }.into())
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// The kernel's notices of entries that go, from when it was opened.
+pub struct ConntrackEnds {
+    socket: TokioSocket,
+    datagram: Vec<u8>,
+}
+
+impl ConntrackEnds {
+    /// Listens. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket, or no notices.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let refused = |error: io::Error| NetlinkError::Open(errno(&error));
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(refused)?;
+        let inner: &mut Socket = socket.socket_mut();
+        // Past net.core.rmem_max only with CAP_NET_ADMIN; without it, as much as there is.
+        if setsockopt(inner, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            setsockopt(inner, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(NetlinkError::Open)?;
+        }
+        inner.bind(&SocketAddr::new(0, DESTROYED)).map_err(refused)?;
+        Ok(Self { socket, datagram: Vec::new() })
+    }
+
+    /// Waits until entries go, and tells their ids; all that the kernel has told of by now. Cancel safe.
+    ///
+    /// # Errors
+    /// The socket failed; [`Errno::ENOBUFS`] is that notices were lost, and the next call goes on.
+    pub async fn next(&mut self) -> Result<Vec<u32>, NetlinkError> {
+        let mut ids = Vec::new();
+        self.datagram.clear();
+        self.datagram.reserve(DATAGRAM);
+        self.socket.recv(&mut self.datagram).await.map_err(|error| NetlinkError::Socket(errno(&error)))?;
+        loop {
+            for frame in frames(&self.datagram) {
+                let message = &self.datagram[frame];
+                if number(message) == Some(DELETE) {
+                    ids.extend(entry::id(message));
+                }
+            }
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            match self.socket.socket_ref().recv(&mut self.datagram, nix::libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if errno(&error) == Errno::EAGAIN => return Ok(ids),
+                Err(error) => return Err(NetlinkError::Socket(errno(&error))),
+            }
+        }
+    }
+}

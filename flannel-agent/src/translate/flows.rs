@@ -1,0 +1,136 @@
+//! The translated flows of one family: what is known of them here, and what stands in the maps.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    ops::Bound,
+};
+
+use flannel_common::layout::{Flow, Translation};
+use ipnetwork::IpNetwork;
+use tracing::debug;
+
+use super::{TranslateError, judge};
+use crate::{
+    bpf::{Pins, TranslationTables, TrieFamily},
+    netlink::{Conntrack, ConntrackTuple},
+};
+
+/// The translated flows of a family.
+pub(super) struct TranslatedFlows<F: TrieFamily> {
+    tables: TranslationTables<F>,
+    /// The cluster's network, and this node's subnet of it.
+    share: (IpNetwork, IpNetwork),
+    /// As their pods know them.
+    known: BTreeMap<Flow<F>, Translation<F>>,
+    by_id: HashMap<u32, Flow<F>>,
+    /// Where the next look begins.
+    looked_to: Option<Flow<F>>,
+}
+
+impl<F: TrieFamily> TranslatedFlows<F> {
+    /// Takes over what an earlier agent has found.
+    pub(super) fn open(pins: &Pins, share: (IpNetwork, IpNetwork)) -> Result<Self, TranslateError> {
+        let mut tables = TranslationTables::open(pins)?;
+        let found = tables.translations.entries()?;
+        let (known, mut others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            found.into_iter().partition(|(flow, _)| !share.0.contains(F::address(flow.remote)));
+        for (flow, translation) in &known {
+            others.remove(&translation.other_side(flow));
+        }
+        for flow in others.keys() {
+            tables.translations.remove(flow)?;
+        }
+        let by_id = known.iter().map(|(flow, translation)| (translation.id, *flow)).collect();
+        Ok(Self { tables, share, known, by_id, looked_to: None })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Finds out how `flow` is translated, and lets the programs do so if they can.
+    pub(super) fn learn(&mut self, flow: &Flow<F>, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
+        let asked = tuple(flow);
+        let Some(entry) = conntrack.entry(&asked)? else { return self.forget(flow) };
+        let backend = match judge::backend(&entry, &asked, self.share) {
+            Ok(backend) => backend,
+            Err(refusal) => {
+                debug!(?asked, ?refusal, "a translated flow stays on the kernel path");
+                return self.forget(flow);
+            }
+        };
+        let Some(address) = F::address_key(backend.ip()) else { return self.forget(flow) };
+        let translation =
+            Translation { remote: address, remote_port: backend.port(), reserved: 0, id: entry.id };
+        // Whatever was known by another translation, or of these ports without one, counts no more.
+        self.forget(flow)?;
+        let on_wire = translation.other_side(flow);
+        self.tables.flows.remove(&on_wire)?;
+        let back = Translation { remote: flow.remote, remote_port: flow.remote_port, ..translation };
+        self.tables.translations.put(&on_wire, &back)?;
+        self.known.insert(*flow, translation);
+        self.by_id.insert(entry.id, *flow);
+        self.tables.translations.put(flow, &translation)?;
+        Ok(())
+    }
+
+    /// Connection tracking's entry `id` is gone.
+    pub(super) fn entry_ended(&mut self, id: u32) -> Result<(), TranslateError> {
+        match self.by_id.get(&id).copied() {
+            Some(flow) => self.forget(&flow),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at `most` of the flows, the next in turn, and forgets those whose entry is another, or gone.
+    pub(super) fn look(&mut self, most: usize, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
+        let from = self.looked_to.map_or(Bound::Unbounded, Bound::Excluded);
+        let some: Vec<_> = self
+            .known
+            .range((from, Bound::Unbounded))
+            .take(most)
+            .map(|(flow, translation)| (*flow, *translation))
+            .collect();
+        self.looked_to = some.last().map(|(flow, _)| *flow).filter(|_| some.len() == most);
+        for (flow, translation) in some {
+            let asked = tuple(&flow);
+            let is_same = match conntrack.entry(&asked)? {
+                Some(entry) => {
+                    let backend = judge::backend(&entry, &asked, self.share).ok();
+                    entry.id == translation.id && backend == address(&translation)
+                }
+                None => false,
+            };
+            // The programs take it away when its connection begins anew or ends.
+            if !is_same || self.tables.translations.get(&flow)?.is_none() {
+                self.forget(&flow)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, flow: &Flow<F>) -> Result<(), TranslateError> {
+        if let Some(translation) = self.known.remove(flow) {
+            self.by_id.remove(&translation.id);
+            self.tables.translations.remove(flow)?;
+            self.tables.translations.remove(&translation.other_side(flow))?;
+            self.tables.flows.remove(flow)?;
+        }
+        Ok(())
+    }
+}
+
+/// The flow as its pod begins it.
+fn tuple<F: TrieFamily>(flow: &Flow<F>) -> ConntrackTuple {
+    let end = |address: IpAddr, port| SocketAddr::new(address, port);
+    ConntrackTuple {
+        protocol: flow.protocol,
+        source: end(F::address(flow.local), flow.local_port),
+        destination: end(F::address(flow.remote), flow.remote_port),
+    }
+}
+
+fn address<F: TrieFamily>(translation: &Translation<F>) -> Option<SocketAddr> {
+    Some(SocketAddr::new(F::address(translation.remote), translation.remote_port))
+}

@@ -1,0 +1,186 @@
+//! How netfilter translates the flows that last: what connection tracking says of them, in the maps of the programs.
+//!
+//! ```text
+//! to_pod ─ asked ─▶ Translator ─ which entry? ─▶ connection tracking
+//!                       └─ translations ─▶ from_pod, from_underlay, to_overlay
+//! ```
+//!
+//! The programs ask about a flow once it has lasted for a while. What is found is bound to the very entry of connection
+//! tracking: when that goes, by a notice of the kernel or by what is found in turn, the flow goes back to the kernel path.
+
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+
+use flannel_common::family::{V4, V6};
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use tokio::{
+    select,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{info, warn};
+
+use crate::{
+    bpf::{Asked, AskedFlows, MapFault, Pins},
+    netlink::{Conntrack, ConntrackEnds, NetlinkError},
+    telemetry::Said,
+    values::Family,
+};
+
+mod flows;
+mod judge;
+
+use flows::TranslatedFlows;
+
+/// How often some of the entries are looked at: those whose end the kernel tells of are gone by then.
+const LOOK: Duration = Duration::from_millis(250);
+/// So many are looked at then, in turn.
+const LOOKED_AT: usize = 256;
+/// So many flows are asked about in a [`LOOK`] at most; the others are asked about again if they last.
+const ANSWERED: usize = 1_000;
+/// How long notices are left to come together, where many entries go.
+const GATHERED: Duration = Duration::from_millis(2);
+
+/// What keeps translations.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslateError {
+    /// Connection tracking cannot be asked.
+    #[error(transparent)]
+    Conntrack(#[from] NetlinkError),
+    /// A map cannot be read or written.
+    #[error(transparent)]
+    Map(#[from] MapFault),
+}
+
+/// Finds out how flows are translated, for the programs.
+pub struct Translator {
+    asked: Asked,
+    conntrack: Conntrack,
+    v4: Option<TranslatedFlows<V4>>,
+    v6: Option<TranslatedFlows<V6>>,
+    answered: usize,
+    failed: Said,
+}
+
+impl Translator {
+    /// For the programs that ask by `asked` and whose maps are pinned at `pins`, in the networks of `shares` with this
+    /// node's subnets of them. What an earlier agent has found is gone over at once.
+    ///
+    /// # Errors
+    /// When connection tracking cannot be asked, or a map not be opened.
+    pub fn start(
+        asked: Asked,
+        pins: &Pins,
+        shares: &BTreeMap<Family, (IpNetwork, IpNetwork)>,
+    ) -> Result<Self, TranslateError> {
+        let (v4, v6) = (shares.get(&Family::V4), shares.get(&Family::V6));
+        Ok(Self {
+            asked,
+            conntrack: Conntrack::open()?,
+            v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
+            v6: v6.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
+            answered: 0,
+            failed: Said::default(),
+        })
+    }
+
+    /// Answers the programs, for as long as it is polled.
+    pub async fn run(mut self) -> Infallible {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Only while there is something to lose: where nobody listens, an entry that goes costs nobody anything.
+        let mut ends = None;
+        loop {
+            if self.is_empty() {
+                ends = None;
+            } else if ends.is_none() {
+                ends = self.listen();
+            }
+            let told = async {
+                match &mut ends {
+                    Some(ends) => ends.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let result = select! {
+                asked = self.asked.next() => self.answer(asked),
+                told = told => {
+                    let done = self.ended(told);
+                    tokio::time::sleep(GATHERED).await;
+                    done
+                }
+                _ = looks.tick() => {
+                    self.answered = 0;
+                    self.look(LOOKED_AT)
+                }
+            };
+            self.say(result);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.v4.as_ref().is_none_or(TranslatedFlows::is_empty)
+            && self.v6.as_ref().is_none_or(TranslatedFlows::is_empty)
+    }
+
+    /// Without notices the entries are looked at in turn.
+    fn listen(&mut self) -> Option<ConntrackEnds> {
+        match ConntrackEnds::open() {
+            Ok(ends) => Some(ends),
+            Err(error) => {
+                self.say(Err(error.into()));
+                None
+            }
+        }
+    }
+
+    fn answer(&mut self, asked: AskedFlows) -> Result<(), TranslateError> {
+        let left = ANSWERED.saturating_sub(self.answered);
+        let conntrack = &mut self.conntrack;
+        let (count, result) = match (asked, &mut self.v4, &mut self.v6) {
+            (AskedFlows::V4(flows), Some(v4), _) => {
+                (flows.len(), flows.iter().take(left).try_for_each(|flow| v4.learn(flow, conntrack)))
+            }
+            (AskedFlows::V6(flows), _, Some(v6)) => {
+                (flows.len(), flows.iter().take(left).try_for_each(|flow| v6.learn(flow, conntrack)))
+            }
+            _ => (0, Ok(())),
+        };
+        self.answered = self.answered.saturating_add(count);
+        result
+    }
+
+    fn ended(&mut self, told: Result<Vec<u32>, NetlinkError>) -> Result<(), TranslateError> {
+        match told {
+            Ok(ids) => {
+                for id in ids {
+                    self.v4.as_mut().map_or(Ok(()), |v4| v4.entry_ended(id))?;
+                    self.v6.as_mut().map_or(Ok(()), |v6| v6.entry_ended(id))?;
+                }
+                Ok(())
+            }
+            // Some were lost: each may have been one of ours.
+            Err(NetlinkError::Socket(Errno::ENOBUFS)) => self.look(usize::MAX),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn look(&mut self, most: usize) -> Result<(), TranslateError> {
+        let conntrack = &mut self.conntrack;
+        self.v4.as_mut().map_or(Ok(()), |v4| v4.look(most, conntrack))?;
+        self.v6.as_mut().map_or(Ok(()), |v6| v6.look(most, conntrack))
+    }
+
+    fn say(&mut self, result: Result<(), TranslateError>) {
+        match result {
+            Ok(()) => {
+                if self.failed.is_over() {
+                    info!("translated flows skip the host's stack again");
+                }
+            }
+            Err(error) if self.failed.is_news(&error) => {
+                warn!(%error, "flows to Services stay on the kernel path where connection tracking cannot be asked");
+            }
+            Err(_) => {}
+        }
+    }
+}

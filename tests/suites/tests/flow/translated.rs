@@ -1,0 +1,202 @@
+//! Flows to a Service that last are translated by the programs, for exactly as long as netfilter would do the same.
+
+use std::{net::UdpSocket, thread::sleep, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_lab::{
+    CONVERGENCE, Cluster, Xdp, eventually, in_lab,
+    traffic::{Dialogue, Serving},
+};
+
+use crate::{
+    behind, cluster, cluster_behind, counted, nftables_cluster,
+    services::{DESTINATION, Service},
+    translated_fast,
+};
+
+const REFRESH: Duration = Duration::from_secs(2);
+/// The number of the backend on the other node.
+const REMOTE: usize = 1;
+
+impl Service {
+    /// A connection to the backend on the other node.
+    fn connection(&self, port: u16) -> Result<Dialogue> {
+        for _ in 0..100 {
+            let dialogue = self.serving.connect(&self.client, port, DESTINATION)?;
+            if self.serving.backend(&dialogue)? == REMOTE {
+                return Ok(dialogue);
+            }
+            dialogue.close_at_the_server()?;
+        }
+        anyhow::bail!("nobody was sent to the backend on the other node")
+    }
+
+    /// The same by datagrams.
+    fn questions(&self) -> Result<UdpSocket> {
+        for number in 0..100 {
+            let asker = Serving::asker(&self.client, DESTINATION)?;
+            if self.serving.ask(&asker, number)?.0 == REMOTE {
+                return Ok(asker);
+            }
+        }
+        anyhow::bail!("no question was sent to the backend on the other node")
+    }
+
+    fn ask(&self, asker: &UdpSocket, times: u64) -> Result<()> {
+        (0..times).try_for_each(|number| {
+            let (backend, _) = self.serving.ask(asker, number)?;
+            ensure!(backend == REMOTE, "another backend answered");
+            Ok(())
+        })
+    }
+}
+
+/// Waits until `exchange` of ten packets each way is translated by the programs of the client's node.
+fn await_fast(cluster: &Cluster, mut exchange: impl FnMut() -> Result<()>) -> Result<()> {
+    eventually(CONVERGENCE, "the flow to the Service is fast", || {
+        let mut done = Ok(());
+        let [at_client, _] = counted(cluster, || {
+            done = exchange();
+            Ok(())
+        })?;
+        done?;
+        let [out, back] = translated_fast(&at_client);
+        ensure!(out >= 8 && back >= 8, "{at_client}");
+        Ok(())
+    })
+}
+
+fn becomes_fast(cluster: &Cluster) -> Result<()> {
+    let service = Service::new(cluster, false)?;
+    let mut dialogue = service.connection(0)?;
+    await_fast(cluster, || dialogue.exchanges(10))?;
+    let [at_client, at_backend] = counted(cluster, || dialogue.exchanges(200))?;
+    let [out, back] = translated_fast(&at_client);
+    ensure!(out >= 190 && back >= 190, "{at_client}");
+    // There nothing is translated.
+    ensure!(translated_fast(&at_backend) == [0, 0], "{at_backend}");
+
+    let asker = service.questions()?;
+    await_fast(cluster, || service.ask(&asker, 10))?;
+    let [at_client, _] = counted(cluster, || service.ask(&asker, 200))?;
+    let [out, back] = translated_fast(&at_client);
+    ensure!(out >= 190 && back >= 190, "{at_client}");
+    dialogue.close_at_the_server()
+}
+
+#[test]
+fn a_flow_to_a_service_becomes_fast() -> Result<()> {
+    behind(&Xdp::EACH, |lab, xdp| becomes_fast(&cluster_behind(xdp, lab, 2, Duration::from_secs(30))?))
+}
+
+#[test]
+fn a_flow_to_a_service_becomes_fast_beside_nftables() -> Result<()> {
+    in_lab(|lab| becomes_fast(&nftables_cluster(lab, 2, Duration::from_secs(30))?))
+}
+
+/// Connections from one port, one behind the other: to either backend, ended by either side. None is translated as the one
+/// before it was.
+#[test]
+fn a_port_that_is_used_again_gets_a_translation_of_its_own() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let mut served = [0; 2];
+        for round in 0..16 {
+            let mut dialogue = service.serving.connect(&service.client, 21_000, DESTINATION)?;
+            let backend = service.serving.backend(&dialogue)?;
+            served[backend] += 1;
+            match backend {
+                REMOTE => await_fast(&cluster, || dialogue.exchanges(10))?,
+                _ => dialogue.exchanges(10)?,
+            }
+            match round % 2 {
+                0 => dialogue.reset()?,
+                _ => dialogue.close_at_the_server()?,
+            }
+        }
+        ensure!(!served.contains(&0), "{served:?} connections to the backends");
+        Ok(())
+    })
+}
+
+/// Where connection tracking forgets a flow, the next datagram is its own again, to whichever backend.
+#[test]
+fn a_flow_ends_with_its_entry_of_connection_tracking() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let node = &cluster.members[0].node;
+        let mut elsewhere = 0;
+        for _ in 0..6 {
+            let asker = service.questions()?;
+            await_fast(&cluster, || service.ask(&asker, 10))?;
+            let port = asker.local_addr()?.port().to_string();
+            node.netns().run("conntrack", &["-D", "-p", "udp", "--orig-port-src", &port])?;
+            sleep(Duration::from_millis(500));
+            // Half of them are sent to the other backend now.
+            elsewhere += usize::from(service.serving.ask(&asker, 7)?.0 != REMOTE);
+        }
+        ensure!(elsewhere > 0, "each went on to the backend that it had");
+        Ok(())
+    })
+}
+
+/// All of them, in the middle of a connection. What it becomes on the kernel path it becomes here.
+#[test]
+fn flows_survive_that_connection_tracking_is_emptied() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, REFRESH)?;
+        let service = Service::new(&cluster, false)?;
+        let direct = service.serving.backends[REMOTE].socket_address(8080);
+        let mut direct = service.serving.connect(&service.client, 0, direct)?;
+        let asker = service.questions()?;
+        await_fast(&cluster, || service.ask(&asker, 10))?;
+        for member in &cluster.members {
+            member.node.netns().run("conntrack", &["-F"])?;
+        }
+        direct.exchanges(50)?;
+        (0..50).try_for_each(|number| service.serving.ask(&asker, number).map(drop))
+    })
+}
+
+/// A rule that comes later holds within the time for which acceptance does.
+#[test]
+fn a_rule_that_comes_later_ends_a_flow_to_a_service() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, REFRESH)?;
+        let service = Service::new(&cluster, false)?;
+        let mut dialogue = service.connection(0)?;
+        await_fast(&cluster, || dialogue.exchanges(10))?;
+        let backend = service.serving.backends[REMOTE].address().to_string();
+        let node = &cluster.members[0].node;
+        node.iptables(&format!("-I FORWARD -d {backend} -j DROP"))?;
+        eventually(REFRESH * 3, "the rule holds", || {
+            ensure!(dialogue.exchange_within(Duration::from_millis(300)).is_err(), "still exchanged");
+            Ok(())
+        })
+    })
+}
+
+/// Without an agent, flows go on for as long as acceptance holds, and by the kernel path then; the next one makes them fast
+/// again.
+#[test]
+fn an_agent_that_dies_takes_no_flow_to_a_service_with_it() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 2, REFRESH)?;
+        let service = Service::new(&cluster, false)?;
+        let mut dialogue = service.connection(0)?;
+        await_fast(&cluster, || dialogue.exchanges(10))?;
+        cluster.members[0].agent.kill()?;
+        for _ in 0..20 {
+            dialogue.exchanges(10)?;
+            sleep(REFRESH / 10);
+        }
+        let mut born_meanwhile = service.connection(0)?;
+        born_meanwhile.exchanges(10)?;
+        cluster.members[0].agent.start_again()?;
+        cluster.await_fast_path(0, 1, flannel_lab::FastPath::Flow)?;
+        await_fast(&cluster, || dialogue.exchanges(10)).context("the first")?;
+        await_fast(&cluster, || born_meanwhile.exchanges(10)).context("the one from meanwhile")
+    })
+}
