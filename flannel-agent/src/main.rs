@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Some(Command::Explain(options)) => cmd::explain::run(options, marks),
         Some(Command::Status(options)) => return looked(cmd::status::run(&options, &defaults)),
         Some(Command::Peers(options)) => return looked(cmd::peers::run(&options, &defaults)),
+        Some(Command::Check(options)) => return looked(cmd::check::run(&options, &defaults)),
         Some(Command::Drift(options)) => return looked(cmd::drift::run(&options, &defaults)),
         Some(Command::EtcdMigrate(options)) => {
             app::etcd_migrate(*options, cli.run).map(|()| ExitCode::SUCCESS)

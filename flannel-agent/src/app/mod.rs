@@ -22,6 +22,8 @@ mod flows;
 mod load;
 mod metrics_page;
 mod node_run;
+mod probes;
+mod readiness;
 mod settings;
 mod signals;
 mod standing;

@@ -15,6 +15,7 @@ use super::{
     Agent, End,
     flows::{keep_flows, keep_translations},
     load::{Loaded, load, xdp},
+    probes, readiness,
     settings::{
         exemptions, follow_source_ports, interface_choice, masq, shares, source_ports,
         warn_without_bridge_filter,
@@ -237,6 +238,7 @@ impl Agent<'_> {
         let keeper = store.keep(own);
         let kind = config.backend_kind();
         let lasting = standing::follow_lease(&self.standing, store.expiration());
+        let probing = probes::follow(&self.standing, options.peer_probes);
         let counting = traffic::follow(&self.standing, &options.bpffs);
         let standing = standing::follow_node(
             &self.standing,
@@ -247,6 +249,8 @@ impl Agent<'_> {
         );
         let (reconciler, summary) = Reconciler::new(views.local, datapath, KernelHost::open()?, peers);
         self.standing.reconciled_by(reconciler.questions());
+        let ready =
+            readiness::follow(&self.readiness, &self.standing, summary.clone(), |notice| store.tell(notice));
         let reconciler = reconciler.exempting(exemptions);
 
         let mut stopped = self.stopped.clone();
@@ -266,6 +270,8 @@ impl Agent<'_> {
                 flows,
                 standing,
                 lasting,
+                probing,
+                ready,
                 counting,
                 translated,
             )

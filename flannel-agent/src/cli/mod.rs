@@ -76,6 +76,8 @@ pub enum Command {
     Status(cmd::status::StatusOptions),
     /// The peers: what is in place for each, and how it is reached. Exits as status does.
     Peers(cmd::peers::PeersOptions),
+    /// Ask the peers for echoes, look at the node, and say what is wrong and what to do. Exits as status does.
+    Check(cmd::check::CheckOptions),
     /// What differs between the leases, the kernel and the maps; nothing when all is well. Exits as status does.
     Drift(cmd::drift::DriftOptions),
     /// Move a cluster's leases from etcd's v2 store to its v3 store, with every node running.
@@ -161,6 +163,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = ArgAction::Set, value_parser = go_bool, help_heading = "Health")]
     pub metrics_peers: bool,
+    /// Random peers that are asked for echoes in each half minute, 0 to 100; 0 asks none.
+    #[arg(long, value_name = "NUMBER", default_value_t = 3, help_heading = "Health",
+          value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub peer_probes: u32,
     /// How much of the host's stack packets may skip.
     #[arg(long, value_name = "MODE", default_value = "flow", help_heading = "eBPF")]
     pub fast_path: FastPath,

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 pub mod bpf;
+pub mod check;
 pub mod drift;
 pub mod etcd_migrate;
 pub mod explain;

@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::snapshot::{Dataplane, Drift, Peers};
+use super::snapshot::{Dataplane, Drift, Peer, Peers};
 
 /// How long an answer may take: a pass over a large cluster takes a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,6 +19,8 @@ pub enum Question {
     Dataplane(oneshot::Sender<Dataplane>),
     /// Who are the peers?
     Peers(oneshot::Sender<Peers>),
+    /// Who are some of the peers, so many at most, chosen by chance?
+    Sample(usize, oneshot::Sender<Vec<Peer>>),
     /// What differs between plan and kernel?
     Drift(oneshot::Sender<Drift>),
 }

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub rules: Vec<Rules>,
     /// What the programs did lately; absent without programs, and in the first seconds.
     pub traffic: Option<Traffic>,
+    /// What probes of peers found.
+    pub probes: Probes,
     /// The dataplane, as the reconciler has it.
     pub dataplane: Option<Dataplane>,
     /// Why the dataplane is absent.
@@ -159,6 +161,16 @@ pub struct Rules {
     pub restored: u64,
     /// What was put back last.
     pub last_restored: Option<Restored>,
+}
+
+/// What the probes of peers found: the last of each, of a day at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Probes {
+    /// Peers that were asked.
+    pub peers: usize,
+    /// Those of them that did not answer.
+    pub unanswered: usize,
 }
 
 /// Packets between pods of different nodes, as the programs counted them.

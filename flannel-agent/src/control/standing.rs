@@ -1,12 +1,20 @@
 //! What the parts of the agent tell of themselves, kept for whoever asks.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ipnetwork::IpNetwork;
 
 use super::{
     Question, Questions, VERSION,
     question::NoAnswer,
-    snapshot::{Drift, Peers, Rules, Snapshot},
+    snapshot::{Drift, Peer, Peers, Probe, Probes, Rules, Snapshot, now},
 };
+
+/// Seconds for which the outcome of a probe is kept.
+const KEPT: u64 = 86400;
 
 /// How things stand. The parts of the agent write to it; the control socket and the metrics read it. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +26,8 @@ struct Shared {
     told: Mutex<Snapshot>,
     /// The reconciler, while there is one.
     reconciler: Mutex<Option<Questions>>,
+    /// What the last probe of each peer found.
+    probes: Mutex<BTreeMap<IpNetwork, Probe>>,
 }
 
 impl Standing {
@@ -55,7 +65,10 @@ impl Standing {
     /// What was told, without the dataplane.
     pub fn told(&self) -> Snapshot {
         let told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Snapshot { version: VERSION, ..told }
+        let probes = self.probes();
+        let unanswered = probes.values().filter(|probe| probe.overlay_rtt_seconds.is_none()).count();
+        let probes = Probes { peers: probes.len(), unanswered };
+        Snapshot { version: VERSION, probes, ..told }
     }
 
     /// How things stand.
@@ -77,9 +90,43 @@ impl Standing {
     /// When the reconciler does not answer.
     pub async fn peers(&self) -> Result<Peers, NoAnswer> {
         match self.questions() {
-            Some(questions) => questions.ask(Question::Peers).await,
+            Some(questions) => {
+                let mut told = questions.ask(Question::Peers).await?;
+                let mut probes = self.probes();
+                for peer in &mut told.peers {
+                    peer.probe = probes.get(&peer.subnet).cloned();
+                }
+                probes
+                    .retain(|subnet, _| told.peers.binary_search_by_key(subnet, |peer| peer.subnet).is_ok());
+                drop(probes);
+                Ok(told)
+            }
             None => Ok(Peers::default()),
         }
+    }
+
+    /// Some of the peers, chosen by chance.
+    ///
+    /// # Errors
+    /// When the reconciler does not answer.
+    pub(crate) async fn sample(&self, number: usize) -> Result<Vec<Peer>, NoAnswer> {
+        match self.questions() {
+            Some(questions) => questions.ask(|answer| Question::Sample(number, answer)).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Notes what a probe found of the peer with this subnet.
+    pub(crate) fn probed(&self, subnet: IpNetwork, probe: Probe) {
+        let mut probes = self.probes();
+        probes.insert(subnet, probe);
+        // Peers that have gone are not asked again.
+        let oldest = now().saturating_sub(KEPT);
+        probes.retain(|_, probe| probe.at >= oldest);
+    }
+
+    fn probes(&self) -> std::sync::MutexGuard<'_, BTreeMap<IpNetwork, Probe>> {
+        self.0.probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What differs between the plan and the kernel; nothing before the dataplane is set up.

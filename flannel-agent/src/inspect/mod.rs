@@ -6,9 +6,11 @@
 //! agent ─▶ snapshot ┘
 //! ```
 
+pub mod checks;
 mod kernel;
 mod maps;
 pub mod peers;
+pub mod probe;
 pub mod standing;
 
 pub use kernel::{Kernel, Tunnel};

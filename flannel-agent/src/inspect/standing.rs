@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Maps;
-use crate::control::snapshot::Snapshot;
+use crate::control::snapshot::{self, Snapshot};
 
 /// A map is called full from here on, 0 to 1.
 const FULL: f64 = 0.9;
@@ -52,6 +52,13 @@ pub fn problems(told: &Snapshot, maps: Option<&Maps>, now: u64) -> Vec<Problem> 
         ));
     }
     of_dataplane(told, &mut found);
+    if told.probes.unanswered > 0 {
+        let snapshot::Probes { peers, unanswered } = told.probes;
+        found.push(Problem::new(
+            format!("{unanswered} of {peers} peers that were asked gave no answer"),
+            "`flannel-agent peers` names them, `flannel-agent check` says why",
+        ));
+    }
     for rules in &told.rules {
         match &rules.error {
             Some(error) => found.push(Problem::new(

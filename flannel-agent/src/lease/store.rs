@@ -132,6 +132,11 @@ pub struct Notice {
     pub text: String,
 }
 
+impl Notice {
+    /// Reason of the notice that what another told of is over.
+    pub const OVER: &'static str = "DataplaneInPlace";
+}
+
 /// A keeper of what needs no keeping.
 #[derive(Debug, Default)]
 pub struct Unkept;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_common::family::{V4, V6};
 use ipnetwork::IpNetwork;
+use rand::seq::IteratorRandom as _;
 
 use super::{Reconciler, host::Host, journal::route};
 use crate::{
@@ -24,6 +25,12 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         match question {
             Question::Dataplane(answer) => drop(answer.send(self.dataplane())),
             Question::Peers(answer) => drop(answer.send(self.peers())),
+            Question::Sample(number, answer) => {
+                let chosen = self.plan.peers.iter().choose_multiple(&mut rand::rng(), number);
+                let peers =
+                    chosen.into_iter().map(|(subnet, peer)| self.told_peer(*subnet, peer, Vec::new()));
+                drop(answer.send(peers.collect()));
+            }
             Question::Drift(answer) => drop(answer.send(self.drift().await)),
         }
     }
@@ -80,29 +87,34 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
 
     fn peers(&self) -> snapshot::Peers {
         let mut pending = self.pending_of_peers();
-        let peers = self.plan.peers.iter().map(|(subnet, peer)| {
-            let hop = self.next_hops.get(&peer.public_ip).and_then(|hop| hop.ok());
-            snapshot::Peer {
-                subnet: *subnet,
-                node: None,
-                public_ip: peer.public_ip,
-                way: match peer.route {
-                    PeerRoute::Objects => self.local.backend.options().kind(),
-                    _ => route(peer),
-                }
-                .to_owned(),
-                mac: peer.mac.map(|mac| mac.to_string()),
-                on_kernel: self.plan.on_kernel.get(subnet).map(ToString::to_string),
-                next_hop: hop.map(|hop| snapshot::NextHop {
-                    address: hop.address,
-                    ifindex: hop.ifindex,
-                    mtu: hop.mtu,
-                }),
-                pending: pending.remove(subnet).unwrap_or_default(),
-                probe: None,
-            }
-        });
+        let peers =
+            self.plan.peers.iter().map(|(subnet, peer)| {
+                self.told_peer(*subnet, peer, pending.remove(subnet).unwrap_or_default())
+            });
         snapshot::Peers { peers: peers.collect(), skipped: self.skipped().collect() }
+    }
+
+    fn told_peer(&self, subnet: IpNetwork, peer: &Peer, pending: Vec<String>) -> snapshot::Peer {
+        let hop = self.next_hops.get(&peer.public_ip).and_then(|hop| hop.ok());
+        snapshot::Peer {
+            subnet,
+            node: None,
+            public_ip: peer.public_ip,
+            way: match peer.route {
+                PeerRoute::Objects => self.local.backend.options().kind(),
+                _ => route(peer),
+            }
+            .to_owned(),
+            mac: peer.mac.map(|mac| mac.to_string()),
+            on_kernel: self.plan.on_kernel.get(&subnet).map(ToString::to_string),
+            next_hop: hop.map(|hop| snapshot::NextHop {
+                address: hop.address,
+                ifindex: hop.ifindex,
+                mtu: hop.mtu,
+            }),
+            pending,
+            probe: None,
+        }
     }
 
     async fn drift(&mut self) -> snapshot::Drift {

@@ -63,7 +63,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             }
             Err(error) => {
                 self.journal.read_failed(&error.to_string());
-                self.summary.send_modify(|summary| summary.last_error = Some(error.to_string()));
+                self.summary.send_modify(|summary| {
+                    summary.last_error = Some(error.to_string());
+                    summary.unreadable = Some(error.to_string());
+                });
                 let cost = self.host.cpu_time().saturating_sub(before);
                 self.schedule.failed(pass, cost, Instant::now());
             }
@@ -187,6 +190,19 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         new_device
     }
 
+    /// Why no other node can be reached: by the interfaces that were last seen.
+    fn without_underlay(&self) -> Option<String> {
+        let wanted = self.local.underlay_ifindex;
+        if self.surroundings.underlay.is_empty() {
+            return None;
+        }
+        match self.surroundings.underlay.iter().find(|(index, ..)| *index == wanted) {
+            None => Some(format!("the external interface (index {wanted}) is gone")),
+            Some((_, _, false)) => Some(format!("the external interface (index {wanted}) is down")),
+            Some(_) => None,
+        }
+    }
+
     pub(super) fn report(&mut self, read: bool) {
         if self.journal.is_unsettled() {
             self.schedule.peers_changed(Instant::now());
@@ -202,6 +218,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                     (self.plan.hooked.len(), format!("{} on {}", hooked.hook, hooked.interface))
                 }),
                 without_device: self.pending.without_device(),
+                without_underlay: self.without_underlay(),
+                unreadable: None,
                 passes: self.summary.borrow().passes + u64::from(read),
             };
         self.summary.send_replace(summary);

@@ -1,6 +1,9 @@
 //! `/healthz` and `/readyz`, by upstream's meaning, for probes.
 
-use std::{collections::VecDeque, convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, collections::VecDeque, convert::Infallible, fmt, io, net::SocketAddr, sync::Arc,
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 
@@ -25,7 +28,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::health::Readiness;
+use super::{health::Readiness, visible};
 use crate::host::holder;
 
 /// For a client to send its request and take the answer.
@@ -157,7 +160,7 @@ fn converse(
         let asks =
             request.uri().path() == "/metrics" && matches!(*request.method(), Method::GET | Method::HEAD);
         let page = metrics.clone().filter(|_| asks);
-        let answer = answer(&request, readiness.is_set());
+        let answer = answer(&request, &readiness);
         async {
             Ok::<_, Infallible>(match page {
                 Some(page) => measured(page).await,
@@ -180,17 +183,23 @@ async fn measured(page: MetricsPage) -> Response<Full<Bytes>> {
     response
 }
 
-fn answer(request: &Request<Incoming>, ready: bool) -> Response<Full<Bytes>> {
-    let (status, text) = match (request.uri().path(), ready) {
+fn answer(request: &Request<Incoming>, readiness: &Readiness) -> Response<Full<Bytes>> {
+    let (status, text): (_, Cow<'static, str>) = match (request.uri().path(), readiness.is_set()) {
         ("/healthz" | "/readyz", _) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-            (StatusCode::METHOD_NOT_ALLOWED, "use GET\n")
+            (StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into())
         }
-        ("/healthz", _) => (StatusCode::OK, "flanneld is running"),
-        ("/readyz", true) => (StatusCode::OK, "flanneld is ready"),
-        ("/readyz", false) => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
-        _ => (StatusCode::NOT_FOUND, "404 page not found\n"),
+        ("/healthz", _) => (StatusCode::OK, "flanneld is running".into()),
+        ("/readyz", true) => (StatusCode::OK, "flanneld is ready".into()),
+        ("/readyz", false) => {
+            let text = match readiness.failure() {
+                None => "flanneld is not ready yet".into(),
+                Some(because) => format!("flanneld is not ready: {}\n", visible(&because)).into(),
+            };
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+        _ => (StatusCode::NOT_FOUND, "404 page not found\n".into()),
     };
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    let mut response = Response::new(Full::new(Bytes::from(text.into_owned())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

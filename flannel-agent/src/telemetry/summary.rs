@@ -17,6 +17,10 @@ pub struct Summary {
     pub hooked: Option<(usize, String)>,
     /// Why a VXLAN device cannot be made, or not be set up.
     pub without_device: Option<String>,
+    /// Why no other node can be reached: the external interface is gone or down.
+    pub without_underlay: Option<String>,
+    /// Why the state of the kernel could not be read the last time.
+    pub unreadable: Option<String>,
     /// Passes that read the state of the kernel.
     pub passes: u64,
 }

@@ -197,6 +197,8 @@ impl Agent {
             format!("--fast-path={}", options.fast_path.name()),
             format!("--bpffs={}", node.bpffs().display()),
             "-v=1".to_owned(),
+            // What tests count is what they send.
+            "--peer-probes=0".to_owned(),
         ]);
         arguments.extend(options.flags);
         Self::started_by(None, node, arguments, environment)

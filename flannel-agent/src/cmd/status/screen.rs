@@ -107,6 +107,10 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
         (Some(dataplane), _) => of_dataplane(rows, dataplane, now),
         (None, why) => line(rows, "Peers", why.as_deref().unwrap_or("unknown")),
     }
+    if told.probes.peers > 0 {
+        let snapshot::Probes { peers, unanswered } = told.probes;
+        line(rows, "Probes", &format!("{} of {peers} peers that were asked answered", peers - unanswered));
+    }
     let rules = told.rules.iter().map(|rules| {
         let state = if rules.in_place { "in place" } else { "not in place" };
         let error = rules.error.iter().map(|error| format!(" ({error})")).collect::<String>();

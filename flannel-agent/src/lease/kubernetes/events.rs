@@ -81,7 +81,7 @@ async fn send(api: ApiServer, name: Arc<OnceCell<String>>, mut messages: mpsc::R
             continue;
         }
         let event = Event {
-            type_: EventType::Warning,
+            type_: if notice.reason == Notice::OVER { EventType::Normal } else { EventType::Warning },
             reason: notice.reason.to_owned(),
             note: Some(note(&notice.text)),
             action: "Run".to_owned(),

@@ -25,6 +25,7 @@ enum How {
 const BY_HAND: How = Test("tests/suites/tests/docs/by_hand.rs::the_commands_to_start_and_to_look_inside");
 const SCREENS: How =
     Test("tests/suites/tests/operators/screens.rs::a_node_says_how_it_stands_with_and_without_its_agent");
+const FAULTS: How = Test("tests/suites/tests/operators/faults.rs::a_healthy_cluster_has_no_findings");
 const DOCKER: How =
     Test("tests/suites/tests/host/packaging.rs::a_docker_host_is_set_up_by_the_readmes_commands");
 const TO_OURS: How = Test(
@@ -75,6 +76,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("flannel-agent status", SCREENS),
     ("flannel-agent peers", SCREENS),
     ("flannel-agent drift", SCREENS),
+    ("flannel-agent check", FAULTS),
     ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379 --dry-run", MIGRATION),
     ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379", MIGRATION),
     ("flannel-agent etcd-migrate --etcd-endpoints=http://10.0.0.1:2379 --finish", MIGRATION),

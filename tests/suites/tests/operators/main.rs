@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use flannel_lab::{Member, Node, command::tool};
 use serde_json::Value;
 
+mod faults;
 mod screens;
 
 /// What a command printed, and how it ended.

@@ -54,6 +54,7 @@ fn report() -> Report {
         traffic: Some(Traffic { seconds: 60, fast: 980, kernel: 20, dropped: 0 }),
         dataplane: Some(Dataplane { synced: true, settled: true, peers: 2, ..Dataplane::default() }),
         without_dataplane: None,
+        ..Snapshot::default()
     };
     Report {
         verdict: "healthy",

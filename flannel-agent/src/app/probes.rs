@@ -1,0 +1,67 @@
+//! Asks a few peers at a time whether they answer, so that what is lost on the way is known before somebody asks.
+//!
+//! What this costs does not depend on how many peers there are.
+
+use std::{convert::Infallible, time::Duration};
+
+use nix::errno::Errno;
+use rand::Rng as _;
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::warn;
+
+use crate::{
+    control::{
+        Standing,
+        snapshot::{self, Peer},
+    },
+    inspect::probe::{Outcome, Target, probe},
+};
+
+/// Between two rounds, on average.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// Asks `number` peers in each round; none with 0.
+pub(super) async fn follow(standing: &Standing, number: u32) -> Infallible {
+    if number == 0 {
+        return std::future::pending().await;
+    }
+    // Nodes that start together do not ask together. The first round follows soon, for whoever has just started this one.
+    let mut pause = PERIOD / 4;
+    loop {
+        sleep(pause.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        pause = PERIOD;
+        let Ok(peers) = standing.sample(number as usize).await else { continue };
+        for peer in peers {
+            let Some(target) = target(standing, &peer) else { continue };
+            let Ok(outcome) = spawn_blocking(move || probe(&target)).await else { continue };
+            if is_forbidden(&outcome) {
+                warn!(
+                    "peers cannot be probed without the capability NET_RAW: they are not, until the next start"
+                );
+                return std::future::pending().await;
+            }
+            standing.probed(peer.subnet, outcome.told(snapshot::now()));
+        }
+    }
+}
+
+/// What to ask of a peer.
+fn target(standing: &Standing, peer: &Peer) -> Option<Target> {
+    let told = standing.told();
+    let backend = told.backend?;
+    let tunnelled = peer.way == "vxlan";
+    let device = backend.devices.iter().find(|device| {
+        // The device of IPv6 has a name of its own.
+        device.name.starts_with("flannel-v6") == peer.subnet.is_ipv6()
+    });
+    let mtu = match device.filter(|_| tunnelled) {
+        Some(device) => device.mtu,
+        None => told.interface?.mtu,
+    };
+    let overlay = tunnelled.then(|| peer.subnet.network());
+    Some(Target { public_ip: peer.public_ip, overlay, mtu })
+}
+
+fn is_forbidden(outcome: &Outcome) -> bool {
+    outcome.underlay.error == Some(Errno::EPERM) && outcome.underlay.rtt.is_none()
+}

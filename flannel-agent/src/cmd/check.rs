@@ -1,0 +1,236 @@
+//! `check`: asks the peers, looks at the node, and says what is wrong, why, and what to do.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use anyhow::Context as _;
+use clap::Args;
+use comfy_table::Cell;
+use serde::Serialize;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{
+    Defaults, Health, Place,
+    look::Look,
+    output::{Tone, Watch, lines, run as run_inquiry, show, table, toned, wrapped},
+    peers::is_named,
+};
+use crate::{
+    control::snapshot::{self, Snapshot},
+    inspect::{
+        checks::{Finding, Severity, Surroundings, of_node, of_peer},
+        peers::{PeerRow, State, join},
+        probe::{Target, probe},
+        standing::problems,
+    },
+    netlink::Netlink,
+    telemetry::visible,
+    values::Family,
+};
+
+/// Peers that are asked at the same time.
+const AT_ONCE: usize = 32;
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckOptions {
+    /// Only these peers: names of nodes, subnets, or addresses of nodes or pods. Default: all.
+    #[arg(value_name = "PEER")]
+    pub peers: Vec<String>,
+    /// Also show what is as it should be.
+    #[arg(long)]
+    pub all: bool,
+    /// Which agent.
+    #[command(flatten)]
+    pub at: Place,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Why the agent says nothing.
+    without_agent: Option<String>,
+    /// Checks that were made.
+    checks: usize,
+    /// Peers that were asked.
+    peers: usize,
+    /// What was found: the worst first.
+    findings: Vec<Finding>,
+}
+
+/// Checks, and prints what was found.
+///
+/// # Errors
+/// When it cannot be looked, or no peer is of a name that was given.
+pub fn run(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<Health> {
+    let once = Watch { watch: None };
+    run_inquiry(show(options.at.output, once, async || look(options, defaults).await, render))
+}
+
+async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {
+    let found = Look::at(&options.at, defaults, true).await?;
+    let told = found.agent.as_ref().ok();
+    let mut findings = Vec::new();
+    let families = families(told, &found);
+    let around = Surroundings::read(&mut Netlink::open()?, &found.kernel, &families).await?;
+    if let Some(told) = told {
+        for problem in problems(told, None, snapshot::now()) {
+            findings.push(Finding {
+                severity: Severity::Error,
+                check: "agent",
+                peer: None,
+                evidence: problem.what,
+                remedy: problem.remedy,
+            });
+        }
+        if findings.is_empty() {
+            let evidence = "it runs, and everything that is this node's is in place".to_owned();
+            findings.push(Finding {
+                severity: Severity::Ok,
+                check: "agent",
+                peer: None,
+                evidence,
+                remedy: String::new(),
+            });
+        }
+    }
+    findings.extend(of_node(
+        told,
+        &found.kernel,
+        found.maps.as_ref(),
+        found.without_maps.as_deref(),
+        &around,
+    ));
+    let rows = wanted(join(found.peers.as_ref(), &found.kernel, found.maps.as_ref()), &options.peers)?;
+    let peers = rows.len();
+    findings.extend(ask(rows, told, &found).await?);
+
+    let without_agent = found.without_agent();
+    let checks = findings.len();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let wrong = findings.iter().any(|finding| finding.severity == Severity::Error);
+    findings.retain(|finding| options.all || finding.severity != Severity::Ok);
+    let health = match (&without_agent, wrong) {
+        (Some(_), _) => Health::Unseen,
+        (None, true) => Health::Wrong,
+        (None, false) => Health::Good,
+    };
+    Ok((Report { without_agent, checks, peers, findings }, health))
+}
+
+/// The families of the cluster, as far as they can be known.
+fn families(told: Option<&Snapshot>, found: &Look) -> Vec<Family> {
+    let networks =
+        told.and_then(|told| told.lease.as_ref()).map(|lease| lease.networks.as_slice()).unwrap_or_default();
+    let known = Family::BOTH.into_iter().filter(|family| {
+        networks.iter().any(|network| Family::of_network(*network) == *family)
+            || found.kernel.tunnels.contains_key(family)
+            || found.maps.as_ref().is_some_and(|maps| maps.configured.contains(family))
+    });
+    let known: Vec<Family> = known.collect();
+    if known.is_empty() { vec![Family::V4] } else { known }
+}
+
+/// Those that were asked for.
+fn wanted(rows: Vec<PeerRow>, names: &[String]) -> anyhow::Result<Vec<PeerRow>> {
+    for name in names {
+        anyhow::ensure!(
+            rows.iter().any(|row| is_named(row, name)),
+            "no peer is called {name}: give the name of a node, a pod subnet, or the address of a node or pod, as \
+             `flannel-agent peers` shows them"
+        );
+    }
+    let is_wanted = |row: &PeerRow| names.is_empty() || names.iter().any(|name| is_named(row, name));
+    Ok(rows.into_iter().filter(is_wanted).collect())
+}
+
+/// Asks the peers of `rows`, some at a time.
+async fn ask(rows: Vec<PeerRow>, told: Option<&Snapshot>, found: &Look) -> anyhow::Result<Vec<Finding>> {
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut asked = JoinSet::new();
+    for (number, row) in rows.into_iter().enumerate() {
+        let target = target(&row, told, found);
+        let tunnel = tunnel(&row, found);
+        let places = places.clone();
+        asked.spawn(async move {
+            let Some(target) = target else { return (number, skipped(&row)) };
+            let _place = places.acquire_owned().await;
+            let asking = target.clone();
+            let outcome = tokio::task::spawn_blocking(move || probe(&asking)).await.unwrap_or_default();
+            (number, of_peer(&row, &target, &outcome, &tunnel))
+        });
+    }
+    let mut findings = BTreeMap::new();
+    while let Some(result) = asked.join_next().await {
+        let (number, of_peer) = result.context("a probe has panicked")?;
+        findings.insert(number, of_peer);
+    }
+    Ok(findings.into_values().flatten().collect())
+}
+
+/// What to ask of a peer; nothing of one whose lease is not followed.
+fn target(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> Option<Target> {
+    if row.state == State::Skipped {
+        return None;
+    }
+    let family = Family::of_network(row.subnet);
+    let device =
+        found.kernel.tunnels.get(&family).map(|tunnel| tunnel.device.mtu).filter(|_| row.way == "vxlan");
+    let interface = told.and_then(|told| told.interface.as_ref()).map(|interface| interface.mtu);
+    let overlay: Option<IpAddr> = (row.way == "vxlan").then(|| row.subnet.network());
+    Some(Target { public_ip: row.public_ip?, overlay, mtu: device.or(interface).unwrap_or(1280) })
+}
+
+/// What carries packets to it.
+fn tunnel(row: &PeerRow, found: &Look) -> String {
+    let tunnel = found.kernel.tunnels.get(&Family::of_network(row.subnet));
+    tunnel.map_or_else(|| row.way.clone(), |tunnel| format!("UDP port {}", tunnel.device.port))
+}
+
+fn skipped(row: &PeerRow) -> Vec<Finding> {
+    let finding = |evidence: &String| Finding {
+        severity: Severity::Warning,
+        check: "lease",
+        peer: Some(row.subnet.to_string()),
+        evidence: evidence.clone(),
+        remedy: "its lease is not followed: correct or delete it, if its node should be a peer".to_owned(),
+    };
+    row.differences.iter().map(finding).collect()
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    if let Some(why) = &report.without_agent {
+        text.push_str(&wrapped(&format!("{why}. What can be seen without it:"), 0));
+        text.push('\n');
+    }
+    let mut rows = table(&["finding", "check", "peer", "evidence and remedy"]);
+    for finding in &report.findings {
+        let tone = match finding.severity {
+            Severity::Ok => Tone::Good,
+            Severity::Warning => Tone::Notable,
+            Severity::Error => Tone::Bad,
+        };
+        let mut line = visible(&finding.evidence);
+        if !finding.remedy.is_empty() {
+            line = format!("{line}; {}", finding.remedy);
+        }
+        rows.add_row([
+            toned(finding.severity.label(), tone),
+            Cell::new(finding.check),
+            Cell::new(visible(&finding.peer.as_deref().unwrap_or("-"))),
+            Cell::new(line),
+        ]);
+    }
+    if !report.findings.is_empty() {
+        text.push_str(&lines(&rows));
+    }
+    let bad = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    text.push_str(&format!(
+        "{} checks, {} peers: {} errors, {} warnings\n",
+        report.checks,
+        report.peers,
+        bad(Severity::Error),
+        bad(Severity::Warning)
+    ));
+    text
+}

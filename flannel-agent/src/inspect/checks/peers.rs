@@ -1,0 +1,165 @@
+//! What the echoes to a peer say.
+
+use super::Finding;
+use crate::inspect::{
+    peers::{PeerRow, State},
+    probe::{Outcome, Target},
+};
+
+/// What was found of a peer, which was asked as `target`. `tunnel` says what carries packets there: `UDP port 8472`.
+pub fn of_peer(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for difference in &row.differences {
+        let remedy = match row.state {
+            State::Skipped => "correct or delete that lease",
+            State::Pending => "it is tried again; remove what is in its way",
+            State::InPlace | State::Differs => "the agent puts it right: start it if it does not run",
+        };
+        let finding = match row.state {
+            State::Skipped => Finding::warning("objects", difference.clone(), remedy),
+            _ => Finding::error("objects", difference.clone(), remedy),
+        };
+        found.push(finding);
+    }
+    found.extend(reached(row, target, outcome, tunnel));
+    for finding in &mut found {
+        finding.peer = Some(row.node.clone().unwrap_or_else(|| row.subnet.to_string()));
+    }
+    found
+}
+
+fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> Vec<Finding> {
+    let to = target.public_ip;
+    let (underlay, overlay) = (outcome.underlay, outcome.overlay);
+    let through = overlay.unwrap_or(underlay);
+    let corrupt = underlay.corrupt + overlay.map_or(0, |echoes| echoes.corrupt);
+    let mut found = Vec::new();
+    if corrupt > 0 {
+        found.push(Finding::error(
+            "checksums",
+            format!("{corrupt} answers came broken: with a wrong checksum, or other bytes than were sent"),
+            "something on the way changes packets: a card, driver, switch or program on either node",
+        ));
+    }
+    match (underlay.rtt, overlay.map(|echoes| echoes.rtt)) {
+        (None, Some(None)) | (None, None) if corrupt == 0 => {
+            let sent = underlay.error.map_or_else(String::new, |error| format!(" ({error})"));
+            found.push(Finding::error(
+                "underlay",
+                format!("{to} does not answer{sent}"),
+                "the node is down, its lease names an address that it no longer has, or the network between drops \
+                 packets: see the node, and PublicIP of its lease",
+            ));
+            return found;
+        }
+        (Some(_), Some(None)) if corrupt == 0 => {
+            let heard = match row.heard_seconds_ago {
+                Some(seconds) if seconds < 60 => {
+                    format!("; packets of it were heard {seconds} s ago, so that only echoes may be dropped")
+                }
+                _ => String::new(),
+            };
+            found.push(Finding::error(
+                "overlay",
+                format!("{to} answers, but nothing comes back through the tunnel{heard}"),
+                format!("let {tunnel} pass between the nodes, in both directions, on hosts and in between"),
+            ));
+            return found;
+        }
+        _ => {}
+    }
+    if let Some(rtt) = through.rtt {
+        let way = if overlay.is_some() { "overlay" } else { "underlay" };
+        let text = format!("answers in {:.2} ms", rtt.as_secs_f64() * 1e3);
+        found.push(Finding::ok(way, text));
+        found.push(match through.largest {
+            Some(largest) if largest >= target.mtu => {
+                Finding::ok("path MTU", format!("packets of {largest} bytes pass whole"))
+            }
+            Some(largest) => Finding::error(
+                "path MTU",
+                format!("packets of {largest} bytes pass, those of {} do not", target.mtu),
+                format!(
+                    "large packets are lost: the network carries {} bytes less than the interface says: set its MTU, \
+                     and restart the agent and the pods",
+                    target.mtu - largest
+                ),
+            ),
+            None => Finding::error(
+                "path MTU",
+                "no packet larger than a few bytes passes",
+                "large packets are lost: set the interface's MTU to what the network carries",
+            ),
+        });
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::inspect::{checks::Severity, probe::Echoes};
+
+    fn row() -> PeerRow {
+        PeerRow {
+            subnet: "10.244.2.0/24".parse().unwrap(),
+            node: None,
+            public_ip: None,
+            way: "vxlan".to_owned(),
+            mac: None,
+            on_kernel: None,
+            state: State::InPlace,
+            differences: Vec::new(),
+            flows: None,
+            heard_seconds_ago: Some(5),
+            probe: None,
+        }
+    }
+
+    fn echoes(rtt: Option<u64>, largest: Option<u32>, corrupt: u32) -> Echoes {
+        Echoes { rtt: rtt.map(Duration::from_micros), largest, corrupt, error: None }
+    }
+
+    #[test]
+    fn each_outcome_has_its_line() {
+        let target = Target {
+            public_ip: "192.0.2.2".parse().unwrap(),
+            overlay: Some("10.244.2.0".parse().unwrap()),
+            mtu: 1450,
+        };
+        let good = echoes(Some(100), Some(1450), 0);
+        let none = Echoes::default();
+        for (underlay, overlay, errors) in [
+            (good, Some(good), ""),
+            // Whoever drops echoes to nodes does not drop the tunnel.
+            (none, Some(good), ""),
+            (good, None, ""),
+            (none, Some(none), "underlay: 192.0.2.2 does not answer"),
+            (none, None, "underlay: 192.0.2.2 does not answer"),
+            (
+                good,
+                Some(none),
+                "overlay: 192.0.2.2 answers, but nothing comes back through the tunnel; packets of it",
+            ),
+            (
+                good,
+                Some(echoes(Some(100), Some(1398), 0)),
+                "path MTU: packets of 1398 bytes pass, those of 1450 do not",
+            ),
+            (good, Some(echoes(Some(100), None, 0)), "path MTU: no packet larger"),
+            (good, Some(echoes(None, None, 2)), "checksums: 2 answers came broken"),
+        ] {
+            let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, "UDP port 8472");
+            let bad = findings.iter().filter(|finding| finding.severity == Severity::Error);
+            let bad: Vec<String> =
+                bad.map(|finding| format!("{}: {}", finding.check, finding.evidence)).collect();
+            assert_eq!(bad.is_empty(), errors.is_empty(), "{bad:?}");
+            assert!(bad.join("; ").contains(errors), "{bad:?} instead of {errors}");
+            assert!(
+                findings.iter().all(|finding| finding.severity == Severity::Ok || !finding.remedy.is_empty())
+            );
+        }
+    }
+}

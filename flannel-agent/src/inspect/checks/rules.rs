@@ -1,0 +1,139 @@
+//! What iptables holds that may be in the way of pods' packets.
+
+use std::process::{Command, Stdio};
+
+use ipnetwork::IpNetwork;
+
+use crate::values::{Family, overlap};
+
+/// What iptables, or ip6tables, holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// Lines of `-S FORWARD` of table filter.
+    forward: Vec<String>,
+    /// Lines of `-S POSTROUTING` of table nat.
+    postrouting: Vec<String>,
+}
+
+/// The comments and chains that flannel's rules have.
+const OURS: [&str; 3] = ["flanneld", "FLANNEL-", "flannel"];
+
+impl Firewall {
+    /// Asks the program; `None` where there is none, or it may not look.
+    pub(super) fn read(family: Family) -> Option<Self> {
+        let list = |table: &str, chain: &str| {
+            let program = match family {
+                Family::V4 => "iptables",
+                Family::V6 => "ip6tables",
+            };
+            let mut command = Command::new(program);
+            command.args(["-w", "2", "-t", table, "-S", chain]).stdin(Stdio::null());
+            let output = command.output().ok().filter(|output| output.status.success())?;
+            Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>())
+        };
+        Some(Self { forward: list("filter", "FORWARD")?, postrouting: list("nat", "POSTROUTING")? })
+    }
+
+    /// From the texts that the program lists.
+    #[cfg(test)]
+    pub(super) fn of(forward: &str, postrouting: &str) -> Self {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect();
+        Self { forward: lines(forward), postrouting: lines(postrouting) }
+    }
+
+    /// Forwarded packets are dropped unless a rule accepts them, and none of flannel's does.
+    pub(super) fn drops_forwarded(&self) -> bool {
+        let drops = self.forward.iter().any(|line| line == "-P FORWARD DROP");
+        drops && !self.forward.iter().any(|line| is_ours(line))
+    }
+
+    /// A rule in front of flannel's that masquerades packets of `network` whatever they are for.
+    pub(super) fn masquerades_before(&self, network: IpNetwork) -> Option<&str> {
+        let rules = self.postrouting.iter().filter(|line| line.starts_with("-A "));
+        rules.take_while(|line| !is_ours(line)).find(|line| takes(line, network)).map(String::as_str)
+    }
+}
+
+fn is_ours(line: &str) -> bool {
+    OURS.iter().any(|mark| line.contains(mark))
+}
+
+/// Whether a rule gives packets from `network` to `network` another source. Of conditions only addresses are looked at:
+/// one with any other may be for other packets.
+fn takes(rule: &str, network: IpNetwork) -> bool {
+    let words: Vec<&str> = rule.split_whitespace().collect();
+    let target = words.iter().position(|word| *word == "-j").and_then(|at| words.get(at + 1));
+    if !matches!(target, Some(&"MASQUERADE" | &"SNAT")) {
+        return false;
+    }
+    let mut words = words.iter().skip(2).peekable();
+    let mut negated = false;
+    while let Some(word) = words.next() {
+        match *word {
+            "!" => {
+                negated = true;
+                continue;
+            }
+            "-j" => return true,
+            "-s" | "-d" => {
+                let named = words.next().and_then(|value| value.parse::<IpNetwork>().ok());
+                let Some(named) = named else { return false };
+                let within = overlap(named, network);
+                if within == negated {
+                    return false;
+                }
+            }
+            // Out of a tunnel, or out of everything but a bridge: pods' packets to other nodes leave that way.
+            "-o" => {
+                let name = words.next().copied().unwrap_or_default();
+                let tunnel = name.starts_with("flannel");
+                if tunnel == negated {
+                    return false;
+                }
+            }
+            _ => return false,
+        }
+        negated = false;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masquerade_in_front_of_ours_is_told_from_dockers() {
+        let network: IpNetwork = "10.244.0.0/16".parse().unwrap();
+        let ours = "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG";
+        for (rule, found) in [
+            ("-A POSTROUTING -j MASQUERADE", true),
+            ("-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE", true),
+            ("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE", true),
+            ("-A POSTROUTING -o flannel.1 -j MASQUERADE", true),
+            ("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", false),
+            ("-A POSTROUTING -s 10.244.0.0/16 ! -d 10.0.0.0/8 -j MASQUERADE", false),
+            ("-A POSTROUTING -o eth0 -j MASQUERADE", false),
+            ("-A POSTROUTING -m mark --mark 0x4000 -j MASQUERADE", false),
+            ("-A POSTROUTING -j KUBE-POSTROUTING", false),
+        ] {
+            let firewall = Firewall::of("", &format!("-P POSTROUTING ACCEPT\n{rule}\n{ours}"));
+            assert_eq!(firewall.masquerades_before(network).is_some(), found, "{rule}");
+            let behind = Firewall::of("", &format!("{ours}\n{rule}"));
+            assert_eq!(behind.masquerades_before(network), None, "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_policy_of_drop_is_fine_with_our_rules() {
+        assert!(Firewall::of("-P FORWARD DROP\n-A FORWARD -j DOCKER", "").drops_forwarded());
+        assert!(
+            !Firewall::of(
+                "-P FORWARD DROP\n-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD",
+                ""
+            )
+            .drops_forwarded()
+        );
+        assert!(!Firewall::of("-P FORWARD ACCEPT", "").drops_forwarded());
+    }
+}

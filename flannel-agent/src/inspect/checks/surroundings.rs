@@ -1,0 +1,123 @@
+//! What is read of the node besides what flannel makes.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use super::Firewall;
+use crate::{
+    host::sysctl,
+    inspect::Kernel,
+    netlink::{LinkKind, Netlink, NetlinkError},
+    values::Family,
+};
+
+/// Of the node, what may be in the way.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`: by family.
+    pub forwarding: BTreeMap<Family, bool>,
+    /// `rp_filter` in force, by interface: the larger of the interface's and that of all.
+    pub rp_filter: BTreeMap<String, u8>,
+    /// Entries of connection tracking and the most there may be; absent where it is not loaded.
+    pub conntrack: Option<(u64, u64)>,
+    /// Packets that came with a wrong checksum since the node started, by protocol.
+    pub bad_checksums: BTreeMap<String, u64>,
+    /// Bridged packets go through iptables; absent where the module is not loaded.
+    pub bridge_netfilter: Option<bool>,
+    /// Bridge `cni0`: its addresses and MTU.
+    pub bridge: Option<(Vec<ipnetwork::IpNetwork>, u32)>,
+    /// CNI configurations, in the order of their names, which decides.
+    pub cni_configs: Vec<String>,
+    /// What iptables holds, by family.
+    pub firewalls: BTreeMap<Family, Firewall>,
+}
+
+/// Where container runtimes look for CNI configurations.
+const CNI_CONFIGS: &str = "/etc/cni/net.d";
+
+impl Surroundings {
+    /// Reads them, in this network namespace, for a node of these families.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn read(
+        netlink: &mut Netlink,
+        kernel: &Kernel,
+        families: &[Family],
+    ) -> Result<Self, NetlinkError> {
+        let number = |name: &str| sysctl::NET.read(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let mut found = Self::default();
+        for family in families {
+            let switch = match family {
+                Family::V4 => "ipv4/ip_forward",
+                Family::V6 => "ipv6/conf/all/forwarding",
+            };
+            if let Some(value) = number(switch) {
+                found.forwarding.insert(*family, value != 0);
+            }
+            if let Some(firewall) = Firewall::read(*family) {
+                found.firewalls.insert(*family, firewall);
+            }
+        }
+        let all = number("ipv4/conf/all/rp_filter").unwrap_or_default();
+        for link in kernel.links.iter().filter(|link| link.kind != LinkKind::Veth || link.peer.is_none()) {
+            let own =
+                number(&format!("ipv4/conf/{}/rp_filter", link.name.replace('/', "."))).unwrap_or_default();
+            found.rp_filter.insert(link.name.clone(), u8::try_from(all.max(own)).unwrap_or(u8::MAX));
+        }
+        let tracked = number("netfilter/nf_conntrack_count").zip(number("netfilter/nf_conntrack_max"));
+        found.conntrack = tracked;
+        found.bridge_netfilter = number("bridge/bridge-nf-call-iptables").map(|value| value != 0);
+        found.bad_checksums = bad_checksums(&fs::read_to_string("/proc/net/snmp").unwrap_or_default());
+        if let Some(bridge) = kernel.links.iter().find(|link| link.name == "cni0") {
+            let mut addresses = Vec::new();
+            for family in families {
+                let held = netlink.addresses(*family, Some(bridge.index)).await?;
+                addresses.extend(held.into_iter().map(|address| address.network));
+            }
+            found.bridge = Some((addresses, bridge.mtu));
+        }
+        found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
+        Ok(found)
+    }
+}
+
+/// `InCsumErrors` of each protocol in the text of /proc/net/snmp.
+fn bad_checksums(text: &str) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    let lines: Vec<&str> = text.lines().collect();
+    for pair in lines.chunks(2) {
+        let [names, values] = pair else { continue };
+        let at = names.split_whitespace().position(|name| name == "InCsumErrors");
+        let value = at.and_then(|at| values.split_whitespace().nth(at)?.parse().ok());
+        if let Some(value) = value {
+            let protocol = names.split(':').next().unwrap_or_default();
+            found.insert(protocol.to_uppercase(), value);
+        }
+    }
+    found
+}
+
+fn cni_configs(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)))
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_checksums_are_read_by_protocol() {
+        let text = "Icmp: InMsgs InErrors InCsumErrors\nIcmp: 5 4 3\nTcp: InSegs InErrs InCsumErrors\nTcp: 1 2 9\nUdp: X\n";
+        let found = bad_checksums(text);
+        assert_eq!(found, BTreeMap::from([("ICMP".to_owned(), 3), ("TCP".to_owned(), 9)]));
+        assert!(bad_checksums("garbage").is_empty());
+    }
+}

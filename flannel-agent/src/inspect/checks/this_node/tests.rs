@@ -1,0 +1,136 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    bpf::MapFill,
+    control::snapshot::{Backend, Device, FastPath, Interface, OwnLease},
+    inspect::checks::{Firewall, Severity},
+    netlink::{Link, Vxlan},
+};
+
+struct Node {
+    told: Snapshot,
+    kernel: Kernel,
+    maps: Maps,
+    without_maps: Option<&'static str>,
+    around: Surroundings,
+}
+
+fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        kind,
+        mtu: 1500,
+        mac: None,
+        up: true,
+        carrier: true,
+        master: None,
+        peer: None,
+        xdp: false,
+        closed_port: false,
+        vlan_filtering: false,
+    }
+}
+
+fn healthy() -> Node {
+    let told = Snapshot {
+        lease: Some(OwnLease {
+            subnets: vec!["10.244.1.0/24".parse().unwrap()],
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            ..OwnLease::default()
+        }),
+        interface: Some(Interface { name: "eth0".to_owned(), index: 2, mtu: 1500, addresses: Vec::new() }),
+        backend: Some(Backend {
+            kind: "vxlan".to_owned(),
+            devices: vec![Device { name: "flannel.1".to_owned(), port: Some(8472), ..Device::default() }],
+            pod_mtu: 1450,
+            ..Backend::default()
+        }),
+        fast_path: Some(FastPath {
+            asked: "flow".to_owned(),
+            granted: "flow".to_owned(),
+            xdp: "off".to_owned(),
+            ..FastPath::default()
+        }),
+        ..Snapshot::default()
+    };
+    let kernel = Kernel { links: vec![link(2, "eth0", LinkKind::Other)], ..Kernel::default() };
+    let around = Surroundings {
+        forwarding: BTreeMap::from([(Family::V4, true)]),
+        rp_filter: BTreeMap::from([("eth0".to_owned(), 2)]),
+        conntrack: Some((100, 1000)),
+        bridge: Some((vec!["10.244.1.1/24".parse().unwrap()], 1450)),
+        bridge_netfilter: Some(true),
+        cni_configs: vec!["10-flannel.conflist".to_owned()],
+        firewalls: BTreeMap::from([(Family::V4, Firewall::of("-P FORWARD ACCEPT", ""))]),
+        ..Surroundings::default()
+    };
+    Node { told, kernel, maps: Maps::default(), without_maps: None, around }
+}
+
+type Fault = fn(&mut Node);
+
+#[test]
+fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
+    let faults: [(&str, Fault); 18] = [
+        ("", |_| {}),
+        ("forwarding: net.ipv4.ip_forward = 0", |node| {
+            node.around.forwarding.insert(Family::V4, false);
+        }),
+        ("rp_filter: rp_filter = 1 (strict) on eth0", |node| {
+            node.around.rp_filter.insert("eth0".to_owned(), 1);
+        }),
+        ("pod MTU: cni0 has MTU 1500", |node| node.around.bridge.as_mut().unwrap().1 = 1500),
+        ("bridge filter: ", |node| node.around.bridge_netfilter = Some(false)),
+        ("FORWARD: iptables: the policy of FORWARD is DROP", |node| {
+            node.around.firewalls.insert(Family::V4, Firewall::of("-P FORWARD DROP", ""));
+        }),
+        ("masquerade: iptables: a rule in front of flannel's", |node| {
+            let rule = "-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE";
+            node.around.firewalls.insert(Family::V4, Firewall::of("", rule));
+        }),
+        ("conntrack: 950 of 1000 entries", |node| node.around.conntrack = Some((950, 1000))),
+        ("map room: map flows_v4 has 1000 of 1024 entries", |node| {
+            node.maps.fill = vec![MapFill { map: "flows_v4", entries: 1000, room: 1024, forgets: true }];
+        }),
+        ("checksums: packets came with a wrong checksum since the node started: TCP 7", |node| {
+            node.around.bad_checksums = BTreeMap::from([("TCP".to_owned(), 7), ("UDP".to_owned(), 0)]);
+        }),
+        ("bridge: cni0 has 10.244.9.1/24", |node| {
+            node.around.bridge.as_mut().unwrap().0 = vec!["10.244.9.1/24".parse().unwrap()];
+        }),
+        ("other networks: interfaces of Calico are there: cali123", |node| {
+            node.kernel.links.push(link(9, "cali123", LinkKind::Veth));
+        }),
+        ("CNI: /etc/cni/net.d/05-cilium.conflist comes before flannel's", |node| {
+            node.around.cni_configs.insert(0, "05-cilium.conflist".to_owned());
+        }),
+        ("VXLAN port: device vxlan.calico uses UDP port 8472", |node| {
+            let vxlan = Vxlan { vni: 9, port: 8472, ..Vxlan::default() };
+            node.kernel.links.push(link(9, "vxlan.calico", LinkKind::Vxlan(vxlan)));
+        }),
+        ("interface: the external interface eth0 is down", |node| node.kernel.links[0].carrier = false),
+        ("interface: the external interface eth0 is gone", |node| node.kernel.links.clear()),
+        ("programs: an XDP program of somebody else is attached to eth0", |node| {
+            node.kernel.links[0].xdp = true;
+        }),
+        ("bpffs: maps cannot be read: /sys/fs/bpf is not on a BPF file system", |node| {
+            node.without_maps = Some("/sys/fs/bpf is not on a BPF file system");
+        }),
+    ];
+    for (line, fault) in faults {
+        let mut node = healthy();
+        fault(&mut node);
+        let found =
+            of_node(Some(&node.told), &node.kernel, Some(&node.maps), node.without_maps, &node.around);
+        let bad: Vec<_> = found.iter().filter(|finding| finding.severity != Severity::Ok).collect();
+        let texts: Vec<_> = bad.iter().map(|bad| format!("{}: {}", bad.check, bad.evidence)).collect();
+        if line.is_empty() {
+            assert!(texts.is_empty(), "{texts:?}");
+        } else {
+            assert_eq!(texts.len(), 1, "{texts:?} instead of {line}");
+            assert!(texts[0].starts_with(line) && !bad[0].remedy.is_empty(), "{texts:?} instead of {line}");
+        }
+    }
+}

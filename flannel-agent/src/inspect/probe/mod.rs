@@ -1,0 +1,207 @@
+//! Asks a peer for echoes (ICMP), as `ping` does: at its public address, and through the overlay at the address of its own
+//! VXLAN device, which nodes of stock flannel answer at, too.
+//!
+//! An echo that comes back says that what it met works in both directions. Large ones that may not be fragmented say how
+//! large packets may be.
+
+use std::{
+    net::IpAddr,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use nix::errno::Errno;
+
+use crate::control::snapshot;
+
+mod echo;
+mod socket;
+
+pub use echo::Answer;
+use socket::EchoSocket;
+
+/// How long an answer may take: a second attempt follows.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Attempts of the small echo.
+const ATTEMPTS: u16 = 2;
+/// How long the answers to a round of large echoes may take.
+const ROUND: Duration = Duration::from_millis(400);
+/// Sizes that one round tries at once.
+const SIZES: u32 = 12;
+/// No smaller packet is looked for, bytes: what every IPv4 host takes (RFC 791), and IPv6 link carries (RFC 8200).
+const LEAST_V4: u32 = 576;
+const LEAST_V6: u32 = 1280;
+
+/// What to ask of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its public address.
+    pub public_ip: IpAddr,
+    /// An address of it that is reached through the overlay; `None` where packets take no tunnel.
+    pub overlay: Option<IpAddr>,
+    /// The largest packet that should get there, bytes.
+    pub mtu: u32,
+}
+
+/// What came of one address.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Echoes {
+    /// The round trip; absent where no answer came.
+    pub rtt: Option<Duration>,
+    /// Why nothing could be sent.
+    pub error: Option<Errno>,
+    /// The largest packet that was answered, bytes: only looked for where a small one was.
+    pub largest: Option<u32>,
+    /// Answers whose checksum was wrong.
+    pub corrupt: u32,
+}
+
+/// What came of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// At its public address.
+    pub underlay: Echoes,
+    /// Through the overlay; nothing where packets take no tunnel.
+    pub overlay: Option<Echoes>,
+}
+
+impl Outcome {
+    /// As the control socket tells it.
+    pub fn told(&self, at: u64) -> snapshot::Probe {
+        let through = self.overlay.unwrap_or(self.underlay);
+        let seconds = |echoes: Echoes| echoes.rtt.map(|rtt| rtt.as_secs_f64());
+        snapshot::Probe {
+            at,
+            overlay_rtt_seconds: seconds(through),
+            underlay_rtt_seconds: seconds(self.underlay),
+            path_mtu: through.largest,
+        }
+    }
+}
+
+/// Asks `target`. Blocks for some seconds where nothing comes back, so it belongs on a thread of its own.
+pub fn probe(target: &Target) -> Outcome {
+    match target.overlay {
+        Some(overlay) => Outcome {
+            underlay: echoes(target.public_ip, None),
+            overlay: Some(echoes(overlay, Some(target.mtu))),
+        },
+        None => Outcome { underlay: echoes(target.public_ip, Some(target.mtu)), overlay: None },
+    }
+}
+
+/// Small echoes, and where one is answered, large ones up to `mtu`.
+fn echoes(to: IpAddr, mtu: Option<u32>) -> Echoes {
+    let mut found = Echoes::default();
+    let socket = match EchoSocket::open(to) {
+        Ok(socket) => socket,
+        Err(error) => return Echoes { error: Some(error), ..found },
+    };
+    for attempt in 0..ATTEMPTS {
+        let start = Instant::now();
+        if let Err(error) = socket.send(attempt, socket.least()) {
+            found.error = Some(error);
+            sleep(Duration::from_millis(100));
+            continue;
+        }
+        let answers = socket.receive(start + PATIENCE, |answer| answer.sequence == attempt && answer.intact);
+        found.corrupt += count_corrupt(&answers);
+        if answers.iter().any(|answer| answer.sequence == attempt && answer.intact) {
+            found.rtt = Some(start.elapsed());
+            found.error = None;
+            break;
+        }
+    }
+    if let Some(mtu) = mtu.filter(|_| found.rtt.is_some()) {
+        let (largest, corrupt) = largest(&socket, to, mtu);
+        found.largest = largest;
+        found.corrupt += corrupt;
+    }
+    found
+}
+
+/// The largest packet up to `mtu` bytes that is answered; how many answers were broken.
+fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Option<u32>, u32) {
+    let least = if to.is_ipv4() { LEAST_V4 } else { LEAST_V6 };
+    let mut corrupt = 0;
+    let mut round = |sizes: &[u32]| {
+        for (sequence, size) in (100u16..).zip(sizes) {
+            // One that our own route does not carry is refused at once.
+            let _ = socket.send(sequence, *size);
+        }
+        let wanted = sizes.len();
+        let mut seen = 0;
+        let answers = socket.receive(Instant::now() + ROUND, |answer| {
+            seen += usize::from(answer.sequence >= 100);
+            seen == wanted
+        });
+        corrupt += count_corrupt(&answers);
+        let size = |answer: &Answer| sizes.get(usize::from(answer.sequence.checked_sub(100)?)).copied();
+        answers.iter().filter(|answer| answer.intact).filter_map(size).max()
+    };
+    // Twice: a single loss is no small path.
+    if round(&[mtu]).is_some() || round(&[mtu]).is_some() {
+        return (Some(mtu), corrupt);
+    }
+    let (mut good, mut bad) = (None, mtu);
+    loop {
+        let from = good.unwrap_or(least.min(bad));
+        let sizes = between(from, bad);
+        match round(&sizes).filter(|size| good.is_none_or(|good| *size > good)) {
+            Some(size) => {
+                bad = sizes.iter().copied().filter(|other| *other > size).min().unwrap_or(bad);
+                good = Some(size);
+            }
+            None => return (good, corrupt),
+        }
+        if good.is_some_and(|good| bad - good <= 1) {
+            return (good, corrupt);
+        }
+    }
+}
+
+/// Sizes from `from` on, below `to`, evenly apart.
+fn between(from: u32, to: u32) -> Vec<u32> {
+    let step = ((to.saturating_sub(from)) / SIZES).max(1);
+    let mut sizes: Vec<u32> =
+        (0..=SIZES).map(|number| from + number * step).filter(|size| *size < to).collect();
+    sizes.dedup();
+    sizes
+}
+
+fn count_corrupt(answers: &[Answer]) -> u32 {
+    answers.iter().filter(|answer| !answer.intact).map(|_| 1).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn rounds_close_in_on_the_largest_size() {
+        assert_eq!(between(576, 1450).len(), 13);
+        assert_eq!(between(1398, 1400), [1398, 1399]);
+        assert_eq!(between(1400, 1400), Vec::<u32>::new());
+        for limit in [576, 577, 999, 1398, 1449] {
+            let (mut good, mut bad, mut rounds) = (576, 1450, 0);
+            while bad - good > 1 {
+                let sizes = between(good, bad);
+                let best = sizes.iter().copied().filter(|size| *size <= limit).max().unwrap();
+                bad = sizes.into_iter().filter(|size| *size > best).min().unwrap_or(bad);
+                good = best;
+                rounds += 1;
+                assert!(rounds < 6);
+            }
+            assert_eq!(good, limit);
+        }
+    }
+
+    #[test]
+    fn this_host_answers_itself() {
+        let Ok(_) = EchoSocket::open(Ipv4Addr::LOCALHOST.into()) else { return };
+        let found = echoes(Ipv4Addr::LOCALHOST.into(), Some(1450));
+        assert!(found.rtt.is_some() && found.largest == Some(1450) && found.corrupt == 0, "{found:?}");
+    }
+}

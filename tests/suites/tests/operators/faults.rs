@@ -1,0 +1,329 @@
+//! Faults, and the line that names each: what a person reads who looks for the cause. A cluster without a fault has none.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+};
+
+use flannel_agent::bpf::{Pins, Tables};
+use flannel_lab::{AgentOptions, Cluster, FastPath, Lab, in_lab, wait::eventually};
+use ipnetwork::Ipv4Network;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(20);
+const PORT: u16 = 8471;
+
+fn options() -> AgentOptions {
+    AgentOptions::new(FastPath::Flow, &["--ip-masq"])
+}
+
+fn host_gw(lab: &Lab) -> Result<Cluster> {
+    let config = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+    Cluster::pair_configured(lab, 1, config, options())
+}
+
+/// Whoever gets a false alarm once believes none.
+#[test]
+fn a_healthy_cluster_has_no_findings() -> Result<()> {
+    let clusters: [fn(&Lab) -> Result<Cluster>; 3] =
+        [|lab| Cluster::start(lab, 3, 1, options()), host_gw, |lab| Cluster::dual_pair(lab, 1, options())];
+    for start in clusters {
+        in_lab(|lab| {
+            let cluster = start(lab)?;
+            for member in &cluster.members {
+                let seen = look(member, &["check", "--all"])?;
+                ensure!(
+                    seen.status == 0 && seen.says(": 0 errors, 0 warnings"),
+                    "{}{}",
+                    seen.text,
+                    seen.errors
+                );
+                ensure!(seen.says("bytes pass whole") && seen.says("answers in"), "{}", seen.text);
+                ensure!(seen.text.lines().all(|line| line.chars().count() <= 100), "{}", seen.text);
+                let quiet = look(member, &["check"])?;
+                ensure!(quiet.text.lines().count() == 1, "{}", quiet.text);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A fault: how it comes, how it goes, and what `check` says of it on the first node.
+struct Fault<'a> {
+    line: String,
+    error: bool,
+    inject: Box<dyn Fn() -> Result<()> + 'a>,
+    repair: Box<dyn Fn() -> Result<()> + 'a>,
+}
+
+fn fault<'a>(
+    line: impl Into<String>,
+    error: bool,
+    inject: impl Fn() -> Result<()> + 'a,
+    repair: impl Fn() -> Result<()> + 'a,
+) -> Fault<'a> {
+    Fault { line: line.into(), error, inject: Box::new(inject), repair: Box::new(repair) }
+}
+
+#[test]
+fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::pair(lab, 1, options())?;
+        let [first, second] = &cluster.members[..] else { anyhow::bail!("two nodes") };
+        let (here, there) = (first.node.netns(), second.node.netns());
+        let address = second.node.address();
+        let nft = |commands: String| there.run("nft", &[&commands]).map(drop);
+        let ip = |words: &str| here.ip(words).map(drop);
+        let drops = |rule: &str| {
+            nft(format!(
+                "add table ip fault; add chain ip fault in {{ type filter hook input priority -300; }}; \
+                 add chain ip fault out {{ type filter hook output priority 0; }}; add rule ip fault {rule}"
+            ))
+        };
+        let passes = || nft("delete table ip fault".to_owned());
+        let sysctl = |name: &'static str, value: &'static str| move || here.sysctl(name, value);
+        let was = here.read_sysctl("net/ipv4/conf/eth0/rp_filter")?;
+        let tunnel_down = format!("{address} answers, but nothing comes back through the tunnel");
+        let faults = [
+            fault(tunnel_down, true, || drops("in udp dport 8472 drop"), passes),
+            fault(
+                format!("{address} does not answer"),
+                true,
+                || drops("in ip protocol { icmp, udp } drop"),
+                passes,
+            ),
+            fault(
+                "packets of 1390 bytes pass, those of 1450 do not",
+                true,
+                || drops("in udp dport 8472 meta length > 1440 drop"),
+                passes,
+            ),
+            fault(
+                "answers came broken",
+                true,
+                || drops("out icmp type echo-reply @th,128,8 set 0xff"),
+                passes,
+            ),
+            fault(
+                "net.ipv4.ip_forward = 0",
+                true,
+                sysctl("net/ipv4/ip_forward", "0"),
+                sysctl("net/ipv4/ip_forward", "1"),
+            ),
+            fault(
+                "rp_filter = 1 (strict) on eth0",
+                false,
+                sysctl("net/ipv4/conf/eth0/rp_filter", "1"),
+                || here.sysctl("net/ipv4/conf/eth0/rp_filter", &was),
+            ),
+            fault(
+                "interfaces of Calico are there: cali0",
+                false,
+                || ip("link add cali0 type dummy"),
+                || ip("link del cali0"),
+            ),
+            fault(
+                "cni0 has 10.99.0.1/24, which is not in this node's subnet",
+                true,
+                || ip("addr add 10.99.0.1/24 dev cni0"),
+                || ip("addr del 10.99.0.1/24 dev cni0"),
+            ),
+            fault(
+                "cni0 has MTU 9000",
+                false,
+                || ip("link set cni0 mtu 9000"),
+                || ip("link set cni0 mtu 1450"),
+            ),
+            fault(
+                "device other uses UDP port 8472 as well",
+                false,
+                || ip("link add other type vxlan id 99 dstport 8472 dev eth0"),
+                || ip("link del other"),
+            ),
+        ];
+        for fault in &faults {
+            (fault.inject)()?;
+            let seen = look(first, &["check"]);
+            (fault.repair)()?;
+            let seen = seen?;
+            ensure!(seen.says(&fault.line), "no {} in\n{}{}", fault.line, seen.text, seen.errors);
+            ensure!(seen.status == i32::from(fault.error), "{} ends with {}", fault.line, seen.status);
+        }
+        let seen = look(first, &["check", &address.to_string()])?;
+        ensure!(seen.status == 0 && seen.says("1 peers: 0 errors, 0 warnings"), "{}", seen.text);
+        let seen = look(first, &["check", "10.9.9.9"])?;
+        ensure!(seen.status == 2 && seen.errors.contains("no peer is called 10.9.9.9"), "{}", seen.errors);
+        Ok(())
+    })
+}
+
+/// What is wrong with leases stands in `status` and `peers`; what its node does not answer, in `check`.
+#[test]
+fn leases_that_cannot_be_right_are_named() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::pair(lab, 1, options())?;
+        let first = &cluster.members[0];
+        let theirs = cluster.members[1].node.subnet_env()?.subnet;
+        let leases = cluster.etcd.leases()?;
+        let mac = leases[&theirs]["BackendData"]["VtepMAC"].as_str().context("a MAC")?.to_owned();
+        let attrs = |ip: &str, mac: &str| {
+            format!(
+                r#"{{"PublicIP": "{ip}", "BackendType": "vxlan", "BackendData": {{"VNI": 1, "VtepMAC": "{mac}"}}}}"#
+            )
+        };
+        let other: Ipv4Network = "10.244.250.0/24".parse()?;
+        let all: Ipv4Network = "10.244.0.0/16".parse()?;
+        for (subnet, attrs, line) in [
+            (other, attrs("192.168.77.90", &mac), format!("its VtepMAC {mac} is also that of")),
+            (other, attrs(&first.node.address().to_string(), "0e:00:00:00:00:09"), "is our own".to_owned()),
+            (other, attrs("192.168.77.90", "01:00:00:00:00:09"), "instead of the MAC of a device".to_owned()),
+            (all, attrs("192.168.77.90", "0e:00:00:00:00:09"), "which is ours".to_owned()),
+        ] {
+            cluster.etcd.put_lease(subnet, &attrs)?;
+            eventually(SOON, &line, || {
+                for words in [["status"], ["peers"]] {
+                    let seen = look(first, &words)?;
+                    ensure!(seen.says(&line), "no {line} in\n{}", seen.text);
+                    ensure!(words != ["status"] || seen.status == 1, "status ends with {}", seen.status);
+                }
+                Ok(())
+            })?;
+            cluster.etcd.delete_lease(subnet)?;
+        }
+        // Its node is no more, or has another address now.
+        cluster.etcd.put_lease(other, &attrs("192.168.77.90", "0e:00:00:00:00:09"))?;
+        eventually(SOON, "the peer that nobody is does not answer", || {
+            let seen = look(first, &["check", "192.168.77.90"])?;
+            ensure!(seen.status == 1 && seen.says("192.168.77.90 does not answer"), "{}", seen.text);
+            Ok(())
+        })
+    })
+}
+
+/// Background probes see what is lost on the way before somebody asks.
+#[test]
+fn probes_tell_of_a_peer_that_does_not_answer() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::pair(lab, 1, AgentOptions::new(FastPath::Flow, &["--peer-probes=3"]))?;
+        let probed = |first: &Member, answered: bool| {
+            eventually(Duration::from_secs(120), "a probe", || {
+                let seen = look(first, &["peers", "-o", "json"])?;
+                let probe = &seen.json()?["peers"][0]["probe"];
+                ensure!(probe["at"].is_u64(), "{probe}");
+                ensure!(probe["overlay_rtt_seconds"].is_f64() == answered, "{probe}");
+                Ok(())
+            })
+        };
+        probed(&cluster.members[0], true)?;
+        let seen = look(&cluster.members[0], &["peers"])?;
+        ensure!(seen.status == 0 && seen.says("1450"), "{}", seen.text);
+        let drops = "add table ip fault; add chain ip fault in { type filter hook input priority -300; }; \
+                     add rule ip fault in udp dport 8472 drop";
+        cluster.members[1].node.netns().run("nft", &[drops])?;
+        // The first round is not long after a start.
+        cluster.members[0].agent.terminate()?;
+        cluster.members[0].agent.start_again()?;
+        probed(&cluster.members[0], false)?;
+        let first = &cluster.members[0];
+        let seen = look(first, &["peers"])?;
+        ensure!(seen.status == 1 && seen.says("no answer"), "{}", seen.text);
+        let seen = look(first, &["status"])?;
+        ensure!(
+            seen.status == 1 && seen.says("1 of 1 peers that were asked gave no answer"),
+            "{}",
+            seen.text
+        );
+        Ok(())
+    })
+}
+
+fn readyz(member: &Member) -> Result<String> {
+    member.node.netns().inside(|| {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })
+}
+
+/// The store has no say in it, the external interface has.
+#[test]
+fn readiness_ends_with_the_dataplane_and_not_with_the_store() -> Result<()> {
+    in_lab(|lab| {
+        let port = format!("--healthz-port={PORT}");
+        let options = AgentOptions::new(FastPath::Flow, &["--healthz-ip=127.0.0.1", &port]);
+        let mut cluster = Cluster::start(lab, 2, 1, options)?;
+        cluster.etcd.stop()?;
+        eventually(SOON, "the store is away", || {
+            let seen = look(&cluster.members[0], &["status"])?;
+            ensure!(seen.status == 1 && seen.says("etcd does not answer"), "{}", seen.text);
+            Ok(())
+        })?;
+        let ready = readyz(&cluster.members[0])?;
+        ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        cluster.members[0].node.netns().ip("link set eth0 down")?;
+        eventually(SOON, "it is not ready", || {
+            let ready = readyz(&cluster.members[0])?;
+            ensure!(ready.starts_with("HTTP/1.1 503") && ready.contains("external interface"), "{ready}");
+            let seen = look(&cluster.members[0], &["status"])?;
+            ensure!(
+                seen.status == 1 && seen.says("not ready for pods: the external interface"),
+                "{}",
+                seen.text
+            );
+            let seen = look(&cluster.members[0], &["check"])?;
+            ensure!(seen.says("the external interface eth0 is down"), "{}", seen.text);
+            Ok(())
+        })?;
+        cluster.members[0].node.netns().ip("link set eth0 up")?;
+        eventually(SOON, "it is ready again", || {
+            let ready = readyz(&cluster.members[0])?;
+            ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+            Ok(())
+        })
+    })
+}
+
+/// Without an agent nobody puts anything right, and what is wrong can still be seen.
+#[test]
+fn check_sees_what_is_wrong_while_no_agent_runs() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::pair(lab, 1, options())?;
+        cluster.members[0].agent.terminate()?;
+        let member = &cluster.members[0];
+        let netns = member.node.netns();
+        let subnet = cluster.members[1].node.subnet_env()?.subnet;
+        let expect = |line: &str| -> Result<()> {
+            let seen = look(member, &["check"])?;
+            ensure!(seen.status == 2 && seen.says(line), "no {line} in\n{}", seen.text);
+            Ok(())
+        };
+        expect("no agent answers")?;
+        netns.ip(&format!("route del {subnet}"))?;
+        expect("route: absent")?;
+        let mut tables = Tables::open(&Pins::under(member.agent.bpffs())?)?;
+        let vteps = tables.v4.vteps.entries()?;
+        tables.v4.vteps.remove(vteps.first_key_value().context("no VTEP in the map")?.0)?;
+        expect("map vteps: ")?;
+        netns.run("iptables", &["-F", "FORWARD"])?;
+        netns.run("iptables", &["-P", "FORWARD", "DROP"])?;
+        expect("the policy of FORWARD is DROP")
+    })?;
+    in_lab(|lab| {
+        let mut cluster = host_gw(lab)?;
+        let subnet = cluster.members[1].node.subnet_env()?.subnet;
+        cluster.members[0].agent.terminate()?;
+        let member = &cluster.members[0];
+        member
+            .node
+            .netns()
+            .ip(&format!("route replace {subnet} via {}", member.node.address()))
+            .or_else(|_| member.node.netns().ip(&format!("route del {subnet}")))?;
+        let seen = look(member, &["peers"])?;
+        ensure!(seen.status == 2 && seen.says("route: "), "{}", seen.text);
+        Ok(())
+    })
+}
