@@ -71,7 +71,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     let told = found.agent.as_ref().ok();
     let mut findings = Vec::new();
     let families = families(told, &found);
-    let around = Surroundings::read(&mut Netlink::open()?, &found.kernel, &families).await?;
+    let mut around = Surroundings::read(&mut Netlink::open()?, &found.kernel, &families).await?;
     if let Some(told) = told {
         for problem in problems(told, None, snapshot::now()) {
             findings.push(Finding {
@@ -93,6 +93,10 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
             });
         }
     }
+    let rows = wanted(join(found.peers.as_ref(), &found.kernel, found.maps.as_ref()), &options.peers)?;
+    let peers = rows.len();
+    findings.extend(ask(rows, told, &found).await?);
+    around.count_bad_checksums();
     findings.extend(of_node(
         told,
         &found.kernel,
@@ -100,9 +104,6 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
         found.without_maps.as_deref(),
         &around,
     ));
-    let rows = wanted(join(found.peers.as_ref(), &found.kernel, found.maps.as_ref()), &options.peers)?;
-    let peers = rows.len();
-    findings.extend(ask(rows, told, &found).await?);
 
     let without_agent = found.without_agent();
     let checks = findings.len();

@@ -16,7 +16,7 @@ pub struct Firewall {
 }
 
 /// The comments and chains that flannel's rules have.
-const OURS: [&str; 3] = ["flanneld", "FLANNEL-", "flannel"];
+const OURS: [&str; 2] = ["flanneld", "FLANNEL-"];
 
 impl Firewall {
     /// Asks the program; `None` where there is none, or it may not look.

@@ -6,7 +6,7 @@ use super::Firewall;
 use crate::{
     host::sysctl,
     inspect::Kernel,
-    netlink::{LinkKind, Netlink, NetlinkError},
+    netlink::{Netlink, NetlinkError},
     values::Family,
 };
 
@@ -19,7 +19,7 @@ pub struct Surroundings {
     pub rp_filter: BTreeMap<String, u8>,
     /// Entries of connection tracking and the most there may be; absent where it is not loaded.
     pub conntrack: Option<(u64, u64)>,
-    /// Packets that came with a wrong checksum since the node started, by protocol.
+    /// Packets that came with a wrong checksum, by protocol: since the node started, or since [`Surroundings::read`].
     pub bad_checksums: BTreeMap<String, u64>,
     /// Bridged packets go through iptables; absent where the module is not loaded.
     pub bridge_netfilter: Option<bool>,
@@ -59,7 +59,7 @@ impl Surroundings {
             }
         }
         let all = number("ipv4/conf/all/rp_filter").unwrap_or_default();
-        for link in kernel.links.iter().filter(|link| link.kind != LinkKind::Veth || link.peer.is_none()) {
+        for link in kernel.links.iter().filter(|link| link.master.is_none()) {
             let own =
                 number(&format!("ipv4/conf/{}/rp_filter", link.name.replace('/', "."))).unwrap_or_default();
             found.rp_filter.insert(link.name.clone(), u8::try_from(all.max(own)).unwrap_or(u8::MAX));
@@ -78,6 +78,19 @@ impl Surroundings {
         }
         found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
         Ok(found)
+    }
+}
+
+impl Surroundings {
+    /// Lets [`Self::bad_checksums`] be those since it was read.
+    pub fn count_bad_checksums(&mut self) {
+        let now = bad_checksums(&fs::read_to_string("/proc/net/snmp").unwrap_or_default());
+        let before = std::mem::take(&mut self.bad_checksums);
+        let grown = |(protocol, count): (String, u64)| {
+            let count = count.saturating_sub(before.get(&protocol).copied().unwrap_or_default());
+            (protocol, count)
+        };
+        self.bad_checksums = now.into_iter().map(grown).collect();
     }
 }
 

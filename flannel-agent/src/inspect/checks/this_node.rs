@@ -174,8 +174,8 @@ fn room(maps: Option<&Maps>, around: &Surroundings, found: &mut Vec<Finding>) {
     if !broken.is_empty() {
         found.push(Finding::warning(
             "checksums",
-            format!("packets came with a wrong checksum since the node started: {}", broken.join(", ")),
-            "if the numbers grow: a card or driver breaks them; try ethtool -K <interface> tx-udp_tnl-csum-segmentation \
+            format!("packets came with a wrong checksum while this was checked: {}", broken.join(", ")),
+            "a card, driver or switch breaks them: try ethtool -K <interface> tx-udp_tnl-csum-segmentation \
              off on the sender",
         ));
     }

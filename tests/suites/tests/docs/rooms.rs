@@ -66,6 +66,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "masq",
             "node",
             "reconcile",
+            "inspect",
             "cmd",
             "cli",
         ],

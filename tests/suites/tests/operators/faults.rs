@@ -121,7 +121,7 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             fault(
                 "interfaces of Calico are there: cali0",
                 false,
-                || ip("link add cali0 type dummy"),
+                || ip("link add cali0 type bridge"),
                 || ip("link del cali0"),
             ),
             fault(

@@ -94,7 +94,7 @@ fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
         ("map room: map flows_v4 has 1000 of 1024 entries", |node| {
             node.maps.fill = vec![MapFill { map: "flows_v4", entries: 1000, room: 1024, forgets: true }];
         }),
-        ("checksums: packets came with a wrong checksum since the node started: TCP 7", |node| {
+        ("checksums: packets came with a wrong checksum while this was checked: TCP 7", |node| {
             node.around.bad_checksums = BTreeMap::from([("TCP".to_owned(), 7), ("UDP".to_owned(), 0)]);
         }),
         ("bridge: cni0 has 10.244.9.1/24", |node| {
