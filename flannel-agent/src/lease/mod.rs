@@ -1,6 +1,6 @@
 //! Leases: which node holds which pod subnet.
 
-use std::{collections::BTreeMap, fmt, future::Future, time::SystemTime};
+use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::SystemTime};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
@@ -64,6 +64,8 @@ pub struct Lease {
     /// When it ends unless renewed; `None` for a reservation, which has no end, and where the store is not
     /// asked: in etcd it would cost a request per peer, and nothing depends on it.
     pub expiration: Option<SystemTime>,
+    /// The name of the node, where the store has one.
+    pub node: Option<Arc<str>>,
 }
 
 /// What a [`LeaseSource`] reports. Never contains our own lease.

@@ -11,7 +11,7 @@ use crate::{
     backend::{ObjectId, Stage},
     control::{Question, snapshot},
     datapath::Datapath,
-    lease::LeaseSource,
+    lease::{LeaseSource, LeaseSubnet},
     plan::{EntryFamily, EntryKey, ObjectKey, Peer, PeerRoute, delta},
     values::Family,
 };
@@ -98,7 +98,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let hop = self.next_hops.get(&peer.public_ip).and_then(|hop| hop.ok());
         snapshot::Peer {
             subnet,
-            node: None,
+            node: self.node_of(peer.lease),
             public_ip: peer.public_ip,
             way: match peer.route {
                 PeerRoute::Objects => self.local.backend.options().kind(),
@@ -115,6 +115,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             pending,
             probe: None,
         }
+    }
+
+    /// The name of the node that holds a lease.
+    fn node_of(&self, lease: LeaseSubnet) -> Option<String> {
+        self.leases.as_ref()?.get(&lease)?.node.as_deref().map(str::to_owned)
     }
 
     async fn drift(&mut self) -> snapshot::Drift {

@@ -228,7 +228,7 @@ impl Decoder {
         };
         // The end of others' leases is etcd's business: it costs a request per lease, and nothing here
         // depends on it.
-        let lease = Lease { subnet, attrs, expiration: None };
+        let lease = Lease { subnet, attrs, expiration: None, node: None };
         self.forgotten.remove(&kv.key);
         self.last.insert(kv.key.clone(), lease.clone());
         if self.has_moved(&lease) {

@@ -71,6 +71,7 @@ fn any_lease() -> impl Strategy<Value = Lease> {
                     backend_v6_data: v6.and_then(|(.., data)| data),
                 },
                 expiration: end.map(|end| SystemTime::UNIX_EPOCH + Duration::from_secs(end)),
+                node: None,
             }
         },
     )

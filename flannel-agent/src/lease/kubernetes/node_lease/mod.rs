@@ -105,7 +105,8 @@ pub(super) fn lease_of(
         }
     }
     // Nothing ends it but the end of the node.
-    Ok(Lease { subnet, attrs, expiration: None })
+    let node = Some(record.name().into());
+    Ok(Lease { subnet, attrs, expiration: None, node })
 }
 
 /// What our lease said when it was last written; `None` if it was not, or cannot be read.

@@ -63,7 +63,7 @@ fn key(name: &str) -> String {
 }
 
 fn lease(text: &str, number: u8) -> Lease {
-    Lease { subnet: subnet(text), attrs: node(number), expiration: None }
+    Lease { subnet: subnet(text), attrs: node(number), expiration: None, node: None }
 }
 
 async fn next(source: &mut impl LeaseSource) -> LeaseEvent {
