@@ -22,8 +22,8 @@ use crate::{
 pub(crate) enum Profile {
     Dev,
     Release,
-    /// Release's code, with debug information.
-    ReleaseWithDebug,
+    /// What users download, with debug information.
+    Dist,
 }
 
 /// The cargo that started us, at the workspace's root.
@@ -71,7 +71,7 @@ pub(crate) fn build_with(
     match profile {
         Profile::Dev => {}
         Profile::Release => drop(cargo.arg("--release")),
-        Profile::ReleaseWithDebug => drop(cargo.args(["--profile", "release-with-debug"])),
+        Profile::Dist => drop(cargo.args(["--profile", "dist"])),
     }
     cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     // Its own bar, which knows how much there is to do.

@@ -100,7 +100,7 @@ pub(super) fn compile(architecture: Architecture) -> Result<Programs> {
     }
     let arguments = ["--locked", "--package", "flannel-agent", "--bins", "--target", target];
     let what = format!("the programs for {}", architecture.name());
-    let built = build_with(Profile::ReleaseWithDebug, &what, &arguments, &variables)?;
+    let built = build_with(Profile::Dist, &what, &arguments, &variables)?;
     let directory = target_directory().join(target).join("dist");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let programs = Programs::in_directory(directory);
@@ -126,7 +126,12 @@ fn remapped() -> String {
 fn split(program: &Path, stripped: &Path, debug: &Path) -> Result<()> {
     let objcopy = objcopy();
     let run = |arguments: &[&str], files: &[&Path]| -> Result<()> {
-        let output = Command::new(&objcopy).args(arguments).args(files).output();
+        let mut command = Command::new(&objcopy);
+        // The compiler's own needs the compiler's libraries.
+        if let Some(root) = sysroot() {
+            command.env("LD_LIBRARY_PATH", root.join("lib"));
+        }
+        let output = command.args(arguments).args(files).output();
         let output = output.with_context(|| format!("cannot run {}", objcopy.display()))?;
         if output.status.success() {
             return Ok(());
