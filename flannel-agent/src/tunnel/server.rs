@@ -175,7 +175,7 @@ impl State {
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => {}
                 Err(_) => thread::sleep(PAUSE),
-                Ok(_) => return !fds[1].revents().is_some_and(|events| !events.is_empty()),
+                Ok(_) => return fds[1].revents().is_none_or(|events| events.is_empty()),
             }
         }
     }
