@@ -20,6 +20,8 @@ use crate::backend::BackendError;
 
 /// Where charon listens, unless it is configured otherwise.
 const SOCKET: &str = "/var/run/charon.vici";
+/// Its number, by which it tells whether another one runs.
+const PID_FILE: &str = "/var/run/charon.pid";
 /// Where upstream looks for it, after PATH.
 const PLACES: [&str; 4] = [
     "/usr/lib/strongswan/charon",
@@ -161,8 +163,12 @@ fn program() -> Result<PathBuf, BackendError> {
 /// Starts charon, unless one listens, and waits until it does. It goes on when this process ends, so that packets do, too.
 pub(super) async fn start() -> Result<(), BackendError> {
     let program = program()?;
-    // One that was killed leaves its socket, and a file that says it runs.
+    // One that was killed leaves its socket, and a file that says it runs: until somebody asks how it ended, to charon it
+    // seems so.
     let _ = fs::remove_file(SOCKET);
+    if fs::read_to_string(PID_FILE).is_ok_and(|pid| has_ended(pid.trim())) {
+        let _ = fs::remove_file(PID_FILE);
+    }
     let mut command = Command::new(&program);
     command.stdin(Stdio::null()).process_group(0);
     let failed =
@@ -182,6 +188,13 @@ pub(super) async fn start() -> Result<(), BackendError> {
     // Reaped whenever it ends.
     std::thread::spawn(move || drop(child.wait()));
     started
+}
+
+/// Whether the process of that number is no more, or nothing of it is left but how it ended.
+fn has_ended(pid: &str) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The name in brackets may have any characters (proc(5)).
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Whether this node can have charon at all.
@@ -285,6 +298,19 @@ pub(super) async fn unload(client: &mut Client, name: &str) -> Result<(), Backen
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_nobody_has_asked_how_it_ended_has_ended() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().to_string();
+        assert!(!has_ended(&pid));
+        child.kill().unwrap();
+        while !has_ended(&pid) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(has_ended(&pid));
+    }
 
     #[test]
     fn a_connection_is_known_by_upstreams_name() {
