@@ -134,7 +134,7 @@ impl Chain {
             const FROM: &str = "AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN";
             return Ok((self.web_identity(&file, &role).await?.credentials(FROM)?, FROM));
         }
-        if let Some(found) = self.from_file().await? {
+        if let Some(found) = self.profile().await? {
             return Ok((found, "the credentials file"));
         }
         let full = set("AWS_CONTAINER_CREDENTIALS_FULL_URI");
@@ -156,7 +156,7 @@ impl Chain {
     }
 
     /// Keys of the profile in `~/.aws/credentials`.
-    async fn from_file(&self) -> Result<Option<Credentials>, CredentialsError> {
+    async fn profile(&self) -> Result<Option<Credentials>, CredentialsError> {
         const FROM: &str = "the credentials file";
         let set = |name: &str| (self.variable)(name).filter(|value| !value.is_empty());
         let named = set("AWS_SHARED_CREDENTIALS_FILE");

@@ -9,7 +9,11 @@ use std::{
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::http::{Asked, HttpServer, Reply};
+use super::{
+    amazon::METADATA,
+    http::{Asked, HttpServer, Reply},
+};
+use crate::Netns;
 
 /// The project, and where its only machine is.
 const PROJECT: &str = "flannel-lab";
@@ -41,9 +45,18 @@ pub struct Google {
 impl Google {
     /// One on loopback of this namespace.
     pub fn start() -> Result<Self> {
+        Self::serve(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)
+    }
+
+    /// One in `netns`, at the address that metadata has everywhere.
+    pub fn start_in(netns: &Netns) -> Result<Self> {
+        netns.ip(&format!("addr add {METADATA}/32 dev lo"))?;
+        netns.inside(|| Self::serve(TcpListener::bind((METADATA, 80))?))
+    }
+
+    fn serve(listener: TcpListener) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
         let ours = state.clone();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let server = HttpServer::start(listener, move |asked| answer(&mut locked(&ours), asked))?;
         Ok(Self { state, server })
     }

@@ -193,6 +193,37 @@ async fn either_version_of_metadata_serves_and_credentials_of_the_role_are_renew
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_found_where_amazons_tools_look() {
+    let (amazon, _machine) = region();
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let profiles =
+        write("credentials", "[node]\naws_access_key_id = AKIAFILE\naws_secret_access_key = secret\n");
+    let token = write("token", "a.web.token");
+    let container = format!("{}/latest/container", amazon.url());
+    let url = amazon.url();
+    for variables in [
+        &[("AWS_SHARED_CREDENTIALS_FILE", profiles.as_str()), ("AWS_PROFILE", "node")][..],
+        &[
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", token.as_str()),
+            ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/node"),
+            ("AWS_ENDPOINT_URL_STS", url.as_str()),
+        ],
+        &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", container.as_str())],
+    ] {
+        routes(&amazon, &[], variables).ensure().await.unwrap();
+    }
+    assert_eq!((amazon.asked("AssumeRoleWithWebIdentity"), amazon.asked("container")), (1, 1));
+    let absent = [("AWS_SHARED_CREDENTIALS_FILE", profiles.as_str()), ("AWS_PROFILE", "other")];
+    let error = routes(&amazon, &[], &absent).ensure().await.unwrap_err().to_string();
+    assert!(error.contains("[other]") && error.contains(&profiles), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_ec2_does_not_know_is_named() {
     let (amazon, machine) = region();
     let url = amazon.url();

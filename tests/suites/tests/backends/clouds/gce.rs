@@ -1,7 +1,8 @@
 //! gce against a fake of Google's published API.
 
+use anyhow::{Result, ensure};
 use flannel_agent::cloud::{CloudError as _, CloudRoutes as _, gce::GceRoutes};
-use flannel_lab::cloud::Google;
+use flannel_lab::{FastPath, PREFIX, cloud::Google, in_lab};
 
 use super::{share, variables};
 
@@ -81,4 +82,28 @@ async fn what_is_not_googles_metadata_is_named() {
     let error = GceRoutes::new(vec![share(OWN)], variables).unwrap().ensure().await.unwrap_err();
     assert!(error.may_pass() && error.to_string().contains("GCE_METADATA_HOST"), "{error}");
     drop(google);
+}
+
+/// The agent as on an instance: metadata where it is on each, nothing said but the endpoint.
+#[test]
+fn an_agent_on_gce_routes_its_subnet_and_finds_it_right_when_it_starts_again() -> Result<()> {
+    in_lab(|lab| {
+        let node = lab.node()?;
+        let google = Google::start_in(node.netns())?;
+        let etcd = lab.etcd()?;
+        let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"gce"}}"#;
+        etcd.put(&format!("{PREFIX}/config"), config)?;
+        let mut agent = node.prepared_agent(&etcd, FastPath::All);
+        agent.set_variable("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", &google.url());
+        agent.start_again()?;
+        let subnet = node.subnet_env()?.subnet.to_string().replacen(".1/", ".0/", 1);
+        let name = format!("flannel-{}", subnet.replace(['.', '/'], "-"));
+        let routes = google.routes();
+        ensure!(routes.len() == 1 && routes.contains_key(&name), "{routes:?}");
+        ensure!(node.subnet_env()?.mtu == 1500, "the interface's MTU is that of pods");
+        agent.kill()?;
+        agent.start_again()?;
+        ensure!(writes(&google) == 1, "a route that is right is written again: {:?}", google.asked());
+        Ok(())
+    })
 }
