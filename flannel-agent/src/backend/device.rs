@@ -109,11 +109,11 @@ impl Device {
 
     /// Whether a device of this kind, of that name, is flannel's.
     fn may_replace(&self, kind: &LinkKind) -> bool {
-        match (kind, self.tunnel) {
+        matches!(
+            (kind, self.tunnel),
             (LinkKind::Tunnel(Tunnel::Ipip { .. }), Tunnel::Ipip { .. })
-            | (LinkKind::Tunnel(Tunnel::Wireguard), Tunnel::Wireguard) => true,
-            _ => false,
-        }
+                | (LinkKind::Tunnel(Tunnel::Wireguard), Tunnel::Wireguard)
+        )
     }
 
     async fn create(&self, netlink: &mut Netlink) -> Result<u32, BackendError> {

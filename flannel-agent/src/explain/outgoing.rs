@@ -82,7 +82,7 @@ impl Walk {
         if let Some(neighbour) = neighbour {
             let what = format!("{} is on the same link", packet.destination);
             self.steps.push(Step::of_kernel(At::Bridge, Some(interface(gateway)), what));
-            return self.to_pod(packet, neighbour, 0).await;
+            return self.bring_to_pod(packet, neighbour, 0).await;
         }
         self.routed(packet, Some(gateway), mark).await
     }
@@ -137,12 +137,12 @@ impl Walk {
         }
         let next_hop = route.gateway.unwrap_or(packet.destination);
         if matches!(link.kind, LinkKind::Vxlan(_)) {
-            return self.into_overlay(packet, &link, next_hop, mark).await;
+            return self.route_over_device(packet, &link, next_hop, mark).await;
         }
         let mac = self.neighbour(link.index, next_hop).await?;
         if self.node.subnet.contains(packet.destination) {
             return match self.place(packet.destination).await? {
-                Some(place) => self.to_pod(packet, place, mark).await,
+                Some(place) => self.bring_to_pod(packet, place, mark).await,
                 None => {
                     Ok(Outcome::Dropped { by: format!("no pod on {} has {}", link.name, packet.destination) })
                 }
@@ -157,7 +157,7 @@ impl Walk {
     }
 
     /// Routed to a VXLAN device.
-    async fn into_overlay(
+    async fn route_over_device(
         &mut self,
         packet: Imagined,
         link: &Link,

@@ -184,7 +184,7 @@ impl Walk {
     }
 
     /// Brings a packet that the kernel has routed to a local pod to it.
-    pub(super) async fn to_pod(
+    pub(super) async fn bring_to_pod(
         &mut self,
         packet: Imagined,
         place: PodPlace,

@@ -1,7 +1,7 @@
 //! The translated flows of one family: what is known of them here, and what stands in the maps.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     ops::Bound,
 };
@@ -23,7 +23,7 @@ pub(super) struct TranslatedFlows<F: TrieFamily> {
     share: (IpNetwork, IpNetwork),
     /// As their pods know them.
     known: BTreeMap<Flow<F>, Translation<F>>,
-    by_id: HashMap<u32, Flow<F>>,
+    by_id: BTreeMap<u32, Flow<F>>,
     /// Where the next look begins.
     looked_to: Option<Flow<F>>,
 }

@@ -95,6 +95,9 @@ pub(crate) struct Loaded {
     ahead: u64,
 }
 
+/// How flows are translated.
+pub(crate) type Translations<F> = BTreeMap<Flow<F>, Translation<F>>;
+
 /// What a program did with a packet.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -109,7 +112,7 @@ pub(crate) struct Outcome {
     /// The IPv6 flows known afterwards.
     pub(crate) flows_v6: BTreeMap<Flow<V6>, Permit>,
     /// The translations known afterwards, of IPv4 and of IPv6.
-    pub(crate) translations: (BTreeMap<Flow<V4>, Translation<V4>>, BTreeMap<Flow<V6>, Translation<V6>>),
+    pub(crate) translations: (Translations<V4>, Translations<V6>),
     /// What is known of tunnels afterwards, on the same clock.
     pub(crate) tunnels: BTreeMap<[u8; 4], Tunnel>,
     /// The same of those over IPv6.

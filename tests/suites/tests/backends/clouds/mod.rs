@@ -1,4 +1,5 @@
 //! Clouds whose routers carry packets between nodes: a route for each node's subnet, by the cloud's API.
+#![expect(clippy::unwrap_used, reason = "a failure in a function of a test is the test's failure")]
 
 use std::{collections::BTreeMap, sync::Arc};
 
