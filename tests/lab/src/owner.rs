@@ -42,7 +42,8 @@ pub(super) fn disown(dir: &Path) -> Result<()> {
 /// Whether the lab's owner was killed before it could remove it.
 pub(super) fn is_dead(dir: &Path) -> bool {
     let Ok(owner) = fs::read_to_string(file(dir)) else { return false };
-    if owner == NOBODY {
+    // One that is being written is empty for a moment.
+    if owner == NOBODY || owner.is_empty() {
         return false;
     }
     let pid = owner.split(' ').next().and_then(|pid| pid.parse().ok());
