@@ -32,6 +32,7 @@ pub mod plan;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod telemetry;
+pub mod trace;
 pub mod translate;
 pub mod tunnel;
 pub mod values;

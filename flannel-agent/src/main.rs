@@ -33,6 +33,10 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Bpf(command)) => cmd::bpf::run(command).map(|()| ExitCode::SUCCESS),
         Some(Command::Explain(options)) => cmd::explain::run(options, marks),
+        Some(Command::Trace(options)) => cmd::trace::run(&options, &defaults),
+        Some(Command::Monitor(options)) => cmd::monitor::run(&options, &defaults),
+        Some(Command::Top(options)) => cmd::top::run(&options, &defaults),
+        Some(Command::Bugreport(options)) => cmd::bugreport::run(&options, &defaults),
         Some(Command::Status(options)) => return looked(cmd::status::run(&options, &defaults)),
         Some(Command::Peers(options)) => return looked(cmd::peers::run(&options, &defaults)),
         Some(Command::Check(options)) => return looked(cmd::check::run(&options, &defaults)),

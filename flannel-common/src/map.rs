@@ -57,6 +57,14 @@ pub const COUNTERS: &str = "counters";
 pub const ASKED_V4: &str = "asked_v4";
 /// As [`ASKED_V4`], of IPv6 flows.
 pub const ASKED_V6: &str = "asked_v6";
+/// Of the traced programs alone, not pinned: what is wanted. See [`crate::layout::trace`].
+pub const TRACE_FILTER: &str = "trace_filter";
+/// As [`TRACE_FILTER`]: packets at hooks, in the order of each CPU.
+pub const TRACE_RING: &str = "trace_ring";
+/// As [`TRACE_FILTER`]: packets and bytes by [`crate::layout::trace::TraceKey`].
+pub const TRACE_SUMS: &str = "trace_sums";
+/// As [`TRACE_FILTER`]: what was not written down.
+pub const TRACE_STATE: &str = "trace_state";
 
 /// Every map the agent pins and a later agent adopts.
 pub const PINNED_MAPS: [&str; 19] = [

@@ -29,6 +29,11 @@ mod to_overlay;
 mod to_pod;
 #[cfg(target_arch = "bpf")]
 mod to_underlay;
+#[cfg(all(target_arch = "bpf", feature = "trace"))]
+mod trace;
+#[cfg(all(target_arch = "bpf", not(feature = "trace")))]
+#[path = "untraced.rs"]
+mod trace;
 #[cfg(target_arch = "bpf")]
 mod try_room;
 #[cfg(target_arch = "bpf")]

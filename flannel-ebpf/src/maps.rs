@@ -27,7 +27,7 @@ use flannel_common::{
     reason::{self, Direction, Reason},
 };
 
-use crate::size::Size;
+use crate::{size::Size, trace};
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): memory for the entries there are.
 const NO_PREALLOC: usize = 1;
@@ -271,6 +271,7 @@ pub(crate) fn next_id(direction: Direction, reason: Reason) -> u16 {
 /// Adds to the counter of `direction` and `reason` on this CPU.
 #[inline(always)]
 pub(crate) fn count(direction: Direction, reason: Reason, size: Size) {
+    trace::counted(reason, size);
     if let Some(counter) = COUNTERS.get_ptr_mut(reason::slot(direction, reason)) {
         // SAFETY: the slot is this CPU's own. A program that interrupts this one on the same CPU may
         // cost an increment, never memory.

@@ -1,12 +1,12 @@
 //! The entry point at tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use flannel_common::path;
+use flannel_common::path::{self, Hook};
 
-use crate::{ctx::Skb, maps::Maps};
+use crate::{ctx::Skb, maps::Maps, trace};
 
 /// tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
 #[classifier]
 fn to_underlay(ctx: TcContext) -> i32 {
-    path::to_underlay::run(Skb::of(&ctx), &Maps)
+    trace::of_tc(&ctx, Hook::ToUnderlay, || path::to_underlay::run(Skb::of(&ctx), &Maps))
 }

@@ -1,14 +1,14 @@
 //! The entry points of XDP on the external interface: what other nodes send.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
-use flannel_common::path;
+use flannel_common::path::{self, Hook};
 
-use crate::{ctx::Frame, maps::Maps};
+use crate::{ctx::Frame, maps::Maps, trace};
 
 /// XDP in the driver of the external interface: unknown VTEPs, and what can be decapsulated before packets are merged.
 #[xdp(frags)]
 fn xdp_underlay(ctx: XdpContext) -> u32 {
-    path::xdp::underlay(Frame::of(&ctx), &Maps)
+    trace::of_xdp(&ctx, Hook::XdpUnderlay, || path::xdp::underlay(Frame::of(&ctx), &Maps))
 }
 
 /// Generic XDP on the external interface: unknown VTEPs.
@@ -18,5 +18,5 @@ fn xdp_underlay(ctx: XdpContext) -> u32 {
 /// frame without one. For others it makes the frame one piece, and nothing is lost.
 #[xdp]
 fn xdp_generic(ctx: XdpContext) -> u32 {
-    path::xdp::generic(Frame::of(&ctx), &Maps)
+    trace::of_xdp(&ctx, Hook::XdpGeneric, || path::xdp::generic(Frame::of(&ctx), &Maps))
 }

@@ -1,6 +1,6 @@
 //! The programs, through the verifier and into the kernel.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, thread::JoinHandle};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     Asked, Attachment, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins, TcAttach,
-    error::chain, log, tables,
+    TraceError, error::chain, log, tables, traced,
 };
 
 /// The loaded programs.
@@ -28,6 +28,18 @@ pub struct Programs {
     features: Features,
     /// By what the programs of tc are attached.
     pub(super) attachment: Attachment,
+    /// The kernel's id of each ring that the agent reads.
+    pub(super) read: BTreeMap<&'static str, u32>,
+    /// How much they log.
+    pub(super) level: LogLevel,
+    /// What they put packets into.
+    pub(super) carrier: Carrier,
+    /// The bits of packets' marks that they use.
+    pub(super) marks: Marks,
+    /// The programs whose place those have that tell of packets, while somebody looks.
+    pub(super) resting: Option<Ebpf>,
+    /// Those, while they are being loaded.
+    pub(super) loading: Option<JoinHandle<Result<Ebpf, TraceError>>>,
 }
 
 /// What the kernel says of a loaded program.
@@ -74,13 +86,13 @@ impl Programs {
                 loader.map_max_entries(name, entries);
             }
         }
-        let (level, carrier) = (level.number(), carrier.number());
+        let (level_number, carrier_number) = (level.number(), carrier.number());
         let mut ebpf = loader
             .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global("AYA_LOG_LEVEL", &level, true)
+            .override_global("AYA_LOG_LEVEL", &level_number, true)
             .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
             .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
-            .override_global(CARRIER_CONSTANT, &carrier, true)
+            .override_global(CARRIER_CONSTANT, &carrier_number, true)
             .load(OBJECT)?;
         let features = Features::of(&mut ebpf);
         for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
@@ -101,7 +113,20 @@ impl Programs {
         }
         // Without either nothing can be attached, as `grant` says; the attempt will say why.
         let attachment = features.attachment(TcAttach::Auto).unwrap_or(Attachment::Clsact);
-        Ok(Self { ebpf, pins, maps, features, attachment })
+        let read = traced::read_maps(&ebpf)?;
+        Ok(Self {
+            ebpf,
+            pins,
+            maps,
+            features,
+            attachment,
+            read,
+            level,
+            carrier,
+            marks,
+            resting: None,
+            loading: None,
+        })
     }
 
     /// Attaches programs of tc by what `choice` says, from now on; unless that, they are attached by the best there

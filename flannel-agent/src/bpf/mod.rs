@@ -21,8 +21,11 @@ mod others;
 mod pins;
 mod query;
 mod raw;
+mod run_times;
 mod sizes;
 mod tables;
+mod trace_maps;
+mod traced;
 
 pub use asked::{Asked, AskedFlows};
 pub use attach::{AttachError, HookError, detach_all, remove_all};
@@ -40,8 +43,14 @@ pub use log::LogLevel;
 pub use maps::{MapFault, TrieFamily};
 pub use others::ForeignProgram;
 pub use pins::{PinError, Pins};
+pub use run_times::{RunTimes, Runs};
 pub use sizes::{MapSize, MapSizes, map_sizes};
 pub use tables::{FamilyTables, Tables, TranslationTables};
+pub use trace_maps::{TraceMaps, Untold};
+pub use traced::{TraceError, TraceMapIds};
 
 /// The compiled programs.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));
+
+/// The same programs, which tell of packets; empty where this binary was built around a ready-made object.
+const TRACE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf-trace.o"));

@@ -72,6 +72,14 @@ pub enum Command {
     Bpf(cmd::bpf::BpfCommand),
     /// Say what becomes of a packet that may not be there, step by step.
     Explain(cmd::explain::ExplainOptions),
+    /// Show packets at each hook of the programs.
+    Trace(cmd::trace::TraceOptions),
+    /// Show what happens: leases, repairs, flows learned, packets that should not be.
+    Monitor(cmd::monitor::MonitorOptions),
+    /// Show what passes this node now, by peer, pod and reason, and what the programs cost.
+    Top(cmd::top::TopOptions),
+    /// Write all that tells how this node stands into one archive, without secrets.
+    Bugreport(cmd::bugreport::BugreportOptions),
     /// How this node stands, on one screen. Exits with 0 if healthy, 1 if something is wrong, 2 without an agent.
     Status(cmd::status::StatusOptions),
     /// The peers: what is in place for each, and how it is reached. Exits as status does.

@@ -3,15 +3,20 @@
 use std::process::ExitCode;
 
 pub mod bpf;
+pub mod bugreport;
 pub mod check;
 pub mod drift;
 pub mod etcd_migrate;
 pub mod explain;
 mod look;
+mod looking;
+pub mod monitor;
 mod output;
 pub mod peers;
 mod place;
 pub mod status;
+pub mod top;
+pub mod trace;
 
 pub use output::Format;
 pub use place::{Defaults, Place};

@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::snapshot::{Dataplane, Drift, Peer, Peers};
+use super::snapshot::{Dataplane, Drift, Peer, Peers, TraceMaps};
 
 /// How long an answer may take: a pass over a large cluster takes a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,6 +23,8 @@ pub enum Question {
     Sample(usize, oneshot::Sender<Vec<Peer>>),
     /// What differs between plan and kernel?
     Drift(oneshot::Sender<Drift>),
+    /// May this process look at packets, for some seconds more?
+    Trace(u32, oneshot::Sender<Result<Option<TraceMaps>, String>>),
 }
 
 /// Asks. Clones ask the same.

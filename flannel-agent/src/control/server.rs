@@ -127,7 +127,17 @@ async fn answer(request: &Request<Incoming>, standing: &Standing) -> Response<Fu
             Ok(drift) => json(&drift),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why.to_string()),
         },
-        _ => text(StatusCode::NOT_FOUND, "there are /v1/snapshot, /v1/peers and /v1/drift"),
+        "/v1/trace" => {
+            let by = request.uri().query().and_then(|query| query.strip_prefix("by=")?.parse().ok());
+            let Some(by) = by else {
+                return text(StatusCode::BAD_REQUEST, "say who looks, as /v1/trace?by=PID");
+            };
+            match standing.trace(by).await {
+                Ok(maps) => json(&maps),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
+            }
+        }
+        _ => text(StatusCode::NOT_FOUND, "there are /v1/snapshot, /v1/peers, /v1/drift and /v1/trace"),
     }
 }
 

@@ -355,6 +355,19 @@ pub struct Difference {
     pub error: Option<String>,
 }
 
+/// The kernel's ids of the maps in which the programs tell of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceMaps {
+    /// What is wanted.
+    pub filter: u32,
+    /// Packets.
+    pub ring: u32,
+    /// Packets and bytes, added up.
+    pub sums: u32,
+    /// What was not told.
+    pub state: u32,
+}
+
 /// Seconds since 1970.
 pub fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()

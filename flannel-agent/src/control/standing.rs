@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use super::{
     Question, Questions, VERSION,
     question::NoAnswer,
-    snapshot::{Drift, Peer, Peers, Probe, Probes, Rules, Snapshot, now},
+    snapshot::{Drift, Peer, Peers, Probe, Probes, Rules, Snapshot, TraceMaps, now},
 };
 
 /// Seconds for which the outcome of a probe is kept.
@@ -138,6 +138,17 @@ impl Standing {
             Some(questions) => questions.ask(Question::Drift).await,
             None => Ok(Drift::default()),
         }
+    }
+
+    /// Lets process `by` look at packets, for some seconds more; `None` while the programs for it are being loaded.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn trace(&self, by: u32) -> Result<Option<TraceMaps>, String> {
+        let none = "the agent has not begun to set up the dataplane";
+        let questions = self.questions().ok_or_else(|| none.to_owned())?;
+        let answer = questions.ask(|answer| Question::Trace(by, answer)).await;
+        answer.map_err(|error| error.to_string())?
     }
 
     fn questions(&self) -> Option<Questions> {

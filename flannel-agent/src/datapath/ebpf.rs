@@ -9,7 +9,10 @@ use tracing::warn;
 use super::{ChangeError, Datapath, ObserveError, entries, kernel::KernelDatapath};
 use crate::{
     backend::Objects,
-    bpf::{AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, detach_all, hold},
+    bpf::{
+        AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, TraceMapIds, detach_all,
+        hold,
+    },
     netlink::TcSide,
     plan::{AnyEntry, AnyEntryKey, BpfState, Change, ForeignHook, HookPlace, ObjectKey, State},
     telemetry::Said,
@@ -94,6 +97,19 @@ impl Datapath for EbpfDatapath {
     async fn end_acceptance(&mut self) -> Result<(), ChangeError> {
         match &mut self.loaded {
             Some(loaded) => settled(hold::end_acceptance(&mut loaded.tables.hold)),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_trace(&mut self) -> Result<Option<TraceMapIds>, String> {
+        let none = "there are no programs: all packets take the kernel path";
+        let loaded = self.loaded.as_mut().ok_or_else(|| none.to_owned())?;
+        loaded.programs.begin_trace().map_err(|error| error.to_string())
+    }
+
+    fn end_trace(&mut self) -> Result<(), String> {
+        match &mut self.loaded {
+            Some(loaded) => loaded.programs.end_trace().map_err(|error| error.to_string()),
             None => Ok(()),
         }
     }

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     backend::{BackendError, Objects},
+    bpf::TraceMapIds,
     netlink::NetlinkError,
     plan::{BpfState, Change, ForeignHook, State},
 };
@@ -50,6 +51,22 @@ pub trait Datapath: Send {
     /// When the map that says so cannot be written.
     fn end_acceptance(&mut self) -> impl Future<Output = Result<(), ChangeError>> + Send {
         async { Ok(()) }
+    }
+
+    /// Lets the programs tell of packets, in maps of these ids; `None` while they are being loaded.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    fn begin_trace(&mut self) -> Result<Option<TraceMapIds>, String> {
+        Err("there are no programs: all packets take the kernel path".to_owned())
+    }
+
+    /// They tell of packets no more.
+    ///
+    /// # Errors
+    /// When that has to be tried again.
+    fn end_trace(&mut self) -> Result<(), String> {
+        Ok(())
     }
 
     /// Makes `changes` in their order, which [`crate::plan::delta`] decides; one result for each. A change

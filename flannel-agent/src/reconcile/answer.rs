@@ -31,6 +31,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                     chosen.into_iter().map(|(subnet, peer)| self.told_peer(*subnet, peer, Vec::new()));
                 drop(answer.send(peers.collect()));
             }
+            Question::Trace(by, answer) => drop(answer.send(self.trace(by))),
             Question::Drift(answer) => drop(answer.send(self.drift().await)),
         }
     }

@@ -39,6 +39,7 @@ mod pending;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use crate::telemetry::{Pulse, Summary};
 pub use echoes::Echoes;
@@ -78,6 +79,8 @@ pub struct Reconciler<D, H, L> {
     summary: watch::Sender<Summary>,
     heart: Heart,
     questioned: Questioned,
+    /// Who looks at packets, if anybody.
+    looking: Option<trace::Looking>,
 }
 
 impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
@@ -114,6 +117,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             summary,
             heart: Heart::new(),
             questioned: Questioned::new(),
+            looking: None,
         };
         (reconciler, view)
     }
@@ -146,6 +150,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
                 () = &mut stop => return self.datapath,
                 () = self.heart.beat() => {}
                 question = self.questioned.next() => self.answer(question).await,
+                () = until(self.looking.map(|looking| looking.until)) => self.end_trace(),
                 () = sleep_until(self.schedule.next_pass()), if synced => self.run_pass().await,
                 () = sleep_until(self.schedule.next_look()), if self.settled.is_reached() => self.look().await,
                 () = until(self.schedule.next_acceptance()) => self.end_acceptance().await,

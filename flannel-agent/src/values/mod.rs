@@ -12,6 +12,7 @@ pub use family::{Family, overlap};
 pub use flow_refresh::FlowRefresh;
 pub use ip::IpFamily;
 pub use mac::{Mac, ParseMacError};
+pub use utc::with_nanoseconds;
 
 pub(crate) use text::shorten;
 pub(crate) use utc::utc;

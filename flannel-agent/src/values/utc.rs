@@ -1,6 +1,6 @@
 //! Points in time as a person reads them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `2026-03-01T12:00:00Z`; a time before 1970 is shown as 1970.
 pub(crate) fn utc(time: SystemTime) -> String {
@@ -19,10 +19,14 @@ pub(crate) fn utc(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// The same with nanoseconds, of a time since 1970: such texts sort as the times do.
+pub fn with_nanoseconds(since_1970: Duration) -> String {
+    let whole = utc(UNIX_EPOCH + Duration::from_secs(since_1970.as_secs()));
+    format!("{}.{:09}Z", whole.trim_end_matches('Z'), since_1970.subsec_nanos())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -37,6 +41,8 @@ mod tests {
             (4_102_444_800, "2100-01-01T00:00:00Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
+            let precise = with_nanoseconds(Duration::new(seconds, 42));
+            assert_eq!(precise, format!("{}.000000042Z", text.trim_end_matches('Z')));
             assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
     }

@@ -16,6 +16,7 @@ mod forwarder;
 mod hold;
 mod pod;
 mod route;
+pub mod trace;
 mod translation;
 mod tunnel;
 

@@ -18,10 +18,17 @@ pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 /// What the object is called in the output directory.
 pub const OBJECT_NAME: &str = "flannel-ebpf.o";
 
+/// The same of the programs that tell of packets.
+pub const TRACE_OBJECT_NAME: &str = "flannel-ebpf-trace.o";
+
 const PACKAGE: &str = "flannel-ebpf";
+/// The feature that makes of the programs those that tell of packets.
+const TRACE: &str = "trace";
 
 /// Puts the verified object at `out_dir/flannel-ebpf.o`: the one that [`OBJECT_VARIABLE`] names, or a new
 /// one. The compiler speaks on standard error.
+///
+/// Beside it stands [`TRACE_OBJECT_NAME`]: empty where the object is a ready-made one, whose twin nobody knows.
 pub fn build(out_dir: &Path) -> Result<PathBuf> {
     if let Some(object) = env::var_os(OBJECT_VARIABLE).filter(|value| !value.is_empty()) {
         let object = PathBuf::from(object);
@@ -29,19 +36,34 @@ pub fn build(out_dir: &Path) -> Result<PathBuf> {
         let found = if object.is_relative() { workspace_root().join(&object) } else { object.clone() };
         let ready_made = |error| Error::ReadyMade { object: object.clone(), source: Box::new(error) };
         Object::read(&found).and_then(|object| object.verify()).map_err(ready_made)?;
-        return copy(&found, out_dir);
+        let empty = out_dir.join(TRACE_OBJECT_NAME);
+        fs::write(&empty, []).map_err(|source| Error::File { path: empty.clone(), source })?;
+        return copy(&found, out_dir, OBJECT_NAME);
     }
     build_with(&Toolchain::find()?, out_dir, &[])
 }
 
-/// Builds with this toolchain, and with `rustc_flags` in addition to those that the programs need.
+/// Builds both objects with this toolchain, and with `rustc_flags` in addition to those that the programs need. Returns
+/// where the programs are.
 pub fn build_with(toolchain: &Toolchain, out_dir: &Path, rustc_flags: &[&str]) -> Result<PathBuf> {
+    build_one(toolchain, out_dir, rustc_flags, Some(TRACE), TRACE_OBJECT_NAME)?;
+    build_one(toolchain, out_dir, rustc_flags, None, OBJECT_NAME)
+}
+
+fn build_one(
+    toolchain: &Toolchain,
+    out_dir: &Path,
+    rustc_flags: &[&str],
+    feature: Option<&str>,
+    name: &str,
+) -> Result<PathBuf> {
     // Not the caller's target directory, which it has locked.
     let target_dir = out_dir.join("flannel-ebpf-target");
     let mut cargo = command(toolchain, &target_dir, rustc_flags);
     cargo
         .current_dir(workspace_root())
         .args(["--package", PACKAGE, "--bin", PACKAGE])
+        .args(feature.iter().flat_map(|feature| ["--features", feature]))
         .stdin(Stdio::null())
         // A build script's standard output is for cargo's directives.
         .stdout(Stdio::null());
@@ -54,7 +76,7 @@ pub fn build_with(toolchain: &Toolchain, out_dir: &Path, rustc_flags: &[&str]) -
     }
     let object = target_dir.join(target()).join("release").join(PACKAGE);
     Object::read(&object)?.verify()?;
-    copy(&object, out_dir)
+    copy(&object, out_dir, name)
 }
 
 /// Lets clippy judge the programs, if this toolchain has it; warnings are errors. Returns whether it has.
@@ -66,6 +88,8 @@ pub fn lint(toolchain: &Toolchain, out_dir: &Path) -> Result<bool> {
     let mut command = toolchain.command(&clippy);
     command.arg("clippy").args(arguments()).arg("--target-dir").arg(out_dir.join("flannel-ebpf-lint"));
     command.current_dir(workspace_root()).args(["--package", PACKAGE, "--bin", PACKAGE]);
+    // What is left out of the programs is linted, too.
+    command.args(["--features", TRACE]);
     command.env("CARGO_ENCODED_RUSTFLAGS", flags(&[]).join("\x1f")).env("CARGO", &toolchain.compiler.cargo);
     command.args(["--", "-Dwarnings"]).stdin(Stdio::null());
     let status = command.status().map_err(|source| Error::Spawn { program: clippy, source })?;
@@ -141,8 +165,8 @@ fn flags(more: &[&str]) -> Vec<String> {
 }
 
 /// By way of another name: a ready-made object may be the very file that an earlier build put there.
-fn copy(object: &Path, out_dir: &Path) -> Result<PathBuf> {
-    let (copied, new) = (out_dir.join(OBJECT_NAME), out_dir.join("flannel-ebpf.o.new"));
+fn copy(object: &Path, out_dir: &Path, name: &str) -> Result<PathBuf> {
+    let (copied, new) = (out_dir.join(name), out_dir.join(format!("{name}.new")));
     fs::copy(object, &new).map_err(|source| Error::File { path: object.to_owned(), source })?;
     fs::rename(&new, &copied).map_err(|source| Error::File { path: copied.clone(), source })?;
     Ok(copied)

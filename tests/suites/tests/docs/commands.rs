@@ -37,6 +37,7 @@ const ROLL_OUT: How = Test(
 const IMAGES: How =
     Test("tests/suites/tests/docs/commands.rs::the_registry_is_written_into_each_image_of_the_manifest");
 const IMAGE: How = Test("tests/suites/tests/kubernetes/manifests/mod.rs::the_image_has_upstreams_paths");
+const TRACE: How = Test("tests/suites/tests/packets/trace.rs::trace_shows_packets_at_each_hook_in_order");
 const EXPLAIN: How = Test("tests/suites/tests/packets/explain.rs::explain_agrees_with_what_packets_then_do");
 const CHART: How =
     Test("tests/suites/tests/kubernetes/manifests/chart.rs::the_charts_values_do_what_they_say");
@@ -85,6 +86,14 @@ const COMMANDS: &[(&str, How)] = &[
     ("flannel-agent bpf features", BY_HAND),
     ("flannel-agent bpf unload", BY_HAND),
     ("flannel-agent explain 10.244.1.2 10.244.2.3 --proto udp --dport 53", EXPLAIN),
+    ("flannel-agent trace 10.244.1.2 10.244.2.0/24 --proto udp --port 53 --count 20", TRACE),
+    ("flannel-agent trace --merge node1.json --merge node2.json", TRACE),
+    (
+        "flannel-agent monitor --for 60",
+        Test("tests/suites/tests/packets/trace.rs::monitor_tells_what_happens"),
+    ),
+    ("flannel-agent top", Test("tests/suites/tests/packets/trace.rs::top_shows_what_passes")),
+    ("flannel-agent bugreport", Test("tests/suites/tests/packets/trace.rs::a_bug_report_holds_no_secret")),
     ("bpftool map dump pinned /sys/fs/bpf/flannel/v3/maps/routes_v4", BY_HAND),
     (
         r#"etcdctl --endpoints=http://10.0.0.1:2379 put /coreos.com/network/config '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'"#,

@@ -42,8 +42,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("explain", &["values", "netlink", "bpf"]),
     ("metrics", &["control", "bpf"]),
+    ("trace", &["values"]),
     ("inspect", &["values", "host", "control", "netlink", "bpf"]),
-    ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "lease", "explain", "inspect"]),
+    ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "lease", "explain", "trace", "inspect"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     (
         "app",

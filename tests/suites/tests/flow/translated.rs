@@ -1,10 +1,18 @@
 //! Flows to a Service that last are translated by the programs, for exactly as long as netfilter would do the same.
 
-use std::{net::UdpSocket, thread::sleep, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::{File, read_to_string},
+    net::UdpSocket,
+    process::Stdio,
+    thread::sleep,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
+use flannel_agent::bpf::{Pins, attached};
 use flannel_lab::{
-    CONVERGENCE, Cluster, Xdp, eventually, in_lab,
+    CONVERGENCE, Cluster, Xdp, agent_binary, eventually, in_lab,
     traffic::{Dialogue, Serving},
 };
 
@@ -92,6 +100,48 @@ fn a_flow_to_a_service_becomes_fast() -> Result<()> {
 #[test]
 fn a_flow_to_a_service_becomes_fast_beside_nftables() -> Result<()> {
     in_lab(|lab| becomes_fast(&nftables_cluster(lab, 2, Duration::from_secs(30))?))
+}
+
+/// The programs that tell of packets ask the same agent as those whose place they have for a while.
+#[test]
+fn a_flow_to_a_service_becomes_fast_while_somebody_looks_at_packets_and_after() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let node = &cluster.members[0].node;
+        let programs = || {
+            let pins = Pins::under(cluster.members[0].agent.bpffs())?;
+            let attached = node.netns().inside(|| Ok(attached(&pins)?))?;
+            Ok::<BTreeSet<u32>, anyhow::Error>(attached.into_iter().map(|at| at.id).collect())
+        };
+        let before = programs()?;
+        let directory = tempfile::tempdir()?;
+        let said = directory.path().join("trace");
+        let mut trace = node.netns().command(&agent_binary()?.display().to_string());
+        trace.args(["trace", "--proto", "udp", "--for", "300", "--subnet-file"]).arg(node.subnet_file());
+        let mut trace = trace.stdout(Stdio::null()).stderr(File::create(&said)?).spawn()?;
+        let begun = eventually(CONVERGENCE, "trace looks at the programs", || {
+            ensure!(read_to_string(&said)?.contains("looking at packets"), "not yet");
+            ensure!(programs()?.is_disjoint(&before), "links hold the same programs");
+            Ok(())
+        });
+        let beside = begun.and_then(|()| {
+            let asker = service.questions()?;
+            await_fast(&cluster, || service.ask(&asker, 10))?;
+            ensure!(trace.try_wait()?.is_none(), "trace has ended: {}", read_to_string(&said)?);
+            Ok(asker)
+        });
+        trace.kill()?;
+        trace.wait()?;
+        let asker = beside?;
+        eventually(CONVERGENCE, "the programs are back", || {
+            ensure!(programs()? == before, "links hold other programs");
+            Ok(())
+        })?;
+        await_fast(&cluster, || service.ask(&asker, 10))?;
+        let later = service.questions()?;
+        await_fast(&cluster, || service.ask(&later, 10))
+    })
 }
 
 /// Connections from one port, one behind the other: to either backend, ended by either side. None is translated as the one

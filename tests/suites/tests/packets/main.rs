@@ -18,6 +18,7 @@ mod forged;
 mod forwarding;
 mod hostile;
 mod offloads;
+mod trace;
 mod xdp;
 
 /// Where pods' packets skip the stack: both such fast paths, and each program of XDP in front of one.

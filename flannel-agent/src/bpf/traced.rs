@@ -1,0 +1,254 @@
+//! The programs that tell of packets, in the place of the others for as long as somebody looks.
+//!
+//! They are the same programs, with the same maps; around each entry point they write down what they see. Links and
+//! filters get one for the other in one step, so that no packet meets a hook without a program.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io, mem,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, MapInfo},
+    programs::Program,
+};
+use flannel_common::{
+    map::{
+        ASKED_V4, ASKED_V6, CARRIER_CONSTANT, FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT,
+        TRACE_FILTER, TRACE_RING, TRACE_STATE, TRACE_SUMS,
+    },
+    mark::Marks,
+    path::{Carrier, Hook},
+};
+use nix::sys::signal::SigSet;
+use tracing::warn;
+
+use super::{Features, HookError, LoadError, LogLevel, PinError, Pins, Programs, TRACE_OBJECT, error::chain};
+
+/// What the programs log goes there: the name is aya-log's.
+const LOG_MAP: &str = "AYA_LOGS";
+
+/// The rings that the agent reads from the programs it has loaded, which nobody else finds.
+const READ_MAPS: [&str; 3] = [ASKED_V4, ASKED_V6, LOG_MAP];
+
+/// The programs are loaded once at a time: meanwhile the rings are pinned.
+static LOADING: Mutex<()> = Mutex::new(());
+
+/// The kernel's ids of the maps in which the programs tell of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceMapIds {
+    /// What is wanted.
+    pub filter: u32,
+    /// Packets.
+    pub ring: u32,
+    /// Packets and bytes, added up.
+    pub sums: u32,
+    /// What was not told.
+    pub state: u32,
+}
+
+/// The programs cannot tell of packets.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// This binary has no such programs.
+    #[error("the agent was built around a ready-made object, without the programs that tell of packets")]
+    NotBuilt,
+    /// The kernel does not take them.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It is not known where the programs are.
+    #[error(transparent)]
+    Hooks(#[from] HookError),
+    /// They would tell the agent nothing: the ring that it reads is not theirs.
+    #[error("the kernel gave the programs that tell of packets a map {0} of their own")]
+    NotShared(&'static str),
+    /// They could not be attached; the others are.
+    #[error("{0}")]
+    Attach(String),
+}
+
+impl Programs {
+    /// Puts the programs that tell of packets in the place of these, wherever they are attached. They tell nothing before
+    /// the map of ids `filter` says of which. The first time they are loaded, in a thread of their own, for that takes
+    /// seconds on a busy machine: until then there is `None`, and this is to be asked again.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the programs go on as they were.
+    pub fn begin_trace(&mut self) -> Result<Option<TraceMapIds>, TraceError> {
+        if self.resting.is_none() {
+            let Some(traced) = self.loaded_traced()? else { return Ok(None) };
+            let hooks = self.attached()?;
+            self.resting = Some(mem::replace(&mut self.ebpf, traced));
+            if let Err(reason) = self.attach_again(&hooks) {
+                self.end_trace()?;
+                return Err(TraceError::Attach(reason));
+            }
+        }
+        let id = |name: &'static str| {
+            let map = self.ebpf.map(name).ok_or(LoadError::Missing(name))?;
+            let info = match map {
+                Map::Array(map) | Map::RingBuf(map) | Map::PerCpuLruHashMap(map) | Map::PerCpuArray(map) => {
+                    map.info()?
+                }
+                _ => return Err(LoadError::Missing(name)),
+            };
+            Ok::<_, LoadError>(info.id())
+        };
+        Ok(Some(TraceMapIds {
+            filter: id(TRACE_FILTER)?,
+            ring: id(TRACE_RING)?,
+            sums: id(TRACE_SUMS)?,
+            state: id(TRACE_STATE)?,
+        }))
+    }
+
+    /// The programs that tell of packets, once they are loaded.
+    fn loaded_traced(&mut self) -> Result<Option<Ebpf>, TraceError> {
+        match self.loading.take() {
+            None => {
+                let (pins, features, read) = (self.pins.clone(), self.features().clone(), self.read.clone());
+                let (level, marks, carrier) = (self.level, self.marks, self.carrier);
+                self.loading =
+                    Some(thread::spawn(move || load_traced(&pins, &read, level, marks, carrier, &features)));
+                Ok(None)
+            }
+            Some(loading) if !loading.is_finished() => {
+                self.loading = Some(loading);
+                Ok(None)
+            }
+            Some(loading) => match loading.join() {
+                Ok(traced) => traced.map(Some),
+                Err(_) => {
+                    Err(TraceError::Attach("the thread that loads the programs has panicked".to_owned()))
+                }
+            },
+        }
+    }
+
+    /// Puts the programs back in the place of those that tell of packets.
+    ///
+    /// # Errors
+    /// When it is not known where they are, or one cannot be put back: the reconciler does so, at its next look.
+    pub fn end_trace(&mut self) -> Result<(), TraceError> {
+        // Programs that are loaded and that nobody waits for go, too.
+        self.loading = None;
+        let Some(resting) = self.resting.take() else { return Ok(()) };
+        let hooks = self.attached();
+        // Those that tell are dropped last: until then links hold them.
+        let _traced = mem::replace(&mut self.ebpf, resting);
+        self.attach_again(&hooks?).map_err(TraceError::Attach)
+    }
+
+    fn attach_again(&mut self, hooks: &BTreeSet<(String, Hook)>) -> Result<(), String> {
+        let mut refused = None;
+        for (interface, hook) in hooks {
+            // One whose interface has gone meanwhile needs none.
+            if let Err(error) = self.attach(interface, *hook)
+                && nix::net::if_::if_nametoindex(interface.as_str()).is_ok()
+            {
+                refused.get_or_insert(error.to_string());
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+}
+
+/// The ids of the rings that the agent reads.
+pub(super) fn read_maps(ebpf: &Ebpf) -> Result<BTreeMap<&'static str, u32>, LoadError> {
+    READ_MAPS.into_iter().map(|name| Ok((name, ring_id(ebpf, name)?))).collect()
+}
+
+fn ring_id(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
+    match ebpf.map(name) {
+        Some(Map::RingBuf(map)) => Ok(map.info()?.id()),
+        _ => Err(LoadError::Missing(name)),
+    }
+}
+
+fn load_traced(
+    pins: &Pins,
+    read: &BTreeMap<&'static str, u32>,
+    level: LogLevel,
+    marks: Marks,
+    carrier: Carrier,
+    features: &Features,
+) -> Result<Ebpf, TraceError> {
+    if TRACE_OBJECT.is_empty() {
+        return Err(TraceError::NotBuilt);
+    }
+    // A signal that happens to come to this thread, of a child that has ended, would end the verifier's work (EAGAIN).
+    SigSet::all()
+        .thread_block()
+        .map_err(|error| TraceError::Attach(format!("signals cannot be blocked: {error}")))?;
+    let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut loader = EbpfLoader::new();
+    for name in PINNED_MAPS {
+        let pin = pins.map(name);
+        let entries = MapInfo::from_pin(&pin).map_err(LoadError::from)?.max_entries();
+        loader.map_pin_path(name, pin);
+        loader.map_max_entries(name, entries);
+    }
+    let mut lent = Vec::new();
+    for (name, id) in read {
+        let pin = Lent::pin(pins, name, *id)?;
+        loader.map_pin_path(name, pin.0.clone());
+        lent.push(pin);
+    }
+    let mut traced = loader
+        .override_global("AYA_LOG_LEVEL", &level.number(), true)
+        .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
+        .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
+        .override_global(CARRIER_CONSTANT, &carrier.number(), true)
+        .load(TRACE_OBJECT)
+        .map_err(LoadError::from)?;
+    drop(lent);
+    for (name, id) in read {
+        if ring_id(&traced, name)? != *id {
+            return Err(TraceError::NotShared(name));
+        }
+    }
+    for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
+        let name = hook.program();
+        match traced.program_mut(name).ok_or(LoadError::Missing(name))? {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+        }
+        .map_err(|error| LoadError::Program { program: name, error: error.into() })?;
+    }
+    Ok(traced)
+}
+
+/// The pin of a ring while the programs that tell of packets are loaded, which find it by that alone. Gone when dropped:
+/// whoever loads programs anew has rings of its own.
+struct Lent(PathBuf);
+
+impl Lent {
+    fn pin(pins: &Pins, name: &'static str, id: u32) -> Result<Self, LoadError> {
+        let path = pins.map(name);
+        let refused = |action, error| PinError::Io { action, path: path.clone(), error };
+        // One of an agent that was killed meanwhile.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(refused("remove", error).into());
+            }
+            _ => {}
+        }
+        MapData::from_id(id)?
+            .pin(&path)
+            .map_err(|error| refused("pin a map at", io::Error::other(chain(&error))))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            warn!(pin = %self.0.display(), %error, "a pin is left behind");
+        }
+    }
+}

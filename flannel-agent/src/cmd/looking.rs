@@ -1,0 +1,173 @@
+//! What commands have in common that look into the programs of a running agent.
+
+use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, process, time::Duration};
+
+use anyhow::ensure;
+use clap::Args;
+use flannel_common::{
+    layout::trace::{TraceEnd, TraceFilter},
+    path::Hook,
+};
+use ipnetwork::IpNetwork;
+use tokio::time::sleep;
+
+use super::{Defaults, bpf::enter};
+use crate::{
+    bpf::{TraceMapIds, TraceMaps},
+    control::{Client, Snapshot, snapshot},
+};
+
+/// Between questions while the programs are being loaded.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Which agent.
+#[derive(Clone, Debug, Args)]
+pub struct OfAgent {
+    /// Subnet file of the agent, which its control socket is beside. Default: the agent's.
+    #[arg(long, value_name = "FILE")]
+    pub subnet_file: Option<PathBuf>,
+    /// Network namespace of the node, by its name in /run/netns.
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+}
+
+impl OfAgent {
+    /// Asks it.
+    pub(super) fn client(&self, defaults: &Defaults) -> Client {
+        Client::beside(self.subnet_file.as_deref().unwrap_or(&defaults.subnet_file))
+    }
+}
+
+/// Which packets.
+#[derive(Clone, Debug, Args)]
+pub struct OfPackets {
+    /// One end of the packets, or both: addresses or prefixes, whichever sends.
+    #[arg(value_name = "END", num_args = 0..=2)]
+    pub ends: Vec<IpNetwork>,
+    /// Their protocol: tcp, udp, icmp, sctp, or a number.
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    pub proto: Option<u8>,
+    /// A port of either end.
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    match text {
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "icmp" => Ok(1),
+        "icmpv6" => Ok(58),
+        "sctp" => Ok(132),
+        number => {
+            number.parse().map_err(|_| "write tcp, udp, icmp, icmpv6, sctp, or a number up to 255".to_owned())
+        }
+    }
+}
+
+/// Addresses as the programs compare them.
+fn end(network: &IpNetwork) -> TraceEnd {
+    let words = |address: IpAddr| -> [u64; 2] {
+        let mut octets = [0; 16];
+        match address {
+            IpAddr::V4(address) => octets[..4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => octets = address.octets(),
+        }
+        let [low, high]: [[u8; 8]; 2] = bytemuck::cast(octets);
+        [low, high].map(u64::from_ne_bytes)
+    };
+    TraceEnd { address: words(network.network()), mask: words(network.mask()) }
+}
+
+impl OfPackets {
+    /// The filter that lets these packets through, of all hooks.
+    ///
+    /// # Errors
+    /// When its ends are of two families.
+    pub(super) fn filter(&self) -> anyhow::Result<TraceFilter> {
+        if let [a, b] = self.ends.as_slice() {
+            ensure!(a.is_ipv4() == b.is_ipv4(), "{a} and {b} are of two families: give two of one");
+        }
+        let mut ends = self.ends.iter().map(end);
+        let family = self.ends.first().map_or(0, |network| if network.is_ipv4() { 4 } else { 6 });
+        Ok(TraceFilter {
+            ends: [ends.next().unwrap_or_default(), ends.next().unwrap_or_default()],
+            family,
+            protocol: self.proto.unwrap_or(0).into(),
+            port: self.port.unwrap_or(0).into(),
+            hooks: u32::MAX,
+            ..TraceFilter::default()
+        })
+    }
+}
+
+/// A look into the programs of a running agent.
+pub(super) struct Look {
+    pub(super) maps: TraceMaps,
+    pub(super) snapshot: Snapshot,
+    client: Client,
+}
+
+impl Look {
+    /// Begins to look.
+    ///
+    /// # Errors
+    /// When there is no agent, or it is of another version, or it cannot.
+    pub(super) async fn begin(client: Client) -> anyhow::Result<Self> {
+        let snapshot = client.snapshot().await?;
+        let version = env!("CARGO_PKG_VERSION");
+        ensure!(
+            snapshot.agent.version == version,
+            "the agent has version {}, and this program {version}: use the agent's own, /proc/{}/exe",
+            snapshot.agent.version,
+            snapshot.agent.pid
+        );
+        let maps = TraceMaps::open(ids(&client).await?)?;
+        Ok(Self { maps, snapshot, client })
+    }
+
+    /// Looks at what `filter` lets through.
+    pub(super) fn want(&mut self, filter: TraceFilter) -> anyhow::Result<()> {
+        let devices = self.snapshot.backend.iter().flat_map(|backend| &backend.devices);
+        let port = devices.filter_map(|device| device.port).next().unwrap_or(0);
+        Ok(self.maps.want(&TraceFilter { vxlan_port: port.into(), ..filter })?)
+    }
+
+    /// Says that we still look: to be called each second.
+    pub(super) async fn go_on(&self) -> anyhow::Result<()> {
+        ids(&self.client).await.map(drop)
+    }
+}
+
+async fn ids(client: &Client) -> anyhow::Result<TraceMapIds> {
+    let question = format!("trace?by={}", process::id());
+    // For as long as it takes to load the programs: the agent says when it cannot.
+    loop {
+        let maps: Option<snapshot::TraceMaps> = client.ask(&question).await?;
+        if let Some(snapshot::TraceMaps { filter, ring, sums, state }) = maps {
+            return Ok(TraceMapIds { filter, ring, sums, state });
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Enters the node, on this thread, before a runtime starts others.
+pub(super) fn enter_node(agent: &OfAgent) -> anyhow::Result<()> {
+    enter(agent.netns.clone())
+}
+
+/// The hooks that packets are looked at.
+pub(super) fn hooks(named: &[Hook]) -> BTreeSet<Hook> {
+    if named.is_empty() { Hook::ALL.into() } else { named.iter().copied().collect() }
+}
+
+/// Their bits in a filter.
+pub(super) fn bits(hooks: &BTreeSet<Hook>) -> u32 {
+    hooks.iter().fold(0, |bits, hook| bits | 1 << (*hook as u32))
+}
+
+/// As Kubernetes knows it, or the host's.
+pub(super) fn node_name() -> String {
+    let host = || fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
+    std::env::var("NODE_NAME").ok().or_else(host).unwrap_or_else(|| "this node".to_owned())
+}

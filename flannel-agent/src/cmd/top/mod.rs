@@ -1,0 +1,154 @@
+//! `top`: what passes this node now, by peer, pod and reason, and what the programs cost.
+
+mod rates;
+mod screen;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use flannel_common::layout::trace::{TRACE_TOTALS, TraceFilter};
+use tokio::runtime;
+
+use super::{
+    CannotLook, Defaults, Format,
+    looking::{Look, OfAgent, OfPackets, enter_node, node_name},
+};
+use crate::{
+    bpf::{Pins, RunTimes},
+    control::Client,
+};
+use rates::{Names, Rates, Totals, rates};
+
+/// Rows of each table, as text.
+const ROWS: usize = 20;
+
+/// `flannel-agent top ...`.
+#[derive(Debug, Args)]
+pub struct TopOptions {
+    /// Of which packets.
+    #[command(flatten)]
+    pub packets: OfPackets,
+    /// Seconds between two looks, 1 to 60.
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub every: u64,
+    /// End after so many looks. Default: never on a terminal, else after one.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Which agent.
+    #[command(flatten)]
+    pub agent: OfAgent,
+    /// How to print; on a terminal a table takes the place of the one before.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Format,
+}
+
+/// Runs `top`.
+///
+/// # Errors
+/// [`CannotLook`], with what to do about it.
+pub fn run(options: &TopOptions, defaults: &Defaults) -> anyhow::Result<ExitCode> {
+    let watch = || -> anyhow::Result<()> {
+        let filter = TraceFilter { mode: TRACE_TOTALS, ..options.packets.filter()? };
+        enter_node(&options.agent)?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(follow(options, options.agent.client(defaults), filter))
+    };
+    watch().map_err(CannotLook)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is looked at.
+struct Watched {
+    look: Look,
+    client: Client,
+    pins: Pins,
+    times: Option<RunTimes>,
+    names: Names,
+    before: (Instant, Totals),
+}
+
+impl Watched {
+    async fn begin(client: Client, filter: TraceFilter) -> anyhow::Result<Self> {
+        let mut look = Look::begin(client.clone()).await?;
+        look.want(filter)?;
+        let pins = Pins::under(&look.snapshot.agent.bpffs)?;
+        let times = RunTimes::begin();
+        if let Err(error) = &times {
+            eprintln!("without the programs' times: {error}");
+        }
+        let before = (Instant::now(), Totals::default());
+        let mut watched = Self { look, client, pins, times: times.ok(), names: Names::default(), before };
+        watched.learn_names().await?;
+        watched.before = (Instant::now(), watched.totals()?);
+        Ok(watched)
+    }
+
+    async fn learn_names(&mut self) -> anyhow::Result<()> {
+        let (snapshot, peers) = (self.client.snapshot().await?, self.client.peers().await?);
+        let name = |peer: &crate::control::snapshot::Peer| {
+            (peer.subnet, peer.node.clone().unwrap_or_else(|| peer.public_ip.to_string()))
+        };
+        self.names = Names {
+            own: snapshot.lease.map(|lease| lease.subnets).unwrap_or_default(),
+            peers: peers.peers.iter().map(name).collect(),
+        };
+        Ok(())
+    }
+
+    fn totals(&self) -> anyhow::Result<Totals> {
+        let runs = match &self.times {
+            Some(times) => times.read(&self.pins)?,
+            None => Default::default(),
+        };
+        Ok(Totals { sums: self.look.maps.sums(), runs })
+    }
+
+    /// What has passed since this was last asked.
+    async fn next(&mut self) -> anyhow::Result<Rates> {
+        self.look.go_on().await?;
+        self.learn_names().await?;
+        let now = (Instant::now(), self.totals()?);
+        let seconds = (now.0 - self.before.0).as_secs_f64().max(0.001);
+        let found = rates(&self.before.1, &now.1, seconds, &self.names);
+        self.before = now;
+        Ok(found)
+    }
+
+    /// Waits, and says meanwhile that we still look.
+    async fn wait(&self, seconds: u64) -> anyhow::Result<()> {
+        for _ in 0..seconds {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.look.go_on().await?;
+        }
+        Ok(())
+    }
+}
+
+async fn follow(options: &TopOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
+    let mut watched = Watched::begin(client, filter).await?;
+    let on_screen = options.output == Format::Table && io::stdout().is_terminal();
+    let mut left = options.count.unwrap_or(if on_screen { u64::MAX } else { 1 });
+    let title = format!("{}: packets and bits a second; Ctrl-C ends it\n\n", node_name());
+    while left > 0 {
+        watched.wait(options.every).await?;
+        let found = watched.next().await?;
+        let text = match options.output {
+            // Home, and then all below is cleared: the screen does not flicker.
+            Format::Table if on_screen => format!("\u{1b}[H\u{1b}[J{title}{}", screen::text(&found, ROWS)),
+            Format::Table => screen::text(&found, ROWS),
+            Format::Json => format!("{}\n", serde_json::to_string(&found)?),
+            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(&found)?),
+        };
+        match io::stdout().write_all(text.as_bytes()) {
+            // Whoever reads has read enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+        left -= 1;
+    }
+    Ok(())
+}

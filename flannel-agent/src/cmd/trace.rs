@@ -1,0 +1,212 @@
+//! `trace`: packets at each hook of the programs, as they pass.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use flannel_common::{
+    layout::trace::{TRACE_RECORDS, TraceFilter},
+    path::Hook,
+    reason::Reason,
+};
+use nix::net::if_::if_indextoname;
+use tokio::{
+    runtime, select,
+    signal::ctrl_c,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    CannotLook, Defaults,
+    bpf::Output,
+    looking::{Look, OfAgent, OfPackets, bits, enter_node, hooks, node_name},
+};
+use crate::{
+    control::Client,
+    trace::{Clock, Event},
+};
+
+/// How often the agent is told that we still look.
+const FOLLOW: Duration = Duration::from_secs(1);
+/// No end.
+const LONG: Duration = Duration::from_secs(365 * 86_400);
+
+/// `flannel-agent trace ...`.
+#[derive(Debug, Args)]
+pub struct TraceOptions {
+    /// Which packets.
+    #[command(flatten)]
+    pub packets: OfPackets,
+    /// At this hook; repeatable.
+    #[arg(long = "hook", value_name = "PROGRAM", value_parser = hook)]
+    pub hooks: Vec<Hook>,
+    /// Counted for this reason; repeatable.
+    #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
+    pub reasons: Vec<Reason>,
+    /// End after so many lines.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// End after so many seconds.
+    #[arg(long = "for", value_name = "SECONDS")]
+    pub seconds: Option<u64>,
+    /// Show one of so many packets.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub sample: u32,
+    /// Show so many packets a second on each CPU at most; 0 for all.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub rate: u32,
+    /// Instead of looking at packets, merge what `trace -o json` has written on several nodes, by time; repeatable.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ends", "count", "seconds"])]
+    pub merge: Vec<PathBuf>,
+    /// Which agent.
+    #[command(flatten)]
+    pub agent: OfAgent,
+    /// How to print: lines for people, or a line of JSON for each packet.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+pub(super) fn hook(name: &str) -> Result<Hook, String> {
+    Hook::ALL.into_iter().find(|hook| hook.program() == name).ok_or_else(|| {
+        let names: Vec<_> = Hook::ALL.into_iter().map(Hook::program).collect();
+        format!("write one of {}", names.join(", "))
+    })
+}
+
+pub(super) fn reason(name: &str) -> Result<Reason, String> {
+    let found = Reason::ALL.iter().copied().find(|reason| reason.label() == name);
+    found.ok_or_else(|| "write a reason as `flannel-agent bpf counters --all` lists them".to_owned())
+}
+
+/// Runs `trace`.
+///
+/// # Errors
+/// [`CannotLook`], with what to do about it.
+pub fn run(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<ExitCode> {
+    let looked = if options.merge.is_empty() { look(options, defaults) } else { merge(options) };
+    looked.map_err(CannotLook)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn look(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<()> {
+    let hooks = hooks(&options.hooks);
+    let filter = TraceFilter {
+        mode: TRACE_RECORDS,
+        hooks: bits(&hooks),
+        reasons: options.reasons.iter().fold(0, |bits, reason| bits | 1 << (*reason as u32)),
+        every: options.sample,
+        rate: options.rate,
+        ..options.packets.filter()?
+    };
+    enter_node(&options.agent)?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(follow(options, options.agent.client(defaults), filter))
+}
+
+async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
+    let mut look = Look::begin(client).await?;
+    look.want(filter)?;
+    eprintln!("looking at packets; Ctrl-C ends it");
+    let node = node_name();
+    let mut printer = Printer { output: options.output, left: options.count, interfaces: BTreeMap::new() };
+    let end = sleep_until(Instant::now() + options.seconds.map_or(LONG, Duration::from_secs));
+    let mut end = std::pin::pin!(end);
+    let mut stop = std::pin::pin!(ctrl_c());
+    let mut following = interval(FOLLOW);
+    following.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let mut records = select! {
+            biased;
+            _ = &mut stop => break,
+            () = &mut end => break,
+            _ = following.tick() => {
+                look.go_on().await?;
+                continue;
+            }
+            records = look.maps.records() => records,
+        };
+        // Each CPU's are in order; those of several are not.
+        records.sort_by_key(|record| record.time);
+        let clock = Clock::now().context("the clock")?;
+        for record in &records {
+            let event = Event::of(record, &node, &clock, |index| printer.interface(index));
+            let Some(event) = event else { continue };
+            if !printer.print(&event)? {
+                return untold(&look);
+            }
+        }
+    }
+    untold(&look)
+}
+
+/// Says what was not shown.
+fn untold(look: &Look) -> anyhow::Result<()> {
+    let untold = look.maps.untold()?;
+    if untold.limited > 0 {
+        eprintln!("not shown for --rate: {} packets", untold.limited);
+    }
+    if untold.lost > 0 {
+        eprintln!("lost, since they came faster than they could be printed: {} packets", untold.lost);
+    }
+    Ok(())
+}
+
+struct Printer {
+    output: Output,
+    left: Option<u64>,
+    interfaces: BTreeMap<u32, String>,
+}
+
+impl Printer {
+    fn interface(&self, index: u32) -> String {
+        let known = self.interfaces.get(&index).cloned();
+        let name = || if_indextoname(index).ok().map(|name| name.to_string_lossy().into_owned());
+        known.or_else(name).unwrap_or_else(|| index.to_string())
+    }
+
+    /// Prints a line; whether there may be another one.
+    fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
+        let line = match self.output {
+            Output::Json => serde_json::to_string(event)?,
+            Output::Table => event.to_string(),
+        };
+        match writeln!(io::stdout(), "{line}") {
+            // Whoever reads has read enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+            written => written?,
+        }
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(1);
+        }
+        Ok(self.left != Some(0))
+    }
+}
+
+/// Prints the events of several files by their time.
+fn merge(options: &TraceOptions) -> anyhow::Result<()> {
+    let mut events = Vec::new();
+    for path in &options.merge {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let Ok(event) = serde_json::from_str::<Event>(line) else {
+                bail!("{}, line {}: not written by `trace -o json`", path.display(), number + 1);
+            };
+            events.push(event);
+        }
+    }
+    events.sort_by(|a, b| a.time.cmp(&b.time));
+    let mut printer = Printer { output: options.output, left: None, interfaces: BTreeMap::new() };
+    for event in &events {
+        if !printer.print(event)? {
+            break;
+        }
+    }
+    Ok(())
+}
