@@ -34,7 +34,8 @@ impl Secrets {
                 "${1}(removed)",
             ),
             (r"(?i)(://)[^/@\s:]+(?::[^/@\s]*)?@", "${1}(removed)@"),
-            (r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}", "${1} (removed)"),
+            // Also what is left of one that begins with a known word.
+            (r"(?i)\b(bearer|basic)\s+(?:\(removed\)[a-z0-9._~+/=-]*|[a-z0-9._~+/=-]{8,})", "${1} (removed)"),
             (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", REMOVED),
             // A JSON web token, wherever it stands.
             (r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+", REMOVED),
