@@ -77,6 +77,8 @@ fn flows_are_marked_behind_all_filters() {
                           "value": { "&": [{ "meta": { "key": "mark" } }, 4294963199u32] } } }])),
         rule(json!([network("saddr"), network("daddr"),
             { "match": { "op": "in", "left": { "ct": { "key": "status" } }, "right": ["snat", "dnat"] } },
+            { "match": { "op": "==", "left": { "ct": { "key": "ip daddr", "dir": "original" } },
+                         "right": { "prefix": { "addr": "10.244.0.0", "len": 16 } } } },
             { "return": null }])),
         rule(json!([network("saddr"), network("daddr"),
             { "match": { "op": "in", "left": { "ct": { "key": "status" } }, "right": 8192 } },

@@ -181,7 +181,8 @@ fn flows_outlive_the_agent() -> Result<()> {
             cluster.members[member].agent.start_again()?;
             let with = counted(&cluster, || dialogue.exchanges(100))?;
             for counters in without.iter().chain(&with) {
-                ensure!(fast(counters).into_iter().all(|packets| packets >= 100), "{counters}");
+                // What was accepted before an agent starts counts no more: a packet each way is accepted anew.
+                ensure!(fast(counters).into_iter().all(|packets| packets >= 95), "{counters}");
                 ensure!(packets(counters, Reason::FlowUnknown) == 0, "{counters}");
             }
         }

@@ -137,7 +137,7 @@ fn probes_are_answered_before_and_after_the_config_comes() -> Result<()> {
         eventually(SOON, "the server is up", || check_probe(&node, "/healthz", RUNNING))?;
         await_log(&daemon, "flannel config not found")?;
         check_probe(&node, "/readyz", NOT_READY)?;
-        check_probe(&node, "/metrics", "HTTP/1.1 404 Not Found 404 page not found\n")?;
+        check_probe(&node, "/nothing", "HTTP/1.1 404 Not Found 404 page not found\n")?;
         ensure!(!node.subnet_file().exists());
         etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
         eventually(SOON, "ready", || check_probe(&node, "/readyz", READY))?;

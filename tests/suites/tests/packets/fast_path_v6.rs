@@ -218,7 +218,8 @@ fn checksums_on_the_wire() -> Result<()> {
             tcp::bulk(&b, &a, 8 << 20)?;
             [1, 63, 64, 1380].iter().try_for_each(|size| udp::echo(&a, &b, *size, 50))
         })?;
-        ensure!(egress(&counters, Reason::EncapPod) > 400, "{counters}");
+        // All of UDP; of TCP only what is no aggregate, which depends on the load of the machine.
+        ensure!(egress(&counters, Reason::EncapPod) >= 200, "{counters}");
         ensure!(egress(&counters, Reason::EncapDevice) > 1_000, "{counters}");
         let mut seen = [0; 2];
         for frame in wire.drain()? {

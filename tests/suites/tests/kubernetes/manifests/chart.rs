@@ -132,6 +132,9 @@ fn of_kind(objects: &[Value], kind: &str) -> Result<Value> {
 
 /// As it comes, the chart installs what the manifest does, but for two things that flannel's chart has otherwise than
 /// its manifest; the namespace is for `helm --create-namespace`.
+/// Of wireguard: 32 bytes.
+const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+
 #[test]
 fn the_chart_renders_the_manifest() -> Result<()> {
     let objects = render(&json!({}))?;
@@ -239,11 +242,11 @@ fn the_charts_network_configuration_follows_the_values() -> Result<()> {
     let six = net_conf(&json!({ "podCidr": "", "podCidrv6": "fd00:10::/48" }))?;
     ensure!(six["EnableIPv4"] == json!(false) && six["Network"].is_null(), "{six:#}");
     let wireguard = net_conf(&json!({ "flannel": {
-        "backend": "wireguard", "backendPort": 51820, "backendPortv6": 51821, "psk": "key", "tunnelMode": "auto",
+        "backend": "wireguard", "backendPort": 51820, "backendPortv6": 51821, "psk": KEY, "tunnelMode": "auto",
         "keepaliveInterval": 25, "mtu": 1400,
     } }))?;
     let expected = json!({
-        "ListenPort": 51820, "ListenPortV6": 51821, "PSK": "key", "Mode": "auto", "PersistentKeepaliveInterval": 25,
+        "ListenPort": 51820, "ListenPortV6": 51821, "PSK": KEY, "Mode": "auto", "PersistentKeepaliveInterval": 25,
         "MTU": 1400, "Type": "wireguard",
     });
     ensure!(wireguard["Backend"] == expected, "{wireguard:#}");

@@ -33,8 +33,10 @@ fn are_no_news() {
         let mut monitor = Monitor::open().unwrap();
         let changes = delta(&after, &before);
         assert_eq!(changes.len(), 6, "three objects come, three go");
-        assert_eq!(make(&mut monitor, &changes).await, Changed::default());
-        assert_eq!(make(&mut monitor, &delta(&before, &after)).await, Changed::default());
+        // That a new device has a carrier the kernel tells up to a second later; none of the changes is of a link.
+        let but_links = |changed: Changed| Changed { links: false, ..changed };
+        assert_eq!(but_links(make(&mut monitor, &changes).await), Changed::default());
+        assert_eq!(but_links(make(&mut monitor, &delta(&before, &after)).await), Changed::default());
     });
 }
 
