@@ -200,8 +200,10 @@ fn the_first_packet_to_a_cold_neighbour_arrives() -> Result<()> {
 
 /// What programs send while the external interface is down asks for neighbours that do not hear it.
 #[test]
-fn a_flap_of_the_external_interface_costs_no_second() -> Result<()> {
+fn a_flap_of_the_external_interface_is_over_within_a_second() -> Result<()> {
     const FLAPS: u64 = 6;
+    /// Packets of a second, both ways.
+    const SECOND: u64 = 1000;
     let lost = |mode: FastPath| {
         let lost = std::cell::Cell::new(0);
         in_modes(&[mode], |cluster, mode| {
@@ -228,8 +230,8 @@ fn a_flap_of_the_external_interface_costs_no_second() -> Result<()> {
         anyhow::Ok(lost.get())
     };
     let [off, flow] = [lost(FastPath::Off)?, lost(FastPath::Flow)?];
-    // A second of one flap alone would be more.
-    ensure!(flow < off + 500, "{flow} packets lost in {FLAPS} flaps, {off} with off");
+    // The kernel asks for a neighbour once a second. What a flap costs beyond that would be ours.
+    ensure!(flow < off + FLAPS * SECOND, "{flow} packets lost in {FLAPS} flaps, {off} with off");
     Ok(())
 }
 
