@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, ready};
 
 use super::{
-    AnyBackend, Backend, BackendError, Candidate, Options, PeerRoute, Skip, Start,
+    AnyBackend, Backend, BackendError, Options, Start,
     table::{Kind, Support},
 };
 
@@ -38,11 +38,6 @@ impl Backend for Alloc {
     /// Upstream publishes none.
     fn published(&self) -> &'static str {
         ""
-    }
-
-    fn judge(&self, candidate: &Candidate<'_>) -> Result<PeerRoute, Skip> {
-        let theirs = candidate.attrs.backend_type.clone();
-        Err(Skip::OtherBackend { theirs, ours: self.published() })
     }
 
     fn follows_peers(&self) -> bool {

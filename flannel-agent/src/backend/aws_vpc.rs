@@ -5,8 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use futures::future::{BoxFuture, ready};
 
 use super::{
-    AnyBackend, Backend, BackendError, Candidate, OptionError, OptionValue, Options, PeerRoute, Registered,
-    Skip, Start,
+    AnyBackend, Backend, BackendError, OptionError, OptionValue, Options, Registered, Start,
     table::{Kind, Support},
 };
 use crate::{
@@ -103,11 +102,6 @@ impl Backend for AwsVpc {
     /// Upstream publishes none.
     fn published(&self) -> &'static str {
         ""
-    }
-
-    fn judge(&self, candidate: &Candidate<'_>) -> Result<PeerRoute, Skip> {
-        let theirs = candidate.attrs.backend_type.clone();
-        Err(Skip::OtherBackend { theirs, ours: self.published() })
     }
 
     fn follows_peers(&self) -> bool {

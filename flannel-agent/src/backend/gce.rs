@@ -6,7 +6,7 @@ use futures::future::{BoxFuture, ready};
 use tracing::warn;
 
 use super::{
-    AnyBackend, Backend, BackendError, Candidate, Options, PeerRoute, Registered, Skip, Start,
+    AnyBackend, Backend, BackendError, Options, Registered, Start,
     table::{Kind, Support},
 };
 use crate::cloud::{self, Kept, Share, gce::GceRoutes};
@@ -64,11 +64,6 @@ impl Backend for Gce {
     /// Upstream publishes none.
     fn published(&self) -> &'static str {
         ""
-    }
-
-    fn judge(&self, candidate: &Candidate<'_>) -> Result<PeerRoute, Skip> {
-        let theirs = candidate.attrs.backend_type.clone();
-        Err(Skip::OtherBackend { theirs, ours: self.published() })
     }
 
     fn follows_peers(&self) -> bool {

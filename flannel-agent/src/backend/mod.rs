@@ -109,11 +109,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
         LeaseAttrs::plain(address, self.published())
     }
 
-    /// How the peer of a lease is reached.
+    /// How the peer of a lease is reached. Whoever follows no peers is not asked.
     ///
     /// # Errors
     /// Why it is not.
-    fn judge(&self, candidate: &Candidate<'_>) -> Result<PeerRoute, Skip>;
+    fn judge(&self, candidate: &Candidate<'_>) -> Result<PeerRoute, Skip> {
+        Err(Skip::OtherBackend { theirs: candidate.attrs.backend_type.clone(), ours: self.published() })
+    }
 
     /// The largest packet of `family` that reaches other nodes' pods whole, bytes.
     fn mtu(&self, family: Family, external: &ExternalInterface) -> u32 {
