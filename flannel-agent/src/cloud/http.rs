@@ -61,8 +61,13 @@ impl Answer {
 
     /// Whether the same request may be answered otherwise in a while.
     pub(super) fn may_pass(&self) -> bool {
-        self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS
+        may_pass(self.status)
     }
+}
+
+/// Whether a request that was answered with `status` may be answered otherwise in a while.
+pub(super) fn may_pass(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 /// No answer.

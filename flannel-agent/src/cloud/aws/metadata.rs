@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::super::{
     Variable,
-    http::{Answer, Attempts, Http, NoAnswer},
+    http::{Answer, Attempts, Http, NoAnswer, may_pass},
 };
 
 /// One answer takes milliseconds. Where there is no service at all, packets to it vanish.
@@ -59,9 +59,7 @@ impl MetadataError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::NoAnswer(_) => true,
-            Self::Refused { status, .. } => {
-                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::Refused { status, .. } => may_pass(*status),
             Self::Disabled | Self::Odd { .. } => false,
         }
     }

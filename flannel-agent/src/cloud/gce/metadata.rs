@@ -7,7 +7,7 @@ use http_body_util::Full;
 
 use super::super::{
     Variable,
-    http::{Attempts, Http, NoAnswer},
+    http::{Attempts, Http, NoAnswer, may_pass},
 };
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -41,9 +41,7 @@ impl MetadataError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::NoAnswer(_) => true,
-            Self::Refused { status, .. } => {
-                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::Refused { status, .. } => may_pass(*status),
             Self::Another { .. } => false,
         }
     }
