@@ -22,26 +22,26 @@ use super::{
 
 const DATAGRAM: usize = 64 << 10;
 /// As for other requests: any wait is for a lock.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// The bit of group XFRMNLGRP_POLICY.
 const POLICIES: u32 = 1 << 3;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const XFRM_MSG_NEWPOLICY: u16 = 0x13;
-const XFRM_MSG_GETPOLICY: u16 = 0x15;
+pub(super) const XFRM_MSG_NEWPOLICY: u16 = 0x13;
+pub(super) const XFRM_MSG_GETPOLICY: u16 = 0x15;
 const XFRM_MSG_GETDEFAULT: u16 = 0x28;
 /// Attribute with what packets are transformed by.
-const XFRMA_TMPL: u16 = 5;
+pub(super) const XFRMA_TMPL: u16 = 5;
 const XFRM_POLICY_BLOCK: u8 = 1;
 /// Of a default.
 const XFRM_USERPOLICY_BLOCK: u8 = 1;
 /// Directions below are in, out and forward; those from here on belong to sockets.
 const XFRM_POLICY_MAX: u8 = 3;
 /// Size of `struct xfrm_userpolicy_info`, which begins with a selector.
-const POLICY: usize = 168;
+pub(super) const POLICY: usize = 168;
 /// Size of `struct xfrm_userpolicy_id`.
-const POLICY_ID: usize = 64;
+pub(super) const POLICY_ID: usize = 64;
 /// Size of `struct xfrm_userpolicy_default`: what becomes of packets in, forwarded and out that no policy is about.
 const DEFAULTS: usize = 3;
 
@@ -138,7 +138,7 @@ async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
         }
         ControlFlow::Continue(())
     };
-    match exchange(XFRM_MSG_GETPOLICY, NLM_F_DUMP, POLICY_ID, each).await? {
+    match exchange(XFRM_MSG_GETPOLICY, NLM_F_DUMP, &[0; POLICY_ID], each).await? {
         None | Some(Errno::ENOENT) => Ok(policies),
         Some(errno) => Err(KernelError { errno, message: None }.into()),
     }
@@ -154,30 +154,30 @@ async fn blocks_by_default() -> Result<bool, NetlinkError> {
         blocks = body.iter().take(DEFAULTS).any(|action| *action == XFRM_USERPOLICY_BLOCK);
         ControlFlow::Break(())
     };
-    match exchange(XFRM_MSG_GETDEFAULT, 0, DEFAULTS, each).await? {
+    match exchange(XFRM_MSG_GETDEFAULT, 0, &[0; DEFAULTS], each).await? {
         // Kernels before 5.15 have no default but to let pass.
         None | Some(Errno::EINVAL) => Ok(blocks),
         Some(errno) => Err(KernelError { errno, message: None }.into()),
     }
 }
 
-/// Asks for something of `kind`, with `length` zeros behind the header; `each` gets kind and body of each message of the
-/// answer, until it has had enough. The error that the kernel answers with,
-/// if it does.
-async fn exchange(
+/// Sends a request of `kind` with `body` behind the header; `each` gets kind and body of each message of the answer, until it
+/// has had enough. The error that the kernel answers with, if it does.
+pub(super) async fn exchange(
     kind: u16,
     flags: u16,
-    length: usize,
+    body: &[u8],
     mut each: impl FnMut(u16, &[u8]) -> ControlFlow<()>,
 ) -> Result<Option<Errno>, NetlinkError> {
     let socket = open(0)?;
     let failed = |error: io::Error| NetlinkError::Socket(errno(&error));
-    let length = HEADER + length;
+    let length = HEADER + body.len();
     let mut request = Vec::with_capacity(length);
     request.extend((length as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
     request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    request.resize(length, 0);
+    request.resize(HEADER, 0);
+    request.extend(body);
     socket.send(&request).await.map_err(failed)?;
     let mut datagram = Vec::with_capacity(DATAGRAM);
     loop {
@@ -190,8 +190,10 @@ async fn exchange(
                 Some(NLMSG_DONE) => return Ok(None),
                 Some(NLMSG_ERROR) => {
                     let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
-                    let code = i32::from_ne_bytes(code.unwrap_or_default());
-                    return Ok(Some(Errno::from_raw(code.saturating_neg())));
+                    return Ok(match i32::from_ne_bytes(code.unwrap_or_default()) {
+                        0 => None,
+                        code => Some(Errno::from_raw(code.saturating_neg())),
+                    });
                 }
                 Some(kind) if each(kind, &message[HEADER..]).is_break() => return Ok(None),
                 _ => {}

@@ -1,42 +1,27 @@
 //! The IPsec policies of flannel's own: packets between two pod subnets travel in ESP between two nodes.
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr},
-    time::Duration,
+    ops::ControlFlow,
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_XFRM};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use nix::errno::Errno;
 use tokio::time::timeout;
 
 use super::{
     KernelError, NetlinkError,
-    connection::frames,
-    error::errno,
-    raw::{HEADER, attributes, number},
+    ipsec::{PATIENCE, POLICY, POLICY_ID, XFRM_MSG_GETPOLICY, XFRM_MSG_NEWPOLICY, XFRMA_TMPL, exchange},
+    raw::attributes,
 };
 
-const DATAGRAM: usize = 64 << 10;
-/// As for other requests: any wait is for a lock.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NEW_POLICY: u16 = 0x13;
 const DELETE_POLICY: u16 = 0x14;
-const GET_POLICY: u16 = 0x15;
 const UPDATE_POLICY: u16 = 0x19;
-/// Attribute with what packets are transformed by (XFRMA_TMPL).
-const TEMPLATE: u16 = 5;
 const AF_INET: u16 = 2;
 const ESP: u8 = 50;
 const MODE_TUNNEL: u8 = 1;
-/// Sizes of `struct xfrm_userpolicy_info`, `xfrm_userpolicy_id` and `xfrm_user_tmpl`, bytes.
-const POLICY: usize = 168;
-const POLICY_ID: usize = 64;
+/// Size of `struct xfrm_user_tmpl`, bytes.
 const TEMPLATE_SIZE: usize = 64;
 
 /// Which packets a policy is asked about.
@@ -74,9 +59,8 @@ pub struct TunnelPolicy {
 /// When the kernel does not tell.
 pub async fn tunnel_policies(reqid: u32) -> Result<Vec<TunnelPolicy>, NetlinkError> {
     let mut policies = Vec::new();
-    let mut request = header(GET_POLICY, NLM_F_REQUEST | NLM_F_DUMP);
-    request.resize(HEADER + POLICY_ID, 0);
-    talk(request, |message| policies.extend(read(message).filter(|policy| policy.reqid == reqid))).await?;
+    let seen = |message: &[u8]| policies.extend(read(message).filter(|policy| policy.reqid == reqid));
+    talk(XFRM_MSG_GETPOLICY, NLM_F_DUMP, &[0; POLICY_ID], seen).await?;
     Ok(policies)
 }
 
@@ -85,12 +69,11 @@ pub async fn tunnel_policies(reqid: u32) -> Result<Vec<TunnelPolicy>, NetlinkErr
 /// # Errors
 /// When the kernel refuses.
 pub async fn put_policy(policy: &TunnelPolicy) -> Result<(), NetlinkError> {
-    let mut request = header(UPDATE_POLICY, NLM_F_REQUEST | NLM_F_ACK);
-    request.extend(info(policy));
+    let mut request = info(policy);
     request.extend(u16::try_from(4 + TEMPLATE_SIZE).unwrap_or_default().to_ne_bytes());
-    request.extend(TEMPLATE.to_ne_bytes());
+    request.extend(XFRMA_TMPL.to_ne_bytes());
     request.extend(template(policy));
-    talk(request, |_| ()).await
+    talk(UPDATE_POLICY, NLM_F_ACK, &request, |_| ()).await
 }
 
 /// Deletes a policy; one that is gone is no error.
@@ -98,24 +81,13 @@ pub async fn put_policy(policy: &TunnelPolicy) -> Result<(), NetlinkError> {
 /// # Errors
 /// When the kernel refuses.
 pub async fn delete_policy(policy: &TunnelPolicy) -> Result<(), NetlinkError> {
-    let mut request = header(DELETE_POLICY, NLM_F_REQUEST | NLM_F_ACK);
-    let mut id = vec![0; POLICY_ID];
+    let mut id = [0; POLICY_ID];
     id[..56].copy_from_slice(&info(policy)[..56]);
     id[60] = policy.direction as u8;
-    request.extend(id);
-    match talk(request, |_| ()).await {
+    match talk(DELETE_POLICY, NLM_F_ACK, &id, |_| ()).await {
         Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
         done => done,
     }
-}
-
-/// A header without its length.
-fn header(kind: u16, flags: u16) -> Vec<u8> {
-    let mut bytes = vec![0; 4];
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.resize(HEADER, 0);
-    bytes
 }
 
 /// `struct xfrm_userpolicy_info`: selector, limits, and what is done.
@@ -153,7 +125,7 @@ fn read(message: &[u8]) -> Option<TunnelPolicy> {
         2 => Direction::Forward,
         _ => return None,
     };
-    let (_, template) = attributes(&message[POLICY..]).find(|(kind, _)| *kind == TEMPLATE)?;
+    let (_, template) = attributes(&message[POLICY..]).find(|(kind, _)| *kind == XFRMA_TMPL)?;
     if info[40..42] != AF_INET.to_ne_bytes()
         || template.len() != TEMPLATE_SIZE
         || template[20] != ESP
@@ -173,46 +145,19 @@ fn read(message: &[u8]) -> Option<TunnelPolicy> {
     })
 }
 
-/// Sends a request, whose length is filled in, and shows what comes before its end.
-async fn talk(mut request: Vec<u8>, seen: impl FnMut(&[u8])) -> Result<(), NetlinkError> {
-    let length = u32::try_from(request.len()).unwrap_or_default();
-    request[..4].copy_from_slice(&length.to_ne_bytes());
-    match timeout(PATIENCE, exchange(&request, seen)).await {
-        Ok(done) => done,
-        Err(_) => Err(NetlinkError::Silent(PATIENCE)),
-    }
-}
-
-async fn exchange(request: &[u8], mut seen: impl FnMut(&[u8])) -> Result<(), NetlinkError> {
-    let opened = TokioSocket::new(NETLINK_XFRM);
-    let mut socket = opened.map_err(|error: io::Error| NetlinkError::Open(errno(&error)))?;
-    let bound = socket.socket_mut().bind(&SocketAddr::new(0, 0));
-    bound.map_err(|error| NetlinkError::Open(errno(&error)))?;
-    let failed = |error: io::Error| NetlinkError::Socket(errno(&error));
-    socket.send(request).await.map_err(failed)?;
-    let mut datagram = Vec::with_capacity(DATAGRAM);
-    loop {
-        datagram.clear();
-        datagram.reserve(DATAGRAM);
-        socket.recv(&mut datagram).await.map_err(failed)?;
-        for frame in frames(&datagram) {
-            let message = &datagram[frame];
-            match number(message) {
-                Some(NLMSG_DONE) => return Ok(()),
-                Some(NLMSG_ERROR) => {
-                    let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
-                    return match i32::from_ne_bytes(code.unwrap_or_default()) {
-                        0 => Ok(()),
-                        code => {
-                            let errno = Errno::from_raw(code.saturating_neg());
-                            Err(KernelError { errno, message: None }.into())
-                        }
-                    };
-                }
-                Some(NEW_POLICY) => seen(&message[HEADER..]),
-                _ => {}
-            }
+/// Sends a request, and shows the policies of the answer.
+async fn talk(kind: u16, flags: u16, body: &[u8], mut seen: impl FnMut(&[u8])) -> Result<(), NetlinkError> {
+    let each = |kind, policy: &[u8]| {
+        if kind == XFRM_MSG_NEWPOLICY {
+            seen(policy);
         }
+        ControlFlow::Continue(())
+    };
+    match timeout(PATIENCE, exchange(kind, flags, body, each)).await {
+        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(Some(errno))) => Err(KernelError { errno, message: None }.into()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(NetlinkError::Silent(PATIENCE)),
     }
 }
 
@@ -248,7 +193,8 @@ mod tests {
                 to: Ipv4Addr::new(192, 0, 2, 2),
                 reqid: 11,
             };
-            let attribute = [&68u16.to_ne_bytes()[..], &TEMPLATE.to_ne_bytes(), &template(&policy)].concat();
+            let attribute =
+                [&68u16.to_ne_bytes()[..], &XFRMA_TMPL.to_ne_bytes(), &template(&policy)].concat();
             let message = [info(&policy), attribute].concat();
             assert_eq!(read(&message), Some(policy));
             assert_eq!(read(&message[..POLICY]), None, "one that transforms nothing");
