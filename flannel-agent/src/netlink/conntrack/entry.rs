@@ -11,7 +11,6 @@ use crate::netlink::raw::{HEADER, attributes};
 pub(super) const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
-pub(super) const PROTOCOL_INFO: u16 = 4;
 const HELP: u16 = 5;
 const ID: u16 = 12;
 /// Attributes of a tuple (`enum ctattr_tuple`), of its addresses (`enum ctattr_ip`) and ports (`enum ctattr_l4proto`).
@@ -151,7 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::netlink::conntrack::message::{NEW, request};
+    use crate::netlink::conntrack::message::{GET, request};
 
     #[test]
     fn a_tuple_is_read_as_it_was_written() {
@@ -164,7 +163,7 @@ mod tests {
                     source: source.parse().unwrap(),
                     destination: destination.parse().unwrap(),
                 };
-                let message = request(NEW, 0, &asked, true);
+                let message = request(GET, 0, &asked);
                 let found = attributes(&message[HEADER + GENERIC..])
                     .find(|(kind, _)| *kind == TUPLE_ORIGINAL)
                     .and_then(|(_, value)| tuple(value));

@@ -5,34 +5,22 @@ use std::net::IpAddr;
 use flannel_common::layout::FlowProtocol;
 
 use super::entry::{
-    ConntrackTuple, DESTINATION_PORT, PROTOCOL, PROTOCOL_INFO, SOURCE_PORT, TUPLE_IP, TUPLE_ORIGINAL,
-    TUPLE_PORTS, V4_DESTINATION, V4_SOURCE, V6_DESTINATION, V6_SOURCE,
+    ConntrackTuple, DESTINATION_PORT, PROTOCOL, SOURCE_PORT, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PORTS,
+    V4_DESTINATION, V4_SOURCE, V6_DESTINATION, V6_SOURCE,
 };
 use crate::netlink::raw::HEADER;
 
 /// Subsystem of connection tracking, in the upper byte of a message's type (include/uapi/linux/netfilter/nfnetlink.h).
 const CTNETLINK: u16 = 1 << 8;
 /// Kinds of its messages (include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum cntl_msg_types`).
-pub(super) const NEW: u16 = CTNETLINK;
 pub(super) const GET: u16 = CTNETLINK | 1;
 pub(super) const DELETE: u16 = CTNETLINK | 2;
 /// Length of `struct nfgenmsg`, bytes.
 pub(super) const GENERIC: usize = 4;
 /// Flag of an attribute that holds others.
 const NESTED: u16 = 1 << 15;
-/// Of `enum ctattr_protoinfo` and `enum ctattr_protoinfo_tcp`.
-const OF_TCP: u16 = 1;
-const FLAGS_ORIGINAL: u16 = 4;
-const FLAGS_REPLY: u16 = 5;
-/// `IP_CT_TCP_FLAG_BE_LIBERAL` (include/uapi/linux/netfilter/nf_conntrack_tcp.h): segments beyond the window are not
-/// INVALID.
-const BE_LIBERAL: u8 = 0x08;
-/// `IP_CT_TCP_FLAG_MAXACK_SET`: by it resets are held against the highest acknowledgement seen. The next packet sets it
-/// again.
-const HIGHEST_ACK_KNOWN: u8 = 0x20;
-
-/// A request of `kind` about the entry of `tuple`; with `gaps` it is to tolerate them. The sequence number is 0.
-pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple, gaps: bool) -> Vec<u8> {
+/// A request of `kind` about the entry of `tuple`. The sequence number is 0.
+pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple) -> Vec<u8> {
     let family = match tuple.source.ip() {
         IpAddr::V4(_) => nix::libc::AF_INET,
         IpAddr::V6(_) => nix::libc::AF_INET6,
@@ -41,15 +29,6 @@ pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple, gaps: bool)
     let mut bytes = vec![0; HEADER];
     bytes.extend([family as u8, 0, 0, 0]);
     nest(&mut bytes, TUPLE_ORIGINAL, |bytes| write_tuple(bytes, tuple));
-    if gaps {
-        nest(&mut bytes, PROTOCOL_INFO, |bytes| {
-            nest(bytes, OF_TCP, |bytes| {
-                for side in [FLAGS_ORIGINAL, FLAGS_REPLY] {
-                    put(bytes, side, &[BE_LIBERAL, BE_LIBERAL | HIGHEST_ACK_KNOWN]);
-                }
-            });
-        });
-    }
     let length = bytes.len() as u32;
     bytes[0..4].copy_from_slice(&length.to_ne_bytes());
     bytes[4..6].copy_from_slice(&kind.to_ne_bytes());

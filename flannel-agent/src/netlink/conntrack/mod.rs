@@ -4,7 +4,7 @@
 
 use std::{io, time::Duration};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_packet_core::NLM_F_REQUEST;
 use netlink_sys::{
     AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
 };
@@ -28,7 +28,7 @@ mod message;
 
 pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple};
 
-use message::{DELETE, GET, NEW};
+use message::{DELETE, GET};
 
 /// Bit of the multicast group NFNLGRP_CONNTRACK_DESTROY, number 3.
 const DESTROYED: u32 = 1 << 2;
@@ -66,22 +66,9 @@ impl Conntrack {
     /// # Errors
     /// When the kernel refuses, as without CAP_NET_ADMIN or without connection tracking.
     pub fn entry(&mut self, tuple: &ConntrackTuple) -> Result<Option<ConntrackEntry>, NetlinkError> {
-        match self.ask(&message::request(GET, NLM_F_REQUEST, tuple, false)) {
+        match self.ask(&message::request(GET, NLM_F_REQUEST, tuple)) {
             Ok(answer) => Ok(answer.as_deref().and_then(entry::read)),
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Lets the entry of a TCP connection put up with segments beyond the window that it knows: it will not see each.
-    /// Whether there is such an entry.
-    ///
-    /// # Errors
-    /// As [`Conntrack::entry`].
-    pub fn tolerate_gaps(&mut self, tuple: &ConntrackTuple) -> Result<bool, NetlinkError> {
-        match self.ask(&message::request(NEW, NLM_F_REQUEST | NLM_F_ACK, tuple, true)) {
-            Ok(_) => Ok(true),
-            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
     }
