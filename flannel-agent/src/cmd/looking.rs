@@ -7,9 +7,11 @@ use clap::Args;
 use flannel_common::{
     layout::trace::{TraceEnd, TraceFilter},
     path::Hook,
+    reason::Reason,
 };
 use ipnetwork::IpNetwork;
-use tokio::time::sleep;
+use nix::net::if_::if_indextoname;
+use tokio::time::{Sleep, sleep};
 
 use super::{Defaults, bpf::enter};
 use crate::{
@@ -164,6 +166,22 @@ pub(super) fn hooks(named: &[Hook]) -> BTreeSet<Hook> {
 /// Their bits in a filter.
 pub(super) fn bits(hooks: &BTreeSet<Hook>) -> u32 {
     hooks.iter().fold(0, |bits, hook| bits | 1 << (*hook as u32))
+}
+
+/// The bits of reasons in a filter.
+pub(super) fn reason_bits(reasons: &[Reason]) -> u64 {
+    reasons.iter().fold(0, |bits, reason| bits | 1 << (*reason as u32))
+}
+
+/// When to end that was asked to go on for so many seconds, or without an end.
+pub(super) fn end_after(seconds: Option<u64>) -> Sleep {
+    const LONG: Duration = Duration::from_secs(365 * 86_400);
+    sleep(seconds.map_or(LONG, Duration::from_secs))
+}
+
+/// The name of an interface, or its number where it is gone.
+pub(super) fn interface(index: u32) -> String {
+    if_indextoname(index).map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// As Kubernetes knows it, or the host's.

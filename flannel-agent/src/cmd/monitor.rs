@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, Write as _},
     process::ExitCode,
     time::Duration,
 };
@@ -12,18 +11,18 @@ use flannel_common::{
     layout::trace::{TRACE_RECORDS, TraceFilter},
     reason::Reason,
 };
-use nix::net::if_::if_indextoname;
 use serde::Serialize;
 use tokio::{
     runtime, select,
     signal::ctrl_c,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
     CannotLook, Defaults,
     bpf::Output,
-    looking::{Look, OfAgent, OfPackets, enter_node, node_name},
+    looking::{Look, OfAgent, OfPackets, end_after, enter_node, interface, node_name, reason_bits},
+    output::Lines,
 };
 use crate::{
     control::{
@@ -36,8 +35,6 @@ use crate::{
 
 /// How often the agent is asked.
 const ASK: Duration = Duration::from_secs(1);
-/// No end.
-const LONG: Duration = Duration::from_secs(365 * 86_400);
 
 /// The reasons that are worth a line.
 const REASONS: [Reason; 14] = [
@@ -106,7 +103,7 @@ pub fn run(options: &MonitorOptions, defaults: &Defaults) -> anyhow::Result<Exit
     let watch = || -> anyhow::Result<()> {
         let filter = TraceFilter {
             mode: TRACE_RECORDS,
-            reasons: REASONS.iter().fold(0, |bits, reason| bits | 1 << (*reason as u32)),
+            reasons: reason_bits(&REASONS),
             every: options.sample,
             rate: options.rate,
             ..options.packets.filter()?
@@ -133,9 +130,9 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
         }
     }
     eprintln!("monitoring; Ctrl-C ends it");
-    let mut printer = Printer { output: options.output, node: node_name(), left: options.count };
-    let end = sleep_until(Instant::now() + options.seconds.map_or(LONG, Duration::from_secs));
-    let mut end = std::pin::pin!(end);
+    let lines = Lines { left: options.count };
+    let mut printer = Printer { output: options.output, node: node_name(), lines };
+    let mut end = std::pin::pin!(end_after(options.seconds));
     let mut stop = std::pin::pin!(ctrl_c());
     let mut asking = interval(ASK);
     asking.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -177,12 +174,8 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
         };
         records.sort_by_key(|record| record.time);
         let clock = Clock::now()?;
-        let name = |index| {
-            if_indextoname(index)
-                .map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned())
-        };
         let node = printer.node.clone();
-        for event in records.iter().filter_map(|record| Event::of(record, &node, &clock, name)) {
+        for event in records.iter().filter_map(|record| Event::of(record, &node, &clock, interface)) {
             let text = event.to_string();
             // Time and node stand in front already.
             let text = text.splitn(3, ' ').nth(2).unwrap_or(&text).to_owned();
@@ -196,7 +189,7 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
 struct Printer {
     output: Output,
     node: String,
-    left: Option<u64>,
+    lines: Lines,
 }
 
 impl Printer {
@@ -212,15 +205,7 @@ impl Printer {
                 format!("{clock} {} {kind:<6} {}", self.node, visible(&happened.text))
             }
         };
-        match writeln!(io::stdout(), "{line}") {
-            // Whoever reads has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
-            written => written?,
-        }
-        if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(1);
-        }
-        Ok(self.left != Some(0))
+        self.lines.print(&line)
     }
 }
 

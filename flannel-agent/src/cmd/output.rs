@@ -16,6 +16,9 @@ use crate::telemetry::visible;
 /// So wide is what is not printed on a terminal, and nothing is wider.
 const WIDTH: u16 = 100;
 
+/// Home, and then all below is cleared: the screen does not flicker.
+pub(super) const CLEAR: &str = "\u{1b}[H\u{1b}[J";
+
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -25,6 +28,21 @@ pub enum Format {
     Json,
     /// YAML, the same.
     Yaml,
+}
+
+impl Format {
+    /// `found` in this format; `render` makes the text for people.
+    pub(super) fn text<T: Serialize>(
+        self,
+        found: &T,
+        render: impl Fn(&T) -> String,
+    ) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Table => render(found),
+            Self::Json => format!("{}\n", serde_json::to_string(found)?),
+            Self::Yaml => format!("---\n{}", serde_saphyr::to_string(found)?),
+        })
+    }
 }
 
 /// Whether to go on.
@@ -115,22 +133,48 @@ pub(super) async fn show<T: Serialize>(
 ) -> anyhow::Result<Health> {
     loop {
         let (found, health) = look().await?;
-        let text = match format {
-            Format::Table => render(&found),
-            Format::Json => format!("{}\n", serde_json::to_string(&found)?),
-            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(&found)?),
-        };
+        let text = format.text(&found, &render)?;
         let again = format == Format::Table && watch.watch.is_some() && io::stdout().is_terminal();
-        // Home, and then all below is cleared: the screen does not flicker.
-        let before = if again { "\u{1b}[H\u{1b}[J" } else { "" };
-        let mut out = io::stdout().lock();
-        match write!(out, "{before}{text}").and_then(|()| out.flush()) {
-            // Whoever reads has seen enough: `flannel-agent status --watch | head`.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(health),
-            written => written.context("cannot write to standard output")?,
+        let before = if again { CLEAR } else { "" };
+        if !print(&format!("{before}{text}"))? {
+            return Ok(health);
         }
         let Some(seconds) = watch.watch else { return Ok(health) };
         tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
+/// Prints; whether anybody reads on. Whoever does not has seen enough: `flannel-agent status --watch | head`.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn print(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.context("cannot write to standard output").map(|()| true),
+    }
+}
+
+/// Lines for as long as somebody reads, up to a number.
+pub(super) struct Lines {
+    /// How many more; `None` for any number.
+    pub(super) left: Option<u64>,
+}
+
+impl Lines {
+    /// Prints a line; whether there may be another one.
+    ///
+    /// # Errors
+    /// As [`print`].
+    pub(super) fn print(&mut self, line: &str) -> anyhow::Result<bool> {
+        if !print(&format!("{line}\n"))? {
+            return Ok(false);
+        }
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(1);
+        }
+        Ok(self.left != Some(0))
     }
 }
 

@@ -1,13 +1,6 @@
 //! `trace`: packets at each hook of the programs, as they pass.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -16,17 +9,19 @@ use flannel_common::{
     path::Hook,
     reason::Reason,
 };
-use nix::net::if_::if_indextoname;
 use tokio::{
     runtime, select,
     signal::ctrl_c,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
     CannotLook, Defaults,
     bpf::Output,
-    looking::{Look, OfAgent, OfPackets, bits, enter_node, hooks, node_name},
+    looking::{
+        Look, OfAgent, OfPackets, bits, end_after, enter_node, hooks, interface, node_name, reason_bits,
+    },
+    output::Lines,
 };
 use crate::{
     control::Client,
@@ -35,8 +30,6 @@ use crate::{
 
 /// How often the agent is told that we still look.
 const FOLLOW: Duration = Duration::from_secs(1);
-/// No end.
-const LONG: Duration = Duration::from_secs(365 * 86_400);
 
 /// `flannel-agent trace ...`.
 #[derive(Debug, Args)]
@@ -100,7 +93,7 @@ fn look(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<()> {
     let filter = TraceFilter {
         mode: TRACE_RECORDS,
         hooks: bits(&hooks),
-        reasons: options.reasons.iter().fold(0, |bits, reason| bits | 1 << (*reason as u32)),
+        reasons: reason_bits(&options.reasons),
         every: options.sample,
         rate: options.rate,
         ..options.packets.filter()?
@@ -115,9 +108,8 @@ async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> 
     look.want(filter)?;
     eprintln!("looking at packets; Ctrl-C ends it");
     let node = node_name();
-    let mut printer = Printer { output: options.output, left: options.count, interfaces: BTreeMap::new() };
-    let end = sleep_until(Instant::now() + options.seconds.map_or(LONG, Duration::from_secs));
-    let mut end = std::pin::pin!(end);
+    let mut printer = Printer { output: options.output, lines: Lines { left: options.count } };
+    let mut end = std::pin::pin!(end_after(options.seconds));
     let mut stop = std::pin::pin!(ctrl_c());
     let mut following = interval(FOLLOW);
     following.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -136,7 +128,7 @@ async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> 
         records.sort_by_key(|record| record.time);
         let clock = Clock::now().context("the clock")?;
         for record in &records {
-            let event = Event::of(record, &node, &clock, |index| printer.interface(index));
+            let event = Event::of(record, &node, &clock, interface);
             let Some(event) = event else { continue };
             if !printer.print(&event)? {
                 return untold(&look);
@@ -160,32 +152,17 @@ fn untold(look: &Look) -> anyhow::Result<()> {
 
 struct Printer {
     output: Output,
-    left: Option<u64>,
-    interfaces: BTreeMap<u32, String>,
+    lines: Lines,
 }
 
 impl Printer {
-    fn interface(&self, index: u32) -> String {
-        let known = self.interfaces.get(&index).cloned();
-        let name = || if_indextoname(index).ok().map(|name| name.to_string_lossy().into_owned());
-        known.or_else(name).unwrap_or_else(|| index.to_string())
-    }
-
     /// Prints a line; whether there may be another one.
     fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
         let line = match self.output {
             Output::Json => serde_json::to_string(event)?,
             Output::Table => event.to_string(),
         };
-        match writeln!(io::stdout(), "{line}") {
-            // Whoever reads has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
-            written => written?,
-        }
-        if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(1);
-        }
-        Ok(self.left != Some(0))
+        self.lines.print(&line)
     }
 }
 
@@ -202,7 +179,7 @@ fn merge(options: &TraceOptions) -> anyhow::Result<()> {
         }
     }
     events.sort_by(|a, b| a.time.cmp(&b.time));
-    let mut printer = Printer { output: options.output, left: None, interfaces: BTreeMap::new() };
+    let mut printer = Printer { output: options.output, lines: Lines { left: None } };
     for event in &events {
         if !printer.print(event)? {
             break;

@@ -4,7 +4,7 @@ mod rates;
 mod screen;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use tokio::runtime;
 use super::{
     CannotLook, Defaults, Format,
     looking::{Look, OfAgent, OfPackets, enter_node, node_name},
+    output::{CLEAR, print},
 };
 use crate::{
     bpf::{Pins, RunTimes},
@@ -136,17 +137,10 @@ async fn follow(options: &TopOptions, client: Client, filter: TraceFilter) -> an
     while left > 0 {
         watched.wait(options.every).await?;
         let found = watched.next().await?;
-        let text = match options.output {
-            // Home, and then all below is cleared: the screen does not flicker.
-            Format::Table if on_screen => format!("\u{1b}[H\u{1b}[J{title}{}", screen::text(&found, ROWS)),
-            Format::Table => screen::text(&found, ROWS),
-            Format::Json => format!("{}\n", serde_json::to_string(&found)?),
-            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(&found)?),
-        };
-        match io::stdout().write_all(text.as_bytes()) {
-            // Whoever reads has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written?,
+        let text = options.output.text(&found, |found| screen::text(found, ROWS))?;
+        let before = if on_screen { format!("{CLEAR}{title}") } else { String::new() };
+        if !print(&format!("{before}{text}"))? {
+            return Ok(());
         }
         left -= 1;
     }
