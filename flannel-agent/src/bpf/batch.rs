@@ -13,6 +13,8 @@ use aya::maps::{MapData, MapError};
 use bytemuck::AnyBitPattern;
 use nix::{errno::Errno, libc};
 
+use super::syscall::bpf;
+
 /// Numbers of the commands (include/uapi/linux/bpf.h, `enum bpf_cmd`).
 const LOOKUP_BATCH: libc::c_long = 24;
 const UPDATE_BATCH: libc::c_long = 26;
@@ -96,7 +98,7 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
             // SAFETY: both vectors have room for `count` keys and values of the map's sizes, which were asked for when
             // it was opened; `place` and `next` have room for any place; all of them outlive the call.
             let done = match unsafe { bpf(LOOKUP_BATCH, &mut attributes) } {
-                Ok(()) => false,
+                Ok(_) => false,
                 Err(Errno::ENOENT) => true,
                 Err(Errno::ENOSPC) if growths < GROWTHS => {
                     growths += 1;
@@ -147,14 +149,4 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
     fn descriptor(&self) -> u32 {
         self.0.as_raw_fd().cast_unsigned()
     }
-}
-
-/// # Safety
-/// The pointers in `attributes` must be good for what `command` does with them.
-unsafe fn bpf(command: libc::c_long, attributes: &mut Attributes) -> Result<(), Errno> {
-    // SAFETY: the length of the attributes is theirs, and the caller vouches for the pointers in them.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<Attributes>())
-    };
-    Errno::result(result).map(drop)
 }

@@ -14,6 +14,8 @@ use std::{
 
 use nix::{errno::Errno, libc};
 
+use super::syscall::bpf;
+
 /// Numbers of the commands (include/uapi/linux/bpf.h, `enum bpf_cmd`).
 const OBJ_GET: libc::c_long = 7;
 const LINK_DETACH: libc::c_long = 34;
@@ -38,17 +40,12 @@ struct Detached {
 /// There is none, or not of a kind that can be taken off.
 pub(super) fn detach(path: &Path) -> Result<(), Errno> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let pinned = Pinned { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: the attributes are as long as is said, and `path` ends with a zero and outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, std::ptr::from_ref(&pinned), size_of::<Pinned>()) };
-    let fd = i32::try_from(Errno::result(result)?).map_err(|_| Errno::EBADF)?;
+    let mut pinned = Pinned { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: `path` ends with a zero and outlives the call.
+    let fd = i32::try_from(unsafe { bpf(OBJ_GET, &mut pinned) }?).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just opened it for us.
     let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let detached = Detached { link_fd: link.as_raw_fd().cast_unsigned() };
-    // SAFETY: the attributes are as long as is said, and the descriptor is open.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, LINK_DETACH, std::ptr::from_ref(&detached), size_of::<Detached>())
-    };
-    Errno::result(result).map(drop)
+    let mut detached = Detached { link_fd: link.as_raw_fd().cast_unsigned() };
+    // SAFETY: there is no pointer in the attributes, and the descriptor is open.
+    unsafe { bpf(LINK_DETACH, &mut detached) }.map(drop)
 }

@@ -23,6 +23,7 @@ mod query;
 mod raw;
 mod run_times;
 mod sizes;
+mod syscall;
 mod tables;
 mod trace_maps;
 mod traced;

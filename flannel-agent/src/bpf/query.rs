@@ -6,6 +6,7 @@
 
 use nix::{errno::Errno, libc};
 
+use super::syscall::bpf;
 use crate::netlink::TcSide;
 
 /// Number of the command, and of the places asked about (include/uapi/linux/bpf.h, `enum bpf_cmd`,
@@ -54,10 +55,7 @@ pub(super) fn programs(ifindex: u32, side: TcSide) -> Result<Vec<u32>, Errno> {
         ..Attributes::default()
     };
     // SAFETY: the attributes are as long as is said, and `ids` has room for `count` numbers and outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_QUERY, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
-    };
-    match Errno::result(result) {
+    match unsafe { bpf(PROG_QUERY, &mut attributes) } {
         Ok(_) => Ok(ids[..(attributes.count as usize).min(MOST)].to_vec()),
         Err(Errno::EINVAL | Errno::ENOENT | Errno::ENODEV) => Ok(Vec::new()),
         Err(error) => Err(error),
