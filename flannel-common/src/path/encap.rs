@@ -100,18 +100,15 @@ impl<F: Family> Encap<F> {
 }
 
 impl Encap<V4> {
-    /// The bytes from the outer EtherType up to the inner IP header, with a UDP checksum of 0.
-    ///
-    /// `id` is the IP identification; `flow_hash` the kernel's hash of the inner flow.
+    /// The outer IP header in front of `udp`.
     #[inline(always)]
-    pub fn headers(&self, id: u16, flow_hash: u32) -> [u8; HEADERS_LEN] {
-        let udp = self.udp(flow_hash);
+    fn outer(&self, udp: &Udp, tos: u8, id: u16, fragment: u16) -> Ipv4 {
         let mut ip = Ipv4 {
             version_ihl: 0x45,
-            tos: ecn::encapsulate(self.inner.tos),
+            tos,
             total_len: udp.len.wrapping_add(IPV4_LEN as u16),
             id,
-            fragment: 0,
+            fragment,
             ttl: self.hops,
             protocol: PROTOCOL_UDP,
             checksum: 0,
@@ -119,6 +116,16 @@ impl Encap<V4> {
             destination: self.route.vtep,
         };
         ip.checksum = checksum::of(&ip);
+        ip
+    }
+
+    /// The bytes from the outer EtherType up to the inner IP header, with a UDP checksum of 0.
+    ///
+    /// `id` is the IP identification; `flow_hash` the kernel's hash of the inner flow.
+    #[inline(always)]
+    pub fn headers(&self, id: u16, flow_hash: u32) -> [u8; HEADERS_LEN] {
+        let udp = self.udp(flow_hash);
+        let ip = self.outer(&udp, ecn::encapsulate(self.inner.tos), id, 0);
         let mut all = [0; HEADERS_LEN];
         let (a, rest) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
         let (b, rest) = rest.split_at_mut(IPV4_LEN);
@@ -131,9 +138,7 @@ impl Encap<V4> {
         e.copy_from_slice(&self.ethernet().bytes());
         all
     }
-}
 
-impl Encap<V4> {
     /// The bytes from the outer EtherType up to the inner IP header of a packet in UDP, without a UDP checksum.
     #[inline(always)]
     pub fn headers_udp(&self) -> [u8; HEADERS_UDP_LEN] {
@@ -144,19 +149,7 @@ impl Encap<V4> {
             len: self.frame_len.wrapping_add(UDP_LEN as u16).wrapping_sub(ETHERNET_LEN as u16),
             checksum: 0,
         };
-        let mut ip = Ipv4 {
-            version_ihl: 0x45,
-            tos: 0,
-            total_len: udp.len.wrapping_add(IPV4_LEN as u16),
-            id: 0,
-            fragment: DONT_FRAGMENT,
-            ttl: self.hops,
-            protocol: PROTOCOL_UDP,
-            checksum: 0,
-            source: self.source,
-            destination: self.route.vtep,
-        };
-        ip.checksum = checksum::of(&ip);
+        let ip = self.outer(&udp, 0, 0, DONT_FRAGMENT);
         let mut all = [0; HEADERS_UDP_LEN];
         let (a, rest) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
         let (b, c) = rest.split_at_mut(IPV4_LEN);
