@@ -1,36 +1,10 @@
-#!/bin/sh
-# The first process of a machine that xtask emulates: two nodes in network namespaces with an agent and a pod each.
-# It prints PASSED at the end, or FAILED and why. Its argument says by which path packets are to travel.
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
-mkdir -p /run/netns
+
+# Two nodes in network namespaces with an agent and a pod each. The machine's argument says by which path packets are to
+# travel.
 path=$(sed -n 's/.*flannel_path=\([a-z]*\).*/\1/p' /proc/cmdline)
 
-finish() {
-    echo "$*"
-    sleep 0.2
-    poweroff -f
-    sleep 60
-}
-fail() {
-    for node in 1 2; do
-        echo "--- log of node$node"
-        cat /tmp/log$node
-    done
-    dmesg | tail -n 20
-    finish "FAILED: $*"
-}
-patiently() {
-    tries=0
-    until "$@" >/tmp/said 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -lt 150 ] || fail "$*: $(cat /tmp/said)"
-        sleep 0.2
-    done
+about() {
+    cat /tmp/log$1
 }
 start() {
     ip netns exec node$1 flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 --ip-masq --fast-path=flow \

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! the machine's mirror ─▶ linux-image-cloud-amd64 ─▶ ~/.cache/flannel-ebpf/kernel-RELEASE ─▶ qemu
-//!                              agent, ip, tc, iptables, init.sh ─▶ initramfs ──────────────┘
+//!                              agent, ip, tc, iptables, scripts ─▶ initramfs ───────────────┘
 //! ```
 
 mod initramfs;
@@ -44,7 +44,10 @@ const STRONGSWAN: [(&str, &str); 3] = [
 ];
 
 /// What the machine does: the fast path, or tunnels.
-const SCRIPTS: [&str; 2] = [include_str!("init.sh"), include_str!("tunnels.sh")];
+const SCRIPTS: [&str; 2] = [
+    concat!(include_str!("machine.sh"), include_str!("init.sh")),
+    concat!(include_str!("machine.sh"), include_str!("tunnels.sh")),
+];
 
 /// Options of `old-kernel`.
 #[derive(Args)]

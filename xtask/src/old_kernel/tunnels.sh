@@ -1,39 +1,12 @@
-#!/bin/sh
-# The first process of a machine that xtask emulates: nodes 1 and 2 with an agent, and node 3 built by hand as stock
-# flannel builds it, with a pod each. It prints PASSED at the end, or FAILED and why.
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
-mkdir -p /run/netns
 
-finish() {
-    echo "$*"
-    sleep 0.2
-    poweroff -f
-    sleep 60
-}
-fail() {
-    for node in 1 2; do
-        echo "--- log of node$node"
-        tail -n 60 /tmp/log$node
-        ip -n node$node -d address
-        ip -n node$node route
-        ip -n node$node -6 route
-        ip netns exec node$node wg show
-    done
-    dmesg | tail -n 20
-    finish "FAILED: $*"
-}
-patiently() {
-    tries=0
-    until "$@" >/tmp/said 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -lt 150 ] || fail "$*: $(cat /tmp/said)"
-        sleep 0.2
-    done
+# Nodes 1 and 2 with an agent, and node 3 built by hand as stock flannel builds it, with a pod each.
+
+about() {
+    tail -n 60 /tmp/log$1
+    ip -n node$1 -d address
+    ip -n node$1 route
+    ip -n node$1 -6 route
+    ip netns exec node$1 wg show
 }
 shows() {
     what=$1
