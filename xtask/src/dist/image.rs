@@ -16,13 +16,16 @@ use serde_json::{Value, json};
 use super::{
     Release, VERSION,
     architecture::Architecture,
-    archive::{Packing, place, sha256, tar, write},
+    archive::{gzip, place, tar, write},
     compile::{AGENT, CNI_PLUGIN, INSTALL_CONF},
     sbom::timestamp,
 };
 use crate::{
     failure::failure,
-    setup::private_apt::{Kind, PrivateApt},
+    setup::{
+        private_apt::{Kind, PrivateApt},
+        sha256,
+    },
     ui::Step,
 };
 
@@ -68,7 +71,7 @@ pub(super) fn pack(release: &Release<'_>, base: &Path, work: &Path) -> Result<St
     fs::create_dir_all(&blobs.directory).with_context(|| blobs.directory.display().to_string())?;
     let (base, base_id) = blobs.layer(base, release.time)?;
     let (ours, ours_id) = blobs.layer(&ours, release.time)?;
-    let created = timestamp(release.time);
+    let created = timestamp(release.time)?;
     let architecture = release.architecture.name();
     let config = blobs.json(
         "application/vnd.oci.image.config.v1+json",
@@ -111,7 +114,7 @@ pub(super) fn pack(release: &Release<'_>, base: &Path, work: &Path) -> Result<St
     write(&layout.join("index.json"), index.to_string(), 0o644)?;
     write(&layout.join("oci-layout"), json!({ "imageLayoutVersion": "1.0.0" }).to_string(), 0o644)?;
     let name = format!("flannel-ebpf-v{VERSION}-linux-{architecture}.oci.tar");
-    tar(&layout, &release.out.join(&name), release.time, Packing::Plain)?;
+    tar(&layout, &release.out.join(&name), release.time)?;
     Ok(name)
 }
 
@@ -123,12 +126,10 @@ struct Blobs {
 impl Blobs {
     /// Adds the layer of all in `root`, and returns its descriptor, and the digest of what it is before it is packed.
     fn layer(&mut self, root: &Path, time: u64) -> Result<(Value, String)> {
-        let plain = self.directory.join("layer.tar");
-        tar(root, &plain, time, Packing::Plain)?;
+        let [plain, packed] = ["layer.tar", "layer.tar.gz"].map(|name| self.directory.join(name));
+        tar(root, &plain, time)?;
         let id = format!("sha256:{}", sha256(&plain)?);
-        fs::remove_file(&plain).with_context(|| plain.display().to_string())?;
-        let packed = self.directory.join("layer.tar.gz");
-        tar(root, &packed, time, Packing::Gzip)?;
+        gzip(&plain, &packed)?;
         Ok((self.keep("application/vnd.oci.image.layer.v1.tar+gzip", &packed)?, id))
     }
 

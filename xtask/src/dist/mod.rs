@@ -31,11 +31,10 @@ use flannel_ebpf_toolchain::workspace_root;
 
 use crate::{
     failure::failure,
-    setup,
+    setup::{self, sha256},
     ui::{Step, print},
 };
 use architecture::Architecture;
-use archive::sha256;
 
 /// What is released.
 const VERSION: &str = env!("CARGO_PKG_VERSION");

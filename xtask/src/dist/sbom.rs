@@ -1,6 +1,6 @@
 //! The bill of materials: every crate in the programs, as CycloneDX 1.5 has it.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ fn document(metadata: &Value, time: u64) -> Result<Value> {
         "specVersion": "1.5",
         "version": 1,
         "metadata": {
-            "timestamp": timestamp(time),
+            "timestamp": timestamp(time)?,
             "component": component("application", agent),
         },
         "components": others.map(|package| component("library", package)).collect::<Vec<_>>(),
@@ -92,19 +92,13 @@ fn purl(package: &Value) -> String {
     format!("pkg:cargo/{}@{}", text("name"), text("version"))
 }
 
-/// RFC 3339, UTC. Days to a date as in Howard Hinnant's `civil_from_days`.
-pub(super) fn timestamp(time: u64) -> String {
-    let (days, seconds) = (time / 86_400, time % 86_400);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}Z")
+/// RFC 3339, UTC.
+pub(super) fn timestamp(time: u64) -> Result<String> {
+    let mut date = Command::new("date");
+    let output = date.args(["--utc", &format!("--date=@{time}"), "+%Y-%m-%dT%H:%M:%SZ"]).output();
+    let output = output.context("cannot run date")?;
+    ensure!(output.status.success(), "date: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]
@@ -134,8 +128,8 @@ mod tests {
 
     #[test]
     fn times_are_utc() {
-        assert_eq!(timestamp(0), "1970-01-01T00:00:00Z");
-        assert_eq!(timestamp(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(timestamp(1_796_000_461), "2026-11-30T01:01:01Z");
+        assert_eq!(timestamp(0).unwrap(), "1970-01-01T00:00:00Z");
+        assert_eq!(timestamp(951_782_400).unwrap(), "2000-02-29T00:00:00Z");
+        assert_eq!(timestamp(1_796_000_461).unwrap(), "2026-11-30T01:01:01Z");
     }
 }

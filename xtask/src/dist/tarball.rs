@@ -7,7 +7,7 @@ use flannel_ebpf_toolchain::workspace_root;
 
 use super::{
     Release, VERSION,
-    archive::{Packing, place, tar},
+    archive::{place, tar_gz},
     compile::{AGENT, CNI_PLUGIN, INSTALL_CONF},
 };
 
@@ -18,7 +18,7 @@ pub(super) fn flanneld(release: &Release<'_>, work: &Path) -> Result<String> {
     place(&source.join("mk-docker-opts.sh"), &work.join("mk-docker-opts.sh"), 0o755)?;
     place(&workspace_root().join("README.md"), &work.join("README.md"), 0o644)?;
     let name = format!("flannel-v{VERSION}-linux-{}.tar.gz", release.architecture.name());
-    tar(work, &release.out.join(&name), release.time, Packing::Gzip)?;
+    tar_gz(work, &release.out.join(&name), release.time)?;
     Ok(name)
 }
 
@@ -27,7 +27,7 @@ pub(super) fn cni_plugin(release: &Release<'_>, work: &Path) -> Result<String> {
     let architecture = release.architecture.name();
     place(&release.programs.stripped(CNI_PLUGIN), &work.join(format!("flannel-{architecture}")), 0o755)?;
     let name = format!("cni-plugin-flannel-linux-{architecture}-v{VERSION}.tgz");
-    tar(work, &release.out.join(&name), release.time, Packing::Gzip)?;
+    tar_gz(work, &release.out.join(&name), release.time)?;
     Ok(name)
 }
 
@@ -37,6 +37,6 @@ pub(super) fn debug(release: &Release<'_>, work: &Path) -> Result<String> {
         place(&release.programs.debug(program), &work.join(format!("{program}.debug")), 0o644)?;
     }
     let name = format!("flannel-v{VERSION}-linux-{}.debug.tar.gz", release.architecture.name());
-    tar(work, &release.out.join(&name), release.time, Packing::Gzip)?;
+    tar_gz(work, &release.out.join(&name), release.time)?;
     Ok(name)
 }

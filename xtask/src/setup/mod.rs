@@ -26,6 +26,7 @@ use crate::{
     ui::{Step, note, print},
 };
 use apt::Packages;
+pub(crate) use release::sha256;
 use toolchain::Plan;
 use tools::Survey;
 

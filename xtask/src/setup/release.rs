@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use flannel_ebpf_toolchain::find_in_path;
 
 use crate::{failure::failure, ui::Step};
@@ -50,8 +50,13 @@ impl Release {
     }
 }
 
-fn sha256(file: &Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg(file).output().context("cannot run sha256sum")?;
+/// The SHA-256 digest of a file, hexadecimal.
+pub(crate) fn sha256(file: &Path) -> Result<String> {
+    let output =
+        Command::new("sha256sum").arg("--binary").arg(file).output().context("cannot run sha256sum")?;
+    ensure!(output.status.success(), "sha256sum: {}", String::from_utf8_lossy(&output.stderr).trim());
     let said = String::from_utf8_lossy(&output.stdout);
-    Ok(said.split_whitespace().next().unwrap_or_default().to_owned())
+    let digest = said.split_whitespace().next().unwrap_or_default();
+    // It stands in front where a name has unusual characters.
+    Ok(digest.trim_start_matches('\\').to_owned())
 }
