@@ -9,7 +9,6 @@ pub mod drift;
 pub mod etcd_migrate;
 pub mod explain;
 mod look;
-mod looking;
 pub mod monitor;
 mod output;
 pub mod peers;
@@ -17,6 +16,7 @@ mod place;
 pub mod status;
 pub mod top;
 pub mod trace;
+mod trace_session;
 
 pub use output::Format;
 pub use place::{Defaults, Place};

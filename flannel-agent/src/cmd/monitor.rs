@@ -21,8 +21,10 @@ use tokio::{
 use super::{
     CannotLook, Defaults,
     bpf::Output,
-    looking::{Look, OfAgent, OfPackets, end_after, enter_node, interface, node_name, reason_bits},
     output::Lines,
+    trace_session::{
+        OfAgent, OfPackets, TraceSession, end_after, enter_node, interface, node_name, reason_bits,
+    },
 };
 use crate::{
     control::{
@@ -118,12 +120,12 @@ pub fn run(options: &MonitorOptions, defaults: &Defaults) -> anyhow::Result<Exit
 
 async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
     let mut seen = Seen::ask(&client).await?;
-    let mut look = None;
+    let mut session = None;
     if !options.no_packets {
-        match Look::begin(client.clone()).await {
+        match TraceSession::begin(client.clone()).await {
             Ok(mut begun) => {
                 begun.want(filter)?;
-                look = Some(begun);
+                session = Some(begun);
             }
             // What the agent does is worth a look without.
             Err(error) => eprintln!("nothing of packets: {}", visible(&format_args!("{error:#}"))),
@@ -139,8 +141,8 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
     let mut limited = 0;
     loop {
         let records = async {
-            match &mut look {
-                Some(look) => look.maps.records().await,
+            match &mut session {
+                Some(session) => session.maps.records().await,
                 None => std::future::pending().await,
             }
         };
@@ -156,9 +158,9 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
                     }
                 }
                 seen = now;
-                if let Some(look) = &look {
-                    look.go_on().await?;
-                    let untold = look.maps.untold()?;
+                if let Some(session) = &session {
+                    session.go_on().await?;
+                    let untold = session.maps.untold()?;
                     let total = untold.limited + untold.lost;
                     if total > limited {
                         let text = format!("{} packets more, not shown for --rate", total - limited);

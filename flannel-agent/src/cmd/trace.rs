@@ -18,10 +18,11 @@ use tokio::{
 use super::{
     CannotLook, Defaults,
     bpf::Output,
-    looking::{
-        Look, OfAgent, OfPackets, bits, end_after, enter_node, hooks, interface, node_name, reason_bits,
-    },
     output::Lines,
+    trace_session::{
+        OfAgent, OfPackets, TraceSession, bits, end_after, enter_node, hooks, interface, node_name,
+        reason_bits,
+    },
 };
 use crate::{
     control::Client,
@@ -104,8 +105,8 @@ fn look(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<()> {
 }
 
 async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
-    let mut look = Look::begin(client).await?;
-    look.want(filter)?;
+    let mut session = TraceSession::begin(client).await?;
+    session.want(filter)?;
     eprintln!("looking at packets; Ctrl-C ends it");
     let node = node_name();
     let mut printer = Printer { output: options.output, lines: Lines { left: options.count } };
@@ -119,10 +120,10 @@ async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> 
             _ = &mut stop => break,
             () = &mut end => break,
             _ = following.tick() => {
-                look.go_on().await?;
+                session.go_on().await?;
                 continue;
             }
-            records = look.maps.records() => records,
+            records = session.maps.records() => records,
         };
         // Each CPU's are in order; those of several are not.
         records.sort_by_key(|record| record.time);
@@ -131,16 +132,16 @@ async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> 
             let event = Event::of(record, &node, &clock, interface);
             let Some(event) = event else { continue };
             if !printer.print(&event)? {
-                return untold(&look);
+                return untold(&session);
             }
         }
     }
-    untold(&look)
+    untold(&session)
 }
 
 /// Says what was not shown.
-fn untold(look: &Look) -> anyhow::Result<()> {
-    let untold = look.maps.untold()?;
+fn untold(session: &TraceSession) -> anyhow::Result<()> {
+    let untold = session.maps.untold()?;
     if untold.limited > 0 {
         eprintln!("not shown for --rate: {} packets", untold.limited);
     }

@@ -15,8 +15,8 @@ use tokio::runtime;
 
 use super::{
     CannotLook, Defaults, Format,
-    looking::{Look, OfAgent, OfPackets, enter_node, node_name},
     output::{CLEAR, print},
+    trace_session::{OfAgent, OfPackets, TraceSession, enter_node, node_name},
 };
 use crate::{
     bpf::{Pins, RunTimes},
@@ -64,7 +64,7 @@ pub fn run(options: &TopOptions, defaults: &Defaults) -> anyhow::Result<ExitCode
 
 /// What is looked at.
 struct Watched {
-    look: Look,
+    session: TraceSession,
     client: Client,
     pins: Pins,
     times: Option<RunTimes>,
@@ -74,15 +74,15 @@ struct Watched {
 
 impl Watched {
     async fn begin(client: Client, filter: TraceFilter) -> anyhow::Result<Self> {
-        let mut look = Look::begin(client.clone()).await?;
-        look.want(filter)?;
-        let pins = Pins::under(&look.snapshot.agent.bpffs)?;
+        let mut session = TraceSession::begin(client.clone()).await?;
+        session.want(filter)?;
+        let pins = Pins::under(&session.snapshot.agent.bpffs)?;
         let times = RunTimes::begin();
         if let Err(error) = &times {
             eprintln!("without the programs' times: {error}");
         }
         let before = (Instant::now(), Totals::default());
-        let mut watched = Self { look, client, pins, times: times.ok(), names: Names::default(), before };
+        let mut watched = Self { session, client, pins, times: times.ok(), names: Names::default(), before };
         watched.learn_names().await?;
         watched.before = (Instant::now(), watched.totals()?);
         Ok(watched)
@@ -105,12 +105,11 @@ impl Watched {
             Some(times) => times.read(&self.pins)?,
             None => Default::default(),
         };
-        Ok(Totals { sums: self.look.maps.sums(), runs })
+        Ok(Totals { sums: self.session.maps.sums(), runs })
     }
 
     /// What has passed since this was last asked.
     async fn next(&mut self) -> anyhow::Result<Rates> {
-        self.look.go_on().await?;
         self.learn_names().await?;
         let now = (Instant::now(), self.totals()?);
         let seconds = (now.0 - self.before.0).as_secs_f64().max(0.001);
@@ -123,7 +122,7 @@ impl Watched {
     async fn wait(&self, seconds: u64) -> anyhow::Result<()> {
         for _ in 0..seconds {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            self.look.go_on().await?;
+            self.session.go_on().await?;
         }
         Ok(())
     }

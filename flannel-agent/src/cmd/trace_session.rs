@@ -104,13 +104,13 @@ impl OfPackets {
 }
 
 /// A look into the programs of a running agent.
-pub(super) struct Look {
+pub(super) struct TraceSession {
     pub(super) maps: TraceMaps,
     pub(super) snapshot: Snapshot,
     client: Client,
 }
 
-impl Look {
+impl TraceSession {
     /// Begins to look.
     ///
     /// # Errors
