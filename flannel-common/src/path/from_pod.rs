@@ -5,10 +5,11 @@ use super::{
     carrier::is_udp,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
     exempt,
-    flow::{self, Passage, Transport},
+    flow::{self, Passage},
     forged, forwarding, moved,
     tables::{check_hold, longest_match},
     translated,
+    transport::Transport,
 };
 use crate::{
     family::{Family, Forward as _, IpHeader as _, V4, V6},

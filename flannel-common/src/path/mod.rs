@@ -34,6 +34,7 @@ pub mod to_pod;
 pub mod to_underlay;
 pub mod trail;
 mod translated;
+mod transport;
 mod tunnel;
 mod verdict;
 pub(crate) mod vxlan;

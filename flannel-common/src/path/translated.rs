@@ -9,10 +9,7 @@
 //! connection takes its translation away ([`ended`]): the next connection between the same ports may get another one. The
 //! entry by which its answers are known is then the agent's to remove, before it puts another.
 
-use super::{
-    Note, Rewrite, Tables,
-    flow::{Transport, age},
-};
+use super::{Note, Rewrite, Tables, flow::age, transport::Transport};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Flow, Permit, PodPlace},
