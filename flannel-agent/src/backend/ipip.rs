@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use futures::future::{BoxFuture, ready};
 use ipnetwork::IpNetwork;
-use nix::errno::Errno;
 
 use super::{
     AnyBackend, AnyObject, Backend, BackendError, Candidate, ExternalInterface, FollowedPeer, ObjectDriver,
@@ -206,14 +205,8 @@ impl ObjectDriver for Driver {
             if let Some(TunnelRoute { subnet, via }) = object.get::<TunnelRoute>()
                 && let Some(index) = self.index().await?
             {
-                let gone =
-                    self.netlink.change(route::delete_onlink(index, *subnet, *via, Numbering::Boot)).await;
-                // Another route may have taken its place.
-                if let Err(error) = gone
-                    && error.errno() != Some(Errno::ESRCH)
-                {
-                    return Err(error.into());
-                }
+                let request = route::delete_onlink(index, *subnet, *via, Numbering::Boot);
+                self.netlink.delete_route(request).await?;
             }
             Ok(())
         })

@@ -120,6 +120,14 @@ impl Netlink {
     pub(crate) async fn change(&mut self, request: Request) -> Result<(), NetlinkError> {
         self.transact(&[request]).await.pop().unwrap_or(Ok(()))
     }
+
+    /// The same where the request is to delete a route: that it is gone, or that another has taken its place, is no error.
+    pub(crate) async fn delete_route(&mut self, request: Request) -> Result<(), NetlinkError> {
+        match self.change(request).await {
+            Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(()),
+            done => done,
+        }
+    }
 }
 
 /// Changes the MTU.

@@ -167,10 +167,7 @@ impl Driver {
             self.tell();
         } else if let Some(NetworkRoute(network)) = object.get::<NetworkRoute>() {
             if let Some((_, link)) = self.served().await? {
-                match self.netlink.change(route::delete_over(link.index, *network)).await {
-                    Err(error) if error.errno() != Some(Errno::ESRCH) => return Err(error.into()),
-                    _ => {}
-                }
+                self.netlink.delete_route(route::delete_over(link.index, *network)).await?;
             }
         } else if let Some((Destination { subnet, .. }, served)) = object.get().zip(self.served.as_ref()) {
             served.tunnel.peers().remove(*subnet);

@@ -266,12 +266,7 @@ impl ObjectDriver for Driver {
             if let Some(WgRoute { device, network }) = object.get::<WgRoute>()
                 && let Some(index) = self.index(device).await?
             {
-                let gone = self.netlink.change(route::delete_link(index, *network)).await;
-                if let Err(error) = gone
-                    && error.errno() != Some(Errno::ESRCH)
-                {
-                    return Err(error.into());
-                }
+                self.netlink.delete_route(route::delete_link(index, *network)).await?;
             }
             Ok(())
         })
