@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Case, Comparison, Mode, Options, Scenario, Workload, control_plane, minutes, programs, report};
+use super::{
+    Case, Comparison, Mode, Options, Report, Scenario, Workload, control_plane, minutes, programs, report,
+    services,
+};
 use crate::Progress;
 
 /// What to measure, and where the figures go.
@@ -74,6 +77,17 @@ enum Part {
         #[command(flatten)]
         to: To,
     },
+    /// Services, pods of one node, pods to the outside and short connections, each beside what else there is and its goal
+    Services {
+        /// How often everything is measured
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Length of one measurement, seconds
+        #[arg(long, default_value_t = 1)]
+        seconds: u32,
+        #[command(flatten)]
+        to: To,
+    },
     /// What each program costs a packet
     Programs {
         /// Also write it to the budget file that a test holds the programs to
@@ -102,6 +116,13 @@ impl Arguments {
                 let report = progress.follow("measuring", |now| control_plane::run(&options, now))?;
                 to.put(&report, &report.to_json())
             }
+            Some(Part::Services { rounds, seconds, to }) => {
+                let report = measure(&services::options(rounds, seconds), progress)?;
+                let goals = services::Goals::of(&report);
+                let mut json = report.to_json();
+                json["goals"] = serde_json::to_value(goals.all())?;
+                to.put(&format!("{report}\n{goals}"), &json)
+            }
             Some(Part::Programs { write_budget, to }) => {
                 let costs = progress.step("running the programs", programs::run)?;
                 if let Some(path) = write_budget {
@@ -113,14 +134,7 @@ impl Arguments {
     }
 
     fn dataplane(self, progress: &Progress) -> Result<()> {
-        let options = self.options();
-        let (cases, workloads) = (options.cases.len(), options.workloads.len());
-        eprintln!(
-            "{cases} dataplanes, {workloads} workloads, {} rounds: about {}",
-            options.rounds,
-            minutes(options.estimate())
-        );
-        let report = progress.follow("measuring", |now| super::run(&options, now))?;
+        let report = measure(&self.options(), progress)?;
         // Before anything can fail that is not the measurement.
         self.to.put(&report, &report.to_json())?;
         if let Some(path) = &self.svg {
@@ -162,6 +176,16 @@ impl Arguments {
             all_or_nothing: !self.scenarios.is_empty(),
         }
     }
+}
+
+fn measure(options: &Options, progress: &Progress) -> Result<Report> {
+    let (cases, workloads) = (options.cases.len(), options.workloads.len());
+    eprintln!(
+        "{cases} dataplanes, {workloads} workloads, {} rounds: about {}",
+        options.rounds,
+        minutes(options.estimate())
+    );
+    progress.follow("measuring", |now| super::run(options, now))
 }
 
 impl To {

@@ -57,6 +57,7 @@ fn is_telling(figure: Figure) -> bool {
             | Figure::TcpPingPongCrossTail
             | Figure::UdpPingPongCross
             | Figure::UdpPingPongCrossTail
+            | Figure::ConnectAgent
     )
 }
 
@@ -128,6 +129,7 @@ fn name(mode: Mode) -> &'static str {
         Mode::BareRules => "nodes with rules",
         Mode::Kernel => "kernel, no rules",
         Mode::KernelRules => "stock flannel",
+        Mode::Flowtable => "nft flowtable",
         Mode::Off => "ours, off",
         Mode::Overlay => "ours, overlay",
         Mode::Flow => "ours, flow",
@@ -138,7 +140,7 @@ fn name(mode: Mode) -> &'static str {
 fn colour(mode: Mode) -> &'static str {
     match mode {
         Mode::Bare | Mode::BareRules => "#8a93a0",
-        Mode::Kernel | Mode::KernelRules => "#c98a3d",
+        Mode::Kernel | Mode::KernelRules | Mode::Flowtable => "#c98a3d",
         Mode::Off | Mode::Overlay => "#7fa8d6",
         Mode::Flow => "#2f7fd1",
         Mode::All => "#5a97d8",

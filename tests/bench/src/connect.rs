@@ -21,8 +21,9 @@ pub(super) const PORT: u16 = 11_112;
 const SIZE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Thousands of connections per second.
-pub(super) fn rate(subject: &Subject, seconds: u32, cpus: Cpus) -> Result<f64> {
+/// Thousands of connections per second; and microseconds of CPU that the agent of the client's node takes for each, where
+/// there is one.
+pub(super) fn rate(subject: &Subject, seconds: u32, cpus: Cpus) -> Result<Vec<f64>> {
     let listener =
         subject.server().netns().inside(|| TcpListener::bind(subject.server_at(PORT)).context("listen"))?;
     // So that the server ends where no client can come.
@@ -37,6 +38,7 @@ pub(super) fn rate(subject: &Subject, seconds: u32, cpus: Cpus) -> Result<f64> {
         });
         let done = subject.client().netns().inside(|| {
             Cpus::pin(cpus.first)?;
+            let before = subject.agent_cpu()?;
             let begin = Instant::now();
             let mut count = 0u64;
             let done = loop {
@@ -49,10 +51,15 @@ pub(super) fn rate(subject: &Subject, seconds: u32, cpus: Cpus) -> Result<f64> {
                 count += 1;
             };
             let rate = count as f64 / begin.elapsed().as_secs_f64() / 1e3;
+            let after = subject.agent_cpu()?;
             over.store(true, Ordering::Relaxed);
             // One more, for the server to see that it is over.
             drop(TcpStream::connect_timeout(&target, PATIENCE));
-            done.map(|()| rate)
+            done?;
+            ensure!(count > 0, "not one connection in {length:?}");
+            let taken = before.zip(after).map(|(before, after)| after.saturating_sub(before));
+            let each = taken.map(|taken| taken.as_secs_f64() * 1e6 / count as f64);
+            Ok([rate].into_iter().chain(each).collect())
         });
         over.store(true, Ordering::Relaxed);
         server.join().map_err(|_| anyhow!("the server panicked"))??;

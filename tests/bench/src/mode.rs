@@ -18,6 +18,8 @@ pub enum Mode {
     Kernel,
     /// The same with flannel's rules: what stock flannel is.
     KernelRules,
+    /// The same with an nft flowtable over all devices of each node, to which rules give established flows.
+    Flowtable,
     /// Pod to pod, agent with --fast-path=off --ip-masq.
     Off,
     /// Pod to pod, agent with --fast-path=overlay --ip-masq.
@@ -30,11 +32,12 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const EACH: [Self; 8] = [
+    pub const EACH: [Self; 9] = [
         Self::Bare,
         Self::BareRules,
         Self::Kernel,
         Self::KernelRules,
+        Self::Flowtable,
         Self::Off,
         Self::Overlay,
         Self::Flow,
@@ -48,6 +51,7 @@ impl Mode {
             Self::BareRules => "nodes + flannel's rules",
             Self::Kernel => "kernel's path",
             Self::KernelRules => "kernel's path + flannel's rules (stock)",
+            Self::Flowtable => "stock + nft flowtable",
             Self::Off => "agent, off",
             Self::Overlay => "agent, overlay",
             Self::Flow => "agent, flow",
@@ -62,6 +66,7 @@ impl Mode {
             Self::BareRules => "bare-rules",
             Self::Kernel => "kernel",
             Self::KernelRules => "kernel-rules",
+            Self::Flowtable => "flowtable",
             Self::Off => "off",
             Self::Overlay => "overlay",
             Self::Flow => "flow",
@@ -77,7 +82,7 @@ impl Mode {
     /// How the agent runs, where there is one.
     pub(super) fn fast_path(self) -> Option<FastPath> {
         match self {
-            Self::Bare | Self::BareRules | Self::Kernel | Self::KernelRules => None,
+            Self::Bare | Self::BareRules | Self::Kernel | Self::KernelRules | Self::Flowtable => None,
             Self::Off => Some(FastPath::Off),
             Self::Overlay => Some(FastPath::Overlay),
             Self::Flow => Some(FastPath::Flow),

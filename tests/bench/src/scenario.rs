@@ -17,6 +17,12 @@ pub enum Scenario {
     Ipv6,
     /// A Service's address, which the client's node translates by kube-proxy's rules, over VXLAN.
     Service,
+    /// The same by the rules of kube-proxy's nftables mode.
+    ServiceNftables,
+    /// Two IPv4 pods of one node.
+    SameNode,
+    /// From an IPv4 pod to the other node itself, which takes the pod for the pod's node: masqueraded.
+    Outside,
     /// IPv4 pods over VXLAN on nodes of Kubernetes: a real API server and kube-proxy, agents of kube-flannel's DaemonSet.
     Kubernetes,
     /// There, a Service of the API server's, which the real kube-proxy translates.
@@ -25,18 +31,21 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const EACH: [Self; 7] = [
+    pub const EACH: [Self; 10] = [
         Self::Vxlan,
         Self::HostGw,
         Self::Udp,
         Self::Ipv6,
         Self::Service,
+        Self::ServiceNftables,
+        Self::SameNode,
+        Self::Outside,
         Self::Kubernetes,
         Self::KubernetesService,
     ];
 
     /// Those that are compared unless told otherwise. An API server for each dataplane of the others would take from
-    /// every figure of these, too.
+    /// every figure of these, too; what else there is has a run of its own ([`crate::services`]).
     pub const USUAL: [Self; 4] = [Self::Vxlan, Self::HostGw, Self::Ipv6, Self::Service];
 
     /// As tables call it.
@@ -47,6 +56,9 @@ impl Scenario {
             Self::Udp => "UDP",
             Self::Ipv6 => "IPv6 over VXLAN",
             Self::Service => "Service over VXLAN",
+            Self::ServiceNftables => "Service by nftables over VXLAN",
+            Self::SameNode => "pods of one node",
+            Self::Outside => "pod to the outside",
             Self::Kubernetes => "VXLAN in Kubernetes",
             Self::KubernetesService => "Service in Kubernetes",
         }
@@ -60,6 +72,9 @@ impl Scenario {
             Self::Udp => "udp",
             Self::Ipv6 => "ipv6",
             Self::Service => "service",
+            Self::ServiceNftables => "service-nftables",
+            Self::SameNode => "same-node",
+            Self::Outside => "outside",
             Self::Kubernetes => "kubernetes",
             Self::KubernetesService => "kubernetes-service",
         }
@@ -82,7 +97,17 @@ impl Scenario {
 
     /// Whether clients find the server by a Service's address.
     pub(super) fn has_service(self) -> bool {
-        matches!(self, Self::Service | Self::KubernetesService)
+        matches!(self, Self::Service | Self::ServiceNftables | Self::KubernetesService)
+    }
+
+    /// How many pods each node needs.
+    pub(super) fn pods(self) -> usize {
+        if self == Self::SameNode { 2 } else { 1 }
+    }
+
+    /// Whether its packets travel between pods of two nodes: the programs move what is of accepted flows there.
+    pub(super) fn is_between_nodes(self) -> bool {
+        !matches!(self, Self::SameNode | Self::Outside)
     }
 
     /// What is compared unless told otherwise: all that differs with the first, for the others what tells whether they
@@ -95,6 +120,9 @@ impl Scenario {
             Self::Kubernetes => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow, Mode::All],
             // Between its nodes is a veth pair, where the programs leave all to the agent.
             Self::Udp => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Off],
+            Self::ServiceNftables | Self::SameNode | Self::Outside => {
+                &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flowtable, Mode::Flow]
+            }
             Self::HostGw | Self::Ipv6 | Self::Service | Self::KubernetesService => {
                 &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow]
             }

@@ -1,9 +1,13 @@
-//! A Service's address, by the rules that kube-proxy writes in iptables mode.
+//! A Service's address, by the rules that kube-proxy writes in iptables mode, and in nftables mode.
 
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
-use flannel_lab::{Node, command::run_with};
+use flannel_lab::{
+    Node,
+    command::run_with,
+    kubernetes::{Backend, Service, TrafficPolicy},
+};
 
 /// Address of the Service, outside of the pods' network.
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -13,6 +17,21 @@ pub(super) fn load(node: &Node, backend: Ipv4Addr, ports: &[u16]) -> Result<()> 
     let mut restore = node.netns().command("iptables-restore");
     run_with(restore.args(["--noflush", "--wait"]), &rules(backend, ports), Duration::from_secs(20))?;
     node.drop_invalid()
+}
+
+/// The same in nftables mode.
+pub(super) fn load_nftables(node: &Node, backend: Ipv4Addr, ports: &[u16]) -> Result<()> {
+    let service = |port: &u16| Service {
+        name: format!("bench-{port}"),
+        address: ADDRESS.into(),
+        port: *port,
+        target: *port,
+        node_port: None,
+        policy: TrafficPolicy::Cluster,
+        affinity: false,
+        backends: vec![Backend { address: backend.into(), node: "elsewhere".to_owned() }],
+    };
+    node.load_nftables_services(&ports.iter().map(service).collect::<Vec<_>>())
 }
 
 /// Chains, comments and order are kube-proxy's (pkg/proxy/iptables, `syncProxyRules`); the names of chains, which it

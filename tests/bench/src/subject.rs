@@ -17,7 +17,7 @@ use flannel_lab::{
 };
 use ipnetwork::Ipv4Network;
 
-use super::{Case, Mode, Scenario, kubernetes, service, workload::Workload};
+use super::{Case, Mode, Scenario, flowtable, kubernetes, service, surroundings::cpu_of, workload::Workload};
 
 /// How long packets may take to find their way, and the fast path.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -78,7 +78,12 @@ impl Subject {
                 Servers::None | Servers::Etcd { .. } => {
                     let node = built.members.first().map(|member| &member.node).or(built.node.as_ref());
                     let node = node.context("no node to keep a Service's rules")?;
-                    service::load(node, server.address_v4(), &Workload::PORTS)?;
+                    match scenario {
+                        Scenario::ServiceNftables => {
+                            service::load_nftables(node, server.address_v4(), &Workload::PORTS)?;
+                        }
+                        _ => service::load(node, server.address_v4(), &Workload::PORTS)?,
+                    }
                 }
             }
             target = service::ADDRESS.into();
@@ -109,6 +114,15 @@ impl Subject {
     /// The nodes with agents, the client's first; none without.
     pub(super) fn members(&self) -> &[Member] {
         &self.built.members
+    }
+
+    /// CPU that the agent of the client's node has used so far; `None` where there is none, or none that is a process of
+    /// ours.
+    pub(super) fn agent_cpu(&self) -> Result<Option<Duration>> {
+        match self.members().first().filter(|_| !self.case.scenario.is_of_kubernetes()) {
+            Some(member) => cpu_of(member.agent.pid()?).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Share of packets that took the fast path, of all that the client's programs saw leave; `None` where
@@ -150,11 +164,22 @@ fn of_pod(scenario: Scenario, pod: &Pod) -> Result<Endpoint> {
     }
 }
 
-/// In the first pod of each of the two nodes.
-fn of_pods(scenario: Scenario, members: &[Member]) -> Result<[Endpoint; 2]> {
+/// Where traffic of the scenario starts and ends, on two nodes with these pods.
+fn ends(scenario: Scenario, [a, b]: [(&Node, &[Pod]); 2]) -> Result<[Endpoint; 2]> {
+    let pod = |(_, pods): (&Node, &[Pod]), number: usize| {
+        of_pod(scenario, pods.get(number).context("a pod too few")?)
+    };
+    let to = match scenario {
+        Scenario::SameNode => pod(a, 1)?,
+        Scenario::Outside => b.0.underlay_endpoint(),
+        _ => pod(b, 0)?,
+    };
+    Ok([pod(a, 0)?, to])
+}
+
+fn of_members(scenario: Scenario, members: &[Member]) -> Result<[Endpoint; 2]> {
     let [a, b] = members else { bail!("{} nodes are no pair", members.len()) };
-    let end = |member: &Member| of_pod(scenario, member.pods.first().context("a node without pods")?);
-    Ok([end(a)?, end(b)?])
+    ends(scenario, [(&a.node, &a.pods), (&b.node, &b.pods)])
 }
 
 fn pair(lab: &Lab, scenario: Scenario) -> Result<(Node, Node)> {
@@ -210,10 +235,17 @@ fn stock_udp(lab: &Lab, mode: Mode) -> Result<Built> {
 }
 
 fn pods(a: Node, b: Node, scenario: Scenario, mode: Mode) -> Result<Built> {
-    let ends = [of_pod(scenario, &a.pod("pod1")?)?, of_pod(scenario, &b.pod("pod1")?)?];
-    if mode != Mode::Kernel {
-        a.load_flannel_rules()?;
-        b.load_flannel_rules()?;
+    let all = |node: &Node| -> Result<Vec<Pod>> {
+        (1..=scenario.pods()).map(|number| node.pod(&format!("pod{number}"))).collect()
+    };
+    let ends = ends(scenario, [(&a, &all(&a)?), (&b, &all(&b)?)])?;
+    for node in [&a, &b] {
+        if mode != Mode::Kernel {
+            node.load_flannel_rules()?;
+        }
+        if mode == Mode::Flowtable {
+            flowtable::load(node)?;
+        }
     }
     let [client, server] = match mode {
         Mode::BareRules => of_nodes(scenario, [&a, &b]),
@@ -250,14 +282,18 @@ fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
         }
         Scenario::Udp => etcds(Cluster::pair_configured(lab, 1, r#"{"Network":"10.244.0.0/16"}"#, options)?),
         Scenario::Ipv6 => etcds(Cluster::dual_pair(lab, 1, options)?),
-        Scenario::Vxlan | Scenario::Service => etcds(Cluster::pair(lab, 1, options)?),
+        Scenario::Vxlan
+        | Scenario::Service
+        | Scenario::ServiceNftables
+        | Scenario::SameNode
+        | Scenario::Outside => etcds(Cluster::pair(lab, scenario.pods(), options)?),
         Scenario::Kubernetes | Scenario::KubernetesService => {
             let (members, servers) = kubernetes::agents(lab, fast_path)?;
             (members.into(), Servers::Kubernetes(servers.into()))
         }
     };
     await_fast(&members, scenario, fast_path)?;
-    let [client, server] = of_pods(scenario, &members)?;
+    let [client, server] = of_members(scenario, &members)?;
     Ok(Built { members, _stock: Vec::new(), node: None, servers, client, server })
 }
 
@@ -266,11 +302,12 @@ fn await_fast(members: &[Member], scenario: Scenario, fast_path: FastPath) -> Re
     let ways = match (fast_path, scenario) {
         // Where there is no tunnel there is no tunnel's work to take over.
         (FastPath::Off, _) | (FastPath::Overlay, Scenario::HostGw) => return Ok(()),
+        _ if !scenario.is_between_nodes() => return Ok(()),
         (FastPath::Overlay, _) => &[Direction::Egress][..],
         (FastPath::Flow | FastPath::All, _) => &Direction::ALL[..],
     };
     let [a, b] = members else { bail!("{} nodes are no pair", members.len()) };
-    let [from, to] = of_pods(scenario, members)?;
+    let [from, to] = of_members(scenario, members)?;
     eventually(PATIENCE, "packets take the fast path", || {
         let before = [a.counters()?, b.counters()?];
         udp::echo(&from, &to, 56, 3)?;

@@ -34,6 +34,17 @@ impl Cpus {
     }
 }
 
+/// CPU that the threads there are of the process `pid` have used so far.
+pub(super) fn cpu_of(pid: u32) -> Result<Duration> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("threads of the agent")? {
+        // A thread may end between its listing and this.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        total += text.split(' ').next().unwrap_or_default().parse::<u64>().with_context(|| text.clone())?;
+    }
+    Ok(Duration::from_nanos(total))
+}
+
 /// Waits until `daemon` listens on `port` at `server`: `table` is `tcp` or `udp`.
 pub(super) fn await_socket(server: &Endpoint, table: &str, port: u16, daemon: &mut Daemon) -> Result<()> {
     // Addresses are in hexadecimal digits.

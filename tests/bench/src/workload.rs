@@ -63,7 +63,8 @@ impl Workload {
     /// Those that tell most in little time.
     pub const QUICK: [Self; 4] = [Self::Tcp, Self::Udp64, Self::TcpPingPong, Self::UdpPingPong];
 
-    /// The figures it yields, in the order [`Workload::take`] yields them.
+    /// The figures it yields, in the order [`Workload::take`] yields them; the last may be missing where there is nothing
+    /// that it is of.
     pub fn figures(self) -> &'static [Figure] {
         match self {
             Self::Tcp => &[Figure::Tcp],
@@ -79,7 +80,7 @@ impl Workload {
             Self::UdpPingPong => &[Figure::UdpPingPong, Figure::UdpPingPongTail],
             Self::TcpPingPongCross => &[Figure::TcpPingPongCross, Figure::TcpPingPongCrossTail],
             Self::UdpPingPongCross => &[Figure::UdpPingPongCross, Figure::UdpPingPongCrossTail],
-            Self::Connect => &[Figure::Connect],
+            Self::Connect => &[Figure::Connect, Figure::ConnectAgent],
         }
     }
 
@@ -106,7 +107,7 @@ impl Workload {
             }
             Self::Connect => {
                 "connect, 64 bytes, 64 bytes back, close, one after the other, both ends on one CPU: what a first packet \
-                 costs"
+                 costs; and the CPU time of the client's agent meanwhile, for each of them"
                     .to_owned()
             }
         }
@@ -135,7 +136,7 @@ impl Workload {
             Self::UdpPingPong => ping_pong::udp(subject, seconds, together),
             Self::TcpPingPongCross => ping_pong::tcp(subject, seconds, cpus),
             Self::UdpPingPongCross => ping_pong::udp(subject, seconds, cpus),
-            Self::Connect => rate(connect::rate(subject, seconds, together)?),
+            Self::Connect => connect::rate(subject, seconds, together),
         }
     }
 
@@ -182,6 +183,8 @@ pub enum Figure {
     UdpPingPongCrossTail,
     /// TCP connections.
     Connect,
+    /// CPU that the agent takes while there are such connections, for each of them.
+    ConnectAgent,
 }
 
 impl Figure {
@@ -221,6 +224,7 @@ impl Figure {
             Self::UdpPingPongCross => ("UDP across CPUs, p50", "udp_cross_p50", MICROSECONDS),
             Self::UdpPingPongCrossTail => ("UDP across CPUs, p99", "udp_cross_p99", MICROSECONDS),
             Self::Connect => ("TCP connections", "connect", "k/s"),
+            Self::ConnectAgent => ("agent's CPU beside them", "connect_agent", "µs/connection"),
         }
     }
 

@@ -51,8 +51,12 @@ impl Counters {
     /// where there were none.
     pub fn share_past_the_stack(&self, direction: Direction) -> Option<f64> {
         let skipped = match direction {
-            Direction::Egress => [Reason::EncapPod, Reason::RoutePod, Reason::EncapDevice],
-            Direction::Ingress => [Reason::DeliverPod, Reason::HandPod, Reason::DeliverOverlay],
+            Direction::Egress => {
+                [Reason::EncapPod, Reason::RoutePod, Reason::EncapDevice, Reason::Translated]
+            }
+            Direction::Ingress => {
+                [Reason::DeliverPod, Reason::HandPod, Reason::DeliverOverlay, Reason::Translated]
+            }
         };
         let packets = |reasons: &[Reason]| -> u64 {
             reasons.iter().map(|reason| self.get(direction, *reason).packets).sum()

@@ -63,6 +63,33 @@ impl Node {
         self.drop_invalid()
     }
 
+    /// Takes away what [`Node::load_service`] has made, as `kube-proxy --cleanup` does.
+    pub fn unload_service(&self) -> Result<()> {
+        for (hook, chain) in [
+            ("PREROUTING", "KUBE-SERVICES"),
+            ("OUTPUT", "KUBE-SERVICES"),
+            ("POSTROUTING", "KUBE-POSTROUTING"),
+        ] {
+            self.iptables(&format!("-t nat -D {hook} -j {chain}"))?;
+        }
+        let saved = self.netns().run("iptables-save", &["-t", "nat"])?;
+        let chains: Vec<&str> = saved
+            .lines()
+            .filter_map(|line| line.strip_prefix(':')?.split(' ').next())
+            .filter(|chain| chain.starts_with("KUBE-"))
+            .collect();
+        chains.iter().try_for_each(|chain| self.iptables(&format!("-t nat -F {chain}")))?;
+        chains.iter().try_for_each(|chain| self.iptables(&format!("-t nat -X {chain}")))
+    }
+
+    /// Takes all rules of iptables away and puts them back, in one step for each table, as whoever writes them wholesale
+    /// does.
+    pub fn rewrite_rules(&self) -> Result<()> {
+        let rules = self.netns().run("iptables-save", &[])?;
+        let mut restore = self.netns().command("iptables-restore");
+        run_with(restore.arg("--wait"), &rules, Duration::from_secs(20)).map(drop)
+    }
+
     fn restore(&self, program: &str, rules: &str) -> Result<()> {
         let mut restore = self.netns().command(program);
         run_with(restore.args(["--noflush", "--wait"]), rules, Duration::from_secs(20)).map(drop)

@@ -14,6 +14,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::surroundings::cpu_of;
+
 /// How long it may take to end.
 const STOP: Duration = Duration::from_secs(20);
 /// So the agent tells when etcd has answered, and nothing else that it would not tell anyway.
@@ -118,14 +120,7 @@ impl Process {
 
     /// CPU it has used so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let mut total = 0;
-        for task in fs::read_dir(self.proc("task"))? {
-            // A thread may end between its listing and this.
-            let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-            total +=
-                text.split(' ').next().unwrap_or_default().parse::<u64>().with_context(|| text.clone())?;
-        }
-        Ok(Duration::from_nanos(total))
+        cpu_of(self.id())
     }
 
     pub(super) fn sample(&self) -> Result<Sample> {

@@ -3,7 +3,7 @@
 //! One table; maps lead from a packet's destination to the chain of a Service, and that to the chain of a backend,
 //! which translates.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use anyhow::{Context as _, Result};
 
@@ -67,8 +67,15 @@ impl Node {
     /// else would, as long as they are used.
     pub fn forget_backend(&self, service: &Service, backend: &Backend) -> Result<()> {
         let (address, backend) = (service.address.to_string(), backend.address.to_string());
-        let words = ["-D", "-p", "udp", "--orig-dst", &address, "--reply-src", &backend];
-        match self.netns().run("conntrack", &words) {
+        self.forget_udp(&["--orig-dst", &address, "--reply-src", &backend])?;
+        match service.node_port {
+            Some(port) => self.forget_udp(&["--orig-port-dst", &port.to_string(), "--reply-src", &backend]),
+            None => Ok(()),
+        }
+    }
+
+    fn forget_udp(&self, which: &[&str]) -> Result<()> {
+        match self.netns().run("conntrack", &[&["-D", "-p", "udp"], which].concat()) {
             // It calls it a failure to find nothing.
             Err(error) if !format!("{error:#}").contains("0 flow entries") => Err(error),
             _ => Ok(()),
@@ -89,7 +96,7 @@ fn rule_set(services: &[Service], node: &str, address: &str) -> Result<String> {
     let mut maps = Maps::default();
     let mut chains = String::new();
     for service in services {
-        maps.cluster_ips.push(service.address.to_string());
+        maps.cluster_ips.insert(service.address.to_string());
         for protocol in PROTOCOLS {
             maps.add(service, protocol, node);
             write_chains(&mut chains, service, protocol, node)?;
@@ -101,7 +108,7 @@ fn rule_set(services: &[Service], node: &str, address: &str) -> Result<String> {
     let by_port = "inet_proto . inet_service : verdict";
     let mut rules = "add table ip kube-proxy\ndelete table ip kube-proxy\ntable ip kube-proxy {\n".to_owned();
     for (kind, name, keys, elements) in [
-        ("set", "cluster-ips", "ipv4_addr", cluster_ips),
+        ("set", "cluster-ips", "ipv4_addr", cluster_ips.into_iter().collect()),
         ("set", "nodeport-ips", "ipv4_addr", vec![address.to_owned()]),
         ("map", "service-ips", by_address, service_ips),
         ("map", "service-nodeports", by_port, service_nodeports),
@@ -120,7 +127,7 @@ fn rule_set(services: &[Service], node: &str, address: &str) -> Result<String> {
 /// The elements of the maps that lead to Services.
 #[derive(Default)]
 struct Maps {
-    cluster_ips: Vec<String>,
+    cluster_ips: BTreeSet<String>,
     service_ips: Vec<String>,
     service_nodeports: Vec<String>,
     no_endpoint_services: Vec<String>,

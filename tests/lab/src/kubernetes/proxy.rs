@@ -117,6 +117,15 @@ impl KubeProxy {
         })
     }
 
+    /// Waits until it has no rules of `service` any more.
+    pub fn await_no_service(&self, service: &Service) -> Result<()> {
+        eventually(SYNC, &format!("{} has no rules of {}", self.node, service.name), || {
+            let rules = self.rules("nat")?;
+            ensure!(!rules.contains(&format!("\"default/{}:", service.name)), "{rules}");
+            Ok(())
+        })
+    }
+
     /// Packets that its rule against what connection tracking calls INVALID has dropped.
     pub fn dropped_as_invalid(&self) -> Result<u64> {
         let rules = self.rules("filter")?;

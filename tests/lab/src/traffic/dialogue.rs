@@ -1,7 +1,7 @@
 //! One connection that says something now and then, and is looked at in between.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, recv, setsockopt, socket,
     sockopt::{Linger, ReuseAddr},
 };
 
@@ -17,6 +17,12 @@ use super::{Endpoint, content::Content};
 
 /// How long an answer may take unless a test says otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes that are written or read at once.
+const CHUNK: usize = 1 << 20;
+
+/// How long what has been closed may still be in use.
+const FREED: Duration = Duration::from_secs(1);
 
 /// A TCP connection with both ends at hand.
 #[derive(Debug)]
@@ -28,10 +34,25 @@ pub struct Dialogue {
     said: u64,
 }
 
+/// Binds, perhaps to what has just been closed: a program that another thread starts at this moment has a copy of each
+/// socket until it runs.
+pub(super) fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < FREED => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Listens at `port` of `at`, 0 for any.
 pub fn listen(at: &Endpoint, port: u16) -> Result<TcpListener> {
     let listener = at.netns().inside(|| {
-        TcpListener::bind(at.socket_address(port)).with_context(|| format!("listen at {}:{port}", at.name()))
+        once_free(|| TcpListener::bind(at.socket_address(port)))
+            .with_context(|| format!("listen at {}:{port}", at.name()))
     })?;
     listener.set_nonblocking(true)?;
     Ok(listener)
@@ -99,6 +120,34 @@ impl Dialogue {
     /// Exchanges `times` in a row.
     pub fn exchanges(&mut self, times: u32) -> Result<()> {
         (0..times).try_for_each(|time| self.exchange().map(drop).with_context(|| format!("exchange {time}")))
+    }
+
+    /// The client sends `bytes` as fast as it can; the server counts them and looks at none.
+    pub fn pour(&mut self, bytes: u64) -> Result<()> {
+        let (mut client, server) = (&self.client, &self.server);
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(move || -> Result<()> {
+                let chunk = vec![0; CHUNK];
+                let mut left = bytes;
+                while left > 0 {
+                    let length = left.min(CHUNK as u64);
+                    client.write_all(&chunk[..length as usize]).context("write")?;
+                    left -= length;
+                }
+                Ok(())
+            });
+            let mut chunk = vec![0; CHUNK];
+            let mut left = bytes;
+            while left > 0 {
+                let room = left.min(CHUNK as u64) as usize;
+                // TCP throws away what is read so.
+                let length = recv(server.as_raw_fd(), &mut chunk[..room], MsgFlags::MSG_TRUNC)
+                    .with_context(|| format!("read with {left} of {bytes} bytes to come"))?;
+                ensure!(length > 0, "the end, with {left} of {bytes} bytes to come");
+                left -= length as u64;
+            }
+            sender.join().unwrap_or_else(|_| bail!("the sender panicked"))
+        })
     }
 
     /// The client has no more to say; the server hears that, and says `bytes` before it closes, too.

@@ -5,11 +5,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Dialogue, Endpoint, content::Content, dialogue::listen};
+use super::{
+    Dialogue, Endpoint,
+    content::Content,
+    dialogue::{listen, once_free},
+};
 use anyhow::{Context as _, Result, ensure};
 
 /// How long a question may take, one way.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+fn udp_socket(at: &Endpoint, port: u16) -> Result<UdpSocket> {
+    once_free(|| UdpSocket::bind(at.socket_address(port)))
+        .with_context(|| format!("bind UDP at {}:{port}", at.name()))
+}
 
 /// Pods that answer TCP and UDP at one port.
 #[derive(Debug)]
@@ -24,7 +33,7 @@ impl Serving {
     /// Opens `port` of these pods.
     pub fn new(backends: &[Endpoint], port: u16) -> Result<Self> {
         let udp = |at: &Endpoint| -> Result<UdpSocket> {
-            let socket = at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(port))?))?;
+            let socket = at.netns().inside(|| udp_socket(at, port))?;
             socket.set_nonblocking(true)?;
             Ok(socket)
         };
@@ -54,7 +63,12 @@ impl Serving {
 
     /// A socket of `client` that asks `destination` over and over, from a port of its own.
     pub fn asker(client: &Endpoint, destination: impl Into<SocketAddr>) -> Result<UdpSocket> {
-        let socket = client.netns().inside(|| Ok(UdpSocket::bind(client.socket_address(0))?))?;
+        Self::asker_at(client, 0, destination)
+    }
+
+    /// The same from `port` (0 for any).
+    pub fn asker_at(client: &Endpoint, port: u16, destination: impl Into<SocketAddr>) -> Result<UdpSocket> {
+        let socket = client.netns().inside(|| udp_socket(client, port))?;
         socket.connect(destination.into())?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
@@ -62,10 +76,15 @@ impl Serving {
 
     /// One question and its answer; the number of the backend that gave it, and whom it took for the client.
     pub fn ask(&self, asker: &UdpSocket, number: u64) -> Result<(usize, SocketAddr)> {
-        let mut question = [0; 100];
+        self.ask_long(asker, number, 100)
+    }
+
+    /// The same with a question of `length` bytes, and so long an answer.
+    pub fn ask_long(&self, asker: &UdpSocket, number: u64, length: usize) -> Result<(usize, SocketAddr)> {
+        let mut question = vec![0; length];
         Content::new(number).fill(&mut question);
         asker.send(&question)?;
-        let mut heard = [0; 200];
+        let mut heard = vec![0; length + 1];
         let start = Instant::now();
         let (backend, from) = loop {
             let arrived = self.udp.iter().enumerate().find_map(|(number, socket)| {

@@ -63,6 +63,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("cargo xtask bench --json run.json --svg run.svg", Usage),
     ("cargo xtask bench --scenarios vxlan,kubernetes", Usage),
     ("cargo xtask bench --compare run.json", Usage),
+    ("cargo xtask bench services", Usage),
     ("cargo xtask bench control-plane", Usage),
     ("cargo xtask bench programs", Usage),
     ("cargo xtask build-and-load --bpffs /sys/fs/bpf", Usage),

@@ -20,7 +20,7 @@ fn strict(cluster: &Cluster) -> Result<()> {
 }
 
 /// What has been dropped as INVALID on both nodes.
-fn invalid(cluster: &Cluster) -> Result<u64> {
+pub(crate) fn invalid(cluster: &Cluster) -> Result<u64> {
     let mut dropped = 0;
     for member in &cluster.members {
         let listing = member.node.netns().run("iptables", &["-w", "-L", "FORWARD", "-v", "-x", "-n"])?;

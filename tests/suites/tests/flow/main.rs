@@ -21,6 +21,7 @@ mod policy;
 mod rules;
 mod services;
 mod translated;
+mod traps;
 mod underlay;
 
 /// Runs `test` in a lab for each of `xdps`, behind which `flow` is tried.

@@ -19,7 +19,7 @@ use crate::{behind, cluster, cluster_behind, counted, fast, translated_fast};
 const REFRESH: Duration = Duration::from_secs(2);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const PORT: u16 = 80;
-const BACKEND_PORT: u16 = 8080;
+pub(crate) const BACKEND_PORT: u16 = 8080;
 
 /// The Service's address and port.
 pub(crate) const DESTINATION: SocketAddrV4 = SocketAddrV4::new(VIP, PORT);

@@ -28,7 +28,7 @@ const REMOTE: usize = 1;
 
 impl Service {
     /// A connection to the backend on the other node.
-    fn connection(&self, port: u16) -> Result<Dialogue> {
+    pub(crate) fn connection(&self, port: u16) -> Result<Dialogue> {
         for _ in 0..100 {
             let dialogue = self.serving.connect(&self.client, port, DESTINATION)?;
             if self.serving.backend(&dialogue)? == REMOTE {
@@ -40,7 +40,7 @@ impl Service {
     }
 
     /// The same by datagrams.
-    fn questions(&self) -> Result<UdpSocket> {
+    pub(crate) fn questions(&self) -> Result<UdpSocket> {
         for number in 0..100 {
             let asker = Serving::asker(&self.client, DESTINATION)?;
             if self.serving.ask(&asker, number)?.0 == REMOTE {
@@ -50,7 +50,7 @@ impl Service {
         anyhow::bail!("no question was sent to the backend on the other node")
     }
 
-    fn ask(&self, asker: &UdpSocket, times: u64) -> Result<()> {
+    pub(crate) fn ask(&self, asker: &UdpSocket, times: u64) -> Result<()> {
         (0..times).try_for_each(|number| {
             let (backend, _) = self.serving.ask(asker, number)?;
             ensure!(backend == REMOTE, "another backend answered");
@@ -60,7 +60,7 @@ impl Service {
 }
 
 /// Waits until `exchange` of ten packets each way is translated by the programs of the client's node.
-fn await_fast(cluster: &Cluster, mut exchange: impl FnMut() -> Result<()>) -> Result<()> {
+pub(crate) fn await_fast(cluster: &Cluster, mut exchange: impl FnMut() -> Result<()>) -> Result<()> {
     eventually(CONVERGENCE, "the flow to the Service is fast", || {
         let mut done = Ok(());
         let [at_client, _] = counted(cluster, || {

@@ -6,132 +6,22 @@ use std::{io::ErrorKind, net::SocketAddr, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::reason::Reason;
 use flannel_lab::{
-    ApiServer, CONVERGENCE, Cluster, FastPath, KubeProxy, Lab, Node, Pod,
+    CONVERGENCE, FastPath,
     counters::Counters,
     eventually, in_kubernetes_lab, in_lab,
-    kubernetes::{Backend, Service, TrafficPolicy},
-    traffic::{Dialogue, Endpoint, Serving, tcp::Stream},
+    kubernetes::TrafficPolicy,
+    traffic::{Dialogue, Serving, tcp::Stream},
 };
 
-use crate::{counted, fast, nftables_etcd, packets, with_rules};
+use crate::{counted, fast, packets, translated_fast};
+
+mod site;
+
+use site::{Rules, Site};
 
 const REFRESH: Duration = Duration::from_secs(2);
 const NODE_PORT: u16 = 30_080;
 const BACKEND_PORT: u16 = 8080;
-
-/// Who writes the rules of Services on both nodes.
-enum Rules {
-    KubeProxy { proxies: Vec<KubeProxy>, api: Box<ApiServer> },
-    Nftables,
-}
-
-/// Two nodes with two pods each, and a machine outside of the cluster.
-struct Site {
-    rules: Rules,
-    cluster: Cluster,
-    outside: Node,
-}
-
-impl Site {
-    fn kube_proxy(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<Self> {
-        let etcd = lab.etcd()?;
-        let api = lab.api_server(&etcd)?;
-        let cluster = with_rules(lab, etcd, 2, fast_path, REFRESH)?;
-        let kubeconfig = api.kube_proxy_account()?;
-        let mut proxies = Vec::new();
-        for member in &cluster.members {
-            api.add_node(&member.node, &[member.node.subnet_env()?.subnet.to_string()])?;
-            proxies.push(KubeProxy::start(&member.node, kubeconfig.clone(), flags)?);
-        }
-        Self::ready(lab, Rules::KubeProxy { proxies, api: api.into() }, cluster, fast_path)
-    }
-
-    fn nftables(lab: &Lab) -> Result<Self> {
-        let cluster = with_rules(lab, nftables_etcd(lab)?, 2, FastPath::Flow, REFRESH)?;
-        Self::ready(lab, Rules::Nftables, cluster, FastPath::Flow)
-    }
-
-    fn ready(lab: &Lab, rules: Rules, cluster: Cluster, fast_path: FastPath) -> Result<Self> {
-        cluster.await_fast_path(0, 1, fast_path)?;
-        cluster.await_fast_path(1, 0, fast_path)?;
-        Ok(Self { rules, cluster, outside: lab.node()? })
-    }
-
-    fn pod(&self, member: usize, pod: usize) -> Result<Endpoint> {
-        self.cluster.members[member].pods.get(pod).map(Pod::endpoint).context("a pod too few")
-    }
-
-    fn backend(&self, (member, pod): (usize, usize)) -> Result<Backend> {
-        let node = self.cluster.members[member].node.name();
-        Ok(Backend { address: self.pod(member, pod)?.address(), node })
-    }
-
-    /// A Service `name` over these pods (node and number), not yet published.
-    fn service(&self, name: &str, pods: &[(usize, usize)]) -> Result<Service> {
-        Ok(Service {
-            name: name.to_owned(),
-            address: [10, 96, 1, 1].into(),
-            port: 80,
-            target: BACKEND_PORT,
-            node_port: None,
-            policy: TrafficPolicy::Cluster,
-            affinity: false,
-            backends: pods.iter().map(|&pod| self.backend(pod)).collect::<Result<_>>()?,
-        })
-    }
-
-    /// The pods that are the backends of a service.
-    fn serving(&self, pods: &[(usize, usize)]) -> Result<Serving> {
-        let pods = pods.iter().map(|&(member, pod)| self.pod(member, pod)).collect::<Result<Vec<_>>>()?;
-        Serving::new(&pods, BACKEND_PORT)
-    }
-
-    fn publish(&self, service: &Service) -> Result<()> {
-        match &self.rules {
-            Rules::KubeProxy { proxies, api } => {
-                api.add_service(service)?;
-                proxies.iter().try_for_each(|proxy| proxy.await_service(service))
-            }
-            Rules::Nftables => self.load(std::slice::from_ref(service)),
-        }
-    }
-
-    /// Writes the backends that `service` has now, without `gone`.
-    fn update(&self, service: &Service, gone: &[Backend]) -> Result<()> {
-        match &self.rules {
-            Rules::KubeProxy { proxies, api } => {
-                api.update_backends(service)?;
-                proxies.iter().try_for_each(|proxy| proxy.await_service(service))
-            }
-            Rules::Nftables => {
-                self.load(std::slice::from_ref(service))?;
-                self.cluster.members.iter().try_for_each(|member| {
-                    gone.iter().try_for_each(|backend| member.node.forget_backend(service, backend))
-                })
-            }
-        }
-    }
-
-    fn withdraw(&self, service: &Service) -> Result<()> {
-        match &self.rules {
-            Rules::KubeProxy { api, .. } => api.remove_service(service),
-            Rules::Nftables => self.load(&[]),
-        }
-    }
-
-    fn load(&self, services: &[Service]) -> Result<()> {
-        self.cluster.members.iter().try_for_each(|member| member.node.load_nftables_services(services))
-    }
-
-    fn dropped_as_invalid(&self) -> Result<u64> {
-        match &self.rules {
-            Rules::KubeProxy { proxies, .. } => proxies.iter().map(KubeProxy::dropped_as_invalid).sum(),
-            Rules::Nftables => {
-                self.cluster.members.iter().map(|member| member.node.nftables_dropped_as_invalid()).sum()
-            }
-        }
-    }
-}
 
 fn check_slow(counters: &Counters) -> Result<()> {
     ensure!(fast(counters) == [0, 0], "translated packets skipped the stack: {counters}");
@@ -192,6 +82,9 @@ fn node_ports(site: &Site) -> Result<()> {
                     let (backend, source) = serving.ask(&Serving::asker(&client, to)?, number)?;
                     check(source, backend)?;
                 }
+                // From the same port with either policy.
+                let (backend, source) = serving.ask(&Serving::asker_at(&client, 40_000, to)?, 20)?;
+                check(source, backend)?;
                 for _ in 0..3 {
                     long.iter_mut().try_for_each(|dialogue| dialogue.exchanges(10))?;
                     sleep(REFRESH * 2 / 5);
@@ -349,6 +242,57 @@ fn nothing_is_invalid(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// All rules are written anew, again and again, while flows are translated by the programs: none breaks, and none goes to
+/// another backend but those that kube-proxy ends.
+fn rules_written_again(site: &mut Site) -> Result<()> {
+    let pods = [(0, 1), (1, 0)];
+    let service = site.service("again", &pods)?;
+    site.publish(&service)?;
+    let (client, serving) = (site.pod(0, 0)?, site.serving(&pods)?);
+    let mut long = (0..8)
+        .map(|_| {
+            let dialogue = serving.connect(&client, 0, service.socket_address())?;
+            Ok((serving.backend(&dialogue)?, dialogue))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let askers = (0..8)
+        .map(|number| {
+            let asker = Serving::asker(&client, service.socket_address())?;
+            Ok((serving.ask(&asker, number)?.0, asker))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // When it starts, kube-proxy has connection tracking forget the flows to Services over UDP.
+    let chooses_anew = matches!(site.rules, Rules::KubeProxy { .. });
+    let mut speak = || -> Result<()> {
+        for (_, dialogue) in &mut long {
+            dialogue.exchanges(5)?;
+        }
+        for (number, (backend, asker)) in askers.iter().enumerate() {
+            let (now, _) = serving.ask(asker, number as u64)?;
+            ensure!(now == *backend || chooses_anew, "asked backend {now} after {backend}");
+        }
+        sleep(Duration::from_millis(50));
+        Ok(())
+    };
+    let before = site.cluster.members[0].counters()?;
+    for _ in 0..10 {
+        speak()?;
+    }
+    for _ in 0..3 {
+        site.write_again(std::slice::from_ref(&service))?;
+        for _ in 0..10 {
+            speak()?;
+        }
+    }
+    let at_client = site.cluster.members[0].counters()?.since(&before);
+    ensure!(translated_fast(&at_client).into_iter().all(|packets| packets > 50), "{at_client}");
+    // What begins now is served, too.
+    for _ in 0..5 {
+        serving.connect(&client, 0, service.socket_address())?.exchanges(5)?;
+    }
+    site.withdraw(&service)
+}
+
 type Case = (&'static str, fn(&Site) -> Result<()>);
 
 const CASES: [Case; 6] = [
@@ -373,8 +317,9 @@ fn each(site: &Site, cases: &[Case]) -> Result<()> {
 #[test]
 fn services_of_kube_proxy_beside_flow() -> Result<()> {
     in_kubernetes_lab(|lab| {
-        let site = Site::kube_proxy(lab, FastPath::Flow, &[])?;
+        let mut site = Site::kube_proxy(lab, FastPath::Flow, &[])?;
         each(&site, &CASES)?;
+        rules_written_again(&mut site).context("case: all rules are written again")?;
         nothing_is_invalid(&site).context("case: nothing is INVALID")
     })
 }
@@ -391,8 +336,9 @@ fn masqueraded_services_of_kube_proxy_beside_all() -> Result<()> {
 #[test]
 fn services_of_nftables_beside_flow() -> Result<()> {
     in_lab(|lab| {
-        let site = Site::nftables(lab)?;
+        let mut site = Site::nftables(lab)?;
         each(&site, &CASES)?;
+        rules_written_again(&mut site).context("case: all rules are written again")?;
         nothing_is_invalid(&site).context("case: nothing is INVALID")
     })
 }
