@@ -273,15 +273,18 @@ fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
             Changed { overlay: on_overlay(neighbour.header.ifindex), ..none }
         }
         Message::NewRoute(route) | Message::DelRoute(route) => {
-            let forwarding = forwarding::decides(route, watched.networks.as_deref());
-            if is_automatic(route) {
-                return Changed { forwarding: forwarding && watched.networks.is_some(), ..none };
-            }
             let oif = route.attributes.iter().find_map(|attribute| match attribute {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
             });
             let overlay = oif.is_some_and(on_overlay);
+            let forwarding = forwarding::decides(route, watched.networks.as_deref());
+            if is_automatic(route) {
+                let forwarding = forwarding && !overlay && watched.networks.is_some();
+                return Changed { forwarding, ..none };
+            }
+            // That to the address of a VXLAN device, which no pod has, comes with this.
+            let forwarding = forwarding && !(overlay && route.header.kind == RouteType::Local);
             Changed { overlay, routes: !overlay, forwarding, ..none }
         }
         // Whichever way packets take is looked at again, and which marks decide about it.
@@ -304,4 +307,39 @@ fn is_automatic(route: &RouteMessage) -> bool {
             || destination.is_unicast_link_local()
             || matches!(route.header.kind, RouteType::Local | RouteType::Anycast)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::route::{RouteScope, RouteType};
+
+    use super::*;
+
+    const OVERLAY: u32 = 7;
+    const BRIDGE: u32 = 8;
+
+    fn of_route(device: u32, kind: RouteType, to: &str) -> Changed {
+        let to: IpNetwork = to.parse().unwrap();
+        let mut route = RouteMessage::default();
+        route.header.kind = kind;
+        route.header.scope = RouteScope::Host;
+        route.header.address_family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        route.header.destination_prefix_length = to.prefix();
+        route.attributes =
+            vec![RouteAttribute::Destination(to.network().into()), RouteAttribute::Oif(device)];
+        let networks = Some(vec!["10.244.0.0/16".parse().unwrap(), "fd00:1::/48".parse().unwrap()]);
+        let watched = Watched { overlays: [OVERLAY].into(), external: 2, networks };
+        super::kind(&RouteNetlinkMessage::NewRoute(route), &watched)
+    }
+
+    #[test]
+    fn the_route_to_the_address_of_a_vxlan_device_decides_about_no_packet_of_a_pod() {
+        for to in ["10.244.1.0/32", "fd00:1:0:1::/128"] {
+            assert!(!of_route(OVERLAY, RouteType::Local, to).forwarding, "{to}");
+            assert!(of_route(BRIDGE, RouteType::Local, to).forwarding, "{to} on another device");
+        }
+        for to in ["10.244.2.0/24", "fd00:1:0:2::/64"] {
+            assert!(of_route(OVERLAY, RouteType::Unicast, to).forwarding, "{to}, to other pods");
+        }
+    }
 }
