@@ -150,7 +150,7 @@ fi
 
 printf '%s' "$lines" >"$docker_file" || fail "Cannot write $docker_file"
 
-# Said only now, as ever: who starts docker in spite of it finds the options.
+# LastMessage only now, as ever: who starts docker in spite of it finds the options.
 if [ -n "$network" ]; then
 	routes=$(ip -4 route show exact "$network" | grep 'via ')
 	[ -z "$routes" ] || fail "Your routing table already contains the subnet: $routes"

@@ -202,6 +202,21 @@ fn the_charts_values_do_what_they_say() -> Result<()> {
 }
 
 #[test]
+fn the_chart_gives_udp_its_tun_device() -> Result<()> {
+    for (backend, wanted) in [("udp", true), ("vxlan", false)] {
+        let objects = render(&json!({ "flannel": { "backend": backend } }))?;
+        super::check(&objects)?;
+        let pod = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
+        let device = json!({ "name": "tun", "hostPath": { "path": "/dev/net/tun", "type": "CharDevice" } });
+        let mount = json!({ "name": "tun", "mountPath": "/dev/net/tun" });
+        let has = |all: &Value, one: &Value| all.as_array().is_some_and(|all| all.contains(one));
+        ensure!(has(&pod["volumes"], &device) == wanted, "{backend}: {pod:#}");
+        ensure!(has(&pod["containers"][0]["volumeMounts"], &mount) == wanted, "{backend}: {pod:#}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_charts_pod_monitor_scrapes_the_health_port() -> Result<()> {
     let objects = render(
         &json!({ "flannel": { "podMonitor": { "enabled": true, "labels": { "release": "mine" } } } }),
