@@ -21,15 +21,15 @@ impl std::error::Error for Failure {}
 
 /// A program that has said itself why it failed; there is nothing to add but its status.
 #[derive(Debug)]
-struct Said(u8);
+struct Reported(u8);
 
-impl std::fmt::Display for Said {
+impl std::fmt::Display for Reported {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "exit status {}", self.0)
     }
 }
 
-impl std::error::Error for Said {}
+impl std::error::Error for Reported {}
 
 /// An error that says what is wrong and what to do.
 pub(crate) fn failure(wrong: impl Into<String>, remedy: impl Into<String>) -> Error {
@@ -39,12 +39,12 @@ pub(crate) fn failure(wrong: impl Into<String>, remedy: impl Into<String>) -> Er
 /// The failure of a program whose own words the user has seen, so that they stay the last ones.
 pub(crate) fn said(status: ExitStatus) -> Error {
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Said(code.max(1)).into()
+    Reported(code.max(1)).into()
 }
 
 /// Tells the user, and turns the error into the task's exit status.
 pub(crate) fn report(error: &Error) -> ExitCode {
-    if let Some(Said(code)) = error.downcast_ref() {
+    if let Some(Reported(code)) = error.downcast_ref() {
         return ExitCode::from(*code);
     }
     eprintln!("error: {error:#}");

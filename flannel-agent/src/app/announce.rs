@@ -10,7 +10,7 @@ use crate::{
     lease::{LeaseStore, LeaseSubnet, Notice},
     masq::Rules,
     subnet_file::{Others, SubnetFile},
-    telemetry::{Said, Summary},
+    telemetry::{LastMessage, Summary},
 };
 
 /// Between attempts to write the subnet file.
@@ -89,7 +89,7 @@ impl Agent<'_> {
 /// Writes the subnet file, as often as it takes: pods that start meanwhile fail, or get what an earlier file
 /// says, but those that run need us.
 async fn write(file: &SubnetFile, path: &Path, others: Others) {
-    let mut said = Said::default();
+    let mut said = LastMessage::default();
     while let Err(error) = file.write(path, others) {
         if said.is_news(&error) {
             error!(%error, "trying again");

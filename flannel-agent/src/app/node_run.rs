@@ -39,7 +39,7 @@ use crate::{
     plan::{Local, inherited},
     reconcile::{KernelHost, Reconciler},
     subnet_file::{Previous, SubnetFile},
-    telemetry::Said,
+    telemetry::LastMessage,
     values::Family,
 };
 
@@ -318,7 +318,7 @@ fn kernel_datapath(
 /// Does again, from time to time, what the backend has done beyond this node.
 async fn register_again(backend: &dyn Backend, node: &Registered) -> Infallible {
     let Some(pause) = backend.register_again() else { return pending().await };
-    let mut said = Said::default();
+    let mut said = LastMessage::default();
     loop {
         sleep(pause).await;
         match backend.register(node).await {

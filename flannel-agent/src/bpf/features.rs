@@ -186,7 +186,7 @@ impl Features {
         let narrowest = missing.min_by_key(|feature| feature.allows());
         let granted = narrowest.map_or(wanted, |feature| feature.allows().min(wanted));
         match self.attachment(TcAttach::Auto) {
-            // Said last: where the programs are refused, that is why they cannot be attached.
+            // LastMessage last: where the programs are refused, that is why they cannot be attached.
             Err(neither) if granted != FastPath::Off => (FastPath::Off, Some(neither)),
             _ => (granted, narrowest.filter(|_| granted < wanted)),
         }

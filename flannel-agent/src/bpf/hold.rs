@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::{MapFault, Pins, maps::Setting};
-use crate::telemetry::Said;
+use crate::telemetry::LastMessage;
 
 /// How often the time is put off: well within the shortest [`Duration`] the flag takes.
 const BEAT: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ pub async fn keep(bpffs: &Path, hold: Duration) -> std::convert::Infallible {
     let Ok(pins) = Pins::under(bpffs) else { return std::future::pending().await };
     let mut beats = interval(BEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said = Said::default();
+    let mut said = LastMessage::default();
     loop {
         beats.tick().await;
         match put_off(&pins, hold) {

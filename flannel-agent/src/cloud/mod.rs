@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use crate::telemetry::Said;
+use crate::telemetry::LastMessage;
 
 pub mod aws;
 pub mod gce;
@@ -94,7 +94,7 @@ pub trait CloudError: std::error::Error + Send + Sync + 'static {
 /// # Errors
 /// What the cloud refuses, for somebody to change.
 pub async fn settle<R: CloudRoutes>(routes: &R) -> Result<(), R::Error> {
-    let mut said = Said::default();
+    let mut said = LastMessage::default();
     loop {
         match routes.ensure().await {
             Ok(changes) => {

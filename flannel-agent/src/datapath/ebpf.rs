@@ -15,7 +15,7 @@ use crate::{
     },
     netlink::TcSide,
     plan::{AnyEntry, AnyEntryKey, BpfState, Change, ForeignHook, HookPlace, ObjectKey, State},
-    telemetry::Said,
+    telemetry::LastMessage,
     values::Family,
 };
 
@@ -34,9 +34,9 @@ struct Loaded {
     programs: Programs,
     tables: Tables,
     /// Why maps could not be pinned again, as last logged.
-    unpinned: Said,
+    unpinned: LastMessage,
     /// Why programs of others cannot be seen, as last logged.
-    unseen: Said,
+    unseen: LastMessage,
 }
 
 impl EbpfDatapath {
@@ -51,7 +51,12 @@ impl EbpfDatapath {
         Self {
             kernel,
             pins: Some(pins),
-            loaded: Some(Loaded { programs, tables, unpinned: Said::default(), unseen: Said::default() }),
+            loaded: Some(Loaded {
+                programs,
+                tables,
+                unpinned: LastMessage::default(),
+                unseen: LastMessage::default(),
+            }),
             adopted: false,
         }
     }

@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{ConfigError, NetworkConfig},
-    telemetry::Said,
+    telemetry::LastMessage,
 };
 
 /// What stands in the store, compared with what is in force.
@@ -24,12 +24,12 @@ pub(super) struct ConfigReport {
     /// Where it stands: a key, or a file.
     place: String,
     in_force: NetworkConfig,
-    said: Said,
+    said: LastMessage,
 }
 
 impl ConfigReport {
     pub(super) fn new(place: String, in_force: NetworkConfig) -> Self {
-        Self { place, in_force, said: Said::default() }
+        Self { place, in_force, said: LastMessage::default() }
     }
 
     /// This stands there now; `None` for nothing.

@@ -8,13 +8,13 @@ use tracing::{info, warn};
 
 use crate::{
     netlink::{Netlink, NetlinkError},
-    telemetry::Said,
+    telemetry::LastMessage,
 };
 
 /// Adds the route, and again every `resync` in case somebody removes it. Never returns.
 pub(super) async fn keep(subnet: IpNetwork, resync: Duration) {
     let mut netlink = None;
-    let mut said = Said::default();
+    let mut said = LastMessage::default();
     loop {
         match add(&mut netlink, subnet).await {
             Ok(added) => {

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::interface::{ExternalInterface, InterfaceChoice};
 use crate::{
     netlink::{Changed, Monitor, Netlink, NetlinkError, Watched, is_link_local},
-    telemetry::Said,
+    telemetry::LastMessage,
 };
 
 /// How long our address must be gone before another is taken: some DHCP clients take the address away and
@@ -141,7 +141,7 @@ struct Standing {
     /// Since when it does not hold our address.
     lost: Option<Instant>,
     /// Why there is no other, as it was last said.
-    said: Said,
+    said: LastMessage,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -157,7 +157,7 @@ enum Step {
 
 impl Standing {
     fn of(external: ExternalInterface) -> Self {
-        Self { current: external, lost: None, said: Said::default() }
+        Self { current: external, lost: None, said: LastMessage::default() }
     }
 
     /// Whether a change may be one of the interface. Routes are, only while there is a choice to be made.

@@ -25,7 +25,7 @@ use crate::{
     lease::{self, LeaseSource, Leases},
     netlink::Changed,
     plan::{Exemptions, Foreign, ForeignHook, Local, NextHops, Plan},
-    telemetry::{Heart, Said},
+    telemetry::{Heart, LastMessage},
 };
 
 mod answer;
@@ -75,7 +75,7 @@ pub struct Reconciler<D, H, L> {
     schedule: Schedule,
     burst: Burst,
     /// Why acceptance could not be ended, as last logged.
-    unended: Said,
+    unended: LastMessage,
     summary: watch::Sender<Summary>,
     heart: Heart,
     questioned: Questioned,
@@ -113,7 +113,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             journal: Journal::default(),
             schedule: Schedule::new(now),
             burst: Burst::new(now),
-            unended: Said::default(),
+            unended: LastMessage::default(),
             summary,
             heart: Heart::new(),
             questioned: Questioned::new(),

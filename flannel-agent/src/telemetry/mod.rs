@@ -3,15 +3,15 @@
 mod flood;
 pub mod health;
 pub mod http;
+mod last_message;
 pub mod log;
 mod pulse;
-mod said;
 mod summary;
 pub mod systemd;
 mod visible;
 
+pub(crate) use last_message::LastMessage;
 pub(crate) use pulse::Heart;
 pub use pulse::Pulse;
-pub(crate) use said::Said;
 pub use summary::Summary;
 pub use visible::visible;

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::{
     bpf::{Asked, AskedFlows, MapFault, Pins},
     netlink::{Conntrack, ConntrackEnds, NetlinkError},
-    telemetry::Said,
+    telemetry::LastMessage,
     values::Family,
 };
 
@@ -58,7 +58,7 @@ pub struct Translator {
     v4: Option<TranslatedFlows<V4>>,
     v6: Option<TranslatedFlows<V6>>,
     answered: usize,
-    failed: Said,
+    failed: LastMessage,
 }
 
 impl Translator {
@@ -79,7 +79,7 @@ impl Translator {
             v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             v6: v6.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             answered: 0,
-            failed: Said::default(),
+            failed: LastMessage::default(),
         })
     }
 

@@ -147,26 +147,26 @@ pub(super) struct AssumedRoleResult {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct Fault {
     errors: Faults,
-    error: Option<Said>,
+    error: Option<Refusal>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Faults {
-    error: Vec<Said>,
+    error: Vec<Refusal>,
 }
 
 /// What it says.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default, rename_all = "PascalCase")]
-pub(super) struct Said {
+pub(super) struct Refusal {
     pub(super) code: String,
     pub(super) message: String,
 }
 
 impl Fault {
     /// The error in `body`, if it is one.
-    pub(super) fn read(body: &[u8]) -> Option<Said> {
+    pub(super) fn read(body: &[u8]) -> Option<Refusal> {
         let fault: Self = quick_xml::de::from_reader(body).ok()?;
         fault.errors.error.into_iter().next().or(fault.error).filter(|said| !said.code.is_empty())
     }

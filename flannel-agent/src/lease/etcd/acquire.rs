@@ -8,7 +8,7 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    EtcdError, EtcdStore, RETRY, Said, TRIES,
+    EtcdError, EtcdStore, LastMessage, RETRY, TRIES,
     claim::{Claim, Unreadable, Write},
     seen::Seen,
 };
@@ -97,7 +97,7 @@ impl EtcdStore {
         if config.ipv6.is_some() && attrs.public_ipv6.is_none_or(|v6| v6.is_unspecified()) {
             return Err(AcquireError::NoPublicIpv6);
         }
-        let mut said = Said::default();
+        let mut said = LastMessage::default();
         let (mut lost, mut overtaken) = (0, 0);
         while lost < TRIES && overtaken < CROWD {
             match self.try_acquire(config, attrs, &identity).await {

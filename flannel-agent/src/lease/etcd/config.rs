@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use tracing::{debug, error, info, warn};
 
-use super::{EtcdApi, EtcdError, EtcdStore, RETRY, Said, entry::Listing, server::Server};
+use super::{EtcdApi, EtcdError, EtcdStore, LastMessage, RETRY, entry::Listing, server::Server};
 use crate::config::NetworkConfig;
 
 const WHAT: &str = "read the network config";
@@ -23,7 +23,7 @@ impl EtcdStore {
     /// # Errors
     /// [`EtcdError::Config`] for the mistakes that end upstream's start, too.
     pub async fn wait_for_network_config(&self) -> Result<NetworkConfig, EtcdError> {
-        let mut said = Said::default();
+        let mut said = LastMessage::default();
         loop {
             match self.try_network_config().await {
                 Ok(config) => {

@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::{
-    EtcdStore, OwnLease, RETRY, Said,
+    EtcdStore, LastMessage, OwnLease, RETRY,
     claim::{Claim, Unreadable, Write},
     entry::{End, Entry},
     key_watch::KeyEvent,
@@ -101,7 +101,7 @@ impl EtcdStore {
             reporter,
             deleted: false,
             published: true,
-            said: Said::default(),
+            said: LastMessage::default(),
         };
         keep.schedule();
         LeaseKeeper { attrs, reports, _task: AbortOnDropHandle::new(tokio::spawn(keep.run(keys))) }
@@ -121,7 +121,7 @@ struct Keep {
     deleted: bool,
     /// What is in etcd is what it should be.
     published: bool,
-    said: Said,
+    said: LastMessage,
 }
 
 impl Keep {

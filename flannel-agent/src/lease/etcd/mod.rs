@@ -33,7 +33,7 @@ use self::{
     tls::{Files, TlsError},
 };
 use super::{LeaseSubnet, wire::lease_key};
-use crate::{config::ConfigError, telemetry::Said};
+use crate::{config::ConfigError, telemetry::LastMessage};
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
 pub use lease_watch::{EtcdWatch, Inherited};
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_same_thing_is_said_once() {
-        let mut said = Said::default();
+        let mut said = LastMessage::default();
         assert!(said.is_news(&"a") && !said.is_news(&"a") && said.is_news(&"b") && said.is_news(&"a"));
         assert!(said.is_over() && !said.is_over() && said.is_news(&"a"));
     }

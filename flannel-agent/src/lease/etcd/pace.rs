@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::Said;
+use super::LastMessage;
 
 /// Pause after a failure; doubled after each further one, up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -15,12 +15,12 @@ pub(super) struct Pace {
     pause: Duration,
     not_before: Option<Instant>,
     last_gap: Option<Instant>,
-    said: Said,
+    said: LastMessage,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { pause: PAUSE.0, not_before: None, last_gap: None, said: Said::default() }
+        Self { pause: PAUSE.0, not_before: None, last_gap: None, said: LastMessage::default() }
     }
 
     /// Waits until the next attempt is due. Cancel safe.

@@ -23,7 +23,7 @@ use super::{
     KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseEvent, LeaseSource, LeaseStore, LeaseSubnet, OwnedLease,
     ThisNode, alloc::Identity, config_report::ConfigReport,
 };
-use crate::{config::NetworkConfig, telemetry::Said};
+use crate::{config::NetworkConfig, telemetry::LastMessage};
 
 pub use cluster::{Cluster, ClusterError, ClusterNode};
 
@@ -90,7 +90,7 @@ impl FileStore {
     /// Waits until the file has this node.
     async fn own_node(&self) -> Result<ClusterNode, Ambiguous> {
         let mut known = self.known.clone();
-        let mut said = Said::default();
+        let mut said = LastMessage::default();
         loop {
             let cluster = next(&mut known, |cluster| cluster.clone()).await;
             if let Some(node) = self.find(&cluster)? {
@@ -164,7 +164,7 @@ impl LeaseStore for FileStore {
     fn keep(&self, OwnNode(own): OwnNode) -> FileKeeper {
         let mut known = self.known.clone();
         known.mark_changed();
-        FileKeeper { file: self.path.display().to_string(), known, own, said: Said::default() }
+        FileKeeper { file: self.path.display().to_string(), known, own, said: LastMessage::default() }
     }
 
     fn trouble(&self) -> watch::Receiver<Option<String>> {
@@ -221,7 +221,7 @@ pub struct FileKeeper {
     file: String,
     known: Known,
     own: ClusterNode,
-    said: Said,
+    said: LastMessage,
 }
 
 impl KeptLease for FileKeeper {

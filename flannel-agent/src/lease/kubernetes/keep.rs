@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     lease::{KeptLease, LeaseAttrs, LeaseEnd, LeaseSubnet, Notice, OwnedLease},
-    telemetry::Said,
+    telemetry::LastMessage,
     values::utc,
 };
 
@@ -97,8 +97,8 @@ impl KubeStore {
             backoff: Backoff::default(),
             struggle: Backoff::default(),
             written: None,
-            said: Said::default(),
-            refused: Said::default(),
+            said: LastMessage::default(),
+            refused: LastMessage::default(),
         };
         NodeKeeper {
             attrs,
@@ -124,9 +124,9 @@ struct Keep {
     /// Between what others undo.
     struggle: Backoff,
     written: Option<Instant>,
-    said: Said,
+    said: LastMessage,
     /// What was said of a subnet or an overwritten address that cannot be used.
-    refused: Said,
+    refused: LastMessage,
 }
 
 impl Keep {

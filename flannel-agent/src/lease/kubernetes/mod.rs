@@ -41,7 +41,7 @@ use self::{
 use super::{LeaseAttrs, LeaseSubnet, Notice, ThisNode};
 use crate::{
     config::{ConfigError, NetworkConfig},
-    telemetry::Said,
+    telemetry::LastMessage,
 };
 
 mod annotations;
@@ -258,7 +258,7 @@ impl KubeStore {
     ) -> Result<T, KubeError> {
         let begun = Instant::now();
         let mut backoff = Backoff::default();
-        let mut said = Said::default();
+        let mut said = LastMessage::default();
         loop {
             let error = match ask().await {
                 Ok(answer) => {

@@ -14,7 +14,7 @@ use crate::{
         Standing,
         snapshot::{self, Restored},
     },
-    telemetry::Said,
+    telemetry::LastMessage,
 };
 
 /// How long a burst of changes is gathered before a look.
@@ -81,7 +81,7 @@ pub(super) struct Keeper<F> {
     monitor: Option<RulesetMonitor>,
     failures: u32,
     /// What was last said of a failure, which is not said twice.
-    said: Said,
+    said: LastMessage,
     struggle: Struggle,
     standing: Standing,
     /// What the rules are kept by, as told there.
@@ -129,7 +129,7 @@ impl<F: Firewall> Keeper<F> {
             resync,
             monitor,
             failures: 0,
-            said: Said::default(),
+            said: LastMessage::default(),
             struggle: Struggle::default(),
             standing: Standing::default(),
             kept_by: "",

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use super::{
-    super::{EtcdError, RETRY, Said, TRIES, entry::End, key_watch::KeyEvent},
+    super::{EtcdError, LastMessage, RETRY, TRIES, entry::End, key_watch::KeyEvent},
     conflicts::Judge,
     decide::{self, Step},
     item::{Item, Name, Store, attrs},
@@ -22,13 +22,13 @@ pub(super) struct Follower<'a> {
     /// What an operator has to resolve, and was told.
     conflicts: BTreeMap<Name, String>,
     lock: Vec<u8>,
-    said: Said,
+    said: LastMessage,
 }
 
 impl<'a> Follower<'a> {
     pub(super) fn new(stores: &'a Stores, judge: Judge<'a>, items: Items, lock: Vec<u8>) -> Self {
         let due = items.keys().cloned().collect();
-        Self { stores, judge, items, due, conflicts: BTreeMap::new(), lock, said: Said::default() }
+        Self { stores, judge, items, due, conflicts: BTreeMap::new(), lock, said: LastMessage::default() }
     }
 
     /// Goes on until every node has moved.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::super::{EtcdError, RETRY, Said, members::Members};
+use super::super::{EtcdError, LastMessage, RETRY, members::Members};
 
 /// How long the lock outlives a process that was killed.
 const TTL: i64 = 15;
@@ -65,7 +65,7 @@ impl Lock {
 
     async fn wait(&mut self) -> Result<(), EtcdError> {
         self.grant().await?;
-        let mut said = Said::default();
+        let mut said = LastMessage::default();
         // The one that ended without a word, if there is one.
         let mut dead: Option<Vec<u8>> = None;
         loop {

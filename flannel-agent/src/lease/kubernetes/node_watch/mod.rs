@@ -17,7 +17,7 @@ use super::{
     backoff::Backoff,
     record::NodeRecord,
 };
-use crate::telemetry::Said;
+use crate::telemetry::LastMessage;
 
 /// What waits for the consumer. When it is this much, the server waits.
 const QUEUE: usize = 64;
@@ -60,7 +60,7 @@ impl Nodes {
             freshness: Freshness::Cached,
             bookmarks: false,
             backoff: Backoff::default(),
-            said: Said::default(),
+            said: LastMessage::default(),
         };
         Self { followed, _task: AbortOnDropHandle::new(tokio::spawn(watcher.run())) }
     }
@@ -95,7 +95,7 @@ struct NodeWatcher {
     /// The server sends bookmarks: its silence means something.
     bookmarks: bool,
     backoff: Backoff,
-    said: Said,
+    said: LastMessage,
 }
 
 /// Why a round ended.

@@ -2,9 +2,9 @@
 
 /// What was logged last, to log each thing once while it lasts.
 #[derive(Debug, Default)]
-pub(crate) struct Said(Option<String>);
+pub(crate) struct LastMessage(Option<String>);
 
-impl Said {
+impl LastMessage {
     /// Whether `text` is other than what was said last; from now on it is.
     pub(crate) fn is_news(&mut self, text: &(impl ToString + ?Sized)) -> bool {
         let text = text.to_string();
