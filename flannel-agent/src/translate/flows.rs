@@ -49,8 +49,28 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         self.known.is_empty()
     }
 
-    /// Finds out how `flow` is translated, and lets the programs do so if they can.
+    /// Finds out how `flow` is translated, and lets the programs do so if they can. It may also be a flow as the network
+    /// knows it.
     pub(super) fn learn(&mut self, flow: &Flow<F>, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
+        if self.share.0.contains(F::address(flow.remote)) {
+            let ConntrackTuple { protocol, source, destination } = tuple(flow);
+            let answer = ConntrackTuple { protocol, source: destination, destination: source };
+            let found = conntrack.entry(&answer)?.filter(|entry| entry.reply == answer);
+            let service = found.map(|entry| entry.original.destination);
+            let as_known = service.and_then(|service| {
+                let remote = F::address_key(service.ip())?;
+                Some(Flow { remote, remote_port: service.port(), ..*flow })
+            });
+            return match as_known.filter(|flow| !self.share.0.contains(F::address(flow.remote))) {
+                Some(flow) => self.learn_known(&flow, conntrack),
+                None => Ok(()),
+            };
+        }
+        self.learn_known(flow, conntrack)
+    }
+
+    /// The same of a flow as its pod knows it.
+    fn learn_known(&mut self, flow: &Flow<F>, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
         let asked = tuple(flow);
         let Some(entry) = conntrack.entry(&asked)? else { return self.forget(flow) };
         let backend = match judge::backend(&entry, &asked, self.share) {
@@ -63,6 +83,10 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         let Some(address) = F::address_key(backend.ip()) else { return self.forget(flow) };
         let translation =
             Translation { remote: address, remote_port: backend.port(), reserved: 0, id: entry.id };
+        // Asked about on its way out and on its way in.
+        if self.known.get(flow) == Some(&translation) && self.tables.translations.get(flow)?.is_some() {
+            return Ok(());
+        }
         // Whatever was known by another translation, or of these ports without one, counts no more.
         self.forget(flow)?;
         let on_wire = translation.other_side(flow);

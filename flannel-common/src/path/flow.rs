@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     family::{Family, IpHeader as _},
-    layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace},
+    layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace, Translation},
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, folded},
@@ -187,7 +187,7 @@ pub(super) fn begin_trail<F: Family, P: Act<F>>(
     offset: impl FnOnce() -> Option<usize>,
 ) {
     if let Err(reason) = verdict
-        && is_refusal(*reason)
+        && (is_refusal(*reason) || matches!((way, reason), (Direction::Egress, Reason::NoRoute)))
         && let Some(offset) = offset()
         && let Some(ip) = F::Header::read(&packet, offset)
         && let Ok(transport) = Transport::at(&packet, offset + F::IP_LEN, ip.protocol())
@@ -195,11 +195,17 @@ pub(super) fn begin_trail<F: Family, P: Act<F>>(
         let header = transport.header::<F>(way, &ip);
         let is_translated = matches!(way, Direction::Egress)
             && tables.config().is_some_and(|config| !config.network.contains(ip.destination()));
-        packet.note_beside(if is_translated {
-            trail::begins_translated(header)
-        } else {
-            trail::begins(header)
-        });
+        // Of what leaves for elsewhere only UDP is asked about on its way out.
+        let is_left_out = matches!(way, Direction::Egress)
+            && matches!(reason, Reason::NoRoute)
+            && !(is_translated && matches!(transport.protocol, FlowProtocol::Udp));
+        if !is_left_out {
+            packet.note_beside(if is_translated {
+                trail::begins_translated(header)
+            } else {
+                trail::begins(header)
+            });
+        }
     }
 }
 
@@ -260,9 +266,20 @@ fn look<F: Family, P: Act<F>>(
     }
     let transport = Transport::at(&packet, offset + F::IP_LEN, ip.protocol()).ok()?;
     let mut flow = transport.flow::<F>(way, &ip);
-    if matches!(way, Direction::Egress) && trail::is_translated(arrival.tc_index) {
-        let translation = tables.translation(&flow)?;
-        (flow.remote, flow.remote_port) = (translation.remote, translation.remote_port);
+    let mut is_to_be_asked = false;
+    if matches!(way, Direction::Egress) {
+        if trail::is_translated(arrival.tc_index) {
+            match tables.translation(&flow) {
+                Some(Translation { remote, remote_port, .. }) => {
+                    (flow.remote, flow.remote_port) = (remote, remote_port);
+                }
+                // After its first answer there may be none by which to ask.
+                None if matches!(transport.protocol, FlowProtocol::Udp) => is_to_be_asked = true,
+                None => return None,
+            }
+        }
+    } else if !is_inside {
+        is_to_be_asked = tables.translation(&flow).is_none();
     }
     let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
@@ -274,8 +291,8 @@ fn look<F: Family, P: Act<F>>(
         }
     } else if trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip)) {
         act::noted(packet, way, &Note::Changed(flow), size);
-    } else if !is_inside && tables.translation(&flow).is_none() {
-        let note = translated::ask(flow, &known, &pod, tables.now())?;
+    } else if is_to_be_asked {
+        let note = translated::ask(way, flow, &known, &pod, tables.now())?;
         act::noted(packet, way, &note, size);
     } else {
         let lifetime = lifetime(&config, transport.protocol);

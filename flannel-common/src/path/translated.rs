@@ -1,8 +1,8 @@
 //! Flows that netfilter translates, such as those from a pod to a Service.
 //!
 //! netfilter stays the judge of them as of all others ([`super::flow`]). What they become only connection tracking knows,
-//! which programs cannot ask. So where the answers of a Service reach the pod by the kernel path, [`ask`] lets the agent
-//! know of a flow that lasts; the agent asks connection tracking, and puts the two entries of a [`Translation`]. From then
+//! which programs cannot ask. So where the answers of a Service reach the pod by the kernel path, and where what the pod has
+//! sent to it over UDP leaves, for which there may be no second answer, [`ask`] lets the agent know of a flow that lasts; the agent asks connection tracking, and puts the two entries of a [`Translation`]. From then
 //! on the programs translate in netfilter's place ([`Rewrite`]).
 //!
 //! When such a flow was accepted is written down for it as its pod knows it. A packet from the pod that begins or ends a
@@ -31,6 +31,9 @@ const fn asked(gateway: u32) -> u32 {
     !gateway
 }
 
+/// By what [`Permit::gateway`] differs for a flow as the network knows it, so that no acceptance is seen in it.
+const ON_WIRE: u32 = 0xaaaa_aaaa;
+
 /// How to translate what comes for a pod, and the flow as the pod knows it. `known` is the flow as it comes, which has the
 /// header `ip`.
 #[inline(always)]
@@ -48,9 +51,22 @@ pub(super) fn to_pod<F: Family>(
 
 /// What to write down about a flow of `pod` that netfilter has accepted at the time `now` and translates no program knows
 /// how; `known` is what was written down before.
+///
+/// On the way in it is the flow as the pod knows it, and what is written down is that this direction was accepted. On the
+/// way out it is the flow as the network knows it, and may be that of nobody as the pod knows it: it counts for nothing.
 #[inline(always)]
-pub(super) fn ask<F: Family>(flow: Flow<F>, known: &Permit, pod: &PodPlace, now: u64) -> Option<Note<F>> {
-    let (ifindex, gateway) = (pod.ifindex, folded(&pod.gateway_mac));
+pub(super) fn ask<F: Family>(
+    way: Direction,
+    flow: Flow<F>,
+    known: &Permit,
+    pod: &PodPlace,
+    now: u64,
+) -> Option<Note<F>> {
+    let ifindex = pod.ifindex;
+    let gateway = match way {
+        Direction::Egress => folded(&pod.gateway_mac) ^ ON_WIRE,
+        Direction::Ingress => folded(&pod.gateway_mac),
+    };
     let permit = |gateway| Permit { egress: 0, ingress: now, ifindex, gateway };
     let rest = match known.gateway {
         // What was accepted by a translation that is gone counts for nothing.

@@ -81,6 +81,21 @@ impl Serving {
 
     /// The same with a question of `length` bytes, and so long an answer.
     pub fn ask_long(&self, asker: &UdpSocket, number: u64, length: usize) -> Result<(usize, SocketAddr)> {
+        let (question, backend, from) = self.told(asker, number, length)?;
+        let mut heard = vec![0; length + 1];
+        self.udp[backend].send_to(&question, from)?;
+        let length = asker.recv(&mut heard).with_context(|| format!("no answer to {number}"))?;
+        ensure!(heard[..length] == question, "the answer arrived changed");
+        Ok((backend, from))
+    }
+
+    /// A question that is not answered; the number of the backend that got it.
+    pub fn tell(&self, asker: &UdpSocket, number: u64) -> Result<usize> {
+        self.told(asker, number, 100).map(|(_, backend, _)| backend)
+    }
+
+    /// Sends a question; what was sent, which backend has got it, and whom that took for the client.
+    fn told(&self, asker: &UdpSocket, number: u64, length: usize) -> Result<(Vec<u8>, usize, SocketAddr)> {
         let mut question = vec![0; length];
         Content::new(number).fill(&mut question);
         asker.send(&question)?;
@@ -97,10 +112,7 @@ impl Serving {
             ensure!(start.elapsed() < PATIENCE, "question {number} did not arrive");
             std::thread::yield_now();
         };
-        self.udp[backend].send_to(&question, from)?;
-        let length = asker.recv(&mut heard).with_context(|| format!("no answer to {number}"))?;
-        ensure!(heard[..length] == question, "the answer arrived changed");
-        Ok((backend, from))
+        Ok((question, backend, from))
     }
 
     /// Long and short connections and questions of `client` to two backends behind `destination`, for longer

@@ -102,6 +102,27 @@ fn a_flow_to_a_service_becomes_fast_beside_nftables() -> Result<()> {
     in_lab(|lab| becomes_fast(&nftables_cluster(lab, 2, Duration::from_secs(30))?))
 }
 
+/// After its first answer it only ever goes one way, as logs and metrics do.
+#[test]
+fn a_flow_to_a_service_that_is_never_answered_again_becomes_fast() -> Result<()> {
+    behind(&[Xdp::Off, Xdp::Native], |lab, xdp| {
+        let cluster = cluster_behind(xdp, lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let asker = service.questions()?;
+        eventually(CONVERGENCE, "the flow to the Service is fast", || {
+            let [at_client, _] = counted(&cluster, || {
+                for number in 0..20 {
+                    service.serving.tell(&asker, number)?;
+                    sleep(Duration::from_millis(5));
+                }
+                Ok(())
+            })?;
+            ensure!(translated_fast(&at_client)[0] >= 15, "{at_client}");
+            Ok(())
+        })
+    })
+}
+
 /// The programs that tell of packets ask the same agent as those whose place they have for a while.
 #[test]
 fn a_flow_to_a_service_becomes_fast_while_somebody_looks_at_packets_and_after() -> Result<()> {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What BPF_PROG_TEST_RUN cannot produce, and which test has it instead.
-const ELSEWHERE: [(Reason, &[Hook], &str); 3] = [
+const ELSEWHERE: [(Reason, &[Hook], &str); 5] = [
     // The tag's place in the metadata cannot be set.
     (
         Reason::Vlan,
@@ -34,9 +34,15 @@ const ELSEWHERE: [(Reason, &[Hook], &str); 3] = [
         &[Hook::ToOverlay, Hook::ToPod, Hook::ToUnderlay],
         "rules::what_rules_write_into_packets_is_in_all_of_them",
     ),
+    // Nor that it began as one to a Service.
+    (Reason::FlowTranslated, WAY_OUT, NEVER_ANSWERED),
+    (Reason::FlowAsked, WAY_OUT, NEVER_ANSWERED),
     // There is always a socket.
     (Reason::ForwarderLearned, &[Hook::FromPod], "aggregates::a_pod_that_forwards"),
 ];
+
+const WAY_OUT: &[Hook] = &[Hook::ToOverlay, Hook::ToUnderlay];
+const NEVER_ANSWERED: &str = "translated::a_flow_to_a_service_that_is_never_answered_again_becomes_fast";
 
 /// What is noted about tunnels. Each program's notes are held against the host's on random packets; packets made by hand
 /// are in flannel-common's tests of the gate, the kernel's own in the lab's of the underlay.
