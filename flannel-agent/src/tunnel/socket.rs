@@ -133,7 +133,12 @@ fn send_messages(socket: &UdpSocket, memory: &[u8], runs: &[&[Datagram]]) -> Res
     }
     // SAFETY: each header points to names, pieces and controls that outlive the call.
     let result = unsafe {
-        libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as u32, libc::MSG_NOSIGNAL)
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            messages.len() as u32,
+            libc::MSG_NOSIGNAL as _,
+        )
     };
     Errno::result(result).map(|sent| sent as usize)
 }
@@ -191,7 +196,8 @@ pub(super) fn receive(
             socket.as_raw_fd(),
             messages.as_mut_ptr(),
             count as u32,
-            libc::MSG_DONTWAIT,
+            // Of another type with musl.
+            libc::MSG_DONTWAIT as _,
             std::ptr::null_mut(),
         )
     };
