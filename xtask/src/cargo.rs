@@ -24,6 +24,13 @@ pub(crate) enum Profile {
     Release,
     /// What users download, with debug information.
     Dist,
+    /// What fuzzers run: fast, with every check that tests have.
+    Fuzz,
+}
+
+/// Cargo's own directory for what it makes.
+pub(crate) fn target_directory() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
 /// The cargo that started us, at the workspace's root.
@@ -72,6 +79,7 @@ pub(crate) fn build_with(
         Profile::Dev => {}
         Profile::Release => drop(cargo.arg("--release")),
         Profile::Dist => drop(cargo.args(["--profile", "dist"])),
+        Profile::Fuzz => drop(cargo.args(["--profile", "fuzz"])),
     }
     cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     // Its own bar, which knows how much there is to do.

@@ -13,7 +13,7 @@ use flannel_ebpf_toolchain::workspace_root;
 
 use super::architecture::Architecture;
 use crate::{
-    cargo::{Profile, build_with},
+    cargo::{Built, Profile, build_with, target_directory},
     failure::failure,
     setup,
     ui::Step,
@@ -44,11 +44,6 @@ impl Programs {
     pub(super) fn debug(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.debug"))
     }
-}
-
-/// Cargo's own directory for what it makes.
-pub(super) fn target_directory() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
 /// Installs what compiling for `architecture` takes.
@@ -87,21 +82,8 @@ fn sysroot() -> Option<PathBuf> {
 
 /// Compiles the agent, the CNI plugin and what its init container runs.
 pub(super) fn compile(architecture: Architecture) -> Result<Programs> {
-    let target = architecture.target();
-    let upper = target.to_uppercase().replace('-', "_");
-    let (compiler, _) = architecture.compiler();
-    let mut variables = vec![
-        (format!("CC_{}", target.replace('-', "_")), OsString::from(compiler)),
-        // Paths of this machine stand in messages of panics, and would differ elsewhere.
-        (format!("CARGO_TARGET_{upper}_RUSTFLAGS"), remapped().into()),
-    ];
-    if architecture == Architecture::Arm64 {
-        variables.push((format!("CARGO_TARGET_{upper}_LINKER"), compiler.into()));
-    }
-    let arguments = ["--locked", "--package", "flannel-agent", "--bins", "--target", target];
-    let what = format!("the programs for {}", architecture.name());
-    let built = build_with(Profile::Dist, &what, &arguments, &variables)?;
-    let directory = target_directory().join(target).join("dist");
+    let built = build(architecture, Profile::Dist)?;
+    let directory = target_directory().join(architecture.target()).join("dist");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let programs = Programs::in_directory(directory);
     for name in [AGENT, CNI_PLUGIN, INSTALL_CONF] {
@@ -110,16 +92,39 @@ pub(super) fn compile(architecture: Architecture) -> Result<Programs> {
     Ok(programs)
 }
 
-/// The flags that take this machine's paths out of the programs.
-fn remapped() -> String {
+/// The same programs in another profile, as they are.
+pub(super) fn build(architecture: Architecture, profile: Profile) -> Result<Built> {
+    let target = architecture.target();
+    let upper = target.to_uppercase().replace('-', "_");
+    let (compiler, _) = architecture.compiler();
+    let mut variables = vec![
+        (format!("CC_{}", target.replace('-', "_")), OsString::from(compiler)),
+        // Paths of this machine stand in messages of panics, and would differ elsewhere.
+        (format!("CARGO_TARGET_{upper}_RUSTFLAGS"), flags(architecture).into()),
+    ];
+    if architecture == Architecture::Arm64 {
+        variables.push((format!("CARGO_TARGET_{upper}_LINKER"), compiler.into()));
+    }
+    let arguments = ["--locked", "--package", "flannel-agent", "--bins", "--target", target];
+    let what = format!("the programs for {}", architecture.name());
+    build_with(profile, &what, &arguments, &variables)
+}
+
+/// The compiler's flags: they take this machine's paths out of the programs.
+fn flags(architecture: Architecture) -> String {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let paths =
         [(home, "/cargo"), (sysroot(), "/rust"), (Some(workspace_root().to_owned()), "/flannel-ebpf")];
-    let flags = paths
+    let mut flags: Vec<String> = paths
         .into_iter()
-        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())));
-    flags.collect::<Vec<_>>().join(" ")
+        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())))
+        .collect();
+    if architecture == Architecture::Amd64 {
+        // Half a megabyte of relocations, all of one kind, in some kilobytes. Linkers for arm64 learned it later.
+        flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
+    }
+    flags.join(" ")
 }
 
 /// Puts the program without debug information at `stripped`, and that at `debug`; debuggers find it by the link.

@@ -30,6 +30,7 @@ use clap::Args;
 use flannel_ebpf_toolchain::workspace_root;
 
 use crate::{
+    cargo::{Profile, target_directory},
     failure::failure,
     setup::{self, sha256},
     ui::{Step, print},
@@ -61,7 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         some => some,
     };
     let time = source_time()?;
-    let out = options.out.clone().unwrap_or_else(|| compile::target_directory().join("dist"));
+    let out = options.out.clone().unwrap_or_else(|| target_directory().join("dist"));
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let out = out.canonicalize().with_context(|| out.display().to_string())?;
     let mut files = Vec::new();
@@ -81,6 +82,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let sums = sums.collect::<Result<String>>()?;
     fs::write(out.join("SHA256SUMS"), &sums).context("cannot write SHA256SUMS")?;
     print(&table(&out, &files)?)
+}
+
+/// The agent for another machine's tests, static and with debug assertions. `architecture` is Debian's name.
+pub(crate) fn agent_for_tests(architecture: &str) -> Result<PathBuf> {
+    let found = Architecture::ALL.into_iter().find(|known| known.name() == architecture);
+    let found = found.with_context(|| format!("nothing is built for {architecture}"))?;
+    compile::prepare(found)?;
+    compile::build(found, Profile::Dev)?.executable(compile::AGENT)
 }
 
 /// The release for one architecture.

@@ -21,13 +21,16 @@ const IPTABLES: [&str; 6] =
     ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
 
 /// Words of busybox that are used. Its shell is not: to that all of busybox comes before PATH.
-const APPLETS: [&str; 21] = [
+const APPLETS: [&str; 23] = [
     "cat", "dmesg", "grep", "kill", "mkdir", "modprobe", "mount", "poweroff", "sed", "sleep", "sysctl",
-    "tail", "test", "tr", "true", "head", "rm", "mv", "sort", "touch", "ln",
+    "tail", "test", "tr", "true", "head", "rm", "mv", "sort", "touch", "ln", "mknod", "wc",
 ];
 
 /// Directories of modules that networks need.
 const MODULES: [&str; 5] = ["kernel/net", "kernel/drivers/net", "kernel/lib", "kernel/crypto", "kernel/arch"];
+
+/// What the first process mounts at, or expects.
+const DIRECTORIES: [&str; 10] = ["bin", "sbin", "usr/sbin", "proc", "sys", "dev", "run", "tmp", "var", "etc"];
 
 /// Makes it in `work`, with `script` as the first process, and returns where it is. `with_charon` it has strongSwan.
 pub(super) fn make(
@@ -38,9 +41,6 @@ pub(super) fn make(
     with_charon: bool,
 ) -> Result<PathBuf> {
     let root = work.join("root");
-    for directory in ["bin", "sbin", "usr/sbin", "proc", "sys", "dev", "run", "tmp", "var", "etc"] {
-        make_directory(&root.join(directory))?;
-    }
     for program in PROGRAMS {
         let path = if program == "flannel-agent" { Some(agent.to_owned()) } else { find_program(program) };
         let path = path.with_context(|| format!("there is no {program}; `cargo xtask setup` installs it"))?;
@@ -49,12 +49,6 @@ pub(super) fn make(
     run(Command::new("strip").arg("-g").arg(root.join("bin/flannel-agent")))?;
     let busybox = find_program("busybox").context("there is no busybox; `cargo xtask setup` installs it")?;
     copy_program(&root, &busybox, &root.join("bin/busybox"))?;
-    for applet in APPLETS {
-        link("busybox", &root.join("bin").join(applet))?;
-    }
-    // Where the kernel looks for it, to load what agents ask for.
-    link("/bin/busybox", &root.join("sbin/modprobe"))?;
-    link("dash", &root.join("bin/sh"))?;
     for name in IPTABLES {
         link("xtables-nft-multi", &root.join("bin").join(name))?;
     }
@@ -62,11 +56,50 @@ pub(super) fn make(
     if with_charon {
         copy_charon(&root)?;
     }
-    copy_modules(&root, kernel)?;
+    complete(&root, work, kernel, script)
+}
+
+/// Makes one of `root`, in which Debian's packages of a node were unpacked, with `agent`.
+pub(super) fn finish(
+    root: &Path,
+    work: &Path,
+    kernel: &Kernel,
+    agent: &Path,
+    script: &str,
+) -> Result<PathBuf> {
+    copy(agent, &root.join("bin/flannel-agent"))?;
+    // As the packages' scripts would do it, which cannot be run here.
+    for name in IPTABLES {
+        let at = root.join("usr/sbin").join(name);
+        let _ = fs::remove_file(&at);
+        link("xtables-nft-multi", &at)?;
+    }
+    complete(root, work, kernel, script)
+}
+
+/// Adds what each has: words of busybox, modules, and the script.
+fn complete(root: &Path, work: &Path, kernel: &Kernel, script: &str) -> Result<PathBuf> {
+    for directory in DIRECTORIES {
+        make_directory(&root.join(directory))?;
+    }
+    for applet in APPLETS {
+        let at = root.join("bin").join(applet);
+        if !at.exists() {
+            link("busybox", &at)?;
+        }
+    }
+    // Where the kernel looks for it, to load what agents ask for.
+    let modprobe = root.join("sbin/modprobe");
+    let _ = fs::remove_file(&modprobe);
+    link("/bin/busybox", &modprobe)?;
+    let shell = root.join("bin/sh");
+    let _ = fs::remove_file(&shell);
+    link("dash", &shell)?;
+    copy_modules(root, kernel)?;
     let init = root.join("init");
     fs::write(&init, script).with_context(|| init.display().to_string())?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
-    pack(&root, &work.join("initramfs"))
+    pack(root, &work.join("initramfs"))
 }
 
 fn make_directory(path: &Path) -> Result<()> {
@@ -149,7 +182,27 @@ fn copy_modules(root: &Path, kernel: &Kernel) -> Result<()> {
     for list in ["modules.order", "modules.builtin"] {
         copy(&kernel.modules.join(list), &to.join(list))?;
     }
+    decompress(&to)?;
     run(Command::new("busybox").arg("depmod").arg("-b").arg(root).arg(&kernel.version))
+}
+
+/// Later releases compress each module, which not every busybox reads.
+fn decompress(modules: &Path) -> Result<()> {
+    run(Command::new("find").arg(modules).args([
+        "-name",
+        "*.ko.xz",
+        "-exec",
+        "xz",
+        "--decompress",
+        "{}",
+        "+",
+    ]))?;
+    for list in ["modules.order", "modules.builtin"] {
+        let path = modules.join(list);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        fs::write(&path, text.replace(".ko.xz", ".ko")).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 fn pack(root: &Path, to: &Path) -> Result<PathBuf> {

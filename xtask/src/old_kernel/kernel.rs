@@ -16,8 +16,8 @@ use crate::{
     ui::Step,
 };
 
-/// Names the newest kernel of a release, without drivers for hardware.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+/// Names the newest kernel of a release, without drivers for hardware; behind it comes the architecture.
+const META_PACKAGE: &str = "linux-image-cloud-";
 
 /// A kernel with its modules.
 pub(super) struct Kernel {
@@ -29,21 +29,25 @@ pub(super) struct Kernel {
     pub(super) modules: PathBuf,
 }
 
-/// The kernel of `release`.
-pub(super) fn of(release: &str) -> Result<Kernel> {
-    let root = cache_dir().join(format!("kernel-{release}"));
+/// The kernel of `release` for `architecture`.
+pub(super) fn of(release: &str, architecture: &str) -> Result<Kernel> {
+    let name = if architecture == "amd64" { release.to_owned() } else { format!("{release}-{architecture}") };
+    let root = cache_dir().join(format!("kernel-{name}"));
     if !root.exists() {
-        fetch(release, &root).map_err(|error| {
+        fetch(release, architecture, &root).map_err(|error| {
             failure(
-                format!("cannot fetch the kernel of Debian {release}: {error:#}"),
-                format!("unpack a package linux-image-*-cloud-amd64 of it into {}", root.display()),
+                format!("cannot fetch the kernel of Debian {name}: {error:#}"),
+                format!("unpack a package {META_PACKAGE}{architecture} of it into {}", root.display()),
             )
         })?;
     }
     let boot = root.join("boot");
     let image = only(&boot, "vmlinuz-")?;
     let version = image.file_name().unwrap_or_default().to_string_lossy().replace("vmlinuz-", "");
-    Ok(Kernel { modules: only(&root.join("lib/modules"), "")?, version, image })
+    // Later releases have no other place for it.
+    let libraries = ["usr/lib/modules", "lib/modules"].map(|name| root.join(name));
+    let modules = libraries.iter().find(|path| path.is_dir()).context("a kernel without modules")?;
+    Ok(Kernel { modules: only(modules, "")?, version, image })
 }
 
 /// The first in `directory` whose name begins with `prefix`.
@@ -54,21 +58,24 @@ fn only(directory: &Path, prefix: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no {prefix}* in {}: remove what is there", directory.display()))
 }
 
-fn fetch(release: &str, root: &Path) -> Result<()> {
+fn fetch(release: &str, architecture: &str, root: &Path) -> Result<()> {
     ensure!(host::has_apt(), "apt-get is not here");
     let tree = root.with_extension(std::process::id().to_string());
     let step = Step::start(format!("Fetching the kernel of Debian {release}"));
-    let fetched = fetch_into(&step, release, &tree, root);
+    let fetched = fetch_into(&step, release, architecture, &tree, root);
     let _ = fs::remove_dir_all(&tree);
     fetched?;
     step.done(&root.display().to_string());
     Ok(())
 }
 
-fn fetch_into(step: &Step, release: &str, tree: &Path, root: &Path) -> Result<()> {
-    let apt = PrivateApt::new(tree, Kind::Binary, release)?;
+fn fetch_into(step: &Step, release: &str, architecture: &str, tree: &Path, root: &Path) -> Result<()> {
+    let apt = PrivateApt::of_architecture(tree, Kind::Binary, release, architecture)?;
     step.run_as("apt-get", &mut apt.get(&["update"]))?;
-    let output = apt.cache(&["depends", META_PACKAGE]).output().context("cannot run apt-cache")?;
+    let output = apt
+        .cache(&["depends", &format!("{META_PACKAGE}{architecture}")])
+        .output()
+        .context("cannot run apt-cache")?;
     let depends = String::from_utf8_lossy(&output.stdout);
     let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
     let package = package.with_context(|| format!("apt-cache names no kernel: {depends}"))?;

@@ -4,18 +4,25 @@
 //! the machine's mirror ─▶ linux-image-cloud-amd64 ─▶ ~/.cache/flannel-ebpf/kernel-RELEASE ─▶ qemu
 //!                              agent, ip, tc, iptables, scripts ─▶ initramfs ───────────────┘
 //! ```
+//!
+//! `kernels` ([`matrix`]) runs one suite on several, and makes a table of what works how.
 
+mod foreign;
 mod initramfs;
 mod kernel;
+mod matrix;
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use flannel_ebpf_toolchain::cache_dir;
+
+pub(crate) use matrix::{Options as MatrixOptions, run as run_matrix};
 
 use crate::{
     cargo::{Profile, build_agent},
@@ -26,7 +33,7 @@ use crate::{
 
 /// How long the machine may take. It is emulated also where there is KVM, which in a guest may not work: thirty times
 /// slower, and the same everywhere.
-const PATIENCE: &str = "600";
+const PATIENCE: &str = "1200";
 
 /// What is run, each with the package that brings it.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -94,7 +101,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.tunnels {
         setup::ensure_programs(&STRONGSWAN)?;
     }
-    let kernel = kernel::of(options.release.name())?;
+    let kernel = kernel::of(options.release.name(), "amd64")?;
     let agent = build_agent(Profile::Dev)?;
     let work = cache_dir().join(format!("old-kernel.{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
@@ -102,7 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         initramfs::make(&work, &kernel, &agent, SCRIPTS[usize::from(options.tunnels)], options.tunnels)
             .and_then(|initramfs| {
                 let step = Step::start(format!("Two nodes on {}", kernel.version));
-                let said = boot(&kernel, &initramfs, options.release.path());
+                let said = boot(&kernel, &initramfs, options.release.path(), None);
                 step.done("ended");
                 said
             });
@@ -118,14 +125,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ))
 }
 
-/// Runs the machine until it ends, and returns what it wrote to its console.
-fn boot(kernel: &kernel::Kernel, initramfs: &std::path::Path, path: &str) -> Result<String> {
+/// Runs the machine until it ends, and returns what it wrote to its console. `path` is by which path packets are to travel;
+/// without a `foreign` architecture it is of this machine's.
+fn boot(
+    kernel: &kernel::Kernel,
+    initramfs: &Path,
+    path: &str,
+    foreign: Option<foreign::Foreign>,
+) -> Result<String> {
+    let (emulator, machine, console) = match foreign {
+        Some(foreign) => (foreign.emulator.0, foreign.machine, foreign.console),
+        None => ("qemu-system-x86_64", ["-machine", "q35", "-cpu", "max"], "ttyS0"),
+    };
     let mut qemu = Command::new("timeout");
-    qemu.args([PATIENCE, "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max"]);
+    qemu.args([PATIENCE, emulator]).args(machine).args(["-accel", "tcg"]);
     qemu.args(["-m", "2000", "-smp", "2", "-nographic", "-no-reboot", "-nic", "none"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 flannel_path={path}"));
-    let output = qemu.stdin(Stdio::null()).output().context("cannot run qemu-system-x86_64")?;
+    qemu.arg("-append").arg(format!("console={console} quiet panic=-1 flannel_path={path}"));
+    let output = qemu.stdin(Stdio::null()).output().with_context(|| format!("cannot run {emulator}"))?;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).replace('\r', "");
     // Before it are the firmware's words and control sequences.

@@ -1,0 +1,215 @@
+
+# Two nodes in network namespaces with an agent and a pod each. Each thing is tried by itself, and a line says how it works:
+# RESULT, what, how. The kernel may lack what it takes; then the line says what carries packets instead.
+
+result() {
+    printf 'RESULT\t%s\t%s\n' "$1" "$2"
+}
+about() {
+    tail -n 40 /tmp/log$1
+}
+start() {
+    node=$1
+    shift
+    rm -f /tmp/subnet$node.env
+    : >/tmp/log$node
+    WIREGUARD_KEY_FILE=/tmp/key$node ip netns exec node$node flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 \
+        --ip-masq --fast-path=flow --subnet-file=/tmp/subnet$node.env --bpffs=/tmp/bpf$node "$@" >>/tmp/log$node 2>&1 &
+    echo $! >/tmp/pid$node
+}
+stop() {
+    for node in 1 2; do
+        kill "$(cat /tmp/pid$node)"
+        wait "$(cat /tmp/pid$node)"
+    done
+}
+# Within half a minute, or not at all.
+soon() {
+    tries=0
+    until "$@" >/tmp/said 2>&1; do
+        tries=$((tries + 1))
+        [ $tries -lt 60 ] || return 1
+        sleep 0.5
+    done
+}
+started() {
+    start 1 "$@"
+    start 2 "$@"
+    soon test -e /tmp/subnet1.env && soon test -e /tmp/subnet2.env
+}
+reach() {
+    soon ip netns exec pod1 ping -c 1 -W 1 "$1"
+}
+# What the programs have encapsulated or sent, and delivered.
+taken() {
+    flannel-agent bpf counters --bpffs /tmp/bpf$1 -o json 2>/dev/null | tr '{' '\n' |
+        sed -n 's/.*"packets":\([0-9]*\).*"reason":"\(encap_pod\|direct_pod\|deliver_pod\|encap_overlay\)".*/\1/p' |
+        { sum=0; while read -r packets; do sum=$((sum + packets)); done; echo $sum; }
+}
+# How bytes travel to $2, by whichever of the words of iperf3 follow: "fast", or by the kernel, with the throughput.
+path_to() {
+    what=$1
+    shift
+    before=$(taken 1)
+    if ! soon ip netns exec pod1 iperf3 --client "$@" --time 2; then
+        result "$what" "no: $(tail -n 1 /tmp/said)"
+        return 1
+    fi
+    speed=$(sed -n 's/.* \([0-9.]* [MGK]bits\/sec\) .*receiver.*/\1/p' /tmp/said | tail -n 1)
+    after=$(taken 1)
+    how="kernel path"
+    [ $((after - before)) -lt 100 ] || how=fast
+    echo "$what: $how, $speed, $((after - before)) packets by programs"
+    result "$what" "$how"
+}
+nodes_of() {
+    cat >/tmp/nodes.new <<NODES
+network: { Network: 10.244.0.0/16, EnableIPv6: $2, IPv6Network: "fd00:10::/32", Backend: { $1 } }
+nodes:
+NODES
+    for node in 1 2; do
+        cat >>/tmp/nodes.new <<NODES
+- name: node$node
+  publicIP: 192.168.77.$node
+  subnet: 10.244.$node.0/24
+NODES
+        [ "$2" = false ] || cat >>/tmp/nodes.new <<NODES
+  publicIPv6: "2001:db8::$node"
+  ipv6Subnet: "fd00:10:0:$node::/64"
+NODES
+        [ -z "$3" ] || echo "  backendData: { PublicKey: \"$(cat /tmp/public$node)\" }" >>/tmp/nodes.new
+    done
+    mv /tmp/nodes.new /tmp/nodes.yaml
+}
+# A backend that only carries: a ping, one as large as the pods' MTU, and TCP.
+carries() {
+    kind=$1
+    shift
+    if ! started "$@" || ! reach 10.244.2.2; then
+        result "$kind" "no: $(grep -o '\(ERROR\|WARN\).*' /tmp/log1 | tail -n 1)"
+        stop
+        return
+    fi
+    if soon ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1372 10.244.2.2; then
+        path_to "$kind" 10.244.2.2
+    else
+        result "$kind" "no: a packet of 1400 bytes does not arrive"
+    fi
+    stop
+}
+
+cat /proc/version
+for module in veth bridge br_netfilter; do modprobe $module || fail "no module $module"; done
+for module in nf_tables nft_chain_nat nft_ct nft_compat ipip wireguard; do modprobe $module; done
+ip link set lo up
+ip netns add node1
+ip netns add node2
+ip link add eth0 netns node1 type veth peer name eth0 netns node2
+for node in 1 2; do
+    ip -n node$node link set lo up
+    ip -n node$node addr add 192.168.77.$node/24 dev eth0
+    ip -n node$node addr add 2001:db8::$node/64 dev eth0 nodad
+    ip -n node$node link set eth0 up
+    ip netns exec node$node sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+    ip -n node$node link add cni0 type bridge
+    ip -n node$node addr add 10.244.$node.1/24 dev cni0
+    ip -n node$node addr add fd00:10:0:$node::1/64 dev cni0 nodad
+    ip -n node$node link set cni0 up
+    ip netns add pod$node
+    ip -n pod$node link add eth0 mtu 1400 type veth peer name veth$node netns node$node
+    ip -n node$node link set veth$node mtu 1400 master cni0 up
+    ip -n pod$node link set lo up
+    ip -n pod$node addr add 10.244.$node.2/24 dev eth0
+    ip -n pod$node addr add fd00:10:0:$node::2/64 dev eth0 nodad
+    ip -n pod$node link set eth0 up
+    ip -n pod$node route add default via 10.244.$node.1
+    ip -n pod$node route add default via fd00:10:0:$node::1
+    mkdir -p /tmp/bpf$node
+    mount -t bpf bpf /tmp/bpf$node
+    (umask 077 && wg genkey >/tmp/key$node)
+    wg pubkey </tmp/key$node >/tmp/public$node
+done
+ip netns exec pod2 iperf3 --server --daemon
+result kernel "$(sed -n 's/Linux version \([^ ]*\) .*/\1/p' /proc/version)"
+
+nodes_of 'Type: vxlan' true
+started || fail "no agent starts with vxlan"
+reach 10.244.2.2 || fail "the pods do not reach each other"
+attached=$(sed -n 's/.*attached_by="\?\([a-z]*\)"\?.*/\1/p' /tmp/log1 | head -n 1)
+result attached "${attached:-no programs: $(sed -n 's/.*why="\([^"]*\)".*/\1/p' /tmp/log1 | head -n 1)}"
+path_to "vxlan, IPv4" 10.244.2.2
+reach fd00:10:0:2::2
+path_to "vxlan, IPv6" fd00:10:0:2::2
+
+# As large as the pods' interfaces, whole; and a larger one is told so.
+if soon ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1372 10.244.2.2 &&
+    ! ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1373 10.244.2.2 >/dev/null 2>&1; then
+    result MTU yes
+else
+    result MTU no
+fi
+
+# A Service, as kube-proxy has it: translated on the pod's node.
+ip netns exec node1 nft -f - <<'RULES'
+table ip service {
+    chain prerouting {
+        type nat hook prerouting priority dstnat;
+        ip daddr 10.96.0.1 tcp dport 80 dnat to 10.244.2.2:5201
+    }
+}
+RULES
+path_to Service 10.96.0.1 --port 80
+ip netns exec node1 nft delete table ip service
+
+# Of a flow that runs, a rule of somebody else's lets nothing pass from now on.
+ip netns exec pod1 iperf3 --client 10.244.2.2 --time 12 --interval 1 >/tmp/flow 2>&1 &
+flow=$!
+sleep 4
+ip netns exec node2 nft -f - <<'RULES'
+table ip guard {
+    chain forward {
+        type filter hook forward priority 0;
+        ip daddr 10.244.2.2 drop
+    }
+}
+RULES
+sleep 9
+kill $flow 2>/dev/null
+wait $flow 2>/dev/null
+last=$(sed -n 's/.* \([0-9.]*\) [MGK]*bits\/sec.*/\1/p' /tmp/flow | sed -n '11p')
+first=$(sed -n 's/.* \([0-9.]*\) [MGK]*bits\/sec.*/\1/p' /tmp/flow | sed -n '2p')
+if [ "$last" = 0.00 ] && [ "$first" != 0.00 ]; then result policy yes; else result policy "no: $first before, $last after"; fi
+ip netns exec node2 nft delete table ip guard
+
+# Killed and started again under traffic.
+reach 10.244.2.2
+ip netns exec pod1 ping -c 60 -i 0.1 10.244.2.2 >/tmp/pings &
+pings=$!
+sleep 1
+kill -9 "$(cat /tmp/pid1)"
+sleep 1
+start 1
+wait $pings
+lost=$(sed -n 's/.* \([0-9]*\) received.*/\1/p' /tmp/pings)
+result restart "$((60 - lost)) of 60 packets lost"
+
+ip -n node1 route delete 10.244.2.0/24
+ip -n node1 link delete flannel.1
+if reach 10.244.2.2; then result repair yes; else result repair no; fi
+stop
+
+nodes_of 'Type: vxlan, DirectRouting: true' false
+carries "vxlan with DirectRouting"
+nodes_of 'Type: host-gw' false
+carries host-gw
+nodes_of 'Type: udp' false
+mknod /dev/net/tun c 10 200 2>/dev/null
+modprobe tun
+carries udp
+nodes_of 'Type: ipip' false
+carries ipip
+nodes_of 'Type: wireguard' false keys
+carries wireguard
+nodes_of 'Type: vxlan' false
+carries "vxlan with XDP" --xdp=native
+finish PASSED
