@@ -10,6 +10,7 @@ use crate::{
     Error, Object, Result, Toolchain,
     cache::manifest_path,
     run::{is_executable, line},
+    strip::without_debug_information,
 };
 
 /// Names a ready-made object to take instead of building one, for those who build without this toolchain.
@@ -76,7 +77,10 @@ fn build_one(
     }
     let object = target_dir.join(target()).join("release").join(PACKAGE);
     Object::read(&object)?.verify()?;
-    copy(&object, out_dir, name)
+    let stripped = object.with_extension("stripped");
+    without_debug_information(&object, &stripped)?;
+    Object::read(&stripped)?.verify()?;
+    copy(&stripped, out_dir, name)
 }
 
 /// Lets clippy judge the programs, if this toolchain has it; warnings are errors. Returns whether it has.

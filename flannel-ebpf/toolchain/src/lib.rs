@@ -18,6 +18,7 @@ mod object;
 mod probe;
 mod protobuf;
 mod run;
+mod strip;
 mod toolchain;
 
 pub use cache::{cache_dir, kubernetes_dir, linked_dir, linker_root, moto_dir};
