@@ -93,3 +93,16 @@ fn the_readme_is_short() -> Result<()> {
     );
     Ok(())
 }
+
+/// Whoever upgrades finds what is new, and whether the maps are laid out anew.
+#[test]
+fn the_changelog_has_this_version_and_its_layout() -> Result<()> {
+    let text = read("CHANGELOG.md")?;
+    let mut releases = text.split("\n## [").skip(1).filter(|release| !release.starts_with("Unreleased]"));
+    let latest = releases.next().context("CHANGELOG.md names no release")?;
+    let version = env!("CARGO_PKG_VERSION");
+    ensure!(latest.starts_with(&format!("{version}] - 20")), "CHANGELOG.md does not begin with {version}");
+    let layout = format!("Layout of the maps: {}.", flannel_common::map::LAYOUT_VERSION);
+    ensure!(latest.contains(&layout), "CHANGELOG.md does not say for {version}: {layout}");
+    Ok(())
+}
