@@ -135,6 +135,11 @@ impl Etcd {
         Ok(())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("etcd is not running")?.id())
+    }
+
     /// Removes its data: what it starts with next is empty.
     pub fn wipe(&self) -> Result<()> {
         ensure!(self.daemon.is_none(), "etcd is running");
