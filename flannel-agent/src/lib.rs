@@ -21,6 +21,8 @@ pub mod control;
 pub mod datapath;
 pub mod exempt;
 pub mod explain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod host;
 pub mod inspect;
 pub mod lease;

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cargo;
 mod dist;
 mod failure;
+mod fuzz;
 mod host;
 mod lab;
 mod old_kernel;
@@ -35,10 +36,16 @@ enum Task {
     Demo(lab::Options),
     /// Measure bare network, kernel VXLAN and ours side by side
     Bench(lab::Options),
+    /// Break a cluster of three nodes under traffic every few seconds, and measure what each fault costs
+    Soak(lab::Options),
     /// Boot another release's kernel in an emulator and see which way packets between two nodes take
     OldKernel(old_kernel::Options),
+    /// Boot Debian's kernels in an emulator, and make a table of what works how on each
+    Kernels(old_kernel::MatrixOptions),
     /// Build what users download: tarballs, Debian packages and images, for each architecture
     Dist(dist::Options),
+    /// Feed what is read from outside with whatever reaches new code
+    Fuzz(fuzz::Options),
     /// Run all tests, as root and without skipping any
     Test(test::Options),
 }
@@ -50,8 +57,11 @@ fn main() -> ExitCode {
         Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Demo(options) => lab::run("demo", &options),
         Task::Bench(options) => lab::run("bench", &options),
+        Task::Soak(options) => lab::run("soak", &options),
         Task::OldKernel(options) => old_kernel::run(&options),
+        Task::Kernels(options) => old_kernel::run_matrix(&options),
         Task::Dist(options) => dist::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Test(options) => test::run(&options),
     };
     match done {

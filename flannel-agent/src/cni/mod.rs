@@ -30,6 +30,8 @@ use state::{Saved, State};
 
 mod delegate;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod install;
 mod invocation;
 mod invoke;

@@ -14,6 +14,8 @@ use std::{
 };
 
 mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod question;
 mod server;
 pub mod snapshot;

@@ -28,6 +28,8 @@ pub use rules::RuleOptions;
 
 mod blackhole;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod iptables;
 mod keep;
 mod monitor;

@@ -81,7 +81,7 @@ impl Inward {
 
 /// Hands a datagram's packet to `merger`. Who is not known, or speaks for others, is noted and heard all the same: as by stock
 /// flannel, and as by the kernel's VXLAN device.
-fn take(
+pub(super) fn take(
     memory: &mut [u8],
     datagram: Span,
     from: Ipv4Addr,

@@ -16,6 +16,8 @@
 mod batch;
 mod counters;
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod icmp;
 mod inward;
 mod merge;

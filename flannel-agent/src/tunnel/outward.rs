@@ -94,6 +94,24 @@ impl Outward {
         }
     }
 
+    /// The datagrams that are made of `bytes`, as if the device had handed them over.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn given(
+        &mut self,
+        bytes: &[u8],
+        peers: &Peers,
+        answer: impl FnOnce(Asked<'_>),
+        counters: &Counters,
+    ) -> Vec<Vec<u8>> {
+        (self.used, self.datagrams) = (0, Vec::new());
+        let len = bytes.len().min(vnet::LEN + (1 << 16));
+        self.memory[..len].copy_from_slice(&bytes[..len]);
+        self.take(len, peers, answer, counters);
+        let pieces =
+            |datagram: &Datagram| datagram.pieces.map(|piece| self.memory[piece.range()].to_vec()).concat();
+        self.datagrams.iter().map(pieces).collect()
+    }
+
     fn datagrams_of(
         &mut self,
         whole: Span,

@@ -8,6 +8,7 @@ mod effect;
 pub mod fixtures;
 mod frame;
 mod frame_v6;
+pub mod fuzz;
 mod node;
 mod node_v6;
 mod noted;

@@ -101,7 +101,7 @@ async fn serve(listener: UnixListener, standing: Standing) {
     }
 }
 
-async fn converse(stream: UnixStream, standing: Standing) {
+pub(super) async fn converse(stream: UnixStream, standing: Standing) {
     let service = service_fn(|request| {
         let standing = standing.clone();
         async move { Ok::<_, Infallible>(answer(&request, &standing).await) }

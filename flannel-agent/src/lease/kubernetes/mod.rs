@@ -50,6 +50,8 @@ mod backoff;
 mod connect;
 mod decode;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod identity;
 mod keep;
 mod lease_watch;

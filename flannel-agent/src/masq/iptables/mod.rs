@@ -275,3 +275,26 @@ async fn remove_found<E: Exec>(exec: &mut E, kind: Kind, family: Family, table: 
         Err(error) => warn!(%error, table = table.name, "rules of an earlier flannel cannot be removed"),
     }
 }
+
+/// Reads `text` as iptables-save's, and looks for `rules` of `network` in it.
+///
+/// # Panics
+/// The input of iptables-restore has other lines than those that it is made of.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str, network: IpNetwork, rules: &RuleSet) {
+    let saved = Saved::parse(text);
+    let exceptions = helped::exceptions(&saved.table(helped::RAW), network, FLOW);
+    for table in Table::of(rules, &[network]).into_iter().chain(Table::without_ours(rules.family, &[network]))
+    {
+        let table = table.with_exceptions(&exceptions);
+        let there = saved.table(table.name);
+        for look in [Look::Start, Look::Resync] {
+            let _ = table.faults(&there, look);
+            let input = table.restore(&there, look);
+            let words = ["*", ":", "-A ", "-I ", "-D ", "-F ", "-X ", "COMMIT"];
+            for line in input.lines() {
+                assert!(words.iter().any(|word| line.starts_with(word)), "{line:?} of\n{input}");
+            }
+        }
+    }
+}

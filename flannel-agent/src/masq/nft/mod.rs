@@ -204,3 +204,17 @@ pub(super) async fn remove<E: Exec>(exec: &mut E, families: &[Family]) {
         }
     }
 }
+
+/// Looks for `rules` in `text`, which `nft -j list table` has written.
+///
+/// # Panics
+/// They are all said to be there, though `text` does not name their chains.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str, rules: &RuleSet) {
+    let table = Table::of(rules);
+    for look in [Look::Start, Look::Resync] {
+        let faults = json::faults(&table, text, look);
+        let named = table.chains.iter().all(|chain| text.contains(chain.name) || text.contains("\\u"));
+        assert!(named || !faults.is_empty(), "nothing is wrong with {text:?}");
+    }
+}

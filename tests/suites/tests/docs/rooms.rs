@@ -46,6 +46,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("inspect", &["values", "host", "control", "netlink", "bpf"]),
     ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "lease", "explain", "trace", "inspect"]),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
+    // What a fuzzer feeds: it is part of no program.
+    ("fuzz", &["values", "control", "tunnel", "config", "lease", "subnet_file", "cni", "masq"]),
     (
         "app",
         &[
