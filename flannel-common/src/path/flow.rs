@@ -8,7 +8,9 @@
 //! tracking's own entry alive, and is when a changed policy bites.
 
 use super::{
-    Act, Rewrite, Tables, act, host_mark,
+    Act, Rewrite, Tables, act,
+    end::End,
+    host_mark,
     tables::Clock,
     trail, translated,
     transport::{Transport, ends},
@@ -42,6 +44,9 @@ const fn is_refusal(reason: Reason) -> bool {
 
 /// The value of a flow that the map does not have. No interface has index 0.
 const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, gateway: 0 };
+
+/// When a direction was accepted that must not skip the stack, ns: before any agent has started.
+pub const LONG_AGO: u64 = 1;
 
 /// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,35 +214,33 @@ pub(super) fn begin_trail<F: Family, P: Act<F>>(
     }
 }
 
-/// Writes down what the packet, at the end of the kernel path and with its IP header at `offset`, says about its flow, and takes away what is noted beside
+/// Writes down what the packet, at the `end` of the kernel path, says about its flow, and takes away what is noted beside
 /// it: nobody else knows it.
 #[inline(always)]
-pub(super) fn take_note<F: Family, P: Act<F>>(
-    packet: P,
-    tables: &impl Tables<F>,
-    way: Direction,
-    offset: usize,
-    size: P::Size,
-) {
+pub(super) fn take_note<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>, end: End, size: P::Size) {
     let arrival = packet.arrival();
-    look(packet, tables, &arrival, way, offset, size);
+    look(packet, tables, &arrival, end, size);
     if trail::is_ours(arrival.tc_index) {
         packet.note_beside(0);
     }
 }
 
-/// Writes down what there is about the flow of a packet that travels `way` and is at the end of the kernel path:
-/// tc egress on flannel.<vni> or the external interface, or on the host side of a pod's veth. `None` when
-/// nothing was looked up.
+/// Writes down what there is about the flow of a packet that is at the `end` of the kernel path: tc egress on
+/// flannel.<vni> or the external interface, or on the host side of a pod's veth. `None` when nothing was looked up.
+///
+/// Acceptance counts for its own direction only with a packet that has come in where the programs would have taken it from, which noted its trail
+/// beside it, and that goes where they would have sent it. One that a rule has led over another pod first, a firewall
+/// perhaps, comes from that pod's veth; one that a rule leads to another gateway leaves by that.
 #[inline(always)]
 fn look<F: Family, P: Act<F>>(
     packet: P,
     tables: &impl Tables<F>,
     arrival: &Arrival,
-    way: Direction,
-    offset: usize,
+    end: End,
     size: P::Size,
 ) -> Option<()> {
+    let way = end.way();
+    let offset = end.ip_at(tables.carrier());
     let config = tables.config()?;
     if config.fast_path != FastPath::Flow || arrival.vlan_tagged {
         return None;
@@ -297,7 +300,12 @@ fn look<F: Family, P: Act<F>>(
     } else {
         let lifetime = lifetime(&config, transport.protocol);
         let permit = renewed(way, &known, &pod, lifetime, Clock::of(tables))?;
-        act::noted(packet, way, &Note::Permit(flow, permit), size);
+        let permit = if trail::is_ours(arrival.tc_index) { permit } else { half(way, permit, &known)? };
+        let note = match end.is_where_programs_send::<F>(&packet, tables, &config, remote)? {
+            true => Note::Permit(flow, permit),
+            false => Note::Changed(flow),
+        };
+        act::noted(packet, way, &note, size);
     }
     Some(())
 }
@@ -319,6 +327,19 @@ fn renewed(way: Direction, known: &Permit, pod: &PodPlace, lifetime: u64, clock:
         return None;
     }
     Some(Permit { egress, ingress, ifindex, gateway })
+}
+
+/// `permit` for a packet that travels `way` and has come in where no program would have taken it from: the other direction may
+/// go by it, its own takes the kernel path. `None` where `known` says as much.
+#[inline(always)]
+const fn half(way: Direction, permit: Permit, known: &Permit) -> Option<Permit> {
+    let is_known = known.ifindex == permit.ifindex && known.gateway == permit.gateway;
+    match way {
+        Direction::Egress if is_known && known.egress != 0 => None,
+        Direction::Ingress if is_known && known.ingress != 0 => None,
+        Direction::Egress => Some(Permit { egress: LONG_AGO, ..permit }),
+        Direction::Ingress => Some(Permit { ingress: LONG_AGO, ..permit }),
+    }
 }
 
 /// How long ago `stamp` was, ns; longer than anything if never.

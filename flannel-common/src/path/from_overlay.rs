@@ -2,14 +2,14 @@
 //! checked and leaves to the kernel no further than that; and what no pod may send.
 
 use super::{
-    Act, Deliver, Rewrite, Tables, act, carrier::is_udp, egress, forged, ingress::deliver_to,
+    Act, Deliver, Rewrite, Tables, act, carrier::is_udp, egress, flow, forged, ingress::deliver_to,
     tables::check_hold, tunnel,
 };
 use crate::{
     family::{Family, IpHeader as _, V4, V6},
     packet::{
         Arrival, Packet,
-        headers::{ETHERNET_LEN, Ethernet},
+        headers::{ETHERNET_LEN, Ethernet, TCP_TO_FLAGS},
     },
     reason::{Direction, Reason},
 };
@@ -34,11 +34,13 @@ pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V
 /// What the agent has brought through the tunnel: the kernel's, and a sign that packets of its node are delivered.
 #[inline(always)]
 fn from_agent<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
-    packet.make_readable(F::IP_LEN);
+    packet.make_readable(F::IP_LEN + TCP_TO_FLAGS);
     let size = packet.size();
     tunnel::note_delivered(&packet, tables, |note| {
         act::noted_tunnel(packet, Direction::Ingress, &note, size);
     });
+    // What `from_underlay` has noted beside it has gone with the outer packet.
+    flow::begin_trail::<F, P>(packet, tables, Direction::Ingress, &Err(Reason::FlowUnknown), || Some(0));
     packet.pass()
 }
 

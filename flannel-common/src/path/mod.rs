@@ -16,6 +16,7 @@ mod direct;
 pub mod ecn;
 mod egress;
 mod encap;
+mod end;
 mod exempt;
 pub mod flow;
 mod forged;

@@ -5,6 +5,7 @@ use super::{
     Act, Encap, Tables,
     carrier::is_udp,
     egress::{self, encap, inner_headers, tunnel_to},
+    end::End,
     flow, host_mark,
     tables::{check_hold, longest_match},
 };
@@ -30,7 +31,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         packet.unmark(marks.both());
         return packet.pass();
     }
-    flow::take_note::<F, P>(packet, tables, Direction::Egress, tables.carrier().on_device(), size);
+    flow::take_note::<F, P>(packet, tables, End::Overlay, size);
     // The outer packet takes the mark over, and is routed by it.
     packet.unmark(marks.both());
     // The agent carries it from here.

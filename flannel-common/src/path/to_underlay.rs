@@ -1,9 +1,8 @@
 //! tc egress on the external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
 
-use super::{Act, Tables, act, egress, flow, host_mark, tunnel};
+use super::{Act, Tables, act, egress, end::End, flow, host_mark, tunnel};
 use crate::{
     family::{Family, V4, V6},
-    packet::headers::ETHERNET_LEN,
     reason::Direction,
 };
 
@@ -27,7 +26,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     packet.make_readable(egress::reads::<F>());
     let size = packet.size();
     if marked {
-        flow::take_note::<F, P>(packet, tables, Direction::Egress, ETHERNET_LEN, size);
+        flow::take_note::<F, P>(packet, tables, End::Underlay, size);
         packet.unmark(marks.both());
     }
     if let Some((outer, config)) = tunnel::outer::<F>(&packet, tables) {

@@ -6,8 +6,8 @@
 //! neither netfilter nor routing, the bridge or the VXLAN device touch; where the path ends, the packet is compared
 //! with that, and a flow whose packets differ by more than a hop is not learned.
 //!
-//! The note is lost where somebody else's filter of a clsact qdisc classifies the packet in between. Such a packet is
-//! taken for unchanged.
+//! The note is lost where somebody else's filter of a clsact qdisc classifies the packet in between, and where the packet
+//! visits another pod on its way. From such a packet nothing is learned.
 
 /// The upper four bits of a note of ours.
 const OURS: u16 = 0xd000;

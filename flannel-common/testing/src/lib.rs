@@ -22,5 +22,5 @@ pub use effect::{
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};
 pub use node::{ELSEWHERE, HEEDED, HERE, NOW, Node, THERE, TUNNEL, interface, seen_at};
-pub use noted::{note, note_tunnel, note_tunnel_v6, note_v6};
+pub use noted::{NEXT_HOP_MAC, note, note_tunnel, note_tunnel_v6, note_v6};
 pub use tables::{MemoryTables, MemoryTablesV6};

@@ -2,20 +2,32 @@
 
 use flannel_common::{
     family::{V4, V6},
-    packet::Arrival,
+    packet::{
+        Arrival,
+        headers::{ETHERTYPE_IPV4, Ethernet},
+    },
     path::{Hook, Note, TunnelNote, UnderlayRoute, decide_all},
 };
 
-use super::MemoryTables;
+use super::{MemoryTables, interface};
+
+/// The MAC of every next hop.
+pub const NEXT_HOP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0xaa, 0x02];
+
+/// How the kernel sends to every next hop.
+fn to_next_hop() -> UnderlayRoute {
+    let stations = Ethernet::new(NEXT_HOP_MAC, interface::UNDERLAY_MAC, ETHERTYPE_IPV4);
+    UnderlayRoute { stations, mtu: 1500 }
+}
 
 /// What the program at `hook` notes about the flow or the pod of `frame`.
 pub fn note(hook: Hook, frame: &[u8], tables: &MemoryTables, arrival: &Arrival) -> Option<Note<V4>> {
-    decide_all(hook, frame, tables, arrival, None).note
+    decide_all(hook, frame, tables, arrival, Some(to_next_hop())).note
 }
 
 /// As [`note`], of an IPv6 packet.
 pub fn note_v6(hook: Hook, frame: &[u8], tables: &MemoryTables, arrival: &Arrival) -> Option<Note<V6>> {
-    decide_all(hook, frame, tables, arrival, None).note_v6
+    decide_all(hook, frame, tables, arrival, Some(to_next_hop())).note_v6
 }
 
 /// What the program at `hook` notes about the tunnel that `frame` has taken, which no program has redirected. `route` is

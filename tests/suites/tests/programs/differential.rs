@@ -8,10 +8,10 @@ use flannel_common::{
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN},
         ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
-    path::{Hook, decide},
+    path::{Decision, Hook, decide, decide_all},
 };
 use flannel_common_testing::{
-    interface, note, note_v6,
+    interface,
     random::{Case, case},
     random_v6::case_v6,
 };
@@ -21,7 +21,7 @@ use proptest::{
 };
 
 use crate::{
-    judge::{check, in_kernel},
+    judge::{as_taken, check, in_kernel},
     loaded::Loaded,
     sandbox::in_sandbox,
 };
@@ -85,10 +85,10 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let verdict = decide(*hook, &frame[..], tables, &arrival);
     let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
-    let notes = (note(*hook, &frame[..], tables, &arrival), note_v6(*hook, &frame[..], tables, &arrival));
+    let Decision { note, note_v6, .. } = decide_all(*hook, &frame[..], tables, &arrival, as_taken(frame));
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, &arrival, segments)?;
-    check(*hook, frame, &arrival, segments, (tables, notes.0.as_ref(), notes.1.as_ref()), &verdict, &outcome)
+    check(*hook, frame, &arrival, segments, (tables, note.as_ref(), note_v6.as_ref()), &verdict, &outcome)
 }
 
 fn compare<Cases: Strategy<Value = Case>>(hook: Hook, cases: fn(Hook) -> Cases) {

@@ -86,9 +86,7 @@ pub(crate) fn check(
     };
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
-    // In the sandbox no interface forwards, so that the kernel's route is taken for the one the frame has taken.
-    let route = frame.read(0).map(|bytes| UnderlayRoute { stations: Ethernet::parse(&bytes), mtu: u32::MAX });
-    let decision = decide_all(hook, frame, tables, arrival, route);
+    let decision = decide_all(hook, frame, tables, arrival, as_taken(frame));
     let (tunnel, tunnel_v6) = (decision.tunnel, decision.tunnel_v6);
     let known = [tunnel.map(|note| note.reason), tunnel_v6.map(|note| note.reason)];
     let reasons = reason.into_iter().chain(noted).chain(known.into_iter().flatten());
@@ -130,6 +128,11 @@ pub(crate) fn check(
         expected.unwrap_or_default(),
     );
     Ok(())
+}
+
+/// The kernel's route for `frame` in a sandbox, where no interface forwards: it is taken for the one that the frame has taken.
+pub(crate) fn as_taken(frame: &[u8]) -> Option<UnderlayRoute> {
+    frame.read(0).map(|bytes| UnderlayRoute { stations: Ethernet::parse(&bytes), mtu: u32::MAX })
 }
 
 /// `frame` encapsulated with the identification and the source port of `outcome`, which are random and

@@ -15,7 +15,7 @@ use flannel_common::{
         Translation, Tunnel, UnknownVtep,
     },
     packet::Arrival,
-    path::Hook,
+    path::{Hook, flow::LONG_AGO},
     reason::{Direction, Reason},
 };
 use flannel_common_testing::{MemoryTables, NOW};
@@ -151,7 +151,7 @@ impl Loaded {
         }
         self.ahead = clock()?.wrapping_sub(NOW);
         let until = tables.held_until.map_or(Hold::FOREVER.until, |until| until.wrapping_add(self.ahead));
-        let ahead = |stamp: u64| if stamp == 0 { 0 } else { stamp.wrapping_add(self.ahead) };
+        let ahead = |stamp: u64| if stamp <= LONG_AGO { stamp } else { stamp.wrapping_add(self.ahead) };
         now.hold.put(&Hold { until, since: ahead(tables.since) })?;
         now.v6.config.put(&tables.v6.config.unwrap_or(NO_CONFIG_V6))?;
         for (key, value) in &tables.v6.routes {
@@ -308,7 +308,7 @@ impl Loaded {
     /// A time of the kernel's on the clock of the tables.
     fn behind(&self, stamp: u64) -> u64 {
         match stamp.wrapping_sub(self.ahead) {
-            _ if stamp == 0 => 0,
+            _ if stamp <= LONG_AGO => stamp,
             just_now if (NOW..NOW + PATIENCE.as_nanos() as u64).contains(&just_now) => NOW,
             earlier => earlier,
         }
