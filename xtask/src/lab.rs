@@ -19,7 +19,7 @@ const FIRST_BUILD: &str = "about ten minutes on two CPUs";
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// Options of the lab; `demo` knows `--keep` and `--down`, `--help` shows all
+    /// Options of the lab; `demo` knows `--keep`, `--down` and `--picture`, `--help` shows all
     #[arg(value_name = "OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<OsString>,
 }

@@ -38,6 +38,7 @@ pub(super) fn load(
         let fast_path = snapshot::FastPath {
             asked: wanted.label().to_owned(),
             granted: granted.label().to_owned(),
+            by_backend: limit.is_some() && kernel_only.is_some(),
             limit,
             attached_by: attached_by.map(str::to_owned),
             xdp: "off".to_owned(),

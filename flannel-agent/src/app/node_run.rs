@@ -240,15 +240,17 @@ impl Agent<'_> {
         let lasting = standing::follow_lease(&self.standing, store.expiration());
         let probing = probes::follow(&self.standing, options.peer_probes);
         let counting = traffic::follow(&self.standing, &options.bpffs);
+        let (reconciler, summary) =
+            Reconciler::new(views.local.clone(), datapath, KernelHost::open()?, peers);
+        self.standing.reconciled_by(reconciler.questions());
         let standing = standing::follow_node(
             &self.standing,
             kind,
             externals.clone(),
-            views.local.clone(),
+            views.local,
             views.pod_mtu.clone(),
+            summary.clone(),
         );
-        let (reconciler, summary) = Reconciler::new(views.local, datapath, KernelHost::open()?, peers);
-        self.standing.reconciled_by(reconciler.questions());
         let ready =
             readiness::follow(&self.readiness, &self.standing, summary.clone(), |notice| store.tell(notice));
         let reconciler = reconciler.exempting(exemptions);

@@ -48,18 +48,8 @@ pub(super) async fn follow(standing: &Standing, number: u32) -> Infallible {
 /// What to ask of a peer.
 fn target(standing: &Standing, peer: &Peer) -> Option<Target> {
     let told = standing.told();
-    let backend = told.backend?;
-    let tunnelled = peer.way == "vxlan";
-    let device = backend.devices.iter().find(|device| {
-        // The device of IPv6 has a name of its own.
-        device.name.starts_with("flannel-v6") == peer.subnet.is_ipv6()
-    });
-    let mtu = match device.filter(|_| tunnelled) {
-        Some(device) => device.mtu,
-        None => told.interface?.mtu,
-    };
-    let overlay = tunnelled.then(|| peer.subnet.network());
-    Some(Target { public_ip: peer.public_ip, overlay, mtu })
+    let mtu = told.interface?.mtu;
+    Some(Target::of(peer.subnet, peer.public_ip, &peer.way, Some(&told.backend?), mtu))
 }
 
 fn is_forbidden(outcome: &Outcome) -> bool {

@@ -3,16 +3,20 @@
 use std::{convert::Infallible, net::IpAddr, process, time::SystemTime};
 
 use flannel_common::path::Hook;
+use ipnetwork::IpNetwork;
 use tokio::{select, sync::watch};
 
 use crate::{
+    backend::CarryingDevice,
     cli::RunOptions,
     control::{
         Standing,
         snapshot::{self, Agent, Backend, Device, Interface, OwnLease, Store},
     },
+    lease::Heard,
     node::interface::ExternalInterface,
     plan::{Local, VxlanDevice},
+    telemetry::Summary,
 };
 
 /// That of a process that has just started.
@@ -32,23 +36,28 @@ pub(super) fn of_process(options: &RunOptions) -> Standing {
     standing
 }
 
-/// Tells whether the store of leases, which is `server`, answers.
+/// Tells whether the store of leases, which is `server`, answers, and how far it was heard.
 pub(super) async fn follow_store(
     standing: &Standing,
     server: &str,
     mut trouble: watch::Receiver<Option<String>>,
+    mut heard: watch::Receiver<Heard>,
 ) -> Infallible {
     loop {
         let now = trouble.borrow_and_update().clone();
+        let Heard { revision, at } = heard.borrow_and_update().clone();
         standing.tell(|told| {
             let known = told.store.take();
             // Another error is the same interruption.
             let same = known.as_ref().is_some_and(|known| known.trouble.is_some() == now.is_some());
             let since = known.filter(|_| same).map_or_else(snapshot::now, |known| known.since);
-            told.store = Some(Store { server: server.to_owned(), trouble: now, since });
+            let heard = at.map(snapshot::unix);
+            told.store = Some(Store { server: server.to_owned(), trouble: now, since, revision, heard });
         });
-        if trouble.changed().await.is_err() {
-            std::future::pending().await
+        select! {
+            Ok(()) = trouble.changed() => {}
+            Ok(()) = heard.changed() => {}
+            else => std::future::pending().await,
         }
     }
 }
@@ -60,15 +69,18 @@ pub(super) async fn follow_node(
     mut externals: watch::Receiver<ExternalInterface>,
     mut locals: watch::Receiver<Local>,
     mut pod_mtu: watch::Receiver<u32>,
+    mut summary: watch::Receiver<Summary>,
 ) -> Infallible {
     standing.tell(|told| "running".clone_into(&mut told.agent.doing));
     loop {
         let external = externals.borrow_and_update().clone();
         let local = locals.borrow_and_update().clone();
         let pod_mtu_now = *pod_mtu.borrow_and_update();
+        // A pass may have made a device, which has its name since.
+        summary.mark_unchanged();
         standing.tell(|told| {
             told.interface = Some(interface(&external));
-            told.backend = Some(backend(kind, &local, pod_mtu_now));
+            told.backend = Some(backend(kind, &external, &local, pod_mtu_now));
             let expires = told.lease.as_ref().and_then(|lease| lease.expires);
             told.lease = Some(OwnLease { expires, ..lease(&local) });
             if let Some(fast_path) = &mut told.fast_path {
@@ -84,6 +96,7 @@ pub(super) async fn follow_node(
             Ok(()) = externals.changed() => {}
             Ok(()) = locals.changed() => {}
             Ok(()) = pod_mtu.changed() => {}
+            Ok(()) = summary.changed() => {}
             else => std::future::pending().await,
         }
     }
@@ -112,17 +125,26 @@ fn interface(external: &ExternalInterface) -> Interface {
     }
 }
 
-fn backend(kind: &str, local: &Local, pod_mtu: u32) -> Backend {
+fn backend(kind: &str, external: &ExternalInterface, local: &Local, pod_mtu: u32) -> Backend {
+    let vxlan =
+        local.stacks.values().filter_map(|stack| Some(of_vxlan(stack.device.as_ref()?, stack.network)));
+    let others = local.backend.carrying_devices(external, &local.stacks).into_iter().map(of_backend);
     Backend {
         kind: kind.to_owned(),
         direct_routing: local.direct_routing,
-        devices: local.devices().map(|(_, device)| of_vxlan(device)).collect(),
+        devices: vxlan.chain(others).collect(),
         pod_mtu,
     }
 }
 
-fn of_vxlan(device: &VxlanDevice) -> Device {
+fn of_backend(device: CarryingDevice) -> Device {
+    let CarryingDevice { name, port, mtu, networks } = device;
+    Device { name, vni: None, port, mac: None, mtu, networks }
+}
+
+fn of_vxlan(device: &VxlanDevice, network: IpNetwork) -> Device {
     Device {
+        networks: vec![network],
         name: device.name.clone(),
         vni: Some(device.vni),
         port: Some(device.port),

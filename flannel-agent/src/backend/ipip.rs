@@ -6,9 +6,9 @@ use futures::future::{BoxFuture, ready};
 use ipnetwork::IpNetwork;
 
 use super::{
-    AnyBackend, AnyObject, Backend, BackendError, Candidate, ExternalInterface, FollowedPeer, ObjectDriver,
-    ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks, Stage, Start,
-    Unusable,
+    AnyBackend, AnyObject, Backend, BackendError, Candidate, CarryingDevice, ExternalInterface, FollowedPeer,
+    LocalStack, ObjectDriver, ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered,
+    Skip, Stacks, Stage, Start, Unusable,
     device::Device,
     table::{Kind, Support},
 };
@@ -92,6 +92,16 @@ impl Backend for Ipip {
 
     fn kernel_only(&self) -> Option<&'static str> {
         Some("the programs do not encapsulate IP in IP")
+    }
+
+    fn carrying_devices(&self, external: &ExternalInterface, stacks: &Stacks) -> Vec<CarryingDevice> {
+        let device = |stack: &LocalStack| CarryingDevice {
+            name: DEVICE.to_owned(),
+            port: None,
+            mtu: self.mtu(Family::V4, external),
+            networks: vec![stack.network],
+        };
+        stacks.get(&Family::V4).map(device).into_iter().collect()
     }
 
     fn has_objects(&self) -> bool {

@@ -89,6 +89,19 @@ pub struct Registered {
     pub subnets: Vec<(IpNetwork, IpNetwork)>,
 }
 
+/// A device of a backend's own that pods' packets to other nodes go through, as people are told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarryingDevice {
+    /// Its name.
+    pub name: String,
+    /// The UDP port it receives at, host order, where it has one.
+    pub port: Option<u16>,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+    /// The networks whose packets it carries.
+    pub networks: Vec<IpNetwork>,
+}
+
 /// How packets reach other nodes, on this node.
 pub trait Backend: fmt::Debug + Send + Sync {
     /// Its options.
@@ -194,6 +207,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// backend's own, and is there.
     fn tunnel_device(&self) -> Option<String> {
         None
+    }
+
+    /// The devices among its own objects that carry packets to other nodes: as they should be, or once they are there
+    /// where their names are not known before.
+    fn carrying_devices(&self, external: &ExternalInterface, stacks: &Stacks) -> Vec<CarryingDevice> {
+        let _ = (external, stacks);
+        Vec::new()
     }
 
     /// Whether there are objects that only this backend knows. Then it has a [`Self::driver`].

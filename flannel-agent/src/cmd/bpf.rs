@@ -9,7 +9,11 @@ use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-use crate::bpf::{Features, LogLevel, Pins, Programs, TcAttach, read_counters, remove_all};
+use super::output::run as run_inquiry;
+use crate::{
+    bpf::{Features, LogLevel, Pins, Programs, TcAttach, read_counters, remove_all},
+    netlink::{LinkKind, Netlink, Tunnel, xfrm},
+};
 
 /// `flannel-agent bpf ...`.
 #[derive(Debug, Subcommand)]
@@ -116,11 +120,38 @@ pub fn run(command: BpfCommand) -> anyhow::Result<()> {
             enter(netns)?;
             remove_all(&Pins::under(&at.bpffs)?)?;
             println!("removed every program and map under {}", at.bpffs.display());
+            for left in run_inquiry(left_in_kernel())? {
+                println!("left as it is: {left}");
+            }
             Ok(())
         }
         BpfCommand::Counters(options) => counters(&options),
         BpfCommand::Features(options) => features(&options),
     }
+}
+
+/// What packets still travel by without programs, as with stock flannel; each with what removes it.
+async fn left_in_kernel() -> anyhow::Result<Vec<String>> {
+    /// Upstream's number of IPsec policies.
+    const REQID: u32 = 11;
+    let links = Netlink::open()?.links().await?;
+    let ours = links.iter().filter(|link| link.name.starts_with("flannel"));
+    let mut left: Vec<String> = ours
+        .filter_map(|link| {
+            let what = match link.kind {
+                LinkKind::Vxlan(_) => "with its routes, neighbours and forwarding entries",
+                LinkKind::Tunnel(Tunnel::Ipip { .. }) => "with the routes over it",
+                LinkKind::Tunnel(Tunnel::Wireguard) => "with its keys, its peers and the routes over it",
+                _ => return None,
+            };
+            Some(format!("device {0}, {what} (ip link delete {0})", link.name))
+        })
+        .collect();
+    let policies = xfrm::tunnel_policies(REQID).await.map(|policies| policies.len()).unwrap_or_default();
+    if policies > 0 {
+        left.push(format!("{policies} policies of the ipsec backend, and charon (ip xfrm policy deleteall)"));
+    }
+    Ok(left)
 }
 
 /// Enters the network namespace of that name, if there is one.

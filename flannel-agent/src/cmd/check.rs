@@ -1,6 +1,6 @@
 //! `check`: asks the peers, looks at the node, and says what is wrong, why, and what to do.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -18,7 +18,7 @@ use crate::{
     control::snapshot::{self, Snapshot},
     inspect::{
         checks::{Finding, Severity, Surroundings, of_node, of_peer},
-        peers::{PeerRow, State, join},
+        peers::{PeerRow, State},
         probe::{Target, probe},
         standing::problems,
     },
@@ -29,6 +29,9 @@ use crate::{
 
 /// Peers that are asked at the same time.
 const AT_ONCE: usize = 32;
+
+/// The largest packet where nothing tells how large they may be, bytes: what any link of IPv6 carries.
+const LEAST_MTU: u32 = 1280;
 
 /// Options of `check`.
 #[derive(Debug, Args)]
@@ -93,7 +96,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
             });
         }
     }
-    let rows = wanted(join(found.peers.as_ref(), &found.kernel, found.maps.as_ref()), &options.peers)?;
+    let rows = wanted(found.rows(), &options.peers)?;
     let peers = rows.len();
     findings.extend(ask(rows, told, &found).await?);
     around.count_bad_checksums();
@@ -150,7 +153,7 @@ async fn ask(rows: Vec<PeerRow>, told: Option<&Snapshot>, found: &Look) -> anyho
     let mut asked = JoinSet::new();
     for (number, row) in rows.into_iter().enumerate() {
         let target = target(&row, told, found);
-        let tunnel = tunnel(&row, found);
+        let tunnel = tunnel(&row, told, found);
         let places = places.clone();
         asked.spawn(async move {
             let Some(target) = target else { return (number, skipped(&row)) };
@@ -173,18 +176,37 @@ fn target(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> Option<Target
     if row.state == State::Skipped {
         return None;
     }
-    let family = Family::of_network(row.subnet);
-    let device =
-        found.kernel.tunnels.get(&family).map(|tunnel| tunnel.device.mtu).filter(|_| row.way == "vxlan");
+    let public_ip = row.public_ip?;
     let interface = told.and_then(|told| told.interface.as_ref()).map(|interface| interface.mtu);
-    let overlay: Option<IpAddr> = (row.way == "vxlan").then(|| row.subnet.network());
-    Some(Target { public_ip: row.public_ip?, overlay, mtu: device.or(interface).unwrap_or(1280) })
+    if let Some(backend) = told.and_then(|told| told.backend.as_ref()) {
+        return Some(Target::of(
+            row.subnet,
+            public_ip,
+            &row.way,
+            Some(backend),
+            interface.unwrap_or(LEAST_MTU),
+        ));
+    }
+    // Without an agent, what is asked is what the kernel has.
+    let vxlan = found.kernel.tunnels.get(&Family::of_network(row.subnet)).filter(|_| row.way == "vxlan");
+    let ways = found.kernel.routes_to(row.subnet);
+    let by = found.kernel.links.iter().find(|link| ways.iter().any(|(_, index)| *index == link.index));
+    let overlay = matches!(row.way.as_str(), "vxlan" | "ipip" | "wireguard").then(|| row.subnet.network());
+    let mtu = vxlan.map(|tunnel| tunnel.device.mtu).or_else(|| by.map(|link| link.mtu));
+    Some(Target { public_ip, overlay, mtu: mtu.unwrap_or(LEAST_MTU) })
 }
 
 /// What carries packets to it.
-fn tunnel(row: &PeerRow, found: &Look) -> String {
-    let tunnel = found.kernel.tunnels.get(&Family::of_network(row.subnet));
-    tunnel.map_or_else(|| row.way.clone(), |tunnel| format!("UDP port {}", tunnel.device.port))
+fn tunnel(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> String {
+    let device = told
+        .and_then(|told| told.backend.as_ref())
+        .and_then(|backend| backend.device_to(row.subnet, &row.way)?.port);
+    let vxlan = found.kernel.tunnels.get(&Family::of_network(row.subnet)).filter(|_| row.way == "vxlan");
+    match device.or_else(|| vxlan.map(|tunnel| tunnel.device.port)) {
+        Some(port) => format!("UDP port {port}"),
+        None if row.way == "ipip" => "IP protocol 4 (IP in IP)".to_owned(),
+        None => format!("packets of the {} backend", row.way),
+    }
 }
 
 fn skipped(row: &PeerRow) -> Vec<Finding> {

@@ -64,7 +64,7 @@ async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Re
         }
         Err(error) => {
             let found = Look::at(&options.at, defaults, false).await?;
-            let rows = join(None, &found.kernel, found.maps.as_ref());
+            let rows = join(None, None, &found.kernel, found.maps.as_ref());
             let differing = rows.iter().filter(|row| row.state != State::InPlace);
             let differences = differing.flat_map(|row| {
                 row.differences

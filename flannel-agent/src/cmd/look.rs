@@ -9,7 +9,10 @@ use crate::{
         AskError, Client,
         snapshot::{Peers, Snapshot},
     },
-    inspect::{Kernel, Maps},
+    inspect::{
+        Kernel, Maps,
+        peers::{PeerRow, join},
+    },
     netlink::Netlink,
     telemetry::visible,
 };
@@ -50,6 +53,12 @@ impl Look {
             Err(error) => (None, Some(error.to_string())),
         };
         Ok(Self { agent, peers, kernel, maps, without_maps })
+    }
+
+    /// A row for each peer.
+    pub(super) fn rows(&self) -> Vec<PeerRow> {
+        let told = self.agent.as_ref().ok().and_then(|told| told.backend.as_ref());
+        join(self.peers.as_ref(), told, &self.kernel, self.maps.as_ref())
     }
 
     /// Why there is nothing of the agent, in a line.

@@ -178,6 +178,16 @@ impl Lines {
     }
 }
 
+/// With a prefix of thousands.
+pub(super) fn number(value: f64) -> String {
+    match value {
+        value if value >= 1e9 => format!("{:.2} G", value / 1e9),
+        value if value >= 1e6 => format!("{:.2} M", value / 1e6),
+        value if value >= 1e3 => format!("{:.1} k", value / 1e3),
+        value => format!("{value:.0}"),
+    }
+}
+
 /// So long ago, or so long from now, in the two largest units.
 pub(super) fn span(seconds: u64) -> String {
     match seconds {

@@ -131,7 +131,7 @@ impl TraceSession {
     /// Looks at what `filter` lets through.
     pub(super) fn want(&mut self, filter: TraceFilter) -> anyhow::Result<()> {
         let devices = self.snapshot.backend.iter().flat_map(|backend| &backend.devices);
-        let port = devices.filter_map(|device| device.port).next().unwrap_or(0);
+        let port = devices.filter(|device| device.vni.is_some()).find_map(|device| device.port).unwrap_or(0);
         Ok(self.maps.want(&TraceFilter { vxlan_port: port.into(), ..filter })?)
     }
 

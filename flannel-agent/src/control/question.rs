@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -19,8 +20,8 @@ pub enum Question {
     Dataplane(oneshot::Sender<Dataplane>),
     /// Who are the peers?
     Peers(oneshot::Sender<Peers>),
-    /// Who are some of the peers, so many at most, chosen by chance?
-    Sample(usize, oneshot::Sender<Vec<Peer>>),
+    /// Who are these peers, and some others, so many at most, chosen by chance?
+    Sample(Vec<IpNetwork>, usize, oneshot::Sender<Vec<Peer>>),
     /// What differs between plan and kernel?
     Drift(oneshot::Sender<Drift>),
     /// May this process look at packets, for some seconds more?

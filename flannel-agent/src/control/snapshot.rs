@@ -71,6 +71,10 @@ pub struct Store {
     pub trouble: Option<String>,
     /// Since when it answers, or does not.
     pub since: u64,
+    /// Up to which state of it the leases of other nodes are known: a revision of etcd, a resourceVersion of Kubernetes.
+    pub revision: Option<String>,
+    /// When it last said something of them, or that there is nothing new.
+    pub heard: Option<u64>,
 }
 
 /// Our lease.
@@ -115,6 +119,20 @@ pub struct Backend {
     pub pod_mtu: u32,
 }
 
+impl Backend {
+    /// The device that carries packets for the pods of `subnet` by `way`, as [`Peer::way`] has it; `None` where they go
+    /// by the external interface.
+    pub fn device_to(&self, subnet: IpNetwork, way: &str) -> Option<&Device> {
+        let carries = |device: &&Device| {
+            device
+                .networks
+                .iter()
+                .any(|network| network.is_ipv4() == subnet.is_ipv4() && network.contains(subnet.network()))
+        };
+        self.devices.iter().find(carries).filter(|_| way != "direct")
+    }
+}
+
 /// A device of the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -129,6 +147,8 @@ pub struct Device {
     pub mac: Option<String>,
     /// Largest packet, bytes.
     pub mtu: u32,
+    /// The networks whose packets it carries.
+    pub networks: Vec<IpNetwork>,
 }
 
 /// How far packets may skip the host's stack.
@@ -141,6 +161,8 @@ pub struct FastPath {
     pub granted: String,
     /// What limits it, where less is done than was asked.
     pub limit: Option<String>,
+    /// That is the backend, whose packets the kernel or the agent alone moves: nothing is to be mended.
+    pub by_backend: bool,
     /// How the programs are attached.
     pub attached_by: Option<String>,
     /// XDP on the external interface: `off`, `native` or `generic`.
@@ -164,13 +186,15 @@ pub struct Rules {
 }
 
 /// What the probes of peers found: the last of each, of a day at most.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Probes {
     /// Peers that were asked.
     pub peers: usize,
     /// Those of them that did not answer.
     pub unanswered: usize,
+    /// The longest round trip of those that did, through the overlay where there is one.
+    pub longest_rtt_seconds: Option<f64>,
 }
 
 /// Packets between pods of different nodes, as the programs counted them.
@@ -287,7 +311,7 @@ pub struct Peer {
     pub node: Option<String>,
     /// Its address on the underlay.
     pub public_ip: IpAddr,
-    /// How packets get there: `vxlan`, `direct` and the like.
+    /// How packets get there: `direct`, or the backend: `vxlan`, `udp` and the like.
     pub way: String,
     /// MAC of its VXLAN device.
     pub mac: Option<String>,

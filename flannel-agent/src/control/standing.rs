@@ -67,7 +67,9 @@ impl Standing {
         let told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let probes = self.probes();
         let unanswered = probes.values().filter(|probe| probe.overlay_rtt_seconds.is_none()).count();
-        let probes = Probes { peers: probes.len(), unanswered };
+        let answered = probes.values().filter_map(|probe| probe.overlay_rtt_seconds);
+        let longest_rtt_seconds = answered.max_by(f64::total_cmp);
+        let probes = Probes { peers: probes.len(), unanswered, longest_rtt_seconds };
         Snapshot { version: VERSION, probes, ..told }
     }
 
@@ -105,15 +107,26 @@ impl Standing {
         }
     }
 
-    /// Some of the peers, chosen by chance.
+    /// Some of the peers, chosen by chance, and as many of those that did not answer the last time: whoever is back is
+    /// soon known to be. What was found of peers that are no more is forgotten.
     ///
     /// # Errors
     /// When the reconciler does not answer.
     pub(crate) async fn sample(&self, number: usize) -> Result<Vec<Peer>, NoAnswer> {
-        match self.questions() {
-            Some(questions) => questions.ask(|answer| Question::Sample(number, answer)).await,
-            None => Ok(Vec::new()),
-        }
+        let Some(questions) = self.questions() else { return Ok(Vec::new()) };
+        let silent: Vec<IpNetwork> = {
+            let probes = self.probes();
+            let silent = probes.iter().filter(|(_, probe)| probe.overlay_rtt_seconds.is_none());
+            // Those asked longest ago first.
+            let mut silent: Vec<_> = silent.map(|(subnet, probe)| (probe.at, *subnet)).collect();
+            silent.sort_unstable();
+            silent.into_iter().map(|(_, subnet)| subnet).take(number).collect()
+        };
+        let peers = questions.ask(|answer| Question::Sample(silent.clone(), number, answer)).await?;
+        let is_gone =
+            |subnet: &IpNetwork| silent.contains(subnet) && peers.iter().all(|peer| peer.subnet != *subnet);
+        self.probes().retain(|subnet, _| !is_gone(subnet));
+        Ok(peers)
     }
 
     /// Notes what a probe found of the peer with this subnet.

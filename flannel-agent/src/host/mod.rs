@@ -1,5 +1,6 @@
 //! The host this process runs on: its settings and files, and what the process may do.
 
+pub mod clock;
 pub mod conntrack;
 pub(crate) mod cpu;
 pub(crate) mod heap;

@@ -34,6 +34,8 @@ pub struct Maps {
     pub heard: BTreeMap<IpAddr, Duration>,
     /// Flows that may skip the stack, by the pod subnet at the other end.
     pub flows: BTreeMap<IpNetwork, usize>,
+    /// How long ago netfilter accepted a packet from there that belongs to one of these; it is asked again and again.
+    pub accepted: BTreeMap<IpNetwork, Duration>,
     /// How full the maps are.
     pub fill: Vec<MapFill>,
     /// The programs whose links are pinned: interface and hook. None where they are attached by filters.
@@ -116,9 +118,11 @@ impl Maps {
                 self.heard.insert(F::address(address), ago);
             }
         }
-        let mut by_remote = BTreeMap::<F::Address, usize>::new();
-        for flow in tables.flows.entries()?.into_keys() {
-            *by_remote.entry(flow.remote).or_default() += 1;
+        let mut by_remote = BTreeMap::<F::Address, (usize, u64)>::new();
+        for (flow, permit) in tables.flows.entries()? {
+            let (flows, last) = by_remote.entry(flow.remote).or_default();
+            *flows += 1;
+            *last = permit.ingress.max(*last);
         }
         let lengths: BTreeSet<u8> = self
             .routes
@@ -126,13 +130,18 @@ impl Maps {
             .filter(|subnet| Family::of_network(**subnet) == F::FAMILY)
             .map(IpNetwork::prefix)
             .collect();
-        for (remote, flows) in by_remote {
+        for (remote, (flows, last)) in by_remote {
             let holder = lengths.iter().rev().find_map(|length| {
                 let base = F::address(remote.masked(u64::from(*length)));
                 IpNetwork::new(base, *length).ok().filter(|subnet| self.routes.contains_key(subnet))
             });
             if let Some(subnet) = holder {
                 *self.flows.entry(subnet).or_default() += flows;
+                if last > 0 {
+                    let ago = now.saturating_sub(Duration::from_nanos(last));
+                    let accepted = self.accepted.entry(subnet).or_insert(ago);
+                    *accepted = ago.min(*accepted);
+                }
             }
         }
         Ok(())

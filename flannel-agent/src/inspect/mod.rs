@@ -13,5 +13,5 @@ pub mod peers;
 pub mod probe;
 pub mod standing;
 
-pub use kernel::{Kernel, Tunnel};
+pub use kernel::{Kernel, Tunnel, WireguardPeer};
 pub use maps::{MapRoute, Maps};

@@ -53,7 +53,7 @@ pub fn problems(told: &Snapshot, maps: Option<&Maps>, now: u64) -> Vec<Problem> 
     }
     of_dataplane(told, &mut found);
     if told.probes.unanswered > 0 {
-        let snapshot::Probes { peers, unanswered } = told.probes;
+        let snapshot::Probes { peers, unanswered, .. } = told.probes;
         found.push(Problem::new(
             format!("{unanswered} of {peers} peers that were asked gave no answer"),
             "`flannel-agent peers` names them, `flannel-agent check` says why",

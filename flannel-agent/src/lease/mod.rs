@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::SystemTim
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::values::{Family, overlap};
-pub use store::{KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
+pub use store::{Heard, KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
 pub use wire::LeaseAttrs;
 
 pub mod alloc;

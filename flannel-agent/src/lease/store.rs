@@ -59,6 +59,11 @@ pub trait LeaseStore {
     /// Why the last request failed; `None` while the store answers.
     fn trouble(&self) -> watch::Receiver<Option<String>>;
 
+    /// How far the leases of other nodes are known; nothing where that is not told, as of a file.
+    fn heard(&self) -> watch::Receiver<Heard> {
+        watch::channel(Heard::default()).1
+    }
+
     /// When our lease ends, while it is kept; `None` where leases have no end.
     fn expiration(&self) -> watch::Receiver<Option<SystemTime>> {
         watch::channel(None).1
@@ -78,6 +83,22 @@ pub trait LeaseStore {
     /// Waits, a few seconds at most, until those have heard of all that was told.
     fn told(&self) -> impl Future<Output = ()> {
         async {}
+    }
+}
+
+/// How far the leases of other nodes are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Up to which state of the store, in its own words: a revision of etcd, a resourceVersion of Kubernetes.
+    pub revision: Option<String>,
+    /// When the store last said something of them, or that there is nothing new.
+    pub at: Option<SystemTime>,
+}
+
+impl Heard {
+    /// Just now, up to `revision`.
+    pub fn now(revision: impl ToString) -> Self {
+        Self { revision: Some(revision.to_string()), at: Some(SystemTime::now()) }
     }
 }
 

@@ -91,10 +91,14 @@ metrics! {
     READY = "flannel_ready", Gauge, One, [], false, "1 while /readyz says so: pods of this node can be started, and reach others.";
     STORE_CONNECTED = "flannel_store_connected", Gauge, One, ["store"], false, "1 while the store of leases answers; forwarding goes on without it.";
     STORE_SINCE = "flannel_store_since_timestamp", Gauge, Seconds, ["store"], false, "Since when the store of leases answers, or does not.";
+    STORE_HEARD = "flannel_store_heard_timestamp", Gauge, Seconds, ["store"], false, "When the store last said something of other nodes' leases, or that nothing is new: every minute (Kubernetes, etcd's v2 store) or ten (etcd); absent where leases are in a file.";
     LEASE_EXPIRY = "flannel_lease_expiry_timestamp", Gauge, Seconds, [], false, "When this node's lease ends unless it is renewed; absent where leases have no end.";
+    PROBED = "flannel_probed_peers", Gauge, One, [], false, "Peers that were asked for an echo within the last day (--peer-probes).";
+    UNANSWERED = "flannel_probed_peers_unanswered", Gauge, One, [], false, "Of these, peers that did not answer the last time, through the overlay where there is one.";
+    PROBE_RTT = "flannel_probe_round_trip_max", Gauge, Seconds, [], false, "The longest round trip to a peer that answered the last time; absent before the first.";
     BACKEND = "flannel_backend", Info, One, ["backend", "interface"], false, "The backend, and the external interface.";
     FAST_PATH = "flannel_fast_path", Info, One, ["asked", "granted", "attached_by", "xdp"], false, "How far packets may skip the host's stack.";
-    FAST_PATH_LIMITED = "flannel_fast_path_limited", Gauge, One, [], false, "1 while less is done than --fast-path asks for.";
+    FAST_PATH_LIMITED = "flannel_fast_path_limited", Gauge, One, [], false, "1 while less is done than --fast-path asks for, though the backend is one whose packets the programs can move.";
     FAST_PATH_HOLD = "flannel_fast_path_hold", Gauge, Seconds, [], false, "How long the programs would go on without an agent (--fast-path-hold); absent where that has no end.";
     SYNCED = "flannel_synced", Gauge, One, [], false, "1 once the leases have been read.";
     PEERS = "flannel_peers", Gauge, One, [], false, "Nodes whose leases are followed.";
@@ -113,6 +117,8 @@ metrics! {
     PACKET_BYTES = "flannel_packet", Counter, Bytes, ["direction", "path", "reason"], false, "Bytes of those frames, with their Ethernet headers.";
     MAP_ENTRIES = "flannel_bpf_map_entries", Gauge, One, ["map"], false, "Entries in a map of the programs.";
     MAP_CAPACITY = "flannel_bpf_map_capacity", Gauge, One, ["map"], false, "Entries that it has room for.";
+    CLOCK = "flannel_clock_synchronised", Gauge, One, [], false, "1 while the kernel is told that NTP or the like keeps the clock right. A hypervisor that does so does not tell.";
+    CLOCK_ERROR = "flannel_clock_error_max", Gauge, Seconds, [], false, "How far the clock is from the true time at most, as whoever keeps it reckons.";
     CPU = "process_cpu", Counter, Seconds, [], false, "CPU time of the agent.";
     MEMORY = "process_resident_memory", Gauge, Bytes, [], false, "Memory of the agent.";
     OPEN_FILES = "process_open_fds", Gauge, One, [], false, "Open files of the agent.";

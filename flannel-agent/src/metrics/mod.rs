@@ -44,15 +44,23 @@ fn flag(is: bool) -> f64 {
 }
 
 fn of_agent(page: &mut Page, snapshot: &Snapshot) {
-    let Snapshot { agent, store, lease, interface, backend, fast_path, .. } = snapshot;
+    let Snapshot { agent, store, lease, interface, backend, fast_path, probes, .. } = snapshot;
     page.add(&metric::BUILD, [&agent.version], 1.0);
     page.add(&metric::READY, [], flag(agent.ready));
     if let Some(store) = store {
         page.add(&metric::STORE_CONNECTED, [&store.server], flag(store.trouble.is_none()));
         page.add(&metric::STORE_SINCE, [&store.server], store.since as f64);
+        if let Some(heard) = store.heard {
+            page.add(&metric::STORE_HEARD, [&store.server], heard as f64);
+        }
     }
     if let Some(expires) = lease.as_ref().and_then(|lease| lease.expires) {
         page.add(&metric::LEASE_EXPIRY, [], expires as f64);
+    }
+    page.add(&metric::PROBED, [], probes.peers as f64);
+    page.add(&metric::UNANSWERED, [], probes.unanswered as f64);
+    if let Some(seconds) = probes.longest_rtt_seconds {
+        page.add(&metric::PROBE_RTT, [], seconds);
     }
     if let Some(backend) = backend {
         let interface = interface.as_ref().map_or("", |interface| &interface.name);
@@ -65,7 +73,7 @@ fn of_agent(page: &mut Page, snapshot: &Snapshot) {
             [&fast_path.asked, &fast_path.granted, attached_by, &fast_path.xdp],
             1.0,
         );
-        page.add(&metric::FAST_PATH_LIMITED, [], flag(fast_path.limit.is_some()));
+        page.add(&metric::FAST_PATH_LIMITED, [], flag(fast_path.limit.is_some() && !fast_path.by_backend));
     }
     for rules in &snapshot.rules {
         page.add(&metric::RULES_IN_PLACE, [&rules.kept_by], flag(rules.in_place && rules.error.is_none()));
@@ -101,5 +109,43 @@ fn of_peers(page: &mut Page, peers: &Peers) {
     }
     for peer in &peers.peers {
         page.add(&metric::PEER_PENDING, [&peer.subnet.to_string()], peer.pending.len() as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::snapshot::{Dataplane, Peer};
+
+    fn page(leases: usize, of_each: bool) -> String {
+        let subnet = |number: usize| format!("10.{}.{}.0/24", number >> 8, number & 255).parse().unwrap();
+        let peer = |number| Peer {
+            subnet: subnet(number),
+            node: Some(format!("node-{number}.example.org")),
+            public_ip: "192.0.2.2".parse().unwrap(),
+            way: "vxlan".to_owned(),
+            mac: None,
+            on_kernel: None,
+            next_hop: None,
+            pending: Vec::new(),
+            probe: None,
+        };
+        let peers = of_each.then(|| Peers { peers: (0..leases).map(peer).collect(), skipped: Vec::new() });
+        let dataplane = Some(Dataplane { peers: leases, ..Dataplane::default() });
+        text(&Snapshot { dataplane, ..Snapshot::default() }, None, peers.as_ref()).unwrap()
+    }
+
+    /// Prometheus takes no page of any length, and keeps each series.
+    #[test]
+    fn a_page_grows_with_the_cluster_only_where_that_is_asked_for() {
+        let (small, large) = (page(2, false), page(10_000, false));
+        assert!(
+            large.len() < small.len() + 8,
+            "{} bytes with 2 leases, {} with 10000",
+            small.len(),
+            large.len()
+        );
+        let (asked, lines) = (page(10_000, true), page(10_000, true).lines().count());
+        assert!(lines > 20_000 && asked.len() < 3 << 20, "{lines} lines, {} bytes", asked.len());
     }
 }

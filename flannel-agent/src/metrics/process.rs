@@ -1,4 +1,4 @@
-//! The process itself, under the names that all exporters use.
+//! The clock; and the process itself, under the names that all exporters use.
 
 use std::fs;
 
@@ -9,8 +9,13 @@ use nix::{
 };
 
 use super::{metric, page::Page};
+use crate::host::clock::clock;
 
 pub(super) fn add(page: &mut Page, started: u64) {
+    if let Some(clock) = clock() {
+        page.add(&metric::CLOCK, [], f64::from(u8::from(clock.synchronised)));
+        page.add(&metric::CLOCK_ERROR, [], clock.error.as_secs_f64());
+    }
     if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
         let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
         page.add(&metric::CPU, [], microseconds as f64 / 1e6);

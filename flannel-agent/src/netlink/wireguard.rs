@@ -2,7 +2,10 @@
 //!
 //! Blocking: the kernel answers before it returns from the request.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{
@@ -55,6 +58,19 @@ pub struct WireguardPeerState {
     pub keepalive: u16,
     /// What it may send, and is sent.
     pub allowed: Vec<IpNetwork>,
+    /// What was exchanged with it; of no meaning in a change.
+    pub exchanged: Exchanged,
+}
+
+/// What a device has exchanged with a peer since that is known to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exchanged {
+    /// Bytes that came from it, encrypted.
+    pub received: u64,
+    /// Bytes that were sent to it, encrypted.
+    pub sent: u64,
+    /// When keys were last agreed on, after 1970: while packets come, not longer ago than three minutes.
+    pub handshake: Option<Duration>,
 }
 
 /// A change of a peer.
@@ -235,6 +251,7 @@ fn read(peer: &WireguardPeer) -> WireguardPeerState {
         endpoint: None,
         keepalive: 0,
         allowed: Vec::new(),
+        exchanged: Exchanged::default(),
     };
     for attribute in &peer.0 {
         match attribute {
@@ -242,6 +259,12 @@ fn read(peer: &WireguardPeer) -> WireguardPeerState {
             WireguardPeerAttribute::PresharedKey(key) => state.preshared_key = *key,
             WireguardPeerAttribute::Endpoint(endpoint) => state.endpoint = Some(*endpoint),
             WireguardPeerAttribute::PersistentKeepalive(seconds) => state.keepalive = *seconds,
+            WireguardPeerAttribute::RxBytes(bytes) => state.exchanged.received = *bytes,
+            WireguardPeerAttribute::TxBytes(bytes) => state.exchanged.sent = *bytes,
+            WireguardPeerAttribute::LastHandshake(at) => {
+                let seconds = u64::try_from(at.seconds).unwrap_or_default();
+                state.exchanged.handshake = (seconds > 0).then(|| Duration::from_secs(seconds));
+            }
             WireguardPeerAttribute::AllowedIps(all) => state.allowed.extend(all.iter().filter_map(network)),
             _ => {}
         }
@@ -295,6 +318,7 @@ mod tests {
             endpoint: Some("[2001:db8::2]:51821".parse().unwrap()),
             keepalive: 25,
             allowed: vec!["10.244.2.0/24".parse().unwrap(), "fd00:10:0:2::/64".parse().unwrap()],
+            exchanged: Exchanged::default(),
         }
     }
 

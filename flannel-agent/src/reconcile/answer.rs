@@ -25,15 +25,19 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         match question {
             Question::Dataplane(answer) => drop(answer.send(self.dataplane())),
             Question::Peers(answer) => drop(answer.send(self.peers())),
-            Question::Sample(number, answer) => {
-                let chosen = self.plan.peers.iter().choose_multiple(&mut rand::rng(), number);
-                let peers =
-                    chosen.into_iter().map(|(subnet, peer)| self.told_peer(*subnet, peer, Vec::new()));
-                drop(answer.send(peers.collect()));
-            }
+            Question::Sample(named, number, answer) => drop(answer.send(self.sample(&named, number))),
             Question::Trace(by, answer) => drop(answer.send(self.trace(by))),
             Question::Drift(answer) => drop(answer.send(self.drift().await)),
         }
+    }
+
+    /// The peers of these subnets that there are, and others, chosen by chance.
+    fn sample(&self, named: &[IpNetwork], number: usize) -> Vec<snapshot::Peer> {
+        let named_ones = named.iter().filter_map(|subnet| self.plan.peers.get_key_value(subnet));
+        let others = self.plan.peers.iter().filter(|(subnet, _)| !named.contains(subnet));
+        let chosen = others.choose_multiple(&mut rand::rng(), number);
+        let all = named_ones.chain(chosen);
+        all.map(|(subnet, peer)| self.told_peer(*subnet, peer, Vec::new())).collect()
     }
 
     fn dataplane(&self) -> snapshot::Dataplane {

@@ -2,9 +2,10 @@
 
 mod demo;
 mod enter;
+mod picture;
 mod tables;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -22,6 +23,9 @@ struct Cli {
     /// Remove every trace of it, also of one that was killed
     #[arg(long)]
     down: bool,
+    /// Instead, draw what `status`, `peers` and `top` show of a node into this file, as SVG
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keep", "down"])]
+    picture: Option<PathBuf>,
     /// How to print what was found
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -46,5 +50,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let progress = Progress::new();
+    if let Some(file) = &cli.picture {
+        return picture::draw(file, &progress);
+    }
     if cli.down { demo::down(&progress) } else { demo::run(cli.keep, cli.output == Output::Json, &progress) }
 }

@@ -53,6 +53,18 @@ each_reaches_each_v6() {
     reach 2 fd00:10:0:3::2 "$1"
     reach 3 fd00:10:0:1::2 "$1"
 }
+# Of a node where all is well nobody says otherwise, and each peer answers through the tunnel.
+looks() {
+    ip netns exec node$1 flannel-agent $2 --subnet-file=/tmp/subnet$1.env --bpffs=/tmp/bpf$1
+}
+healthy() {
+    for words in status peers "check --all"; do
+        patiently looks $1 "$words"
+    done
+    grep -q ': 0 errors, 0 warnings' /tmp/said || fail "a false alarm: $(cat /tmp/said)"
+    grep -q 'answers in' /tmp/said && grep -q 'pass whole' /tmp/said || fail "no answers: $(cat /tmp/said)"
+    tail -n 1 /tmp/said
+}
 survives_a_kill() {
     ip netns exec pod1 ping -c 60 -i 0.1 10.244.2.2 >/tmp/pings &
     pings=$!
@@ -127,6 +139,7 @@ pod_mtu 1480
 each_reaches_each_v4 1452
 shows 'ipip remote any local 192.168.77.1 ' ip -n node1 -d link show flannel.ipip || fail "another device than upstream's"
 shows '10.244.3.0/24 via 192.168.77.3 dev flannel.ipip onlink' ip -n node1 route || fail "another route than upstream's"
+healthy 1
 survives_a_kill
 ip -n node1 route delete 10.244.2.0/24
 patiently shows '10.244.2.0/24 via 192.168.77.2' ip -n node1 route
@@ -208,6 +221,9 @@ each_reaches_each_v6 1372
 shows '10.244.0.0/16 dev flannel-wg scope link' ip -n node1 route || fail "another route than upstream's"
 shows 'inet6 fd00:10:0:1::/128' ip -n node1 addr show flannel-wg-v6 || fail "no address"
 lacks "$secret" cat /tmp/log1 || fail "the secret is in the log"
+healthy 1
+looks 1 peers >/tmp/said
+grep -q 'wireguard .*in place.* ago .* ms .*B' /tmp/said || fail "what was exchanged is not shown: $(cat /tmp/said)"
 survives_a_kill
 ip netns exec node1 wg set flannel-wg peer "$(cat /tmp/public2)" remove
 reach 1 10.244.2.2 1392
@@ -280,6 +296,7 @@ reach 1 10.244.2.2 1395
 reach 2 10.244.1.2 1395
 seen=$(esp 2)
 [ "${seen:-0}" -gt 3 ] || fail "$seen packets of ESP were seen"
+healthy 1
 shows 'dir fwd' ip -n node1 xfrm policy || fail "no policy"
 lacks "$secret" cat /tmp/log1 || fail "the secret is in the log"
 # Without its policies no packet of a pod is encrypted, or is taken.

@@ -11,8 +11,9 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use tracing::warn;
 
 use super::{
-    AnyBackend, AnyObject, Backend, BackendError, Candidate, ExternalInterface, FollowedPeer, ObjectDriver,
-    ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks, Stage, Start,
+    AnyBackend, AnyObject, Backend, BackendError, Candidate, CarryingDevice, ExternalInterface, FollowedPeer,
+    ObjectDriver, ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks,
+    Stage, Start,
     table::{Kind, Support},
 };
 use crate::{
@@ -148,6 +149,18 @@ impl Backend for Udp {
 
     fn tunnel_device(&self) -> Option<String> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn carrying_devices(&self, external: &ExternalInterface, stacks: &Stacks) -> Vec<CarryingDevice> {
+        let Some((name, stack)) = self.tunnel_device().zip(stacks.get(&Family::V4)) else {
+            return Vec::new();
+        };
+        vec![CarryingDevice {
+            name,
+            port: Some(self.options.port),
+            mtu: self.mtu(Family::V4, external),
+            networks: vec![stack.network],
+        }]
     }
 
     fn has_objects(&self) -> bool {

@@ -15,7 +15,7 @@ use crate::{
     backend::{AnyObject, BackendError, ObjectDriver, ObjectId, Objects, Stage, device::Device},
     netlink::{
         Netlink, NetlinkError, route,
-        wireguard::{Key, PeerChange, Wireguard, WireguardPeerState},
+        wireguard::{Exchanged, Key, PeerChange, Wireguard, WireguardPeerState},
     },
     values::{Family, overlap},
 };
@@ -56,6 +56,7 @@ impl WgPeer {
             endpoint: self.endpoint,
             keepalive: self.keepalive,
             allowed,
+            exchanged: Exchanged::default(),
         }
     }
 }

@@ -11,8 +11,9 @@ use ipnetwork::IpNetwork;
 use tracing::warn;
 
 use super::{
-    AnyBackend, AnyObject, Backend, BackendError, Candidate, ExternalInterface, FollowedPeer, ObjectDriver,
-    ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks, Stage, Start,
+    AnyBackend, AnyObject, Backend, BackendError, Candidate, CarryingDevice, ExternalInterface, FollowedPeer,
+    ObjectDriver, ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks,
+    Stage, Start,
     device::Device,
     table::{Kind, Support},
 };
@@ -320,6 +321,14 @@ impl Backend for Wireguard {
 
     fn kernel_only(&self) -> Option<&'static str> {
         Some("the kernel alone encrypts")
+    }
+
+    fn carrying_devices(&self, external: &ExternalInterface, stacks: &Stacks) -> Vec<CarryingDevice> {
+        let device = |(name, networks): (String, Vec<IpNetwork>)| {
+            let port = networks.first().map(|first| self.options.port(Family::of_network(*first)));
+            CarryingDevice { name, port, mtu: self.mtu(Family::V4, external), networks }
+        };
+        self.devices(stacks.values().map(|stack| stack.network)).into_iter().map(device).collect()
     }
 
     fn has_objects(&self) -> bool {

@@ -101,7 +101,7 @@ async fn look(options: &StatusOptions, defaults: &Defaults) -> anyhow::Result<(R
     let problems =
         agent.as_ref().map(|agent| problems(agent, maps.as_ref(), snapshot::now())).unwrap_or_default();
     let known_peers = agent.is_none().then(|| {
-        let rows = join(None, &kernel, maps.as_ref());
+        let rows = join(None, None, &kernel, maps.as_ref());
         [rows.len(), rows.iter().filter(|row| row.state != State::InPlace).count()]
     });
     let (verdict, health) = match (&agent, problems.is_empty()) {

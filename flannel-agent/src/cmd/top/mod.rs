@@ -1,6 +1,6 @@
 //! `top`: what passes this node now, by peer, pod and reason, and what the programs cost.
 
-mod rates;
+pub(super) mod rates;
 mod screen;
 
 use std::{

@@ -17,47 +17,47 @@ use crate::{
 
 /// What was added up so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Totals {
-    pub(super) sums: BTreeMap<TraceKey, Counter>,
-    pub(super) runs: BTreeMap<(&'static str, u32), Runs>,
+pub(in crate::cmd) struct Totals {
+    pub(in crate::cmd) sums: BTreeMap<TraceKey, Counter>,
+    pub(in crate::cmd) runs: BTreeMap<(&'static str, u32), Runs>,
 }
 
 /// Who is who.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Names {
+pub(in crate::cmd) struct Names {
     /// Our pod subnets.
-    pub(super) own: Vec<IpNetwork>,
+    pub(in crate::cmd) own: Vec<IpNetwork>,
     /// Peers' subnets, and what they are called.
-    pub(super) peers: Vec<(IpNetwork, String)>,
+    pub(in crate::cmd) peers: Vec<(IpNetwork, String)>,
 }
 
 /// What passes in a second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Rates {
-    pub(super) peers: Vec<Row>,
-    pub(super) pods: Vec<Row>,
-    pub(super) reasons: Vec<ReasonRow>,
-    pub(super) programs: Vec<ProgramRow>,
+pub(in crate::cmd) struct Rates {
+    pub(in crate::cmd) peers: Vec<Row>,
+    pub(in crate::cmd) pods: Vec<Row>,
+    pub(in crate::cmd) reasons: Vec<ReasonRow>,
+    pub(in crate::cmd) programs: Vec<ProgramRow>,
     /// Share of the packets between pods of two nodes that a program moved; absent where there were none.
-    pub(super) fast_share: Option<f64>,
+    pub(in crate::cmd) fast_share: Option<f64>,
 }
 
 /// One end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Row {
-    pub(super) name: String,
+pub(in crate::cmd) struct Row {
+    pub(in crate::cmd) name: String,
     /// Away from this node.
-    pub(super) out: Rate,
+    pub(in crate::cmd) out: Rate,
     /// To this node.
-    pub(super) into: Rate,
-    pub(super) fast_share: f64,
+    pub(in crate::cmd) into: Rate,
+    pub(in crate::cmd) fast_share: f64,
 }
 
 /// In a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Rate {
-    pub(super) packets: f64,
-    pub(super) bits: f64,
+pub(in crate::cmd) struct Rate {
+    pub(in crate::cmd) packets: f64,
+    pub(in crate::cmd) bits: f64,
 }
 
 impl Rate {
@@ -69,23 +69,23 @@ impl Rate {
 
 /// One reason.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct ReasonRow {
-    pub(super) direction: &'static str,
-    pub(super) path: &'static str,
-    pub(super) reason: &'static str,
-    pub(super) rate: Rate,
+pub(in crate::cmd) struct ReasonRow {
+    pub(in crate::cmd) direction: &'static str,
+    pub(in crate::cmd) path: &'static str,
+    pub(in crate::cmd) reason: &'static str,
+    pub(in crate::cmd) rate: Rate,
 }
 
 /// One program.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct ProgramRow {
-    pub(super) program: &'static str,
+pub(in crate::cmd) struct ProgramRow {
+    pub(in crate::cmd) program: &'static str,
     /// Runs in a second.
-    pub(super) runs: f64,
+    pub(in crate::cmd) runs: f64,
     /// Of each, ns, with what it costs to look.
-    pub(super) nanoseconds: f64,
+    pub(in crate::cmd) nanoseconds: f64,
     /// Share of one CPU.
-    pub(super) cpu: f64,
+    pub(in crate::cmd) cpu: f64,
 }
 
 #[derive(Default)]
@@ -108,7 +108,7 @@ impl Gathered {
 }
 
 /// What passed between `before` and `after`, which are `seconds` apart.
-pub(super) fn rates(before: &Totals, after: &Totals, seconds: f64, names: &Names) -> Rates {
+pub(in crate::cmd) fn rates(before: &Totals, after: &Totals, seconds: f64, names: &Names) -> Rates {
     let mut reasons = BTreeMap::<(Direction, &str), ReasonRow>::new();
     let (mut peers, mut pods) = (BTreeMap::<String, Gathered>::new(), BTreeMap::<String, Gathered>::new());
     let (mut fast, mut all) = (0.0, 0.0);

@@ -1,7 +1,7 @@
 //! The rates as text.
 
 use super::{
-    super::output::{lines, table},
+    super::output::{lines, number, table},
     rates::{Rate, Rates, Row},
 };
 use comfy_table::Table;
@@ -11,16 +11,6 @@ struct View {
     title: &'static str,
     columns: &'static [&'static str],
     rows: Vec<Vec<String>>,
-}
-
-/// With a prefix of thousands.
-fn number(value: f64) -> String {
-    match value {
-        value if value >= 1e9 => format!("{:.2} G", value / 1e9),
-        value if value >= 1e6 => format!("{:.2} M", value / 1e6),
-        value if value >= 1e3 => format!("{:.1} k", value / 1e3),
-        value => format!("{value:.0}"),
-    }
 }
 
 fn percent(share: f64) -> String {

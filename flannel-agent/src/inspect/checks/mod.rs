@@ -4,11 +4,13 @@
 
 use serde::Serialize;
 
+mod nft;
 mod peers;
 mod rules;
 mod surroundings;
 mod this_node;
 
+pub use nft::{Nft, NftDrop};
 pub use peers::of_peer;
 pub use rules::Firewall;
 pub use surroundings::Surroundings;

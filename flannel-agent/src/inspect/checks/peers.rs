@@ -114,6 +114,7 @@ mod tests {
             differences: Vec::new(),
             flows: None,
             heard_seconds_ago: Some(5),
+            traffic: None,
             probe: None,
         }
     }

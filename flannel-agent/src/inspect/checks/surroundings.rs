@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use super::Firewall;
+use super::{Firewall, Nft};
 use crate::{
-    host::sysctl,
+    host::{
+        clock::{Clock, clock},
+        sysctl,
+    },
     inspect::Kernel,
     netlink::{Netlink, NetlinkError},
     values::Family,
@@ -29,6 +32,10 @@ pub struct Surroundings {
     pub cni_configs: Vec<String>,
     /// What iptables holds, by family.
     pub firewalls: BTreeMap<Family, Firewall>,
+    /// What nftables holds.
+    pub nft: Option<Nft>,
+    /// The clock.
+    pub clock: Option<Clock>,
 }
 
 /// Where container runtimes look for CNI configurations.
@@ -77,6 +84,8 @@ impl Surroundings {
             found.bridge = Some((addresses, bridge.mtu));
         }
         found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
+        found.nft = Nft::read();
+        found.clock = clock();
         Ok(found)
     }
 }

@@ -1,16 +1,24 @@
 //! What belongs to each peer: of its lease, in the kernel and in the maps, and what of it differs.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use flannel_common::layout::RouteKind;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use super::{Kernel, MapRoute, Maps};
+use super::{Kernel, Maps, WireguardPeer};
 use crate::{
-    control::snapshot::{self, Probe},
+    control::snapshot::{self, Backend, Probe},
     values::{Family, Mac},
 };
+
+mod differences;
+mod known;
+#[cfg(test)]
+mod tests;
+
+use differences::{kernel_differences, map_differences};
+use known::wanted_without_agent;
 
 /// A peer, in one family.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -21,7 +29,7 @@ pub struct PeerRow {
     pub node: Option<String>,
     /// Its address on the underlay.
     pub public_ip: Option<IpAddr>,
-    /// How packets get there: `vxlan`, `direct` and the like.
+    /// How packets get there: `direct`, or the backend: `vxlan`, `udp` and the like.
     pub way: String,
     /// MAC of its VXLAN device.
     pub mac: Option<String>,
@@ -33,10 +41,33 @@ pub struct PeerRow {
     pub differences: Vec<String>,
     /// Flows of our pods with its pods that may skip the stack.
     pub flows: Option<usize>,
-    /// Seconds since the kernel's own packet was last seen to come from it through the tunnel.
+    /// Seconds since something is known to have come from it through the tunnel: a packet of the kernel's path, one that
+    /// netfilter accepted, or a handshake of WireGuard. What the programs alone move in between leaves no trace.
     pub heard_seconds_ago: Option<u64>,
+    /// What passed between its pods and this node.
+    pub traffic: Option<PeerTraffic>,
     /// What the last probe found.
     pub probe: Option<Probe>,
+}
+
+/// What passed between a peer and this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PeerTraffic {
+    /// Over how many seconds it was counted; absent where the kernel counts since the peer was set up.
+    pub seconds: Option<f64>,
+    /// To it.
+    pub sent: Passed,
+    /// From it.
+    pub received: Passed,
+}
+
+/// Packets one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Passed {
+    /// How many, as on the wire; absent where only bytes are counted.
+    pub packets: Option<u64>,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// How a peer stands.
@@ -71,11 +102,18 @@ struct Wanted {
     public_ip: Option<IpAddr>,
     way: String,
     mac: Option<Mac>,
+    /// The device of the backend's own that carries its packets.
+    device: Option<String>,
 }
 
-/// A row for each peer. `agent` says what there should be; without it, what the kernel and the maps hold is compared with
+/// A row for each peer. `agent` says what there should be, by `backend`; without it, what the kernel and the maps hold is compared with
 /// each other. `maps` is absent where there are no programs.
-pub fn join(agent: Option<&snapshot::Peers>, kernel: &Kernel, maps: Option<&Maps>) -> Vec<PeerRow> {
+pub fn join(
+    agent: Option<&snapshot::Peers>,
+    backend: Option<&Backend>,
+    kernel: &Kernel,
+    maps: Option<&Maps>,
+) -> Vec<PeerRow> {
     let maps = maps.filter(|maps| !maps.configured.is_empty());
     let Some(agent) = agent else {
         return wanted_without_agent(kernel, maps)
@@ -92,6 +130,9 @@ pub fn join(agent: Option<&snapshot::Peers>, kernel: &Kernel, maps: Option<&Maps
                 public_ip: Some(peer.public_ip),
                 way: peer.way.clone(),
                 mac: peer.mac.as_deref().and_then(|mac| mac.parse().ok()),
+                device: backend
+                    .and_then(|backend| backend.device_to(peer.subnet, &peer.way))
+                    .map(|device| device.name.clone()),
             };
             row(&wanted, kernel, maps, Some(peer))
         })
@@ -115,6 +156,7 @@ fn skipped(skipped: &snapshot::Skipped) -> Option<PeerRow> {
         differences: vec![skipped.reason.clone()],
         flows: None,
         heard_seconds_ago: None,
+        traffic: None,
         probe: None,
     })
 }
@@ -132,7 +174,17 @@ fn row(wanted: &Wanted, kernel: &Kernel, maps: Option<&Maps>, peer: Option<&snap
         (true, true) => State::InPlace,
     };
     differences.extend(pending);
-    let heard = wanted.public_ip.and_then(|public_ip| maps?.heard.get(&public_ip).copied());
+    let wireguard = kernel.wireguard.get(&subnet);
+    let heard = [
+        wanted.public_ip.and_then(|public_ip| maps?.heard.get(&public_ip)).map(Duration::as_secs),
+        maps.and_then(|maps| maps.accepted.get(&subnet)).map(Duration::as_secs),
+        wireguard.and_then(WireguardPeer::heard_seconds_ago),
+    ];
+    let traffic = wireguard.map(|peer| PeerTraffic {
+        seconds: None,
+        sent: Passed { packets: None, bytes: peer.exchanged.sent },
+        received: Passed { packets: None, bytes: peer.exchanged.received },
+    });
     PeerRow {
         subnet,
         node: peer.and_then(|peer| peer.node.clone()),
@@ -146,158 +198,8 @@ fn row(wanted: &Wanted, kernel: &Kernel, maps: Option<&Maps>, peer: Option<&snap
         state,
         differences,
         flows: maps.map(|maps| maps.flows.get(&subnet).copied().unwrap_or_default()),
-        heard_seconds_ago: heard.as_ref().map(Duration::as_secs),
+        heard_seconds_ago: heard.into_iter().flatten().min(),
+        traffic,
         probe: peer.and_then(|peer| peer.probe.clone()),
     }
 }
-
-/// What of the kernel's objects for a peer is absent or otherwise.
-fn kernel_differences(wanted: &Wanted, kernel: &Kernel) -> Vec<String> {
-    let subnet = wanted.subnet;
-    let mut found = Vec::new();
-    let routes = kernel.routes.get(&subnet).map(Vec::as_slice).unwrap_or_default();
-    let shown = |(via, index): &(IpAddr, u32)| format!("via {via} dev {}", kernel.name(*index));
-    let other = || routes.iter().map(shown).collect::<Vec<_>>().join(", ");
-    match wanted.way.as_str() {
-        "vxlan" => {
-            let Some(tunnel) = kernel.tunnels.get(&Family::of_network(subnet)) else {
-                found.push("the VXLAN device is absent".to_owned());
-                return found;
-            };
-            let (base, name) = (subnet.network(), &tunnel.device.name);
-            if !tunnel.up {
-                found.push(format!("the VXLAN device {name} is down"));
-            }
-            match routes {
-                [] => found.push(format!("route: absent, instead of {subnet} via {base} dev {name}")),
-                _ if routes.contains(&(base, tunnel.index)) => {}
-                _ => {
-                    found.push(format!("route: {subnet} leads {}, instead of via {base} dev {name}", other()))
-                }
-            }
-            let neighbour = tunnel.neighbours.get(&base);
-            match (neighbour, wanted.mac) {
-                (None, _) => found.push(format!("neighbour: {base} is absent on {name}")),
-                (Some(is), Some(mac)) if *is != mac => {
-                    found.push(format!("neighbour: {base} has {is}, instead of {mac}"));
-                }
-                _ => {}
-            }
-            if let Some(mac) = wanted.mac {
-                match (tunnel.fdb.get(&mac), wanted.public_ip) {
-                    (None, _) => found.push(format!("FDB: {mac} is absent on {name}")),
-                    (Some(is), Some(public_ip)) if *is != public_ip => {
-                        found.push(format!("FDB: {mac} leads to {is}, instead of {public_ip}"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        "direct" => {
-            let Some(public_ip) = wanted.public_ip else { return found };
-            match routes {
-                [] => found.push(format!("route: absent, instead of {subnet} via {public_ip}")),
-                _ if routes.iter().any(|(via, _)| *via == public_ip) => {}
-                _ => found.push(format!("route: {subnet} leads {}, instead of via {public_ip}", other())),
-            }
-        }
-        _ => {
-            if routes.is_empty() && !kernel.connected.iter().any(|(to, _)| *to == subnet) {
-                found.push(format!("route: {subnet} is absent"));
-            }
-        }
-    }
-    found
-}
-
-/// What of the maps' entries for a peer is absent or otherwise.
-fn map_differences(
-    wanted: &Wanted,
-    kernel: &Kernel,
-    maps: &Maps,
-    peer: Option<&snapshot::Peer>,
-) -> Vec<String> {
-    let subnet = wanted.subnet;
-    let mut found = Vec::new();
-    let map = match Family::of_network(subnet) {
-        Family::V4 => "routes_v4",
-        Family::V6 => "routes_v6",
-    };
-    let Some(route) = maps.routes.get(&subnet) else {
-        // Ways that the programs do not carry have no entry.
-        if matches!(wanted.way.as_str(), "vxlan" | "direct") {
-            found.push(format!("map {map}: {subnet} is absent"));
-        }
-        return found;
-    };
-    let MapRoute { kind, public_ip, mac, .. } = *route;
-    if let Some(wanted) = wanted.public_ip
-        && wanted != public_ip
-    {
-        found.push(format!("map {map}: {subnet} leads to {public_ip}, instead of {wanted}"));
-    }
-    if let Some(wanted) = wanted.mac
-        && kind == RouteKind::Vxlan
-        && wanted != mac
-    {
-        found.push(format!("map {map}: {subnet} has {mac}, instead of {wanted}"));
-    }
-    let is_kind = match kind {
-        RouteKind::Kernel => peer.is_none_or(|peer| peer.on_kernel.is_some()),
-        RouteKind::Vxlan => wanted.way == "vxlan" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
-        RouteKind::Udp => wanted.way == "tunnel" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
-        RouteKind::Direct => wanted.way == "direct" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
-    };
-    if !is_kind {
-        found.push(format!("map {map}: {subnet} is for another way ({kind:?}) than {}", wanted.way));
-    }
-    let served = kind == RouteKind::Vxlan && kernel.tunnels.contains_key(&Family::of_network(subnet));
-    if served && !maps.vteps.contains_key(&public_ip) {
-        let map = if public_ip.is_ipv4() { "vteps" } else { "vteps_v6" };
-        found.push(format!("map {map}: {public_ip} is absent"));
-    }
-    found
-}
-
-/// The peers that the kernel or the maps know of.
-fn wanted_without_agent(kernel: &Kernel, maps: Option<&Maps>) -> Vec<Wanted> {
-    let mut wanted = BTreeMap::<IpNetwork, Wanted>::new();
-    for (family, tunnel) in &kernel.tunnels {
-        let of_family = kernel.routes.iter().filter(|(subnet, _)| Family::of_network(**subnet) == *family);
-        for (subnet, routes) in of_family {
-            if routes.contains(&(subnet.network(), tunnel.index)) {
-                let mac = tunnel.neighbours.get(&subnet.network()).copied();
-                let public_ip = mac.and_then(|mac| tunnel.fdb.get(&mac).copied());
-                let way = "vxlan".to_owned();
-                wanted.insert(*subnet, Wanted { subnet: *subnet, public_ip, way, mac });
-            }
-        }
-    }
-    // The maps name a node whole, so that they decide where they name one.
-    for (subnet, route) in maps.iter().flat_map(|maps| &maps.routes) {
-        let is_vxlan = |route: &MapRoute| match route.kind {
-            RouteKind::Vxlan => true,
-            RouteKind::Direct | RouteKind::Udp => false,
-            RouteKind::Kernel => route.mac != Mac([0; 6]),
-        };
-        let vxlan = is_vxlan(route);
-        let way = match route.kind {
-            _ if vxlan => "vxlan",
-            RouteKind::Udp => "tunnel",
-            _ => "direct",
-        };
-        wanted.insert(
-            *subnet,
-            Wanted {
-                subnet: *subnet,
-                public_ip: Some(route.public_ip),
-                way: way.to_owned(),
-                mac: Some(route.mac).filter(|_| vxlan),
-            },
-        );
-    }
-    wanted.into_values().collect()
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,7 +1,11 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::{inspect::Tunnel, netlink::VxlanDevice};
+use crate::{
+    control::snapshot::Device,
+    inspect::{MapRoute, Tunnel},
+    netlink::{Link, LinkKind, Tunnel as PlainTunnel, VxlanDevice, wireguard::Exchanged},
+};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
@@ -100,7 +104,7 @@ fn each_object_that_differs_is_named_with_and_without_an_agent() {
         let (agent, mut kernel, mut maps) = healthy();
         damage(&mut kernel, &mut maps);
         for (agent, line) in [(Some(&agent), with), (None, if without == "same" { with } else { without })] {
-            let rows = join(agent, &kernel, Some(&maps));
+            let rows = join(agent, None, &kernel, Some(&maps));
             let [row] = &rows[..] else { panic!("{rows:#?}") };
             let (state, found) = (row.state, row.differences.join("; "));
             if line.is_empty() {
@@ -117,8 +121,8 @@ fn each_object_that_differs_is_named_with_and_without_an_agent() {
 fn without_programs_only_the_kernel_is_compared() {
     let (agent, kernel, _) = healthy();
     for maps in [None, Some(&Maps::default())] {
-        assert_eq!(join(Some(&agent), &kernel, maps)[0].state, State::InPlace);
-        assert_eq!(join(None, &kernel, maps)[0].state, State::InPlace);
+        assert_eq!(join(Some(&agent), None, &kernel, maps)[0].state, State::InPlace);
+        assert_eq!(join(None, None, &kernel, maps)[0].state, State::InPlace);
     }
 }
 
@@ -132,7 +136,95 @@ fn leases_that_are_not_followed_and_changes_that_failed_are_rows_of_their_own_ki
         reason: "its PublicIPv6 is our own".to_owned(),
         fault: true,
     });
-    let rows = join(Some(&agent), &kernel, Some(&maps));
+    let rows = join(Some(&agent), None, &kernel, Some(&maps));
     assert_eq!((rows[0].state, rows[0].differences.len()), (State::Pending, 1));
     assert_eq!((rows[1].state, rows[1].subnet), (State::Skipped, "fd00:9::/64".parse().unwrap()));
+}
+
+/// A node of another backend with the same peer.
+fn of_backend(way: &str, device: &str, kind: LinkKind) -> (snapshot::Peers, Backend, Kernel) {
+    let (mut peers, mut kernel, _) = healthy();
+    peers.peers[0].way = way.to_owned();
+    peers.peers[0].mac = None;
+    let network: IpNetwork = "10.244.0.0/16".parse().unwrap();
+    let told = Device { name: device.to_owned(), mtu: 1480, networks: vec![network], ..Device::default() };
+    let backend = Backend { kind: way.to_owned(), devices: vec![told], ..Backend::default() };
+    kernel.tunnels.clear();
+    kernel.routes.clear();
+    kernel.links.push(Link {
+        index: 7,
+        name: device.to_owned(),
+        kind,
+        mtu: 1480,
+        mac: None,
+        up: true,
+        carrier: true,
+        master: None,
+        peer: None,
+        xdp: false,
+        closed_port: false,
+        vlan_filtering: false,
+    });
+    (peers, backend, kernel)
+}
+
+/// The only line that says what differs; empty where nothing does.
+fn differs(agent: Option<&snapshot::Peers>, backend: &Backend, kernel: &Kernel) -> String {
+    let rows = join(agent, Some(backend), kernel, None);
+    let [row] = &rows[..] else { panic!("{rows:#?}") };
+    row.differences.join("; ")
+}
+
+#[test]
+fn each_backend_has_its_own_objects_to_be_in_place() {
+    let network: IpNetwork = "10.244.0.0/16".parse().unwrap();
+    let (agent, backend, mut kernel) = of_backend("udp", "flannel0", LinkKind::Other);
+    assert_eq!(
+        differs(Some(&agent), &backend, &kernel),
+        "route: absent, instead of 10.244.2.0/24 dev flannel0"
+    );
+    kernel.connected.push((network, 7));
+    assert_eq!(differs(Some(&agent), &backend, &kernel), "");
+    kernel.connected.push((subnet(), 2));
+    assert!(
+        differs(Some(&agent), &backend, &kernel).contains("leads dev interface 2, instead of dev flannel0")
+    );
+    kernel.links.clear();
+    assert_eq!(differs(Some(&agent), &backend, &kernel), "the device flannel0 is absent");
+
+    let kind = LinkKind::Tunnel(PlainTunnel::Ipip { local: "192.0.2.1".parse().unwrap() });
+    let (agent, backend, mut kernel) = of_backend("ipip", "flannel.ipip", kind);
+    kernel.ipip.insert(7);
+    kernel.routes.insert(subnet(), vec![(ip("192.0.2.2"), 7)]);
+    assert_eq!(differs(Some(&agent), &backend, &kernel), "");
+    assert_eq!(differs(None, &backend, &kernel), "", "the route names the peer");
+    kernel.routes.insert(subnet(), vec![(ip("192.0.2.9"), 7)]);
+    assert!(differs(Some(&agent), &backend, &kernel).contains("instead of via 192.0.2.2 dev flannel.ipip"));
+
+    let (agent, backend, mut kernel) =
+        of_backend("wireguard", "flannel-wg", LinkKind::Tunnel(PlainTunnel::Wireguard));
+    kernel.connected.push((network, 7));
+    assert_eq!(
+        differs(Some(&agent), &backend, &kernel),
+        "WireGuard: no peer of flannel-wg has 10.244.2.0/24"
+    );
+    let exchanged = Exchanged { received: 5, sent: 7, handshake: Some(Duration::from_secs(1)) };
+    let endpoint = Some(ip("192.0.2.2"));
+    let peer = WireguardPeer { device: "flannel-wg".to_owned(), endpoint, exchanged };
+    kernel.wireguard.insert(subnet(), peer);
+    assert_eq!(differs(Some(&agent), &backend, &kernel), "");
+    for agent in [Some(&agent), None] {
+        let rows = join(agent, Some(&backend), &kernel, None);
+        let traffic = rows[0].traffic.unwrap();
+        assert_eq!((traffic.sent.bytes, traffic.received.bytes, rows[0].public_ip), (7, 5, endpoint));
+        assert!(rows[0].heard_seconds_ago > Some(1_000_000));
+    }
+
+    // What leads to these is not ours to know.
+    for way in ["extension", "ipsec"] {
+        let (agent, mut backend, mut kernel) = of_backend(way, "none", LinkKind::Other);
+        backend.devices.clear();
+        kernel.routes.insert("0.0.0.0/0".parse().unwrap(), vec![(ip("192.0.2.254"), 2)]);
+        assert_eq!(differs(Some(&agent), &backend, &kernel), "");
+    }
 }

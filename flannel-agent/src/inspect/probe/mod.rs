@@ -1,5 +1,5 @@
 //! Asks a peer for echoes (ICMP), as `ping` does: at its public address, and through the overlay at the address of its own
-//! VXLAN device, which nodes of stock flannel answer at, too.
+//! device, VXLAN or another, which nodes of stock flannel answer at, too.
 //!
 //! An echo that comes back says that what it met works in both directions. Large ones that may not be fragmented say how
 //! large packets may be.
@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::control::snapshot;
+use crate::control::snapshot::{self, Backend};
 
 mod echo;
 mod socket;
@@ -41,6 +42,20 @@ pub struct Target {
     pub overlay: Option<IpAddr>,
     /// The largest packet that should get there, bytes.
     pub mtu: u32,
+}
+
+impl Target {
+    /// A peer at `public_ip` that has `subnet` and is reached by `way`. `mtu` is that of the external interface.
+    ///
+    /// Devices of the tunnels whose nodes flannel numbers, whoever made it, have the first address of their subnet.
+    pub fn of(subnet: IpNetwork, public_ip: IpAddr, way: &str, backend: Option<&Backend>, mtu: u32) -> Self {
+        let device = backend.and_then(|backend| backend.device_to(subnet, way));
+        Self {
+            public_ip,
+            overlay: device.map(|_| subnet.network()),
+            mtu: device.map_or(mtu, |device| device.mtu),
+        }
+    }
 }
 
 /// What came of one address.

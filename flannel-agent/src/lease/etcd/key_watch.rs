@@ -14,6 +14,7 @@ use super::{
     members::{MemberId, Members, reason},
     pace::Pace,
 };
+use crate::lease::Heard;
 
 /// What happened to the keys.
 pub(super) enum KeyEvent {
@@ -45,6 +46,8 @@ pub(super) struct KeyWatch {
     pace: Pace,
     /// What is read next is another store, or an older state of it.
     anew: bool,
+    /// Who is told how far we are.
+    heard: Option<watch::Sender<Heard>>,
 }
 
 /// How far we are.
@@ -87,6 +90,19 @@ impl KeyWatch {
             ready: VecDeque::new(),
             pace: Pace::new(),
             anew: false,
+            heard: None,
+        }
+    }
+
+    /// Tells how far it is.
+    pub(super) fn telling(self, heard: watch::Sender<Heard>) -> Self {
+        Self { heard: Some(heard), ..self }
+    }
+
+    fn reached(&mut self, revision: i64, cluster: u64) {
+        self.position = Position::At { revision, cluster };
+        if let Some(heard) = &self.heard {
+            heard.send_replace(Heard::now(revision));
         }
     }
 
@@ -152,7 +168,7 @@ impl KeyWatch {
     async fn list(&mut self) -> Result<Vec<Entry>, EtcdError> {
         let (response, _) = get(&self.members, "list what is watched", &self.key, self.prefix).await?;
         let Listing { revision, cluster, entries } = Listing::from(&response);
-        self.position = Position::At { revision, cluster };
+        self.reached(revision, cluster);
         debug!(what = self.what, revision, keys = entries.len(), "read everything");
         Ok(entries)
     }
@@ -203,6 +219,7 @@ impl KeyWatch {
             if self.pace.is_over() {
                 info!(what = self.what, revision, "watch resumed");
             }
+            self.reached(revision, cluster);
             return Ok(());
         }
         // Events may come in several responses that all carry the revision of the store, so only the events
@@ -217,7 +234,7 @@ impl KeyWatch {
                 _ => KeyEvent::Put(Entry::from(kv)),
             });
         }
-        self.position = Position::At { revision: reached.max(revision), cluster };
+        self.reached(reached.max(revision), cluster);
         Ok(())
     }
 

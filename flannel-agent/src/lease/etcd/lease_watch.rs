@@ -52,7 +52,7 @@ impl EtcdStore {
     /// they.
     pub fn watch_after(&self, own: LeaseSubnet, inherited: Inherited) -> EtcdWatch {
         let (sender, events) = mpsc::channel(QUEUE);
-        let keys = self.follow("the leases of all nodes", self.leases_key(), true);
+        let keys = self.follow_leases();
         let Inherited { leases, newcomer } = inherited;
         let last: BTreeMap<Vec<u8>, Lease> =
             leases.into_iter().map(|lease| (self.lease_key(&lease.subnet).into_bytes(), lease)).collect();

@@ -32,7 +32,7 @@ use self::{
     members::{Member, Members},
     tls::{Files, TlsError},
 };
-use super::{LeaseSubnet, wire::lease_key};
+use super::{Heard, LeaseSubnet, wire::lease_key};
 use crate::{config::ConfigError, telemetry::LastMessage};
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
@@ -155,6 +155,8 @@ pub struct EtcdStore {
     decided: Arc<Mutex<EtcdApi>>,
     /// Why the last request failed, if it did.
     trouble: watch::Sender<Option<String>>,
+    /// How far the leases of other nodes are known.
+    heard: watch::Sender<Heard>,
     /// When our lease ends, as long as it is kept.
     expiration: watch::Sender<Option<SystemTime>>,
     prefix: Arc<str>,
@@ -228,6 +230,7 @@ impl EtcdStore {
             given_api: options.api,
             decided: Arc::default(),
             trouble,
+            heard: watch::Sender::new(Heard::default()),
             expiration: watch::Sender::new(None),
             prefix: prefix.into(),
             timing: options.timing,

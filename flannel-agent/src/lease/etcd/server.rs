@@ -61,6 +61,14 @@ impl EtcdStore {
         }
     }
 
+    /// Follows the leases of all nodes.
+    pub(super) fn follow_leases(&self) -> Keys {
+        match self.follow("the leases of all nodes", self.leases_key(), true) {
+            Keys::V3(keys) => Keys::V3(Box::new(keys.telling(self.heard.clone()))),
+            Keys::V2(keys) => Keys::V2(Box::new(keys.telling(self.heard.clone()))),
+        }
+    }
+
     /// Our address is another: what is connected from the old one is given up instead of waited for.
     pub(super) async fn moved(&self) {
         match self.server() {

@@ -7,7 +7,9 @@ use tokio::sync::watch::Receiver;
 use super::{AcquireError, EtcdStore, EtcdWatch, Inherited, LeaseKeeper, OwnLease, OwnLeaseReport};
 use crate::{
     config::NetworkConfig,
-    lease::{KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease, alloc::Identity},
+    lease::{
+        Heard, KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease, alloc::Identity,
+    },
 };
 
 impl LeaseStore for EtcdStore {
@@ -41,6 +43,10 @@ impl LeaseStore for EtcdStore {
 
     fn trouble(&self) -> Receiver<Option<String>> {
         self.trouble.subscribe()
+    }
+
+    fn heard(&self) -> Receiver<Heard> {
+        self.heard.subscribe()
     }
 
     fn expiration(&self) -> Receiver<Option<SystemTime>> {

@@ -7,10 +7,10 @@ use http::{Request, header::CONTENT_TYPE};
 use kube::{Client, core::WatchEvent};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{decode::decode, record::NodeRecord, trouble::Trouble};
-use crate::values::shorten;
+use crate::{lease::Heard, values::shorten};
 
 /// For an answer: the list of thousands of nodes is some tens of megabytes.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -172,11 +172,12 @@ pub(super) enum Freshness {
 pub(super) struct ApiServer {
     client: Client,
     trouble: Trouble,
+    heard: watch::Sender<Heard>,
 }
 
 impl ApiServer {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, trouble: Trouble::default() }
+        Self { client, trouble: Trouble::default(), heard: watch::Sender::new(Heard::default()) }
     }
 
     pub(super) fn client(&self) -> Client {
@@ -186,6 +187,11 @@ impl ApiServer {
     /// What does not work.
     pub(super) fn trouble(&self) -> &Trouble {
         &self.trouble
+    }
+
+    /// How far the nodes are known that are watched.
+    pub(super) fn heard(&self) -> &watch::Sender<Heard> {
+        &self.heard
     }
 
     /// One node. The roles of flannel's manifests let nodes be listed, but until v0.20 not be read one by one: what may

@@ -7,7 +7,7 @@ use tokio::sync::watch::Receiver;
 use super::{KubeError, KubeStore, KubeWatch, NodeKeeper, OwnNode, net_config};
 use crate::{
     config::NetworkConfig,
-    lease::{Lease, LeaseAttrs, LeaseStore, Notice, OwnedLease as _, ThisNode, alloc::Identity},
+    lease::{Heard, Lease, LeaseAttrs, LeaseStore, Notice, OwnedLease as _, ThisNode, alloc::Identity},
 };
 
 /// For notices that are on their way when the agent ends.
@@ -61,6 +61,10 @@ impl LeaseStore for KubeStore {
 
     fn trouble(&self) -> Receiver<Option<String>> {
         self.api.trouble().shown()
+    }
+
+    fn heard(&self) -> Receiver<Heard> {
+        self.api.heard().subscribe()
     }
 
     async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {

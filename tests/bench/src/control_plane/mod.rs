@@ -22,7 +22,7 @@ use self::{
     events::Latencies,
     peers::Peers,
     probe::Probe,
-    process::{Process, Usage},
+    process::{Process, Scrape, Usage},
     requests::Requests,
     store::Store,
 };
@@ -38,7 +38,7 @@ mod requests;
 mod store;
 
 /// Programs needed beyond the lab's own, with their Debian packages.
-const PROGRAMS: [(&str, &str); 1] = [("strace", "strace")];
+const PROGRAMS: [(&str, &str); 2] = [("strace", "strace"), ("curl", "curl")];
 /// How long the agent may take to make all usable: where it takes minutes, there is nothing to measure.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// After all is usable, until the agent's own echoes have died away.
@@ -70,6 +70,7 @@ struct Figures {
     one_by_one: Latencies,
     churned: Latencies,
     rest: Usage,
+    scrape: Scrape,
     churn: Usage,
     /// System calls: from a start until nothing was left to do, at rest, under changes.
     requests: [(&'static str, Requests); 3],
@@ -118,6 +119,7 @@ fn measure(leases: u32, options: &Options, progress: &impl Fn(&str)) -> Result<F
 
     step("at rest");
     let rest = agent.usage_over(Duration::from_secs(options.seconds.into()))?;
+    let scrape = agent.scrape(&node)?;
     step("change by change");
     let mut random = StdRng::seed_from_u64(leases.into());
     let one_by_one = events::one_by_one(&mut store, &probe, &mut peers, options.changes, &mut random)?;
@@ -135,5 +137,5 @@ fn measure(leases: u32, options: &Options, progress: &impl Fn(&str)) -> Result<F
     drop(etcd);
     lab.close()?;
     let start = usable.duration_since(began);
-    Ok(Figures { leases, start, answer, start_cpu, one_by_one, churned, rest, churn, requests })
+    Ok(Figures { leases, start, answer, start_cpu, one_by_one, churned, rest, scrape, churn, requests })
 }

@@ -22,6 +22,11 @@ const STOP: Duration = Duration::from_secs(20);
 const LOG: (&str, &str) = ("RUST_LOG", "info,flannel_agent::lease::etcd::key_watch=debug");
 const ANSWERED: &str = "read everything what=\"the leases of all nodes\"";
 
+/// Where it serves metrics.
+const METRICS: (&str, u16) = ("127.0.0.1", 8081);
+/// Scrapes of which one is reckoned.
+const SCRAPES: u32 = 20;
+
 /// A running agent.
 pub(super) struct Process {
     daemon: Daemon,
@@ -46,6 +51,15 @@ pub(super) struct Memory {
     pub(super) anonymous: u64,
     /// The most there ever was.
     pub(super) peak: u64,
+}
+
+/// What a scrape of its metrics takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scrape {
+    /// CPU of the agent.
+    pub(super) cpu: Duration,
+    /// Length of the page.
+    pub(super) bytes: usize,
 }
 
 /// What a process took over some time.
@@ -73,6 +87,8 @@ impl Process {
             format!("--bpffs={}", node.bpffs().display()),
             "--fast-path=flow".to_owned(),
             "--ip-masq".to_owned(),
+            format!("--healthz-ip={}", METRICS.0),
+            format!("--healthz-port={}", METRICS.1),
         ];
         let mut line: Vec<&str> = words.to_vec();
         line.push(&agent);
@@ -141,6 +157,18 @@ impl Process {
         let before = self.sample()?;
         sleep(time);
         self.sample()?.since(&before)
+    }
+
+    /// What a scrape of it takes, on average. What else it does meanwhile counts, too.
+    pub(super) fn scrape(&self, node: &Node) -> Result<Scrape> {
+        let url = format!("http://{}:{}/metrics", METRICS.0, METRICS.1);
+        let page = || node.netns().run("curl", &["-sS", "--fail", &url]);
+        let bytes = page()?.len();
+        let before = self.cpu()?;
+        for _ in 0..SCRAPES {
+            page()?;
+        }
+        Ok(Scrape { cpu: self.cpu()?.saturating_sub(before) / SCRAPES, bytes })
     }
 
     /// Ends it.

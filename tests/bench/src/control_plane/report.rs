@@ -52,6 +52,7 @@ impl Report {
                 "change_to_usable_us": latencies(&figures.one_by_one),
                 "change_to_usable_under_changes_us": latencies(&figures.churned),
                 "at_rest": usage(&figures.rest),
+                "scrape": { "cpu_us": figures.scrape.cpu.as_micros() as u64, "bytes": figures.scrape.bytes },
                 "under_changes": usage(&figures.churn),
                 "requests": requests,
             })
@@ -81,6 +82,10 @@ impl Report {
         row("one change to usable, ms: p50, p99".into(), &|it| both(&it.one_by_one));
         row(format!("the same under {rate} changes/s"), &|it| both(&it.churned));
         row("CPU at rest, %".into(), &|it| format!("{:.1}", it.rest.cpu * 100.0));
+        row("CPU of a scrape of /metrics, ms".into(), &|it| {
+            format!("{:.2}", it.scrape.cpu.as_secs_f64() * 1e3)
+        });
+        row("  its page, kB".into(), &|it| format!("{:.1}", it.scrape.bytes as f64 / 1e3));
         row(format!("CPU under {rate} changes/s, %"), &|it| format!("{:.1}", it.churn.cpu * 100.0));
         row("resident at rest, MB".into(), &|it| megabytes(it.rest.memory.resident));
         row("  of it allocated, MB".into(), &|it| megabytes(it.rest.memory.anonymous));

@@ -41,7 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["values", "host", "telemetry", "control", "netlink", "bpf", "backend", "lease", "plan", "datapath"],
     ),
     ("explain", &["values", "netlink", "bpf"]),
-    ("metrics", &["control", "bpf"]),
+    ("metrics", &["host", "control", "bpf"]),
     ("trace", &["values"]),
     ("inspect", &["values", "host", "control", "netlink", "bpf"]),
     ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "lease", "explain", "trace", "inspect"]),

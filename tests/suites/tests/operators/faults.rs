@@ -23,11 +23,21 @@ fn host_gw(lab: &Lab) -> Result<Cluster> {
     Cluster::pair_configured(lab, 1, config, options())
 }
 
+/// Upstream's default, which the agent serves itself: over a pair of veths it carries all packets.
+fn udp(lab: &Lab) -> Result<Cluster> {
+    let config = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}"#;
+    Cluster::pair_configured(lab, 1, config, options())
+}
+
 /// Whoever gets a false alarm once believes none.
 #[test]
 fn a_healthy_cluster_has_no_findings() -> Result<()> {
-    let clusters: [fn(&Lab) -> Result<Cluster>; 3] =
-        [|lab| Cluster::start(lab, 3, 1, options()), host_gw, |lab| Cluster::dual_pair(lab, 1, options())];
+    let clusters: [fn(&Lab) -> Result<Cluster>; 4] = [
+        |lab| Cluster::start(lab, 3, 1, options()),
+        host_gw,
+        udp,
+        |lab| Cluster::dual_pair(lab, 1, options()),
+    ];
     for start in clusters {
         in_lab(|lab| {
             let cluster = start(lab)?;
@@ -43,6 +53,10 @@ fn a_healthy_cluster_has_no_findings() -> Result<()> {
                 ensure!(seen.text.lines().all(|line| line.chars().count() <= 100), "{}", seen.text);
                 let quiet = look(member, &["check"])?;
                 ensure!(quiet.text.lines().count() == 1, "{}", quiet.text);
+                for words in [["status"], ["peers"]] {
+                    let seen = look(member, &words)?;
+                    ensure!(seen.status == 0, "{words:?}: {}", seen.text);
+                }
             }
             Ok(())
         })?;
@@ -75,6 +89,10 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         let (here, there) = (first.node.netns(), second.node.netns());
         let address = second.node.address();
         let nft = |commands: String| there.run("nft", &[&commands]).map(drop);
+        let here_nft = |rule: &str| {
+            let chain = "add table ip fault; add chain ip fault in { type filter hook input priority -300; }";
+            here.run("nft", &[&format!("{chain}; add rule ip fault {rule}")]).map(drop)
+        };
         let ip = |words: &str| here.ip(words).map(drop);
         let drops = |rule: &str| {
             nft(format!(
@@ -117,6 +135,22 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 false,
                 sysctl("net/ipv4/conf/eth0/rp_filter", "1"),
                 || here.sysctl("net/ipv4/conf/eth0/rp_filter", &was),
+            ),
+            fault(
+                "a rule in chain in of table ip fault, hook input drops UDP port 8472",
+                true,
+                || here_nft("in udp dport 8472 drop"),
+                || here.run("nft", &["delete table ip fault"]).map(drop),
+            ),
+            fault(
+                "the policy of chain pods of table inet fault, hook forward is drop",
+                false,
+                || {
+                    let chain = "add table inet fault; add chain inet fault pods \
+                                 { type filter hook forward priority 0; policy drop; }";
+                    here.run("nft", &[chain]).map(drop)
+                },
+                || here.run("nft", &["delete table inet fault"]).map(drop),
             ),
             fault(
                 "interfaces of Calico are there: cali0",

@@ -1,6 +1,6 @@
 //! `status`, `peers` and `drift` on nodes where all is well, and where it is not.
 
-use flannel_lab::{AgentOptions, Cluster, FastPath, in_lab, wait::eventually};
+use flannel_lab::{AgentOptions, Cluster, FastPath, in_lab, traffic::udp, wait::eventually};
 
 use super::*;
 
@@ -40,6 +40,9 @@ fn a_node_says_how_it_stands_with_and_without_its_agent() -> Result<()> {
             let one = look(&cluster.members[0], &["peers", name, "-o", "json"])?.json()?;
             ensure!(one["peers"].as_array().is_some_and(|peers| peers.len() == 1), "{name}: {one:#}");
         }
+        let store = &json["agent"]["store"];
+        ensure!(store["revision"].is_string() && store["heard"].is_u64(), "{store}");
+        packets_are_counted_while_somebody_looks(&cluster)?;
         let unknown = look(&cluster.members[0], &["peers", "nobody"])?;
         ensure!(unknown.status == 2 && unknown.errors.contains("nobody"), "{}", unknown.errors);
         let drift = look(&cluster.members[0], &["drift"])?;
@@ -157,4 +160,28 @@ fn a_store_that_is_away_is_a_problem_with_a_name() -> Result<()> {
         })?;
         Ok(())
     })
+}
+
+/// Both ways, on whichever path they travel.
+fn packets_are_counted_while_somebody_looks(cluster: &Cluster) -> Result<()> {
+    let quiet = look(&cluster.members[0], &["peers", "-o", "json"])?.json()?;
+    ensure!(quiet["peers"][0]["traffic"].is_null(), "{quiet:#}");
+    let ends = (cluster.members[0].pod()?, cluster.members[1].pod()?);
+    let (stop, enough) = std::sync::mpsc::channel::<()>();
+    let talking = std::thread::spawn(move || -> Result<()> {
+        while enough.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            udp::echo(&ends.0, &ends.1, 1000, 20)?;
+        }
+        Ok(())
+    });
+    let seen = look(&cluster.members[0], &["peers", "--traffic=1", "-o", "json"]);
+    drop(stop);
+    talking.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+    let json = seen?.json()?;
+    let traffic = &json["peers"][0]["traffic"];
+    for way in ["sent", "received"] {
+        let [packets, bytes] = ["packets", "bytes"].map(|what| traffic[way][what].as_u64().unwrap_or(0));
+        ensure!(packets > 0 && bytes > 1000 * packets, "{json:#}");
+    }
+    Ok(())
 }

@@ -68,10 +68,12 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
     );
     if let Some(store) = &told.store {
         let since = span(now.saturating_sub(store.since));
-        let text = match &store.trouble {
+        let mut text = match &store.trouble {
             None => format!("{}, answers since {since}", store.server),
             Some(trouble) => format!("{}, does not answer since {since}: {trouble}", store.server),
         };
+        text.extend(store.revision.iter().map(|revision| format!("; revision {revision}")));
+        text.extend(store.heard.map(|heard| format!(", heard {} ago", span(now.saturating_sub(heard)))));
         line(rows, "Store", &text);
     }
     if let Some(lease) = told.lease.as_ref().filter(|lease| !lease.subnets.is_empty()) {
@@ -108,7 +110,7 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
         (None, why) => line(rows, "Peers", why.as_deref().unwrap_or("unknown")),
     }
     if told.probes.peers > 0 {
-        let snapshot::Probes { peers, unanswered } = told.probes;
+        let snapshot::Probes { peers, unanswered, .. } = told.probes;
         line(rows, "Probes", &format!("{} of {peers} peers that were asked answered", peers - unanswered));
     }
     let rules = told.rules.iter().map(|rules| {

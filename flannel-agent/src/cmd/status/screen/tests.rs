@@ -18,7 +18,13 @@ fn report() -> Report {
             ready: true,
             ..Agent::default()
         },
-        store: Some(Store { server: "etcd".to_owned(), trouble: None, since: 1000 }),
+        store: Some(Store {
+            server: "etcd".to_owned(),
+            trouble: None,
+            since: 1000,
+            revision: Some("4711".to_owned()),
+            heard: Some(4590),
+        }),
         lease: Some(OwnLease {
             subnets: vec!["10.244.1.0/24".parse().unwrap()],
             networks: vec!["10.244.0.0/16".parse().unwrap()],
@@ -35,6 +41,7 @@ fn report() -> Report {
             kind: "vxlan".to_owned(),
             direct_routing: false,
             devices: vec![Device {
+                networks: vec!["10.244.0.0/16".parse().unwrap()],
                 name: "flannel.1".to_owned(),
                 vni: Some(1),
                 port: Some(8472),
@@ -44,6 +51,7 @@ fn report() -> Report {
             pod_mtu: 1450,
         }),
         fast_path: Some(FastPath {
+            by_backend: false,
             asked: "flow".to_owned(),
             granted: "flow".to_owned(),
             limit: None,
@@ -79,7 +87,7 @@ fn a_healthy_node_fits_on_a_screen() {
     for line in [
         "Verdict     healthy",
         "Agent       0.1.0, process 4711, up 1 h 0 min, running; ready",
-        "Store       etcd, answers since 1 h 0 min",
+        "Store       etcd, answers since 1 h 0 min; revision 4711, heard 10 s ago",
         "Lease       10.244.1.0/24 of 10.244.0.0/16, published at 192.0.2.1; ends in 23 h 43 min unless renewed",
         "Interface   eth0, MTU 1500, 192.0.2.1",
         "Backend     vxlan: flannel.1, VNI 1, UDP port 8472, MTU 1450; pods have MTU 1450",

@@ -1,14 +1,19 @@
 //! What of this node is in the way.
 
+use std::collections::BTreeSet;
+
 use ipnetwork::IpNetwork;
 
 use super::{Finding, Surroundings};
 use crate::{
     control::snapshot::Snapshot,
+    host::clock::Clock,
     inspect::{Kernel, Maps},
     netlink::LinkKind,
     values::{Family, overlap},
 };
+
+mod firewalls;
 
 /// A table is called full from here on, in percent.
 const FULL: u64 = 90;
@@ -32,11 +37,12 @@ pub fn of_node(
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     settings(told, kernel, around, &mut found);
-    firewall(told, around, &mut found);
+    firewalls::add(told, kernel, around, &mut found);
     room(maps, around, &mut found);
+    found.extend(around.clock.map(of_clock));
     others(told, kernel, around, &mut found);
-    let wanted =
-        told.and_then(|told| told.fast_path.as_ref()).is_none_or(|fast_path| fast_path.asked != "off");
+    let fast_path = told.and_then(|told| told.fast_path.as_ref());
+    let wanted = fast_path.is_none_or(|fast_path| fast_path.asked != "off" && !fast_path.by_backend);
     match without_maps.filter(|_| wanted) {
         Some(why) => found.push(Finding::error(
             "bpffs",
@@ -45,14 +51,17 @@ pub fn of_node(
         )),
         None => found.push(Finding::ok("bpffs", "programs and maps can be pinned")),
     }
-    if let Some(fast_path) = told.and_then(|told| told.fast_path.as_ref())
+    if let Some(fast_path) = fast_path
         && let Some(limit) = &fast_path.limit
     {
-        found.push(Finding::warning(
-            "fast path",
-            format!("{} was asked for, {} is what there is: {limit}", fast_path.asked, fast_path.granted),
-            "packets take the kernel path, as with stock flannel: remove the limit, or leave it at that",
-        ));
+        found.push(match fast_path.by_backend {
+            true => Finding::ok("fast path", format!("none with this backend: {limit}")),
+            false => Finding::warning(
+                "fast path",
+                format!("{} was asked for, {} is what there is: {limit}", fast_path.asked, fast_path.granted),
+                "packets take the kernel path, as with stock flannel: remove the limit, or leave it at that",
+            ),
+        });
     }
     found
 }
@@ -74,7 +83,10 @@ fn settings(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, fou
     }
     let external = told.and_then(|told| told.interface.as_ref()).map(|interface| interface.name.as_str());
     let tunnels = kernel.tunnels.values().map(|tunnel| tunnel.device.name.as_str());
-    let ours: Vec<&str> = external.into_iter().chain(tunnels).collect();
+    let devices =
+        told.and_then(|told| told.backend.as_ref()).into_iter().flat_map(|backend| &backend.devices);
+    let devices = devices.map(|device| device.name.as_str());
+    let ours: BTreeSet<&str> = external.into_iter().chain(tunnels).chain(devices).collect();
     let strict: Vec<&str> =
         ours.iter().copied().filter(|name| around.rp_filter.get(*name) == Some(&1)).collect();
     found.push(match strict[..] {
@@ -107,35 +119,16 @@ fn settings(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, fou
     }
 }
 
-fn networks(told: Option<&Snapshot>) -> Vec<IpNetwork> {
-    told.and_then(|told| told.lease.as_ref()).map(|lease| lease.networks.clone()).unwrap_or_default()
-}
-
-fn firewall(told: Option<&Snapshot>, around: &Surroundings, found: &mut Vec<Finding>) {
-    for (family, firewall) in &around.firewalls {
-        let program = if *family == Family::V4 { "iptables" } else { "ip6tables" };
-        found.push(match firewall.drops_forwarded() {
-            false => {
-                Finding::ok("FORWARD", format!("{program} lets packets of pods pass, or flannel's rules do"))
-            }
-            true => Finding::error(
-                "FORWARD",
-                format!("{program}: the policy of FORWARD is DROP, and flannel's rules are not there"),
-                "leave --iptables-forward-rules on, or accept the pods' network yourself",
-            ),
-        });
-        let of_family = networks(told).into_iter().filter(|network| Family::of_network(*network) == *family);
-        for network in of_family {
-            found.push(match firewall.masquerades_before(network) {
-                None => Finding::ok("masquerade", format!("{program}: no rule in front of flannel's takes {network}")),
-                Some(rule) => Finding::error(
-                    "masquerade",
-                    format!("{program}: a rule in front of flannel's gives packets between pods another source: {rule}"),
-                    "delete that rule, or put `! -d <pod network>` in it",
-                ),
-            });
-        }
-    }
+fn of_clock(clock: Clock) -> Finding {
+    Finding::ok(
+        "clock",
+        match clock.synchronised {
+            true => format!("NTP or the like keeps it right, to {:.1} ms", clock.error.as_secs_f64() * 1e3),
+            // As on every machine whose clock the hypervisor keeps.
+            false => "the kernel was not told that anybody keeps it right: certificates and tokens need that"
+                .to_owned(),
+        },
+    )
 }
 
 fn room(maps: Option<&Maps>, around: &Surroundings, found: &mut Vec<Finding>) {

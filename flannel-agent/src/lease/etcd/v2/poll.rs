@@ -13,7 +13,10 @@ use super::{
     connection::NoAnswer,
     get,
 };
-use crate::lease::etcd::{ANSWER, MAX_MESSAGE, advice::advice, key_watch::KeyEvent, pace::Pace};
+use crate::lease::{
+    Heard,
+    etcd::{ANSWER, MAX_MESSAGE, advice::advice, key_watch::KeyEvent, pace::Pace},
+};
 
 /// The longest poll: a member that vanished is noticed after it, and the index we wait for keeps up with a store that
 /// others write to. Up to a quarter less, so that nodes do not all come back at once.
@@ -32,6 +35,8 @@ pub(in super::super) struct KeyPoll {
     pace: Pace,
     /// What is read next is another store, or an older state of it.
     anew: bool,
+    /// Who is told how far we are.
+    heard: Option<watch::Sender<Heard>>,
 }
 
 /// How far we are.
@@ -66,6 +71,19 @@ impl KeyPoll {
             ready: VecDeque::new(),
             pace: Pace::new(),
             anew: false,
+            heard: None,
+        }
+    }
+
+    /// Tells how far it is.
+    pub(in super::super) fn telling(self, heard: watch::Sender<Heard>) -> Self {
+        Self { heard: Some(heard), ..self }
+    }
+
+    fn reached(&mut self, place: Place) {
+        self.position = Position::At(place);
+        if let Some(heard) = &self.heard {
+            heard.send_replace(Heard::now(place.index));
         }
     }
 
@@ -80,7 +98,7 @@ impl KeyPoll {
                 match self.members.read_from("list what is watched", &self.key, self.below).await {
                     Ok((listing, _)) => {
                         let place = Place { index: listing.revision, cluster: listing.cluster };
-                        self.position = Position::At(place);
+                        self.reached(place);
                         debug!(
                             what = self.what,
                             index = place.index,
@@ -113,7 +131,7 @@ impl KeyPoll {
                 }
                 Err(Ended::Quiet(index)) => {
                     self.pace.went_well();
-                    self.position = Position::At(Place { index: index.max(known.index), ..known });
+                    self.reached(Place { index: index.max(known.index), ..known });
                     self.ask_majority().await;
                 }
                 Err(Ended::Interrupted(why)) => self.pace.back_off(self.what, &why),
@@ -210,7 +228,7 @@ impl KeyPoll {
             self.gap(known, &format!("{action} of a directory, or an event out of order"), false);
             return;
         }
-        self.position = Position::At(Place { index: revision, ..known });
+        self.reached(Place { index: revision, ..known });
         let rooted = self.members.rooted;
         self.ready.push_back(match action.as_str() {
             "delete" | "expire" | "compareAndDelete" => {

@@ -17,7 +17,7 @@ use super::{
     backoff::Backoff,
     record::NodeRecord,
 };
-use crate::telemetry::LastMessage;
+use crate::{lease::Heard, telemetry::LastMessage};
 
 /// What waits for the consumer. When it is this much, the server waits.
 const QUEUE: usize = 64;
@@ -158,7 +158,8 @@ impl NodeWatcher {
                 let listed = self.api.list(self.what, self.fields.as_deref(), self.freshness).await?;
                 debug!(what = self.what, nodes = listed.nodes.len(), version = listed.version, "listed");
                 self.send(NodeEvent::All(listed.nodes)).await?;
-                self.version.insert(listed.version).clone()
+                self.at(&listed.version);
+                listed.version
             }
         };
         let seconds = rand::random_range(WATCH_SECONDS);
@@ -219,8 +220,13 @@ impl NodeWatcher {
     }
 
     fn at(&mut self, version: &str) {
-        if !version.is_empty() {
-            self.version = Some(version.to_owned());
+        if version.is_empty() {
+            return;
+        }
+        self.version = Some(version.to_owned());
+        // Of all nodes, not of our own alone.
+        if self.fields.is_none() {
+            self.api.heard().send_replace(Heard::now(version));
         }
     }
 

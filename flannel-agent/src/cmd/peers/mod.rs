@@ -10,12 +10,14 @@ use serde::Serialize;
 use super::{
     Defaults, Health, Place,
     look::Look,
-    output::{Tone, Watch, lines, run as run_inquiry, show, span, table, toned, wrapped},
+    output::{Tone, Watch, lines, number, run as run_inquiry, show, span, table, toned, wrapped},
 };
 use crate::{
-    inspect::peers::{PeerRow, State, join},
+    inspect::peers::{Passed, PeerRow, State},
     telemetry::visible,
 };
+
+mod traffic;
 
 /// Options of `peers`.
 #[derive(Debug, Args)]
@@ -23,6 +25,10 @@ pub struct PeersOptions {
     /// Only this peer: name of its node, its subnet, its address, or one of its pods' addresses.
     #[arg(value_name = "NAME|SUBNET|ADDRESS")]
     pub peer: Option<String>,
+    /// Count packets and bytes each way for so many seconds, 1 to 60. Nothing is counted while nobody looks.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub traffic: Option<u64>,
     /// Which agent.
     #[command(flatten)]
     pub at: Place,
@@ -36,6 +42,8 @@ pub struct PeersOptions {
 struct Report {
     /// Why the agent did not say what there should be, if it did not.
     without_agent: Option<String>,
+    /// Why packets were not counted, if they were to be.
+    without_traffic: Option<String>,
     /// By subnet.
     peers: Vec<PeerRow>,
 }
@@ -63,6 +71,12 @@ async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Re
              `flannel-agent peers` shows them"
         );
     }
+    if let Some(seconds) = options.traffic {
+        match traffic::counted(options.at.client(defaults), seconds).await {
+            Ok(counted) => counted.write_to(&mut report.peers),
+            Err(why) => report.without_traffic = Some(visible(&why)),
+        }
+    }
     let wrong = report.peers.iter().any(|row| row.state != State::InPlace && row.state != State::Skipped)
         || report.peers.iter().any(is_unreachable);
     let health = match (&report.without_agent, wrong) {
@@ -75,12 +89,12 @@ async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Re
 
 async fn rows(place: &Place, defaults: &Defaults) -> anyhow::Result<Report> {
     let found = Look::at(place, defaults, true).await?;
-    let peers = join(found.peers.as_ref(), &found.kernel, found.maps.as_ref());
+    let peers = found.rows();
     let without_agent = match found.without_agent() {
         None if found.peers.is_none() => Some("the agent does not say who its peers are".to_owned()),
         why => why,
     };
-    Ok(Report { without_agent, peers })
+    Ok(Report { without_agent, without_traffic: None, peers })
 }
 
 /// The last probe got no answer through the overlay.
@@ -99,14 +113,32 @@ pub(super) fn is_named(row: &PeerRow, wanted: &str) -> bool {
     wanted.parse::<IpNetwork>().is_ok_and(|subnet| subnet == row.subnet)
 }
 
+/// Packets and their bytes, or the bytes alone where only these are counted.
+fn passed(passed: Passed) -> String {
+    let bytes = format!("{}B", number(passed.bytes as f64));
+    match passed.packets {
+        Some(0) => "0".to_owned(),
+        Some(packets) => format!("{} / {bytes}", number(packets as f64)),
+        None => bytes,
+    }
+}
+
 fn render(report: &Report) -> String {
     let mut text = String::new();
+    if let Some(why) = &report.without_traffic {
+        text.push_str(&wrapped(&format!("packets are not counted: {why}"), 0));
+        text.push('\n');
+    }
     if let Some(why) = &report.without_agent {
         text.push_str(&wrapped(&format!("{why}. What kernel and maps hold of peers:"), 0));
         text.push('\n');
     }
     let named = report.peers.iter().any(|row| row.node.is_some());
+    let counted = report.peers.iter().any(|row| row.traffic.is_some());
     let mut header = vec!["subnet", "address", "way", "state", "flows", "heard", "rtt", "path mtu"];
+    if counted {
+        header.extend(["sent", "received"]);
+    }
     if named {
         header.insert(0, "node");
     }
@@ -136,6 +168,11 @@ fn render(report: &Report) -> String {
                 row.probe.as_ref().and_then(|probe| probe.path_mtu).map(|mtu| mtu.to_string()),
             )),
         ];
+        if counted {
+            let cell = |way: Option<Passed>| Cell::new(or_dash(way.map(passed)));
+            cells.push(cell(row.traffic.map(|traffic| traffic.sent)));
+            cells.push(cell(row.traffic.map(|traffic| traffic.received)));
+        }
         if named {
             cells.insert(0, Cell::new(or_dash(row.node.as_ref().map(visible))));
         }
