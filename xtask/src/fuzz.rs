@@ -24,7 +24,7 @@ const PATIENCE: u32 = 20;
 /// The longest input, bytes: longer than a packet, and than what fits a page of rules.
 const LONGEST: u32 = 4096;
 /// A kept corpus is no larger, bytes: it is in the tree.
-const KEPT: u64 = 128 << 10;
+const KEPT: u64 = 64 << 10;
 
 /// Options of `fuzz`.
 #[derive(Args)]
@@ -197,7 +197,7 @@ impl Fuzzer {
         let _ = fs::remove_dir_all(&merged);
         fs::create_dir_all(&merged).with_context(|| merged.display().to_string())?;
         let mut command = self.command(name);
-        command.arg("-merge=1").arg(&merged).arg(&kept).arg(self.work.join("corpus").join(name));
+        command.arg("-set_cover_merge=1").arg(&merged).arg(&kept).arg(self.work.join("corpus").join(name));
         let output = command.output().context("cannot run the fuzzer")?;
         ensure!(
             output.status.success(),

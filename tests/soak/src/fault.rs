@@ -147,7 +147,7 @@ impl Fault {
             Kind::InterfaceDown => {
                 let netns = member.node.netns();
                 // A link that goes down takes its global IPv6 address along, unless it is told to keep it.
-                netns.sysctl("net.ipv6.conf.eth0.keep_addr_on_down", "1")?;
+                netns.sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1")?;
                 netns.ip("link set eth0 down")?;
                 sleep(pause);
                 netns.ip("link set eth0 up")?;

@@ -53,7 +53,7 @@ fn attempt(schedule: impl Iterator<Item = Fault>, time: Option<Duration>) -> Res
         report.rows.push(row);
         if failed {
             for member in &cluster.members {
-                eprintln!("--- log of {}\n{}", member.node.name(), last_lines(&member.agent.log(), 40));
+                eprintln!("--- log of {}\n{}", member.node.name(), last_lines(&member.agent.log(), 15));
             }
             return Ok((report, done));
         }
