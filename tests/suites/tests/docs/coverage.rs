@@ -1,4 +1,4 @@
-//! Keeps `tests/COVERAGE.md` true: every test that it names is there.
+//! Keeps `tests/COVERAGE.md` and the page about security true: every test that they name is there.
 
 use std::{collections::BTreeSet, fs};
 
@@ -54,5 +54,26 @@ fn every_test_of_the_table_exists() -> Result<()> {
     }
     ensure!(missing.is_empty(), "COVERAGE.md names tests that are gone: {missing:#?}");
     ensure!(found > 80, "only {found} names were found in COVERAGE.md");
+    Ok(())
+}
+
+/// Each attack of the table has tests, and they exist.
+#[test]
+fn every_attack_has_a_test() -> Result<()> {
+    let root = workspace_root();
+    let page = fs::read_to_string(root.join("flannel-agent/docs/security.md"))?;
+    let named = Regex::new(r"`([\w/.-]+\.rs)::(\w+)`")?;
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| who |"));
+    let mut found = 0;
+    for row in rows {
+        ensure!(named.is_match(row), "no test for {row}");
+        for name in named.captures_iter(row) {
+            let (file, function) = (&name[1], &name[2]);
+            let text = fs::read_to_string(root.join(file)).unwrap_or_default();
+            ensure!(text.contains(&format!("fn {function}(")), "{file}::{function} is gone");
+            found += 1;
+        }
+    }
+    ensure!(found > 12, "only {found} tests were found on the page");
     Ok(())
 }
