@@ -14,7 +14,7 @@ start() {
     rm -f /tmp/subnet$node.env
     : >/tmp/log$node
     WIREGUARD_KEY_FILE=/tmp/key$node ip netns exec node$node flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 \
-        --ip-masq --fast-path=flow --subnet-file=/tmp/subnet$node.env --bpffs=/tmp/bpf$node "$@" >>/tmp/log$node 2>&1 &
+        --ip-masq --fast-path=flow --flow-refresh=3 --subnet-file=/tmp/subnet$node.env --bpffs=/tmp/bpf$node "$@" >>/tmp/log$node 2>&1 &
     echo $! >/tmp/pid$node
 }
 stop() {
@@ -43,7 +43,7 @@ reach() {
 # What the programs have encapsulated or sent, and delivered.
 taken() {
     flannel-agent bpf counters --bpffs /tmp/bpf$1 -o json 2>/dev/null | tr '{' '\n' |
-        sed -n 's/.*"packets":\([0-9]*\).*"reason":"\(encap_pod\|direct_pod\|deliver_pod\|encap_overlay\)".*/\1/p' |
+        sed -n 's/.*"packets":\([0-9]*\).*"reason":"\(encap_pod\|encap_overlay\|encap_device\|deliver_pod\|route_pod\|hand_pod\)".*/\1/p' |
         { sum=0; while read -r packets; do sum=$((sum + packets)); done; echo $sum; }
 }
 # How bytes travel to $2, by whichever of the words of iperf3 follow: "fast", or by the kernel, with the throughput.
@@ -161,7 +161,7 @@ RULES
 path_to Service 10.96.0.1 --port 80
 ip netns exec node1 nft delete table ip service
 
-# Of a flow that runs, a rule of somebody else's lets nothing pass from now on.
+# Of a flow that runs, a rule of somebody else's lets nothing pass once one of its packets takes the kernel path again.
 ip netns exec pod1 iperf3 --client 10.244.2.2 --time 12 --interval 1 >/tmp/flow 2>&1 &
 flow=$!
 sleep 4
