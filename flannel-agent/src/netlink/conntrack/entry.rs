@@ -10,7 +10,7 @@ use crate::netlink::raw::{HEADER, attributes};
 /// Attributes of an entry (include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type`).
 pub(super) const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
-const STATUS: u16 = 3;
+pub(super) const STATUS: u16 = 3;
 const HELP: u16 = 5;
 const ID: u16 = 12;
 /// Attributes of a tuple (`enum ctattr_tuple`), of its addresses (`enum ctattr_ip`) and ports (`enum ctattr_l4proto`).

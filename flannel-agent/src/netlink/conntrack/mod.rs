@@ -16,6 +16,8 @@ use nix::{
     },
 };
 
+use socket2::SockRef;
+
 use super::{
     KernelError, NetlinkError,
     connection::frames,
@@ -24,6 +26,7 @@ use super::{
 };
 
 mod entry;
+mod filter;
 mod message;
 
 pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple};
@@ -107,7 +110,8 @@ impl Conntrack {
     }
 }
 
-/// The kernel's notices of entries that go, from when it was opened.
+/// The kernel's notices of entries that go, from when it was opened: of connections that are translated to another
+/// destination, and not of those over TCP that have ended by themselves.
 pub struct ConntrackEnds {
     socket: TokioSocket,
     datagram: Vec<u8>,
@@ -126,6 +130,7 @@ impl ConntrackEnds {
         if setsockopt(inner, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(inner, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(NetlinkError::Open)?;
         }
+        SockRef::from(&*inner).attach_filter(&filter::TRANSLATED_AND_CUT_SHORT).map_err(refused)?;
         inner.bind(&SocketAddr::new(0, DESTROYED)).map_err(refused)?;
         Ok(Self { socket, datagram: Vec::new() })
     }

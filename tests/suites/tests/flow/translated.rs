@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_agent::bpf::{Pins, attached};
+use flannel_agent::{
+    bpf::{Pins, attached},
+    netlink::ConntrackEnds,
+};
 use flannel_lab::{
     CONVERGENCE, Cluster, Xdp, agent_binary, eventually, in_lab,
     traffic::{Dialogue, Serving},
@@ -18,7 +21,7 @@ use flannel_lab::{
 
 use crate::{
     behind, cluster, cluster_behind, counted, nftables_cluster,
-    services::{DESTINATION, Service},
+    services::{BACKEND_PORT, DESTINATION, Service},
     translated_fast,
 };
 
@@ -209,6 +212,50 @@ fn a_flow_ends_with_its_entry_of_connection_tracking() -> Result<()> {
             elsewhere += usize::from(service.serving.ask(&asker, 7)?.0 != REMOTE);
         }
         ensure!(elsewhere > 0, "each went on to the backend that it had");
+        Ok(())
+    })
+}
+
+/// Connections end by the thousand a second where they are short. Of those that end by themselves, and of what nobody
+/// translates, the agent is not told.
+#[test]
+fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let netns = cluster.members[0].node.netns();
+        for timeout in ["tcp_timeout_time_wait", "tcp_timeout_last_ack", "tcp_timeout_close", "udp_timeout"] {
+            netns.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "1")?;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut ends = netns.inside(|| runtime.block_on(async { Ok(ConntrackEnds::open()?) }))?;
+        let closed = service.connection(0)?;
+        let port_closed = closed.client.local_addr()?.port().to_string();
+        closed.close_at_the_server()?;
+        let straight = service.serving.backends[REMOTE].socket_address(BACKEND_PORT);
+        let asker = Serving::asker(&service.client, straight)?;
+        service.ask(&asker, 3)?;
+        let port_asked = asker.local_addr()?.port().to_string();
+        // To list the entries is to remove those whose time is over.
+        let list = |protocol: &str, port: &str| {
+            netns.run("conntrack", &["-L", "-o", "id", "-p", protocol, "--orig-port-src", port])
+        };
+        eventually(CONVERGENCE, "the entries are gone", || {
+            for (protocol, port) in [("tcp", &port_closed), ("udp", &port_asked)] {
+                let found = list(protocol, port)?;
+                ensure!(found.trim().is_empty(), "{found}");
+            }
+            Ok(())
+        })?;
+        let open = service.connection(0)?;
+        let port = open.client.local_addr()?.port().to_string();
+        let entry = list("tcp", &port)?;
+        let id =
+            entry.split_once("id=").and_then(|(_, id)| id.split_whitespace().next()?.parse::<u32>().ok());
+        netns.run("conntrack", &["-D", "-p", "tcp", "--orig-port-src", &port])?;
+        let told = runtime.block_on(async { tokio::time::timeout(CONVERGENCE, ends.next()).await });
+        let told = told.context("the entry that was deleted is not told of")??;
+        ensure!(id.is_some_and(|id| told == [id]), "told of {told:?}, where deleted was {entry}");
         Ok(())
     })
 }
