@@ -203,14 +203,49 @@ fn argument(name: &str, value: &OsStr) -> OsString {
     argument
 }
 
+/// Upstream's flags.
+const UPSTREAM: [&str; 29] = [
+    "etcd-cafile",
+    "etcd-certfile",
+    "etcd-endpoints",
+    "etcd-keyfile",
+    "etcd-password",
+    "etcd-prefix",
+    "etcd-username",
+    "healthz-ip",
+    "healthz-port",
+    "iface",
+    "iface-can-reach",
+    "iface-regex",
+    "ip-blackhole-route",
+    "ip-masq",
+    "iptables-forward-rules",
+    "iptables-resync",
+    "kube-annotation-prefix",
+    "kube-api-url",
+    "kube-subnet-mgr",
+    "kubeconfig-file",
+    "log_backtrace_at",
+    "net-config-path",
+    "public-ip",
+    "public-ipv6",
+    "set-node-network-unavailable",
+    "subnet-file",
+    "subnet-lease-renew-margin",
+    "v",
+    "vmodule",
+];
+
 /// Whether a bad variable is more than its default can stand in for. To upstream these flags are text, or a
 /// number whose range is checked later: its start fails over them, where it would go on over a switch or a
-/// number that is none. With the default, the node would take another interface or publish another address.
+/// number that is none. With the default, the node would take another interface or publish another address. A flag that
+/// upstream has not has no variable that was bad before; with its default, packets could skip what its operator has
+/// forbidden them to skip.
 fn ends_the_start(name: &str, value: &OsStr) -> bool {
     match name {
         "iface-regex" | "iface-can-reach" | "public-ip" | "public-ipv6" | "healthz-ip" => true,
         "subnet-lease-renew-margin" => value.to_str().and_then(go_int).is_some(),
-        _ => false,
+        _ => !UPSTREAM.contains(&name),
     }
 }
 
