@@ -1,5 +1,10 @@
 //! Any bytes as what the CNI plugin reads: what a fuzzer of it runs.
 
+#![expect(
+    clippy::expect_used,
+    reason = "what is expected is a promise: a fuzzer is to find where it is broken"
+)]
+
 use super::{CniError, NetConf, SubnetEnv, delegate_config, object};
 
 /// The plugin's configuration, `subnet.env`, and what a delegate has said or is kept of a container, with a zero byte

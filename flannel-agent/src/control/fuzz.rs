@@ -1,5 +1,10 @@
 //! Any bytes as what a client says at the control socket: what a fuzzer of it runs.
 
+#![expect(
+    clippy::expect_used,
+    reason = "what is expected is a promise: a fuzzer is to find where it is broken"
+)]
+
 use std::cell::RefCell;
 
 use tokio::{

@@ -1,5 +1,10 @@
 //! Any bytes as what the device or the socket of the tunnel hands over: what a fuzzer of it runs.
 
+#![expect(
+    clippy::expect_used,
+    reason = "what is expected is a promise: a fuzzer is to find where it is broken"
+)]
+
 use std::{cell::RefCell, net::Ipv4Addr};
 
 use ipnetwork::Ipv4Network;

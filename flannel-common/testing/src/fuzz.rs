@@ -9,6 +9,11 @@
 //! The tables are those that the fixtures meet, by number, each once more with the udp backend's packets. So every
 //! fixture is a seed, and what is found changes a packet or what it meets.
 
+#![expect(
+    clippy::expect_used,
+    reason = "what is expected is a promise: a fuzzer is to find where it is broken"
+)]
+
 use std::sync::LazyLock;
 
 use flannel_common::{
