@@ -33,7 +33,7 @@ use crate::{
         KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Notice, OwnedLease as _, Peers,
         ThisNode, Unwatched, alloc::Identity, wire::NodeAddress,
     },
-    masq::Rules,
+    masq::{RuleOptions, Rules},
     netlink::Netlink,
     node::{Node, interface::InterfaceChoice, published, stacks, underlay::UnderlayWatch},
     plan::{Local, inherited},
@@ -194,8 +194,9 @@ impl Agent<'_> {
         let (fast_path, mut loaded) =
             load(&options, claim, backend.kernel_only(), backend.carrier(), families, tell, &self.standing);
         let exemptions = exemptions(&options, fast_path).await;
-        let rules =
-            Rules::start(masq(&options, &config, &stacks, &previous, fast_path), &self.standing).await?;
+        let masq = masq(&options, &config, &stacks, &previous, fast_path);
+        self.standing.tell(|told| told.rule_settings = masq.rules.iter().map(RuleOptions::told).collect());
+        let rules = Rules::start(masq, &self.standing).await?;
         let (fast_paths, fast_path_now) = watch::channel(fast_path);
         let (refreshes, refresh_now) = watch::channel(conntrack::refresh(options.flow_refresh()));
         let (ports, ports_now) = watch::channel(source_ports());

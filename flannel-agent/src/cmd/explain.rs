@@ -1,6 +1,6 @@
 //! `explain`: what becomes of a packet that may not be there.
 
-use std::{net::IpAddr, process::ExitCode};
+use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use comfy_table::{ContentArrangement, Table};
@@ -11,12 +11,14 @@ use flannel_common::{
 use tokio::runtime;
 
 use super::{
-    CannotLook,
+    CannotLook, Defaults,
     bpf::{Output, Where, enter},
 };
 use crate::{
     bpf::Pins,
+    control::Client,
     explain::{Answer, Imagined, Outcome, Question, explain},
+    masq::RuleOptions,
 };
 
 /// Width of the table, columns.
@@ -57,6 +59,9 @@ pub struct ExplainOptions {
     /// It arrives in VXLAN from the node with this public address, whoever holds the lease of its source.
     #[arg(long, value_name = "IP")]
     pub from_node: Option<IpAddr>,
+    /// Subnet file of the agent, which says what rules there are at the control socket beside it. Default: the agent's.
+    #[arg(long, value_name = "FILE")]
+    pub subnet_file: Option<PathBuf>,
     /// Network namespace of the node, by its name in /run/netns.
     #[arg(long, value_name = "NAME")]
     pub netns: Option<String>,
@@ -124,8 +129,8 @@ impl ExplainOptions {
 ///
 /// # Errors
 /// [`CannotLook`], with what to do about it.
-pub fn run(options: ExplainOptions, marks: Marks) -> anyhow::Result<ExitCode> {
-    let answer = ask(&options, marks).map_err(CannotLook)?;
+pub fn run(options: ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::Result<ExitCode> {
+    let answer = ask(&options, marks, defaults).map_err(CannotLook)?;
     match options.at.output {
         Output::Json => {
             println!("{}", serde_json::to_string(&answer).map_err(|error| CannotLook(error.into()))?)
@@ -138,11 +143,17 @@ pub fn run(options: ExplainOptions, marks: Marks) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn ask(options: &ExplainOptions, marks: Marks) -> anyhow::Result<Answer> {
+fn ask(options: &ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::Result<Answer> {
     let pins = Pins::under(&options.at.bpffs)?;
     enter(options.netns.clone())?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(explain(&pins, marks, &options.question()))?)
+    let subnet_file = options.subnet_file.as_deref().unwrap_or(&defaults.subnet_file);
+    runtime.block_on(async {
+        // Without an agent nobody says which rules there are.
+        let told = Client::beside(subnet_file).snapshot().await.map(|told| told.rule_settings);
+        let rules: Vec<_> = told.unwrap_or_default().iter().map(RuleOptions::of_told).collect();
+        Ok(explain(&pins, marks, &rules, &options.question()).await?)
+    })
 }
 
 /// The steps, what was looked up at each, and the outcome.

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub fast_path: Option<FastPath>,
     /// The rules, of each firewall that keeps some.
     pub rules: Vec<Rules>,
+    /// What the rules follow from, of each family.
+    pub rule_settings: Vec<RuleSettings>,
     /// What the programs did lately; absent without programs, and in the first seconds.
     pub traffic: Option<Traffic>,
     /// What probes of peers found.
@@ -167,6 +169,25 @@ pub struct FastPath {
     pub attached_by: Option<String>,
     /// XDP on the external interface: `off`, `native` or `generic`.
     pub xdp: String,
+}
+
+/// What the rules of one family follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleSettings {
+    /// The cluster's network.
+    pub network: IpNetwork,
+    /// Our subnet of it.
+    pub subnet: IpNetwork,
+    /// `--ip-masq`.
+    pub ip_masq: bool,
+    /// `--iptables-forward-rules`.
+    pub forward: bool,
+    /// The masquerade's ports are drawn at random.
+    pub random_fully: bool,
+    /// The bit by which the programs mark what is exempt from masquerading, if they do.
+    pub exempt_mark: Option<u32>,
+    /// The bit from which the programs learn flows, if they do.
+    pub flow_mark: Option<u32>,
 }
 
 /// What keeps some of the rules.

@@ -79,6 +79,8 @@ pub enum At {
     Fdb,
     /// A VXLAN device.
     Device,
+    /// The device that the agent serves, and the agent: the udp backend's.
+    Tun,
 }
 
 impl At {
@@ -92,6 +94,7 @@ impl At {
             Self::Neighbour => "neighbour",
             Self::Fdb => "fdb",
             Self::Device => "vxlan device",
+            Self::Tun => "udp device",
         }
     }
 }
@@ -169,12 +172,12 @@ pub(super) fn does(verdict: &Verdict) -> &'static str {
         Verdict::Pass => "lets it pass, uncounted",
         Verdict::Kernel(_) => "leaves it to the kernel path",
         Verdict::Exempt(_) => "leaves it to the kernel path, marked as exempt from masquerading",
-        Verdict::Checked(_) => "leaves it to the VXLAN device, marked as checked",
+        Verdict::Checked(_) => "leaves it to the tunnel's device, marked as checked",
         Verdict::Encap(..) | Verdict::EncapV6(..) => "encapsulates and redirects it",
         Verdict::Route(..) | Verdict::RouteV6(..) => "redirects it as it is",
         Verdict::Deliver(..) | Verdict::DeliverV6(..) => "decapsulates it and hands it to the pod",
         Verdict::Hand(..) | Verdict::HandV6(..) => "hands it to the pod",
-        Verdict::HandOver(..) => "hands it to the VXLAN device",
+        Verdict::HandOver(..) => "hands it to the tunnel's device",
         Verdict::DecapsulateEarly(..) => "decapsulates it early",
         Verdict::Seen(_) => "counts it and lets it pass",
         Verdict::Drop(_) => "drops it",

@@ -5,11 +5,16 @@ use std::net::IpAddr;
 use flannel_common::{
     layout::{PodPlace, RouteKind},
     packet::Arrival,
-    path::{Hook, Verdict},
+    path::{Carrier, Hook, Verdict},
     reason::Reason,
 };
 
-use super::{At, ExplainError, Imagined, Outcome, Step, packet::in_vxlan, tables::interface, walk::Walk};
+use super::{
+    At, ExplainError, Imagined, Outcome, Step,
+    packet::{in_udp, in_vxlan},
+    tables::interface,
+    walk::Walk,
+};
 use crate::{netlink::LinkKind, values::Mac};
 
 /// The MAC of a station that nobody has looked for.
@@ -37,12 +42,18 @@ impl Walk {
             .filter(|index| self.link(*index).is_some())
             .or_else(|| self.interface_with(Hook::FromUnderlay))
             .ok_or(ExplainError::NoUnderlay(packet.source))?;
-        let tunnelled = peer.filter(|peer| matches!(peer.kind, RouteKind::Vxlan | RouteKind::Kernel));
+        let tunnelled =
+            peer.filter(|peer| matches!(peer.kind, RouteKind::Vxlan | RouteKind::Udp | RouteKind::Kernel));
         let sender = node.or(tunnelled.map(|peer| peer.vtep)).filter(|_| self.node.port != 0);
         let inner_source = peer.map_or(SOMEBODY, |peer| peer.vtep_mac);
-        let inner = packet.frame(self.node.local_mac, inner_source);
+        let by_udp = self.carrier() == Carrier::Udp;
+        let inner = match by_udp {
+            true => packet.bare(),
+            false => packet.frame(self.node.local_mac, inner_source),
+        };
         let stations = (self.mac_of(underlay), SOMEBODY);
         let frame = match sender {
+            Some(sender) if by_udp => in_udp(&inner, self.node.port, (sender, self.node.vtep), stations),
             Some(sender) => {
                 in_vxlan(&inner, self.node.vni, self.node.port, (sender, self.node.vtep), stations)
             }
@@ -60,7 +71,25 @@ impl Walk {
             return self.routed(packet, Some(underlay), 0).await;
         }
         let mark = if matches!(verdict, Verdict::Checked(_)) { self.marks.flow } else { 0 };
-        self.out_of_the_device(packet, &inner, mark).await
+        match by_udp {
+            true => self.out_of_udp(packet, &inner, mark).await,
+            false => self.out_of_the_device(packet, &inner, mark).await,
+        }
+    }
+
+    /// Taken out of UDP by the agent, which gives it to its device.
+    async fn out_of_udp(
+        &mut self,
+        packet: Imagined,
+        inner: &[u8],
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let Some(device) = self.interface_with(Hook::FromOverlay) else {
+            return Ok(Outcome::Dropped { by: "the agent's device is not there".to_owned() });
+        };
+        let what = format!("the agent takes it from UDP port {}", self.node.port);
+        self.steps.push(Step::of_kernel(At::Tun, Some(interface(device)), what));
+        self.from_device(packet.forwarded(), inner, device, mark).await
     }
 
     /// The programs of XDP.
@@ -111,8 +140,19 @@ impl Walk {
         };
         let what = "decapsulates it".to_owned();
         self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
-        if self.has(Hook::FromOverlay, device.index) {
-            let arrival = Arrival { ifindex: device.index, mark, ..Arrival::default() };
+        self.from_device(packet, inner, device.index, mark).await
+    }
+
+    /// Given to the kernel by the tunnel's device.
+    async fn from_device(
+        &mut self,
+        packet: Imagined,
+        inner: &[u8],
+        device: u32,
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        if self.has(Hook::FromOverlay, device) {
+            let arrival = Arrival { ifindex: device, mark, ..Arrival::default() };
             let verdict = self.at(Hook::FromOverlay, inner, &arrival)?;
             if let Verdict::Drop(reason) = verdict {
                 return Ok(Outcome::Dropped { by: format!("from_overlay: {}", reason.sentence()) });
@@ -121,6 +161,6 @@ impl Walk {
                 return Ok(Outcome::Pod { interface: interface(pod.ifindex), fast: true });
             }
         }
-        self.routed(packet, Some(device.index), 0).await
+        self.routed(packet, Some(device), 0).await
     }
 }

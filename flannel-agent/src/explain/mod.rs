@@ -2,8 +2,8 @@
 //! what the kernel's own tables say in between.
 //!
 //! [`explain`] walks the packet from hook to hook as the kernel would ([`walk`], [`outgoing`], [`incoming`]). Nothing is
-//! sent, loaded or changed, and no agent needs to run. What other rules of netfilter do to a packet on the kernel path is
-//! not followed.
+//! sent, loaded or changed, and no agent needs to run. Of netfilter's rules those of flannel are shown; what others do to a
+//! packet on the kernel path is not followed.
 
 mod answer;
 mod incoming;
@@ -23,6 +23,7 @@ pub use tables::Lookup;
 
 use crate::{
     bpf::{HookError, MapFault, Pins},
+    masq::RuleOptions,
     netlink::NetlinkError,
     values::Family,
 };
@@ -73,14 +74,20 @@ pub enum ExplainError {
     NoUnderlay(IpAddr),
 }
 
-/// What becomes of a packet on this node. `marks` are the bits that the running programs use.
+/// What becomes of a packet on this node. `marks` are the bits that the running programs use, `rules` what the agent keeps
+/// rules by; none where no agent says.
 ///
 /// # Errors
 /// When it cannot be told.
-pub async fn explain(pins: &Pins, marks: Marks, question: &Question) -> Result<Answer, ExplainError> {
+pub async fn explain(
+    pins: &Pins,
+    marks: Marks,
+    rules: &[RuleOptions],
+    question: &Question,
+) -> Result<Answer, ExplainError> {
     let Question { packet, arrives, from_node } = *question;
     packet.check()?;
-    let mut walk = Walk::begin(pins, marks, Family::of(packet.source)).await?;
+    let mut walk = Walk::begin(pins, marks, rules, Family::of(packet.source)).await?;
     let outcome = if arrives || from_node.is_some() {
         walk.arrives(packet, from_node).await?
     } else if walk.own.contains(&packet.source) {

@@ -6,12 +6,12 @@ use flannel_common::{
     family::{V4, V6},
     layout::PodPlace,
     packet::Arrival,
-    path::{Hook, Verdict},
+    path::{Carrier, Hook, Verdict},
 };
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
-    packet::in_vxlan,
+    packet::{in_udp, in_vxlan},
     tables::interface,
     walk::{Walk, too_big},
 };
@@ -101,7 +101,7 @@ impl Walk {
             }
             Sent::Device(ifindex) => Ok(Outcome::Leaves {
                 interface: interface(ifindex),
-                to: "the VXLAN device".to_owned(),
+                to: "the tunnel's device".to_owned(),
                 fast: true,
             }),
         }
@@ -135,7 +135,11 @@ impl Walk {
         if let Some(dropped) = too_big(packet.size, mtu, &link.name) {
             return Ok(dropped);
         }
+        self.rules(&packet, &link.name, arrived_by.is_some(), mark);
         let next_hop = route.gateway.unwrap_or(packet.destination);
+        if self.carrier() == Carrier::Udp && self.has(Hook::ToOverlay, link.index) {
+            return self.route_into_udp(packet, &link, mark).await;
+        }
         if matches!(link.kind, LinkKind::Vxlan(_)) {
             return self.route_over_device(packet, &link, next_hop, mark).await;
         }
@@ -187,6 +191,44 @@ impl Walk {
         let what = format!("{mac} is behind {}", entry.public_ip);
         self.steps.push(Step::of_kernel(At::Fdb, Some(link.name.clone()), what));
         self.by_the_device(&frame, link, entry.public_ip).await
+    }
+
+    /// Routed to the device that the agent serves.
+    async fn route_into_udp(
+        &mut self,
+        packet: Imagined,
+        link: &Link,
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let bytes = packet.bare();
+        let arrival = Arrival { ifindex: link.index, mark, ..Arrival::default() };
+        let verdict = self.at(Hook::ToOverlay, &bytes, &arrival)?;
+        if let Some(sent) = sent(&verdict) {
+            return self.redirected(sent).await;
+        }
+        let Some(peer) = self.tables.peer(packet.destination)? else {
+            let by = "the agent: no lease holds its destination, and the sender is told so by ICMP";
+            return Ok(Outcome::Dropped { by: by.to_owned() });
+        };
+        let (node, port) = (peer.vtep, self.node.port);
+        let what = format!("the agent sends it to {node}, UDP port {port}");
+        self.steps.push(Step::of_kernel(At::Tun, Some(link.name.clone()), what));
+        let query = RouteQuery { source: Some(self.node.vtep), destination: node, arrived_by: None, mark: 0 };
+        let route = match self.route(&query).await? {
+            Ok(route) => route,
+            Err(outcome) => return Ok(outcome),
+        };
+        let Some(underlay) = route.ifindex else {
+            return Ok(Outcome::Dropped { by: format!("the route to {node} has no interface") });
+        };
+        let mac = self.neighbour(underlay, route.gateway.unwrap_or(node)).await?;
+        if self.has(Hook::ToUnderlay, underlay) {
+            let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));
+            let outer = in_udp(&packet.forwarded().bare(), port, (self.node.vtep, node), stations);
+            let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
+            self.at(Hook::ToUnderlay, &outer, &arrival)?;
+        }
+        Ok(Outcome::Leaves { interface: interface(underlay), to: node.to_string(), fast: false })
     }
 
     /// Encapsulated by the kernel's device.

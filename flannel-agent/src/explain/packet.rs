@@ -7,7 +7,9 @@ use flannel_common::{
     layout::AddressV6,
     packet::{
         Fib, Packet,
-        headers::{PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP_LEN, Vxlan},
+        headers::{
+            ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP_LEN, Vxlan,
+        },
     },
 };
 use serde::Serialize;
@@ -95,6 +97,11 @@ impl Imagined {
         self.written(addressed(stations, self.source, self.destination, self.hops))
     }
 
+    /// As it goes through a device without Ethernet.
+    pub(super) fn bare(&self) -> Vec<u8> {
+        self.frame(Mac([0; 6]), Mac([0; 6])).split_off(ETHERNET_LEN)
+    }
+
     fn written(&self, builder: PacketBuilderStep<IpHeaders>) -> Vec<u8> {
         let payload = vec![0; usize::from(self.size.saturating_sub(self.headers()))];
         let mut bytes = Vec::new();
@@ -134,11 +141,15 @@ pub(super) fn in_vxlan(
     ends: (IpAddr, IpAddr),
     stations: (Mac, Mac),
 ) -> Vec<u8> {
-    let payload = [&Vxlan::of(vni).bytes(), inner].concat();
+    in_udp(&[&Vxlan::of(vni).bytes(), inner].concat(), port, ends, stations)
+}
+
+/// In UDP between two nodes.
+pub(super) fn in_udp(payload: &[u8], port: u16, ends: (IpAddr, IpAddr), stations: (Mac, Mac)) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2(stations.1.0, stations.0.0);
     let mut bytes = Vec::new();
     // As in `written`.
-    let _ = addressed(builder, ends.0, ends.1, 64).udp(49_152, port).write(&mut bytes, &payload);
+    let _ = addressed(builder, ends.0, ends.1, 64).udp(49_152, port).write(&mut bytes, payload);
     bytes
 }
 

@@ -6,7 +6,7 @@ use flannel_common::{
     layout::PodPlace,
     mark::Marks,
     packet::Arrival,
-    path::{Hook, Verdict, decide, left},
+    path::{Carrier, Hook, NodeTables as _, Verdict, decide, left},
     reason::Reason,
 };
 use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     bpf::{AttachedProgram, Pins, attached},
+    masq::{Passing, RuleOptions, met},
     netlink::{Link, Netlink, Pods, RouteQuery, TakenRoute},
     values::{Family, Mac},
 };
@@ -28,6 +29,8 @@ use crate::{
 pub(super) struct Walk {
     pub(super) tables: PinnedTables,
     pub(super) marks: Marks,
+    /// What flannel's rules follow from, of each family.
+    rules: Vec<RuleOptions>,
     pub(super) netlink: Netlink,
     pub(super) node: ThisNode,
     pub(super) links: Vec<Link>,
@@ -40,14 +43,20 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    pub(super) async fn begin(pins: &Pins, marks: Marks, family: Family) -> Result<Self, ExplainError> {
+    pub(super) async fn begin(
+        pins: &Pins,
+        marks: Marks,
+        rules: &[RuleOptions],
+        family: Family,
+    ) -> Result<Self, ExplainError> {
         let tables = PinnedTables::open(pins, marks)?;
         let node = tables.this_node(family)?.ok_or(ExplainError::NotConfigured(family))?;
         let mut netlink = Netlink::open()?;
         let links = netlink.links().await?;
         let own = netlink.addresses(family, None).await?.into_iter().map(|own| own.network.ip()).collect();
         let attached = attached(pins)?;
-        Ok(Self { tables, marks, netlink, node, links, own, attached, pods: None, steps: Vec::new() })
+        let rules = rules.to_vec();
+        Ok(Self { tables, marks, rules, netlink, node, links, own, attached, pods: None, steps: Vec::new() })
     }
 
     /// Where a pod's address is: by the map, or else as the kernel has it.
@@ -59,6 +68,11 @@ impl Walk {
             self.pods = Some(self.netlink.pods(&[self.node.subnet], &self.links).await?);
         }
         Ok(self.pods.as_ref().and_then(|pods| pods.places.get(&address)).copied())
+    }
+
+    /// What packets between nodes are put into.
+    pub(super) fn carrier(&self) -> Carrier {
+        self.tables.carrier()
     }
 
     /// The interface of an index.
@@ -159,6 +173,16 @@ impl Walk {
                 self.steps.push(Step::of_kernel(At::Route, arrived, what.clone()));
                 dropped(what)
             }
+        }
+    }
+
+    /// The rules of flannel's that a packet meets between its route and its way out.
+    pub(super) fn rules(&mut self, packet: &Imagined, out: &str, forwarded: bool, mark: u32) {
+        let Imagined { source, destination, .. } = *packet;
+        let passing = Passing { source, destination, mark, forwarded };
+        let found: Vec<String> = self.rules.iter().flat_map(|rules| met(rules, &passing)).collect();
+        if !found.is_empty() {
+            self.steps.push(Step::of_kernel(At::Rules, Some(out.to_owned()), found.join("\n")));
         }
     }
 

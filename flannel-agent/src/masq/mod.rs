@@ -24,6 +24,7 @@ use nft::Nft;
 use rules::RuleSet;
 
 use crate::{control::Standing, values::Family};
+pub use met::{Passing, met};
 pub use rules::RuleOptions;
 
 mod blackhole;
@@ -32,6 +33,7 @@ mod exec;
 pub(crate) mod fuzz;
 mod iptables;
 mod keep;
+mod met;
 mod monitor;
 mod nft;
 mod rules;

@@ -3,7 +3,7 @@
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::values::Family;
+use crate::{control::snapshot::RuleSettings, values::Family};
 
 /// `IPS_HELPER` of `enum ip_conntrack_status` (include/uapi/linux/netfilter/nf_conntrack_common.h), which nft has no
 /// name for.
@@ -39,6 +39,20 @@ pub struct RuleOptions {
     pub exempt_mark: Option<u32>,
     /// The bit of marks from which the programs learn flows, if they do ([`flannel_common::mark::Marks::flow`]).
     pub flow_mark: Option<u32>,
+}
+
+impl RuleOptions {
+    /// As the control socket tells it.
+    pub fn told(&self) -> RuleSettings {
+        let Self { network, subnet, ip_masq, forward, random_fully, exempt_mark, flow_mark } = *self;
+        RuleSettings { network, subnet, ip_masq, forward, random_fully, exempt_mark, flow_mark }
+    }
+
+    /// As the control socket has told it.
+    pub fn of_told(told: &RuleSettings) -> Self {
+        let RuleSettings { network, subnet, ip_masq, forward, random_fully, exempt_mark, flow_mark } = *told;
+        Self { network, subnet, ip_masq, forward, random_fully, exempt_mark, flow_mark }
+    }
 }
 
 /// The rules of one address family, whatever program loads them.

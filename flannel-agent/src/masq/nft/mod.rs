@@ -12,7 +12,7 @@ use crate::{netlink::FLOW_CHAIN_OF_NFT, values::Family};
 mod json;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(super) mod text;
 
 const NFT: &str = "nft";
 

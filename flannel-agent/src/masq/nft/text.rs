@@ -36,7 +36,7 @@ pub(super) fn replace(table: &Table, comments: bool) -> String {
 }
 
 /// One rule.
-pub(super) fn line(rule: &Rule, family: Family) -> String {
+pub(in crate::masq) fn line(rule: &Rule, family: Family) -> String {
     let ip = word(family);
     let mut words = Vec::new();
     if let Some(mark) = rule.mark {

@@ -147,8 +147,30 @@ fn the_programs_carry_what_netfilter_has_accepted() -> Result<()> {
         for (from, to) in [(&a, &plain), (&plain, &a)] {
             tcp::bulk(from, to, 8 << 20)?;
         }
-        Ok(())
+        explained_as_udp(&cluster)
     })
+}
+
+/// A packet of no known flow goes by the agent's device, in UDP, on both nodes.
+fn explained_as_udp(cluster: &Cluster) -> Result<()> {
+    let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    let [from, to] = [a.pod()?, b.pod()?].map(|pod| pod.address().to_string());
+    let address = b.node.address();
+    for (member, words, says) in [
+        (a, &[][..], vec!["udp device | flannel0".to_owned(), format!("leaves by eth0 for {address}")]),
+        (b, &["--ingress"][..], vec!["udp device | flannel0".to_owned(), "reaches the pod".to_owned()]),
+    ] {
+        let bpffs = member.agent.bpffs().display().to_string();
+        let program = flannel_lab::agent_binary()?.display().to_string();
+        let mut all = vec!["explain", &from, &to, "--proto=udp", "--sport=1", "--bpffs", &bpffs];
+        all.extend(words);
+        let table = member.node.netns().run(&program, &all)?;
+        let table = table.split_whitespace().filter(|word| *word != "┆").collect::<Vec<_>>().join(" ");
+        for part in says {
+            ensure!(table.replace("| ", "").contains(&part.replace("| ", "")), "no {part} in {table}");
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -40,11 +40,14 @@ const ROOMS: &[(&str, &[&str])] = &[
         "reconcile",
         &["values", "host", "telemetry", "control", "netlink", "bpf", "backend", "lease", "plan", "datapath"],
     ),
-    ("explain", &["values", "netlink", "bpf"]),
+    ("explain", &["values", "netlink", "bpf", "masq"]),
     ("metrics", &["host", "control", "bpf"]),
     ("trace", &["values"]),
     ("inspect", &["values", "host", "control", "netlink", "bpf"]),
-    ("cmd", &["values", "telemetry", "control", "netlink", "bpf", "lease", "explain", "trace", "inspect"]),
+    (
+        "cmd",
+        &["values", "telemetry", "control", "netlink", "bpf", "lease", "masq", "explain", "trace", "inspect"],
+    ),
     ("cli", &["values", "telemetry", "bpf", "exempt", "node", "cmd"]),
     // What a fuzzer feeds: it is part of no program.
     ("fuzz", &["values", "control", "tunnel", "config", "lease", "subnet_file", "cni", "masq"]),

@@ -85,7 +85,7 @@ impl<'a> Judge<'a> {
 
     /// Call this inside the node.
     fn ask(&self, question: &Question) -> Result<Answer> {
-        Ok(self.runtime.block_on(explain(&self.pins, Marks::DEFAULT, question))?)
+        Ok(self.runtime.block_on(explain(&self.pins, Marks::DEFAULT, &[], question))?)
     }
 
     fn check(&mut self, question: &Question, send: impl Fn() -> Result<()>) -> Result<()> {
@@ -315,8 +315,9 @@ fn the_command(cluster: &Cluster) -> Result<()> {
     let bpffs = a.agent.bpffs().display().to_string();
     let run = |words: &[&str]| -> Result<(Option<i32>, String, String)> {
         let mut command = a.node.netns().command(&agent_binary()?.display().to_string());
-        let output =
-            command.arg("explain").args(words).args(["--bpffs", &bpffs]).output().context(AGENT_BIN)?;
+        command.arg("explain").args(words).args(["--bpffs", &bpffs]);
+        command.arg(format!("--subnet-file={}", a.node.subnet_file().display()));
+        let output = command.output().context(AGENT_BIN)?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((output.status.code(), text(output.stdout), text(output.stderr)))
     };
@@ -325,6 +326,8 @@ fn the_command(cluster: &Cluster) -> Result<()> {
     ensure!(status == Some(0) && table.contains("flow_control") && table.contains("flannel.1"), "{table}");
     ensure!(table.contains(&format!("from {from} to {to} leaves by eth0")), "{table}");
     ensure!(table.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns: {table}");
+    // The rules of flannel's that it meets.
+    ensure!(table.contains("rules") && table.contains("forward: ip saddr 10.244.0.0/16 accept"), "{table}");
     let (status, json, _) = run(&[&from, &to, "--proto", "udp", "-o", "json"])?;
     let json: Value = serde_json::from_str(&json)?;
     ensure!(
