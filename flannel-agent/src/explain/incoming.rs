@@ -89,7 +89,7 @@ impl Walk {
         };
         let what = format!("the agent takes it from UDP port {}", self.node.port);
         self.steps.push(Step::of_kernel(At::Tun, Some(interface(device)), what));
-        self.from_device(packet.forwarded(), inner, device, mark).await
+        self.given_by_device(packet.forwarded(), inner, device, mark).await
     }
 
     /// The programs of XDP.
@@ -140,11 +140,11 @@ impl Walk {
         };
         let what = "decapsulates it".to_owned();
         self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
-        self.from_device(packet, inner, device.index, mark).await
+        self.given_by_device(packet, inner, device.index, mark).await
     }
 
     /// Given to the kernel by the tunnel's device.
-    async fn from_device(
+    async fn given_by_device(
         &mut self,
         packet: Imagined,
         inner: &[u8],

@@ -7,14 +7,17 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_bench::Progress;
-use flannel_lab::{Cluster, FastPath, Lab, Member, agent_binary, traffic::tcp};
+use flannel_lab::{AgentOptions, Cluster, FastPath, Lab, Member, agent_binary, eventually, traffic::tcp};
 
 /// Nodes of the cluster, with a pod each.
 const NODES: usize = 3;
+/// For a node to probe two others.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes in one go of the traffic that is looked at.
 const BURST: u64 = 8 << 20;
 
@@ -38,10 +41,18 @@ const SHOWN: [(&[&str], usize); 3] =
 pub(crate) fn draw(file: &Path, progress: &Progress) -> Result<()> {
     let lab = Lab::new()?;
     let cluster = progress.step("etcd, three nodes with an agent and a pod each", || {
-        Cluster::start(&lab, NODES, 1, FastPath::Flow)
+        Cluster::start(&lab, NODES, 1, AgentOptions::new(FastPath::Flow, &["--ip-masq", "--peer-probes=3"]))
     })?;
     progress.step("waiting until pods take the fast path", || {
         (1..NODES).try_for_each(|node| cluster.await_fast_path(0, node, FastPath::Flow))
+    })?;
+    progress.step("waiting until the first node has probed the others", || {
+        eventually(PATIENCE, "each peer is probed", || {
+            let output = program(&cluster.members[0], &["peers", "-o", "json"])?.output()?;
+            let text = String::from_utf8(output.stdout)?;
+            ensure!(!text.contains("\"probe\":null"), "not yet");
+            Ok(())
+        })
     })?;
     let enough = AtomicBool::new(false);
     let screens = progress.step("looking at the first node", || {
@@ -76,7 +87,8 @@ struct Screen {
     lines: Vec<String>,
 }
 
-fn screen(member: &Member, words: &[&str], most: usize) -> Result<Screen> {
+/// The agent's program with these words, on a node.
+fn program(member: &Member, words: &[&str]) -> Result<Command> {
     let program = agent_binary()?;
     let mut command: Command =
         member.node.netns().command(program.to_str().context("the path of the agent")?);
@@ -84,7 +96,11 @@ fn screen(member: &Member, words: &[&str], most: usize) -> Result<Screen> {
     if words[0] != "top" {
         command.arg(format!("--bpffs={}", member.node.bpffs().display()));
     }
-    let output = command.output().context("the agent's program")?;
+    Ok(command)
+}
+
+fn screen(member: &Member, words: &[&str], most: usize) -> Result<Screen> {
+    let output = program(member, words)?.output().context("the agent's program")?;
     let text = String::from_utf8(output.stdout)?;
     ensure!(!text.is_empty(), "{words:?} says {}", String::from_utf8_lossy(&output.stderr));
     let lines = text.lines().take(most).map(str::to_owned).collect();

@@ -222,8 +222,9 @@ shows '10.244.0.0/16 dev flannel-wg scope link' ip -n node1 route || fail "anoth
 shows 'inet6 fd00:10:0:1::/128' ip -n node1 addr show flannel-wg-v6 || fail "no address"
 lacks "$secret" cat /tmp/log1 || fail "the secret is in the log"
 healthy 1
-looks 1 peers >/tmp/said
-grep -q 'wireguard .*in place.* ago .* ms .*B' /tmp/said || fail "what was exchanged is not shown: $(cat /tmp/said)"
+looks 1 "peers -o json" >/tmp/said
+grep -q '"way":"wireguard".*"heard_seconds_ago":[0-9].*"sent":{"packets":null,"bytes":[1-9]' /tmp/said ||
+    fail "what was exchanged is not shown: $(cat /tmp/said)"
 survives_a_kill
 ip netns exec node1 wg set flannel-wg peer "$(cat /tmp/public2)" remove
 reach 1 10.244.2.2 1392

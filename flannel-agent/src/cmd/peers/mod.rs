@@ -134,8 +134,14 @@ fn render(report: &Report) -> String {
         text.push('\n');
     }
     let named = report.peers.iter().any(|row| row.node.is_some());
+    let counts = |row: &PeerRow| row.traffic.is_some_and(|traffic| traffic.seconds.is_some());
+    // What is counted takes the room of what is asked for without.
+    let whole = !report.peers.iter().any(counts);
     let counted = report.peers.iter().any(|row| row.traffic.is_some());
-    let mut header = vec!["subnet", "address", "way", "state", "flows", "heard", "rtt", "path mtu"];
+    let mut header = match whole {
+        true => vec!["subnet", "address", "way", "state", "heard", "rtt", "path mtu", "flows"],
+        false => vec!["subnet", "address", "way", "state", "heard", "rtt"],
+    };
     if counted {
         header.extend(["sent", "received"]);
     }
@@ -161,13 +167,14 @@ fn render(report: &Report) -> String {
             Cell::new(or_dash(row.public_ip.map(|address| address.to_string()))),
             Cell::new(way),
             toned(row.state.label(), tone),
-            Cell::new(or_dash(row.flows.map(|flows| flows.to_string()))),
             Cell::new(or_dash(row.heard_seconds_ago.map(|seconds| format!("{} ago", span(seconds))))),
             rtt,
-            Cell::new(or_dash(
-                row.probe.as_ref().and_then(|probe| probe.path_mtu).map(|mtu| mtu.to_string()),
-            )),
         ];
+        if whole {
+            let mtu = row.probe.as_ref().and_then(|probe| probe.path_mtu);
+            cells.push(Cell::new(or_dash(mtu.map(|mtu| mtu.to_string()))));
+            cells.push(Cell::new(or_dash(row.flows.map(|flows| flows.to_string()))));
+        }
         if counted {
             let cell = |way: Option<Passed>| Cell::new(or_dash(way.map(passed)));
             cells.push(cell(row.traffic.map(|traffic| traffic.sent)));

@@ -6,6 +6,10 @@ use std::{
 };
 
 use flannel_agent::bpf::{Pins, Tables};
+use flannel_common::{
+    family::V4,
+    layout::{Flow, FlowProtocol, Permit},
+};
 use flannel_lab::{AgentOptions, Cluster, FastPath, Lab, in_lab, wait::eventually};
 use ipnetwork::Ipv4Network;
 
@@ -13,6 +17,10 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 8471;
+/// Room for flows, where it is to be filled.
+const FLOWS: u32 = 16_384;
+/// No pod's address.
+const FORGED: [u8; 4] = [10, 244, 255, 9];
 
 fn options() -> AgentOptions {
     AgentOptions::new(FastPath::Flow, &["--ip-masq"])
@@ -84,7 +92,8 @@ fn fault<'a>(
 #[test]
 fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::pair(lab, 1, options())?;
+        let few = format!("--flow-table-size={FLOWS}");
+        let cluster = Cluster::pair(lab, 1, AgentOptions::new(FastPath::Flow, &["--ip-masq", &few]))?;
         let [first, second] = &cluster.members[..] else { anyhow::bail!("two nodes") };
         let (here, there) = (first.node.netns(), second.node.netns());
         let address = second.node.address();
@@ -101,6 +110,21 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             ))
         };
         let passes = || nft("delete table ip fault".to_owned());
+        let tables = || -> Result<Tables> { Ok(Tables::open(&Pins::under(first.agent.bpffs())?)?) };
+        let fill_flows = || -> Result<()> {
+            let flow = |number: u32| Flow::<V4> {
+                local: FORGED,
+                remote: second.node.address().octets(),
+                local_port: number as u16,
+                remote_port: (number >> 16) as u16,
+                protocol: FlowProtocol::Udp,
+            };
+            let entries: Vec<_> = (0..2 * FLOWS).map(|number| (flow(number), Permit::default())).collect();
+            for put in tables()?.v4.flows.put_all(&entries) {
+                put?;
+            }
+            Ok(())
+        };
         let sysctl = |name: &'static str, value: &'static str| move || here.sysctl(name, value);
         let was = here.read_sysctl("net/ipv4/conf/eth0/rp_filter")?;
         let tunnel_down = format!("{address} answers, but nothing comes back through the tunnel");
@@ -152,6 +176,10 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 },
                 || here.run("nft", &["delete table inet fault"]).map(drop),
             ),
+            fault("map flows_v4 has", false, fill_flows, || {
+                tables()?.v4.flows.remove_all(|flow| flow.local == FORGED)?;
+                Ok(())
+            }),
             fault(
                 "interfaces of Calico are there: cali0",
                 false,
@@ -318,6 +346,22 @@ fn readiness_ends_with_the_dataplane_and_not_with_the_store() -> Result<()> {
             ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
             Ok(())
         })
+    })
+}
+
+/// Without a file system for maps everything goes by the kernel path, and is said to.
+#[test]
+fn an_absent_file_system_for_maps_is_named() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::pair(lab, 1, options())?;
+        let node = &cluster.members[0].node;
+        let program = flannel_lab::agent_binary()?.display().to_string();
+        let mut command = node.netns().command(&program);
+        command.args(["check", "--bpffs=/tmp", &format!("--subnet-file={}", node.subnet_file().display())]);
+        let output = command.output().context("flannel-agent")?;
+        let text = String::from_utf8(output.stdout)?.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(output.status.code() == Some(1) && text.contains("mount -t bpf bpf /sys/fs/bpf"), "{text}");
+        Ok(())
     })
 }
 
