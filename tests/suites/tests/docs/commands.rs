@@ -55,7 +55,10 @@ const COMMANDS: &[(&str, How)] = &[
     ("cargo xtask old-kernel --tunnels", Ci),
     ("cargo xtask kernels", Usage),
     ("cargo xtask fuzz", Usage),
-    ("cargo xtask soak", Usage),
+    (
+        "cargo xtask soak",
+        Unrun("it builds a release of the agent first, even to show its usage, for minutes"),
+    ),
     ("cargo xtask demo", Ci),
     ("cargo xtask dist", Usage),
     ("cargo build --release", Usage),
