@@ -75,10 +75,15 @@ impl Node {
     }
 
     fn forget_udp(&self, which: &[&str]) -> Result<()> {
-        match self.netns().run("conntrack", &[&["-D", "-p", "udp"], which].concat()) {
-            // It calls it a failure to find nothing.
-            Err(error) if !format!("{error:#}").contains("0 flow entries") => Err(error),
-            _ => Ok(()),
+        loop {
+            match self.netns().run("conntrack", &[&["-D", "-p", "udp"], which].concat()) {
+                Ok(_) => return Ok(()),
+                // It reads all entries before it deletes some: a real kube-proxy may have been faster.
+                Err(error) if format!("{error:#}").contains("such conntrack doesn't exist") => {}
+                // It calls it a failure to find nothing.
+                Err(error) if format!("{error:#}").contains("0 flow entries") => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     }
 
