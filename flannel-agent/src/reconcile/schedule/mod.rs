@@ -30,9 +30,12 @@ const LONGEST_LOOK: Duration = Duration::from_secs(4);
 pub(super) const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
 const LONGEST_FULL: Duration = Duration::from_secs(120);
-/// The kernel's decisions may change as fast as somebody makes routes: flows are seen by it anew no more often than this,
-/// which costs each of them a packet on the kernel path either way.
+/// The kernel's decisions may change as fast as somebody makes routes: in the long run flows are seen by it anew no more often
+/// than this, which costs each of them a packet on the kernel path either way.
 pub(super) const ACCEPTANCE_REST: Duration = Duration::from_millis(500);
+/// After a calm so many more times at once: a node's first pod comes with routes of its own soon after the start, and what
+/// it sends then is not to be sent back later.
+pub(super) const ACCEPTANCE_BURST: u32 = 4;
 /// So long after a change the number of peers is logged, if there were many.
 pub(super) const TOTAL: Duration = Duration::from_secs(3);
 
@@ -60,7 +63,7 @@ pub(super) struct Schedule {
     look: Instant,
     /// When what was accepted of flows is to count no more.
     acceptance: Option<Instant>,
-    /// Not before this.
+    /// When all that was ended is rested from.
     acceptance_rest: Instant,
     /// When to say how many peers there are.
     total: Option<Instant>,
@@ -161,13 +164,14 @@ impl Schedule {
 
     /// The kernel forwards by something else now.
     pub(super) fn forwarding_changed(&mut self, now: Instant) {
-        self.acceptance.get_or_insert(self.acceptance_rest.max(now));
+        let earliest = self.acceptance_rest.checked_sub(ACCEPTANCE_REST * ACCEPTANCE_BURST);
+        self.acceptance.get_or_insert(earliest.map_or(now, |earliest| earliest.max(now)));
     }
 
     /// What was accepted of flows counts no more.
     pub(super) fn acceptance_ended(&mut self, now: Instant) {
         self.acceptance = None;
-        self.acceptance_rest = now + ACCEPTANCE_REST;
+        self.acceptance_rest = self.acceptance_rest.max(now) + ACCEPTANCE_REST;
     }
 
     /// Something is not as it should be, and is to be looked at now.

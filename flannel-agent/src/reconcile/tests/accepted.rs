@@ -1,6 +1,9 @@
 //! The kernel forwards by something else: what it has accepted before counts no more.
 
-use super::{schedule::ACCEPTANCE_REST, *};
+use super::{
+    schedule::{ACCEPTANCE_BURST, ACCEPTANCE_REST},
+    *,
+};
 
 const FORWARDING: Changed = Changed { forwarding: true, ..NOTHING };
 const NOTHING: Changed = Changed { overlay: false, ..OVERLAY_CHANGED };
@@ -35,10 +38,22 @@ async fn a_storm_of_notices_ends_it_twice_a_second_and_its_last_one_counts() {
         sleep(Duration::from_millis(10)).await;
     }
     let stormed = ends(&agent).await - before;
-    let most = 10_000 / ACCEPTANCE_REST.as_millis() as u64 + 1;
+    let most = 10_000 / ACCEPTANCE_REST.as_millis() as u64 + u64::from(ACCEPTANCE_BURST) + 1;
     assert!((most - 2..=most).contains(&stormed), "{stormed} in ten seconds");
     sleep(ACCEPTANCE_REST).await;
     assert!(ends(&agent).await - before > stormed.min(most - 1), "the last one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_calm_a_few_changes_are_obeyed_at_once() {
+    let agent = Agent::settled([2, 3]).await;
+    sleep(FULL).await;
+    let before = ends(&agent).await;
+    for end in 1..=4 {
+        agent.notices.send(FORWARDING).unwrap();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(ends(&agent).await, before + end);
+    }
 }
 
 #[tokio::test(start_paused = true)]
