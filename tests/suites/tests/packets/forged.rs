@@ -68,7 +68,8 @@ impl Forger {
         let length = (UDP_LEN + payload.len()) as u16;
         let header = [source, destination, length, 0].map(u16::to_be_bytes).concat();
         let [from, to] = self.pods;
-        let frame = Frame::ipv4(from, to, 17, [&header, payload].concat());
+        // As the first node sends on what its pod has sent: acceptance is for one TTL.
+        let frame = Frame::ipv4(from, to, 17, [&header, payload].concat()).ip(|ip| ip.ttl -= 1);
         frame.macs(self.overlay, [0x0e, 0, 0, 0, 0, 1])
     }
 
