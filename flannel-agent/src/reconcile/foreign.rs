@@ -7,8 +7,7 @@ use flannel_common::layout::Heeded;
 use crate::{
     bpf::{self, FilterPlace},
     netlink::{
-        Chains, Changed, Link, LinkKind, Netfilter, NetlinkError, TcDiscipline, TcSide, TrafficControl,
-        tc::PRIORITY,
+        Chains, Link, LinkKind, Netfilter, NetlinkError, TcDiscipline, TcSide, TrafficControl, tc::PRIORITY,
     },
     plan::{Foreign, ForeignHook, Heeding, HookPlace, HookedInterface, Local, Pods},
 };
@@ -31,28 +30,24 @@ impl Look {
         Ok(Self { tc: TrafficControl::open()?, netfilter: Netfilter::open()?, chains: Chains::default() })
     }
 
-    /// Waits until a chain of an interface or of bridges comes or goes, or what marks flows changes. Cancel safe.
-    pub(super) async fn chains_changed(&mut self) -> Result<Changed, NetlinkError> {
+    /// Waits until a chain of an interface or of bridges comes or goes. Cancel safe.
+    pub(super) async fn chains_changed(&mut self) -> Result<(), NetlinkError> {
         loop {
-            let heard = self.netfilter.changed().await?;
+            self.netfilter.changed().await?;
             // Rules come and go in chains that are none of these, too.
-            let hooks = heard.chains && self.netfilter.chains()? != self.chains;
-            let changed = Changed { hooks, forwarding: heard.flow_marks, ..Changed::default() };
-            if changed.any() {
-                return Ok(changed);
+            if self.netfilter.chains()? != self.chains {
+                return Ok(());
             }
         }
     }
 
-    /// What is there now. `links` are all interfaces; `overlays`, `pods` are those of ours, and by `exits` peers are
-    /// reached.
+    /// What is there now. `links` are all interfaces; `overlays`, `pods` are those of ours.
     pub(super) fn around(
         &mut self,
         local: &Local,
         links: &[Link],
         overlays: &BTreeSet<u32>,
         pods: &Pods,
-        exits: &BTreeSet<u32>,
     ) -> Result<Foreign, NetlinkError> {
         let masters: BTreeSet<u32> = links
             .iter()
@@ -61,7 +56,6 @@ impl Look {
             .collect();
         let is_met = |index: u32| {
             index == local.underlay_ifindex
-                || exits.contains(&index)
                 || overlays.contains(&index)
                 || pods.links.contains(&index)
                 || masters.contains(&index)
@@ -137,7 +131,7 @@ impl Look {
                 }
             }
         }
-        Ok(Foreign { interfaces: found, heeding, ..Foreign::default() })
+        Ok(Foreign { interfaces: found, heeding })
     }
 
     /// Adds to `heeding` what filters on what `link` sends may go by: a card below a bond, another way to nodes.
@@ -172,16 +166,6 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
     // At the veth of a pod and at the external interface it comes before our programs.
     if link.xdp && !is_pod && !is_external {
         hooks.insert(ForeignHook::new(HookPlace::Ingress, "XDP"));
-    }
-    if let LinkKind::Vxlan(device) = link.kind {
-        // The programs write an outer header as a device of flannel's own does.
-        let tos = match device.tos {
-            0 => None,
-            1 => Some("TOS inherit".to_owned()),
-            tos => Some(format!("TOS {tos:#04x}")),
-        };
-        let ttl = device.ttl_inherit.then(|| "TTL inherit".to_owned());
-        hooks.extend(tos.into_iter().chain(ttl).map(|what| ForeignHook::new(HookPlace::Egress, what)));
     }
     if link.closed_port && is_pod {
         hooks.insert(ForeignHook::new(HookPlace::Bridge, "a bridge port that is locked or not forwarding"));

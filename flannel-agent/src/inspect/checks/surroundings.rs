@@ -9,7 +9,7 @@ use crate::{
         sysctl,
     },
     inspect::Kernel,
-    netlink::{Netfilter, Netlink, NetlinkError},
+    netlink::{Netlink, NetlinkError},
     values::Family,
 };
 
@@ -36,8 +36,6 @@ pub struct Surroundings {
     pub nft: Option<Nft>,
     /// The clock.
     pub clock: Option<Clock>,
-    /// Rules of nft tables for which each packet counts.
-    pub each_packet: Vec<String>,
 }
 
 /// Where container runtimes look for CNI configurations.
@@ -85,7 +83,6 @@ impl Surroundings {
             }
             found.bridge = Some((addresses, bridge.mtu));
         }
-        found.each_packet = Netfilter::open()?.counting_rules()?;
         found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
         found.nft = Nft::read();
         found.clock = clock();

@@ -7,10 +7,7 @@
 
 use ipnetwork::IpNetwork;
 
-use super::{
-    each_packet::transport,
-    saved::{SavedRule, SavedTable},
-};
+use super::saved::{SavedRule, SavedTable};
 
 /// The table of the rules with target CT.
 pub(super) const RAW: &str = "raw";
@@ -25,13 +22,25 @@ pub(super) fn exceptions(raw: &SavedTable, network: IpNetwork, comment: &str) ->
         }
         let exception = SavedRule::new(&format!(
             "-s {network} -d {network} {}-m comment --comment \"{comment}\" -j RETURN",
-            transport(rule, true)
+            transport(rule)
         ));
         if !exceptions.contains(&exception) {
             exceptions.push(exception);
         }
     }
     exceptions
+}
+
+/// The protocol of `rule` and the ports its packets go to, as conditions with a space behind them. A negation is no
+/// condition.
+fn transport(rule: &SavedRule) -> String {
+    let Some(protocol) = rule.value("-p") else { return String::new() };
+    let ports = match (rule.value("--dport"), rule.value("--dports")) {
+        (Some(port), _) => format!("-m {protocol} --dport {port} "),
+        (None, Some(ports)) => format!("-m multiport --dports {ports} "),
+        (None, None) => String::new(),
+    };
+    format!("-p {protocol} {ports}")
 }
 
 #[cfg(test)]

@@ -9,6 +9,5 @@ mod external_interface;
 mod families;
 mod namespace;
 mod objects;
-mod particular;
 mod reconciler;
 mod surroundings;
