@@ -32,8 +32,6 @@ pub struct Decision {
     pub tunnel: Option<TunnelNote<V4>>,
     /// The same of IPv6.
     pub tunnel_v6: Option<TunnelNote<V6>>,
-    /// The `skb->priority` that it gets.
-    pub priority: Option<u32>,
 }
 
 /// All that the program at `hook` does with `packet`. `route` is how the kernel sends what is for the packet's outer
@@ -58,7 +56,6 @@ pub fn decide_all(
         rewrite_v6: Cell::new(None),
         tunnel: Cell::new(None),
         tunnel_v6: Cell::new(None),
-        priority: Cell::new(None),
     };
     let verdict = match hook {
         Hook::FromPod => from_pod::run(seen, tables),
@@ -78,7 +75,6 @@ pub fn decide_all(
         rewrite_v6: seen.rewrite_v6.get(),
         tunnel: seen.tunnel.get(),
         tunnel_v6: seen.tunnel_v6.get(),
-        priority: seen.priority.get(),
     }
 }
 
@@ -128,7 +124,6 @@ struct Seen<'a, P: ?Sized> {
     rewrite_v6: Cell<Option<Rewrite<V6>>>,
     tunnel: Cell<Option<TunnelNote<V4>>>,
     tunnel_v6: Cell<Option<TunnelNote<V6>>>,
-    priority: Cell<Option<u32>>,
 }
 
 impl<P: Packet + ?Sized> Packet for &Seen<'_, P> {
@@ -175,10 +170,6 @@ impl<P: Packet + ?Sized> TcPacket for &Seen<'_, P> {
     }
 
     fn unmark(&self, _: u32) {}
-
-    fn prioritize(&self, priority: u32) {
-        self.priority.set(Some(priority));
-    }
 
     fn note_beside(&self, _: u16) {}
 

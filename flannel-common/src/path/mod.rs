@@ -18,7 +18,6 @@ mod egress;
 mod encap;
 mod end;
 mod exempt;
-pub mod fields;
 pub mod flow;
 mod forged;
 pub mod forwarding;

@@ -227,15 +227,13 @@ fn forwards(netns: &Netns) -> Result<()> {
 }
 
 /// Datagrams to and fro, between ports of their own.
-pub(crate) struct Conversation {
-    /// At the pod that asks.
-    pub(crate) from: UdpSocket,
-    /// At the pod that answers.
-    pub(crate) to: UdpSocket,
+struct Conversation {
+    from: UdpSocket,
+    to: UdpSocket,
 }
 
 impl Conversation {
-    pub(crate) fn new(from: &Endpoint, to: &Endpoint) -> Result<Self> {
+    fn new(from: &Endpoint, to: &Endpoint) -> Result<Self> {
         let bind = |at: &Endpoint| at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(0))?));
         let (from, to) = (bind(from)?, bind(to)?);
         from.connect(to.local_addr()?)?;
@@ -246,7 +244,7 @@ impl Conversation {
         Ok(Self { from, to })
     }
 
-    pub(crate) fn exchanges(&self, times: u32) -> Result<()> {
+    fn exchanges(&self, times: u32) -> Result<()> {
         for number in 0..times {
             for (from, to) in [(&self.from, &self.to), (&self.to, &self.from)] {
                 from.send(&number.to_be_bytes())?;
@@ -269,7 +267,7 @@ impl Conversation {
     }
 
     /// How many of `count` datagrams arrive.
-    pub(crate) fn passes(&self, count: usize) -> Result<usize> {
+    fn passes(&self, count: usize) -> Result<usize> {
         self.to.set_read_timeout(Some(Duration::from_millis(200)))?;
         let mut passed = 0;
         for _ in 0..count {
