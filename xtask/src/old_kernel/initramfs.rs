@@ -163,6 +163,9 @@ fn copy_charon(root: &Path) -> Result<()> {
     for entry in fs::read_dir(Path::new("/").join(DIRECTORY).join("plugins"))?.flatten() {
         copy_program(root, &entry.path(), &root.join(DIRECTORY).join("plugins").join(entry.file_name()))?;
     }
+    for directory in ["etc", "var"] {
+        make_directory(&root.join(directory))?;
+    }
     for configuration in ["/etc/strongswan.conf", "/etc/strongswan.d"] {
         run(Command::new("cp").arg("-r").arg(configuration).arg(root.join("etc")))?;
     }
