@@ -41,6 +41,7 @@ pub(super) fn make(
     with_charon: bool,
 ) -> Result<PathBuf> {
     let root = work.join("root");
+    make_directories(&root)?;
     for program in PROGRAMS {
         let path = if program == "flannel-agent" { Some(agent.to_owned()) } else { find_program(program) };
         let path = path.with_context(|| format!("there is no {program}; `cargo xtask setup` installs it"))?;
@@ -67,6 +68,7 @@ pub(super) fn finish(
     agent: &Path,
     script: &str,
 ) -> Result<PathBuf> {
+    make_directories(root)?;
     copy(agent, &root.join("bin/flannel-agent"))?;
     // As the packages' scripts would do it, which cannot be run here.
     for name in IPTABLES {
@@ -77,11 +79,12 @@ pub(super) fn finish(
     complete(root, work, kernel, script)
 }
 
+fn make_directories(root: &Path) -> Result<()> {
+    DIRECTORIES.iter().try_for_each(|directory| make_directory(&root.join(directory)))
+}
+
 /// Adds what each has: words of busybox, modules, and the script.
 fn complete(root: &Path, work: &Path, kernel: &Kernel, script: &str) -> Result<PathBuf> {
-    for directory in DIRECTORIES {
-        make_directory(&root.join(directory))?;
-    }
     for applet in APPLETS {
         let at = root.join("bin").join(applet);
         if !at.exists() {
@@ -162,9 +165,6 @@ fn copy_charon(root: &Path) -> Result<()> {
     copy_program(root, &Path::new("/").join(DIRECTORY).join("charon"), &root.join(DIRECTORY).join("charon"))?;
     for entry in fs::read_dir(Path::new("/").join(DIRECTORY).join("plugins"))?.flatten() {
         copy_program(root, &entry.path(), &root.join(DIRECTORY).join("plugins").join(entry.file_name()))?;
-    }
-    for directory in ["etc", "var"] {
-        make_directory(&root.join(directory))?;
     }
     for configuration in ["/etc/strongswan.conf", "/etc/strongswan.d"] {
         run(Command::new("cp").arg("-r").arg(configuration).arg(root.join("etc")))?;
