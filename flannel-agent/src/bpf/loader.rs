@@ -86,27 +86,10 @@ impl Programs {
                 loader.map_max_entries(name, entries);
             }
         }
-        let (level_number, carrier_number) = (level.number(), carrier.number());
-        let mut ebpf = loader
-            .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global("AYA_LOG_LEVEL", &level_number, true)
-            .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
-            .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
-            .override_global(CARRIER_CONSTANT, &carrier_number, true)
-            .load(OBJECT)?;
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        let mut ebpf = load_object(loader, OBJECT, level, marks, carrier)?;
         let features = Features::of(&mut ebpf);
-        for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
-            match program(&mut ebpf, hook)? {
-                Program::SchedClassifier(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                _ => Err(ProgramError::UnexpectedProgramType),
-            }
-            .or_else(|error| match error {
-                // Tried already.
-                ProgramError::AlreadyLoaded => Ok(()),
-                error => Err(LoadError::Program { program: hook.program(), error: error.into() }),
-            })?;
-        }
+        load_programs(&mut ebpf, &features)?;
         let mut maps = BTreeMap::new();
         for name in PINNED_MAPS {
             maps.insert(name, MapInfo::from_pin(pins.map(name))?.id());
@@ -217,6 +200,42 @@ impl Programs {
             })
             .collect()
     }
+}
+
+/// Loads the maps of `object`, whose programs log at `level`, use `marks` and put packets into what `carrier` says.
+pub(super) fn load_object(
+    loader: EbpfLoader<'_>,
+    object: &[u8],
+    level: LogLevel,
+    marks: Marks,
+    carrier: Carrier,
+) -> Result<Ebpf, LoadError> {
+    let (level, carrier) = (level.number(), carrier.number());
+    // For no longer than these constants live.
+    let mut loader = loader;
+    Ok(loader
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
+        .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
+        .override_global(CARRIER_CONSTANT, &carrier, true)
+        .load(object)?)
+}
+
+/// Loads all programs that run with `features`.
+pub(super) fn load_programs(ebpf: &mut Ebpf, features: &Features) -> Result<(), LoadError> {
+    for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
+        match program(ebpf, hook)? {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        }
+        .or_else(|error| match error {
+            // Tried already.
+            ProgramError::AlreadyLoaded => Ok(()),
+            error => Err(LoadError::Program { program: hook.program(), error: error.into() }),
+        })?;
+    }
+    Ok(())
 }
 
 pub(super) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Program, LoadError> {

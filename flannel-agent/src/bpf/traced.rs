@@ -14,20 +14,20 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapInfo},
-    programs::Program,
 };
 use flannel_common::{
-    map::{
-        ASKED_V4, ASKED_V6, CARRIER_CONSTANT, FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT,
-        TRACE_FILTER, TRACE_RING, TRACE_STATE, TRACE_SUMS,
-    },
+    map::{ASKED_V4, ASKED_V6, PINNED_MAPS, TRACE_FILTER, TRACE_RING, TRACE_STATE, TRACE_SUMS},
     mark::Marks,
     path::{Carrier, Hook},
 };
 use nix::sys::signal::SigSet;
 use tracing::warn;
 
-use super::{Features, HookError, LoadError, LogLevel, PinError, Pins, Programs, TRACE_OBJECT, error::chain};
+use super::{
+    Features, HookError, LoadError, LogLevel, PinError, Pins, Programs, TRACE_OBJECT,
+    error::chain,
+    loader::{load_object, load_programs},
+};
 
 /// What the programs log goes there: the name is aya-log's.
 const LOG_MAP: &str = "AYA_LOGS";
@@ -198,28 +198,14 @@ fn load_traced(
         loader.map_pin_path(name, pin.0.clone());
         lent.push(pin);
     }
-    let mut traced = loader
-        .override_global("AYA_LOG_LEVEL", &level.number(), true)
-        .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
-        .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
-        .override_global(CARRIER_CONSTANT, &carrier.number(), true)
-        .load(TRACE_OBJECT)
-        .map_err(LoadError::from)?;
+    let mut traced = load_object(loader, TRACE_OBJECT, level, marks, carrier)?;
     drop(lent);
     for (name, id) in read {
         if ring_id(&traced, name)? != *id {
             return Err(TraceError::NotShared(name));
         }
     }
-    for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
-        let name = hook.program();
-        match traced.program_mut(name).ok_or(LoadError::Missing(name))? {
-            Program::SchedClassifier(program) => program.load(),
-            Program::Xdp(program) => program.load(),
-            _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
-        }
-        .map_err(|error| LoadError::Program { program: name, error: error.into() })?;
-    }
+    load_programs(&mut traced, features)?;
     Ok(traced)
 }
 
