@@ -213,22 +213,9 @@ impl Walk {
         let (node, port) = (peer.vtep, self.node.port);
         let what = format!("the agent sends it to {node}, UDP port {port}");
         self.steps.push(Step::of_kernel(At::Tun, Some(link.name.clone()), what));
-        let query = RouteQuery { source: Some(self.node.vtep), destination: node, arrived_by: None, mark: 0 };
-        let route = match self.route(&query).await? {
-            Ok(route) => route,
-            Err(outcome) => return Ok(outcome),
-        };
-        let Some(underlay) = route.ifindex else {
-            return Ok(Outcome::Dropped { by: format!("the route to {node} has no interface") });
-        };
-        let mac = self.neighbour(underlay, route.gateway.unwrap_or(node)).await?;
-        if self.has(Hook::ToUnderlay, underlay) {
-            let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));
-            let outer = in_udp(&packet.forwarded().bare(), port, (self.node.vtep, node), stations);
-            let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
-            self.at(Hook::ToUnderlay, &outer, &arrival)?;
-        }
-        Ok(Outcome::Leaves { interface: interface(underlay), to: node.to_string(), fast: false })
+        let inner = packet.forwarded().bare();
+        self.leave_in_udp(Some(self.node.vtep), node, |ends, stations| in_udp(&inner, port, ends, stations))
+            .await
     }
 
     /// Encapsulated by the kernel's device.
@@ -243,14 +230,26 @@ impl Walk {
         };
         let what = format!("encapsulates it for {node}, UDP port {}, VNI {}", vxlan.port, vxlan.vni);
         self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
-        let query = RouteQuery { source: vxlan.local, destination: node, arrived_by: None, mark: 0 };
+        let outer = |ends, stations| in_vxlan(frame, vxlan.vni, vxlan.port, ends, stations);
+        match self.leave_in_udp(vxlan.local, node, outer).await? {
+            Outcome::Node => {
+                Ok(Outcome::Dropped { by: format!("{node} is this node's own address: VXLAN to itself") })
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Sent to `node` as the kernel routes it, from `source` if that is set. `outer` makes the packet between its ends and
+    /// stations.
+    async fn leave_in_udp(
+        &mut self,
+        source: Option<IpAddr>,
+        node: IpAddr,
+        outer: impl FnOnce((IpAddr, IpAddr), (Mac, Mac)) -> Vec<u8>,
+    ) -> Result<Outcome, ExplainError> {
+        let query = RouteQuery { source, destination: node, arrived_by: None, mark: 0 };
         let route = match self.route(&query).await? {
             Ok(route) => route,
-            Err(Outcome::Node) => {
-                return Ok(Outcome::Dropped {
-                    by: format!("{node} is this node's own address: VXLAN to itself"),
-                });
-            }
             Err(outcome) => return Ok(outcome),
         };
         let Some(underlay) = route.ifindex else {
@@ -259,8 +258,7 @@ impl Walk {
         let mac = self.neighbour(underlay, route.gateway.unwrap_or(node)).await?;
         if self.has(Hook::ToUnderlay, underlay) {
             let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));
-            let ends = (vxlan.local.unwrap_or(self.node.vtep), node);
-            let outer = in_vxlan(frame, vxlan.vni, vxlan.port, ends, stations);
+            let outer = outer((source.unwrap_or(self.node.vtep), node), stations);
             let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
             self.at(Hook::ToUnderlay, &outer, &arrival)?;
         }
