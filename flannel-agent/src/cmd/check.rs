@@ -12,7 +12,7 @@ use super::{
     Defaults, Health, Place,
     look::Look,
     output::{Tone, Watch, lines, run as run_inquiry, show, table, toned, wrapped},
-    peers::is_named,
+    peers::{is_named, nobody_called},
 };
 use crate::{
     control::snapshot::{self, Snapshot},
@@ -113,11 +113,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     let wrong = findings.iter().any(|finding| finding.severity == Severity::Error);
     findings.retain(|finding| options.all || finding.severity != Severity::Ok);
-    let health = match (&without_agent, wrong) {
-        (Some(_), _) => Health::Unseen,
-        (None, true) => Health::Wrong,
-        (None, false) => Health::Good,
-    };
+    let health = Health::of(without_agent.is_none(), wrong);
     Ok((Report { without_agent, checks, peers, findings }, health))
 }
 
@@ -137,11 +133,7 @@ fn families(told: Option<&Snapshot>, found: &Look) -> Vec<Family> {
 /// Those that were asked for.
 fn wanted(rows: Vec<PeerRow>, names: &[String]) -> anyhow::Result<Vec<PeerRow>> {
     for name in names {
-        anyhow::ensure!(
-            rows.iter().any(|row| is_named(row, name)),
-            "no peer is called {name}: give the name of a node, a pod subnet, or the address of a node or pod, as \
-             `flannel-agent peers` shows them"
-        );
+        anyhow::ensure!(rows.iter().any(|row| is_named(row, name)), nobody_called(name));
     }
     let is_wanted = |row: &PeerRow| names.is_empty() || names.iter().any(|name| is_named(row, name));
     Ok(rows.into_iter().filter(is_wanted).collect())

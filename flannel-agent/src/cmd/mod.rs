@@ -32,6 +32,17 @@ pub enum Health {
     Unseen,
 }
 
+impl Health {
+    /// Of a look in which the agent was heard, or not, and something was found wrong, or nothing.
+    fn of(heard: bool, wrong: bool) -> Self {
+        match (heard, wrong) {
+            (false, _) => Self::Unseen,
+            (true, true) => Self::Wrong,
+            (true, false) => Self::Good,
+        }
+    }
+}
+
 impl From<Health> for ExitCode {
     fn from(health: Health) -> Self {
         Self::from(match health {

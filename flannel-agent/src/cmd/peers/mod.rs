@@ -65,11 +65,7 @@ async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Re
     }
     if let Some(wanted) = &options.peer {
         report.peers.retain(|row| is_named(row, wanted));
-        anyhow::ensure!(
-            !report.peers.is_empty(),
-            "no peer is called {wanted}: give the name of a node, a pod subnet, or the address of a node or pod, as \
-             `flannel-agent peers` shows them"
-        );
+        anyhow::ensure!(!report.peers.is_empty(), nobody_called(wanted));
     }
     if let Some(seconds) = options.traffic {
         match traffic::counted(options.at.client(defaults), seconds).await {
@@ -79,11 +75,7 @@ async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Re
     }
     let wrong = report.peers.iter().any(|row| row.state != State::InPlace && row.state != State::Skipped)
         || report.peers.iter().any(is_unreachable);
-    let health = match (&report.without_agent, wrong) {
-        (Some(_), _) => Health::Unseen,
-        (None, true) => Health::Wrong,
-        (None, false) => Health::Good,
-    };
+    let health = Health::of(report.without_agent.is_none(), wrong);
     Ok((report, health))
 }
 
@@ -111,6 +103,14 @@ pub(super) fn is_named(row: &PeerRow, wanted: &str) -> bool {
         return row.public_ip == Some(address) || row.subnet.contains(address);
     }
     wanted.parse::<IpNetwork>().is_ok_and(|subnet| subnet == row.subnet)
+}
+
+/// No peer [is so named](is_named).
+pub(super) fn nobody_called(name: &str) -> String {
+    format!(
+        "no peer is called {name}: give the name of a node, a pod subnet, or the address of a node or pod, as \
+         `flannel-agent peers` shows them"
+    )
 }
 
 /// Packets and their bytes, or the bytes alone where only these are counted.
