@@ -65,6 +65,27 @@ pub enum LinkKind {
     Other,
 }
 
+#[cfg(test)]
+impl Link {
+    /// One that is up and connected, with nothing particular about it.
+    pub(crate) fn plain(index: u32, name: &str, kind: LinkKind, mtu: u32) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            kind,
+            mtu,
+            mac: None,
+            up: true,
+            carrier: true,
+            master: None,
+            peer: None,
+            xdp: false,
+            closed_port: false,
+            vlan_filtering: false,
+        }
+    }
+}
+
 impl Link {
     /// This interface as the device flannel would make, if it can be one.
     pub fn as_vxlan_device(&self) -> Option<VxlanDevice> {

@@ -158,21 +158,7 @@ mod tests {
     }
 
     fn link(name: &str, up: bool, vxlan: Vxlan) -> Link {
-        let kind = LinkKind::Vxlan(vxlan);
-        Link {
-            index: 9,
-            name: name.to_owned(),
-            kind,
-            mtu: 1450,
-            mac: None,
-            up,
-            carrier: up,
-            master: None,
-            peer: None,
-            xdp: false,
-            closed_port: false,
-            vlan_filtering: false,
-        }
+        Link { up, carrier: up, ..Link::plain(9, name, LinkKind::Vxlan(vxlan), 1450) }
     }
 
     #[test]

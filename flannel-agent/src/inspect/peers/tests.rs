@@ -151,20 +151,7 @@ fn of_backend(way: &str, device: &str, kind: LinkKind) -> (snapshot::Peers, Back
     let backend = Backend { kind: way.to_owned(), devices: vec![told], ..Backend::default() };
     kernel.tunnels.clear();
     kernel.routes.clear();
-    kernel.links.push(Link {
-        index: 7,
-        name: device.to_owned(),
-        kind,
-        mtu: 1480,
-        mac: None,
-        up: true,
-        carrier: true,
-        master: None,
-        peer: None,
-        xdp: false,
-        closed_port: false,
-        vlan_filtering: false,
-    });
+    kernel.links.push(Link::plain(7, device, kind, 1480));
     (peers, backend, kernel)
 }
 

@@ -14,20 +14,7 @@ fn address(ifindex: u32, ip: &str) -> InterfaceAddress {
 }
 
 fn host() -> HostInterfaces {
-    let link = |index, name: &str, mtu| Link {
-        index,
-        name: name.to_owned(),
-        kind: LinkKind::Other,
-        mtu,
-        mac: None,
-        up: true,
-        carrier: true,
-        master: None,
-        peer: None,
-        xdp: false,
-        closed_port: false,
-        vlan_filtering: false,
-    };
+    let link = |index, name: &str, mtu| Link::plain(index, name, LinkKind::Other, mtu);
     HostInterfaces {
         links: vec![
             link(1, "lo", 65536),

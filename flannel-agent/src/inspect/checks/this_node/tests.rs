@@ -17,20 +17,7 @@ struct Node {
 }
 
 fn link(index: u32, name: &str, kind: LinkKind) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        kind,
-        mtu: 1500,
-        mac: None,
-        up: true,
-        carrier: true,
-        master: None,
-        peer: None,
-        xdp: false,
-        closed_port: false,
-        vlan_filtering: false,
-    }
+    Link::plain(index, name, kind, 1500)
 }
 
 fn healthy() -> Node {
