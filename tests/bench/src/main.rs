@@ -16,9 +16,5 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = signals::clean_up().and_then(|()| cli.arguments.run(&Progress::new())) {
-        eprintln!("error: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    signals::run(|| cli.arguments.run(&Progress::new()))
 }

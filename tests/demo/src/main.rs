@@ -41,11 +41,7 @@ enum Output {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = signals::clean_up().and_then(|()| run(&cli)) {
-        eprintln!("error: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    signals::run(|| run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -23,6 +23,7 @@ pub use lab::{
     KEEP, Lab, UNDERLAY_ADDRESS, UNDERLAY_ADDRESS_V6, abandon, in_kubernetes_lab, in_lab, make_dir,
     node_address, node_address_v6, sweep,
 };
+pub use memory::Memory;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::{Plugins, Pod, PodOptions};
@@ -50,6 +51,7 @@ mod firewall;
 pub mod kubernetes;
 mod lab;
 pub mod manifest;
+mod memory;
 mod names;
 mod nested;
 mod netns;

@@ -1,12 +1,25 @@
 //! What a program of the lab does when it is told to end.
 
+use std::process::ExitCode;
+
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::abandon;
 
+/// Runs a program of the lab, which is told to end by its user or by signals: says what is wrong, if anything is.
+pub fn run(program: impl FnOnce() -> Result<()>) -> ExitCode {
+    match clean_up().and_then(|()| program()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// On SIGINT, SIGTERM and SIGHUP removes what this process has made, then ends it.
-pub fn clean_up() -> Result<()> {
+fn clean_up() -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("signal runtime")?;
     let (mut interrupt, mut terminate, mut hang_up) = {

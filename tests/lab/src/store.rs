@@ -148,10 +148,19 @@ impl Etcd {
 
     /// Makes it a cluster of both families, over `backend` ("vxlan", "host-gw"), before any agent starts.
     pub fn configure_dual(&self, backend: &str) -> Result<()> {
+        self.configure_dual_by(&format!(r#"{{"Type":"{backend}"}}"#))
+    }
+
+    /// The same with `vxlan`, and routes past the tunnel to nodes on the same link.
+    pub fn configure_dual_direct_routing(&self) -> Result<()> {
+        self.configure_dual_by(r#"{"Type":"vxlan","DirectRouting":true}"#)
+    }
+
+    fn configure_dual_by(&self, backend: &str) -> Result<()> {
         self.put(
             &format!("{PREFIX}/config"),
             &format!(
-                r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{{"Type":"{backend}"}}}}"#
+                r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{backend}}}"#
             ),
         )
     }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use flannel_agent::bpf::{Pins, Tables};
-use flannel_lab::{Cluster, Member};
+use flannel_lab::{Cluster, Member, Memory};
 
 /// Of all agents, the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Usage {
             usage.map_entries = usage.map_entries.max(entries(member)?);
         }
         let witness = cluster.members.last().context("a node")?;
-        usage.rss_kib = rss(&format!("/proc/{}/status", witness.agent.pid()?))?;
+        usage.rss_kib = Memory::of(witness.agent.pid()?)?.resident;
         Ok(usage)
     }
 }
@@ -43,10 +43,4 @@ fn entries(member: &Member) -> Result<u64> {
         + v6.pods.entries()?.len()
         + v6.flows.entries()?.len();
     Ok(sum as u64)
-}
-
-fn rss(status: &str) -> Result<u64> {
-    let text = fs::read_to_string(status).with_context(|| status.to_owned())?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).context("VmRSS is no number")
 }

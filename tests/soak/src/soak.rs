@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use flannel_lab::{AgentOptions, Cluster, FastPath, Lab, eventually, requirements};
+use flannel_lab::{AgentOptions, Cluster, FastPath, Lab, command::last_lines, eventually, requirements};
 
 use crate::{
     fault::Fault,
@@ -62,11 +62,6 @@ fn attempt(schedule: impl Iterator<Item = Fault>, time: Option<Duration>) -> Res
     drop(cluster);
     lab.close()?;
     Ok((report, done))
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 /// Traffic, `fault` in the middle of it, and what it cost.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_lab::{Node, agent_binary, command::Daemon};
+use flannel_lab::{Memory, Node, agent_binary, command::Daemon};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -40,17 +40,6 @@ pub(super) struct Sample {
     at: Instant,
     cpu: Duration,
     memory: Memory,
-}
-
-/// Resident memory, KiB.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Memory {
-    /// Now.
-    pub(super) resident: u64,
-    /// Of that, what the agent has allocated; the rest is its program file.
-    pub(super) anonymous: u64,
-    /// The most there ever was.
-    pub(super) peak: u64,
 }
 
 /// What a scrape of its metrics takes.
@@ -140,16 +129,7 @@ impl Process {
     }
 
     pub(super) fn sample(&self) -> Result<Sample> {
-        let status = fs::read_to_string(self.proc("status")).context("status of the agent")?;
-        let field = |name: &str| -> Result<u64> {
-            let line =
-                status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned())?;
-            let number = line.split_whitespace().next().and_then(|number| number.parse().ok());
-            number.with_context(|| line.to_owned())
-        };
-        let memory =
-            Memory { resident: field("VmRSS:")?, anonymous: field("RssAnon:")?, peak: field("VmHWM:")? };
-        Ok(Sample { at: Instant::now(), cpu: self.cpu()?, memory })
+        Ok(Sample { at: Instant::now(), cpu: self.cpu()?, memory: Memory::of(self.id())? })
     }
 
     /// What it takes over `time`.

@@ -4,10 +4,7 @@
 use std::{net::UdpSocket, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use flannel_lab::{
-    AgentOptions, Cluster, Etcd, FastPath, Lab, NETWORK_V6, Netns, PREFIX, eventually, in_lab,
-    traffic::Endpoint,
-};
+use flannel_lab::{AgentOptions, Cluster, Etcd, FastPath, Lab, Netns, eventually, in_lab, traffic::Endpoint};
 
 /// `--flow-refresh`, for both protocols.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -303,10 +300,7 @@ fn host_gw(etcd: &Etcd) -> Result<()> {
 
 /// As [`host_gw`], by the other backend that sends without a tunnel.
 fn direct_routing(etcd: &Etcd) -> Result<()> {
-    let config = format!(
-        r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{{"Type":"vxlan","DirectRouting":true}}}}"#
-    );
-    etcd.put(&format!("{PREFIX}/config"), &config)
+    etcd.configure_dual_direct_routing()
 }
 
 #[test]

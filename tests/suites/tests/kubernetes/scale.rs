@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flannel_lab::{FastPath, in_kubernetes_lab};
+use flannel_lab::{FastPath, Memory, in_kubernetes_lab};
 use futures::{StreamExt as _, stream};
 use http::{Request, header::CONTENT_TYPE};
 use kube::Client;
@@ -42,7 +42,7 @@ fn a_thousand_nodes_and_fifty_changes_a_second() -> Result<()> {
             Ok(())
         })?;
         let (pid, quiet) = (agent.pid()?, usage(agent.pid()?)?);
-        println!("resident {} kB, at most {} kB", quiet.resident, quiet.peak);
+        println!("resident {} kB, at most {} kB", quiet.memory.resident, quiet.memory.peak);
 
         let mut monitor = node
             .netns()
@@ -94,8 +94,8 @@ fn a_thousand_nodes_and_fifty_changes_a_second() -> Result<()> {
             at(99),
             at(100),
             100.0 * (busy.cpu - quiet.cpu).as_secs_f64() / took.as_secs_f64(),
-            busy.resident,
-            busy.peak
+            busy.memory.resident,
+            busy.memory.peak
         );
         agent.check_running()
     })
@@ -142,26 +142,14 @@ fn backend_data(mac: &str) -> String {
 struct Usage {
     /// In user mode and in the kernel, since it began.
     cpu: Duration,
-    /// Kilobytes of memory now.
-    resident: u64,
-    /// The most it ever was.
-    peak: u64,
+    memory: Memory,
 }
 
 fn usage(pid: u32) -> Result<Usage> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kilobytes = |name: &str| -> Result<u64> {
-        let line = status.lines().find(|line| line.starts_with(name)).context("no such line")?;
-        Ok(line.split_whitespace().nth(1).context("no value")?.parse()?)
-    };
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // Behind the name, which may hold anything: state is the first field, utime the twelfth, stime the next.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
     // USER_HZ is 100 on every architecture this runs on.
-    Ok(Usage {
-        cpu: Duration::from_millis(ticks * 10),
-        resident: kilobytes("VmRSS:")?,
-        peak: kilobytes("VmHWM:")?,
-    })
+    Ok(Usage { cpu: Duration::from_millis(ticks * 10), memory: Memory::of(pid)? })
 }

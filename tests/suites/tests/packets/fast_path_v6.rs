@@ -5,7 +5,7 @@ use std::{thread::sleep, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
 use flannel_lab::{
-    AgentOptions, CONVERGENCE, Cluster, Etcd, FastPath, Lab, NETWORK_V6, PREFIX,
+    AgentOptions, CONVERGENCE, Cluster, Etcd, FastPath, Lab,
     counters::Counters,
     eventually, in_lab,
     traffic::{
@@ -36,10 +36,7 @@ fn host_gw(etcd: &Etcd) -> Result<()> {
 }
 
 fn direct_routing(etcd: &Etcd) -> Result<()> {
-    let config = format!(
-        r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK_V6}","Backend":{{"Type":"vxlan","DirectRouting":true}}}}"#
-    );
-    etcd.put(&format!("{PREFIX}/config"), &config)
+    etcd.configure_dual_direct_routing()
 }
 
 fn egress(counters: &Counters, reason: Reason) -> u64 {
