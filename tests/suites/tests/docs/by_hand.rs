@@ -73,9 +73,11 @@ fn the_commands_to_start_and_to_look_inside() -> Result<()> {
             }
             Ok(())
         };
-        // A peer, so that there is a route to look at.
+        // A peer, so that there is a route to look at; of a subnet that the agent has not drawn.
+        let file = run(&mut shell("cat /run/flannel/subnet.env"))?;
+        let free = ["10.244.75.", "10.244.76."].into_iter().find(|prefix| !file.contains(prefix));
         etcd.put_lease(
-            "10.244.75.0/24".parse()?,
+            format!("{}0/24", free.context("two subnets in one file")?).parse()?,
             r#"{"PublicIP":"192.168.77.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"52:91:f4:cd:56:04"}}"#,
         )?;
         look("Which path packets take", "direction")?;

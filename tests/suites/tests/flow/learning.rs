@@ -232,9 +232,13 @@ fn without_the_rule_flows_stay_on_the_kernels_path() -> Result<()> {
             mangle.run("iptables", &["-w", "-t", "mangle", "-X", "FLANNEL-FLOW"])?;
             member.agent.set_variable("PATH", &path);
             member.agent.start_again()?;
-            let said = member.agent.log();
-            let said = said.lines().filter(|line| line.contains("no flow skips the host's stack")).count();
-            ensure!(said == 1, "said {said} times");
+            let agent = &member.agent;
+            eventually(CONVERGENCE, "the agent says why no flow is fast", || {
+                let log = agent.log();
+                let said = log.lines().filter(|line| line.contains("no flow skips the host's stack")).count();
+                ensure!(said == 1, "said {said} times");
+                Ok(())
+            })?;
         }
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let masquerade = cluster.members[0].node.netns().run("iptables-save", &["-t", "nat"])?;
