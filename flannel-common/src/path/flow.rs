@@ -228,9 +228,9 @@ pub(super) fn take_note<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>
 /// Writes down what there is about the flow of a packet that is at the `end` of the kernel path: tc egress on
 /// flannel.<vni> or the external interface, or on the host side of a pod's veth. `None` when nothing was looked up.
 ///
-/// Acceptance counts for its own direction only with a packet that has come in where the programs would have taken it from, which noted its trail
-/// beside it, and that goes where they would have sent it. One that a rule has led over another pod first, a firewall
-/// perhaps, comes from that pod's veth; one that a rule leads to another gateway leaves by that.
+/// Acceptance counts for its own direction only with a packet that has come in where the programs would have taken it from,
+/// which noted its trail beside it, and that goes where they would have sent it. One that a rule has led over another pod
+/// first, a firewall perhaps, comes from that pod's veth; one that a rule leads to another gateway leaves by that.
 #[inline(always)]
 fn look<F: Family, P: Act<F>>(
     packet: P,
@@ -329,8 +329,8 @@ fn renewed(way: Direction, known: &Permit, pod: &PodPlace, lifetime: u64, clock:
     Some(Permit { egress, ingress, ifindex, gateway })
 }
 
-/// `permit` for a packet that travels `way` and has come in where no program would have taken it from: the other direction may
-/// go by it, its own takes the kernel path. `None` where `known` says as much.
+/// `permit` for a packet that travels `way` and has come in where no program would have taken it from: the other direction
+/// may go by it, its own takes the kernel path. `None` where `known` says as much.
 #[inline(always)]
 const fn half(way: Direction, permit: Permit, known: &Permit) -> Option<Permit> {
     let is_known = known.ifindex == permit.ifindex && known.gateway == permit.gateway;

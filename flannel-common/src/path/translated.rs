@@ -2,8 +2,9 @@
 //!
 //! netfilter stays the judge of them as of all others ([`super::flow`]). What they become only connection tracking knows,
 //! which programs cannot ask. So where the answers of a Service reach the pod by the kernel path, and where what the pod has
-//! sent to it over UDP leaves, for which there may be no second answer, [`ask`] lets the agent know of a flow that lasts; the agent asks connection tracking, and puts the two entries of a [`Translation`]. From then
-//! on the programs translate in netfilter's place ([`Rewrite`]).
+//! sent to it over UDP leaves, for which there may be no second answer, [`ask`] lets the agent know of a flow that lasts;
+//! the agent asks connection tracking, and puts the two entries of a [`Translation`]. From then on the programs translate
+//! in netfilter's place ([`Rewrite`]).
 //!
 //! When such a flow was accepted is written down for it as its pod knows it. A packet from the pod that begins or ends a
 //! connection takes its translation away ([`ended`]): the next connection between the same ports may get another one. The
