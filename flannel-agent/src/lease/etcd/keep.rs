@@ -18,7 +18,7 @@ use super::{
     server::Keys,
 };
 use crate::{
-    lease::{LeaseAttrs, LeaseSubnet},
+    lease::{LeaseAttrs, LeaseSubnet, alloc::Holder},
     values::utc,
 };
 
@@ -225,6 +225,7 @@ impl Keep {
             // Not to be judged by revisions: the store may be another than it was.
             KeyEvent::All(all) | KeyEvent::Anew(all) => match all.first() {
                 Some(kv) if self.own.seen == Seen::of(kv) => Ok(()),
+                Some(kv) if kv.revision <= self.own.seen.revision => self.went_back(kv).await,
                 Some(kv) => self.seen(kv).await,
                 None => self.gone().await,
             },
@@ -240,6 +241,23 @@ impl Keep {
         self.own.seen = Seen::default();
         self.deleted = true;
         self.write().await
+    }
+
+    /// Our key is as it was before we last wrote it: the store was restored from a backup. What it says of us may be what
+    /// no longer holds, and is what the other nodes go by.
+    async fn went_back(&mut self, kv: &Entry) -> Result<(), LostLease> {
+        let found = LeaseAttrs::from_json(&kv.value).ok().filter(|found| *found != self.own.attrs);
+        if let Some(found) = found
+            && (self.is_ours(&found) || is_of_our_device(&found, &self.own.attrs))
+        {
+            let (subnet, theirs) = (self.own.subnet, found.to_json());
+            warn!(%subnet, theirs, "etcd was restored from a backup and says of us what held then; writing our lease again");
+            self.own.seen = Seen::of(kv);
+            self.before = found;
+            self.published = false;
+            return self.write().await;
+        }
+        self.seen(kv).await
     }
 
     /// Somebody else wrote our key.
@@ -287,6 +305,12 @@ impl Keep {
             Instant::now() + left.saturating_sub(margin).max(RETRY)
         });
     }
+}
+
+/// Whether both tell of one VXLAN device: of one node, whose address may have changed between them.
+fn is_of_our_device(found: &LeaseAttrs, ours: &LeaseAttrs) -> bool {
+    let (found, ours) = (Holder::of(found).vtep_mac, Holder::of(ours).vtep_mac);
+    ours.is_some() && found == ours
 }
 
 fn until(expiration: Option<SystemTime>) -> String {

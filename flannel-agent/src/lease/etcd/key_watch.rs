@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use etcd_client::{WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{GetOptions, SortOrder, SortTarget, WatchOptions, WatchResponse, WatchStream};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info};
 
@@ -11,6 +11,7 @@ use super::{
     EtcdError, MAX_MESSAGE,
     entry::{Entry, Listing},
     get,
+    known::{COMPARED, Known},
     members::{MemberId, Members, reason},
     pace::Pace,
 };
@@ -40,8 +41,15 @@ pub(super) struct KeyWatch {
     what: &'static str,
     key: Vec<u8>,
     prefix: bool,
-    position: Position,
+    /// How far we are; nothing before the first list.
+    position: Option<Position>,
+    /// All keys have to be read: the history from our position on cannot be had, or is another.
+    list: bool,
+    /// The keys at our position.
+    known: Known,
     stream: Option<Opened>,
+    /// Since the watch was interrupted, nothing has shown that the store is still the one it was.
+    doubtful: bool,
     ready: VecDeque<KeyEvent>,
     pace: Pace,
     /// What is read next is another store, or an older state of it.
@@ -50,13 +58,11 @@ pub(super) struct KeyWatch {
     heard: Option<watch::Sender<Heard>>,
 }
 
-/// How far we are.
+/// How far we are: all is known up to `revision` of the store of `cluster`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Position {
-    /// Nothing is known, or too little to go on: all keys have to be read.
-    Unknown,
-    /// All is known up to `revision` of the store of `cluster`.
-    At { revision: i64, cluster: u64 },
+struct Position {
+    revision: i64,
+    cluster: u64,
 }
 
 /// A watch that was begun.
@@ -66,6 +72,8 @@ struct Opened {
     at: Instant,
     /// What was known then: events up to it are told again, see [`KeyWatch::open`].
     known: i64,
+    /// The member has said that it watches.
+    created: bool,
 }
 
 /// Why a watch ended.
@@ -85,8 +93,11 @@ impl KeyWatch {
             what,
             key: key.into_bytes(),
             prefix,
-            position: Position::Unknown,
+            position: None,
+            list: false,
+            known: Known::default(),
             stream: None,
+            doubtful: false,
             ready: VecDeque::new(),
             pace: Pace::new(),
             anew: false,
@@ -100,7 +111,7 @@ impl KeyWatch {
     }
 
     fn reached(&mut self, revision: i64, cluster: u64) {
-        self.position = Position::At { revision, cluster };
+        self.position = Some(Position { revision, cluster });
         if let Some(heard) = &self.heard {
             heard.send_replace(Heard::now(revision));
         }
@@ -113,29 +124,45 @@ impl KeyWatch {
                 return ready;
             }
             self.pace.wait().await;
-            let (revision, cluster) = match self.position {
-                Position::At { revision, cluster } => (revision, cluster),
-                Position::Unknown => match self.list().await {
+            let Some(Position { revision, cluster }) = self.position.filter(|_| !self.list) else {
+                match self.list().await {
                     Ok(all) if std::mem::take(&mut self.anew) => return KeyEvent::Anew(all),
                     Ok(all) => return KeyEvent::All(all),
                     Err(problem) => {
                         self.pace.back_off(self.what, &problem.to_string());
                         continue;
                     }
-                },
+                }
             };
-            let Some(Opened { stream, member, at, known }) = &mut self.stream else {
+            let Some(Opened { stream, member, at, known, created }) = &mut self.stream else {
                 match self.open(revision).await {
                     Ok(stream) => self.stream = Some(stream),
-                    Err(problem) => self.interrupted(&problem),
+                    Err(problem) => self.interrupted(revision, &problem),
                 }
                 continue;
             };
+            if *created && self.doubtful {
+                // Not before the watch is there: a store that is replaced afterwards ends it.
+                match self.is_the_same(revision, cluster).await {
+                    Ok(true) => {
+                        self.doubtful = false;
+                        self.reached(revision, cluster);
+                        self.resumed(revision);
+                    }
+                    Ok(false) => {
+                        self.anew = true;
+                        self.gap(revision, "this is another store than it was, or an older state of it");
+                    }
+                    Err(problem) => self.interrupted(revision, &problem),
+                }
+                continue;
+            }
             let (member, opened, known) = (*member, *at, *known);
             let message = tokio::select! {
                 message = stream.message() => message,
                 Ok(()) = self.moves.changed() => {
                     self.stream = None;
+                    self.doubtful = true;
                     continue;
                 }
             };
@@ -146,6 +173,7 @@ impl KeyWatch {
             };
             let Err(broken) = result else { continue };
             self.stream = None;
+            self.doubtful = true;
             self.pace.held(opened.elapsed());
             match broken {
                 Broken::Interrupted(why) => {
@@ -153,24 +181,61 @@ impl KeyWatch {
                     self.members.failed(member).await;
                     self.pace.back_off(self.what, &format!("{endpoint}: {why}"));
                 }
-                Broken::Gap(why) => {
-                    info!(
-                        what = self.what,
-                        revision, why, "cannot resume the watch; reading everything again"
-                    );
-                    self.position = Position::Unknown;
-                    self.pace.gap();
-                }
+                Broken::Gap(why) => self.gap(revision, &why),
             }
         }
+    }
+
+    fn resumed(&mut self, revision: i64) {
+        if self.pace.is_over() {
+            info!(what = self.what, revision, "watch resumed");
+        }
+    }
+
+    fn gap(&mut self, revision: i64, why: &str) {
+        info!(what = self.what, revision, why, "cannot resume the watch; reading everything again");
+        self.stream = None;
+        self.list = true;
+        self.pace.gap();
     }
 
     async fn list(&mut self) -> Result<Vec<Entry>, EtcdError> {
         let (response, _) = get(&self.members, "list what is watched", &self.key, self.prefix).await?;
         let Listing { revision, cluster, entries } = Listing::from(&response);
+        self.anew |= self.position.is_some_and(|before| {
+            cluster != before.cluster
+                || revision < before.revision
+                || self.known.contradicted(before.revision, &entries)
+        });
+        self.known.all(&entries);
+        (self.list, self.doubtful) = (false, false);
         self.reached(revision, cluster);
         debug!(what = self.what, revision, keys = entries.len(), "read everything");
         Ok(entries)
+    }
+
+    /// Whether the store was at `revision` what is known of it. Where it cannot tell, because that is compacted, all has to be
+    /// read, which tells more.
+    async fn is_the_same(&self, revision: i64, cluster: u64) -> Result<bool, EtcdError> {
+        let options = GetOptions::new()
+            .with_revision(revision.max(1))
+            .with_keys_only()
+            .with_limit(COMPARED as i64)
+            .with_sort(SortTarget::Mod, SortOrder::Descend);
+        let options = if self.prefix { options.with_prefix() } else { options };
+        let ask = |mut client: etcd_client::Client| {
+            let (key, options) = (self.key.clone(), options.clone());
+            async move { client.get(key, Some(options)).await }
+        };
+        match self.members.call("read what was known", ask).await {
+            Ok((response, _)) => {
+                let count = usize::try_from(response.count()).unwrap_or(0);
+                let found = Listing::from(&response);
+                Ok(found.cluster == cluster && self.known.agree(count, &found.entries))
+            }
+            Err(EtcdError::Refused { reason, .. }) if reason.contains("is a future revision") => Ok(false),
+            Err(problem) => Err(problem),
+        }
     }
 
     /// Begins a watch at the last revision that is known instead of the next. etcd as it was until 2025 drops a
@@ -187,7 +252,7 @@ impl KeyWatch {
             async move { watch.watch(key, Some(options)).await }
         };
         let (stream, member) = self.members.call("watch", ask).await?;
-        Ok(Opened { stream, member, at: Instant::now(), known: revision })
+        Ok(Opened { stream, member, at: Instant::now(), known: revision, created: false })
     }
 
     /// Takes over what a watch response tells.
@@ -208,18 +273,17 @@ impl KeyWatch {
             return Err(judge(response.cancel_reason()));
         }
         if of != cluster {
-            self.anew = true;
             return Err(Broken::Gap("it is another cluster now".to_owned()));
         }
         if response.created() {
-            if store < revision {
-                self.anew = true;
-                return Err(Broken::Gap(format!("the store went back to revision {store}")));
+            if let Some(opened) = &mut self.stream {
+                opened.created = true;
             }
-            if self.pace.is_over() {
-                info!(what = self.what, revision, "watch resumed");
+            // A member may be behind the others for a while, which is no harm; or the store may have gone back.
+            self.doubtful |= store < revision;
+            if !self.doubtful {
+                self.resumed(revision);
             }
-            self.reached(revision, cluster);
             return Ok(());
         }
         // Events may come in several responses that all carry the revision of the store, so only the events
@@ -230,21 +294,30 @@ impl KeyWatch {
             reached = reached.max(kv.mod_revision());
             // A deletion has the version 0; a write at least 1.
             self.ready.push_back(match kv.version() {
-                0 => KeyEvent::Deleted { key: kv.key().to_vec(), revision: kv.mod_revision() },
-                _ => KeyEvent::Put(Entry::from(kv)),
+                0 => {
+                    self.known.deleted(kv.key());
+                    KeyEvent::Deleted { key: kv.key().to_vec(), revision: kv.mod_revision() }
+                }
+                _ => {
+                    let entry = Entry::from(kv);
+                    self.known.put(&entry);
+                    KeyEvent::Put(entry)
+                }
             });
         }
         self.reached(reached.max(revision), cluster);
         Ok(())
     }
 
-    fn interrupted(&mut self, problem: &EtcdError) {
-        if let EtcdError::Refused { reason, .. } = problem
-            && let Broken::Gap(_) = judge(reason)
-        {
-            self.position = Position::Unknown;
+    fn interrupted(&mut self, revision: i64, problem: &EtcdError) {
+        self.doubtful = true;
+        self.stream = None;
+        match problem {
+            EtcdError::Refused { reason, .. } if matches!(judge(reason), Broken::Gap(_)) => {
+                self.gap(revision, reason);
+            }
+            _ => self.pace.back_off(self.what, &problem.to_string()),
         }
-        self.pace.back_off(self.what, &problem.to_string());
     }
 }
 

@@ -49,6 +49,7 @@ mod endpoint;
 mod entry;
 mod keep;
 mod key_watch;
+mod known;
 mod lease_watch;
 mod members;
 pub mod migrate;

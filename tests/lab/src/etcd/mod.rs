@@ -195,6 +195,41 @@ impl Etcd {
         fs::remove_dir_all(self.path("data")).context("cannot remove the data of etcd")
     }
 
+    /// Writes what it holds now to a file in its directory, for [`Etcd::restore`].
+    pub fn back_up(&self, name: &str) -> Result<()> {
+        self.ctl(&["snapshot", "save", &self.path(name).display().to_string()]).map(drop)
+    }
+
+    /// Makes it hold what it held at the [`Etcd::back_up`] of that name, in the way its manual says. It is stopped then.
+    pub fn restore(&mut self, name: &str) -> Result<()> {
+        self.wipe()?;
+        let (own, peer) = (self.name(), self.peer_url());
+        let (file, data) = (self.path(name).display().to_string(), self.path("data").display().to_string());
+        let cluster = format!("{own}={peer}");
+        self.ctl(&[
+            "snapshot",
+            "restore",
+            &file,
+            "--data-dir",
+            &data,
+            "--name",
+            &own,
+            "--initial-cluster",
+            &cluster,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .map(drop)
+    }
+
+    /// Writes to a key of nobody's until its revision is more than `revision`.
+    pub fn pass(&self, revision: i64) -> Result<()> {
+        while self.revision()? <= revision {
+            self.put("/elsewhere", "x")?;
+        }
+        Ok(())
+    }
+
     /// Stops it from answering while its connections stay up, until [`Etcd::thaw`].
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)

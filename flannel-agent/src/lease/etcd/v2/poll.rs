@@ -15,7 +15,7 @@ use super::{
 };
 use crate::lease::{
     Heard,
-    etcd::{ANSWER, MAX_MESSAGE, advice::advice, key_watch::KeyEvent, pace::Pace},
+    etcd::{ANSWER, MAX_MESSAGE, advice::advice, key_watch::KeyEvent, known::Known, pace::Pace},
 };
 
 /// The longest poll: a member that vanished is noticed after it, and the index we wait for keeps up with a store that
@@ -30,32 +30,26 @@ pub(in super::super) struct KeyPoll {
     what: &'static str,
     key: String,
     below: bool,
-    position: Position,
+    /// How far we are; nothing before the first list.
+    position: Option<Place>,
+    /// All keys have to be read.
+    list: bool,
     ready: VecDeque<KeyEvent>,
     pace: Pace,
-    /// What is read next is another store, or an older state of it.
-    anew: bool,
     /// Who is told how far we are.
     heard: Option<watch::Sender<Heard>>,
-}
-
-/// How far we are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Position {
-    /// All keys have to be read.
-    Unknown,
-    /// All is known up to there.
-    At(Place),
+    /// The keys at our position.
+    keys: Known,
 }
 
 /// Why a poll ended without an event.
 enum Ended {
     /// Nothing happened up to this index.
     Quiet(i64),
-    /// It can go on from where it was.
+    /// Nobody answers any more.
     Interrupted(String),
-    /// It cannot.
-    Gap { why: String, anew: bool },
+    /// It cannot go on from where it was.
+    Gap(String),
 }
 
 impl KeyPoll {
@@ -67,11 +61,12 @@ impl KeyPoll {
             what,
             key,
             below,
-            position: Position::Unknown,
+            position: None,
+            list: false,
             ready: VecDeque::new(),
             pace: Pace::new(),
-            anew: false,
             heard: None,
+            keys: Known::default(),
         }
     }
 
@@ -81,7 +76,7 @@ impl KeyPoll {
     }
 
     fn reached(&mut self, place: Place) {
-        self.position = Position::At(place);
+        self.position = Some(place);
         if let Some(heard) = &self.heard {
             heard.send_replace(Heard::now(place.index));
         }
@@ -94,10 +89,17 @@ impl KeyPoll {
                 return ready;
             }
             self.pace.wait().await;
-            let Position::At(known) = self.position else {
+            let Some(known) = self.position.filter(|_| !self.list) else {
                 match self.members.read_from("list what is watched", &self.key, self.below).await {
                     Ok((listing, _)) => {
                         let place = Place { index: listing.revision, cluster: listing.cluster };
+                        let anew = self.position.is_some_and(|before| {
+                            place.cluster != before.cluster
+                                || place.index < before.index
+                                || self.keys.contradicted(before.index, &listing.entries)
+                        });
+                        self.keys.all(&listing.entries);
+                        self.list = false;
                         self.reached(place);
                         debug!(
                             what = self.what,
@@ -105,7 +107,7 @@ impl KeyPoll {
                             keys = listing.entries.len(),
                             "read everything"
                         );
-                        return match std::mem::take(&mut self.anew) {
+                        return match anew {
                             true => KeyEvent::Anew(listing.entries),
                             false => KeyEvent::All(listing.entries),
                         };
@@ -121,6 +123,7 @@ impl KeyPoll {
                 ended = self.poll(known) => ended,
                 Ok(()) = moves.changed() => {
                     self.moves.mark_unchanged();
+                    self.list = true;
                     continue;
                 }
             };
@@ -134,8 +137,12 @@ impl KeyPoll {
                     self.reached(Place { index: index.max(known.index), ..known });
                     self.ask_majority().await;
                 }
-                Err(Ended::Interrupted(why)) => self.pace.back_off(self.what, &why),
-                Err(Ended::Gap { why, anew }) => self.gap(known, &why, anew),
+                Err(Ended::Interrupted(why)) => {
+                    // Another store may be there when there is one again, and its index may have passed ours.
+                    self.list = true;
+                    self.pace.back_off(self.what, &why);
+                }
+                Err(Ended::Gap(why)) => self.gap(known, &why),
             }
         }
     }
@@ -183,11 +190,10 @@ impl KeyPoll {
         let place = Place::of(&parts.headers);
         if parts.status.is_success() {
             if place.cluster != known.cluster {
-                return Err(Ended::Gap { why: "it is another cluster now".to_owned(), anew: true });
+                return Err(Ended::Gap("it is another cluster now".to_owned()));
             }
             if place.index < known.index {
-                let why = format!("the store went back to index {}", place.index);
-                return Err(Ended::Gap { why, anew: true });
+                return Err(Ended::Gap(format!("the store went back to index {}", place.index)));
             }
             members.show(None);
             if self.pace.is_over() {
@@ -210,8 +216,7 @@ impl KeyPoll {
                 Ok(done)
             }
             Ok(Answer::Not(_, INDEX_CLEARED)) => {
-                let why = "the events after it are cleared from etcd's history".to_owned();
-                Err(Ended::Gap { why, anew: place.cluster != known.cluster || place.index < known.index })
+                Err(Ended::Gap("the events after it are cleared from etcd's history".to_owned()))
             }
             Ok(Answer::Not(_, code)) => Err(failed(format!("error {code}")).await),
             Err(Unanswered::NoV2) => Err(failed("serves no v2 store".to_owned()).await),
@@ -225,28 +230,33 @@ impl KeyPoll {
         let revision = node.modified_index;
         if node.dir || revision <= known.index {
             // Of a directory all that was in it is concerned.
-            self.gap(known, &format!("{action} of a directory, or an event out of order"), false);
+            self.gap(known, &format!("{action} of a directory, or an event out of order"));
             return;
         }
         self.reached(Place { index: revision, ..known });
         let rooted = self.members.rooted;
         self.ready.push_back(match action.as_str() {
             "delete" | "expire" | "compareAndDelete" => {
-                KeyEvent::Deleted { key: node.name(rooted), revision }
+                let key = node.name(rooted);
+                self.keys.deleted(&key);
+                KeyEvent::Deleted { key, revision }
             }
-            _ => KeyEvent::Put(node.entry(std::time::SystemTime::now(), rooted)),
+            _ => {
+                let entry = node.entry(std::time::SystemTime::now(), rooted);
+                self.keys.put(&entry);
+                KeyEvent::Put(entry)
+            }
         });
     }
 
-    fn gap(&mut self, known: Place, why: &str, anew: bool) {
+    fn gap(&mut self, known: Place, why: &str) {
         info!(
             what = self.what,
             index = known.index,
             why,
             "cannot resume the watch; reading everything again"
         );
-        self.anew |= anew;
-        self.position = Position::Unknown;
+        self.list = true;
         self.pace.gap();
     }
 }

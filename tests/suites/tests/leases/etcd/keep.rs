@@ -190,6 +190,53 @@ async fn a_lease_missing_from_a_restored_store_is_taken_back() {
     assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
 }
 
+/// The store is written to by others before we are back: its revision does not show that it is another.
+#[tokio::test]
+async fn a_lease_missing_from_a_store_that_passed_what_we_knew_is_taken_back() {
+    let mut etcd = Etcd::start().unwrap();
+    let (mut keeper, proxy) = kept_behind_proxy(&etcd).await;
+    let known = etcd.revision().unwrap();
+    etcd.wipe().unwrap();
+    etcd.start_again().unwrap();
+    etcd.pass(known).unwrap();
+    let _proxy = proxy.mend().await;
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Retaken { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+}
+
+/// Others go by what the backup says of us: by a VXLAN device, or an address, that was ours then.
+#[tokio::test]
+async fn what_a_restored_backup_says_of_us_is_written_anew() {
+    let mut another_device = node(9);
+    another_device.public_ip = node(1).public_ip;
+    let mut another_address = node(1);
+    another_address.public_ip = [192, 0, 2, 100].into();
+    for (attrs, passes) in
+        [(another_device, false), (another_address.clone(), false), (another_address, true)]
+    {
+        let mut etcd = Etcd::start().unwrap();
+        let (mut keeper, proxy) = kept_behind_proxy(&etcd).await;
+        let proxy = proxy.mend().await;
+        etcd.back_up("backup").unwrap();
+        keeper.publish(attrs.clone());
+        assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
+        // Its watch has told of that write, too.
+        no_report(&mut keeper).await;
+        let proxy = proxy.cut();
+        let known = etcd.revision().unwrap();
+        etcd.restore("backup").unwrap();
+        etcd.start_again().unwrap();
+        assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+        if passes {
+            etcd.pass(known).unwrap();
+        }
+        let _proxy = proxy.mend().await;
+        let report = report(&mut keeper).await;
+        assert!(matches!(report, OwnLeaseReport::Renewed { .. }), "{passes}: {report:?}");
+        assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), attrs.to_json());
+    }
+}
+
 #[tokio::test]
 async fn a_subnet_that_another_node_holds_is_lost() {
     let mut etcd = Etcd::start().unwrap();

@@ -183,6 +183,44 @@ async fn a_store_that_forgot_leases_takes_none_away_at_once() {
     silent(&mut watch).await;
 }
 
+/// Its revision does not show that the store is another, nor does its cluster's id.
+#[tokio::test]
+async fn a_store_replaced_and_written_to_before_we_are_back_is_noticed() {
+    for compacts in [false, true] {
+        let mut etcd = Etcd::start().unwrap();
+        for number in 2..4 {
+            etcd.put_for(80_000, &key(&format!("10.3.{number}.0-24")), &node(number).to_json()).unwrap();
+        }
+        etcd.back_up("backup").unwrap();
+        let proxy = Proxy::to(&etcd).await;
+        let endpoints = format!("http://{}", proxy.address);
+        let store = EtcdStore::connect(&EtcdOptions { endpoints, ..EtcdOptions::default() }).unwrap();
+        let mut watch = store.watch(subnet(OWN));
+        assert!(matches!(next(&mut watch).await, LeaseEvent::Snapshot(all) if all.len() == 2));
+        // What the backup lacks: a node that is new, one that left, and one with another device.
+        etcd.put_for(80_000, &key("10.3.4.0-24"), &node(4).to_json()).unwrap();
+        assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.4.0/24", 4)));
+        etcd.delete(&key("10.3.2.0-24")).unwrap();
+        assert_eq!(next(&mut watch).await, LeaseEvent::Remove(subnet("10.3.2.0/24")));
+        etcd.put_for(80_000, &key("10.3.3.0-24"), &node(33).to_json()).unwrap();
+        assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.3.0/24", 33)));
+        let proxy = proxy.cut();
+        let known = etcd.revision().unwrap();
+        etcd.restore("backup").unwrap();
+        etcd.start_again().unwrap();
+        etcd.put_for(80_000, &key("10.3.5.0-24"), &node(5).to_json()).unwrap();
+        etcd.pass(known).unwrap();
+        if compacts {
+            etcd.compact().unwrap();
+        }
+        let _proxy = proxy.mend().await;
+        let all = [(2, 2), (3, 3), (4, 4), (5, 5)].map(|(net, of)| lease(&format!("10.3.{net}.0/24"), of));
+        assert_eq!(next(&mut watch).await, LeaseEvent::Snapshot(all.to_vec()), "{compacts}");
+        etcd.put(&key("10.3.6.0-24"), &node(6).to_json()).unwrap();
+        assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.6.0/24", 6)), "and it goes on");
+    }
+}
+
 #[tokio::test]
 async fn leases_in_force_at_the_start_stay_where_the_store_may_be_another() {
     let old: Vec<_> = (2..6).map(|number| lease(&format!("10.3.{number}.0/24"), number)).collect();
