@@ -22,6 +22,11 @@ const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#
 /// IPv6 network of the lab's clusters that have one.
 pub const NETWORK_V6: &str = "fd00:10:244::/48";
 
+/// etcd's name, where its peers would reach it, and both as a cluster of one.
+const NAME: &str = "lab";
+const PEER_URL: &str = "http://127.0.0.1:2380";
+const CLUSTER: &str = "lab=http://127.0.0.1:2380";
+
 /// Life of a lease, seconds, as flannel grants it.
 const LEASE_SECONDS: u32 = 86_400;
 
@@ -98,7 +103,7 @@ impl Etcd {
     /// Starts it with the data it had, and waits until it answers.
     pub fn start(&mut self) -> Result<()> {
         let mut command = self.netns.command("etcd");
-        command.args(["--name", "lab", "--data-dir"]).arg(&self.data);
+        command.args(["--name", NAME, "--data-dir"]).arg(&self.data);
         command.args(["--listen-client-urls", &self.endpoint, "--advertise-client-urls", &self.endpoint]);
         // One member: it elects itself, and need not wait a second to do so.
         command.args([
@@ -114,9 +119,8 @@ impl Etcd {
         if self.v2 {
             command.arg("--enable-v2=true");
         }
-        command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
-        command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]);
-        command.args(["--initial-cluster", "lab=http://127.0.0.1:2380"]);
+        command.args(["--listen-peer-urls", PEER_URL, "--initial-advertise-peer-urls", PEER_URL]);
+        command.args(["--initial-cluster", CLUSTER]);
         let daemon = self.daemon.insert(Daemon::spawn(&mut command, &self.log)?);
         let netns = self.netns.clone();
         let endpoint = self.endpoint.clone();
@@ -144,6 +148,31 @@ impl Etcd {
     pub fn wipe(&self) -> Result<()> {
         ensure!(self.daemon.is_none(), "etcd is running");
         std::fs::remove_dir_all(&self.data).with_context(|| format!("remove {}", self.data.display()))
+    }
+
+    /// Writes what it holds now to a file, for [`Etcd::restore`].
+    pub fn back_up(&self) -> Result<()> {
+        let file = self.backup().display().to_string();
+        run_with(
+            &mut client(&self.netns, &self.endpoint, &["snapshot", "save", &file]),
+            "",
+            Duration::from_secs(15),
+        )
+        .map(drop)
+    }
+
+    /// Makes it hold what it held at the last [`Etcd::back_up`], in the way its manual says, while it is stopped.
+    pub fn restore(&self) -> Result<()> {
+        self.wipe()?;
+        let mut command = self.netns.command("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["snapshot", "restore"]).arg(self.backup());
+        command.arg("--data-dir").arg(&self.data).args(["--name", NAME]);
+        command.args(["--initial-cluster", CLUSTER, "--initial-advertise-peer-urls", PEER_URL]);
+        run_with(&mut command, "", Duration::from_secs(15)).map(drop)
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.data.with_extension("backup")
     }
 
     /// Makes it a cluster of both families, over `backend` ("vxlan", "host-gw"), before any agent starts.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use flannel_common::map::{LAYOUT_VERSION, PIN_DIRECTORY};
 use flannel_lab::{
-    CONVERGENCE, Cluster, FastPath, Lab, PREFIX, agent_binary,
+    CONVERGENCE, Cluster, Etcd, FastPath, Lab, PREFIX, agent_binary,
     command::{run, tool},
     eventually,
     traffic::udp,
@@ -33,7 +33,9 @@ pub(crate) enum Kind {
     EtcdKilled,
     /// etcd does not answer for seconds
     EtcdPaused,
-    /// etcd has lost all leases, as after a restore from an old backup
+    /// etcd has lost everything, and its configuration is written again
+    EtcdEmptied,
+    /// A node joins, and etcd is restored from a backup made before; the node leaves
     EtcdRestored,
     /// The external interface is down for seconds
     InterfaceDown,
@@ -132,17 +134,24 @@ impl Fault {
                 sleep(pause);
                 signal(etcd.pid()?, "CONT")?;
             }
-            Kind::EtcdRestored => {
+            Kind::EtcdEmptied => {
                 etcd.stop()?;
                 etcd.wipe()?;
                 etcd.start()?;
                 etcd.configure_dual("vxlan")?;
-                // Each node writes its own lease again.
-                eventually(Duration::from_secs(60), "all leases are back", || {
-                    let leases = etcd.lease_keys()?;
-                    ensure!(leases.len() >= 3, "{leases:?}");
-                    Ok(())
-                })?;
+                await_leases(etcd, 3)?;
+            }
+            Kind::EtcdRestored => {
+                let resident = member.pod()?;
+                etcd.back_up()?;
+                let guest = cluster.join(lab, FastPath::Flow)?.pod()?;
+                eventually(CONVERGENCE, "the new node is reached", || udp::echo(&resident, &guest, 64, 20))?;
+                cluster.etcd.stop()?;
+                cluster.etcd.restore()?;
+                cluster.etcd.start()?;
+                await_leases(&cluster.etcd, 4)?;
+                udp::echo(&resident, &guest, 64, 20).context("the node that the backup lacks")?;
+                leave(cluster)?;
             }
             Kind::InterfaceDown => {
                 let netns = member.node.netns();
@@ -170,13 +179,7 @@ impl Fault {
                 let resident = member.pod()?;
                 let guest = cluster.join(lab, FastPath::Flow)?.pod()?;
                 eventually(CONVERGENCE, "the new node is reached", || udp::echo(&resident, &guest, 64, 20))?;
-                let mut gone = cluster.members.pop().context("the node that joined")?;
-                let subnet = gone.node.subnet_env()?.subnet;
-                gone.agent.kill()?;
-                let name = format!("{}-{}", subnet.network(), subnet.prefix());
-                for key in cluster.etcd.lease_keys()?.into_keys().filter(|key| key.contains(&name)) {
-                    cluster.etcd.delete(&format!("{PREFIX}/subnets/{key}"))?;
-                }
+                leave(cluster)?;
             }
             Kind::ConntrackFlushed => drop(member.node.netns().run("conntrack", &["-F"])?),
             Kind::RulesReloaded => {
@@ -199,6 +202,27 @@ impl Fault {
         }
         Ok(start.elapsed())
     }
+}
+
+/// Waits until so many nodes have their lease: each writes its own again.
+fn await_leases(etcd: &Etcd, nodes: usize) -> Result<()> {
+    eventually(Duration::from_secs(60), "all leases are back", || {
+        let leases = etcd.lease_keys()?;
+        ensure!(leases.len() >= nodes, "{leases:?}");
+        Ok(())
+    })
+}
+
+/// The node that joined last goes, and an administrator deletes its lease.
+fn leave(cluster: &mut Cluster) -> Result<()> {
+    let mut gone = cluster.members.pop().context("the node that joined")?;
+    let subnet = gone.node.subnet_env()?.subnet;
+    gone.agent.kill()?;
+    let name = format!("{}-{}", subnet.network(), subnet.prefix());
+    for key in cluster.etcd.lease_keys()?.into_keys().filter(|key| key.contains(&name)) {
+        cluster.etcd.delete(&format!("{PREFIX}/subnets/{key}"))?;
+    }
+    Ok(())
 }
 
 /// Sends the process `pid` a signal.

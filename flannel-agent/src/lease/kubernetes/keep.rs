@@ -161,11 +161,19 @@ impl Keep {
                     None
                 }
                 followed = nodes.next() => match followed {
-                    NodeEvent::All(all) => match all.into_iter().find(|node| node.name() == self.name) {
+                    NodeEvent::All(all) => match own_of(all, &self.name) {
+                        Some(node) if self.is_old(&node) => None,
                         Some(node) => self.sees(node),
                         None => self.misses(),
                     },
-                    NodeEvent::Put(node) if node.name() == self.name => self.sees(node),
+                    NodeEvent::Anew(all) => match own_of(all, &self.name) {
+                        Some(node) => self.sees(node),
+                        None => self.misses(),
+                    },
+                    NodeEvent::Put(node) if node.name() == self.name => match self.is_old(&node) {
+                        true => None,
+                        false => self.sees(node),
+                    },
                     NodeEvent::Deleted(node) if node.name() == self.name => self.misses(),
                     NodeEvent::Put(_) | NodeEvent::Deleted(_) => None,
                 },
@@ -189,12 +197,14 @@ impl Keep {
         None
     }
 
+    /// Whether we have seen a later state of it: the watch is behind what our own writes were answered with.
+    fn is_old(&self, node: &NodeRecord) -> bool {
+        let before = self.node.as_ref();
+        before.is_some_and(|it| it.uid() == node.uid() && is_earlier(node.version(), it.version()))
+    }
+
     fn sees(&mut self, node: NodeRecord) -> Option<LeaseEnd> {
-        if let Some(before) = &self.node {
-            if before.uid() == node.uid() && is_earlier(node.version(), before.version()) {
-                return None;
-            }
-        } else {
+        if self.node.is_none() {
             info!(node = self.name, "our Node exists again");
         }
         let unusable = match self.networks.subnet_of(&node) {
@@ -238,9 +248,19 @@ impl Keep {
         }
         if same && self.node.is_some() {
             let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
+            let annotations = names.join(" ");
+            if self.is_old(node) {
+                warn!(
+                    node = self.name,
+                    annotations,
+                    "our Node is as it was earlier: was the API server's etcd restored from a backup? Writing the \
+                    annotations of our lease again"
+                );
+                return now;
+            }
             warn!(
                 node = self.name,
-                annotations = names.join(" "),
+                annotations,
                 "somebody has changed the annotations of our lease; writing them again. Is another flanneld running \
                 on this node?"
             );
@@ -302,6 +322,10 @@ impl Keep {
             }
         }
     }
+}
+
+fn own_of(all: Vec<NodeRecord>, name: &str) -> Option<NodeRecord> {
+    all.into_iter().find(|node| node.name() == name)
 }
 
 /// What sets annotations, and leaves others alone.

@@ -127,4 +127,6 @@ fn is_quiet(error: &std::io::Error) -> bool {
         error.kind(),
         WouldBlock | TimedOut | Interrupted | ConnectionRefused | HostUnreachable | NetworkUnreachable
     )
+        // That a packet sent earlier was too large for a link on its way is told to whoever asks first, sender or receiver.
+        || error.raw_os_error() == Some(nix::errno::Errno::EMSGSIZE as i32)
 }

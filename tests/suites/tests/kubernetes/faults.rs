@@ -81,6 +81,38 @@ fn what_breaks_a_watch_is_survived() -> Result<()> {
     })
 }
 
+/// What the backup says of a node is older than what the node wrote: nobody's watch tells of it, and its version is one that
+/// was passed long ago.
+#[test]
+fn annotations_that_a_restored_backup_lacks_are_written_again_and_nothing_is_lost() -> Result<()> {
+    in_kubernetes_lab(|lab| {
+        let mut kube = Kube::start(lab)?;
+        kube.join(lab, FastPath::All)?;
+        let node = kube.machine(lab)?;
+        kube.etcd.back_up()?;
+        let agent = node.agent_in_kubernetes(&kube.access, FastPath::All.into())?;
+        let pods = vec![node.pod("pod1")?];
+        kube.members.push(Member { pods, agent, node });
+        kube.await_reachable(&[])?;
+        let name = kube.members[1].node.name();
+        let good = kube.annotations(&name)?;
+        let traffic = Paced::usual(&kube.members[0].pod()?, &kube.members[1].pod()?)?;
+        kube.api.stop()?;
+        kube.etcd.stop()?;
+        kube.etcd.restore()?;
+        kube.etcd.start()?;
+        kube.api.start()?;
+        eventually(CONVERGENCE, "its annotations are back", || {
+            let now = kube.annotations(&name)?;
+            ensure!(now == good, "{now:?}");
+            Ok(())
+        })?;
+        await_log(&kube.members[1].agent, "restored from a backup")?;
+        kube.await_reachable(&[])?;
+        traffic.stop()?.check_lossless()
+    })
+}
+
 /// A Node as stock flannel annotates it, of which there is no machine.
 pub(crate) fn stock_object(name: &str, number: u8) -> Value {
     json!({

@@ -34,7 +34,7 @@ struct Kube {
     access: KubernetesAccess,
     token: String,
     api: ApiServer,
-    _etcd: Etcd,
+    etcd: Etcd,
 }
 
 impl Kube {
@@ -47,7 +47,7 @@ impl Kube {
         let net_config = lab.dir().join("net-conf.json");
         fs::write(&net_config, manifest::config_file("net-conf.json")?)?;
         let access = KubernetesAccess { kubeconfig: api.kubeconfig(ACCOUNT, &token)?, net_config };
-        Ok(Self { members: Vec::new(), access, token, api, _etcd: etcd })
+        Ok(Self { members: Vec::new(), access, token, api, etcd })
     }
 
     /// Waits until `node` says that it has a network.

@@ -50,7 +50,7 @@ impl LeaseSource for KubeWatch {
 async fn run(mut nodes: Nodes, mut leases: NodeLeases, sender: mpsc::Sender<LeaseEvent>) {
     loop {
         let event = match nodes.next().await {
-            NodeEvent::All(all) => Some(leases.all(&all)),
+            NodeEvent::All(all) | NodeEvent::Anew(all) => Some(leases.all(&all)),
             NodeEvent::Put(node) => leases.put(&node),
             NodeEvent::Deleted(node) => leases.deleted(&node),
         };

@@ -35,6 +35,9 @@ const SHORT: Duration = Duration::from_secs(2);
 pub(super) enum NodeEvent {
     /// All there are: what is absent is gone.
     All(Vec<NodeRecord>),
+    /// The same, as the server's store has them after an interruption: it may have been restored from a backup, and what was
+    /// known before may be newer than what holds now.
+    Anew(Vec<NodeRecord>),
     /// One that is new or changed.
     Put(NodeRecord),
     /// One that is gone.
@@ -129,6 +132,11 @@ impl NodeWatcher {
                             "the API server cannot resume the watch: reading everything again"
                         );
                     } else {
+                        if self.fields.is_some() {
+                            // One node costs little, and a store that was restored may have passed the version we know.
+                            self.version = None;
+                            self.freshness = Freshness::Latest;
+                        }
                         self.api.trouble().has(self.what, &error);
                         if self.said.is_news(&error) {
                             warn!(
@@ -157,7 +165,11 @@ impl NodeWatcher {
             None => {
                 let listed = self.api.list(self.what, self.fields.as_deref(), self.freshness).await?;
                 debug!(what = self.what, nodes = listed.nodes.len(), version = listed.version, "listed");
-                self.send(NodeEvent::All(listed.nodes)).await?;
+                self.send(match self.freshness {
+                    Freshness::Cached => NodeEvent::All(listed.nodes),
+                    Freshness::Latest => NodeEvent::Anew(listed.nodes),
+                })
+                .await?;
                 self.at(&listed.version);
                 listed.version
             }

@@ -101,7 +101,9 @@ fn refused(code: u16, message: &str) -> Value {
 
 fn names(followed: &NodeEvent) -> String {
     match followed {
-        NodeEvent::All(all) => format!("={}", all.iter().map(NodeRecord::name).collect::<Vec<_>>().join(" ")),
+        NodeEvent::All(all) | NodeEvent::Anew(all) => {
+            format!("={}", all.iter().map(NodeRecord::name).collect::<Vec<_>>().join(" "))
+        }
         NodeEvent::Put(node) => format!("+{}", node.name()),
         NodeEvent::Deleted(node) => format!("-{}", node.name()),
     }
