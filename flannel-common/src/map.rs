@@ -57,6 +57,11 @@ pub const COUNTERS: &str = "counters";
 pub const ASKED_V4: &str = "asked_v4";
 /// As [`ASKED_V4`], of IPv6 flows.
 pub const ASKED_V6: &str = "asked_v6";
+/// Ring buffer of [`crate::layout::Flow`]: the IPv4 flows that skipped the stack and were broken off. Connection tracking,
+/// which has not seen how far they had come, does not believe a reset of them. Not pinned, as [`ASKED_V4`].
+pub const BROKEN_OFF_V4: &str = "broken_off_v4";
+/// As [`BROKEN_OFF_V4`], of IPv6 flows.
+pub const BROKEN_OFF_V6: &str = "broken_off_v6";
 /// Of the traced programs alone, not pinned: what is wanted. See [`crate::layout::trace`].
 pub const TRACE_FILTER: &str = "trace_filter";
 /// As [`TRACE_FILTER`]: packets at hooks, in the order of each CPU.
@@ -104,6 +109,8 @@ pub const MAX_FLOWS: u32 = 65_536;
 pub const MAX_TRANSLATIONS: u32 = 32_768;
 /// Bytes of `asked_v4` and `asked_v6`: a power of two, and a multiple of any page.
 pub const ASKED_BYTES: u32 = 65_536;
+/// Bytes of `broken_off_v4` and `broken_off_v6`, as of [`ASKED_BYTES`]: room for two thousand flows of IPv4, and one thousand of IPv6.
+pub const BROKEN_OFF_BYTES: u32 = 65_536;
 
 /// Constant of the programs that the agent sets: [`crate::mark::Marks::exempt`].
 pub const SNAT_EXEMPT_MARK_CONSTANT: &str = "SNAT_EXEMPT_MARK";

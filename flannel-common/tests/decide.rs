@@ -239,7 +239,7 @@ proptest! {
         let mut tables = case.tables.clone();
         tables.write_down(&noted);
         match noted {
-            Note::Forget(flow) => {
+            Note::Forget(flow) | Note::BrokenOff(flow) => {
                 prop_assert!(case.tables.flows.contains_key(&flow) && tables.flows.is_empty());
             }
             Note::Permit(flow, permit) => {

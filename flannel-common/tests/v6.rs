@@ -367,7 +367,7 @@ proptest! {
             Note::Moved(address) => {
                 prop_assert!(case.hook == Hook::FromPod && case.tables.v6.pods.contains_key(&address));
             }
-            Note::Forget(flow) => {
+            Note::Forget(flow) | Note::BrokenOff(flow) => {
                 prop_assert!(case.tables.v6.flows.contains_key(&flow) && tables.v6.flows.is_empty());
             }
             Note::Permit(flow, permit) => {

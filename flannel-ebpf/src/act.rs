@@ -150,8 +150,11 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     }
 
     #[inline(always)]
-    fn untranslate(&self, flow: &Flow<F>) {
+    fn untranslate(&self, flow: &Flow<F>, is_broken_off: bool) {
         F::untranslate(flow);
+        if is_broken_off {
+            F::tell_broken_off(flow);
+        }
     }
 
     #[inline(always)]

@@ -21,7 +21,7 @@ use flannel_common::{
         AddressV6, Config, Counter, Exempt, Flow, Forwarder, Hold, Permit, PodPlace, Route, Subnet,
         Translation, Tunnel, Vtep,
     },
-    map::{ASKED_BYTES, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, MAX_TRANSLATIONS},
+    map::{ASKED_BYTES, BROKEN_OFF_BYTES, MAX_EXEMPT, MAX_FLOWS, MAX_PEERS, MAX_PODS, MAX_TRANSLATIONS},
     mark::{self, Marks},
     path::{Carrier, NodeTables, Tables},
     reason::{self, Direction, Reason},
@@ -58,6 +58,9 @@ pub(crate) static TRANSLATIONS_V4: HashMap<
 #[btf_map(name = "asked_v4")]
 pub(crate) static ASKED_V4: RingBuf<Flow<V4>, { ASKED_BYTES as usize }> = RingBuf::new();
 
+#[btf_map(name = "broken_off_v4")]
+pub(crate) static BROKEN_OFF_V4: RingBuf<Flow<V4>, { BROKEN_OFF_BYTES as usize }> = RingBuf::new();
+
 #[btf_map(name = "tunnels_v4")]
 pub(crate) static TUNNELS_V4: HashMap<[u8; 4], Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -89,6 +92,9 @@ pub(crate) static TRANSLATIONS_V6: HashMap<
 
 #[btf_map(name = "asked_v6")]
 pub(crate) static ASKED_V6: RingBuf<Flow<V6>, { ASKED_BYTES as usize }> = RingBuf::new();
+
+#[btf_map(name = "broken_off_v6")]
+pub(crate) static BROKEN_OFF_V6: RingBuf<Flow<V6>, { BROKEN_OFF_BYTES as usize }> = RingBuf::new();
 
 #[btf_map(name = "tunnels_v6")]
 pub(crate) static TUNNELS_V6: HashMap<AddressV6, Tunnel, { MAX_PEERS as usize }, NO_PREALLOC> =

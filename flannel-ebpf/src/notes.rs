@@ -7,8 +7,8 @@ use flannel_common::{
 };
 
 use crate::maps::{
-    self, ASKED_V4, ASKED_V6, FLOWS_V4, FLOWS_V6, PODS_V4, PODS_V6, TRANSLATIONS_V4, TRANSLATIONS_V6,
-    TUNNELS_V4, TUNNELS_V6,
+    self, ASKED_V4, ASKED_V6, BROKEN_OFF_V4, BROKEN_OFF_V6, FLOWS_V4, FLOWS_V6, PODS_V4, PODS_V6,
+    TRANSLATIONS_V4, TRANSLATIONS_V6, TUNNELS_V4, TUNNELS_V6,
 };
 
 /// `BPF_RB_NO_WAKEUP` (include/uapi/linux/bpf.h): the agent looks by itself.
@@ -22,6 +22,10 @@ pub(crate) trait Noted: Family {
 
     /// Forgets how a flow is translated, and that it was accepted.
     fn untranslate(flow: &Flow<Self>);
+
+    /// Tells the agent, and wakes it, that a flow was broken off. Where there is no room, the connection is over for connection
+    /// tracking ten seconds later.
+    fn tell_broken_off(flow: &Flow<Self>);
 
     /// Writes down what is noted about the tunnel to a node, as a whole. A write that fails leaves the node to the kernel
     /// path.
@@ -42,6 +46,11 @@ impl Noted for V4 {
                 Ok(())
             }
             Note::Forget(flow) | Note::Changed(flow) => FLOWS_V4.remove(flow),
+            Note::BrokenOff(flow) => {
+                let _ = FLOWS_V4.remove(flow);
+                Self::tell_broken_off(flow);
+                Ok(())
+            }
             // A copy, which stands where it is aligned: within the note it would not.
             Note::Moved(address) => PODS_V4.remove(*address),
             Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
@@ -52,6 +61,11 @@ impl Noted for V4 {
     fn untranslate(flow: &Flow<Self>) {
         let _ = TRANSLATIONS_V4.remove(flow);
         let _ = FLOWS_V4.remove(flow);
+    }
+
+    #[inline(always)]
+    fn tell_broken_off(flow: &Flow<Self>) {
+        let _ = BROKEN_OFF_V4.output(flow, 0);
     }
 
     #[inline(always)]
@@ -74,6 +88,11 @@ impl Noted for V6 {
                 Ok(())
             }
             Note::Forget(flow) | Note::Changed(flow) => FLOWS_V6.remove(flow),
+            Note::BrokenOff(flow) => {
+                let _ = FLOWS_V6.remove(flow);
+                Self::tell_broken_off(flow);
+                Ok(())
+            }
             Note::Moved(address) => PODS_V6.remove(address),
             Note::Forwards { ifindex, seen } => maps::write_down_forwarder(*ifindex, *seen),
         };
@@ -83,6 +102,11 @@ impl Noted for V6 {
     fn untranslate(flow: &Flow<Self>) {
         let _ = TRANSLATIONS_V6.remove(flow);
         let _ = FLOWS_V6.remove(flow);
+    }
+
+    #[inline(always)]
+    fn tell_broken_off(flow: &Flow<Self>) {
+        let _ = BROKEN_OFF_V6.output(flow, 0);
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use flannel_common::layout::FastPath;
 use tokio::{select, sync::watch};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::load::Loaded;
@@ -74,15 +75,20 @@ pub(super) fn keep_translations(
             let started = programs
                 .asked()
                 .map_err(anyhow::Error::from)
-                .and_then(|asked| Ok(Translator::start(asked, pins, &shares)?));
+                .and_then(|asked| Ok(Translator::start(asked, programs.broken_off()?, pins, &shares)?));
             started.inspect_err(|error| warn!(%error, "flows to Services stay on the kernel path")).ok()
         }
         _ => None,
     };
+    // A task of its own: a flow that ends must not wait for what the rest of the agent does.
+    let task = translator.map(|translator| AbortOnDropHandle::new(tokio::spawn(translator.run())));
     async {
-        match translator {
-            Some(translator) => translator.run().await,
-            None => std::future::pending().await,
+        if let Some(task) = task {
+            match task.await {
+                Ok(never) => match never {},
+                Err(error) => warn!(%error, "flows to Services stay on the kernel path"),
+            }
         }
+        std::future::pending().await
     }
 }

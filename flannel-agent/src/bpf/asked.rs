@@ -1,6 +1,6 @@
-//! Flows about which the programs ask the agent how netfilter translates them.
+//! Flows of which the programs tell the agent: about which they ask how netfilter translates them, and which are broken off.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use aya::{
     Ebpf,
@@ -10,9 +10,9 @@ use bytemuck::{CheckedBitPattern, checked};
 use flannel_common::{
     family::{V4, V6},
     layout::Flow,
-    map::{ASKED_V4, ASKED_V6},
+    map::{ASKED_V4, ASKED_V6, BROKEN_OFF_V4, BROKEN_OFF_V6},
 };
-use tokio::time::sleep;
+use tokio::{io::unix::AsyncFd, select, time::sleep};
 
 use super::LoadError;
 
@@ -28,9 +28,9 @@ pub struct Asked {
     v6: RingBuf<MapData>,
 }
 
-/// Some of it, of one family.
+/// Some flows of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AskedFlows {
+pub enum ToldFlows {
     /// Of IPv4.
     V4(Vec<Flow<V4>>),
     /// Of IPv6.
@@ -40,30 +40,78 @@ pub enum AskedFlows {
 impl Asked {
     /// Takes the questions out of the loaded programs.
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        let mut take = |name: &'static str| -> Result<_, LoadError> {
-            let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
-            Ok(RingBuf::try_from(map)?)
-        };
-        Ok(Self { v4: take(ASKED_V4)?, v6: take(ASKED_V6)? })
+        Ok(Self { v4: take(ebpf, ASKED_V4)?, v6: take(ebpf, ASKED_V6)? })
     }
 
     /// Waits for questions. Cancel safe.
     ///
     /// They lie in memory, and looking there costs nothing. To be woken for each would cost the programs more than the
     /// pause costs a flow that lasts.
-    pub async fn next(&mut self) -> AskedFlows {
+    pub async fn next(&mut self) -> ToldFlows {
         loop {
             let flows = read(&mut self.v4);
             if !flows.is_empty() {
-                return AskedFlows::V4(flows);
+                return ToldFlows::V4(flows);
             }
             let flows = read(&mut self.v6);
             if !flows.is_empty() {
-                return AskedFlows::V6(flows);
+                return ToldFlows::V6(flows);
             }
             sleep(PAUSE).await;
         }
     }
+}
+
+/// The flows that are broken off while they are fast. A client may begin anew from the same port at once, so the programs wake
+/// who waits.
+pub struct BrokenOff {
+    v4: AsyncFd<RingBuf<MapData>>,
+    v6: AsyncFd<RingBuf<MapData>>,
+}
+
+impl BrokenOff {
+    /// Takes them out of the loaded programs. Needs a Tokio runtime.
+    #[expect(
+        deprecated,
+        reason = "a ring keeps its one file open for as long as it lives; the other way is unsafe"
+    )]
+    pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let mut waited_for =
+            |name| -> Result<_, LoadError> { AsyncFd::new(take(ebpf, name)?).map_err(LoadError::Wait) };
+        Ok(Self { v4: waited_for(BROKEN_OFF_V4)?, v6: waited_for(BROKEN_OFF_V6)? })
+    }
+
+    /// Waits for some. Cancel safe.
+    ///
+    /// # Errors
+    /// The kernel does not let the agent wait.
+    pub async fn next(&mut self) -> Result<ToldFlows, io::Error> {
+        loop {
+            select! {
+                ready = self.v4.readable_mut() => {
+                    let mut ready = ready?;
+                    let flows = read(ready.get_inner_mut());
+                    if !flows.is_empty() {
+                        return Ok(ToldFlows::V4(flows));
+                    }
+                    ready.clear_ready();
+                }
+                ready = self.v6.readable_mut() => {
+                    let mut ready = ready?;
+                    let flows = read(ready.get_inner_mut());
+                    if !flows.is_empty() {
+                        return Ok(ToldFlows::V6(flows));
+                    }
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    Ok(RingBuf::try_from(map)?)
 }
 
 fn read<T: CheckedBitPattern>(ring: &mut RingBuf<MapData>) -> Vec<T> {

@@ -20,6 +20,9 @@ pub enum LoadError {
     /// The object lacks a program: it was built from other sources.
     #[error("the object has no program {0}: rebuild it with `cargo xtask build-ebpf`")]
     Missing(&'static str),
+    /// The agent cannot wait for what the programs tell: it has no more file descriptors, as a rule.
+    #[error("cannot wait for what the programs tell: {0}")]
+    Wait(#[source] io::Error),
     /// The verifier, or the lack of a privilege.
     #[error("the kernel refused program {program}: {}", chain(.error))]
     Program {

@@ -15,8 +15,8 @@ use flannel_common::{
 use tracing::{info, warn};
 
 use super::{
-    Asked, Attachment, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins, TcAttach,
-    TraceError, error::chain, log, tables, traced,
+    Asked, Attachment, BrokenOff, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins,
+    TcAttach, TraceError, error::chain, log, tables, traced,
 };
 
 /// The loaded programs.
@@ -162,6 +162,14 @@ impl Programs {
     /// When it was taken already, or its memory cannot be mapped.
     pub fn asked(&mut self) -> Result<Asked, LoadError> {
         Asked::of(&mut self.ebpf)
+    }
+
+    /// The flows that are broken off while they are fast; once. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// As of [`Self::asked`], or there is no way to wait for them.
+    pub fn broken_off(&mut self) -> Result<BrokenOff, LoadError> {
+        BrokenOff::of(&mut self.ebpf)
     }
 
     /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at

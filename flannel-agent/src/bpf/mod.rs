@@ -28,7 +28,7 @@ mod tables;
 mod trace_maps;
 mod traced;
 
-pub use asked::{Asked, AskedFlows};
+pub use asked::{Asked, BrokenOff, ToldFlows};
 pub use attach::{AttachError, HookError, detach_all, remove_all};
 pub use attached::{AttachedProgram, attached};
 pub use attachment::{Attachment, TcAttach};

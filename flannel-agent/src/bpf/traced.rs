@@ -16,7 +16,10 @@ use aya::{
     maps::{Map, MapData, MapInfo},
 };
 use flannel_common::{
-    map::{ASKED_V4, ASKED_V6, PINNED_MAPS, TRACE_FILTER, TRACE_RING, TRACE_STATE, TRACE_SUMS},
+    map::{
+        ASKED_V4, ASKED_V6, BROKEN_OFF_V4, BROKEN_OFF_V6, PINNED_MAPS, TRACE_FILTER, TRACE_RING, TRACE_STATE,
+        TRACE_SUMS,
+    },
     mark::Marks,
     path::{Carrier, Hook},
 };
@@ -33,7 +36,7 @@ use super::{
 const LOG_MAP: &str = "AYA_LOGS";
 
 /// The rings that the agent reads from the programs it has loaded, which nobody else finds.
-const READ_MAPS: [&str; 3] = [ASKED_V4, ASKED_V6, LOG_MAP];
+const READ_MAPS: [&str; 5] = [ASKED_V4, ASKED_V6, BROKEN_OFF_V4, BROKEN_OFF_V6, LOG_MAP];
 
 /// The programs are loaded once at a time: meanwhile the rings are pinned.
 static LOADING: Mutex<()> = Mutex::new(());

@@ -36,7 +36,7 @@ pub mod xfrm;
 
 pub use address::Address;
 pub use connection::Netlink;
-pub use conntrack::{Conntrack, ConntrackEnds, ConntrackEntry, ConntrackStatus, ConntrackTuple};
+pub use conntrack::{Conntrack, ConntrackEnds, ConntrackEntry, ConntrackStatus, ConntrackTuple, TcpState};
 pub use error::{KernelError, NetlinkError};
 pub use interface_address::InterfaceAddress;
 pub use ipsec::{IpsecPolicies, IpsecPolicy};

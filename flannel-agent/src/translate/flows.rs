@@ -1,4 +1,5 @@
-//! The translated flows of one family: what is known of them here, and what stands in the maps.
+//! The translated flows of one family: what is known of them here, and what stands in the maps. What becomes of those
+//! that are broken off, translated or not, is in [`super::broken_off`].
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use flannel_common::layout::{Flow, Translation};
 use ipnetwork::IpNetwork;
 use tracing::debug;
 
-use super::{TranslateError, judge};
+use super::{TranslateError, broken_off::BrokenOffFlows, judge};
 use crate::{
     bpf::{Pins, TranslationTables, TrieFamily},
     netlink::{Conntrack, ConntrackTuple},
@@ -18,7 +19,7 @@ use crate::{
 
 /// The translated flows of a family.
 pub(super) struct TranslatedFlows<F: TrieFamily> {
-    tables: TranslationTables<F>,
+    pub(super) tables: TranslationTables<F>,
     /// The cluster's network, and this node's subnet of it.
     share: (IpNetwork, IpNetwork),
     /// As their pods know them.
@@ -26,6 +27,8 @@ pub(super) struct TranslatedFlows<F: TrieFamily> {
     by_id: BTreeMap<u32, Flow<F>>,
     /// Where the next look begins.
     looked_to: Option<Flow<F>>,
+    /// Connections that were broken off, translated or not.
+    pub(super) broken_off: BrokenOffFlows<F>,
 }
 
 impl<F: TrieFamily> TranslatedFlows<F> {
@@ -42,7 +45,7 @@ impl<F: TrieFamily> TranslatedFlows<F> {
             tables.translations.remove(flow)?;
         }
         let by_id = known.iter().map(|(flow, translation)| (translation.id, *flow)).collect();
-        Ok(Self { tables, share, known, by_id, looked_to: None })
+        Ok(Self { tables, share, known, by_id, looked_to: None, broken_off: BrokenOffFlows::default() })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -134,7 +137,8 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         Ok(())
     }
 
-    fn forget(&mut self, flow: &Flow<F>) -> Result<(), TranslateError> {
+    /// Forgets how `flow` is translated, if it is.
+    pub(super) fn forget(&mut self, flow: &Flow<F>) -> Result<(), TranslateError> {
         if let Some(translation) = self.known.remove(flow) {
             self.by_id.remove(&translation.id);
             self.tables.translations.remove(flow)?;
@@ -146,7 +150,7 @@ impl<F: TrieFamily> TranslatedFlows<F> {
 }
 
 /// The flow as its pod begins it.
-fn tuple<F: TrieFamily>(flow: &Flow<F>) -> ConntrackTuple {
+pub(super) fn tuple<F: TrieFamily>(flow: &Flow<F>) -> ConntrackTuple {
     let end = |address: IpAddr, port| SocketAddr::new(address, port);
     ConntrackTuple {
         protocol: flow.protocol,

@@ -58,9 +58,12 @@ pub(super) fn backend(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use flannel_common::layout::FlowProtocol;
 
     use super::*;
+    use crate::netlink::TcpState;
 
     fn tuple(source: &str, destination: &str) -> ConntrackTuple {
         let protocol = FlowProtocol::Tcp;
@@ -79,6 +82,8 @@ mod tests {
             original: asked,
             reply: tuple("10.244.2.3:8080", "10.244.1.2:40000"),
             status: ConntrackStatus(status),
+            tcp: Some(TcpState::Established),
+            left: Duration::from_secs(300),
         };
         edit(&mut entry);
         let share = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());

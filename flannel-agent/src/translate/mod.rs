@@ -3,29 +3,31 @@
 //! ```text
 //! to_pod ─ asked ─▶ Translator ─ which entry? ─▶ connection tracking
 //!                       └─ translations ─▶ from_pod, from_underlay, to_overlay
+//! any program ─ broken_off ─▶ Translator ─ close it ─▶ connection tracking
 //! ```
 //!
 //! The programs ask about a flow once it has lasted for a while. What is found is bound to the very entry of connection
 //! tracking: when that goes, by a notice of the kernel or by what is found in turn, the flow goes back to the kernel path.
 
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, io, time::Duration};
 
 use flannel_common::family::{V4, V6};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use tokio::{
     select,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{Asked, AskedFlows, MapFault, Pins},
+    bpf::{Asked, BrokenOff, MapFault, Pins, ToldFlows},
     netlink::{Conntrack, ConntrackEnds, NetlinkError},
     telemetry::LastMessage,
     values::Family,
 };
 
+mod broken_off;
 mod flows;
 mod judge;
 
@@ -37,7 +39,9 @@ const LOOK: Duration = Duration::from_millis(250);
 const LOOKED_AT: usize = 256;
 /// So many flows are asked about in a [`LOOK`] at most; the others are asked about again if they last.
 const ANSWERED: usize = 1_000;
-/// How long notices are left to come together, where many entries go.
+/// How often connections are looked at that were closed.
+const REOPEN: Duration = Duration::from_secs(1);
+/// How long notices are left to come together, where there are many.
 const GATHERED: Duration = Duration::from_millis(2);
 
 /// What keeps translations.
@@ -49,11 +53,15 @@ pub enum TranslateError {
     /// A map cannot be read or written.
     #[error(transparent)]
     Map(#[from] MapFault),
+    /// Nobody tells of flows that are broken off.
+    #[error("cannot wait for flows that are broken off: {0}")]
+    BrokenOff(#[source] io::Error),
 }
 
 /// Finds out how flows are translated, for the programs.
 pub struct Translator {
     asked: Asked,
+    broken_off: BrokenOff,
     conntrack: Conntrack,
     v4: Option<TranslatedFlows<V4>>,
     v6: Option<TranslatedFlows<V6>>,
@@ -62,19 +70,21 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// For the programs that ask by `asked` and whose maps are pinned at `pins`, in the networks of `shares` with this
-    /// node's subnets of them. What an earlier agent has found is gone over at once.
+    /// For the programs that ask by `asked` and tell of flows that are `broken_off`, and whose maps are pinned at `pins`, in the
+    /// networks of `shares` with this node's subnets of them. What an earlier agent has found is gone over at once.
     ///
     /// # Errors
     /// When connection tracking cannot be asked, or a map not be opened.
     pub fn start(
         asked: Asked,
+        broken_off: BrokenOff,
         pins: &Pins,
         shares: &BTreeMap<Family, (IpNetwork, IpNetwork)>,
     ) -> Result<Self, TranslateError> {
         let (v4, v6) = (shares.get(&Family::V4), shares.get(&Family::V6));
         Ok(Self {
             asked,
+            broken_off,
             conntrack: Conntrack::open()?,
             v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             v6: v6.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
@@ -87,8 +97,11 @@ impl Translator {
     pub async fn run(mut self) -> Infallible {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reopens = interval(REOPEN);
+        reopens.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Only while there is something to lose: where nobody listens, an entry that goes costs nobody anything.
         let mut ends = None;
+        let mut gathered = Instant::now();
         loop {
             if self.is_empty() {
                 ends = None;
@@ -97,20 +110,24 @@ impl Translator {
             }
             let told = async {
                 match &mut ends {
-                    Some(ends) => ends.next().await,
+                    Some(ends) => {
+                        sleep_until(gathered).await;
+                        ends.next().await
+                    }
                     None => std::future::pending().await,
                 }
             };
             let result = select! {
                 asked = self.asked.next() => self.answer(asked),
+                told = self.broken_off.next() => self.break_off(told).await,
                 told = told => {
-                    let done = self.ended(told);
-                    tokio::time::sleep(GATHERED).await;
-                    done
+                    gathered = Instant::now() + GATHERED;
+                    self.ended(told)
                 }
+                _ = reopens.tick() => self.reopen(),
                 _ = looks.tick() => {
                     self.answered = 0;
-                    self.look(LOOKED_AT)
+                    self.look(LOOKED_AT).and_then(|()| self.close_awaited())
                 }
             };
             self.say(result);
@@ -133,14 +150,43 @@ impl Translator {
         }
     }
 
-    fn answer(&mut self, asked: AskedFlows) -> Result<(), TranslateError> {
+    /// Closes connections that were broken off.
+    async fn break_off(&mut self, told: io::Result<ToldFlows>) -> Result<(), TranslateError> {
+        let told = match told {
+            Ok(told) => told,
+            Err(error) => {
+                sleep(LOOK).await;
+                return Err(TranslateError::BrokenOff(error));
+            }
+        };
+        let conntrack = &mut self.conntrack;
+        let is_awaited = match (told, &mut self.v4, &mut self.v6) {
+            (ToldFlows::V4(flows), Some(v4), _) => v4.break_off(&flows, conntrack)?,
+            (ToldFlows::V6(flows), _, Some(v6)) => v6.break_off(&flows, conntrack)?,
+            _ => false,
+        };
+        if is_awaited {
+            // A program may tell of a packet before it meets connection tracking.
+            sleep(GATHERED).await;
+            self.close_awaited()?;
+        }
+        Ok(())
+    }
+
+    fn close_awaited(&mut self) -> Result<(), TranslateError> {
+        let conntrack = &mut self.conntrack;
+        self.v4.as_mut().map_or(Ok(()), |v4| v4.close_awaited(conntrack))?;
+        self.v6.as_mut().map_or(Ok(()), |v6| v6.close_awaited(conntrack))
+    }
+
+    fn answer(&mut self, asked: ToldFlows) -> Result<(), TranslateError> {
         let left = ANSWERED.saturating_sub(self.answered);
         let conntrack = &mut self.conntrack;
         let (count, result) = match (asked, &mut self.v4, &mut self.v6) {
-            (AskedFlows::V4(flows), Some(v4), _) => {
+            (ToldFlows::V4(flows), Some(v4), _) => {
                 (flows.len(), flows.iter().take(left).try_for_each(|flow| v4.learn(flow, conntrack)))
             }
-            (AskedFlows::V6(flows), _, Some(v6)) => {
+            (ToldFlows::V6(flows), _, Some(v6)) => {
                 (flows.len(), flows.iter().take(left).try_for_each(|flow| v6.learn(flow, conntrack)))
             }
             _ => (0, Ok(())),
@@ -168,6 +214,12 @@ impl Translator {
         let conntrack = &mut self.conntrack;
         self.v4.as_mut().map_or(Ok(()), |v4| v4.look(most, conntrack))?;
         self.v6.as_mut().map_or(Ok(()), |v6| v6.look(most, conntrack))
+    }
+
+    fn reopen(&mut self) -> Result<(), TranslateError> {
+        let conntrack = &mut self.conntrack;
+        self.v4.as_mut().map_or(Ok(()), |v4| v4.reopen(conntrack))?;
+        self.v6.as_mut().map_or(Ok(()), |v6| v6.reopen(conntrack))
     }
 
     fn say(&mut self, result: Result<(), TranslateError>) {

@@ -212,7 +212,7 @@ macro_rules! act {
                 self.$note.set(Some(*note));
             }
 
-            fn untranslate(&self, flow: &Flow<$family>) {
+            fn untranslate(&self, flow: &Flow<$family>, _is_broken_off: bool) {
                 self.$note.set(Some(Note::Untranslate(*flow)));
             }
 

@@ -55,6 +55,9 @@ pub enum Note<F: Family> {
     Permit(Flow<F>, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
     Forget(Flow<F>),
+    /// It skipped the stack, and is broken off: delete it, and tell the agent. Connection tracking, which has not seen how far
+    /// it has come, does not believe a reset of it, and would take a new connection between the same ports for this one.
+    BrokenOff(Flow<F>),
     /// Netfilter has accepted it, but its packets do not leave the kernel's path as they came ([`trail`]): delete it.
     Changed(Flow<F>),
     /// Netfilter has accepted it, but translates it: put this, by which it is known again.
@@ -80,7 +83,7 @@ impl<F: Family> Note<F> {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Permit(..) => Reason::FlowLearned,
-            Self::Forget(_) | Self::Untranslate(_) => Reason::FlowForgotten,
+            Self::Forget(_) | Self::BrokenOff(_) | Self::Untranslate(_) => Reason::FlowForgotten,
             Self::Candidate(..) => Reason::FlowTranslated,
             Self::Ask(..) => Reason::FlowAsked,
             Self::Changed(_) => Reason::FlowChanged,
@@ -290,7 +293,12 @@ fn look<F: Family, P: Act<F>>(
         matches!(way, Direction::Egress) && host_mark::is_heeded(arrival, marks, config.heeded);
     if (arrival.mark & marks.flow == 0) | left_to_kernel || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
-            act::noted(packet, way, &Note::Forget(flow), size);
+            // Of what was never fast connection tracking has seen each packet. One that has come in elsewhere may be
+            // anybody's.
+            let was_fast = known.egress != 0 && known.ingress != 0;
+            let is_broken_off = transport.breaks_off() && was_fast && trail::is_ours(arrival.tc_index);
+            let note = if is_broken_off { Note::BrokenOff(flow) } else { Note::Forget(flow) };
+            act::noted(packet, way, &note, size);
         }
     } else if trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip)) {
         act::noted(packet, way, &Note::Changed(flow), size);

@@ -50,8 +50,8 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
     )
     .and_then(|done| done);
-    translated::ended(&packet, tables, &verdict, |flow| {
-        packet.untranslate(flow);
+    translated::ended(&packet, tables, &verdict, |flow, is_broken_off| {
+        packet.untranslate(flow, is_broken_off);
         packet.count(Direction::Egress, Reason::FlowForgotten, size);
     });
     flow::begin_trail::<F, P>(packet, tables, Direction::Egress, &verdict, || Some(ETHERNET_LEN));

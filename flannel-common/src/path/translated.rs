@@ -86,13 +86,13 @@ pub(super) fn ask<F: Family>(
 }
 
 /// Writes down that a packet of a pod, which the kernel path takes, begins or ends a connection whose translation is known:
-/// `then` gets the flow.
+/// `then` gets the flow, and whether it is broken off.
 #[inline(always)]
 pub(super) fn ended<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
     verdict: &Result<impl Sized, Reason>,
-    then: impl FnOnce(&Flow<F>) -> R,
+    then: impl FnOnce(&Flow<F>, bool) -> R,
 ) -> Option<R> {
     if !matches!(verdict, Err(Reason::FlowControl | Reason::NoRoute | Reason::Ttl)) {
         return None;
@@ -108,5 +108,5 @@ pub(super) fn ended<F: Family, R>(
     }
     let flow = transport.flow::<F>(Direction::Egress, &ip);
     tables.translation(&flow)?;
-    Some(then(&flow))
+    Some(then(&flow, transport.breaks_off()))
 }

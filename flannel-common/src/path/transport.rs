@@ -80,6 +80,12 @@ impl Transport {
         self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
+    /// Whether one side gives the TCP connection up at once, or has lost it, and begins anew: then the other side has it reset.
+    #[inline(always)]
+    pub(super) const fn breaks_off(&self) -> bool {
+        self.flags & (TCP_SYN | TCP_RST) != 0
+    }
+
     /// The pod's port and the other end's, of a packet that travels `way`.
     #[inline(always)]
     const fn ports(&self, way: Direction) -> (u16, u16) {

@@ -195,7 +195,7 @@ fn write_down<F: Family>(
         Note::Permit(flow, permit) | Note::Candidate(flow, permit) | Note::Ask(flow, permit) => {
             flows.insert(*flow, *permit);
         }
-        Note::Forget(flow) | Note::Changed(flow) => {
+        Note::Forget(flow) | Note::BrokenOff(flow) | Note::Changed(flow) => {
             flows.remove(flow);
         }
         Note::Untranslate(flow) => {

@@ -35,6 +35,15 @@ const TCP: [Timeout; 3] = [
     ("netfilter/nf_conntrack_tcp_timeout_max_retrans", Duration::from_secs(300)),
 ];
 
+/// How long a TCP connection is kept after a reset.
+const AFTER_RESET: Timeout = ("netfilter/nf_conntrack_tcp_timeout_close", Duration::from_secs(10));
+
+/// Whether a connection that is kept for so long if nothing more comes may have been reset just now.
+pub fn may_be_reset(left: Duration) -> bool {
+    // The file is read only where somebody has set it.
+    left <= AFTER_RESET.1 || left <= read(&sysctl::NET, &AFTER_RESET)
+}
+
 /// How long acceptance holds now, where an operator has `asked` for so much at most. The settings come with the module:
 /// until then those of the kernel count.
 pub fn refresh(asked: Duration) -> FlowRefresh {
@@ -42,14 +51,17 @@ pub fn refresh(asked: Duration) -> FlowRefresh {
 }
 
 fn refresh_by(settings: &Settings<'_>, asked: Duration) -> FlowRefresh {
-    let read = |(name, usual): &Timeout| match settings.read(name).ok().and_then(|text| text.parse().ok()) {
-        Some(seconds) => Duration::from_secs(seconds),
-        None => *usual,
-    };
     let within = |timeouts: &[Timeout]| {
-        timeouts.iter().map(read).fold(asked, |least, timeout| least.min(timeout / PART))
+        timeouts.iter().map(|it| read(settings, it)).fold(asked, |least, timeout| least.min(timeout / PART))
     };
     FlowRefresh { tcp: within(&TCP), udp: within(&UDP) }
+}
+
+fn read(settings: &Settings<'_>, (name, usual): &Timeout) -> Duration {
+    match settings.read(name).ok().and_then(|text| text.parse().ok()) {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => *usual,
+    }
 }
 
 /// Tells `refreshes` how long acceptance holds whenever the settings say something else. Never returns.

@@ -1,6 +1,9 @@
 //! What connection tracking knows of one connection.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use flannel_common::layout::FlowProtocol;
 
@@ -11,8 +14,14 @@ use crate::netlink::raw::{HEADER, attributes};
 pub(super) const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 pub(super) const STATUS: u16 = 3;
+pub(super) const PROTOCOL_STATE: u16 = 4;
 const HELP: u16 = 5;
+pub(super) const TIMEOUT: u16 = 7;
 const ID: u16 = 12;
+/// Attributes of what a protocol knows of it (`enum ctattr_protoinfo`), and of TCP's part of that
+/// (`enum ctattr_protoinfo_tcp`).
+pub(super) const OF_TCP: u16 = 1;
+pub(super) const TCP_STATE: u16 = 1;
 /// Attributes of a tuple (`enum ctattr_tuple`), of its addresses (`enum ctattr_ip`) and ports (`enum ctattr_l4proto`).
 pub(super) const TUPLE_IP: u16 = 1;
 pub(super) const TUPLE_PORTS: u16 = 2;
@@ -61,6 +70,16 @@ impl ConntrackStatus {
     }
 }
 
+/// How far a TCP connection is (include/uapi/linux/netfilter/nf_conntrack_tcp.h, `enum tcp_conntrack`), as far as it matters here.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// Both ends have sent a SYN and got an answer.
+    Established = 3,
+    /// One end has reset it: its next SYN begins a connection of its own.
+    Closed = 8,
+}
+
 /// An entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConntrackEntry {
@@ -72,12 +91,16 @@ pub struct ConntrackEntry {
     pub reply: ConntrackTuple,
     /// What became of it.
     pub status: ConntrackStatus,
+    /// How far its connection is; `None` for another state than those, and of UDP.
+    pub tcp: Option<TcpState>,
+    /// For how long it is kept if nothing more comes, in whole seconds.
+    pub left: Duration,
 }
 
 /// The entry in a message of the kernel's; `None` for one of another protocol.
 pub(super) fn read(message: &[u8]) -> Option<ConntrackEntry> {
     let (mut original, mut reply, mut status, mut id) = (None, None, None, None);
-    let mut helped = 0;
+    let (mut helped, mut tcp, mut left) = (0, None, Duration::ZERO);
     for (kind, value) in attributes(message.get(HEADER + GENERIC..)?) {
         match kind {
             TUPLE_ORIGINAL => original = tuple(value),
@@ -85,17 +108,25 @@ pub(super) fn read(message: &[u8]) -> Option<ConntrackEntry> {
             STATUS => status = big_endian(value),
             HELP => helped = ConntrackStatus::HELPED.0,
             ID => id = big_endian(value),
+            TIMEOUT => left = Duration::from_secs(big_endian(value)?.into()),
+            PROTOCOL_STATE => tcp = tcp_state(value),
             _ => {}
         }
     }
     let status = ConntrackStatus(status? | helped);
-    Some(ConntrackEntry { id: id?, original: original?, reply: reply?, status })
+    Some(ConntrackEntry { id: id?, original: original?, reply: reply?, status, tcp, left })
 }
 
 /// The id of the entry in a message of the kernel's.
 pub(super) fn id(message: &[u8]) -> Option<u32> {
     let mut all = attributes(message.get(HEADER + GENERIC..)?);
     all.find_map(|(kind, value)| if kind == ID { big_endian(value) } else { None })
+}
+
+fn tcp_state(state: &[u8]) -> Option<TcpState> {
+    let (_, tcp) = attributes(state).find(|(kind, _)| *kind == OF_TCP)?;
+    let (_, state) = attributes(tcp).find(|(kind, _)| *kind == TCP_STATE)?;
+    [TcpState::Established, TcpState::Closed].into_iter().find(|known| state == [*known as u8])
 }
 
 fn tuple(bytes: &[u8]) -> Option<ConntrackTuple> {

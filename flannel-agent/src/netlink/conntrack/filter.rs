@@ -6,18 +6,10 @@
 use socket2::SockFilter;
 
 use super::{
-    entry::{ConntrackStatus, STATUS},
+    entry::{ConntrackStatus, OF_TCP, PROTOCOL_STATE, STATUS, TCP_STATE, TcpState},
     message::GENERIC,
 };
 use crate::netlink::raw::HEADER;
-
-/// Attributes of an entry, of what its protocol knows of it, and of TCP's part of that
-/// (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
-const PROTOCOL_STATE: u32 = 4;
-const OF_TCP: u32 = 1;
-const TCP_STATE: u32 = 1;
-/// `TCP_CONNTRACK_ESTABLISHED` (include/uapi/linux/netfilter/nf_conntrack_tcp.h).
-const ESTABLISHED: u32 = 3;
 
 /// Where the attributes of a message begin.
 const ATTRIBUTES: u32 = (HEADER + GENERIC) as u32;
@@ -50,18 +42,18 @@ pub(super) const TRANSLATED_AND_CUT_SHORT: [SockFilter; 22] = [
     does(LOAD_WORD_AT_X, VALUE),
     when(IF_ANY_BIT, ConntrackStatus::DESTINATION_TRANSLATED.0, (0, 13)),
     does(LOAD, ATTRIBUTES),
-    does(LOAD_X, PROTOCOL_STATE),
+    does(LOAD_X, PROTOCOL_STATE as u32),
     does(LOAD_AT, FIND),
     when(IF_EQUAL, 0, (10, 0)),
-    does(LOAD_X, OF_TCP),
+    does(LOAD_X, OF_TCP as u32),
     does(LOAD_AT, FIND_WITHIN),
     when(IF_EQUAL, 0, (7, 0)),
-    does(LOAD_X, TCP_STATE),
+    does(LOAD_X, TCP_STATE as u32),
     does(LOAD_AT, FIND_WITHIN),
     when(IF_EQUAL, 0, (4, 0)),
     does(TO_X, 0),
     does(LOAD_BYTE_AT_X, VALUE),
-    when(IF_EQUAL, ESTABLISHED, (1, 0)),
+    when(IF_EQUAL, TcpState::Established as u32, (1, 0)),
     does(ANSWER, 0),
     does(ANSWER, u32::MAX),
 ];

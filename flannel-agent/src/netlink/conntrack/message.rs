@@ -1,18 +1,20 @@
 //! Requests about one entry, as ctnetlink takes them.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use flannel_common::layout::FlowProtocol;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 
 use super::entry::{
-    ConntrackTuple, DESTINATION_PORT, PROTOCOL, SOURCE_PORT, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PORTS,
-    V4_DESTINATION, V4_SOURCE, V6_DESTINATION, V6_SOURCE,
+    ConntrackTuple, DESTINATION_PORT, OF_TCP, PROTOCOL, PROTOCOL_STATE, SOURCE_PORT, TCP_STATE, TIMEOUT,
+    TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PORTS, TcpState, V4_DESTINATION, V4_SOURCE, V6_DESTINATION, V6_SOURCE,
 };
 use crate::netlink::raw::HEADER;
 
 /// Subsystem of connection tracking, in the upper byte of a message's type (include/uapi/linux/netfilter/nfnetlink.h).
 const CTNETLINK: u16 = 1 << 8;
 /// Kinds of its messages (include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum cntl_msg_types`).
+const NEW: u16 = CTNETLINK;
 pub(super) const GET: u16 = CTNETLINK | 1;
 pub(super) const DELETE: u16 = CTNETLINK | 2;
 /// Length of `struct nfgenmsg`, bytes.
@@ -33,6 +35,22 @@ pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple) -> Vec<u8> 
     bytes[0..4].copy_from_slice(&length.to_ne_bytes());
     bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
     bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    bytes
+}
+
+/// A request to give the TCP connection of `tuple` another `state`, and to keep it for so long if nothing more comes, which the
+/// kernel answers in any case. Nothing is made where there is none.
+pub(super) fn change(tuple: &ConntrackTuple, state: TcpState, kept: Option<Duration>) -> Vec<u8> {
+    let mut bytes = request(NEW, NLM_F_REQUEST | NLM_F_ACK, tuple);
+    nest(&mut bytes, PROTOCOL_STATE, |bytes| {
+        nest(bytes, OF_TCP, |bytes| put(bytes, TCP_STATE, &[state as u8]));
+    });
+    if let Some(kept) = kept {
+        let seconds = u32::try_from(kept.as_secs()).unwrap_or(u32::MAX);
+        put(&mut bytes, TIMEOUT, &seconds.to_be_bytes());
+    }
+    let length = bytes.len() as u32;
+    bytes[0..4].copy_from_slice(&length.to_ne_bytes());
     bytes
 }
 

@@ -29,7 +29,7 @@ mod entry;
 mod filter;
 mod message;
 
-pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple};
+pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple, TcpState};
 
 use message::{DELETE, GET};
 
@@ -72,6 +72,24 @@ impl Conntrack {
         match self.ask(&message::request(GET, NLM_F_REQUEST, tuple)) {
             Ok(answer) => Ok(answer.as_deref().and_then(entry::read)),
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the TCP connection one of whose two tuples is `tuple` another `state`, and keeps it for so long if nothing more
+    /// comes. Where there is none, nothing changes.
+    ///
+    /// # Errors
+    /// As those of [`Self::entry`].
+    pub fn change(
+        &mut self,
+        tuple: &ConntrackTuple,
+        state: TcpState,
+        kept: Option<Duration>,
+    ) -> Result<(), NetlinkError> {
+        match self.ask(&message::change(tuple, state, kept)) {
+            Ok(_) => Ok(()),
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -8,8 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use etherparse::TcpHeader;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, recv, setsockopt, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, recv, send,
+    setsockopt, socket,
     sockopt::{Linger, ReuseAddr},
 };
 
@@ -34,13 +36,16 @@ pub struct Dialogue {
     said: u64,
 }
 
-/// Binds, perhaps to what has just been closed: a program that another thread starts at this moment has a copy of each
+/// Binds or connects, perhaps to what has just been closed: a program that another thread starts at this moment has a copy of each
 /// socket until it runs.
 pub(super) fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {
         match bind() {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < FREED => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable)
+                    && start.elapsed() < FREED =>
+            {
                 std::thread::sleep(Duration::from_millis(5));
             }
             result => return result,
@@ -83,7 +88,7 @@ impl Dialogue {
             let stream = TcpStream::from(socket);
             // For a blocking connect, the time that a send may take is the time it may take.
             stream.set_write_timeout(Some(PATIENCE))?;
-            connect(stream.as_raw_fd(), &SockaddrStorage::from(destination))
+            once_free(|| Ok(connect(stream.as_raw_fd(), &SockaddrStorage::from(destination))?))
                 .with_context(|| format!("connect to {destination} from {}", from.name()))?;
             Ok(stream)
         })?;
@@ -189,13 +194,54 @@ impl Dialogue {
     }
 
     /// The client resets the connection, and the server sees that.
-    pub fn reset(mut self) -> Result<()> {
-        setsockopt(&self.client, Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
-        drop(self.client);
-        match self.server.read(&mut [0; 1]) {
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
-            other => bail!("the server saw no reset: {other:?}"),
-        }
+    pub fn reset(self) -> Result<()> {
+        let Self { client, server, .. } = self;
+        reset(client)?;
+        is_reset(server)
+    }
+
+    /// The server resets the connection, and the client sees that.
+    pub fn reset_at_the_server(self) -> Result<()> {
+        let Self { client, server, .. } = self;
+        reset(server)?;
+        is_reset(client)
+    }
+
+    /// From `client`, where it begins, comes a reset of another number than the server expects. IPv4.
+    pub fn reset_with_a_wrong_number(&self, client: &Endpoint) -> Result<()> {
+        let (SocketAddr::V4(from), SocketAddr::V4(to)) =
+            (self.client.local_addr()?, self.client.peer_addr()?)
+        else {
+            bail!("not IPv4");
+        };
+        let mut header = TcpHeader::new(from.port(), to.port(), 0x1234_5678, 0);
+        header.rst = true;
+        header.checksum = header.calc_checksum_ipv4_raw(from.ip().octets(), to.ip().octets(), &[])?;
+        client.netns().inside(|| {
+            let socket =
+                socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
+            connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+            send(socket.as_raw_fd(), &header.to_bytes(), MsgFlags::empty()).context("send a reset")?;
+            Ok(())
+        })
+    }
+
+    /// The client resets the connection and waits for nothing: the end of the server.
+    pub fn reset_at_once(self) -> Result<TcpStream> {
+        reset(self.client)?;
+        Ok(self.server)
+    }
+}
+
+fn reset(end: TcpStream) -> Result<()> {
+    setsockopt(&end, Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+    Ok(())
+}
+
+fn is_reset(mut end: TcpStream) -> Result<()> {
+    match end.read(&mut [0; 1]) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+        other => bail!("the other end saw no reset: {other:?}"),
     }
 }
 

@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("netlink", &["values", "host"]),
     ("bpf", &["values", "host", "netlink", "telemetry"]),
     ("cloud", &["values", "telemetry"]),
-    ("translate", &["values", "telemetry", "netlink", "bpf"]),
+    ("translate", &["values", "host", "telemetry", "netlink", "bpf"]),
     // The udp backend's packets: it knows nothing of the rest.
     ("tunnel", &[]),
     // One file for each way in which packets reach other nodes. Whoever asks for one does so by the traits of this room.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{File, read_to_string},
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     process::Stdio,
     thread::sleep,
     time::Duration,
@@ -20,7 +20,7 @@ use flannel_lab::{
 };
 
 use crate::{
-    behind, cluster, cluster_behind, counted, nftables_cluster,
+    behind, cluster, cluster_behind, counted, fast, nftables_cluster,
     services::{BACKEND_PORT, DESTINATION, Service},
     translated_fast,
 };
@@ -191,6 +191,99 @@ fn a_port_that_is_used_again_gets_a_translation_of_its_own() -> Result<()> {
         }
         ensure!(!served.contains(&0), "{served:?} connections to the backends");
         Ok(())
+    })
+}
+
+/// Connection tracking has not seen how far a fast connection has come, and believes no reset of it. A new connection
+/// between the same ports would be taken for the old one: with its translation, and past rules for new ones.
+#[test]
+fn a_connection_that_is_reset_is_over_for_connection_tracking_too() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let direct = SocketAddr::from(service.serving.backends[REMOTE].socket_address(BACKEND_PORT));
+        let client = &cluster.members[0].node;
+        for (port, reset) in
+            [(23_000, Dialogue::reset as fn(_) -> _), (23_001, Dialogue::reset_at_the_server)]
+        {
+            let plain = service.serving.connect(&service.client, port, direct)?;
+            for (about, mut dialogue) in [("plain", plain), ("to a Service", service.connection(port + 10)?)]
+            {
+                eventually(CONVERGENCE, about, || {
+                    let [at_client, _] = counted(&cluster, || dialogue.exchanges(10))?;
+                    ensure!(fast(&at_client)[0] + translated_fast(&at_client)[0] >= 8, "{at_client}");
+                    Ok(())
+                })?;
+                let port = dialogue.client.local_addr()?.port().to_string();
+                reset(dialogue)?;
+                for member in &cluster.members {
+                    eventually(CONVERGENCE, about, || {
+                        let known = ["-L", "-p", "tcp", "--orig-port-src", &port];
+                        let listing = member.node.netns().run("conntrack", &known)?;
+                        ensure!(listing.contains("CLOSE"), "{about}: {listing}");
+                        Ok(())
+                    })?;
+                }
+            }
+        }
+        // What the rules say now.
+        client.unload_service()?;
+        let local = service.serving.backends[0].socket_address(BACKEND_PORT);
+        client.load_service(*DESTINATION.ip(), DESTINATION.port(), &[local.into()], false)?;
+        let mut again = service.serving.connect(&service.client, 23_010, DESTINATION)?;
+        ensure!(service.serving.backend(&again)? == 0, "it is led to the backend that is gone");
+        again.exchanges(10)
+    })
+}
+
+/// From one port, one connection behind the other, without a pause: none is taken for the one before it.
+#[test]
+fn a_port_that_is_reset_can_be_used_again_at_once() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let direct = service.serving.backends[REMOTE].socket_address(BACKEND_PORT);
+        let mut ends = Vec::new();
+        let [at_client, _] = counted(&cluster, || {
+            for round in 0..200 {
+                let mut dialogue = service
+                    .serving
+                    .connect(&service.client, 24_000, direct)
+                    .with_context(|| format!("round {round}"))?;
+                dialogue.exchanges(5).with_context(|| format!("round {round}"))?;
+                ends.push(dialogue.reset_at_once()?);
+            }
+            Ok(())
+        })?;
+        ensure!(fast(&at_client)[0] >= 500, "{at_client}");
+        Ok(())
+    })
+}
+
+/// An end ignores a reset that does not have the number that it expects: its connection goes on.
+#[test]
+fn a_connection_goes_on_whose_reset_its_end_does_not_believe() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        let service = Service::new(&cluster, false)?;
+        let mut dialogue = service.connection(25_000)?;
+        await_fast(&cluster, || dialogue.exchanges(10))?;
+        let are = |state: &str| {
+            eventually(CONVERGENCE, state, || {
+                for member in &cluster.members {
+                    let known = ["-L", "-p", "tcp", "--orig-port-src", "25000"];
+                    let listing = member.node.netns().run("conntrack", &known)?;
+                    ensure!(listing.contains(state), "{listing}");
+                }
+                Ok(())
+            })
+        };
+        dialogue.reset_with_a_wrong_number(&service.client)?;
+        are("CLOSE")?;
+        dialogue.exchanges(10)?;
+        are("ESTABLISHED")?;
+        await_fast(&cluster, || dialogue.exchanges(10))?;
+        dialogue.close_at_the_server()
     })
 }
 
