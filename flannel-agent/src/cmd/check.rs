@@ -17,12 +17,11 @@ use super::{
 use crate::{
     control::snapshot::{self, Snapshot},
     inspect::{
-        checks::{Finding, Severity, Surroundings, of_node, of_peer},
+        checks::{Finding, Severity, of_peer},
         peers::{PeerRow, State},
         probe::{Target, probe},
         standing::problems,
     },
-    netlink::Netlink,
     telemetry::visible,
     values::Family,
 };
@@ -73,8 +72,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     let found = Look::at(&options.at, defaults, true).await?;
     let told = found.agent.as_ref().ok();
     let mut findings = Vec::new();
-    let families = families(told, &found);
-    let mut around = Surroundings::read(&mut Netlink::open()?, &found.kernel, &families).await?;
+    let mut around = found.surroundings().await?;
     if let Some(told) = told {
         for problem in problems(told, None, snapshot::now()) {
             findings.push(Finding {
@@ -100,14 +98,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     let peers = rows.len();
     findings.extend(ask(rows, told, &found).await?);
     around.count_bad_checksums();
-    findings.extend(of_node(
-        told,
-        &found.kernel,
-        found.maps.as_ref(),
-        found.without_maps.as_deref(),
-        &around,
-    ));
-
+    findings.extend(found.of_node(&around));
     let without_agent = found.without_agent();
     let checks = findings.len();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -115,19 +106,6 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     findings.retain(|finding| options.all || finding.severity != Severity::Ok);
     let health = Health::of(without_agent.is_none(), wrong);
     Ok((Report { without_agent, checks, peers, findings }, health))
-}
-
-/// The families of the cluster, as far as they can be known.
-fn families(told: Option<&Snapshot>, found: &Look) -> Vec<Family> {
-    let networks =
-        told.and_then(|told| told.lease.as_ref()).map(|lease| lease.networks.as_slice()).unwrap_or_default();
-    let known = Family::BOTH.into_iter().filter(|family| {
-        networks.iter().any(|network| Family::of_network(*network) == *family)
-            || found.kernel.tunnels.contains_key(family)
-            || found.maps.as_ref().is_some_and(|maps| maps.configured.contains(family))
-    });
-    let known: Vec<Family> = known.collect();
-    if known.is_empty() { vec![Family::V4] } else { known }
 }
 
 /// Those that were asked for.

@@ -11,10 +11,12 @@ use crate::{
     },
     inspect::{
         Kernel, Maps,
+        checks::{Finding, Surroundings, of_node},
         peers::{PeerRow, join},
     },
     netlink::Netlink,
     telemetry::visible,
+    values::Family,
 };
 
 /// What one look found.
@@ -59,6 +61,34 @@ impl Look {
     pub(super) fn rows(&self) -> Vec<PeerRow> {
         let told = self.agent.as_ref().ok().and_then(|told| told.backend.as_ref());
         join(self.peers.as_ref(), told, &self.kernel, self.maps.as_ref())
+    }
+
+    /// What of the node may be in the way of packets.
+    pub(super) async fn surroundings(&self) -> anyhow::Result<Surroundings> {
+        let lease = self.agent.as_ref().ok().and_then(|told| told.lease.as_ref());
+        let subnets = lease.map(|lease| lease.subnets.clone()).filter(|subnets| !subnets.is_empty());
+        let of_maps = || self.maps.as_ref().map(|maps| maps.subnets.clone());
+        let subnets = subnets.or_else(of_maps).unwrap_or_default();
+        Ok(Surroundings::read(&mut Netlink::open()?, &self.kernel, &self.families(), &subnets).await?)
+    }
+
+    /// What was found of the node.
+    pub(super) fn of_node(&self, around: &Surroundings) -> Vec<Finding> {
+        let told = self.agent.as_ref().ok();
+        of_node(told, &self.kernel, self.maps.as_ref(), self.without_maps.as_deref(), around)
+    }
+
+    /// The families of the cluster, as far as they can be known.
+    fn families(&self) -> Vec<Family> {
+        let lease = self.agent.as_ref().ok().and_then(|told| told.lease.as_ref());
+        let networks = lease.map(|lease| lease.networks.as_slice()).unwrap_or_default();
+        let known = Family::BOTH.into_iter().filter(|family| {
+            networks.iter().any(|network| Family::of_network(*network) == *family)
+                || self.kernel.tunnels.contains_key(family)
+                || self.maps.as_ref().is_some_and(|maps| maps.configured.contains(family))
+        });
+        let known: Vec<Family> = known.collect();
+        if known.is_empty() { vec![Family::V4] } else { known }
     }
 
     /// Why there is nothing of the agent, in a line.

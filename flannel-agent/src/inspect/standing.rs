@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::Maps;
+use super::{
+    Maps,
+    checks::{Finding, Severity},
+};
 use crate::control::snapshot::{self, Snapshot};
 
 /// A map is called full from here on, 0 to 1.
@@ -22,6 +25,11 @@ pub struct Problem {
 impl Problem {
     fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.into(), remedy: remedy.into() }
+    }
+
+    /// What a look at the node has found to be wrong.
+    pub fn of_finding(found: Finding) -> Option<Self> {
+        (found.severity == Severity::Error).then(|| Self::new(found.evidence, found.remedy))
     }
 }
 

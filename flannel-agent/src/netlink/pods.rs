@@ -41,8 +41,11 @@ impl Netlink {
         Ok(found)
     }
 
-    /// The bridges that hold an address of one of `subnets`.
-    async fn pod_bridges(
+    /// The bridges that hold an address of one of `subnets`, up or not.
+    ///
+    /// # Errors
+    /// When the kernel's own tables cannot be read.
+    pub async fn pod_bridges(
         &mut self,
         subnets: &[IpNetwork],
         links: &[Link],

@@ -77,6 +77,7 @@ pub fn run(options: &StatusOptions, defaults: &Defaults) -> anyhow::Result<Healt
 
 async fn look(options: &StatusOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {
     let found = Look::at(&options.at, defaults, false).await?;
+    let of_node = found.of_node(&found.surroundings().await?);
     let without_agent = found.without_agent();
     let Look { agent, kernel, maps, without_maps, .. } = found;
     let agent = agent.ok();
@@ -98,8 +99,9 @@ async fn look(options: &StatusOptions, defaults: &Defaults) -> anyhow::Result<(R
             })
             .collect(),
     };
-    let problems =
+    let mut problems =
         agent.as_ref().map(|agent| problems(agent, maps.as_ref(), snapshot::now())).unwrap_or_default();
+    problems.extend(of_node.into_iter().filter_map(Problem::of_finding));
     let known_peers = agent.is_none().then(|| {
         let rows = join(None, None, &kernel, maps.as_ref());
         [rows.len(), rows.iter().filter(|row| row.state != State::InPlace).count()]

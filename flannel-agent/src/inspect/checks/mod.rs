@@ -4,13 +4,15 @@
 
 use serde::Serialize;
 
+mod forwarded;
 mod nft;
 mod peers;
 mod rules;
 mod surroundings;
 mod this_node;
 
-pub use nft::{Nft, NftDrop};
+pub use forwarded::{Base, Dropped, End, Passage};
+pub use nft::Nft;
 pub use peers::of_peer;
 pub use rules::Firewall;
 pub use surroundings::Surroundings;

@@ -1,21 +1,23 @@
-//! What nftables holds that may be in the way of packets: rules and policies that drop our tunnel's, or pods'.
+//! What nftables holds that may be in the way of packets: rules that drop our tunnel's, and all that forwarded ones meet.
 //!
-//! Only what is plain is named: a rule with a condition that cannot be judged here may be for other packets.
+//! Of the first only what is plain is named: a rule with a condition that cannot be judged here may be for other packets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::{Command, Stdio},
 };
 
-use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use crate::values::overlap;
+use super::forwarded::{self, Base};
+use crate::values::Family;
 
 /// All tables of nftables, as `nft -j list ruleset` writes them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nft {
     chains: BTreeMap<ChainId, Chain>,
+    /// The chains that forwarded packets meet, by family.
+    pub(super) forwarded: BTreeMap<Family, Vec<Base>>,
 }
 
 /// A chain, by family, table and name.
@@ -25,19 +27,8 @@ type ChainId = (String, String, String);
 struct Chain {
     /// The hook of a base chain.
     hook: Option<String>,
-    /// It drops what no rule of it decides about.
-    drops: bool,
     /// The expressions of each rule.
     rules: Vec<Vec<Value>>,
-}
-
-/// A rule or policy that drops packets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NftDrop {
-    /// `chain in of table ip filter, hook input`.
-    pub place: String,
-    /// It is the policy of the chain, and not a rule in it.
-    pub is_policy: bool,
 }
 
 /// What iptables makes of nftables is looked at as iptables.
@@ -57,7 +48,9 @@ impl Nft {
     /// From what `nft -j list ruleset` writes; `None` where that is something else.
     pub(super) fn of(text: &str) -> Option<Self> {
         let listed: Value = serde_json::from_str(text).ok()?;
-        let mut found = Self::default();
+        let of_family = |family| (family, forwarded::of_nft(&listed, family == Family::V4));
+        let forwarded = Family::BOTH.into_iter().map(of_family).collect();
+        let mut found = Self { forwarded, ..Self::default() };
         let id = |object: &Value, chain: &str| {
             let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
             (word("family"), word("table"), word(chain))
@@ -66,7 +59,6 @@ impl Nft {
             if let Some(chain) = object.get("chain") {
                 let into = found.chains.entry(id(chain, "name")).or_default();
                 into.hook = chain["hook"].as_str().map(str::to_owned);
-                into.drops = chain["policy"] == "drop";
             }
             if let Some(rule) = object.get("rule") {
                 let expressions = rule["expr"].as_array().cloned().unwrap_or_default();
@@ -79,8 +71,8 @@ impl Nft {
         Some(found)
     }
 
-    /// Rules that drop UDP for `port`, whoever sends it, on whatever interface or on `external`.
-    pub(super) fn drops_port(&self, port: u16, external: Option<&str>) -> Vec<NftDrop> {
+    /// The chains with rules that drop UDP for `port`, whoever sends it, on whatever interface or on `external`.
+    pub(super) fn drops_port(&self, port: u16, external: Option<&str>) -> Vec<String> {
         let is_dropped = |rule: &Vec<Value>| {
             ends_in(rule, &["drop", "reject"])
                 && conditions(rule).any(|condition| is_port(condition, port))
@@ -91,45 +83,15 @@ impl Nft {
         self.rules_at(&OF_NODE, is_dropped)
     }
 
-    /// Rules and policies that drop forwarded packets of `network`.
-    pub(super) fn drops_forwarded(&self, network: IpNetwork) -> Vec<NftDrop> {
-        let of_network = |rule: &Vec<Value>| {
-            let mut conditions = conditions(rule).peekable();
-            conditions.peek().is_some() && conditions.all(|condition| is_address(condition, network))
-        };
-        let mut found =
-            self.rules_at(&["forward"], |rule| ends_in(rule, &["drop", "reject"]) && of_network(rule));
-        let carries = |(family, ..): &ChainId| match family.as_str() {
-            "ip" => network.is_ipv4(),
-            "ip6" => network.is_ipv6(),
-            "inet" => true,
-            _ => false,
-        };
-        for (id, chain) in self.chains.iter().filter(|(id, chain)| chain.drops && carries(id)) {
-            // Any rule that lets the network, all packets, or those of an interface pass is taken to be meant for pods.
-            let lets_pass = self.reached_from(id).iter().filter_map(|id| self.chains.get(*id)).any(|chain| {
-                chain.rules.iter().filter(|rule| ends_in(rule, &["accept"])).any(|rule| {
-                    conditions(rule).all(|condition| {
-                        is_address(condition, network) || field(condition, "meta", "key").is_some_and(is_name)
-                    })
-                })
-            });
-            if chain.hook.as_deref() == Some("forward") && !lets_pass {
-                found.push(NftDrop { place: place(id, "forward"), is_policy: true });
-            }
-        }
-        found
-    }
-
     /// Where, at one of these hooks, a rule is as `is_meant`.
-    fn rules_at(&self, hooks: &[&str], is_meant: impl Fn(&Vec<Value>) -> bool) -> Vec<NftDrop> {
+    fn rules_at(&self, hooks: &[&str], is_meant: impl Fn(&Vec<Value>) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for (base, chain) in &self.chains {
             let Some(hook) = chain.hook.as_deref().filter(|hook| hooks.contains(hook)) else { continue };
             for id in self.reached_from(base) {
                 let rules = self.chains.get(id).map(|chain| chain.rules.as_slice()).unwrap_or_default();
                 if rules.iter().any(&is_meant) {
-                    found.push(NftDrop { place: place(id, hook), is_policy: false });
+                    found.push(place(id, hook));
                 }
             }
         }
@@ -214,20 +176,6 @@ fn is_interface(condition: &Value, external: Option<&str>) -> bool {
         && values(condition).into_iter().any(|value| value.as_str() == external)
 }
 
-fn is_address(condition: &Value, network: IpNetwork) -> bool {
-    let named = |value: &Value| -> Option<IpNetwork> {
-        match value.get("prefix") {
-            Some(prefix) => {
-                let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
-                IpNetwork::new(prefix["addr"].as_str()?.parse().ok()?, length).ok()
-            }
-            None => value.as_str()?.parse().ok(),
-        }
-    };
-    field(condition, "payload", "field").is_some_and(|field| ["saddr", "daddr"].contains(&field))
-        && values(condition).into_iter().filter_map(named).any(|named| overlap(named, network))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -289,40 +237,10 @@ mod tests {
             let dropped = ruleset("input", "accept", &rule).drops_port(8472, Some("eth0"));
             assert_eq!(!dropped.is_empty(), found, "{rule:?}");
             if found {
-                assert_eq!(dropped[0].place, "chain more of table inet own, hook input");
+                assert_eq!(dropped[0], "chain more of table inet own, hook input");
             }
             assert!(ruleset("forward", "accept", &rule).drops_port(8472, Some("eth0")).is_empty());
         }
         assert_eq!(Nft::of("garbage"), None);
-    }
-
-    #[test]
-    fn forwarded_packets_of_pods_are_dropped_by_a_rule_or_a_policy() {
-        let network: IpNetwork = "10.244.0.0/16".parse().unwrap();
-        let [drop, accept] = [json!({ "drop": null }), json!({ "accept": null })];
-        for (policy, rule, found) in [
-            ("accept", vec![saddr("==", "10.0.0.0", 8), drop.clone()], Some(false)),
-            ("accept", vec![saddr("==", "172.16.0.0", 12), drop.clone()], None),
-            (
-                "accept",
-                vec![compare(json!({ "ct": { "key": "state" } }), "in", json!("invalid")), drop],
-                None,
-            ),
-            (
-                "drop",
-                vec![
-                    compare(json!({ "ct": { "key": "state" } }), "in", json!("established")),
-                    accept.clone(),
-                ],
-                Some(true),
-            ),
-            ("drop", vec![saddr("==", "10.244.0.0", 16), accept.clone()], None),
-            ("drop", vec![meta("iifname", "cni0"), accept.clone()], None),
-            ("drop", vec![accept], None),
-        ] {
-            let dropped = ruleset("forward", policy, &rule).drops_forwarded(network);
-            assert_eq!(dropped.first().map(|dropped| dropped.is_policy), found, "{policy} {rule:?}");
-            assert!(ruleset("input", policy, &rule).drops_forwarded(network).is_empty());
-        }
     }
 }

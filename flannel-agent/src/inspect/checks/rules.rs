@@ -4,13 +4,14 @@ use std::process::{Command, Stdio};
 
 use ipnetwork::IpNetwork;
 
+use super::forwarded::{self, Base};
 use crate::values::{Family, overlap};
 
 /// What iptables, or ip6tables, holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// Lines of `-S FORWARD` of table filter.
-    forward: Vec<String>,
+    /// The chains that forwarded packets meet.
+    pub(super) forwarded: Vec<Base>,
     /// Lines of `-S POSTROUTING` of table nat.
     postrouting: Vec<String>,
 }
@@ -21,30 +22,29 @@ const OURS: [&str; 2] = ["flanneld", "FLANNEL-"];
 impl Firewall {
     /// Asks the program; `None` where there is none, or it may not look.
     pub(super) fn read(family: Family) -> Option<Self> {
-        let list = |table: &str, chain: &str| {
+        let list = |table: &str, chain: Option<&str>| {
             let program = match family {
                 Family::V4 => "iptables",
                 Family::V6 => "ip6tables",
             };
             let mut command = Command::new(program);
-            command.args(["-w", "2", "-t", table, "-S", chain]).stdin(Stdio::null());
+            command.args(["-w", "2", "-t", table, "-S"]).args(chain).stdin(Stdio::null());
             let output = command.output().ok().filter(|output| output.status.success())?;
             Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>())
         };
-        Some(Self { forward: list("filter", "FORWARD")?, postrouting: list("nat", "POSTROUTING")? })
+        let mut forwarded = Vec::new();
+        // What is in table raw is not asked for: asking makes it, and then every packet passes it.
+        for table in ["filter", "mangle"] {
+            forwarded.extend(forwarded::of_iptables(table, &list(table, None)?));
+        }
+        Some(Self { forwarded, postrouting: list("nat", Some("POSTROUTING"))? })
     }
 
-    /// From the texts that the program lists.
+    /// From the texts that the program lists of table filter, and of chain POSTROUTING of table nat.
     #[cfg(test)]
-    pub(super) fn of(forward: &str, postrouting: &str) -> Self {
-        let lines = |text: &str| text.lines().map(str::to_owned).collect();
-        Self { forward: lines(forward), postrouting: lines(postrouting) }
-    }
-
-    /// Forwarded packets are dropped unless a rule accepts them, and none of flannel's does.
-    pub(super) fn drops_forwarded(&self) -> bool {
-        let drops = self.forward.iter().any(|line| line == "-P FORWARD DROP");
-        drops && !self.forward.iter().any(|line| is_ours(line))
+    pub(super) fn of(filter: &str, postrouting: &str) -> Self {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        Self { forwarded: forwarded::of_iptables("filter", &lines(filter)), postrouting: lines(postrouting) }
     }
 
     /// A rule in front of flannel's that masquerades packets of `network` whatever they are for.
@@ -122,18 +122,5 @@ mod tests {
             let behind = Firewall::of("", &format!("{ours}\n{rule}"));
             assert_eq!(behind.masquerades_before(network), None, "{rule}");
         }
-    }
-
-    #[test]
-    fn a_policy_of_drop_is_fine_with_our_rules() {
-        assert!(Firewall::of("-P FORWARD DROP\n-A FORWARD -j DOCKER", "").drops_forwarded());
-        assert!(
-            !Firewall::of(
-                "-P FORWARD DROP\n-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD",
-                ""
-            )
-            .drops_forwarded()
-        );
-        assert!(!Firewall::of("-P FORWARD ACCEPT", "").drops_forwarded());
     }
 }

@@ -1,6 +1,12 @@
 //! What is read of the node besides what flannel makes.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use ipnetwork::IpNetwork;
 
 use super::{Firewall, Nft};
 use crate::{
@@ -18,6 +24,14 @@ use crate::{
 pub struct Surroundings {
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`: by family.
     pub forwarding: BTreeMap<Family, bool>,
+    /// The same of each interface that is no port of a bridge: `net.ipv4.conf.<interface>.forwarding`, and
+    /// `net.ipv6.conf.<interface>.force_forwarding`, where the kernel has it.
+    pub forwarding_of: BTreeMap<Family, BTreeMap<String, bool>>,
+    /// The host sides of pods' veths, by index.
+    pub pod_links: BTreeSet<u32>,
+    /// Where pods' packets come in, by index: bridges with addresses of this node's subnets, and pods' veths that are no
+    /// ports of one.
+    pub gateways: BTreeSet<u32>,
     /// `rp_filter` in force, by interface: the larger of the interface's and that of all.
     pub rp_filter: BTreeMap<String, u8>,
     /// Entries of connection tracking and the most there may be; absent where it is not loaded.
@@ -27,7 +41,7 @@ pub struct Surroundings {
     /// Bridged packets go through iptables; absent where the module is not loaded.
     pub bridge_netfilter: Option<bool>,
     /// Bridge `cni0`: its addresses and MTU.
-    pub bridge: Option<(Vec<ipnetwork::IpNetwork>, u32)>,
+    pub bridge: Option<(Vec<IpNetwork>, u32)>,
     /// CNI configurations, in the order of their names, which decides.
     pub cni_configs: Vec<String>,
     /// What iptables holds, by family.
@@ -42,7 +56,7 @@ pub struct Surroundings {
 const CNI_CONFIGS: &str = "/etc/cni/net.d";
 
 impl Surroundings {
-    /// Reads them, in this network namespace, for a node of these families.
+    /// Reads them, in this network namespace, for a node of these families, whose pods are in `subnets`.
     ///
     /// # Errors
     /// When the kernel does not answer.
@@ -50,6 +64,7 @@ impl Surroundings {
         netlink: &mut Netlink,
         kernel: &Kernel,
         families: &[Family],
+        subnets: &[IpNetwork],
     ) -> Result<Self, NetlinkError> {
         let number = |name: &str| sysctl::NET.read(name).ok().and_then(|text| text.parse::<u64>().ok());
         let mut found = Self::default();
@@ -65,6 +80,22 @@ impl Surroundings {
                 found.firewalls.insert(*family, firewall);
             }
         }
+        for link in kernel.links.iter().filter(|link| link.master.is_none()) {
+            for family in families {
+                let setting = match family {
+                    Family::V4 => format!("ipv4/conf/{}/forwarding", link.name),
+                    Family::V6 => format!("ipv6/conf/{}/force_forwarding", link.name),
+                };
+                if let Some(value) = number(&setting) {
+                    let of_family = found.forwarding_of.entry(*family).or_default();
+                    of_family.insert(link.name.clone(), value != 0);
+                }
+            }
+        }
+        found.pod_links = netlink.pod_links(subnets, &kernel.links).await?;
+        found.gateways = netlink.pod_bridges(subnets, &kernel.links).await?;
+        let pods = kernel.links.iter().filter(|link| found.pod_links.contains(&link.index));
+        found.gateways.extend(pods.filter(|link| link.master.is_none()).map(|link| link.index));
         let all = number("ipv4/conf/all/rp_filter").unwrap_or_default();
         for link in kernel.links.iter().filter(|link| link.master.is_none()) {
             let own =

@@ -76,6 +76,8 @@ fn a_healthy_cluster_has_no_findings() -> Result<()> {
 struct Fault<'a> {
     line: String,
     error: bool,
+    /// Of the node itself, so that `status` tells it, too.
+    of_node: bool,
     inject: Box<dyn Fn() -> Result<()> + 'a>,
     repair: Box<dyn Fn() -> Result<()> + 'a>,
 }
@@ -86,7 +88,13 @@ fn fault<'a>(
     inject: impl Fn() -> Result<()> + 'a,
     repair: impl Fn() -> Result<()> + 'a,
 ) -> Fault<'a> {
-    Fault { line: line.into(), error, inject: Box::new(inject), repair: Box::new(repair) }
+    Fault { line: line.into(), error, of_node: false, inject: Box::new(inject), repair: Box::new(repair) }
+}
+
+impl Fault<'_> {
+    fn of_node(self) -> Self {
+        Self { of_node: true, ..self }
+    }
 }
 
 #[test]
@@ -103,6 +111,7 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             here.run("nft", &[&format!("{chain}; add rule ip fault {rule}")]).map(drop)
         };
         let ip = |words: &str| here.ip(words).map(drop);
+        let iptables = |words: &str| here.run("iptables", &words.split(' ').collect::<Vec<_>>()).map(drop);
         let drops = |rule: &str| {
             nft(format!(
                 "add table ip fault; add chain ip fault in {{ type filter hook input priority -300; }}; \
@@ -153,7 +162,8 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 true,
                 sysctl("net/ipv4/ip_forward", "0"),
                 sysctl("net/ipv4/ip_forward", "1"),
-            ),
+            )
+            .of_node(),
             fault(
                 "rp_filter = 1 (strict) on eth0",
                 false,
@@ -168,14 +178,29 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             ),
             fault(
                 "the policy of chain pods of table inet fault, hook forward is drop",
-                false,
+                true,
                 || {
                     let chain = "add table inet fault; add chain inet fault pods \
                                  { type filter hook forward priority 0; policy drop; }";
                     here.run("nft", &[chain]).map(drop)
                 },
                 || here.run("nft", &["delete table inet fault"]).map(drop),
-            ),
+            )
+            .of_node(),
+            fault(
+                "a rule that FORWARD comes to, `-A FORWARD -s 10.244.0.0/16 -j DROP`, drops packets of pods",
+                true,
+                || iptables("-I FORWARD -s 10.244.0.0/16 -j DROP"),
+                || iptables("-D FORWARD -s 10.244.0.0/16 -j DROP"),
+            )
+            .of_node(),
+            fault(
+                "net.ipv4.conf.cni0.forwarding = 0",
+                true,
+                sysctl("net/ipv4/conf/cni0/forwarding", "0"),
+                sysctl("net/ipv4/conf/cni0/forwarding", "1"),
+            )
+            .of_node(),
             fault("map flows_v4 has", false, fill_flows, || {
                 tables()?.v4.flows.remove_all(|flow| flow.local == FORGED)?;
                 Ok(())
@@ -193,6 +218,13 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 || ip("addr del 10.99.0.1/24 dev cni0"),
             ),
             fault(
+                "bridge cni0 is down: none of the 1 interfaces of pods",
+                true,
+                || ip("link set cni0 down"),
+                || ip("link set cni0 up"),
+            )
+            .of_node(),
+            fault(
                 "cni0 has MTU 9000",
                 false,
                 || ip("link set cni0 mtu 9000"),
@@ -208,10 +240,16 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         for fault in &faults {
             (fault.inject)()?;
             let seen = look(first, &["check"]);
+            let status = look(first, &["status"]);
             (fault.repair)()?;
             let seen = seen?;
             ensure!(seen.says(&fault.line), "no {} in\n{}{}", fault.line, seen.text, seen.errors);
             ensure!(seen.status == i32::from(fault.error), "{} ends with {}", fault.line, seen.status);
+            // What is wrong with the node itself is not left to whoever asks for it.
+            if fault.of_node {
+                let seen = status?;
+                ensure!(seen.status == 1 && seen.says(&fault.line), "no {} in\n{}", fault.line, seen.text);
+            }
         }
         let seen = look(first, &["check", &address.to_string()])?;
         ensure!(seen.status == 0 && seen.says("1 peers: 0 errors, 0 warnings"), "{}", seen.text);

@@ -8,9 +8,9 @@ use crate::{
     control::snapshot::Snapshot,
     inspect::{
         Kernel,
-        checks::{Finding, Nft, NftDrop, Surroundings},
+        checks::{Base, Dropped, End, Finding, Nft, Passage, Surroundings},
     },
-    values::Family,
+    values::{Family, overlap},
 };
 
 fn networks(told: Option<&Snapshot>) -> Vec<IpNetwork> {
@@ -19,21 +19,29 @@ fn networks(told: Option<&Snapshot>) -> Vec<IpNetwork> {
 
 /// Adds what was found.
 pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
+    let passages = passages(told, kernel, around);
     if let Some(nft) = &around.nft {
-        of_nft(told, kernel, nft, found);
+        of_nft(told, kernel, nft, &passages, found);
     }
     for (family, firewall) in &around.firewalls {
         let program = if *family == Family::V4 { "iptables" } else { "ip6tables" };
-        found.push(match firewall.drops_forwarded() {
-            false => {
-                Finding::ok("FORWARD", format!("{program} lets packets of pods pass, or flannel's rules do"))
-            }
-            true => Finding::error(
-                "FORWARD",
-                format!("{program}: the policy of FORWARD is DROP, and flannel's rules are not there"),
-                "leave --iptables-forward-rules on, or accept the pods' network yourself",
-            ),
+        let dropped = dropped(&firewall.forwarded, *family, &passages, |base, rule| match rule {
+            None => format!("{program}: the policy of {} is DROP, and no rule is seen to accept", base.place),
+            Some(rule) => format!("{program}: a rule that {} comes to, `{rule}`, drops", base.place),
         });
+        if dropped.is_empty() {
+            let text = format!("{program} lets packets of pods pass, or flannel's rules do");
+            found.push(Finding::ok("FORWARD", text));
+        }
+        for (certain, what) in dropped {
+            found.push(grave(
+                certain,
+                "FORWARD",
+                what,
+                "delete that rule, or accept the pods' network ahead of it; where it is the policy, leave \
+                 --iptables-forward-rules on",
+            ));
+        }
         let of_family = networks(told).into_iter().filter(|network| Family::of_network(*network) == *family);
         for network in of_family {
             found.push(match firewall.masquerades_before(network) {
@@ -48,7 +56,76 @@ pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surrounding
     }
 }
 
-fn of_nft(told: Option<&Snapshot>, kernel: &Kernel, nft: &Nft, found: &mut Vec<Finding>) {
+/// From the pods of this node to those of others and back, in each network.
+fn passages(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings) -> Vec<Passage> {
+    let Some(lease) = told.and_then(|told| told.lease.as_ref()) else { return Vec::new() };
+    let backend = told.and_then(|told| told.backend.as_ref());
+    let gateways: Vec<String> = around.gateways.iter().map(|index| kernel.name(*index)).collect();
+    let mut all = Vec::new();
+    for network in &lease.networks {
+        let family = Family::of_network(*network);
+        let Some(own) = lease.subnets.iter().find(|own| Family::of_network(**own) == family) else {
+            continue;
+        };
+        let devices = backend.into_iter().flat_map(|backend| &backend.devices);
+        let of_network =
+            devices.filter(|device| device.networks.iter().any(|carried| overlap(*carried, *network)));
+        let mut ways: Vec<String> = of_network.map(|device| device.name.clone()).collect();
+        if ways.is_empty() || backend.is_some_and(|backend| backend.direct_routing) {
+            ways.extend(
+                told.and_then(|told| told.interface.as_ref()).map(|interface| interface.name.clone()),
+            );
+        }
+        let here = End { network: *own, without: None };
+        let others = End { network: *network, without: Some(*own) };
+        all.push(Passage { source: here, destination: others, by: gateways.clone(), out: ways.clone() });
+        all.push(Passage { source: others, destination: here, by: ways, out: gateways.clone() });
+    }
+    all
+}
+
+/// Whether it is certain, and a sentence, for each chain that drops packets of a passage of this family; `who` begins it.
+fn dropped(
+    bases: &[Base],
+    family: Family,
+    passages: &[Passage],
+    who: impl Fn(&Base, Option<&str>) -> String,
+) -> Vec<(bool, String)> {
+    let mut found: Vec<(bool, String)> = Vec::new();
+    for base in bases {
+        let of_family =
+            passages.iter().filter(|passage| Family::of_network(passage.source.network) == family);
+        let drops = of_family.filter_map(|passage| Some((passage, base.drops(passage)?)));
+        // One line for both ways, where that is one fault.
+        let mut worst: Vec<(&Passage, Dropped)> = drops.collect();
+        worst.sort_by_key(|(_, dropped)| !dropped.certain);
+        for (passage, dropped) in worst {
+            let begin = who(base, dropped.rule.as_deref());
+            if found.iter().any(|(_, known)| known.starts_with(&begin)) {
+                continue;
+            }
+            let some = if dropped.certain { "" } else { "some " };
+            let (from, to) = (passage.source.network, passage.destination.network);
+            found.push((dropped.certain, format!("{begin} {some}packets of pods from {from} to {to}")));
+        }
+    }
+    found
+}
+
+fn grave(certain: bool, check: &'static str, what: String, remedy: &str) -> Finding {
+    match certain {
+        true => Finding::error(check, what, remedy),
+        false => Finding::warning(check, what, remedy),
+    }
+}
+
+fn of_nft(
+    told: Option<&Snapshot>,
+    kernel: &Kernel,
+    nft: &Nft,
+    passages: &[Passage],
+    found: &mut Vec<Finding>,
+) {
     let devices =
         told.and_then(|told| told.backend.as_ref()).into_iter().flat_map(|backend| &backend.devices);
     let mut ports: BTreeSet<u16> = kernel.tunnels.values().map(|tunnel| tunnel.device.port).collect();
@@ -56,7 +133,7 @@ fn of_nft(told: Option<&Snapshot>, kernel: &Kernel, nft: &Nft, found: &mut Vec<F
     let external = told.and_then(|told| told.interface.as_ref()).map(|interface| interface.name.as_str());
     for port in &ports {
         let dropped = nft.drops_port(*port, external);
-        found.extend(dropped.iter().map(|NftDrop { place, .. }| {
+        found.extend(dropped.iter().map(|place| {
             Finding::warning(
                 "nftables",
                 format!("a rule in {place} drops UDP port {port}, which carries packets between nodes"),
@@ -64,15 +141,14 @@ fn of_nft(told: Option<&Snapshot>, kernel: &Kernel, nft: &Nft, found: &mut Vec<F
             )
         }));
     }
-    for network in networks(told) {
-        let dropped = nft.drops_forwarded(network);
-        found.extend(dropped.iter().map(|NftDrop { place, is_policy }| {
-            let what = match is_policy {
-                true => format!("the policy of {place} is drop, and no rule in it accepts {network}"),
-                false => format!("a rule in {place} drops packets of {network}"),
-            };
-            // What another chain accepts, that of flannel among them, is dropped all the same.
-            Finding::warning("nftables", what, "accept the pods' network in that chain")
+    for (family, bases) in &nft.forwarded {
+        let dropped = dropped(bases, *family, passages, |base, rule| match rule {
+            None => format!("the policy of {} is drop, and no rule is seen to accept", base.place),
+            Some(_) => format!("a rule that {} comes to drops", base.place),
+        });
+        // What another chain accepts, that of flannel among them, is dropped all the same.
+        found.extend(dropped.into_iter().map(|(certain, what)| {
+            grave(certain, "nftables", what, "accept the pods' network in that chain")
         }));
     }
     if !found.iter().any(|finding| finding.check == "nftables") {

@@ -10,10 +10,12 @@ use crate::{
     host::clock::Clock,
     inspect::{Kernel, Maps},
     netlink::LinkKind,
-    values::{Family, overlap},
+    values::overlap,
 };
 
 mod firewalls;
+mod forwarding;
+mod pods;
 
 /// A table is called full from here on, in percent.
 const FULL: u64 = 90;
@@ -36,6 +38,8 @@ pub fn of_node(
     around: &Surroundings,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
+    pods::add(told, kernel, around, &mut found);
+    forwarding::add(told, kernel, around, &mut found);
     settings(told, kernel, around, &mut found);
     firewalls::add(told, kernel, around, &mut found);
     room(maps, around, &mut found);
@@ -67,20 +71,6 @@ pub fn of_node(
 }
 
 fn settings(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
-    for (family, forwarding) in &around.forwarding {
-        let name = match family {
-            Family::V4 => "net.ipv4.ip_forward",
-            Family::V6 => "net.ipv6.conf.all.forwarding",
-        };
-        found.push(match forwarding {
-            true => Finding::ok("forwarding", format!("{name} = 1")),
-            false => Finding::error(
-                "forwarding",
-                format!("{name} = 0: this node forwards no packet to or from its pods"),
-                format!("sysctl -w {name}=1, and write it to /etc/sysctl.d"),
-            ),
-        });
-    }
     let external = told.and_then(|told| told.interface.as_ref()).map(|interface| interface.name.as_str());
     let tunnels = kernel.tunnels.values().map(|tunnel| tunnel.device.name.as_str());
     let devices =

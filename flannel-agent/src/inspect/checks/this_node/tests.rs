@@ -1,11 +1,12 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::{
     bpf::MapFill,
     control::snapshot::{Backend, Device, FastPath, Interface, OwnLease},
     inspect::checks::{Firewall, Severity},
-    netlink::{Link, Vxlan},
+    netlink::{Link, PeerEnd, Vxlan},
+    values::Family,
 };
 
 struct Node {
@@ -42,9 +43,21 @@ fn healthy() -> Node {
         }),
         ..Snapshot::default()
     };
-    let kernel = Kernel { links: vec![link(2, "eth0", LinkKind::Other)], ..Kernel::default() };
+    let mut pod = link(5, "veth1", LinkKind::Veth);
+    (pod.master, pod.peer) = (Some(4), Some(PeerEnd { namespace: 1, index: 2 }));
+    let links = vec![
+        link(2, "eth0", LinkKind::Other),
+        link(3, "flannel.1", LinkKind::Other),
+        link(4, "cni0", LinkKind::Bridge),
+        pod,
+    ];
+    let kernel = Kernel { links, ..Kernel::default() };
+    let forwards = ["eth0", "flannel.1", "cni0"].map(|name| (name.to_owned(), true));
     let around = Surroundings {
         forwarding: BTreeMap::from([(Family::V4, true)]),
+        forwarding_of: BTreeMap::from([(Family::V4, BTreeMap::from(forwards))]),
+        pod_links: BTreeSet::from([5]),
+        gateways: BTreeSet::from([4]),
         rp_filter: BTreeMap::from([("eth0".to_owned(), 2)]),
         conntrack: Some((100, 1000)),
         bridge: Some((vec!["10.244.1.1/24".parse().unwrap()], 1450)),
@@ -58,13 +71,43 @@ fn healthy() -> Node {
 
 type Fault = fn(&mut Node);
 
+fn forwards(node: &mut Node, interfaces: &[&str], does: bool) {
+    let known = node.around.forwarding_of.entry(Family::V4).or_default();
+    known.extend(interfaces.iter().map(|name| ((*name).to_owned(), does)));
+}
+
 #[test]
 fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
-    let faults: [(&str, Fault); 18] = [
+    let faults: [(&str, Fault); 26] = [
         ("", |_| {}),
-        ("forwarding: net.ipv4.ip_forward = 0", |node| {
+        ("forwarding: net.ipv4.ip_forward = 0: this node", |node| {
+            node.around.forwarding.insert(Family::V4, false);
+            forwards(node, &["eth0", "flannel.1", "cni0"], false);
+        }),
+        ("forwarding: net.ipv4.conf.cni0.forwarding, net.ipv4.conf.flannel/1.forwarding = 0", |node| {
+            forwards(node, &["flannel.1", "cni0"], false);
+        }),
+        ("forwarding: net.ipv4.ip_forward = 0, though cni0, eth0, flannel.1 forward", |node| {
             node.around.forwarding.insert(Family::V4, false);
         }),
+        ("pods: bridge cni0 is down: none of the 1 interfaces", |node| node.kernel.links[2].up = false),
+        ("pods: 1 of 1 interfaces of pods are down on this node's side: veth1", |node| {
+            (node.kernel.links[3].up, node.kernel.links[3].carrier) = (false, false);
+        }),
+        ("pods: 1 of 1 interfaces of pods have no carrier", |node| node.kernel.links[3].carrier = false),
+        ("pods: 1 of 1 ports of pods at the bridge are closed", |node| {
+            node.kernel.links[3].closed_port = true;
+        }),
+        ("pods: cni0 has no address in 10.244.1.0/24", |node| {
+            node.around.bridge.as_mut().unwrap().0.clear();
+        }),
+        (
+            "FORWARD: iptables: a rule that FORWARD comes to, `-A FORWARD -s 10.244.0.0/16 -j DROP`, drops packets of",
+            |node| {
+                let rules = "-P FORWARD ACCEPT\n-A FORWARD -s 10.244.0.0/16 -j DROP";
+                node.around.firewalls.insert(Family::V4, Firewall::of(rules, ""));
+            },
+        ),
         ("rp_filter: rp_filter = 1 (strict) on eth0", |node| {
             node.around.rp_filter.insert("eth0".to_owned(), 1);
         }),

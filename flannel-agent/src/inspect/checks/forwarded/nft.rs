@@ -1,0 +1,273 @@
+//! Chains as `nft -j list ruleset` lists them.
+
+use std::collections::BTreeMap;
+
+use ipnetwork::IpNetwork;
+use serde_json::Value;
+
+use super::{Asks, Base, Chains, Condition, Rule, Step};
+
+/// Hooks that forwarded packets pass.
+const HOOKS: [&str; 3] = ["prerouting", "forward", "postrouting"];
+/// Chains that iptables has made in these tables are looked at as iptables'.
+const TABLES_OF_IPTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+const CHAINS_OF_IPTABLES: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"];
+/// What a rule has besides conditions and what it does in the end.
+const NEUTRAL: [&str; 8] =
+    ["counter", "log", "mangle", "notrack", "ct helper", "ct timeout", "secmark", "comment"];
+
+/// The chains that see forwarded packets of this family, from what the program lists.
+pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool) -> Vec<Base> {
+    let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
+    let mut tables = BTreeMap::<(String, String), Chains>::new();
+    let mut bases = Vec::new();
+    for object in objects {
+        if let Some(chain) = object.get("chain") {
+            let table = (word(chain, "family"), word(chain, "table"));
+            let name = word(chain, "name");
+            tables.entry(table.clone()).or_default().entry(name.clone()).or_default();
+            let hook = word(chain, "hook");
+            let of_iptables = table.0 != "inet"
+                && TABLES_OF_IPTABLES.contains(&table.1.as_str())
+                && CHAINS_OF_IPTABLES.contains(&name.as_str());
+            if HOOKS.contains(&hook.as_str()) && !of_iptables && chain["type"] != "nat" {
+                bases.push((table, name, hook, chain["policy"] == "drop"));
+            }
+        }
+        if let Some(rule) = object.get("rule") {
+            let table = (word(rule, "family"), word(rule, "table"));
+            let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let chain = tables.entry(table).or_default().entry(word(rule, "chain")).or_default();
+            chain.extend(rules(expressions));
+        }
+    }
+    let family = if is_v4 { "ip" } else { "ip6" };
+    let of_family = bases.into_iter().filter(|((of, _), ..)| [family, "inet"].contains(&of.as_str()));
+    of_family
+        .map(|(table, name, hook, drops)| Base {
+            place: format!("chain {name} of table {} {}, hook {hook}", table.0, table.1),
+            chains: tables.get(&table).cloned().unwrap_or_default(),
+            name,
+            drops,
+        })
+        .collect()
+}
+
+/// The rule that these expressions are: more than one where it looks the verdict up.
+fn rules(expressions: &[Value]) -> Vec<Rule> {
+    let mut conditions = Vec::new();
+    let mut steps = Vec::new();
+    for expression in expressions {
+        let Some((kind, value)) = expression.as_object().and_then(|object| object.iter().next()) else {
+            conditions.push(something());
+            continue;
+        };
+        match kind.as_str() {
+            "match" => conditions.push(condition(value)),
+            "accept" => steps.push((None, Step::Accept)),
+            "drop" | "reject" => steps.push((None, Step::Drop)),
+            "return" => steps.push((None, Step::Return)),
+            "jump" => steps.push((None, Step::Jump(target(value)))),
+            "goto" => steps.push((None, Step::GoTo(target(value)))),
+            "queue" => steps.push((None, Step::Unclear)),
+            "vmap" => steps.extend(looked_up(value)),
+            "xt" if value["name"] == "comment" => {}
+            "xt" if value["type"] == "target" => steps.push((None, Step::Unclear)),
+            neutral if NEUTRAL.contains(&neutral) => {}
+            // What limits, looks up, and all that is not known.
+            _ => conditions.push(something()),
+        }
+    }
+    let rule = |(more, step): (Option<Condition>, Step)| Rule {
+        conditions: conditions.iter().cloned().chain(more).collect(),
+        step,
+        text: String::new(),
+    };
+    steps.into_iter().map(rule).collect()
+}
+
+/// The verdicts of a map, each with the condition that its key stands for.
+fn looked_up(map: &Value) -> Vec<(Option<Condition>, Step)> {
+    let Some(entries) = map["data"]["set"].as_array() else { return vec![(None, Step::Unclear)] };
+    let each = |entry: &Value| {
+        let (key, verdict) = (entry.get(0)?, entry.get(1)?);
+        let step = match verdict.as_object()?.iter().next()? {
+            (kind, _) if kind == "accept" => Step::Accept,
+            (kind, _) if kind == "drop" => Step::Drop,
+            (kind, _) if kind == "return" => Step::Return,
+            (kind, value) if kind == "jump" => Step::Jump(target(value)),
+            (kind, value) if kind == "goto" => Step::GoTo(target(value)),
+            _ => Step::Nothing,
+        };
+        Some((Some(compared(&map["key"], &[key], false)), step))
+    };
+    entries.iter().map(|entry| each(entry).unwrap_or((None, Step::Unclear))).collect()
+}
+
+fn target(value: &Value) -> String {
+    value["target"].as_str().unwrap_or_default().to_owned()
+}
+
+const fn something() -> Condition {
+    Condition { asks: Asks::Something, negated: false }
+}
+
+fn condition(compared_as: &Value) -> Condition {
+    let negated = match compared_as["op"].as_str() {
+        Some("==" | "in") => false,
+        Some("!=") => true,
+        _ => return something(),
+    };
+    let right = &compared_as["right"];
+    let values: Vec<&Value> = match right["set"].as_array().or_else(|| right.as_array()) {
+        Some(set) => set.iter().collect(),
+        None => vec![right],
+    };
+    compared(&compared_as["left"], &values, negated)
+}
+
+/// That `left` is one of `values`.
+fn compared(left: &Value, values: &[&Value], negated: bool) -> Condition {
+    let texts = || -> Option<Vec<String>> {
+        // Named sets begin with @: what is in them is not looked at.
+        values
+            .iter()
+            .map(|value| value.as_str().filter(|text| !text.starts_with('@')).map(str::to_owned))
+            .collect()
+    };
+    let networks = || -> Option<Vec<IpNetwork>> { values.iter().map(|value| network(value)).collect() };
+    let key = |kind: &str| left.get(kind).and_then(|left| left["key"].as_str());
+    let field = left.get("payload").and_then(|payload| payload["field"].as_str());
+    let is_address =
+        |name| field == Some(name) && ["ip", "ip6"].iter().any(|ip| left["payload"]["protocol"] == *ip);
+    let asks = if is_address("saddr") {
+        networks().map(Asks::Source)
+    } else if is_address("daddr") {
+        networks().map(Asks::Destination)
+    } else {
+        match (key("meta"), key("ct")) {
+            (Some("iif" | "iifname"), _) => texts().map(Asks::By),
+            (Some("oif" | "oifname"), _) => texts().map(Asks::Out),
+            (_, Some("state")) => texts().map(|states| match states.iter().any(|state| state == "new") {
+                true => Asks::New,
+                false => Asks::Other,
+            }),
+            // No packet between pods is translated.
+            (_, Some("status")) => texts()
+                .filter(|all| all.iter().all(|status| ["dnat", "snat"].contains(&status.as_str())))
+                .map(|_| Asks::Other),
+            _ => None,
+        }
+    };
+    asks.map_or_else(something, |asks| Condition { asks, negated })
+}
+
+fn network(value: &Value) -> Option<IpNetwork> {
+    match value.get("prefix") {
+        Some(prefix) => {
+            let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
+            IpNetwork::new(prefix["addr"].as_str()?.parse().ok()?, length).ok()
+        }
+        None => value.as_str()?.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{super::tests::fates, *};
+
+    fn compare(left: Value, op: &str, right: Value) -> Value {
+        json!({ "match": { "op": op, "left": left, "right": right } })
+    }
+
+    fn address(field: &str, op: &str, network: &str, length: u8) -> Value {
+        let right = json!({ "prefix": { "addr": network, "len": length } });
+        compare(json!({ "payload": { "protocol": "ip", "field": field } }), op, right)
+    }
+
+    fn meta(key: &str, right: Value) -> Value {
+        compare(json!({ "meta": { "key": key } }), "==", right)
+    }
+
+    fn state(right: Value) -> Value {
+        compare(json!({ "ct": { "key": "state" } }), "in", right)
+    }
+
+    /// A table with a base chain that jumps to another, which has these rules.
+    fn forward(policy: &str, rules: &[Value]) -> Base {
+        let chain = |name: &str| json!({ "family": "inet", "table": "own", "name": name });
+        let mut base = chain("base");
+        (base["hook"], base["policy"], base["type"]) = (json!("forward"), json!(policy), json!("filter"));
+        let of = |chain: &str, expr: &Value| json!({ "rule": { "family": "inet", "table": "own", "chain": chain, "expr": expr } });
+        let mut objects = vec![
+            json!({ "metainfo": {} }),
+            json!({ "chain": base }),
+            json!({ "chain": chain("more") }),
+            of("base", &json!([{ "jump": { "target": "more" } }])),
+        ];
+        objects.extend(rules.iter().map(|rule| of("more", rule)));
+        bases(&json!({ "nftables": objects }), true).remove(0)
+    }
+
+    #[test]
+    fn forwarded_packets_of_pods_are_dropped_by_a_rule_or_a_policy() {
+        let [drop, accept] = [json!({ "drop": null }), json!({ "accept": null })];
+        let reject = json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
+        let network = || address("saddr", "==", "10.244.0.0", 16);
+        for (policy, rules, expected) in [
+            ("accept", vec![json!([address("saddr", "==", "10.0.0.0", 8), drop])], ["dropped"; 2]),
+            ("accept", vec![json!([address("saddr", "==", "172.16.0.0", 12), drop])], ["pass"; 2]),
+            ("accept", vec![json!([address("daddr", "!=", "10.0.0.0", 8), drop])], ["pass"; 2]),
+            ("accept", vec![json!([state(json!("invalid")), drop])], ["pass"; 2]),
+            ("accept", vec![json!([json!({ "limit": { "rate": 5 } }), drop])], ["pass"; 2]),
+            ("drop", vec![json!([state(json!(["established", "related"])), accept])], ["dropped"; 2]),
+            ("drop", vec![json!([network(), accept])], ["pass"; 2]),
+            ("drop", vec![json!([meta("iifname", json!("cni0")), accept])], ["pass", "dropped"]),
+            (
+                "drop",
+                vec![
+                    json!([meta("iifname", json!({ "set": ["cni0", "flannel.1"] })), { "counter": {} }, accept]),
+                ],
+                ["pass"; 2],
+            ),
+            ("drop", vec![json!([accept])], ["pass"; 2]),
+            ("drop", vec![json!([meta("mark", json!(7)), accept])], ["perhaps"; 2]),
+            ("drop", vec![json!([meta("iifname", json!("@pods")), accept])], ["perhaps"; 2]),
+            // As firewalld ends its chain, whose policy is accept.
+            (
+                "accept",
+                vec![
+                    json!([{ "vmap": { "key": { "ct": { "key": "state" } }, "data": { "set": [
+                        ["established", { "accept": null }], ["invalid", { "drop": null }]] } } }]),
+                    json!([compare(json!({ "ct": { "key": "status" } }), "in", json!("dnat")), accept]),
+                    json!([meta("iifname", json!("lo")), accept]),
+                    json!([reject]),
+                ],
+                ["dropped"; 2],
+            ),
+        ] {
+            assert_eq!(fates(&forward(policy, &rules)), expected, "{policy} {rules:?}");
+        }
+    }
+
+    #[test]
+    fn what_iptables_has_made_is_left_to_iptables() {
+        let chain = |table: &str, name: &str, hook: &str| {
+            json!({ "chain": { "family": "ip", "table": table, "name": name,
+            "hook": hook, "type": "filter", "policy": "drop" } })
+        };
+        let listed = json!({ "nftables": [
+            chain("filter", "FORWARD", "forward"), chain("filter", "forward", "forward"),
+            chain("own", "in", "input"), chain("own", "FORWARD", "forward"),
+        ] });
+        let found: Vec<String> = bases(&listed, true).into_iter().map(|base| base.place).collect();
+        assert_eq!(
+            found,
+            ["chain forward of table ip filter, hook forward", "chain FORWARD of table ip own, hook forward"]
+        );
+        assert!(bases(&listed, false).is_empty() && bases(&json!("garbage"), true).is_empty());
+    }
+}
