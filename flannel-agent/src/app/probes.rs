@@ -29,7 +29,8 @@ pub(super) async fn follow(standing: &Standing, number: u32) -> Infallible {
     let mut pause = PERIOD / 4;
     loop {
         sleep(pause.mul_f64(rand::rng().random_range(0.5..1.5))).await;
-        pause = PERIOD;
+        // Who is back is soon known to be.
+        pause = if standing.told().probes.unanswered > 0 { PERIOD / 3 } else { PERIOD };
         let Ok(peers) = standing.sample(number as usize).await else { continue };
         for peer in peers {
             let Some(target) = target(standing, &peer) else { continue };

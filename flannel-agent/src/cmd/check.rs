@@ -1,6 +1,6 @@
 //! `check`: asks the peers, looks at the node, and says what is wrong, why, and what to do.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -15,13 +15,14 @@ use super::{
     peers::{is_named, nobody_called},
 };
 use crate::{
-    control::snapshot::{self, Snapshot},
+    control::snapshot::{self, Probes, Snapshot},
     inspect::{
-        checks::{Finding, Severity, of_peer},
+        checks::{Finding, Seen, Severity, of_peer, of_routes},
         peers::{PeerRow, State},
-        probe::{Target, probe},
+        probe::{Outcome, Target, probe},
         standing::problems,
     },
+    netlink::Netlink,
     telemetry::visible,
     values::Family,
 };
@@ -74,7 +75,9 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     let mut findings = Vec::new();
     let mut around = found.surroundings().await?;
     if let Some(told) = told {
-        for problem in problems(told, None, snapshot::now()) {
+        // What its own probes found a while ago is asked again below.
+        let told = Snapshot { probes: Probes::default(), ..told.clone() };
+        for problem in problems(&told, None, snapshot::now()) {
             findings.push(Finding {
                 severity: Severity::Error,
                 check: "agent",
@@ -96,9 +99,21 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     }
     let rows = wanted(found.rows(), &options.peers)?;
     let peers = rows.len();
-    findings.extend(ask(rows, told, &found).await?);
+    let asked = ask(rows.clone(), told, &found).await?;
     around.count_bad_checksums();
-    findings.extend(found.of_node(&around));
+    let mut of_node = found.of_node(&around);
+    // What is wrong with these makes the kernel refuse everything.
+    let is_why = |finding: &Finding| {
+        finding.severity == Severity::Error && ["forwarding", "pods", "interface"].contains(&finding.check)
+    };
+    if !of_node.iter().any(is_why) {
+        let mut netlink = Netlink::open()?;
+        of_node.extend(of_routes(&mut netlink, told, &found.kernel, &around, &rows).await?);
+    }
+    let is_block = |finding: &Finding| finding.check == "IPsec" && finding.severity != Severity::Ok;
+    let blocked_by_ipsec = of_node.iter().any(is_block);
+    findings.extend(asked.findings(&found, blocked_by_ipsec));
+    findings.extend(of_node);
     let without_agent = found.without_agent();
     let checks = findings.len();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -117,8 +132,47 @@ fn wanted(rows: Vec<PeerRow>, names: &[String]) -> anyhow::Result<Vec<PeerRow>> 
     Ok(rows.into_iter().filter(is_wanted).collect())
 }
 
+/// What became of asking.
+struct Asked {
+    /// When it began.
+    since: Instant,
+    /// Each peer with what it was asked, where it was.
+    peers: Vec<(PeerRow, Option<Echoed>)>,
+}
+
+/// What a peer was asked, and what it answered.
+struct Echoed {
+    target: Target,
+    outcome: Outcome,
+    /// What carries packets to it.
+    tunnel: String,
+}
+
+impl Asked {
+    fn findings(self, found: &Look, blocked_by_ipsec: bool) -> Vec<Finding> {
+        let is_silent = |outcome: &Outcome| outcome.overlay.unwrap_or(outcome.underlay).rtt.is_none();
+        let any_silent =
+            self.peers.iter().any(|(_, asked)| asked.as_ref().is_some_and(|asked| is_silent(&asked.outcome)));
+        // What has come from them meanwhile.
+        let taken = self.since.elapsed();
+        let later = if any_silent { found.heard_now() } else { BTreeMap::new() };
+        let mut all = Vec::new();
+        for (row, asked) in &self.peers {
+            let Some(Echoed { target, outcome, tunnel }) = asked else {
+                all.extend(skipped(row));
+                continue;
+            };
+            let heard_since = later.get(&row.subnet).is_some_and(|ago| *ago < taken.as_secs());
+            let seen = Seen { tunnel: tunnel.clone(), heard_since, blocked_by_ipsec };
+            all.extend(of_peer(row, target, outcome, &seen));
+        }
+        all
+    }
+}
+
 /// Asks the peers of `rows`, some at a time.
-async fn ask(rows: Vec<PeerRow>, told: Option<&Snapshot>, found: &Look) -> anyhow::Result<Vec<Finding>> {
+async fn ask(rows: Vec<PeerRow>, told: Option<&Snapshot>, found: &Look) -> anyhow::Result<Asked> {
+    let since = Instant::now();
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut asked = JoinSet::new();
     for (number, row) in rows.into_iter().enumerate() {
@@ -126,19 +180,19 @@ async fn ask(rows: Vec<PeerRow>, told: Option<&Snapshot>, found: &Look) -> anyho
         let tunnel = tunnel(&row, told, found);
         let places = places.clone();
         asked.spawn(async move {
-            let Some(target) = target else { return (number, skipped(&row)) };
+            let Some(target) = target else { return (number, (row, None)) };
             let _place = places.acquire_owned().await;
             let asking = target.clone();
             let outcome = tokio::task::spawn_blocking(move || probe(&asking)).await.unwrap_or_default();
-            (number, of_peer(&row, &target, &outcome, &tunnel))
+            (number, (row, Some(Echoed { target, outcome, tunnel })))
         });
     }
-    let mut findings = BTreeMap::new();
+    let mut peers = BTreeMap::new();
     while let Some(result) = asked.join_next().await {
         let (number, of_peer) = result.context("a probe has panicked")?;
-        findings.insert(number, of_peer);
+        peers.insert(number, of_peer);
     }
-    Ok(findings.into_values().flatten().collect())
+    Ok(Asked { since, peers: peers.into_values().collect() })
 }
 
 /// What to ask of a peer; nothing of one whose lease is not followed.

@@ -1,6 +1,8 @@
 //! Everything there is to see: what the agent says, what the kernel holds, what the maps hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::IpNetwork;
 
 use super::{Defaults, Place};
 use crate::{
@@ -27,6 +29,8 @@ pub(super) struct Look {
     pub(super) peers: Option<Peers>,
     /// What the kernel holds.
     pub(super) kernel: Kernel,
+    /// Where programs and maps are pinned.
+    pins: Option<Pins>,
     /// What the maps hold; absent without programs.
     pub(super) maps: Option<Maps>,
     /// Why the maps cannot be read.
@@ -36,8 +40,18 @@ pub(super) struct Look {
 impl Look {
     /// Looks. `with_peers` asks the agent for each of them, too.
     pub(super) async fn at(place: &Place, defaults: &Defaults, with_peers: bool) -> anyhow::Result<Self> {
+        let agent = place.client(defaults).snapshot().await;
+        Self::with(agent, place, defaults, with_peers).await
+    }
+
+    /// Looks, after the agent was asked.
+    pub(super) async fn with(
+        agent: Result<Snapshot, AskError>,
+        place: &Place,
+        defaults: &Defaults,
+        with_peers: bool,
+    ) -> anyhow::Result<Self> {
         let client: Client = place.client(defaults);
-        let agent = client.snapshot().await;
         let peers = match (&agent, with_peers) {
             (Ok(_), true) => client.peers().await.ok(),
             _ => None,
@@ -49,18 +63,30 @@ impl Look {
         let kernel = Kernel::read(&mut Netlink::open()?, &devices).await?;
         let told = agent.as_ref().ok().map(|snapshot| snapshot.agent.bpffs.as_path());
         let bpffs = place.bpffs(told.filter(|path| !path.as_os_str().is_empty()), defaults);
-        let (maps, without_maps) = match Pins::under(bpffs).map(|pins| Maps::read(&pins)) {
-            Ok(Ok(maps)) => (maps, None),
-            Ok(Err(why)) => (None, Some(why)),
+        let (pins, without_pins) = match Pins::under(bpffs) {
+            Ok(pins) => (Some(pins), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        Ok(Self { agent, peers, kernel, maps, without_maps })
+        let (maps, without_maps) = match pins.as_ref().map(Maps::read) {
+            Some(Ok(maps)) => (maps, None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, without_pins),
+        };
+        Ok(Self { agent, peers, kernel, pins, maps, without_maps })
     }
 
     /// A row for each peer.
     pub(super) fn rows(&self) -> Vec<PeerRow> {
         let told = self.agent.as_ref().ok().and_then(|told| told.backend.as_ref());
         join(self.peers.as_ref(), told, &self.kernel, self.maps.as_ref())
+    }
+
+    /// Seconds since something is known to have come from each peer, read anew, by its subnet.
+    pub(super) fn heard_now(&self) -> BTreeMap<IpNetwork, u64> {
+        let Some(Ok(Some(maps))) = self.pins.as_ref().map(Maps::read) else { return BTreeMap::new() };
+        let told = self.agent.as_ref().ok().and_then(|told| told.backend.as_ref());
+        let rows = join(self.peers.as_ref(), told, &self.kernel, Some(&maps));
+        rows.into_iter().filter_map(|row| Some((row.subnet, row.heard_seconds_ago?))).collect()
     }
 
     /// What of the node may be in the way of packets.

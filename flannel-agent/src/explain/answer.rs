@@ -71,6 +71,8 @@ pub enum At {
     Bridge,
     /// The kernel's routing.
     Route,
+    /// The kernel's IPsec policies.
+    Ipsec,
     /// Our rules in netfilter.
     Rules,
     /// The kernel's neighbour table.
@@ -90,6 +92,7 @@ impl At {
             Self::Hook(hook) => hook.program(),
             Self::Bridge => "bridge",
             Self::Route => "route",
+            Self::Ipsec => "ipsec",
             Self::Rules => "rules",
             Self::Neighbour => "neighbour",
             Self::Fdb => "fdb",

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use flannel_common::{
     layout::{PodPlace, RouteKind},
-    packet::Arrival,
+    packet::{Arrival, headers::PROTOCOL_UDP},
     path::{Carrier, Hook, Verdict},
     reason::Reason,
 };
@@ -15,7 +15,10 @@ use super::{
     tables::interface,
     walk::Walk,
 };
-use crate::{netlink::LinkKind, values::Mac};
+use crate::{
+    netlink::{DecidedPacket, LinkKind, xfrm::Direction},
+    values::Mac,
+};
 
 /// The MAC of a station that nobody has looked for.
 const SOMEBODY: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
@@ -73,7 +76,10 @@ impl Walk {
         let mark = if matches!(verdict, Verdict::Checked(_)) { self.marks.flow } else { 0 };
         match by_udp {
             true => self.out_of_udp(packet, &inner, mark).await,
-            false => self.out_of_the_device(packet, &inner, mark).await,
+            false => {
+                let ends = sender.map(|sender| (sender, self.node.vtep));
+                self.out_of_the_device(packet, &inner, mark, ends).await
+            }
         }
     }
 
@@ -118,12 +124,13 @@ impl Walk {
         Ok(None)
     }
 
-    /// Decapsulated by the kernel's device.
+    /// Decapsulated by the kernel's device, from a packet between these `ends`.
     async fn out_of_the_device(
         &mut self,
         packet: Imagined,
         inner: &[u8],
         mark: u32,
+        ends: Option<(IpAddr, IpAddr)>,
     ) -> Result<Outcome, ExplainError> {
         let (vni, port) = (self.node.vni, self.node.port);
         let is_it = |kind: &LinkKind| match kind {
@@ -138,6 +145,18 @@ impl Walk {
                 by: format!("no VXLAN device has VNI {vni} and port {port}: nobody takes the UDP packet"),
             });
         };
+        if let Some((from, to)) = ends {
+            let packet = DecidedPacket {
+                source: from,
+                destination: to,
+                protocol: PROTOCOL_UDP,
+                ports: (0, port),
+                mark: 0,
+            };
+            if let Some(blocked) = self.by_ipsec(&[Direction::In], &packet) {
+                return Ok(blocked);
+            }
+        }
         let what = "decapsulates it".to_owned();
         self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
         self.given_by_device(packet, inner, device.index, mark).await

@@ -6,7 +6,9 @@
 //! packet on the kernel path is not followed.
 
 mod answer;
+mod cut_off;
 mod incoming;
+mod ipsec;
 mod node;
 mod outgoing;
 mod packet;
@@ -95,7 +97,7 @@ pub async fn explain(
     } else if let Some(place) = walk.place(packet.source).await? {
         walk.leaves_a_pod(packet, place).await?
     } else if walk.node.subnet.contains(packet.source) {
-        return Err(ExplainError::NoPod(packet.source));
+        walk.cut_off(packet.source).await?.ok_or(ExplainError::NoPod(packet.source))?
     } else if walk.node.subnet.contains(packet.destination) || walk.own.contains(&packet.destination) {
         walk.arrives(packet, None).await?
     } else {

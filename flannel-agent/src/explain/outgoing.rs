@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flannel_common::{
     family::{V4, V6},
     layout::PodPlace,
-    packet::Arrival,
+    packet::{Arrival, headers::PROTOCOL_UDP},
     path::{Carrier, Hook, Verdict},
 };
 
@@ -16,7 +16,7 @@ use super::{
     walk::{Walk, too_big},
 };
 use crate::{
-    netlink::{Link, LinkKind, RouteQuery},
+    netlink::{DecidedPacket, Link, LinkKind, RouteQuery, xfrm::Direction},
     values::{IpFamily, Mac},
 };
 
@@ -48,6 +48,17 @@ fn sent(verdict: &Verdict) -> Option<Sent> {
         }
         Verdict::HandOver(to, _) => Some(Sent::Device(to.ifindex)),
         _ => None,
+    }
+}
+
+/// As IPsec's policies see it.
+pub(super) fn decided(packet: &Imagined, mark: u32) -> DecidedPacket {
+    DecidedPacket {
+        source: packet.source,
+        destination: packet.destination,
+        protocol: packet.protocol,
+        ports: (packet.source_port, packet.destination_port),
+        mark,
     }
 }
 
@@ -114,10 +125,21 @@ impl Walk {
         arrived_by: Option<u32>,
         mark: u32,
     ) -> Result<Outcome, ExplainError> {
-        let query =
-            RouteQuery { source: Some(packet.source), destination: packet.destination, arrived_by, mark };
+        let query = RouteQuery {
+            source: Some(packet.source),
+            destination: packet.destination,
+            arrived_by,
+            mark,
+            protocol: packet.protocol,
+            source_port: Some(packet.source_port),
+            destination_port: Some(packet.destination_port),
+        };
         let route = match self.route(&query).await? {
             Ok(route) => route,
+            Err(Outcome::Node) => {
+                let blocked = self.by_ipsec(&[Direction::In], &decided(&packet, mark));
+                return Ok(blocked.unwrap_or(Outcome::Node));
+            }
             Err(outcome) => return Ok(outcome),
         };
         if arrived_by.is_some() && packet.hops <= 1 {
@@ -130,6 +152,13 @@ impl Walk {
                 by: format!("the route to {} has no interface", packet.destination),
             });
         };
+        let ways: &[Direction] = match arrived_by {
+            Some(_) => &[Direction::Forward, Direction::Out],
+            None => &[Direction::Out],
+        };
+        if let Some(blocked) = self.by_ipsec(ways, &decided(&packet, mark)) {
+            return Ok(blocked);
+        }
         let packet = if arrived_by.is_some() { packet.forwarded() } else { packet };
         let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
         if let Some(dropped) = too_big(packet.size, mtu, &link.name) {
@@ -147,9 +176,12 @@ impl Walk {
         if self.node.subnet.contains(packet.destination) {
             return match self.place(packet.destination).await? {
                 Some(place) => self.bring_to_pod(packet, place, mark).await,
-                None => {
-                    Ok(Outcome::Dropped { by: format!("no pod on {} has {}", link.name, packet.destination) })
-                }
+                None => Ok(match self.cut_off(packet.destination).await? {
+                    Some(dropped) => dropped,
+                    None => {
+                        Outcome::Dropped { by: format!("no pod on {} has {}", link.name, packet.destination) }
+                    }
+                }),
             };
         }
         if self.has(Hook::ToUnderlay, link.index) {
@@ -247,18 +279,37 @@ impl Walk {
         node: IpAddr,
         outer: impl FnOnce((IpAddr, IpAddr), (Mac, Mac)) -> Vec<u8>,
     ) -> Result<Outcome, ExplainError> {
-        let query = RouteQuery { source, destination: node, arrived_by: None, mark: 0 };
+        let query = RouteQuery {
+            source,
+            destination: node,
+            arrived_by: None,
+            mark: 0,
+            protocol: PROTOCOL_UDP,
+            source_port: None,
+            destination_port: Some(self.node.port),
+        };
         let route = match self.route(&query).await? {
             Ok(route) => route,
             Err(outcome) => return Ok(outcome),
         };
+        let source = source.unwrap_or(self.node.vtep);
+        let outer_packet = DecidedPacket {
+            source,
+            destination: node,
+            protocol: PROTOCOL_UDP,
+            ports: (0, self.node.port),
+            mark: 0,
+        };
+        if let Some(blocked) = self.by_ipsec(&[Direction::Out], &outer_packet) {
+            return Ok(blocked);
+        }
         let Some(underlay) = route.ifindex else {
             return Ok(Outcome::Dropped { by: format!("the route to {node} has no interface") });
         };
         let mac = self.neighbour(underlay, route.gateway.unwrap_or(node)).await?;
         if self.has(Hook::ToUnderlay, underlay) {
             let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));
-            let outer = outer((source.unwrap_or(self.node.vtep), node), stations);
+            let outer = outer((source, node), stations);
             let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
             self.at(Hook::ToUnderlay, &outer, &arrival)?;
         }

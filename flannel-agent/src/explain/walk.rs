@@ -21,7 +21,7 @@ use super::{
 use crate::{
     bpf::{AttachedProgram, Pins, attached},
     masq::{Passing, RuleOptions, met},
-    netlink::{Link, Netlink, Pods, RouteQuery, TakenRoute},
+    netlink::{IpsecTable, Link, Netlink, Pods, RouteQuery, TakenRoute},
     values::{Family, Mac},
 };
 
@@ -37,6 +37,7 @@ pub(super) struct Walk {
     /// Addresses of this node.
     pub(super) own: BTreeSet<IpAddr>,
     attached: Vec<AttachedProgram>,
+    pub(super) ipsec: IpsecTable,
     /// Where the kernel says that pods are, once it was asked.
     pods: Option<Pods>,
     pub(super) steps: Vec<Step>,
@@ -56,7 +57,20 @@ impl Walk {
         let own = netlink.addresses(family, None).await?.into_iter().map(|own| own.network.ip()).collect();
         let attached = attached(pins)?;
         let rules = rules.to_vec();
-        Ok(Self { tables, marks, rules, netlink, node, links, own, attached, pods: None, steps: Vec::new() })
+        let ipsec = IpsecTable::read().await?;
+        Ok(Self {
+            tables,
+            marks,
+            rules,
+            netlink,
+            node,
+            links,
+            own,
+            attached,
+            ipsec,
+            pods: None,
+            steps: Vec::new(),
+        })
     }
 
     /// Where a pod's address is: by the map, or else as the kernel has it.

@@ -110,7 +110,7 @@ impl IpsecPolicies {
     pub async fn read(&self) -> Result<Vec<IpsecPolicy>, NetlinkError> {
         let all = async {
             let mut policies = dump().await?;
-            if blocks_by_default().await? {
+            if what_default_blocks().await?.contains(&true) {
                 policies.extend(IpsecPolicy::about_everything());
             }
             Ok(policies)
@@ -144,14 +144,16 @@ async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
     }
 }
 
-/// Whether packets are dropped that no policy is about, in any of three directions.
-async fn blocks_by_default() -> Result<bool, NetlinkError> {
-    let mut blocks = false;
+/// Whether packets are dropped that no policy is about: those for this node, forwarded ones, and those it sends.
+pub(super) async fn what_default_blocks() -> Result<[bool; DEFAULTS], NetlinkError> {
+    let mut blocks = [false; DEFAULTS];
     let each = |kind, body: &[u8]| {
         if kind != XFRM_MSG_GETDEFAULT {
             return ControlFlow::Continue(());
         }
-        blocks = body.iter().take(DEFAULTS).any(|action| *action == XFRM_USERPOLICY_BLOCK);
+        for (blocks, action) in blocks.iter_mut().zip(body) {
+            *blocks = *action == XFRM_USERPOLICY_BLOCK;
+        }
         ControlFlow::Break(())
     };
     match exchange(XFRM_MSG_GETDEFAULT, 0, &[0; DEFAULTS], each).await? {
@@ -209,8 +211,16 @@ fn policy(message: &[u8]) -> Option<IpsecPolicy> {
     if direction >= XFRM_POLICY_MAX || (action != XFRM_POLICY_BLOCK && !has_templates(&message[POLICY..])) {
         return None;
     }
-    let family = u16::from_ne_bytes([info[40], info[41]]);
-    let network = |at: usize, prefix: u8| match family {
+    Some(IpsecPolicy {
+        source: network(info, 16, info[43])?,
+        destination: network(info, 0, info[42])?,
+        protocol: info[44],
+    })
+}
+
+/// The network of the policy `info` whose address is at `at`.
+pub(super) fn network(info: &[u8], at: usize, prefix: u8) -> Option<IpNetwork> {
+    match u16::from_ne_bytes([*info.get(40)?, *info.get(41)?]) {
         2 => {
             let octets: [u8; 4] = info.get(at..at + 4)?.try_into().ok()?;
             IpNetwork::new(IpAddr::V4(Ipv4Addr::from(octets)), prefix).ok()
@@ -220,14 +230,9 @@ fn policy(message: &[u8]) -> Option<IpsecPolicy> {
             IpNetwork::new(IpAddr::V6(Ipv6Addr::from(octets)), prefix).ok()
         }
         _ => None,
-    };
-    Some(IpsecPolicy {
-        source: network(16, info[43])?,
-        destination: network(0, info[42])?,
-        protocol: info[44],
-    })
+    }
 }
 
-fn has_templates(bytes: &[u8]) -> bool {
+pub(super) fn has_templates(bytes: &[u8]) -> bool {
     attributes(bytes).any(|(kind, value)| kind == XFRMA_TMPL && !value.is_empty())
 }

@@ -23,7 +23,19 @@ pub struct RouteQuery {
     pub arrived_by: Option<u32>,
     /// Its mark.
     pub mark: u32,
+    /// Its protocol (IANA) and ports, by which rules may choose a table. The kernel takes TCP, UDP and ICMP here.
+    pub protocol: u8,
+    /// Source port of TCP and UDP, host order; none for one that is not known.
+    pub source_port: Option<u16>,
+    /// Destination port.
+    pub destination_port: Option<u16>,
 }
+
+/// Protocols (IANA) that the kernel routes by.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 
 /// The route that a packet takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +82,14 @@ impl Netlink {
         message.attributes.extend(query.arrived_by.map(RouteAttribute::Iif));
         if query.mark != 0 {
             message.attributes.push(RouteAttribute::Mark(query.mark));
+        }
+        let icmp = if query.destination.is_ipv4() { ICMP } else { ICMPV6 };
+        if [TCP, UDP, icmp].contains(&query.protocol) {
+            message.attributes.push(RouteAttribute::IpProto(query.protocol));
+        }
+        if [TCP, UDP].contains(&query.protocol) {
+            message.attributes.extend(query.source_port.map(RouteAttribute::Sport));
+            message.attributes.extend(query.destination_port.map(RouteAttribute::Dport));
         }
         let request = Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 };
         match self.exchange(&[request]).await?.pop() {

@@ -17,7 +17,7 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkExtentMask, LinkMessage},
 };
 
-use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
+use super::{Link, LinkKind, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
 use crate::values::{Family, Mac};
 
 /// So many addresses of one family are followed behind one veth. What a pod makes up beyond that costs no time and takes no
@@ -33,6 +33,37 @@ pub struct Pods {
     pub places: BTreeMap<IpAddr, PodPlace>,
     /// The veths behind which there are more addresses than are followed, and their names.
     pub crowded: BTreeMap<u32, String>,
+}
+
+/// A pod whose address is not reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// The host side of its veth.
+    pub interface: String,
+    /// Why, and what to do.
+    pub why: String,
+}
+
+/// What is in the way to the pod behind `veth`, a port of `bridge`.
+fn obstacle(veth: &Link, bridge: Option<&Link>) -> String {
+    match bridge {
+        Some(bridge) if !bridge.up => format!("bridge {0} is down: ip link set {0} up", bridge.name),
+        _ if !veth.up => format!("{0} is down: ip link set {0} up", veth.name),
+        _ if !veth.carrier => "the pod's own interface is down".to_owned(),
+        _ if veth.closed_port => {
+            format!(
+                "it is a closed port of its bridge, blocked or locked: bridge -d link show dev {}",
+                veth.name
+            )
+        }
+        Some(bridge) => {
+            format!(
+                "bridge {} has no address of the pod's subnet, or the way to it leads past it",
+                bridge.name
+            )
+        }
+        None => "no route leads to it there".to_owned(),
+    }
 }
 
 impl Netlink {
@@ -81,6 +112,23 @@ impl Netlink {
         Ok(Pods { links: pod_links, places, crowded })
     }
 
+    /// Why the pod with this address is not reached, wherever its veth is; `None` where no pod here has it.
+    ///
+    /// `links` is what [`Netlink::links`] returned.
+    ///
+    /// # Errors
+    /// When the kernel's own tables cannot be read.
+    pub async fn cut_off(&mut self, address: IpAddr, links: &[Link]) -> Result<Option<CutOff>, NetlinkError> {
+        for veth in links.iter().filter(|link| link.kind == LinkKind::Veth) {
+            let Some(peer) = veth.peer else { continue };
+            if !self.peer_addresses(peer, IpNetwork::from(address)).await?.is_empty() {
+                let bridge = links.iter().find(|link| Some(link.index) == veth.master);
+                return Ok(Some(CutOff { interface: veth.name.clone(), why: obstacle(veth, bridge) }));
+            }
+        }
+        Ok(None)
+    }
+
     /// The MAC of an interface that is up in another namespace.
     async fn peer_mac(&mut self, peer: PeerEnd) -> Result<Option<Mac>, NetlinkError> {
         let mut query = LinkMessage::default();
@@ -120,6 +168,30 @@ impl Netlink {
             // A pod that never keeps still holds nobody up but itself.
             Err(NetlinkError::Unstable) => Ok(Vec::new()),
             addresses => addresses,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_to_a_pod_is_named_from_the_bridge_on() {
+        type Change = fn(&mut Link, &mut Link);
+        let changes: [(Change, &str); 5] = [
+            (|_, bridge| bridge.up = false, "bridge cni0 is down: ip link set cni0 up"),
+            (|veth, _| (veth.up, veth.carrier) = (false, false), "veth1 is down: ip link set veth1 up"),
+            (|veth, _| veth.carrier = false, "the pod's own interface is down"),
+            (|veth, _| veth.closed_port = true, "it is a closed port"),
+            (|_, _| {}, "bridge cni0 has no address of the pod's subnet"),
+        ];
+        for (change, why) in changes {
+            let mut veth = Link::plain(5, "veth1", LinkKind::Veth, 1450);
+            let mut bridge = Link::plain(4, "cni0", LinkKind::Bridge, 1450);
+            change(&mut veth, &mut bridge);
+            let found = obstacle(&veth, Some(&bridge));
+            assert!(found.starts_with(why), "{found} instead of {why}");
         }
     }
 }

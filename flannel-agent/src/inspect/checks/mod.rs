@@ -7,13 +7,17 @@ use serde::Serialize;
 mod forwarded;
 mod nft;
 mod peers;
+mod routes;
 mod rules;
 mod surroundings;
 mod this_node;
 
+#[cfg(test)]
+use forwarded::tests::both_ways;
 pub use forwarded::{Base, Dropped, End, Passage};
 pub use nft::Nft;
-pub use peers::of_peer;
+pub use peers::{Seen, of_peer};
+pub use routes::of_routes;
 pub use rules::Firewall;
 pub use surroundings::Surroundings;
 pub use this_node::of_node;

@@ -6,8 +6,19 @@ use crate::inspect::{
     probe::{Outcome, Target},
 };
 
-/// What was found of a peer, which was asked as `target`. `tunnel` says what carries packets there: `UDP port 8472`.
-pub fn of_peer(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> Vec<Finding> {
+/// What carries packets to a peer, and what was seen of it meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// `UDP port 8472`.
+    pub tunnel: String,
+    /// Packets came from it through the tunnel after it was asked.
+    pub heard_since: bool,
+    /// An IPsec policy of this node is a finding.
+    pub blocked_by_ipsec: bool,
+}
+
+/// What was found of a peer, which was asked as `target`.
+pub fn of_peer(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Vec<Finding> {
     let mut found = Vec::new();
     for difference in &row.differences {
         let remedy = match row.state {
@@ -21,14 +32,14 @@ pub fn of_peer(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) 
         };
         found.push(finding);
     }
-    found.extend(reached(row, target, outcome, tunnel));
+    found.extend(reached(row, target, outcome, seen));
     for finding in &mut found {
         finding.peer = Some(row.node.clone().unwrap_or_else(|| row.subnet.to_string()));
     }
     found
 }
 
-fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> Vec<Finding> {
+fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Vec<Finding> {
     let to = target.public_ip;
     let (underlay, overlay) = (outcome.underlay, outcome.overlay);
     let through = overlay.unwrap_or(underlay);
@@ -42,11 +53,19 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> V
         ));
     }
     match (underlay.rtt, overlay.map(|echoes| echoes.rtt)) {
+        (_, Some(None)) | (None, None) if corrupt == 0 && seen.heard_since => {
+            found.push(Finding::warning(
+                if underlay.rtt.is_some() { "overlay" } else { "underlay" },
+                format!("{to} answers neither echoes nor TCP there, but packets of its pods came in while it was asked"),
+                "its firewall drops what asks: let ICMP echo requests of nodes and pods pass, and more is seen",
+            ));
+            return found;
+        }
         (None, Some(None)) | (None, None) if corrupt == 0 => {
             let sent = underlay.error.map_or_else(String::new, |error| format!(" ({error})"));
             found.push(Finding::error(
                 "underlay",
-                format!("{to} does not answer{sent}"),
+                format!("{to} does not answer{sent}, neither echoes nor TCP"),
                 "the node is down, its lease names an address that it no longer has, or the network between drops \
                  packets: see the node, and PublicIP of its lease",
             ));
@@ -55,21 +74,46 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> V
         (Some(_), Some(None)) if corrupt == 0 => {
             let heard = match row.heard_seconds_ago {
                 Some(seconds) if seconds < 60 => {
-                    format!("; packets of it were heard {seconds} s ago, so that only echoes may be dropped")
+                    format!("; packets of it were heard {seconds} s ago, before it was asked")
                 }
                 _ => String::new(),
             };
-            found.push(Finding::error(
-                "overlay",
-                format!("{to} answers, but nothing comes back through the tunnel{heard}"),
-                format!("let {tunnel} pass between the nodes, in both directions, on hosts and in between"),
-            ));
+            let open = format!(
+                "let {} pass between the nodes, in both directions, on hosts and in between",
+                seen.tunnel
+            );
+            found.push(match overlay.and_then(|echoes| echoes.error) {
+                Some(error) => Finding::error(
+                    "overlay",
+                    format!("this node sends nothing through the tunnel to {to}: {error}"),
+                    "see its IPsec policies (ip xfrm policy), rules of chain OUTPUT and routes",
+                ),
+                None => Finding::error(
+                    "overlay",
+                    format!("{to} answers, but nothing comes back through the tunnel{heard}"),
+                    match seen.blocked_by_ipsec {
+                        true => format!("see what is said of IPsec first; if that is right, {open}"),
+                        false => open,
+                    },
+                ),
+            });
             return found;
         }
         _ => {}
     }
     if let Some(rtt) = through.rtt {
         let way = if overlay.is_some() { "overlay" } else { "underlay" };
+        if through.by_tcp {
+            found.push(Finding::warning(
+                way,
+                format!(
+                    "answers TCP in {:.2} ms, and no echoes: how large packets may be is not known",
+                    rtt.as_secs_f64() * 1e3
+                ),
+                "let ICMP echo requests of nodes pass there, and path MTU and checksums are looked at",
+            ));
+            return found;
+        }
         let text = format!("answers in {:.2} ms", rtt.as_secs_f64() * 1e3);
         found.push(Finding::ok(way, text));
         found.push(match through.largest {
@@ -99,6 +143,8 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, tunnel: &str) -> V
 mod tests {
     use std::time::Duration;
 
+    use nix::errno::Errno;
+
     use super::*;
     use crate::inspect::{checks::Severity, probe::Echoes};
 
@@ -120,7 +166,7 @@ mod tests {
     }
 
     fn echoes(rtt: Option<u64>, largest: Option<u32>, corrupt: u32) -> Echoes {
-        Echoes { rtt: rtt.map(Duration::from_micros), largest, corrupt, error: None }
+        Echoes { rtt: rtt.map(Duration::from_micros), largest, corrupt, ..Echoes::default() }
     }
 
     #[test]
@@ -152,7 +198,8 @@ mod tests {
             (good, Some(echoes(Some(100), None, 0)), "path MTU: no packet larger"),
             (good, Some(echoes(None, None, 2)), "checksums: 2 answers came broken"),
         ] {
-            let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, "UDP port 8472");
+            let seen = Seen { tunnel: "UDP port 8472".to_owned(), ..Seen::default() };
+            let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &seen);
             let bad = findings.iter().filter(|finding| finding.severity == Severity::Error);
             let bad: Vec<String> =
                 bad.map(|finding| format!("{}: {}", finding.check, finding.evidence)).collect();
@@ -161,6 +208,35 @@ mod tests {
             assert!(
                 findings.iter().all(|finding| finding.severity == Severity::Ok || !finding.remedy.is_empty())
             );
+            // Whatever the echoes say, one whose packets come in is there.
+            let heard = Seen { heard_since: true, ..seen };
+            let silent =
+                overlay.unwrap_or(underlay).rtt.is_none() && overlay.is_none_or(|echoes| echoes.corrupt == 0);
+            let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &heard);
+            let warned = findings.len() == 1 && findings[0].severity == Severity::Warning;
+            assert_eq!(warned, silent, "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn who_answers_tcp_alone_is_reached_and_who_cannot_be_sent_to_is_told_apart() {
+        let target = Target {
+            public_ip: "192.0.2.2".parse().unwrap(),
+            overlay: Some("10.244.2.0".parse().unwrap()),
+            mtu: 1450,
+        };
+        let by_tcp = Echoes { rtt: Some(Duration::from_millis(1)), by_tcp: true, ..Echoes::default() };
+        let refused = Echoes { error: Some(Errno::EPERM), ..Echoes::default() };
+        for (underlay, overlay, severity, text) in [
+            (by_tcp, by_tcp, Severity::Warning, "answers TCP in 1.00 ms"),
+            (by_tcp, refused, Severity::Error, "sends nothing through the tunnel to 192.0.2.2: EPERM"),
+            (by_tcp, Echoes::default(), Severity::Error, "192.0.2.2 answers, but nothing comes back"),
+        ] {
+            let outcome = Outcome { underlay, overlay: Some(overlay) };
+            let seen = Seen { blocked_by_ipsec: true, ..Seen::default() };
+            let findings = of_peer(&row(), &target, &outcome, &seen);
+            assert!(findings.len() == 1 && findings[0].severity == severity, "{findings:?}");
+            assert!(findings[0].evidence.contains(text) && findings[0].remedy.contains("e"), "{findings:?}");
         }
     }
 }

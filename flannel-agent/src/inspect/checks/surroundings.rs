@@ -15,7 +15,7 @@ use crate::{
         sysctl,
     },
     inspect::Kernel,
-    netlink::{Netlink, NetlinkError},
+    netlink::{IpsecTable, Netlink, NetlinkError},
     values::Family,
 };
 
@@ -48,6 +48,8 @@ pub struct Surroundings {
     pub firewalls: BTreeMap<Family, Firewall>,
     /// What nftables holds.
     pub nft: Option<Nft>,
+    /// The kernel's IPsec policies; absent where they cannot be read.
+    pub ipsec: Option<IpsecTable>,
     /// The clock.
     pub clock: Option<Clock>,
 }
@@ -116,6 +118,7 @@ impl Surroundings {
         }
         found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
         found.nft = Nft::read();
+        found.ipsec = IpsecTable::read().await.ok();
         found.clock = clock();
         Ok(found)
     }

@@ -1,11 +1,12 @@
-//! Asks a peer for echoes (ICMP), as `ping` does: at its public address, and through the overlay at the address of its own
+//! Asks a peer for echoes (ICMP), as `ping` does, and where it answers none, for a connection: at its public address, and through the overlay at the address of its own
 //! device, VXLAN or another, which nodes of stock flannel answer at, too.
 //!
 //! An echo that comes back says that what it met works in both directions. Large ones that may not be fragmented say how
 //! large packets may be.
 
 use std::{
-    net::IpAddr,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const ATTEMPTS: u16 = 2;
 /// How long the answers to a round of large echoes may take.
 const ROUND: Duration = Duration::from_millis(400);
+/// A port of TCP that nodes of Kubernetes let each other ask at, the kubelet's. Where nobody listens a reset is as good.
+const PORT: u16 = 10_250;
 /// Sizes that one round tries at once.
 const SIZES: u32 = 12;
 /// No smaller packet is looked for, bytes: what every IPv4 host takes (RFC 791), and IPv6 link carries (RFC 8200).
@@ -63,6 +66,8 @@ impl Target {
 pub struct Echoes {
     /// The round trip; absent where no answer came.
     pub rtt: Option<Duration>,
+    /// What answered was TCP, after no echo was: how large packets may be is not known then.
+    pub by_tcp: bool,
     /// Why nothing could be sent.
     pub error: Option<Errno>,
     /// The largest packet that was answered, bytes: only looked for where a small one was.
@@ -127,12 +132,28 @@ fn echoes(to: IpAddr, mtu: Option<u32>) -> Echoes {
             break;
         }
     }
+    if found.rtt.is_none() && found.corrupt == 0 {
+        // A node that is told to drop echoes is no node that is down.
+        found.rtt = connection(to);
+        found.by_tcp = found.rtt.is_some();
+        return found;
+    }
     if let Some(mtu) = mtu.filter(|_| found.rtt.is_some()) {
         let (largest, corrupt) = largest(&socket, to, mtu);
         found.largest = largest;
         found.corrupt += corrupt;
     }
     found
+}
+
+/// The round trip of a connection of TCP, or of its refusal.
+fn connection(to: IpAddr) -> Option<Duration> {
+    let start = Instant::now();
+    let answered = match TcpStream::connect_timeout(&SocketAddr::new(to, PORT), PATIENCE) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+    };
+    answered.then(|| start.elapsed())
 }
 
 /// The largest packet up to `mtu` bytes that is answered; how many answers were broken.

@@ -140,9 +140,9 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         let faults = [
             fault(tunnel_down, true, || drops("in udp dport 8472 drop"), passes),
             fault(
-                format!("{address} does not answer"),
+                format!("{address} does not answer, neither echoes nor TCP"),
                 true,
-                || drops("in ip protocol { icmp, udp } drop"),
+                || drops(&format!("in ip saddr {} drop", first.node.address())),
                 passes,
             ),
             fault(

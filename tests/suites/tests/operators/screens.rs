@@ -185,3 +185,74 @@ fn packets_are_counted_while_somebody_looks(cluster: &Cluster) -> Result<()> {
     }
     Ok(())
 }
+
+/// What the kernel drops is not said to leave.
+#[test]
+fn explain_and_check_name_what_drops_a_packet() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::pair(lab, 1, options())?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
+        let member = &cluster.members[0];
+        let ip = |words: &str| member.node.netns().ip(words).map(drop);
+        let [from, to] = [0, 1].map(|number| cluster.members[number].pods[0].address().to_string());
+        let own = member.node.subnet_env()?.subnet;
+        let theirs = cluster.members[1].node.subnet_env()?.subnet;
+        let explain = ["explain", &from, &to, "--proto", "udp", "--dport", "7000"];
+        let ends =
+            format!("src {}/{} dst {}/{}", own.network(), own.prefix(), theirs.network(), theirs.prefix());
+        let policy = format!("xfrm policy add {ends} dir fwd action block");
+        for (inject, repair, explained, found) in [
+            ("link set cni0 down", "link set cni0 up", "bridge cni0 is down", "bridge cni0 is down"),
+            (
+                "rule add iif cni0 ipproto udp dport 7000 prohibit pref 9",
+                "rule del pref 9",
+                "has no route to",
+                "",
+            ),
+            (
+                "rule add iif cni0 prohibit pref 9",
+                "rule del pref 9",
+                "has no route to",
+                "the kernel forwards no packet from",
+            ),
+            (&policy, "xfrm policy flush", "an IPsec policy", "an IPsec policy blocks packets between pods"),
+        ] {
+            ip(inject)?;
+            let (answer, checked) = (look(member, &explain), look(member, &["check"]));
+            ip(repair)?;
+            let (answer, checked) = (answer?, checked?);
+            ensure!(
+                answer.status == 1 && answer.says(explained),
+                "{inject}:\n{}{}",
+                answer.text,
+                answer.errors
+            );
+            ensure!(
+                checked.status == i32::from(!found.is_empty()) && checked.says(found),
+                "{inject}:\n{}{}",
+                checked.text,
+                checked.errors
+            );
+            eventually(SOON, "it leaves again", || {
+                let answer = look(member, &explain)?;
+                ensure!(answer.status == 0 && answer.says("leaves by"), "{}{}", answer.text, answer.errors);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// A node that is told to drop echoes is no node that is down.
+#[test]
+fn a_peer_that_answers_no_echoes_is_no_error() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::pair(lab, 1, options())?;
+        let rule = ["-p", "icmp", "-j", "DROP"];
+        cluster.members[1].node.netns().run("iptables", &[&["-I", "INPUT"][..], &rule].concat())?;
+        let seen = look(&cluster.members[0], &["check"])?;
+        ensure!(seen.status == 0 && seen.says("0 errors, 1 warnings"), "{}", seen.text);
+        ensure!(seen.says("answers TCP in") && seen.says("and no echoes"), "{}", seen.text);
+        Ok(())
+    })
+}

@@ -57,7 +57,7 @@ pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surrounding
 }
 
 /// From the pods of this node to those of others and back, in each network.
-fn passages(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings) -> Vec<Passage> {
+pub(super) fn passages(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings) -> Vec<Passage> {
     let Some(lease) = told.and_then(|told| told.lease.as_ref()) else { return Vec::new() };
     let backend = told.and_then(|told| told.backend.as_ref());
     let gateways: Vec<String> = around.gateways.iter().map(|index| kernel.name(*index)).collect();

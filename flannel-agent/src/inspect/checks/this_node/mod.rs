@@ -15,6 +15,7 @@ use crate::{
 
 mod firewalls;
 mod forwarding;
+mod ipsec;
 mod pods;
 
 /// A table is called full from here on, in percent.
@@ -42,6 +43,9 @@ pub fn of_node(
     forwarding::add(told, kernel, around, &mut found);
     settings(told, kernel, around, &mut found);
     firewalls::add(told, kernel, around, &mut found);
+    if let Some(table) = &around.ipsec {
+        ipsec::add(table, &firewalls::passages(told, kernel, around), &mut found);
+    }
     room(maps, around, &mut found);
     found.extend(around.clock.map(of_clock));
     others(told, kernel, around, &mut found);
