@@ -9,6 +9,8 @@
 //! all others ask. `netlink` and `bpf` are the drivers below `datapath`, `node` is this node on its external interface,
 //! `host` the machine it runs on.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod app;
 pub mod backend;
 pub mod bpf;

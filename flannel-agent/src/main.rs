@@ -1,12 +1,15 @@
 //! `flannel-agent`: parse, log, run, exit code.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::{env, path::Path, process::ExitCode};
 
 use clap::error::ErrorKind;
 use flannel_agent::{
     app,
     cli::{Cli, Command},
-    cmd, telemetry,
+    cmd,
+    telemetry::{self, output::say},
 };
 
 fn main() -> ExitCode {
@@ -24,7 +27,7 @@ fn main() -> ExitCode {
         }
     };
     if cli.version {
-        eprintln!("{}", env!("CARGO_PKG_VERSION"));
+        say(env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
     telemetry::log::init(cli.run.v, cli.run.log_format);
@@ -74,7 +77,7 @@ fn looked(result: anyhow::Result<cmd::Health>) -> ExitCode {
 
 fn complain(error: &anyhow::Error) {
     // What somebody else wrote into a lease or an answer may be part of it.
-    eprintln!("{}: {}", invoked_name(), telemetry::visible(&format_args!("{error:#}")));
+    say(format_args!("{}: {}", invoked_name(), telemetry::visible(&format_args!("{error:#}"))));
 }
 
 /// `flannel-agent`, or `flanneld` where it is installed under that name.

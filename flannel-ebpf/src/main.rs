@@ -4,6 +4,7 @@
 //! entry point of each hook, the packet ([`ctx`]), what is done to it ([`act`]) and the maps ([`maps`]). A packet whose
 //! headers the kernel refuses to change goes the kernel path, unchanged.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(target_arch = "bpf")]
 mod act;
@@ -48,6 +49,9 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("flannel-ebpf holds BPF programs: build them with `cargo xtask build-ebpf`");
+    use std::io::Write as _;
+
+    let advice = "flannel-ebpf holds BPF programs: build them with `cargo xtask build-ebpf`";
+    let _ = writeln!(std::io::stderr(), "{advice}");
     std::process::exit(1);
 }

@@ -4,6 +4,8 @@ use std::process::{ExitCode, ExitStatus};
 
 use anyhow::Error;
 
+use crate::ui::say;
+
 /// A failure with its remedy.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -47,11 +49,11 @@ pub(crate) fn report(error: &Error) -> ExitCode {
     if let Some(Reported(code)) = error.downcast_ref() {
         return ExitCode::from(*code);
     }
-    eprintln!("error: {error:#}");
+    say(format_args!("error: {error:#}"));
     if let Some(failure) = error.downcast_ref::<Failure>() {
-        eprintln!("remedy: {}", failure.remedy);
+        say(format_args!("remedy: {}", failure.remedy));
     } else if let Some(error) = error.downcast_ref::<flannel_ebpf_toolchain::Error>() {
-        eprintln!("remedy: {}", error.remedy());
+        say(format_args!("remedy: {}", error.remedy()));
     }
     ExitCode::FAILURE
 }

@@ -1,5 +1,7 @@
 //! flannel-ebpf's development tasks. Each is a module; this file only chooses one.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod build_and_load;
 mod build_ebpf;
 mod cargo;

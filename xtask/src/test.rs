@@ -10,6 +10,7 @@ use crate::{
     cargo::{Profile, at_root, build},
     failure::said,
     host, setup,
+    ui::say,
 };
 
 /// Where the tests are. As a host crate flannel-ebpf is empty.
@@ -59,7 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     nextest.env("FLANNEL_TEST_REQUIRE", "1");
     let status = nextest.status().with_context(|| format!("cannot run {}", runner.display()))?;
     if let Ok(report) = fs::read_to_string(&report) {
-        eprint!("{}", slowest(&report));
+        say(slowest(&report).trim_end());
     }
     if status.success() { Ok(()) } else { Err(said(status)) }
 }

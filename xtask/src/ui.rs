@@ -36,7 +36,7 @@ impl Step {
             bar
         });
         if bar.is_none() {
-            eprintln!("{name} ...");
+            say(format_args!("{name} ..."));
         }
         Self { bar, name, started: Instant::now() }
     }
@@ -44,8 +44,8 @@ impl Step {
     /// Prints something in the middle of the step, as it is.
     pub(crate) fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
 
@@ -66,9 +66,9 @@ impl Step {
         match &self.bar {
             Some(bar) => {
                 bar.finish_and_clear();
-                eprintln!("✓ {}: {result}{took}", self.name);
+                say(format_args!("✓ {}: {result}{took}", self.name));
             }
-            None => eprintln!("  {result}{took}"),
+            None => say(format_args!("  {result}{took}")),
         }
     }
 
@@ -152,7 +152,12 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Says a line on standard error. Where that cannot be written there is nobody to tell.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Says something that is worth knowing but no failure.
 pub(crate) fn note(text: &str) {
-    eprintln!("note: {text}");
+    say(format_args!("note: {text}"));
 }

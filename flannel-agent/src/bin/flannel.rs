@@ -1,5 +1,7 @@
 //! `flannel`: the CNI plugin that container runtimes start for each pod.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::{env, io, process::ExitCode};
 
 use flannel_agent::cni;

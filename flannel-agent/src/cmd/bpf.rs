@@ -9,7 +9,7 @@ use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-use super::output::run as run_inquiry;
+use super::output::{print, run as run_inquiry};
 use crate::{
     bpf::{Features, LogLevel, Pins, Programs, TcAttach, read_counters, remove_all},
     netlink::{LinkKind, Netlink, Tunnel, xfrm},
@@ -119,11 +119,11 @@ pub fn run(command: BpfCommand) -> anyhow::Result<()> {
         BpfCommand::Unload(UnloadOptions { at, netns }) => {
             enter(netns)?;
             remove_all(&Pins::under(&at.bpffs)?)?;
-            println!("removed every program and map under {}", at.bpffs.display());
+            let mut text = format!("removed every program and map under {}\n", at.bpffs.display());
             for left in run_inquiry(left_in_kernel())? {
-                println!("left as it is: {left}");
+                text.push_str(&format!("left as it is: {left}\n"));
             }
-            Ok(())
+            show(text)
         }
         BpfCommand::Counters(options) => counters(&options),
         BpfCommand::Features(options) => features(&options),
@@ -183,8 +183,7 @@ fn load(options: LoadOptions) -> anyhow::Result<()> {
     }
     let maps = pins.maps();
     if at.output == Output::Json {
-        println!("{}", json!({ "programs": summaries, "maps": maps, "links": pins.links() }));
-        return Ok(());
+        return show(json!({ "programs": summaries, "maps": maps, "links": pins.links() }));
     }
     let mut table = Table::new();
     table.set_header(["program", "id", "verified instructions", "bytes", "attached to"]);
@@ -200,25 +199,31 @@ fn load(options: LoadOptions) -> anyhow::Result<()> {
             attached.to_owned(),
         ]);
     }
-    println!("{table}");
+    let mut text = format!("{table}\n");
     let mut table = Table::new();
     table.set_header(["map", "pinned at"]);
     for name in flannel_common::map::PINNED_MAPS {
         table.add_row([name.to_owned(), pins.map(name).display().to_string()]);
     }
-    println!("{table}\n\nLook at them:");
+    text.push_str(&format!("{table}\n\nLook at them:\n"));
     for name in flannel_common::map::PINNED_MAPS {
-        println!("  bpftool map dump pinned {}", pins.map(name).display());
+        text.push_str(&format!("  bpftool map dump pinned {}\n", pins.map(name).display()));
     }
     for summary in &summaries {
-        println!("  bpftool prog dump xlated id {}   # {}", summary.id, summary.name);
+        text.push_str(&format!("  bpftool prog dump xlated id {}   # {}\n", summary.id, summary.name));
     }
     if interface.is_none() {
-        println!(
-            "\nNothing is attached, so the programs above are gone with this command; the maps stay pinned."
+        text.push_str(
+            "\nNothing is attached, so the programs above are gone with this command; the maps stay pinned.\n",
         );
     }
-    Ok(())
+    show(text.trim_end())
+}
+
+/// Prints it, with an end of line.
+fn show(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    let text = text.to_string();
+    print(&format!("{}\n", text.trim_end_matches('\n'))).map(drop)
 }
 
 fn counters(options: &CounterOptions) -> anyhow::Result<()> {
@@ -234,8 +239,7 @@ fn counters(options: &CounterOptions) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        println!("{}", json!(rows));
-        return Ok(());
+        return show(json!(rows));
     }
     let mut table = Table::new();
     table.set_header(["direction", "path", "reason", "packets", "bytes", "meaning"]);
@@ -249,8 +253,7 @@ fn counters(options: &CounterOptions) -> anyhow::Result<()> {
             row.reason.sentence().to_owned(),
         ]);
     }
-    println!("{table}");
-    Ok(())
+    show(table)
 }
 
 fn features(options: &FeatureOptions) -> anyhow::Result<()> {
@@ -265,8 +268,7 @@ fn features(options: &FeatureOptions) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        println!("{}", json!(rows));
-        return Ok(());
+        return show(json!(rows));
     }
     let mut table = Table::new();
     table.set_header(["feature", "found", "without it"]);
@@ -274,6 +276,5 @@ fn features(options: &FeatureOptions) -> anyhow::Result<()> {
         let found = why.map_or_else(|| "yes".to_owned(), |why| format!("no: {why}"));
         table.add_row([feature.label().to_owned(), found, feature.without_it().to_owned()]);
     }
-    println!("{table}");
-    Ok(())
+    show(table)
 }

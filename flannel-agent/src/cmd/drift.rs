@@ -63,7 +63,9 @@ async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Re
             Ok((Report { without_agent: None, differences: drift.differences }, health))
         }
         Err(error) => {
-            let found = Look::at(&options.at, defaults, false).await?;
+            // It is not asked again: whoever waited for an answer in vain waits no second time.
+            let why = error.to_string();
+            let found = Look::with(Err(error), &options.at, defaults, false).await?;
             let rows = join(None, None, &found.kernel, found.maps.as_ref());
             let differing = rows.iter().filter(|row| row.state != State::InPlace);
             let differences = differing.flat_map(|row| {
@@ -71,10 +73,7 @@ async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Re
                     .iter()
                     .map(|text| Difference { change: format!("peer {}: {text}", row.subnet), error: None })
             });
-            Ok((
-                Report { without_agent: Some(error.to_string()), differences: differences.collect() },
-                Health::Unseen,
-            ))
+            Ok((Report { without_agent: Some(why), differences: differences.collect() }, Health::Unseen))
         }
     }
 }

@@ -5,7 +5,7 @@ use comfy_table::Table;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::bpf::Output;
+use super::{bpf::Output, output::print};
 use crate::{
     lease::etcd::{
         EtcdOptions,
@@ -42,15 +42,15 @@ pub fn run(options: &EtcdOptions, to: Option<&str>, task: Task) -> anyhow::Resul
             Task::Look(output) => show(&migration.look().await?, output),
             Task::Finish { force } => {
                 let leases = migration.finish(force).await?;
-                println!(
+                tell(format_args!(
                     "removed the network config and {leases} leases from the v2 store: flannel uses v3 only"
-                );
-                Ok(())
+                ))
             }
             Task::Undo => {
                 let leases = migration.undo().await?;
-                println!("removed the network config and the copies of {leases} leases from the v3 store");
-                Ok(())
+                tell(format_args!(
+                    "removed the network config and the copies of {leases} leases from the v3 store"
+                ))
             }
             Task::KeepInStep => {
                 let mut terminate = signal(SignalKind::terminate())?;
@@ -60,10 +60,7 @@ pub fn run(options: &EtcdOptions, to: Option<&str>, task: Task) -> anyhow::Resul
                     _ = terminate.recv() => bail!("{STOPPED}"),
                     _ = interrupt.recv() => bail!("{STOPPED}"),
                 }
-                println!(
-                    "every node keeps its lease in v3: `etcd-migrate --finish` removes what is left in v2"
-                );
-                Ok(())
+                tell("every node keeps its lease in v3: `etcd-migrate --finish` removes what is left in v2")
             }
         }
     })
@@ -74,10 +71,10 @@ const STOPPED: &str =
 
 fn show(look: &Look, output: Output) -> anyhow::Result<()> {
     match output {
-        Output::Table => print(look),
+        Output::Table => tell(table(look))?,
         Output::Json => {
             let rows: Vec<_> = look.rows.iter().map(row_json).collect();
-            println!("{}", json!({ "keys": rows, "conflicts": look.conflicts }));
+            tell(json!({ "keys": rows, "conflicts": look.conflicts }))?;
         }
     }
     if look.conflicts.is_empty() {
@@ -86,7 +83,12 @@ fn show(look: &Look, output: Output) -> anyhow::Result<()> {
     bail!("the stores contradict each other: {}", look.conflicts.join(" | "))
 }
 
-fn print(look: &Look) {
+/// Prints a line, or lines. Who does not read on is no failure.
+fn tell(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    print(&format!("{text}\n")).map(drop)
+}
+
+fn table(look: &Look) -> String {
     let mut table = Table::new();
     table.set_header(["key", "node", "in v2 until", "in v3 until", "node writes", "to do"]);
     for row in &look.rows {
@@ -99,10 +101,9 @@ fn print(look: &Look) {
             row.to_do.to_owned(),
         ]);
     }
-    println!("{table}");
     let leases = || look.rows.iter().filter(|row| row.name != "config");
     let moved = leases().filter(|row| row.home == Some(Store::V3)).count();
-    println!("{moved} of {} leases are kept in v3 by their nodes", leases().count());
+    format!("{table}\n{moved} of {} leases are kept in v3 by their nodes", leases().count())
 }
 
 fn until(held: Held) -> String {

@@ -13,6 +13,7 @@ use tokio::runtime;
 use super::{
     CannotLook, Defaults,
     bpf::{Output, Where, enter},
+    output::print,
 };
 use crate::{
     bpf::Pins,
@@ -131,12 +132,13 @@ impl ExplainOptions {
 /// [`CannotLook`], with what to do about it.
 pub fn run(options: ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::Result<ExitCode> {
     let answer = ask(&options, marks, defaults).map_err(CannotLook)?;
-    match options.at.output {
+    let text = match options.at.output {
         Output::Json => {
-            println!("{}", serde_json::to_string(&answer).map_err(|error| CannotLook(error.into()))?)
+            format!("{}\n", serde_json::to_string(&answer).map_err(|error| CannotLook(error.into()))?)
         }
-        Output::Table => print!("{}", table(&answer)),
-    }
+        Output::Table => table(&answer),
+    };
+    print(&text).map_err(CannotLook)?;
     Ok(match answer.outcome {
         Outcome::Dropped { .. } => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,

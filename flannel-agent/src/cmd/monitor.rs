@@ -22,6 +22,7 @@ use super::{
     CannotLook, Defaults,
     bpf::Output,
     output::Lines,
+    trace::{at_least_one, number},
     trace_session::{
         OfAgent, OfPackets, TraceSession, end_after, enter_node, interface, node_name, reason_bits,
     },
@@ -31,7 +32,7 @@ use crate::{
         Client,
         snapshot::{self, Peers, Snapshot},
     },
-    telemetry::visible,
+    telemetry::{output::say, visible},
     trace::{Clock, Event},
 };
 
@@ -62,17 +63,17 @@ pub struct MonitorOptions {
     /// Of which packets.
     #[command(flatten)]
     pub packets: OfPackets,
-    /// End after so many lines.
-    #[arg(long, value_name = "N")]
+    /// End after so many lines, 1 or more.
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub count: Option<u64>,
-    /// End after so many seconds.
-    #[arg(long = "for", value_name = "SECONDS")]
+    /// End after so many seconds, 1 or more.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = at_least_one())]
     pub seconds: Option<u64>,
-    /// Show one of so many packets.
-    #[arg(long, value_name = "N", default_value = "1")]
+    /// Show one of so many packets, 1 or more.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = number())]
     pub sample: u32,
-    /// Show so many packets a second on each CPU at most; 0 for all.
-    #[arg(long, value_name = "N", default_value = "20")]
+    /// Show so many packets a second on each CPU at most, 1 or more.
+    #[arg(long, value_name = "N", default_value = "20", value_parser = number())]
     pub rate: u32,
     /// Show nothing of packets.
     #[arg(long)]
@@ -128,10 +129,10 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
                 session = Some(begun);
             }
             // What the agent does is worth a look without.
-            Err(error) => eprintln!("nothing of packets: {}", visible(&format_args!("{error:#}"))),
+            Err(error) => say(format_args!("nothing of packets: {}", visible(&format_args!("{error:#}")))),
         }
     }
-    eprintln!("monitoring; Ctrl-C ends it");
+    say("monitoring; Ctrl-C ends it");
     let lines = Lines { left: options.count };
     let mut printer = Printer { output: options.output, node: node_name(), lines };
     let mut end = std::pin::pin!(end_after(options.seconds));

@@ -1,7 +1,7 @@
 //! How commands print: a table for people, JSON or YAML for programs, once or again and again.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use comfy_table::{Cell, Color, ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
 use super::Health;
-use crate::telemetry::visible;
+use crate::telemetry::{output, visible};
 
 /// So wide is what is not printed on a terminal, and nothing is wider.
 const WIDTH: u16 = 100;
@@ -149,11 +149,7 @@ pub(super) async fn show<T: Serialize>(
 /// # Errors
 /// When it cannot be written.
 pub(super) fn print(text: &str) -> anyhow::Result<bool> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        written => written.context("cannot write to standard output").map(|()| true),
-    }
+    output::print(text).context("cannot write to standard output")
 }
 
 /// Lines for as long as somebody reads, up to a number.

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 use flannel_common::{
     layout::trace::{TRACE_RECORDS, TraceFilter},
     path::Hook,
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     control::Client,
+    telemetry::output::say,
     trace::{Clock, Event},
 };
 
@@ -44,17 +45,17 @@ pub struct TraceOptions {
     /// Counted for this reason; repeatable.
     #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
     pub reasons: Vec<Reason>,
-    /// End after so many lines.
-    #[arg(long, value_name = "N")]
+    /// End after so many lines, 1 or more.
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub count: Option<u64>,
-    /// End after so many seconds.
-    #[arg(long = "for", value_name = "SECONDS")]
+    /// End after so many seconds, 1 or more.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = at_least_one())]
     pub seconds: Option<u64>,
-    /// Show one of so many packets.
-    #[arg(long, value_name = "N", default_value = "1")]
+    /// Show one of so many packets, 1 or more.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = number())]
     pub sample: u32,
-    /// Show so many packets a second on each CPU at most; 0 for all.
-    #[arg(long, value_name = "N", default_value = "1000")]
+    /// Show so many packets a second on each CPU at most, 1 or more.
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = number())]
     pub rate: u32,
     /// Instead of looking at packets, merge what `trace -o json` has written on several nodes, by time; repeatable.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ends", "count", "seconds"])]
@@ -65,6 +66,16 @@ pub struct TraceOptions {
     /// How to print: lines for people, or a line of JSON for each packet.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+}
+
+/// None of anything would show nothing, for ever.
+pub(super) fn at_least_one() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// The same of 32 bits.
+pub(super) fn number() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(1..=u32::MAX.into())
 }
 
 pub(super) fn hook(name: &str) -> Result<Hook, String> {
@@ -107,7 +118,7 @@ fn look(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<()> {
 async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
     let mut session = TraceSession::begin(client).await?;
     session.want(filter)?;
-    eprintln!("looking at packets; Ctrl-C ends it");
+    say("looking at packets; Ctrl-C ends it");
     let node = node_name();
     let mut printer = Printer { output: options.output, lines: Lines { left: options.count } };
     let mut end = std::pin::pin!(end_after(options.seconds));
@@ -143,10 +154,10 @@ async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> 
 fn untold(session: &TraceSession) -> anyhow::Result<()> {
     let untold = session.maps.untold()?;
     if untold.limited > 0 {
-        eprintln!("not shown for --rate: {} packets", untold.limited);
+        say(format_args!("not shown for --rate: {} packets", untold.limited));
     }
     if untold.lost > 0 {
-        eprintln!("lost, since they came faster than they could be printed: {} packets", untold.lost);
+        say(format_args!("lost, since they came faster than they could be printed: {} packets", untold.lost));
     }
     Ok(())
 }

@@ -67,8 +67,16 @@ impl Maps {
     /// # Errors
     /// In a sentence, where they cannot be read.
     pub fn read(pins: &Pins) -> Result<Option<Self>, String> {
-        if !pins.maps().exists() {
-            return Ok(None);
+        match pins.maps().try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => {
+                let advice = match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => "; run this as root",
+                    _ => "",
+                };
+                return Err(format!("{}: {error}{advice}", pins.maps().display()));
+            }
         }
         let tables = Tables::open(pins).map_err(|error| error.to_string())?;
         let fill = fill(pins, &tables).map_err(|error| error.to_string())?;

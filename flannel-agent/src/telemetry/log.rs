@@ -47,13 +47,20 @@ impl<W: for<'a> MakeWriter<'a> + Send + Sync + 'static> Writer for W {}
 
 fn text(filter: EnvFilter, writer: impl Writer, colours: bool) -> impl Subscriber + Send + Sync {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+    // A log that cannot be written is none: the subscriber would say so on standard error, and panic where it cannot.
+    let log = log.log_internal_errors(false);
     log.with_ansi(colours).fmt_fields(VisibleFields).finish().with(FloodGate::default())
 }
 
 fn json(filter: EnvFilter, writer: impl Writer) -> impl Subscriber + Send + Sync {
     let writer = VisibleJson(writer);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
-    let log = log.json().flatten_event(true).with_current_span(false).with_span_list(false);
+    let log = log
+        .log_internal_errors(false)
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false);
     log.finish().with(FloodGate::default())
 }
 

@@ -5,6 +5,7 @@ pub mod health;
 pub mod http;
 mod last_message;
 pub mod log;
+pub mod output;
 mod pulse;
 mod summary;
 pub mod systemd;

@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -72,7 +73,7 @@ fn build_one(
         .status()
         .map_err(|source| Error::Spawn { program: toolchain.compiler.cargo.clone(), source })?;
     if !status.success() {
-        eprintln!("\n  {}", line(&cargo));
+        let _ = writeln!(std::io::stderr(), "\n  {}", line(&cargo));
         return Err(Error::Compile { status: status.to_string(), toolchain: toolchain.to_string() });
     }
     let object = target_dir.join(target()).join("release").join(PACKAGE);

@@ -9,6 +9,8 @@
 //! Compiler (rustc, cargo, rust-src) + Linker (same LLVM) = Toolchain ─▶ build() ─▶ Object, verified
 //! ```
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod cache;
 mod compile;
 mod compiler;

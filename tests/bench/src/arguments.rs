@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand, ValueEnum};
+use flannel_lab::output::{print, say};
 
 use super::{
     Case, Comparison, Mode, Options, Report, Scenario, Workload, control_plane, minutes, programs, report,
@@ -141,7 +142,7 @@ impl Arguments {
             fs::write(path, report.to_svg()).with_context(|| format!("write {}", path.display()))?;
         }
         if let Some(path) = &self.compare {
-            println!("{}", Comparison::with(&report, path)?);
+            print(&format!("{}\n", Comparison::with(&report, path)?))?;
         }
         Ok(())
     }
@@ -180,20 +181,20 @@ impl Arguments {
 
 fn measure(options: &Options, progress: &Progress) -> Result<Report> {
     let (cases, workloads) = (options.cases.len(), options.workloads.len());
-    eprintln!(
+    say(format_args!(
         "{cases} dataplanes, {workloads} workloads, {} rounds: about {}",
         options.rounds,
         minutes(options.estimate())
-    );
+    ));
     progress.follow("measuring", |now| super::run(options, now))
 }
 
 impl To {
     fn put(&self, text: &dyn std::fmt::Display, json: &serde_json::Value) -> Result<()> {
         match self.output {
-            Output::Table => println!("{text}"),
-            Output::Json => println!("{json:#}"),
-        }
+            Output::Table => print(&format!("{text}\n"))?,
+            Output::Json => print(&format!("{json:#}\n"))?,
+        };
         if let Some(path) = &self.json {
             fs::write(path, format!("{json:#}\n")).with_context(|| format!("write {}", path.display()))?;
         }

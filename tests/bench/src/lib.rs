@@ -8,6 +8,8 @@
 //! are reported, and ratios to the bare network and to the kernel's path with flannel's rules, which is what a node of
 //! stock flannel is.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: measures pod to pod beside node to node.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use flannel_lab::output::say;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Between two lines of one step where there is no terminal.
@@ -34,7 +35,7 @@ impl Progress {
         let start = Instant::now();
         let bar = self.terminal.then(|| spinner(what));
         if bar.is_none() {
-            eprintln!("... {what}");
+            say(format_args!("... {what}"));
         }
         let last = Cell::new(start);
         let outcome = work(&|now| match &bar {
@@ -42,14 +43,14 @@ impl Progress {
             None if last.get().elapsed() < LINE => {}
             None => {
                 last.set(Instant::now());
-                eprintln!("... {what}: {now}");
+                say(format_args!("... {what}: {now}"));
             }
         });
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
         let mark = if outcome.is_ok() { "ok " } else { "NO " };
-        eprintln!("{mark} {what} ({:.1} s)", start.elapsed().as_secs_f64());
+        say(format_args!("{mark} {what} ({:.1} s)", start.elapsed().as_secs_f64()));
         outcome
     }
 }

@@ -9,6 +9,7 @@ use flannel_common::reason::Direction;
 use flannel_lab::{
     Cluster, FastPath, Lab,
     counters::Counters,
+    output::{print, say},
     requirements, sweep, teardown,
     traffic::{Matrix, reachability, tcp},
 };
@@ -47,19 +48,19 @@ pub(crate) struct Findings {
 pub(crate) fn run(keep: bool, as_json: bool, progress: &Progress) -> Result<()> {
     requirements::check(&flannel_bench::Options::PROGRAMS)?;
     let seconds = (measurement().estimate() + CLUSTER).as_secs().next_multiple_of(10);
-    eprintln!("The demo takes about {seconds} seconds from here.");
+    say(format_args!("The demo takes about {seconds} seconds from here."));
     let lab = Lab::named(NAME).context("start the demo; `cargo xtask demo --down` removes one that is up")?;
     let nodes = format!("etcd, {NODES} nodes with an agent each, {PODS} pods each");
     let cluster = progress.step(&nodes, || Cluster::start(&lab, NODES, PODS, FastPath::Flow))?;
     let findings = look(&cluster, progress)?;
     if as_json {
-        println!("{:#}", findings.to_json());
+        print(&format!("{:#}\n", findings.to_json()))?;
     } else {
-        print!("{}", tables::show(&findings));
+        print(&tables::show(&findings).to_string())?;
     }
     let outcome = findings.matrix.check_complete();
     if keep {
-        eprint!("{}", enter::instructions(&cluster)?);
+        say(enter::instructions(&cluster)?.trim_end());
         cluster.release();
         lab.keep()?;
     } else {

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: a cluster of three nodes on one machine, and what it does.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod demo;
 mod enter;
 mod picture;

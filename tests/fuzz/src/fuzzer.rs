@@ -2,7 +2,10 @@
 
 use std::{env, fs, path::Path, process, sync::OnceLock};
 
-use flannel_agent::fuzz::TARGETS;
+use flannel_agent::{
+    fuzz::TARGETS,
+    telemetry::output::{print, say},
+};
 use flannel_common_testing::fuzz::{decision, decision_seeds};
 use libfuzzer_sys::fuzz_target;
 
@@ -23,15 +26,14 @@ fuzz_target!(init: choose(), |input: &[u8]| {
 
 fn choose() {
     let Ok(name) = env::var(TARGET) else {
-        println!("{PACKETS}");
-        TARGETS.iter().for_each(|target| println!("{}", target.name));
-        process::exit(0);
+        let names = TARGETS.iter().map(|target| format!("{}\n", target.name)).collect::<String>();
+        process::exit(i32::from(print(&format!("{PACKETS}\n{names}")).is_err()));
     };
     let (run, seeds): (fn(&[u8]), Vec<Vec<u8>>) = match TARGETS.iter().find(|target| target.name == name) {
         Some(target) => (target.run, target.seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect()),
         None if name == PACKETS => (decision, decision_seeds()),
         None => {
-            eprintln!("error: {TARGET}={name}: there is no such kind of input");
+            say(format_args!("error: {TARGET}={name}: there is no such kind of input"));
             process::exit(64);
         }
     };
@@ -40,7 +42,7 @@ fn choose() {
     for (number, seed) in seeds.iter().enumerate() {
         let path = Path::new(&directory).join(format!("seed-{number:03}"));
         if let Err(error) = fs::write(&path, seed) {
-            eprintln!("error: cannot write {}: {error}", path.display());
+            say(format_args!("error: cannot write {}: {error}", path.display()));
             process::exit(1);
         }
     }

@@ -6,12 +6,15 @@
 //! ```
 
 #![cfg_attr(fuzzing, no_main)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(fuzzing)]
 mod fuzzer;
 
 #[cfg(not(fuzzing))]
 fn main() -> std::process::ExitCode {
-    eprintln!("error: flannel-fuzz is not built for fuzzing\nremedy: cargo xtask fuzz");
+    flannel_agent::telemetry::output::say(
+        "error: flannel-fuzz is not built for fuzzing\nremedy: cargo xtask fuzz",
+    );
     std::process::ExitCode::FAILURE
 }

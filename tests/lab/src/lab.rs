@@ -28,6 +28,7 @@ use super::{
     Etcd, Netns, Node,
     command::last_lines,
     names::{Names, locked},
+    output::say,
     owner,
     requirements::{kubernetes_available, lab_available},
     teardown,
@@ -230,13 +231,13 @@ impl Drop for Lab {
             print_logs(&self.dir);
         }
         let done = if std::env::var_os(KEEP).is_some() {
-            eprintln!("kept: {}, namespaces {}-*", self.dir.display(), self.id());
+            say(format_args!("kept: {}, namespaces {}-*", self.dir.display(), self.id()));
             owner::disown(&self.dir)
         } else {
             teardown::remove(self.id())
         };
         if let Err(error) = done {
-            eprintln!("{error:#}");
+            say(format_args!("{error:#}"));
         }
     }
 }
@@ -269,7 +270,7 @@ fn print_logs(dir: &Path) {
             && let Ok(bytes) = fs::read(&path)
         {
             let text = String::from_utf8_lossy(&bytes);
-            eprintln!("--- end of {}\n{}", path.display(), last_lines(&text, 40));
+            say(format_args!("--- end of {}\n{}", path.display(), last_lines(&text, 40)));
         }
     }
 }

@@ -9,6 +9,8 @@
 //!
 //! Everything needs root; [`requirements`] says what else, and what to do about it.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub use agent::{
     AGENT_BIN, Agent, AgentOptions, Dataplane, FastPath, KubernetesAccess, LeasesIn, SubnetFileState, Xdp,
     agent_binary,
@@ -18,6 +20,7 @@ pub use cgroup::MemoryGroup;
 pub use chain::{Chain, plugin_binary};
 pub use cluster::{CONVERGENCE, Cluster, Member, counted};
 pub use docker::{Container, Docker};
+pub use flannel_agent::telemetry::output;
 pub use kubernetes::{ApiServer, Image, KubeFlannel, KubeProxy};
 pub use lab::{
     KEEP, Lab, UNDERLAY_ADDRESS, UNDERLAY_ADDRESS_V6, abandon, in_kubernetes_lab, in_lab, make_dir,

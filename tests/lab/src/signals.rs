@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::abandon;
+use super::{abandon, output::say};
 
 /// Runs a program of the lab, which is told to end by its user or by signals: says what is wrong, if anything is.
 pub fn run(program: impl FnOnce() -> Result<()>) -> ExitCode {
     match clean_up().and_then(|()| program()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -36,7 +36,7 @@ fn clean_up() -> Result<()> {
                     _ = hang_up.recv() => {}
                 }
             });
-            eprintln!("interrupted: removing what was built");
+            say("interrupted: removing what was built");
             abandon();
             std::process::exit(130);
         })

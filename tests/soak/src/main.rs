@@ -4,6 +4,8 @@
 //! seed ─▶ schedule ─▶ each fault: traffic starts, fault, repair, traffic ends ─▶ round ─▶ table, or JSON
 //! ```
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod fault;
 mod measure;
 mod report;
@@ -15,7 +17,10 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use flannel_lab::signals;
+use flannel_lab::{
+    output::{print, say},
+    signals,
+};
 
 /// Run three nodes under traffic, break something every few seconds, and measure what each fault costs. Needs root; touches
 /// nothing outside network namespaces of its own.
@@ -51,12 +56,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let seed = cli.seed.unwrap_or_else(|| rand::random::<u32>().into());
-    eprintln!("seed {seed}");
+    say(format_args!("seed {seed}"));
     let schedule = schedule::Schedule::new(seed, &cli.faults);
     let report = soak::run(schedule, Duration::from_secs(cli.minutes * 60))?;
     match cli.output {
-        Output::Table => print!("{}", report.table()),
-        Output::Json => println!("{:#}", report.json()),
-    }
+        Output::Table => print(&report.table().to_string())?,
+        Output::Json => print(&format!("{:#}\n", report.json()))?,
+    };
     report.check()
 }

@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use flannel_lab::{AgentOptions, Cluster, FastPath, Lab, command::last_lines, eventually, requirements};
+use flannel_lab::{
+    AgentOptions, Cluster, FastPath, Lab, command::last_lines, eventually, output::say, requirements,
+};
 
 use crate::{
     fault::Fault,
@@ -44,7 +46,7 @@ fn attempt(schedule: impl Iterator<Item = Fault>, time: Option<Duration>) -> Res
         if time.is_some_and(|time| start.elapsed() >= time) {
             break;
         }
-        eprintln!("{:>5} s  {fault}", start.elapsed().as_secs());
+        say(format_args!("{:>5} s  {fault}", start.elapsed().as_secs()));
         done.push(fault);
         let row = one(&lab, &mut cluster, &mut lasting, fault, round)
             .with_context(|| format!("round {round}, {fault}"));
@@ -53,7 +55,11 @@ fn attempt(schedule: impl Iterator<Item = Fault>, time: Option<Duration>) -> Res
         report.rows.push(row);
         if failed {
             for member in &cluster.members {
-                eprintln!("--- log of {}\n{}", member.node.name(), last_lines(&member.agent.log(), 15));
+                say(format_args!(
+                    "--- log of {}\n{}",
+                    member.node.name(),
+                    last_lines(&member.agent.log(), 15)
+                ));
             }
             return Ok((report, done));
         }
@@ -91,7 +97,7 @@ fn shortest(done: &[Fault]) -> Result<Vec<Fault>> {
     let mut length = 1;
     while length < done.len() {
         let end = &done[done.len() - length..];
-        eprintln!("again, with the last {length} only");
+        say(format_args!("again, with the last {length} only"));
         if attempt(end.iter().copied(), None)?.0.failed() {
             return Ok(end.to_vec());
         }

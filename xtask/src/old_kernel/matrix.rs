@@ -15,7 +15,7 @@ use crate::{
     cargo::{Profile, build_agent},
     failure::failure,
     setup,
-    ui::{Step, print},
+    ui::{Step, print, say},
 };
 
 const SUITE: &str = concat!(include_str!("machine.sh"), include_str!("suite.sh"));
@@ -129,7 +129,7 @@ fn on(kernel: Kernel) -> Result<Results> {
     if said.lines().any(|line| line == "PASSED") {
         return Ok(results(&said));
     }
-    eprintln!("{}", said.trim_end());
+    say(said.trim_end());
     anyhow::bail!("the machine did not say PASSED")
 }
 

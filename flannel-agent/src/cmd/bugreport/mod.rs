@@ -17,7 +17,7 @@ use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 use tokio::runtime;
 
-use super::{CannotLook, Defaults, bpf::enter};
+use super::{CannotLook, Defaults, bpf::enter, output::print};
 use crate::control::Client;
 use parts::{Outcome, Part, Sources};
 use secrets::Secrets;
@@ -89,17 +89,26 @@ fn write(options: &BugreportOptions, defaults: &Defaults) -> anyhow::Result<()> 
         let secrets = Secrets::of(snapshot.as_ref().map(|snapshot| snapshot.agent.pid))?;
         Ok::<_, anyhow::Error>((secrets, parts::gather(&from, &client, snapshot).await))
     })?;
-    archive(out, options, &secrets, &parts, now)?;
+    if let Err(error) = archive(out, options, &secrets, &parts, now) {
+        if to_stdout {
+            return Err(error.context("cannot write the archive to standard output"));
+        }
+        // Half an archive looks like a whole one.
+        let left = match std::fs::remove_file(&path) {
+            Ok(()) => "what was written of it is removed".to_owned(),
+            Err(error) => format!("what was written of it is still there, for it cannot be removed: {error}"),
+        };
+        let advice = "give a place with more room by --file, or take --quick";
+        return Err(error.context(format!("cannot write {}; {left}; {advice}", path.display())));
+    }
     if !to_stdout {
         let absent = parts.iter().filter(|part| matches!(part.outcome, Outcome::Absent(_))).count();
-        println!(
-            "{}: {} parts, {absent} could not be had (contents.json says why)",
+        print(&format!(
+            "{}: {} parts, {absent} could not be had (contents.json says why)\n\
+             Passwords, keys and tokens are removed. Addresses and names of nodes and interfaces are in it.\n",
             path.display(),
             parts.len()
-        );
-        println!(
-            "Passwords, keys and tokens are removed. Addresses and names of nodes and interfaces are in it."
-        );
+        ))?;
     }
     Ok(())
 }

@@ -16,11 +16,13 @@ use tokio::runtime;
 use super::{
     CannotLook, Defaults, Format,
     output::{CLEAR, print},
+    trace::at_least_one,
     trace_session::{OfAgent, OfPackets, TraceSession, enter_node, node_name},
 };
 use crate::{
     bpf::{Pins, RunTimes},
     control::Client,
+    telemetry::output::say,
 };
 use rates::{Names, Rates, Totals, rates};
 
@@ -36,8 +38,8 @@ pub struct TopOptions {
     /// Seconds between two looks, 1 to 60.
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=60))]
     pub every: u64,
-    /// End after so many looks. Default: never on a terminal, else after one.
-    #[arg(long, value_name = "N")]
+    /// End after so many looks, 1 or more. Default: never on a terminal, else after one.
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub count: Option<u64>,
     /// Which agent.
     #[command(flatten)]
@@ -79,7 +81,7 @@ impl Watched {
         let pins = Pins::under(&session.snapshot.agent.bpffs)?;
         let times = RunTimes::begin();
         if let Err(error) = &times {
-            eprintln!("without the programs' times: {error}");
+            say(format_args!("without the programs' times: {error}"));
         }
         let before = (Instant::now(), Totals::default());
         let mut watched = Self { session, client, pins, times: times.ok(), names: Names::default(), before };

@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpStream},
     os::unix::{fs::symlink, net::UnixDatagram, process::ExitStatusExt as _},
     path::PathBuf,
+    process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -16,7 +17,10 @@ use flannel_lab::{
     command::{Daemon, run},
     eventually, in_lab,
 };
-use nix::sys::signal::{Signal, kill};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 /// How often a daemon looks at its rules in any case: the default of `--iptables-resync`.
@@ -397,7 +401,7 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
         let mut slow = connect(&node)?;
         slow.write_all(b"GET /healthz HTTP/1.1\r\n")?;
         await_read(&node, &slow)?;
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id())?);
+        let pid = Pid::from_raw(i32::try_from(daemon.id())?);
         kill(pid, Signal::SIGTERM)?;
         await_log(&daemon, "the dataplane stays in place")?;
         daemon.check_running()?;
@@ -472,6 +476,39 @@ fn it_starts_by_its_environment_and_keeps_its_secrets() -> Result<()> {
         let refused = said("the default is").context("nothing about the bad variable")?;
         ensure!(refused["variable"] == "FLANNELD_HEALTHZ_PORT", "{refused}");
         ensure!(said("have no effect").is_some_and(|line| line["flags"] == "--vmodule"));
+        Ok(())
+    })
+}
+
+/// Neither a reader who has seen enough nor a full disk ends it in a panic, which would be status 101.
+#[test]
+fn what_cannot_be_written_is_an_error_and_no_panic() -> Result<()> {
+    let full = || fs::File::options().write(true).open("/dev/full");
+    let features = || {
+        let mut command = Command::new(agent_binary()?);
+        command.args(["bpf", "features"]).stderr(Stdio::piped());
+        Ok::<_, anyhow::Error>(command)
+    };
+    let output = features()?.stdout(full()?).output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && text.contains("cannot write to standard output"), "{text}");
+    let mut child = features()?.stdout(Stdio::piped()).spawn()?;
+    // Nobody reads.
+    drop(child.stdout.take());
+    ensure!(child.wait()?.code() == Some(0), "it has nothing to complain of");
+    in_lab(|lab| {
+        let (etcd, node) = (lab.etcd()?, lab.node()?);
+        let start = Start::new(&node, &etcd)?;
+        let mut command = node.netns().command(start.binary.to_str().context("the path of the agent")?);
+        let mut agent = command.args(&start.arguments).stdin(Stdio::null()).stderr(full()?).spawn()?;
+        let ready = eventually(SOON, "ready, with a log that cannot be written", || {
+            ensure!(agent.try_wait()?.is_none(), "it has ended");
+            node.subnet_env().map(drop)
+        });
+        kill(Pid::from_raw(agent.id().try_into()?), Signal::SIGTERM)?;
+        let status = agent.wait()?;
+        ready?;
+        ensure!(status.success(), "{status}");
         Ok(())
     })
 }

@@ -180,7 +180,10 @@ fn programs(report: &Report) -> String {
         by_program.entry(&attached.program).or_default().push(&attached.interface);
     }
     if by_program.is_empty() {
-        return "none attached".to_owned();
+        return match (&report.agent, &report.without_maps) {
+            (None, Some(why)) => format!("cannot be seen: {why}"),
+            _ => "none attached".to_owned(),
+        };
     }
     let programs = by_program.iter().map(|(program, interfaces)| match interfaces[..] {
         [one] => format!("{program} {one}"),
