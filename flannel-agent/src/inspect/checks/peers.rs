@@ -53,10 +53,10 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
         ));
     }
     match (underlay.rtt, overlay.map(|echoes| echoes.rtt)) {
-        (_, Some(None)) | (None, None) if corrupt == 0 && seen.heard_since => {
+        (None, Some(None)) | (None, None) if corrupt == 0 && seen.heard_since => {
             found.push(Finding::warning(
-                if underlay.rtt.is_some() { "overlay" } else { "underlay" },
-                format!("{to} answers neither echoes nor TCP there, but packets of its pods came in while it was asked"),
+                "underlay",
+                format!("{to} answers neither echoes nor TCP, but packets of its pods came in while it was asked"),
                 "its firewall drops what asks: let ICMP echo requests of nodes and pods pass, and more is seen",
             ));
             return found;
@@ -73,6 +73,10 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
         }
         (Some(_), Some(None)) if corrupt == 0 => {
             let heard = match row.heard_seconds_ago {
+                // What comes in says nothing of what goes out.
+                _ if seen.heard_since => {
+                    "; packets of it came in meanwhile, so that it is the way to it".to_owned()
+                }
                 Some(seconds) if seconds < 60 => {
                     format!("; packets of it were heard {seconds} s ago, before it was asked")
                 }
@@ -208,10 +212,10 @@ mod tests {
             assert!(
                 findings.iter().all(|finding| finding.severity == Severity::Ok || !finding.remedy.is_empty())
             );
-            // Whatever the echoes say, one whose packets come in is there.
+            // One that answers nothing, and whose packets come in, is there.
             let heard = Seen { heard_since: true, ..seen };
-            let silent =
-                overlay.unwrap_or(underlay).rtt.is_none() && overlay.is_none_or(|echoes| echoes.corrupt == 0);
+            let through = overlay.unwrap_or(underlay);
+            let silent = underlay.rtt.is_none() && through.rtt.is_none() && through.corrupt == 0;
             let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &heard);
             let warned = findings.len() == 1 && findings[0].severity == Severity::Warning;
             assert_eq!(warned, silent, "{findings:?}");

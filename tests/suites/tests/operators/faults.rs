@@ -142,7 +142,10 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             fault(
                 format!("{address} does not answer, neither echoes nor TCP"),
                 true,
-                || drops(&format!("in ip saddr {} drop", first.node.address())),
+                || {
+                    let peer = first.node.address();
+                    drops(&format!("in ip saddr {peer} drop; add rule ip fault out ip daddr {peer} drop"))
+                },
                 passes,
             ),
             fault(
