@@ -21,7 +21,7 @@ use super::{
 use crate::{
     bpf::{AttachedProgram, Pins, attached},
     masq::{Passing, RuleOptions, met},
-    netlink::{IpsecTable, Link, Netlink, Pods, RouteQuery, TakenRoute},
+    netlink::{IpsecTable, Link, Netlink, Pods, RouteQuery, TakenRoute, refusal_means},
     values::{Family, Mac},
 };
 
@@ -163,7 +163,8 @@ impl Walk {
         let destination = query.destination;
         match answer {
             Err(refusal) => {
-                let what = format!("the kernel has no route to {destination} for it: {refusal}");
+                let means = refusal_means(&refusal);
+                let what = format!("the kernel has no route to {destination} for it: {refusal}{means}");
                 self.steps.push(Step::of_kernel(At::Route, arrived, what.clone()));
                 dropped(what)
             }

@@ -26,6 +26,8 @@ pub struct Maps {
     pub configured: BTreeSet<Family>,
     /// Our pod subnets, as the programs know them.
     pub subnets: Vec<IpNetwork>,
+    /// The networks that these are cut from.
+    pub networks: Vec<IpNetwork>,
     /// How the programs reach the pods of others.
     pub routes: BTreeMap<IpNetwork, MapRoute>,
     /// Public addresses from which packets through the tunnel are taken.
@@ -102,6 +104,7 @@ impl Maps {
         if let Some(config) = tables.config.get()? {
             self.configured.insert(F::FAMILY);
             self.subnets.extend(network::<F>(config.subnet));
+            self.networks.extend(network::<F>(config.network));
         }
         for (subnet, route) in tables.routes.entries()? {
             let Some(subnet) = network::<F>(subnet) else { continue };

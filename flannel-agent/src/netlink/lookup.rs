@@ -8,6 +8,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
 };
+use nix::errno::Errno;
 
 use super::{KernelError, Netlink, NetlinkError, Request, address_family, neighbour::destination, route::ip};
 use crate::values::{Family, Mac};
@@ -50,6 +51,17 @@ pub struct TakenRoute {
     pub mtu: Option<u32>,
     /// The routing table it was found in.
     pub table: u32,
+}
+
+/// What a refusal of a route means, as the kernel's own words do not say it; empty where they do.
+pub fn refusal_means(refusal: &KernelError) -> &'static str {
+    match refusal.errno {
+        Errno::EINVAL => " (a rule or route that is a blackhole)",
+        Errno::EACCES => " (a rule or route that prohibits it)",
+        Errno::EHOSTUNREACH => " (unreachable by a route, or forwarding is off where it comes in)",
+        Errno::EXDEV => " (the reverse path filter: the way back leads elsewhere)",
+        _ => "",
+    }
 }
 
 /// A neighbour, whatever is known of it.

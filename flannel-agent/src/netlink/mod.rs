@@ -43,7 +43,7 @@ pub use interface_address::InterfaceAddress;
 pub use ipsec::{IpsecPolicies, IpsecPolicy};
 pub use ipsec_table::{DecidedPacket, DecidingPolicy, IpsecTable, IpsecVerdict};
 pub use link::{Link, LinkKind, PeerEnd};
-pub use lookup::{Neighbour, RouteQuery, TakenRoute};
+pub use lookup::{Neighbour, RouteQuery, TakenRoute, refusal_means};
 pub use monitor::{Changed, Monitor, Watched};
 pub use neighbour::FdbEntry;
 pub use netfilter::{Chain, Chains, Netfilter};

@@ -13,7 +13,7 @@ use crate::{
         Kernel,
         peers::{PeerRow, State},
     },
-    netlink::{Netlink, NetlinkError, RouteQuery},
+    netlink::{Netlink, NetlinkError, RouteQuery, refusal_means},
     values::Family,
 };
 
@@ -61,14 +61,14 @@ pub async fn of_routes(
                 destination_port: None,
             };
             let why = match netlink.taken_route(&query).await? {
-                Err(refusal) => refusal.to_string(),
+                Err(refusal) => format!("{refusal}{}", refusal_means(&refusal)),
                 Ok(route) => match route.kind {
                     RouteType::Unicast => continue,
                     kind => format!("the route is {}", format!("{kind:?}").to_lowercase()),
                 },
             };
             let why =
-                format!("{why} (ip route get {destination} from {source} iif {})", kernel.name(arrived_by));
+                format!("{why}: ip route get {destination} from {source} iif {}", kernel.name(arrived_by));
             let name = row.node.clone().unwrap_or_else(|| row.subnet.to_string());
             // One example is enough of a reason that all have.
             let known = refused.keys().find(|(out, known)| *out == is_out && same(known, &why)).cloned();
@@ -94,7 +94,7 @@ fn pod(subnet: IpNetwork) -> Option<IpAddr> {
 
 /// Whether two reasons differ in their examples only.
 fn same(a: &str, b: &str) -> bool {
-    a.split(" (").next() == b.split(" (").next()
+    a.split(": ip route get").next() == b.split(": ip route get").next()
 }
 
 fn refusal(is_out: bool, why: &str, peers: &[String]) -> Finding {
@@ -117,9 +117,9 @@ mod tests {
 
     #[test]
     fn one_reason_is_one_line_whatever_its_example() {
-        let because = |peer: &str| format!("No route to host (ip route get {peer} from 10.244.1.2 iif cni0)");
+        let because = |peer: &str| format!("No route to host: ip route get {peer} from 10.244.1.2 iif cni0");
         assert!(same(&because("10.244.2.2"), &because("10.244.3.2")));
-        assert!(!same(&because("10.244.2.2"), "Permission denied (ip route get x from y iif z)"));
+        assert!(!same(&because("10.244.2.2"), "Permission denied: ip route get x from y iif z"));
         let names: Vec<String> = (2..7).map(|number| format!("node{number}")).collect();
         let found = refusal(true, &because("10.244.2.2"), &names);
         assert!(found.evidence.contains("node2, node3, node4 and 2 more: No route to host"), "{found:?}");

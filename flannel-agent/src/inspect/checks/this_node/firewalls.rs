@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnetwork::IpNetwork;
-
+use super::PodNetworks;
 use crate::{
     control::snapshot::Snapshot,
     inspect::{
@@ -13,19 +12,21 @@ use crate::{
     values::{Family, overlap},
 };
 
-fn networks(told: Option<&Snapshot>) -> Vec<IpNetwork> {
-    told.and_then(|told| told.lease.as_ref()).map(|lease| lease.networks.clone()).unwrap_or_default()
-}
-
 /// Adds what was found.
-pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
-    let passages = passages(told, kernel, around);
+pub(super) fn add(
+    told: Option<&Snapshot>,
+    networks: &PodNetworks,
+    kernel: &Kernel,
+    around: &Surroundings,
+    passages: &[Passage],
+    found: &mut Vec<Finding>,
+) {
     if let Some(nft) = &around.nft {
-        of_nft(told, kernel, nft, &passages, found);
+        of_nft(told, kernel, nft, passages, found);
     }
     for (family, firewall) in &around.firewalls {
         let program = if *family == Family::V4 { "iptables" } else { "ip6tables" };
-        let dropped = dropped(&firewall.forwarded, *family, &passages, |base, rule| match rule {
+        let dropped = dropped(&firewall.forwarded, *family, passages, |base, rule| match rule {
             None => format!("{program}: the policy of {} is DROP, and no rule is seen to accept", base.place),
             Some(rule) => format!("{program}: a rule that {} comes to, `{rule}`, drops", base.place),
         });
@@ -42,7 +43,8 @@ pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surrounding
                  --iptables-forward-rules on",
             ));
         }
-        let of_family = networks(told).into_iter().filter(|network| Family::of_network(*network) == *family);
+        let of_family =
+            networks.all.iter().copied().filter(|network| Family::of_network(*network) == *family);
         for network in of_family {
             found.push(match firewall.masquerades_before(network) {
                 None => Finding::ok("masquerade", format!("{program}: no rule in front of flannel's takes {network}")),
@@ -57,20 +59,27 @@ pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surrounding
 }
 
 /// From the pods of this node to those of others and back, in each network.
-pub(super) fn passages(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings) -> Vec<Passage> {
-    let Some(lease) = told.and_then(|told| told.lease.as_ref()) else { return Vec::new() };
+pub(super) fn passages(
+    told: Option<&Snapshot>,
+    networks: &PodNetworks,
+    kernel: &Kernel,
+    around: &Surroundings,
+) -> Vec<Passage> {
     let backend = told.and_then(|told| told.backend.as_ref());
     let gateways: Vec<String> = around.gateways.iter().map(|index| kernel.name(*index)).collect();
     let mut all = Vec::new();
-    for network in &lease.networks {
+    for network in &networks.all {
         let family = Family::of_network(*network);
-        let Some(own) = lease.subnets.iter().find(|own| Family::of_network(**own) == family) else {
+        let Some(own) = networks.own.iter().find(|own| Family::of_network(**own) == family) else {
             continue;
         };
         let devices = backend.into_iter().flat_map(|backend| &backend.devices);
         let of_network =
             devices.filter(|device| device.networks.iter().any(|carried| overlap(*carried, *network)));
         let mut ways: Vec<String> = of_network.map(|device| device.name.clone()).collect();
+        if told.is_none() {
+            ways.extend(kernel.tunnels.get(&family).map(|tunnel| tunnel.device.name.clone()));
+        }
         if ways.is_empty() || backend.is_some_and(|backend| backend.direct_routing) {
             ways.extend(
                 told.and_then(|told| told.interface.as_ref()).map(|interface| interface.name.clone()),

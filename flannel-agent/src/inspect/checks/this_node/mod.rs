@@ -30,6 +30,26 @@ const OTHERS: [(&str, &str); 6] = [
     ("kube-bridge", "kube-router"),
 ];
 
+/// The networks of pods.
+#[derive(Clone, Debug, Default)]
+struct PodNetworks {
+    /// This node's subnets.
+    own: Vec<IpNetwork>,
+    /// Those of all nodes.
+    all: Vec<IpNetwork>,
+}
+
+impl PodNetworks {
+    /// As the agent has them, or else the programs.
+    fn of(told: Option<&Snapshot>, maps: Option<&Maps>) -> Self {
+        match (told.and_then(|told| told.lease.as_ref()), maps) {
+            (Some(lease), _) => Self { own: lease.subnets.clone(), all: lease.networks.clone() },
+            (None, Some(maps)) => Self { own: maps.subnets.clone(), all: maps.networks.clone() },
+            (None, None) => Self::default(),
+        }
+    }
+}
+
 /// What was found of the node; `told` is what its agent says, `without_maps` why there is no file system for maps.
 pub fn of_node(
     told: Option<&Snapshot>,
@@ -39,12 +59,14 @@ pub fn of_node(
     around: &Surroundings,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    pods::add(told, kernel, around, &mut found);
+    let networks = PodNetworks::of(told, maps);
+    let passages = firewalls::passages(told, &networks, kernel, around);
+    pods::add(&networks, kernel, around, &mut found);
     forwarding::add(told, kernel, around, &mut found);
     settings(told, kernel, around, &mut found);
-    firewalls::add(told, kernel, around, &mut found);
+    firewalls::add(told, &networks, kernel, around, &passages, &mut found);
     if let Some(table) = &around.ipsec {
-        ipsec::add(table, &firewalls::passages(told, kernel, around), &mut found);
+        ipsec::add(table, &passages, &mut found);
     }
     room(maps, around, &mut found);
     found.extend(around.clock.map(of_clock));

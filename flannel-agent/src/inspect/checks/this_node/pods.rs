@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::PodNetworks;
 use crate::{
-    control::snapshot::Snapshot,
     inspect::{
         Kernel,
         checks::{Finding, Surroundings},
@@ -18,7 +18,7 @@ use crate::{
 const NAMED: usize = 4;
 
 /// Adds what was found.
-pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
+pub(super) fn add(networks: &PodNetworks, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
     let before = found.len();
     let is_bad_here = |found: &[Finding]| found.len() > before;
     let pods: Vec<&Link> =
@@ -37,7 +37,7 @@ pub(super) fn add(told: Option<&Snapshot>, kernel: &Kernel, around: &Surrounding
                 ),
             ));
         } else if ports > 0 {
-            without_gateway(told, bridge, around, found);
+            without_gateway(networks, bridge, around, found);
         }
     }
     let is_bridge_down =
@@ -91,10 +91,9 @@ fn is_port(link: &Link, bridge: &Link) -> bool {
 }
 
 /// A bridge that is up and has pods, and no address that they send to.
-fn without_gateway(told: Option<&Snapshot>, bridge: &Link, around: &Surroundings, found: &mut Vec<Finding>) {
-    let subnets = told.and_then(|told| told.lease.as_ref()).map(|lease| lease.subnets.clone());
+fn without_gateway(networks: &PodNetworks, bridge: &Link, around: &Surroundings, found: &mut Vec<Finding>) {
     let Some((held, _)) = around.bridge.as_ref().filter(|_| bridge.name == "cni0") else { return };
-    for subnet in subnets.unwrap_or_default() {
+    for subnet in networks.own.iter().copied() {
         // One of another subnet is told of by itself.
         let is_gateway = |address: &IpNetwork| match address.ip() {
             IpAddr::V4(_) => subnet.is_ipv4(),
