@@ -13,8 +13,7 @@ mod fuzzer;
 
 #[cfg(not(fuzzing))]
 fn main() -> std::process::ExitCode {
-    flannel_agent::telemetry::output::say(
-        "error: flannel-fuzz is not built for fuzzing\nremedy: cargo xtask fuzz",
-    );
+    let advice = "error: flannel-fuzz is not built for fuzzing\nremedy: cargo xtask fuzz";
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{advice}\n"));
     std::process::ExitCode::FAILURE
 }
