@@ -88,6 +88,10 @@ impl Walk {
         if let Some(sent) = sent(&verdict) {
             return self.redirected(sent).await;
         }
+        // The programs are in front of the bridge.
+        if let Some(dropped) = self.shut(packet.source, place.ifindex) {
+            return Ok(dropped);
+        }
         let Some(link) = self.link(place.ifindex) else { return Err(ExplainError::NoPod(packet.source)) };
         let gateway = link.master.unwrap_or(link.index);
         if let Some(neighbour) = neighbour {

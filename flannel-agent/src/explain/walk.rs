@@ -229,6 +229,9 @@ impl Walk {
         place: PodPlace,
         mark: u32,
     ) -> Result<Outcome, ExplainError> {
+        if let Some(dropped) = self.shut(packet.destination, place.ifindex) {
+            return Ok(dropped);
+        }
         let frame = packet.frame(Mac(place.mac), Mac(place.gateway_mac));
         let arrival = Arrival { ifindex: place.ifindex, mark, ..Arrival::default() };
         self.at(Hook::ToPod, &frame, &arrival)?;

@@ -49,7 +49,7 @@ pub use neighbour::FdbEntry;
 pub use netfilter::{Chain, Chains, Netfilter};
 pub use next_hop::{NextHop, NoNextHop};
 pub use notice::Notice;
-pub use pod_places::{CutOff, Pods};
+pub use pod_places::{CutOff, Pods, obstacle};
 pub use reach::Reach;
 pub use route::DirectRoute;
 pub use rule::RuleMark;

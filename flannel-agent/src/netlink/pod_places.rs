@@ -44,25 +44,17 @@ pub struct CutOff {
     pub why: String,
 }
 
-/// What is in the way to the pod behind `veth`, a port of `bridge`.
-fn obstacle(veth: &Link, bridge: Option<&Link>) -> String {
+/// What is down or closed between the host and the pod behind `veth`, a port of `bridge`.
+pub fn obstacle(veth: &Link, bridge: Option<&Link>) -> Option<String> {
     match bridge {
-        Some(bridge) if !bridge.up => format!("bridge {0} is down: ip link set {0} up", bridge.name),
-        _ if !veth.up => format!("{0} is down: ip link set {0} up", veth.name),
-        _ if !veth.carrier => "the pod's own interface is down".to_owned(),
-        _ if veth.closed_port => {
-            format!(
-                "it is a closed port of its bridge, blocked or locked: bridge -d link show dev {}",
-                veth.name
-            )
-        }
-        Some(bridge) => {
-            format!(
-                "bridge {} has no address of the pod's subnet, or the way to it leads past it",
-                bridge.name
-            )
-        }
-        None => "no route leads to it there".to_owned(),
+        Some(bridge) if !bridge.up => Some(format!("bridge {0} is down: ip link set {0} up", bridge.name)),
+        _ if !veth.up => Some(format!("{0} is down: ip link set {0} up", veth.name)),
+        _ if !veth.carrier => Some("the pod's own interface is down".to_owned()),
+        _ if veth.closed_port => Some(format!(
+            "it is a closed port of its bridge, blocked or locked: bridge -d link show dev {}",
+            veth.name
+        )),
+        _ => None,
     }
 }
 
@@ -123,7 +115,14 @@ impl Netlink {
             let Some(peer) = veth.peer else { continue };
             if !self.peer_addresses(peer, IpNetwork::from(address)).await?.is_empty() {
                 let bridge = links.iter().find(|link| Some(link.index) == veth.master);
-                return Ok(Some(CutOff { interface: veth.name.clone(), why: obstacle(veth, bridge) }));
+                let why = obstacle(veth, bridge).unwrap_or_else(|| match bridge {
+                    Some(bridge) => format!(
+                        "bridge {} has no address of the pod's subnet, or the way to it leads past it",
+                        bridge.name
+                    ),
+                    None => "no route leads to it there".to_owned(),
+                });
+                return Ok(Some(CutOff { interface: veth.name.clone(), why }));
             }
         }
         Ok(None)
@@ -184,14 +183,15 @@ mod tests {
             (|veth, _| (veth.up, veth.carrier) = (false, false), "veth1 is down: ip link set veth1 up"),
             (|veth, _| veth.carrier = false, "the pod's own interface is down"),
             (|veth, _| veth.closed_port = true, "it is a closed port"),
-            (|_, _| {}, "bridge cni0 has no address of the pod's subnet"),
+            (|_, _| {}, ""),
         ];
         for (change, why) in changes {
             let mut veth = Link::plain(5, "veth1", LinkKind::Veth, 1450);
             let mut bridge = Link::plain(4, "cni0", LinkKind::Bridge, 1450);
             change(&mut veth, &mut bridge);
             let found = obstacle(&veth, Some(&bridge));
-            assert!(found.starts_with(why), "{found} instead of {why}");
+            assert_eq!(found.is_none(), why.is_empty(), "{found:?}");
+            assert!(found.unwrap_or_default().starts_with(why), "something else than {why}");
         }
     }
 }
