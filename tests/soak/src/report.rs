@@ -41,7 +41,8 @@ impl Row {
     ) -> Self {
         let mut wrong = Vec::new();
         if !fault.kind.may_lose() && outcome.lost > 0 {
-            wrong.push(format!("{} packets lost, and none may be", outcome.lost));
+            let flows = outcome.losses.join("; ");
+            wrong.push(format!("{} packets lost, and none may be ({flows})", outcome.lost));
         }
         if outcome.longest_gap > lasted + STALL {
             wrong.push(format!("a flow stood still for {} ms", outcome.longest_gap.as_millis()));
@@ -180,7 +181,8 @@ mod tests {
     use crate::fault::Kind;
 
     fn row(kind: Kind, lost: u64, gap: u64, rss_kib: u64) -> Row {
-        let outcome = Outcome { sent: 100, lost, duplicated: 0, longest_gap: Duration::from_millis(gap) };
+        let longest_gap = Duration::from_millis(gap);
+        let outcome = Outcome { sent: 100, lost, longest_gap, ..Outcome::default() };
         let fault = Fault { kind, node: 0, seconds: 2 };
         let usage = Usage { rss_kib, ..Usage::default() };
         Row::new(fault, Duration::from_secs(2), Duration::ZERO, &outcome, usage)

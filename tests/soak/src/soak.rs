@@ -51,9 +51,10 @@ fn attempt(schedule: impl Iterator<Item = Fault>, time: Option<Duration>) -> Res
         let row = one(&lab, &mut cluster, &mut lasting, fault, round)
             .with_context(|| format!("round {round}, {fault}"));
         let row = row.unwrap_or_else(|error| Row::broken(fault, format!("{error:#}")));
-        let failed = row.failure.is_some();
+        let failure = row.failure.clone();
         report.rows.push(row);
-        if failed {
+        if let Some(failure) = failure {
+            eprintln!("--- {fault}: {failure}");
             for member in &cluster.members {
                 say(format_args!(
                     "--- log of {}\n{}",

@@ -25,10 +25,15 @@ pub(crate) struct Outcome {
     pub(crate) duplicated: u64,
     /// Longest time in which a flow received nothing.
     pub(crate) longest_gap: Duration,
+    /// Which flows lost something, and what.
+    pub(crate) losses: Vec<String>,
 }
 
 impl Outcome {
-    fn add(&mut self, loss: &Loss) {
+    fn add(&mut self, from: &str, to: &str, loss: &Loss) {
+        if loss.lost() > 0 {
+            self.losses.push(format!("{from} to {to}: {loss}"));
+        }
         self.sent += loss.sent;
         self.lost += loss.lost();
         self.duplicated += loss.duplicated;
@@ -56,8 +61,9 @@ impl Round {
         let mut outcome = Outcome::default();
         for flow in self.0 {
             let report = flow.stop()?;
-            outcome.add(&report.forward);
-            outcome.add(&report.backward);
+            let (a, b) = &report.between;
+            outcome.add(a, b, &report.forward);
+            outcome.add(b, a, &report.backward);
         }
         Ok(outcome)
     }

@@ -39,6 +39,8 @@ pub struct Loss {
     pub duplicated: u64,
     /// Longest run of consecutive numbers that never arrived.
     pub longest_loss: u64,
+    /// The first number that never arrived.
+    pub first_lost: Option<u64>,
     /// Longest time between two arrivals.
     pub longest_gap: Duration,
 }
@@ -54,10 +56,11 @@ impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} of {} lost (longest run {}, {} refused by the sender's kernel), {} reordered, {} duplicated, \
+            "{} of {} lost ({}longest run {}, {} refused by the sender's kernel), {} reordered, {} duplicated, \
              longest gap {} ms",
             self.lost(),
             self.sent,
+            self.first_lost.map_or_else(String::new, |first| format!("first number {first}, ")),
             self.longest_loss,
             self.refused,
             self.reordered,
@@ -280,6 +283,7 @@ impl Arrivals {
             if times == 0 {
                 run += 1;
                 loss.longest_loss = loss.longest_loss.max(run);
+                loss.first_lost = loss.first_lost.or(Some(number as u64));
             } else {
                 run = 0;
                 loss.received += 1;
