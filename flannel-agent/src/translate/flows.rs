@@ -48,10 +48,6 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         Ok(Self { tables, share, known, by_id, looked_to: None, broken_off: BrokenOffFlows::default() })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.known.is_empty()
-    }
-
     /// Finds out how `flow` is translated, and lets the programs do so if they can. It may also be a flow as the network
     /// knows it.
     pub(super) fn learn(&mut self, flow: &Flow<F>, conntrack: &mut Conntrack) -> Result<(), TranslateError> {

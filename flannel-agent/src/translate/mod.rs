@@ -99,15 +99,11 @@ impl Translator {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reopens = interval(REOPEN);
         reopens.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Only while there is something to lose: where nobody listens, an entry that goes costs nobody anything.
-        let mut ends = None;
+        // From the start: of an entry that is made while nobody listens the kernel tells nobody, not even later
+        // (net.netfilter.nf_conntrack_events is 2, as a rule).
+        let mut ends = self.listen();
         let mut gathered = Instant::now();
         loop {
-            if self.is_empty() {
-                ends = None;
-            } else if ends.is_none() {
-                ends = self.listen();
-            }
             let told = async {
                 match &mut ends {
                     Some(ends) => {
@@ -127,16 +123,14 @@ impl Translator {
                 _ = reopens.tick() => self.reopen(),
                 _ = looks.tick() => {
                     self.answered = 0;
+                    if ends.is_none() {
+                        ends = self.listen();
+                    }
                     self.look(LOOKED_AT).and_then(|()| self.close_awaited())
                 }
             };
             self.say(result);
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.v4.as_ref().is_none_or(TranslatedFlows::is_empty)
-            && self.v6.as_ref().is_none_or(TranslatedFlows::is_empty)
     }
 
     /// Without notices the entries are looked at in turn.
