@@ -54,7 +54,7 @@ fn attempt(schedule: impl Iterator<Item = Fault>, time: Option<Duration>) -> Res
         let failure = row.failure.clone();
         report.rows.push(row);
         if let Some(failure) = failure {
-            eprintln!("--- {fault}: {failure}");
+            say(format_args!("--- {fault}: {failure}"));
             for member in &cluster.members {
                 say(format_args!(
                     "--- log of {}\n{}",

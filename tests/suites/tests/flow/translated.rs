@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{File, read_to_string},
-    net::{SocketAddr, UdpSocket},
+    net::UdpSocket,
     process::Stdio,
     thread::sleep,
     time::Duration,
@@ -201,7 +201,7 @@ fn a_connection_that_is_reset_is_over_for_connection_tracking_too() -> Result<()
     in_lab(|lab| {
         let cluster = cluster(lab, 2, Duration::from_secs(30))?;
         let service = Service::new(&cluster, false)?;
-        let direct = SocketAddr::from(service.serving.backends[REMOTE].socket_address(BACKEND_PORT));
+        let direct = service.serving.backends[REMOTE].socket_address(BACKEND_PORT);
         let client = &cluster.members[0].node;
         for (port, reset) in
             [(23_000, Dialogue::reset as fn(_) -> _), (23_001, Dialogue::reset_at_the_server)]
@@ -229,7 +229,7 @@ fn a_connection_that_is_reset_is_over_for_connection_tracking_too() -> Result<()
         // What the rules say now.
         client.unload_service()?;
         let local = service.serving.backends[0].socket_address(BACKEND_PORT);
-        client.load_service(*DESTINATION.ip(), DESTINATION.port(), &[local.into()], false)?;
+        client.load_service(*DESTINATION.ip(), DESTINATION.port(), &[local], false)?;
         let mut again = service.serving.connect(&service.client, 23_010, DESTINATION)?;
         ensure!(service.serving.backend(&again)? == 0, "it is led to the backend that is gone");
         again.exchanges(10)
