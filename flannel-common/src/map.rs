@@ -3,7 +3,7 @@
 /// Version of the layout of every map in [`crate::layout`], and a directory of the pin path
 /// (`<bpffs>/flannel/<version>/...`). Any change of a key, a value or a map's meaning raises it, so
 /// that an old program and a new agent never read each other's bytes.
-pub const LAYOUT_VERSION: &str = "v3";
+pub const LAYOUT_VERSION: &str = "v4";
 
 /// Directory under the root of a bpffs that holds everything flannel-ebpf pins.
 pub const PIN_DIRECTORY: &str = "flannel";

@@ -11,7 +11,7 @@ use super::{
 };
 
 impl Pins {
-    /// Version of the layout: `v3`.
+    /// Version of the layout: `v4`.
     pub fn layout(&self) -> String {
         self.root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }

@@ -33,9 +33,9 @@ pub enum PinError {
     },
 }
 
-/// The pins under one bpffs: `flannel/v3/maps/<name>` and
-/// `flannel/v3/links/<interface>/<program>`, the dots of the interface's name written as colons. A directory
-/// `flannel/v3/clsact/<index>` notes that the clsact qdisc of that interface was made by an agent.
+/// The pins under one bpffs: `flannel/v4/maps/<name>` and
+/// `flannel/v4/links/<interface>/<program>`, the dots of the interface's name written as colons. A directory
+/// `flannel/v4/clsact/<index>` notes that the clsact qdisc of that interface was made by an agent.
 #[derive(Clone, Debug)]
 pub struct Pins {
     /// Directory of one version of the layout.

@@ -204,6 +204,8 @@ pub struct Rules {
     pub restored: u64,
     /// What was put back last.
     pub last_restored: Option<Restored>,
+    /// Rules of others for which each packet counts: flows that they can see do not skip the stack.
+    pub each_packet: Vec<String>,
 }
 
 /// What the probes of peers found: the last of each, of a day at most.

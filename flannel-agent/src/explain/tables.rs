@@ -165,7 +165,7 @@ fn route<F: TrieFamily>(route: &Route<F>) -> String {
 
 fn pod(place: &PodPlace) -> String {
     let device = interface(place.ifindex);
-    format!("behind {device}, MAC {}, gateway {}", Mac(place.mac), Mac(place.gateway_mac))
+    format!("behind {device}, MAC {}, gateway {}, MTU {}", Mac(place.mac), Mac(place.gateway_mac), place.mtu)
 }
 
 fn config<F: TrieFamily>(config: &Config<F>) -> String {

@@ -57,18 +57,28 @@ pub(super) fn notice(message: &[u8]) -> Option<Other> {
 pub(super) fn decides(route: &RouteMessage, networks: Option<&[IpNetwork]>) -> bool {
     let Some(networks) = networks else { return true };
     let Some(destination) = destination(route) else { return true };
-    let number = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(number) => Some(*number),
-        _ => None,
-    });
-    let table = number.unwrap_or_else(|| route.header.table.into());
-    let is_usual = USUAL_TABLES.contains(&table);
+    let is_usual = is_usual(table(route));
     networks.iter().any(|network| {
         overlap(*network, destination) && (!is_usual || destination.prefix() >= network.prefix())
     })
 }
 
-fn destination(route: &RouteMessage) -> Option<IpNetwork> {
+/// The table a route is in.
+pub(super) fn table(route: &RouteMessage) -> u32 {
+    let number = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(number) => Some(*number),
+        _ => None,
+    });
+    number.unwrap_or_else(|| route.header.table.into())
+}
+
+/// Whether it is one of the tables that need no rule of somebody's.
+pub(super) fn is_usual(table: u32) -> bool {
+    USUAL_TABLES.contains(&table)
+}
+
+/// Where a route leads.
+pub(super) fn destination(route: &RouteMessage) -> Option<IpNetwork> {
     let found = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(address) => route::ip(address),
         _ => None,

@@ -50,7 +50,7 @@ pub struct Changed {
     /// A route over another interface.
     pub routes: bool,
     /// What others have set up: at an interface a queueing discipline, a filter, a chain of nftables; a rule of policy
-    /// routing.
+    /// routing; a route to pods.
     pub hooks: bool,
     /// What the kernel forwards pods' packets by: a route to pods, a rule, a setting, the default of IPsec.
     pub forwarding: bool,
@@ -285,7 +285,8 @@ fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
             }
             // That to the address of a VXLAN device, which no pod has, comes with this.
             let forwarding = forwarding && !(overlay && route.header.kind == RouteType::Local);
-            Changed { overlay, routes: !overlay, forwarding, ..none }
+            // One to pods may do more than lead there.
+            Changed { overlay, routes: !overlay, forwarding, hooks: forwarding, ..none }
         }
         // Whichever way packets take is looked at again, and which marks decide about it.
         Message::NewRule(_) | Message::DelRule(_) => {

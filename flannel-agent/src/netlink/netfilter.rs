@@ -28,21 +28,29 @@ const NFTABLES: u16 = 10 << 8;
 /// Kinds of its messages (include/uapi/linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`).
 const NEW_CHAIN: u16 = NFTABLES | 3;
 const GET_CHAIN: u16 = NFTABLES | 4;
+pub(super) const NEW_RULE: u16 = NFTABLES | 6;
+pub(super) const GET_RULE: u16 = NFTABLES | 7;
+const DELETED_RULE: u16 = NFTABLES | 8;
 /// Kinds of every message.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// Bit of the multicast group NFNLGRP_NFTABLES, number 7.
 const GROUP: u32 = 1 << 6;
 /// Length of `struct nfgenmsg`, bytes.
-const GENERIC: usize = 4;
+pub(super) const GENERIC: usize = 4;
 /// Families of tables (include/uapi/linux/netfilter.h, NFPROTO_*).
-const INET: u8 = 1;
+pub(super) const INET: u8 = 1;
 const NETDEV: u8 = 5;
 const BRIDGE: u8 = 7;
 /// Verdict of a policy that lets everything pass.
 const ACCEPT: u32 = 1;
 /// NF_NETDEV_EGRESS; the other hook of an interface, and that of inet tables, is at ingress.
 const NETDEV_EGRESS: u32 = 1;
+
+/// The chain of iptables that marks packets of established flows.
+pub const FLOW_CHAIN: &str = "FLANNEL-FLOW";
+/// The same of nft.
+pub const FLOW_CHAIN_OF_NFT: &str = "established";
 
 /// Room for one datagram, bytes. Dumps come in pieces of at most 32 KiB.
 const DATAGRAM: usize = 64 << 10;
@@ -83,6 +91,15 @@ pub struct Chains {
     pub bridges: BTreeSet<String>,
 }
 
+/// What a notice of nftables tells of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RulesetNotice {
+    /// A chain of [`Netfilter::chains`], or a rule in one, may have changed.
+    pub chains: bool,
+    /// What marks packets of established flows has changed: what was accepted by it before may be accepted no more.
+    pub flow_marks: bool,
+}
+
 /// Reads chains, and hears of their changes, in the network namespace of the thread that opened it.
 pub struct Netfilter {
     socket: Socket,
@@ -114,17 +131,42 @@ impl Netfilter {
     pub fn chains(&mut self) -> Result<Chains, NetlinkError> {
         let mut chains = Chains::default();
         for family in [NETDEV, INET, BRIDGE] {
-            for message in self.dump(family)? {
+            for message in self.dump(GET_CHAIN, NEW_CHAIN, family)? {
                 add(&mut chains, family, &message);
             }
         }
         Ok(chains)
     }
 
-    fn dump(&mut self, family: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+    /// The tables and names of the chains of a family that are at one of `hooks`.
+    pub(super) fn chains_at(
+        &mut self,
+        family: u8,
+        hooks: &[u32],
+    ) -> Result<BTreeSet<(String, String)>, NetlinkError> {
+        let mut found = BTreeSet::new();
+        for message in self.dump(GET_CHAIN, NEW_CHAIN, family)? {
+            let (mut table, mut name, mut hook) = (String::new(), String::new(), None);
+            for (kind, value) in attributes(message.get(HEADER + GENERIC..).unwrap_or_default()) {
+                match kind {
+                    1 => table = text(value),
+                    3 => name = text(value),
+                    4 => hook = Some(of_hook(value).0),
+                    _ => {}
+                }
+            }
+            if hook.is_some_and(|hook| hooks.contains(&hook)) {
+                found.insert((table, name));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The objects of a family, which requests of kind `get` are answered with by messages of kind `new`.
+    pub(super) fn dump(&mut self, get: u16, new: u16, family: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
         let mut last = Vec::new();
         for _ in 0..DUMP_TRIES {
-            let (messages, consistent) = self.dump_once(family)?;
+            let (messages, consistent) = self.dump_once(get, new, family)?;
             last = messages;
             if consistent {
                 break;
@@ -133,8 +175,8 @@ impl Netfilter {
         Ok(last)
     }
 
-    /// The chains of a family, and whether none changed meanwhile.
-    fn dump_once(&mut self, family: u8) -> Result<(Vec<Vec<u8>>, bool), NetlinkError> {
+    /// The same, and whether none changed meanwhile.
+    fn dump_once(&mut self, get: u16, new: u16, family: u8) -> Result<(Vec<Vec<u8>>, bool), NetlinkError> {
         let failed = |error: io::Error| match errno(&error) {
             Errno::EAGAIN => NetlinkError::Silent(PATIENCE),
             errno => NetlinkError::Socket(errno),
@@ -142,7 +184,7 @@ impl Netfilter {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
         request.extend(((HEADER + GENERIC) as u32).to_ne_bytes());
-        request.extend(GET_CHAIN.to_ne_bytes());
+        request.extend(get.to_ne_bytes());
         request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
         request.extend(self.sequence.to_ne_bytes());
         request.extend([0; 4]);
@@ -163,7 +205,7 @@ impl Netfilter {
                     message.get(6..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_ne_bytes);
                 consistent &= flags & NLM_F_DUMP_INTR == 0;
                 match number(message) {
-                    Some(NEW_CHAIN) => messages.push(message.to_vec()),
+                    Some(kind) if kind == new => messages.push(message.to_vec()),
                     Some(DONE) => return Ok((messages, consistent)),
                     Some(ERROR) => {
                         let code = message.get(HEADER..HEADER + 4).and_then(|bytes| bytes.try_into().ok());
@@ -181,42 +223,61 @@ impl Netfilter {
         }
     }
 
-    /// Waits until something may have changed among the chains of [`Netfilter::chains`] since the last call; for ever
-    /// where there are no notices. Cancel safe.
+    /// Waits until something that matters may have changed since the last call; for ever where there are no notices.
+    /// Cancel safe.
     ///
     /// # Errors
     /// The socket failed. The next call waits for ever.
-    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+    pub async fn changed(&mut self) -> Result<RulesetNotice, NetlinkError> {
         let Some(socket) = &mut self.notices else { return std::future::pending().await };
-        loop {
+        let mut heard = RulesetNotice::default();
+        while heard == RulesetNotice::default() {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match socket.recv(&mut self.datagram).await {
-                Ok(()) if !matters(&self.datagram) => {}
-                Ok(()) => break,
+                Ok(()) => heard.add(&self.datagram),
                 // More than there was room for: anything may have changed.
-                Err(error) if errno(&error) == Errno::ENOBUFS => break,
+                Err(error) if errno(&error) == Errno::ENOBUFS => {
+                    heard = RulesetNotice { chains: true, flow_marks: true };
+                }
                 Err(error) => {
                     self.notices = None;
                     return Err(NetlinkError::Socket(errno(&error)));
                 }
             }
         }
-        // What else has come by now is the same news; an error is for the next call to meet.
+        // What else has come by now; an error is for the next call to meet.
         loop {
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             if socket.socket_ref().recv(&mut self.datagram, 0).is_err() {
-                return Ok(());
+                return Ok(heard);
             }
+            heard.add(&self.datagram);
         }
     }
 }
 
-/// Whether a notice is of a family of which chains are looked at. kube-proxy and the like write those of IP, all the
-/// time.
-fn matters(datagram: &[u8]) -> bool {
-    frames(datagram).any(|frame| matches!(datagram[frame].get(HEADER), Some(&(INET | NETDEV | BRIDGE))))
+impl RulesetNotice {
+    /// kube-proxy and the like write chains of IP all the time: those are none that are looked at here, but for what marks
+    /// flows.
+    fn add(&mut self, datagram: &[u8]) {
+        for frame in frames(datagram) {
+            let message = &datagram[frame];
+            self.chains |= matches!(message.get(HEADER), Some(&(INET | NETDEV | BRIDGE)));
+            self.flow_marks |= is_about_flow_marks(message);
+        }
+    }
+}
+
+/// Whether a notice is of a rule that has come or gone where packets of established flows are marked.
+fn is_about_flow_marks(message: &[u8]) -> bool {
+    const CHAIN: u16 = 2;
+    if !matches!(number(message), Some(NEW_RULE | DELETED_RULE)) {
+        return false;
+    }
+    attributes(message.get(HEADER + GENERIC..).unwrap_or_default())
+        .any(|(kind, value)| kind == CHAIN && [FLOW_CHAIN, FLOW_CHAIN_OF_NFT].contains(&text(value).as_str()))
 }
 
 /// Adds the chain of `family` that `message` tells of, if packets meet it.
@@ -278,6 +339,38 @@ fn of_hook(hook: &[u8]) -> (u32, BTreeSet<String>) {
     (hook_number, devices)
 }
 
-fn big_endian(value: &[u8]) -> Option<u32> {
+pub(super) fn big_endian(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_mark_flows_are_told_from_those_of_others() {
+        let notice = |kind: u16, family: u8, chain: &str| {
+            let mut body = vec![family, 0, 0, 0];
+            for (number, name) in [(1u16, "mangle"), (2, chain)] {
+                let value = format!("{name}\0");
+                body.extend(((4 + value.len()) as u16).to_ne_bytes());
+                body.extend(number.to_ne_bytes());
+                body.extend(value.as_bytes());
+                body.resize(body.len().next_multiple_of(4), 0);
+            }
+            let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+            message.extend(kind.to_ne_bytes());
+            message.resize(HEADER, 0);
+            message.extend(body);
+            let mut heard = RulesetNotice::default();
+            heard.add(&message);
+            [heard.chains, heard.flow_marks]
+        };
+        assert_eq!(notice(NEW_RULE, 2, "FLANNEL-FLOW"), [false, true]);
+        assert_eq!(notice(DELETED_RULE, 10, "FLANNEL-FLOW"), [false, true]);
+        assert_eq!(notice(NEW_RULE, 2, "KUBE-SERVICES"), [false, false]);
+        assert_eq!(notice(NEW_CHAIN, 2, "FLANNEL-FLOW"), [false, false]);
+        assert_eq!(notice(NEW_RULE, INET, "established"), [true, true]);
+        assert_eq!(notice(NEW_RULE, NETDEV, "c"), [true, false]);
+    }
 }

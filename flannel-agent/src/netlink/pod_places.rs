@@ -18,7 +18,10 @@ use netlink_packet_route::{
 };
 
 use super::{Link, LinkKind, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
-use crate::values::{Family, Mac};
+use crate::{
+    host::sysctl,
+    values::{Family, Mac},
+};
 
 /// So many addresses of one family are followed behind one veth. What a pod makes up beyond that costs no time and takes no
 /// other pod's room in the maps: its packets are the kernel's.
@@ -58,6 +61,12 @@ pub fn obstacle(veth: &Link, bridge: Option<&Link>) -> Option<String> {
     }
 }
 
+/// The MTU that IPv6 has of its own at an interface, bytes; as large as there is where it has none.
+fn ipv6_mtu(interface: &str) -> u32 {
+    let setting = format!("ipv6/conf/{}/mtu", interface.replace('/', "."));
+    sysctl::NET.read(&setting).ok().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX)
+}
+
 impl Netlink {
     /// The pods of `subnets`: the host sides of their veths, and where their addresses within those
     /// are. Where the kernel would not send them straight to the pod there is no place: a veth or bridge that is down, a
@@ -71,7 +80,7 @@ impl Netlink {
         let pod_links = self.pod_links(subnets, links).await?;
         let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let detours = self.detours(subnets, links).await?;
-        let mut places = BTreeMap::new();
+        let (mut places, mut v6_mtus) = (BTreeMap::new(), BTreeMap::new());
         let (mut contested, mut crowded) = (BTreeSet::new(), BTreeMap::new());
         for veth in links.iter().filter(|link| pod_links.contains(&link.index)) {
             let Some(peer) = veth.peer else { continue };
@@ -83,8 +92,14 @@ impl Netlink {
                 continue;
             }
             let Some(mac) = self.peer_mac(peer).await? else { continue };
-            let place = PodPlace { ifindex: veth.index, mac: mac.0, gateway_mac: gateway_mac.0 };
+            let place =
+                PodPlace { ifindex: veth.index, mtu: gateway.mtu, mac: mac.0, gateway_mac: gateway_mac.0 };
+            let v6_mtu = *v6_mtus.entry(gateway.index).or_insert_with(|| ipv6_mtu(&gateway.name));
             for subnet in subnets {
+                let place = match subnet {
+                    IpNetwork::V4(_) => place,
+                    IpNetwork::V6(_) => PodPlace { mtu: place.mtu.min(v6_mtu), ..place },
+                };
                 let mut addresses = self.peer_addresses(peer, *subnet).await?;
                 if addresses.len() > MOST_ADDRESSES {
                     // In the kernel's order: what the pod was given comes before what it has added.

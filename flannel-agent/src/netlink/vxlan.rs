@@ -65,6 +65,10 @@ pub struct Vxlan {
     pub gbp: bool,
     /// It has what flannel's has not: a group, a remote, miss notifications or metadata extensions.
     pub foreign: bool,
+    /// TOS byte of the outer header: 0, what it is set to, or 1 for that of the inner one.
+    pub tos: u8,
+    /// The outer TTL is that of the inner header.
+    pub ttl_inherit: bool,
     /// How it takes packets in.
     pub reception: Reception,
 }
@@ -141,6 +145,8 @@ pub(super) fn read(data: &[InfoVxlan]) -> Vxlan {
             InfoVxlan::RemCsumNoPartial => vxlan.reception.checksums[2] = true,
             InfoVxlan::Learning(learning) => vxlan.learning = *learning,
             InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::Tos(tos) => vxlan.tos = *tos,
+            InfoVxlan::TtlInherit(inherit) => vxlan.ttl_inherit = *inherit != 0,
             InfoVxlan::Gpe => {
                 vxlan.foreign = true;
                 vxlan.reception.extended[0] = true;

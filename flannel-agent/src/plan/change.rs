@@ -161,6 +161,17 @@ impl Change {
         matches!(self.key(), ObjectKey::Entry(_) | ObjectKey::Hook(..))
     }
 
+    /// Whether this takes something of a peer out of the kernel's tables that others may put there, too.
+    pub fn takes_a_peers_entry(&self) -> bool {
+        matches!(
+            self,
+            Self::DeleteRoute { .. }
+                | Self::DeleteDirectRoute { .. }
+                | Self::DeleteNeighbour(_)
+                | Self::DeleteFdb { .. }
+        )
+    }
+
     /// Whether this takes something away.
     pub fn is_removal(&self) -> bool {
         matches!(

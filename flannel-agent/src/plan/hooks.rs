@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
 };
 
 use flannel_common::{
@@ -14,7 +15,7 @@ use flannel_common::{
     path::Hook,
 };
 
-use super::{Inputs, Pods};
+use super::{Inputs, PodRoute, PodRoutes, Pods};
 use crate::values::Family;
 
 /// Where at an interface packets meet a hook.
@@ -77,8 +78,10 @@ pub struct HookedInterface {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Foreign {
     /// Every interface that packets between pods of different nodes meet, by its index: the external one, the VXLAN
-    /// devices, the veths of pods and their bridges.
+    /// devices, the veths of pods and their bridges, and those by which peers are reached.
     pub interfaces: BTreeMap<u32, HookedInterface>,
+    /// The routes to pods that do more than lead there.
+    pub routes: PodRoutes,
     /// What goes by marks and classes of packets.
     pub heeding: Heeding,
 }
@@ -121,6 +124,8 @@ pub enum Stretch {
     Arrivals,
     /// Only its early decapsulation, by XDP.
     EarlyDecapsulation,
+    /// What goes to other nodes by this interface.
+    Departures,
     /// The whole of a family's traffic, for its VXLAN device.
     Overlay(Family),
     /// The pods on this bridge.
@@ -137,6 +142,7 @@ impl fmt::Display for Stretch {
         match self {
             Self::Arrivals => f.write_str("packets that arrive from other nodes"),
             Self::EarlyDecapsulation => f.write_str("the removal of outer headers before tc"),
+            Self::Departures => f.write_str("packets that leave for other nodes by this interface"),
             Self::Overlay(family) => write!(f, "pods' {family} packets"),
             Self::Bridge => f.write_str("packets of the pods on this bridge"),
             Self::Pod => f.write_str("packets of the pod behind this interface"),
@@ -178,6 +184,9 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
     };
     let past_the_stack = local.fast_path.finds_pods();
     if local.fast_path != FastPath::Off {
+        for exit in exits_with_chains(inputs) {
+            look(exit, Stretch::Departures, &|place| place == HookPlace::EgressChain);
+        }
         for (family, overlay) in inputs.overlays {
             // Netfilter and routing send packets there with fast path `overlay`, too, and take them from there.
             let counts =
@@ -200,7 +209,34 @@ pub(super) fn left_to_kernel(inputs: &Inputs<'_>) -> LeftToKernel {
             look(bridge, Stretch::Bridge, &|_| true);
         }
     }
+    for (address, place) in &inputs.pods.places {
+        if let Some((route, special)) = route_to_pod(inputs, *address).special {
+            let interface = inputs.foreign.interfaces.get(&place.ifindex);
+            let interface = interface.map_or_else(String::new, |interface| interface.name.clone());
+            let hook = ForeignHook::new(HookPlace::Host, format!("route {route} with {special}"));
+            left.entry((place.ifindex, Stretch::Pod)).or_insert(Hooked { interface, hook });
+        }
+    }
     left
+}
+
+/// What is particular about the routes to the pod at `address`.
+pub(super) fn route_to_pod(inputs: &Inputs<'_>, address: IpAddr) -> PodRoute {
+    let subnet = inputs.local.stack(Family::of(address)).map(|stack| stack.subnet);
+    subnet.map_or_else(PodRoute::default, |subnet| inputs.foreign.routes.towards(address.into(), subnet))
+}
+
+/// The interfaces by which packets leave for other nodes, and at which others have chains that those would not meet.
+fn exits_with_chains(inputs: &Inputs<'_>) -> Vec<u32> {
+    let is_inside = |index: &u32| {
+        inputs.overlays.values().any(|overlay| overlay == index)
+            || inputs.pods.links.contains(index)
+            || inputs.pods.links.iter().any(|link| {
+                inputs.foreign.interfaces.get(link).is_some_and(|veth| veth.bridge == Some(*index))
+            })
+    };
+    let exits = inputs.foreign.interfaces.keys().copied().filter(|index| has_egress_chain(inputs, *index));
+    exits.filter(|index| !is_inside(index)).collect()
 }
 
 /// Whether others have a chain at what interface `index` sends, which would not see what programs redirect there.
@@ -209,7 +245,8 @@ pub(super) fn has_egress_chain(inputs: &Inputs<'_>, index: u32) -> bool {
     interface.is_some_and(|it| it.hooks.iter().any(|hook| hook.place == HookPlace::EgressChain))
 }
 
-/// Those of the pods of `inputs` that the fast path may serve: all links, but only the places of these.
+/// Those of the pods of `inputs` that the fast path may serve: all links, but only the places of these, each with the MTU of
+/// the route to it.
 pub(super) fn served(inputs: &Inputs<'_>, left: &LeftToKernel) -> Pods {
     let mut pods = inputs.pods.clone();
     if !left.is_empty() {
@@ -222,6 +259,11 @@ pub(super) fn served(inputs: &Inputs<'_>, left: &LeftToKernel) -> Pods {
                     .is_some_and(|overlay| left.contains_key(&(*overlay, Stretch::Overlay(family))))
             }
         });
+    }
+    for (address, place) in &mut pods.places {
+        if let Some(mtu) = route_to_pod(inputs, *address).mtu {
+            place.mtu = place.mtu.min(mtu);
+        }
     }
     pods
 }

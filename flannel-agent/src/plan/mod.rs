@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     backend::FollowedPeer,
     lease::{LeaseSubnet, Leases},
-    netlink::NoNextHop,
+    netlink::{NoNextHop, Special},
     values::Family,
 };
 
@@ -38,7 +38,7 @@ mod xdp;
 
 pub use crate::{
     backend::{AnyBackend, LocalStack, ObjectId, Objects, PeerRoute, Skip},
-    netlink::{DirectRoute, IpsecPolicy, NextHop, Pods, VxlanDevice},
+    netlink::{DirectRoute, IpsecPolicy, NextHop, PodRoute, PodRoutes, Pods, VxlanDevice},
     values::FlowRefresh,
 };
 pub use change::{Change, ObjectKey};
@@ -127,6 +127,9 @@ pub enum NoHop {
     /// Netfilter at egress of the interface sees only what the kernel itself sends.
     #[error("an nftables chain at egress of its interface sees only what the kernel sends")]
     EgressChain,
+    /// A route to its pods does more than lead there.
+    #[error("only the kernel follows route {0} with {1}")]
+    PodRoute(IpNetwork, Special),
 }
 
 impl From<NoNextHop> for NoHop {

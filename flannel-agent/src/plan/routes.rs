@@ -6,7 +6,11 @@ use std::{
     net::IpAddr,
 };
 
-use flannel_common::layout::{PREFIX_LENGTHS, RouteKind};
+use flannel_common::{
+    family::{V4, V6},
+    layout::{PREFIX_LENGTHS, RouteKind},
+    path::Carrier,
+};
 use ipnetwork::IpNetwork;
 
 use super::{Inputs, IpsecPolicy, Local, LocalStack, NextHop, NextHops, NoHop, Peer, PeerRoute, hooks};
@@ -47,8 +51,11 @@ pub(super) fn planned(
     ours.map(|(subnet, peer)| {
         let node = [stack.address.into(), stack.subnet];
         let is_covered = |policy: &IpsecPolicy| policy.covers(node, [peer.public_ip.into(), *subnet]);
+        let particular = inputs.foreign.routes.towards(*subnet, *subnet);
         let hop = if inputs.policies.iter().any(is_covered) {
             Err(NoHop::Ipsec)
+        } else if let Some((route, special)) = particular.special {
+            Err(NoHop::PodRoute(route, special))
         } else {
             next_hop(inputs.local, peer, inputs.next_hops).and_then(|hop| {
                 match hooks::has_egress_chain(inputs, hop.ifindex) {
@@ -57,6 +64,7 @@ pub(super) fn planned(
                 }
             })
         };
+        let hop = hop.map(|hop| limited(hop, particular.mtu, overhead(family, peer.route, in_udp)));
         on_kernel.extend(hop.err().map(|why| (*subnet, why)));
         PlannedRoute {
             subnet: *subnet,
@@ -75,6 +83,24 @@ pub(super) fn planned(
         }
     })
     .collect()
+}
+
+/// Bytes by which the programs make a packet for a peer longer.
+fn overhead(family: Family, route: PeerRoute, in_udp: bool) -> u32 {
+    let carrier = if in_udp { Carrier::Udp } else { Carrier::Vxlan };
+    let bytes = match (route, family) {
+        (PeerRoute::Direct, _) => 0,
+        (_, Family::V4) => carrier.overhead::<V4>(),
+        (_, Family::V6) => carrier.overhead::<V6>(),
+    };
+    bytes as u32
+}
+
+/// `hop` for packets that may not be longer than `mtu` before they are made longer by `overhead`: what is longer, the
+/// kernel refuses as its route says.
+fn limited(hop: NextHop, mtu: Option<u32>, overhead: u32) -> NextHop {
+    let mtu = mtu.map_or(hop.mtu, |mtu| hop.mtu.min(mtu.saturating_add(overhead)));
+    NextHop { mtu, ..hop }
 }
 
 /// Where the programs send what is for `peer`.

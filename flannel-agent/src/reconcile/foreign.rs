@@ -7,7 +7,8 @@ use flannel_common::layout::Heeded;
 use crate::{
     bpf::{self, FilterPlace},
     netlink::{
-        Chains, Link, LinkKind, Netfilter, NetlinkError, TcDiscipline, TcSide, TrafficControl, tc::PRIORITY,
+        Chains, Changed, Link, LinkKind, Netfilter, NetlinkError, TcDiscipline, TcSide, TrafficControl,
+        tc::PRIORITY,
     },
     plan::{Foreign, ForeignHook, Heeding, HookPlace, HookedInterface, Local, Pods},
 };
@@ -30,24 +31,28 @@ impl Look {
         Ok(Self { tc: TrafficControl::open()?, netfilter: Netfilter::open()?, chains: Chains::default() })
     }
 
-    /// Waits until a chain of an interface or of bridges comes or goes. Cancel safe.
-    pub(super) async fn chains_changed(&mut self) -> Result<(), NetlinkError> {
+    /// Waits until a chain of an interface or of bridges comes or goes, or what marks flows changes. Cancel safe.
+    pub(super) async fn chains_changed(&mut self) -> Result<Changed, NetlinkError> {
         loop {
-            self.netfilter.changed().await?;
+            let heard = self.netfilter.changed().await?;
             // Rules come and go in chains that are none of these, too.
-            if self.netfilter.chains()? != self.chains {
-                return Ok(());
+            let hooks = heard.chains && self.netfilter.chains()? != self.chains;
+            let changed = Changed { hooks, forwarding: heard.flow_marks, ..Changed::default() };
+            if changed.any() {
+                return Ok(changed);
             }
         }
     }
 
-    /// What is there now. `links` are all interfaces; `overlays`, `pods` are those of ours.
+    /// What is there now. `links` are all interfaces; `overlays`, `pods` are those of ours, and by `exits` peers are
+    /// reached.
     pub(super) fn around(
         &mut self,
         local: &Local,
         links: &[Link],
         overlays: &BTreeSet<u32>,
         pods: &Pods,
+        exits: &BTreeSet<u32>,
     ) -> Result<Foreign, NetlinkError> {
         let masters: BTreeSet<u32> = links
             .iter()
@@ -56,6 +61,7 @@ impl Look {
             .collect();
         let is_met = |index: u32| {
             index == local.underlay_ifindex
+                || exits.contains(&index)
                 || overlays.contains(&index)
                 || pods.links.contains(&index)
                 || masters.contains(&index)
@@ -131,7 +137,7 @@ impl Look {
                 }
             }
         }
-        Ok(Foreign { interfaces: found, heeding })
+        Ok(Foreign { interfaces: found, heeding, ..Foreign::default() })
     }
 
     /// Adds to `heeding` what filters on what `link` sends may go by: a card below a bond, another way to nodes.
@@ -166,6 +172,16 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
     // At the veth of a pod and at the external interface it comes before our programs.
     if link.xdp && !is_pod && !is_external {
         hooks.insert(ForeignHook::new(HookPlace::Ingress, "XDP"));
+    }
+    if let LinkKind::Vxlan(device) = link.kind {
+        // The programs write an outer header as a device of flannel's own does.
+        let tos = match device.tos {
+            0 => None,
+            1 => Some("TOS inherit".to_owned()),
+            tos => Some(format!("TOS {tos:#04x}")),
+        };
+        let ttl = device.ttl_inherit.then(|| "TTL inherit".to_owned());
+        hooks.extend(tos.into_iter().chain(ttl).map(|what| ForeignHook::new(HookPlace::Egress, what)));
     }
     if link.closed_port && is_pod {
         hooks.insert(ForeignHook::new(HookPlace::Bridge, "a bridge port that is locked or not forwarding"));

@@ -9,13 +9,18 @@ use std::{
 
 use flannel_common::layout::{FastPath, Heeded};
 use ipnetwork::IpNetwork;
-use tokio::{select, time::sleep};
+use tokio::{
+    select,
+    time::{Instant, sleep},
+};
 use tracing::{debug, warn};
 
 use super::{echoes::Echoes, foreign::Look};
 use crate::{
     host::cpu,
-    netlink::{Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, RuleMark, Watched},
+    netlink::{
+        Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, PodRoutes, RuleMark, Watched,
+    },
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::Family,
 };
@@ -25,6 +30,9 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// Of more objects of the kernel than these the notices are not heard when we change them: to have each stored until
 /// it is read takes the kernel longer than the change itself. Everything is looked at afterwards instead.
 const MOST_ECHOES: usize = 1024;
+
+/// So long apart all rules of nft tables are read.
+const RULES_APART: Duration = Duration::from_secs(25);
 
 /// What of the node a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +51,10 @@ pub struct Surroundings {
     pub unaddressed: BTreeSet<Family>,
     /// What others have set up at the interfaces that packets between pods meet.
     pub foreign: Foreign,
+    /// Rules of nft tables for which each packet counts, in words, where packets skip them.
+    pub each_packet: Vec<String>,
+    /// The interfaces besides the external one at which that was looked for because peers are reached by them.
+    pub exits: BTreeSet<u32>,
 }
 
 /// The node around the dataplane.
@@ -66,8 +78,12 @@ pub trait Host: Send {
         Changed::default()
     }
 
-    /// Looks around, as the node that `local` says it is.
-    fn survey(&mut self, local: &Local) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
+    /// Looks around, as the node that `local` says it is. By the interfaces `exits` peers are reached.
+    fn survey(
+        &mut self,
+        local: &Local,
+        exits: &BTreeSet<u32>,
+    ) -> impl Future<Output = Result<Surroundings, NetlinkError>> + Send;
 
     /// How the underlay reaches `addresses` from ours, if anything depends on it.
     fn next_hops(
@@ -88,6 +104,10 @@ pub struct KernelHost {
     /// Neighbours on the external interface may wait for answers to what was asked while it was down.
     asked_in_vain: bool,
     look: Look,
+    /// The routes to pods that do more than lead there, unless they may have changed since they were read.
+    pod_routes: Option<PodRoutes>,
+    /// The rules of nft tables for which each packet counts, and when they were read.
+    each_packet: Option<(Instant, Vec<String>)>,
 }
 
 impl KernelHost {
@@ -102,6 +122,8 @@ impl KernelHost {
             heard: Changed::default(),
             asked_in_vain: false,
             look: Look::open()?,
+            pod_routes: None,
+            each_packet: None,
         })
     }
 
@@ -120,6 +142,43 @@ impl KernelHost {
     }
 }
 
+impl KernelHost {
+    /// Takes note of what a change means for what is known here.
+    fn note(&mut self, changed: Changed) {
+        self.asked_in_vain |= changed.external_up;
+        if changed.forwarding || changed.overrun {
+            self.pod_routes = None;
+        }
+    }
+
+    /// The rules of nft tables for which each packet counts. They are read now and then: kube-proxy may have very many
+    /// others.
+    fn each_packet(&mut self) -> Result<Vec<String>, NetlinkError> {
+        if let Some((at, rules)) = &self.each_packet
+            && at.elapsed() < RULES_APART
+        {
+            return Ok(rules.clone());
+        }
+        let rules = self.look.netfilter.counting_rules()?;
+        self.each_packet = Some((Instant::now(), rules.clone()));
+        Ok(rules)
+    }
+
+    /// The routes to pods that do more than lead there.
+    async fn pod_routes(&mut self, local: &Local) -> Result<PodRoutes, NetlinkError> {
+        if let Some(routes) = &self.pod_routes {
+            return Ok(routes.clone());
+        }
+        let mut routes = PodRoutes::default();
+        let networks: Vec<_> = local.stacks.values().map(|stack| stack.network).collect();
+        for family in local.stacks.keys() {
+            routes.extend(self.netlink.pod_routes(*family, &networks).await?);
+        }
+        self.pod_routes = Some(routes.clone());
+        Ok(routes)
+    }
+}
+
 impl Host for KernelHost {
     fn cpu_time(&self) -> Duration {
         cpu::time()
@@ -132,9 +191,7 @@ impl Host for KernelHost {
         }
         let heard = select! {
             heard = self.monitor.changed(&self.watched) => heard,
-            heard = self.look.chains_changed() => {
-                heard.map(|()| Changed { hooks: true, ..Changed::default() })
-            }
+            heard = self.look.chains_changed() => heard,
             // Whichever way packets have to take is looked at again.
             heard = self.policies.changed() => {
                 heard.map(|()| Changed { routes: true, forwarding: true, ..Changed::default() })
@@ -148,7 +205,7 @@ impl Host for KernelHost {
                 Changed::EVERYTHING
             }
         };
-        self.asked_in_vain |= self.heard.external_up;
+        self.note(self.heard);
         self.ask_again().await;
         std::mem::take(&mut self.heard)
     }
@@ -164,15 +221,18 @@ impl Host for KernelHost {
             Ok(false) => {
                 let echoes = Echoes::of(changes);
                 let heard = self.monitor.heard_but(&self.watched, |notice| echoes.hold(notice));
-                self.asked_in_vain |= heard.external_up;
+                self.note(heard);
                 heard
             }
             // Without a socket, whoever waits next tries again.
-            Ok(true) | Err(_) => Changed { overrun: true, ..Changed::default() },
+            Ok(true) | Err(_) => {
+                self.pod_routes = None;
+                Changed { overrun: true, ..Changed::default() }
+            }
         }
     }
 
-    async fn survey(&mut self, local: &Local) -> Result<Surroundings, NetlinkError> {
+    async fn survey(&mut self, local: &Local, exits: &BTreeSet<u32>) -> Result<Surroundings, NetlinkError> {
         let links = self.netlink.links().await?;
         let mut overlays: BTreeMap<Family, u32> = local
             .devices()
@@ -184,11 +244,15 @@ impl Host for KernelHost {
         if let Some(name) = local.backend.tunnel_device() {
             overlays.extend(links.iter().find(|link| link.name == name).map(|link| (Family::V4, link.index)));
         }
-        self.watched = Watched {
+        let watched = Watched {
             overlays: overlays.values().copied().collect(),
             external: local.underlay_ifindex,
             networks: Some(local.stacks.values().map(|stack| stack.network).collect()),
         };
+        if watched != self.watched {
+            self.pod_routes = None;
+        }
+        self.watched = watched;
         let subnets: Vec<IpNetwork> = local.stacks.values().map(|stack| stack.subnet).collect();
         let pods = match local.fast_path {
             FastPath::Flow | FastPath::All => self.netlink.pods(&subnets, &links).await?,
@@ -200,13 +264,16 @@ impl Host for KernelHost {
         };
         let mut foreign = match local.fast_path {
             FastPath::Off => Foreign::default(),
-            _ => self.look.around(local, &links, &self.watched.overlays, &pods)?,
+            _ => self.look.around(local, &links, &self.watched.overlays, &pods, exits)?,
         };
         for family in local.stacks.keys().filter(|_| local.fast_path != FastPath::Off) {
             for RuleMark { mark, mask } in self.netlink.rule_marks(*family).await? {
                 let heeded = Heeded { marks: mask, classes: 0 };
                 foreign.heeding.add(heeded, format!("ip rule fwmark {mark:#x}/{mask:#x}"));
             }
+        }
+        if local.fast_path != FastPath::Off {
+            foreign.routes = self.pod_routes(local).await?;
         }
         let external = local.underlay_ifindex;
         let underlay = links
@@ -229,7 +296,12 @@ impl Host for KernelHost {
         };
         policies.sort_unstable();
         policies.dedup();
-        Ok(Surroundings { pods, policies, overlays, underlay, unaddressed, foreign })
+        let each_packet = match local.fast_path {
+            FastPath::Flow => self.each_packet()?,
+            _ => Vec::new(),
+        };
+        let exits = exits.clone();
+        Ok(Surroundings { pods, policies, overlays, underlay, unaddressed, foreign, each_packet, exits })
     }
 
     async fn next_hops(

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     lease::LeaseSubnet,
-    plan::{Change, LeftToKernel, NoHop, Patch, Peer, PeerRoute, Pods, Skip},
+    plan::{Change, LeftToKernel, NoHop, ObjectKey, Patch, Peer, PeerRoute, Pods, Skip},
     values::Family,
 };
 
@@ -24,6 +24,10 @@ pub(super) struct Journal {
     skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     on_kernel: BTreeMap<IpNetwork, NoHop>,
     crowded: BTreeSet<u32>,
+    /// Rules of nft tables for which each packet counts, as they were last named.
+    each_packet: Vec<String>,
+    /// What was named as left by an earlier run.
+    leftovers: BTreeSet<ObjectKey>,
     /// Peers that came, left or changed since their number was last logged, or not logged for being few.
     moves: usize,
     /// Their number, if it was logged lately.
@@ -65,6 +69,38 @@ impl Journal {
             }
         }
         self.crowded.retain(|veth| pods.links.contains(veth));
+    }
+
+    /// The rules of nft tables for which each packet counts: each is named once as long as it is there.
+    pub(super) fn each_packet(&mut self, now: &[String]) {
+        let news: Vec<_> = now.iter().filter(|rule| !self.each_packet.contains(rule)).collect();
+        for rule in news.iter().take(LINES) {
+            warn!(
+                %rule,
+                "this nft rule goes by rates or volumes of packets, or hands them on: it sees few packets of flows that skip \
+                 the stack. Use --fast-path=overlay where that matters"
+            );
+        }
+        if news.len() > LINES {
+            warn!(rules = news.len(), "there are more such rules than are listed");
+        }
+        self.each_packet = now.to_vec();
+    }
+
+    /// What an earlier run seems to have left, and `changes` of the first pass take away.
+    pub(super) fn leftovers(&mut self, changes: &[Change]) {
+        let mut news = Vec::new();
+        for change in changes.iter().filter(|change| change.takes_a_peers_entry()) {
+            if self.leftovers.insert(change.key()) {
+                news.push(change);
+            }
+        }
+        for change in news.iter().take(LINES) {
+            info!("of an earlier run, and in no lease: {change}");
+        }
+        if news.len() > LINES {
+            info!(changes = news.len(), "of an earlier run, and in no lease: more than is listed");
+        }
     }
 
     /// A change was made.
@@ -198,14 +234,19 @@ impl Journal {
     /// The peers whose packets the programs leave to the kernel now: by reason, for a route that changes may
     /// change it for all of them.
     pub(super) fn on_kernel(&mut self, now: &BTreeMap<IpNetwork, NoHop>) {
-        let mut news = BTreeMap::<NoHop, (usize, IpNetwork)>::new();
+        // Of routes to pods each peer has its own.
+        let mut news = BTreeMap::<_, (usize, IpNetwork, NoHop)>::new();
         for (subnet, why) in now {
             if self.on_kernel.get(subnet) != Some(why) {
                 debug!(%subnet, reason = %why, "packets of this peer take the kernel path");
-                news.entry(*why).or_insert((0, *subnet)).0 += 1;
+                let kind = match why {
+                    NoHop::PodRoute(..) => None,
+                    why => Some(*why),
+                };
+                news.entry(kind).or_insert((0, *subnet, *why)).0 += 1;
             }
         }
-        for (why, (peers, first)) in news {
+        for (peers, first, why) in news.into_values() {
             info!(peers, %first, reason = %why, "packets of these peers take the kernel path");
         }
         let back = self.on_kernel.keys().filter(|subnet| !now.contains_key(*subnet)).count();

@@ -79,7 +79,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let surveyed =
             changed.links || changed.addresses || changed.routes || changed.hooks || changed.overrun;
         if surveyed {
-            let surroundings = self.host.survey(&self.local).await?;
+            let surroundings = self.host.survey(&self.local, &exits(&self.next_hops)).await?;
             let moved = changed.routes || changed.addresses || changed.overrun;
             let underlay = surroundings.underlay != self.surroundings.underlay;
             if underlay {
@@ -104,13 +104,22 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             let placed = self.local.fast_path.finds_pods().then_some(&surroundings.pods);
             self.schedule.pods_seen(placed, self.local.stacks.len(), now);
             self.journal.crowded(&surroundings.pods);
+            self.journal.each_packet(&surroundings.each_packet);
             self.surroundings = surroundings;
+        }
+        let wanted = public_addresses(&self.local, leases);
+        resolve(&mut self.host, &self.local, &mut self.next_hops, wanted).await?;
+        let exits = exits(&self.next_hops);
+        let unseen = !exits.is_subset(&self.surroundings.exits);
+        if unseen {
+            // A peer is reached by an interface at which nobody has looked for others' hooks yet.
+            self.surroundings = self.host.survey(&self.local, &exits).await?;
+        }
+        if surveyed || unseen {
             let interfaces = self.surroundings.foreign.interfaces.keys().copied().collect();
             self.programs = self.datapath.foreign_programs(&interfaces).await?;
             self.foreign = self.surroundings.foreign.clone().with(&self.programs);
         }
-        let wanted = public_addresses(&self.local, leases);
-        resolve(&mut self.host, &self.local, &mut self.next_hops, wanted).await?;
         let plan = plan(&Inputs {
             local: &self.local,
             leases,
@@ -148,7 +157,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
 
     /// Applies what leads from `observed` to `plan`, less what failed a moment ago.
     async fn bring_about(&mut self, plan: &Plan, observed: &State, now: Instant) -> bool {
-        let changes = delta(&plan.state, observed);
+        let mut changes = delta(&plan.state, observed);
         // What the last plan had not, or what is left to do since all was done: while a change fails for long, others
         // come and go.
         let keys = |before| delta(&plan.state, before).iter().map(Change::key).collect::<BTreeSet<_>>();
@@ -157,6 +166,13 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             Settled::AsPlanned => Some(keys(&self.plan.state)),
             Settled::At(settled) => Some(&keys(settled) | &keys(&self.plan.state)),
         };
+        match &planned {
+            // Somebody else has put it there since, and no lease is in its way: stock flannel leaves it, too.
+            Some(planned) => {
+                changes.retain(|change| !change.takes_a_peers_entry() || planned.contains(&change.key()))
+            }
+            None => self.journal.leftovers(&changes),
+        }
         let ready = self.pending.ready(changes, now);
         let repairs =
             |change: &Change| planned.as_ref().is_some_and(|planned| !planned.contains(&change.key()));
@@ -224,6 +240,11 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             };
         self.summary.send_replace(summary);
     }
+}
+
+/// The interfaces by which peers are reached.
+fn exits(next_hops: &NextHops) -> BTreeSet<u32> {
+    next_hops.values().flatten().map(|hop| hop.ifindex).collect()
 }
 
 /// Looks up the next hops that are not known, and forgets those of nobody.

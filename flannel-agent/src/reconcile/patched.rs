@@ -54,7 +54,12 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         let Some(leases) = &self.leases else { return false };
         let followed = leases.get(&subnet).map(|lease| (lease.subnet, lease.clone())).into_iter().collect();
         let address = public_addresses(&self.local, &followed);
-        if resolve_more(&mut self.host, &self.local, &mut self.next_hops, address).await.is_err() {
+        if resolve_more(&mut self.host, &self.local, &mut self.next_hops, address.clone()).await.is_err() {
+            return false;
+        }
+        // Of an interface by which no peer was reached so far, others' hooks are not known.
+        let mut hops = address.iter().filter_map(|to| self.next_hops.get(to)?.ok());
+        if hops.any(|hop| !self.surroundings.exits.contains(&hop.ifindex)) {
             return false;
         }
         let exemptions = self.exemptions.borrow().clone();

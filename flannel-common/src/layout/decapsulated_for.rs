@@ -40,11 +40,11 @@ impl DecapsulatedFor {
         bytemuck::must_cast(self)
     }
 
-    /// The pod that `bytes` name; `None` if they are not ours.
+    /// The pod that `bytes` name; `None` if they are not ours. The packet has been found to fit.
     #[inline(always)]
     pub fn read(bytes: &[u8; DECAPSULATED_FOR_LEN]) -> Option<PodPlace> {
         let Self { magic, ifindex, mac, gateway_mac } = bytemuck::must_cast(*bytes);
-        if magic == Self::MAGIC { Some(PodPlace { ifindex, mac, gateway_mac }) } else { None }
+        if magic == Self::MAGIC { Some(PodPlace { ifindex, mtu: u32::MAX, mac, gateway_mac }) } else { None }
     }
 }
 

@@ -8,10 +8,12 @@ use bytemuck::{Pod, Zeroable};
 pub struct PodPlace {
     /// Host side of the pod's veth.
     pub ifindex: u32,
+    /// Largest IP packet that the kernel's way to the pod carries, bytes: what its bridge, or a route, lets pass.
+    pub mtu: u32,
     /// MAC of the pod.
     pub mac: [u8; 6],
     /// MAC of the pod's gateway: source of frames the pod receives.
     pub gateway_mac: [u8; 6],
 }
 
-super::assert_layout!(PodPlace, 16, 4);
+super::assert_layout!(PodPlace, 20, 4);

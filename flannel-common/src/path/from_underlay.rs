@@ -187,6 +187,9 @@ pub(super) fn decide<F: Family, R>(
         }
     }
     let packet_len = segment_len::<F>(packet, at, arrival, &ip)?;
+    if packet_len > pod.mtu {
+        return Err(Reason::TooBig);
+    }
     let hop = F::Forward::hop_with_class(&carrier.past_end::<F>(ip), class);
     let (forward, reason) = match &rewrite {
         None => (hop, Reason::DeliverPod),

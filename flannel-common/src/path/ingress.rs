@@ -38,6 +38,9 @@ pub(super) fn deliver_to<F: Family>(
         None
     };
     let packet_len = segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?;
+    if packet_len > pod.mtu {
+        return Err(Reason::TooBig);
+    }
     let forward = match &rewrite {
         None => F::Forward::hop(ip),
         Some(rewrite) => F::Forward::hop(ip).translated(rewrite.addresses),

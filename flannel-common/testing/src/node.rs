@@ -134,7 +134,8 @@ impl Node {
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];
         for (number, ifindex) in (2..).zip(veths) {
-            let pod = PodPlace { ifindex, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
+            let pod =
+                PodPlace { ifindex, mtu: 9000, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
             tables.pods.insert(self.pod(number), pod);
         }
         tables

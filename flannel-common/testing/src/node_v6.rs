@@ -82,7 +82,8 @@ impl Node {
         }
         let veths = [interface::POD, interface::OTHER_POD, interface::SMALL_POD, interface::GONE];
         for (number, ifindex) in (2..).zip(veths) {
-            let pod = PodPlace { ifindex, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
+            let pod =
+                PodPlace { ifindex, mtu: 9000, mac: self.pod_mac(number), gateway_mac: self.gateway_mac() };
             tables.v6.pods.insert(self.pod_v6(number), pod);
         }
         tables

@@ -7,7 +7,10 @@
 
 use ipnetwork::IpNetwork;
 
-use super::saved::{SavedRule, SavedTable};
+use super::{
+    each_packet::transport,
+    saved::{SavedRule, SavedTable},
+};
 
 /// The table of the rules with target CT.
 pub(super) const RAW: &str = "raw";
@@ -22,25 +25,13 @@ pub(super) fn exceptions(raw: &SavedTable, network: IpNetwork, comment: &str) ->
         }
         let exception = SavedRule::new(&format!(
             "-s {network} -d {network} {}-m comment --comment \"{comment}\" -j RETURN",
-            transport(rule)
+            transport(rule, true)
         ));
         if !exceptions.contains(&exception) {
             exceptions.push(exception);
         }
     }
     exceptions
-}
-
-/// The protocol of `rule` and the ports its packets go to, as conditions with a space behind them. A negation is no
-/// condition.
-fn transport(rule: &SavedRule) -> String {
-    let Some(protocol) = rule.value("-p") else { return String::new() };
-    let ports = match (rule.value("--dport"), rule.value("--dports")) {
-        (Some(port), _) => format!("-m {protocol} --dport {port} "),
-        (None, Some(ports)) => format!("-m multiport --dports {ports} "),
-        (None, None) => String::new(),
-    };
-    format!("-p {protocol} {ports}")
 }
 
 #[cfg(test)]

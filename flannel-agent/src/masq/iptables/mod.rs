@@ -1,5 +1,7 @@
 //! The rules in the hands of iptables, in either of its back ends.
 
+use std::collections::BTreeMap;
+
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
@@ -8,12 +10,13 @@ use super::{
     keep::{Firewall, Flows, Look},
     rules::{FLOW, RuleSet},
 };
-use crate::values::Family;
+use crate::{netlink::FLOW_CHAIN, values::Family};
 use backend::{Backend, Kind};
-use saved::{Saved, SavedRule};
+use saved::{Saved, SavedRule, SavedTable};
 use table::Table;
 
 mod backend;
+mod each_packet;
 mod helped;
 mod saved;
 mod spec;
@@ -45,6 +48,12 @@ pub(super) struct Iptables<E> {
     unmarked: Option<String>,
     /// What is kept from that mark, as the last look has found it.
     exceptions: Vec<SavedRule>,
+    /// What an earlier look had found, and is to be kept from it no more.
+    dropped: Vec<SavedRule>,
+    /// Rules of others for which each packet counts, as it has found them.
+    each_packet: Vec<String>,
+    /// The last look has found others than the one before.
+    adapts: bool,
 }
 
 impl<E: Exec> Iptables<E> {
@@ -66,7 +75,19 @@ impl<E: Exec> Iptables<E> {
         );
         let rules = rules(backend.has_random_fully());
         let network = rules.flow.iter().flatten().find_map(|rule| rule.source.map(|source| source.network));
-        Ok(Self { exec, backend, rules, network, without, earlier, unmarked: None, exceptions: Vec::new() })
+        Ok(Self {
+            exec,
+            backend,
+            rules,
+            network,
+            without,
+            earlier,
+            unmarked: None,
+            exceptions: Vec::new(),
+            dropped: Vec::new(),
+            each_packet: Vec::new(),
+            adapts: false,
+        })
     }
 
     /// Whether the kernel tells of changes to these rules.
@@ -76,7 +97,7 @@ impl<E: Exec> Iptables<E> {
 
     fn tables(&self) -> [Table; 3] {
         let [nat, filter, mangle] = Table::of(&self.rules, &of_family(&self.earlier, self.rules.family));
-        [nat, filter, mangle.with_exceptions(&self.exceptions)]
+        [nat, filter, mangle.with_exceptions(&self.exceptions, &self.dropped)]
     }
 
     /// Whether to look at `table`. Asking for it makes it, and packets then take the way through it: what
@@ -91,8 +112,8 @@ impl<E: Exec> Iptables<E> {
         Ok(Saved::parse(&text))
     }
 
-    /// Looks which flows connection tracking has to see whole.
-    async fn look_for_exceptions(&mut self) {
+    /// Looks which flows connection tracking, or the rules in `tables`, have to see whole.
+    async fn look_for_exceptions(&mut self, tables: &[SavedTable]) {
         let family = self.rules.family;
         let Some(network) = self.rules.flow.as_ref().and(self.network) else { return };
         // With legacy iptables, asking for a table makes it.
@@ -104,14 +125,31 @@ impl<E: Exec> Iptables<E> {
         };
         // Without that table nothing has a helper.
         let saved = raw.map(|text| Saved::parse(&text).table(helped::RAW)).unwrap_or_default();
-        let found = helped::exceptions(&saved, network, FLOW);
-        for rule in found.iter().filter(|rule| !self.exceptions.contains(rule)) {
+        let mut exceptions = helped::exceptions(&saved, network, FLOW);
+        for rule in exceptions.iter().filter(|rule| !self.exceptions.contains(rule)) {
             info!(
                 rule = rule.text,
                 "a rule gives flows a helper of connection tracking, or timeouts of their own: they do not skip the stack"
             );
         }
-        self.exceptions = found;
+        self.each_packet.clear();
+        for found in tables.iter().chain([&saved]).flat_map(|table| each_packet::found(table, network, FLOW))
+        {
+            if !self.exceptions.contains(&found.exception) && !exceptions.contains(&found.exception) {
+                say_of(&found);
+            }
+            self.each_packet.push(found.text);
+            if !exceptions.contains(&found.exception) {
+                exceptions.push(found.exception);
+            }
+        }
+        self.adapts = exceptions != self.exceptions;
+        for rule in std::mem::replace(&mut self.exceptions, exceptions) {
+            if !self.dropped.contains(&rule) {
+                self.dropped.push(rule);
+            }
+        }
+        self.dropped.retain(|rule| !self.exceptions.contains(rule));
     }
 
     async fn put_right(&mut self, table: &Table, look: Look) -> Result<(), ExecError> {
@@ -163,16 +201,23 @@ impl<E: Exec> Iptables<E> {
 
 impl<E: Exec + Send> Firewall for Iptables<E> {
     async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
-        let mut faults = Vec::new();
-        self.look_for_exceptions().await;
+        let mut found = BTreeMap::new();
         for table in self.tables().into_iter().filter(Self::is_kept) {
             match self.save(&table).await {
-                Ok(saved) => faults.extend(table.faults(&saved.table(table.name), look)),
+                Ok(saved) => drop(found.insert(table.name, saved.table(table.name))),
                 Err(error) if self.without_flows(&table, look, &error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(faults)
+        // Rules of the third, nat, see the first packet of a flow alone.
+        let tables: Vec<SavedTable> =
+            ["mangle", "filter"].iter().filter_map(|name| found.get(name).cloned()).collect();
+        self.look_for_exceptions(&tables).await;
+        let marking = found.get("mangle").and_then(|table| table.chain(FLOW_CHAIN)).unwrap_or_default();
+        self.dropped.retain(|rule| marking.contains(rule));
+        let tables = self.tables();
+        let kept = tables.iter().filter(|table| Self::is_kept(table));
+        Ok(kept.filter_map(|table| Some(table.faults(found.get(table.name)?, look))).flatten().collect())
     }
 
     async fn repair(&mut self, look: Look) -> Result<(), ExecError> {
@@ -216,12 +261,38 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
         }
     }
 
+    fn adapts(&self) -> bool {
+        self.adapts
+    }
+
+    fn each_packet(&self) -> &[String] {
+        &self.each_packet
+    }
+
     fn flows(&self) -> Flows {
         match (&self.unmarked, &self.rules.flow) {
             (Some(because), _) => Flows::Unmarked(because.clone()),
             (None, Some(_)) => Flows::Marked,
             (None, None) => Flows::NotAsked,
         }
+    }
+}
+
+/// Says for which rule flows do not skip the stack.
+fn say_of(found: &each_packet::Found) {
+    let rule = &found.text;
+    if found.sees_all {
+        warn!(
+            rule,
+            "a rule goes by rates, volumes or contents of packets, or copies them, and can see every flow: no flow skips \
+             the stack. Name the protocol, ports or addresses in it that it is about"
+        );
+    } else {
+        info!(
+            rule,
+            "a rule goes by rates, volumes or contents of packets, or copies them: flows that it can see do not skip the \
+             stack"
+        );
     }
 }
 
@@ -286,7 +357,7 @@ pub(super) fn fuzz(text: &str, network: IpNetwork, rules: &RuleSet) {
     let exceptions = helped::exceptions(&saved.table(helped::RAW), network, FLOW);
     for table in Table::of(rules, &[network]).into_iter().chain(Table::without_ours(rules.family, &[network]))
     {
-        let table = table.with_exceptions(&exceptions);
+        let table = table.with_exceptions(&exceptions, &[]);
         let there = saved.table(table.name);
         for look in [Look::Start, Look::Resync] {
             let _ = table.faults(&there, look);

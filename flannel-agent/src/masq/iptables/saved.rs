@@ -90,6 +90,16 @@ impl SavedRule {
         })
     }
 
+    /// Its options, each with what belongs to it.
+    pub(super) fn options(&self) -> impl Iterator<Item = &[String]> {
+        self.options.iter().map(Vec::as_slice)
+    }
+
+    /// Whether it has this option, with just these words.
+    pub(super) fn has(&self, option: &[&str]) -> bool {
+        self.options().any(|words| words == option)
+    }
+
     /// Whether it jumps to `chain`.
     pub(super) fn jumps_to(&self, chain: &str) -> bool {
         self.options.contains(&vec!["-j".to_owned(), chain.to_owned()])

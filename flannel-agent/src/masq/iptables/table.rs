@@ -11,6 +11,7 @@ use crate::{
         keep::Look,
         rules::{EXEMPT, FLOW, FORWARD, MASQ, Rule, RuleSet, State},
     },
+    netlink::FLOW_CHAIN,
     values::Family,
 };
 
@@ -29,6 +30,8 @@ pub(super) struct Table {
     rules: Option<Vec<SavedRule>>,
     /// Rules directly in `base` that only flannel can have made.
     old: Vec<SavedRule>,
+    /// Rules of `chain` that this run has put there and wants no more.
+    dropped: Vec<SavedRule>,
 }
 
 impl Table {
@@ -49,6 +52,7 @@ impl Table {
                 comment: MASQ,
                 rules: rules.masq.as_ref().map(|rules| render(rules, MASQ)),
                 old: old.map(|spec| SavedRule::new(&spec)).collect(),
+                dropped: Vec::new(),
             },
             Self {
                 name: "filter",
@@ -58,15 +62,17 @@ impl Table {
                 comment: FORWARD,
                 rules: rules.forward.as_ref().map(|rules| render(rules, FORWARD)),
                 old: Vec::new(),
+                dropped: Vec::new(),
             },
             Self {
                 name: "mangle",
                 base: "POSTROUTING",
                 first: Vec::new(),
-                chain: "FLANNEL-FLOW",
+                chain: FLOW_CHAIN,
                 comment: FLOW,
                 rules: rules.flow.as_ref().map(|rules| render(rules, FLOW)),
                 old: Vec::new(),
+                dropped: Vec::new(),
             },
         ]
     }
@@ -77,8 +83,9 @@ impl Table {
         Self::of(&nothing, earlier)
     }
 
-    /// With `exceptions` behind the first of the rules, which clears the mark.
-    pub(super) fn with_exceptions(mut self, exceptions: &[SavedRule]) -> Self {
+    /// With `exceptions` behind the first of the rules, which clears the mark, and without those that were `dropped`.
+    pub(super) fn with_exceptions(mut self, exceptions: &[SavedRule], dropped: &[SavedRule]) -> Self {
+        self.dropped = dropped.to_vec();
         if let Some(rules) = self.rules.as_mut().filter(|rules| !rules.is_empty()) {
             rules.splice(1..1, exceptions.iter().cloned());
         }
@@ -120,11 +127,14 @@ impl Table {
                 if jumps == 0 {
                     faults.push(format!("the jump to {} is missing from {}", self.chain, self.base));
                 }
+                let dropped = there.iter().filter(|rule| self.dropped.contains(rule)).count();
                 let right = match look {
                     Look::Start => there == rules,
                     Look::Resync => contains_in_order(there, rules),
                 };
-                if !right {
+                if right && dropped > 0 {
+                    faults.push(format!("{dropped} rules of {} are for what is gone", self.chain));
+                } else if !right {
                     let missing = rules.iter().filter(|rule| !there.contains(rule)).count();
                     faults.push(match missing {
                         0 => {
@@ -168,7 +178,11 @@ impl Table {
             Some(rules) => {
                 if rebuild {
                     lines.extend(rules.iter().map(|rule| format!("-A {} {}", self.chain, rule.text)));
-                } else if let Some(there) = there.filter(|there| !contains_in_order(there, rules)) {
+                }
+                let gone =
+                    there.unwrap_or_default().iter().filter(|rule| !rebuild && self.dropped.contains(rule));
+                lines.extend(gone.map(|rule| format!("-D {} {}", self.chain, rule.text)));
+                if let Some(there) = there.filter(|there| !rebuild && !contains_in_order(there, rules)) {
                     let ours = there.iter().filter(|rule| rules.contains(rule));
                     lines.extend(ours.map(|rule| format!("-D {} {}", self.chain, rule.text)));
                     // At the front: of a second flanneld's rules, the first is the same as ours.

@@ -70,6 +70,17 @@ pub(super) trait Firewall {
 
     /// What has become of the rules that mark established flows: all others do not depend on them.
     fn flows(&self) -> Flows;
+
+    /// Whether the last look has found other rules to be wanted than the one before, because of rules of others. What was
+    /// right then is wrong now, and nobody has undone it.
+    fn adapts(&self) -> bool {
+        false
+    }
+
+    /// The rules of others, as last seen, for which each packet counts.
+    fn each_packet(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// Keeps the rules of one firewall.
@@ -86,6 +97,10 @@ pub(super) struct Keeper<F> {
     standing: Standing,
     /// What the rules are kept by, as told there.
     kept_by: &'static str,
+    /// Rules of others for which each packet counts, as last told there.
+    each_packet: Vec<String>,
+    /// A notice of the kernel was what the last look was for.
+    caused: bool,
 }
 
 /// Repairs that another program keeps undoing.
@@ -133,6 +148,8 @@ impl<F: Firewall> Keeper<F> {
             struggle: Struggle::default(),
             standing: Standing::default(),
             kept_by: "",
+            each_packet: Vec::new(),
+            caused: false,
         }
     }
 
@@ -189,10 +206,20 @@ impl<F: Firewall> Keeper<F> {
         let start = Instant::now();
         let faults = self.firewall.faults(Look::Resync).await?;
         let length = start.elapsed();
-        if faults.is_empty() || self.struggle.left().is_some() {
+        if self.firewall.each_packet() != self.each_packet {
+            self.each_packet = self.firewall.each_packet().to_vec();
+            self.standing.tell_rules(self.kept_by, |rules| rules.each_packet.clone_from(&self.each_packet));
+        }
+        let adapts = self.firewall.adapts();
+        if faults.is_empty() || !adapts && self.struggle.left().is_some() {
             return Ok(length);
         }
         self.firewall.repair(Look::Resync).await?;
+        if adapts {
+            debug!(?faults, "rules follow those of others");
+            self.confirm(Look::Resync).await?;
+            return Ok(length);
+        }
         for fault in &faults {
             info!("restored rules: {fault}");
         }
@@ -241,9 +268,13 @@ impl<F: Firewall> Keeper<F> {
         }
     }
 
-    /// Waits until it is time to look again, the last look having taken `length`.
+    /// Waits until it is time to look again, the last look having taken `length`. After one that nobody has caused there is
+    /// no rest, so that the first change after a calm is seen at once.
     async fn wait(&mut self, length: Duration) {
-        let rest = (length * REST).clamp(LEAST_REST, LONGEST_REST.min(self.resync.max(LEAST_REST)));
+        let rest = match std::mem::take(&mut self.caused) || self.monitor.is_none() {
+            true => (length * REST).clamp(LEAST_REST, LONGEST_REST.min(self.resync.max(LEAST_REST))),
+            false => Duration::ZERO,
+        };
         sleep(rest).await;
         let poll = if self.monitor.is_some() { self.resync } else { self.resync.min(POLL) };
         let poll = self.struggle.left().map_or(poll, |left| poll.min(left));
@@ -254,7 +285,10 @@ impl<F: Firewall> Keeper<F> {
             }
         };
         match timeout(poll.saturating_sub(rest), told).await {
-            Ok(Ok(())) => sleep(SETTLE).await,
+            Ok(Ok(())) => {
+                self.caused = true;
+                sleep(SETTLE).await;
+            }
             Ok(Err(error)) => {
                 warn!(%error, "the kernel no longer reports changed rules: checking every second");
                 self.monitor = None;

@@ -7,7 +7,7 @@ use super::{
     keep::{Firewall, Flows, Look},
     rules::{Rule, RuleSet},
 };
-use crate::values::Family;
+use crate::{netlink::FLOW_CHAIN_OF_NFT, values::Family};
 
 mod json;
 #[cfg(test)]
@@ -17,7 +17,7 @@ pub(super) mod text;
 const NFT: &str = "nft";
 
 /// The chain that marks packets of established flows.
-const ESTABLISHED: &str = "established";
+const ESTABLISHED: &str = FLOW_CHAIN_OF_NFT;
 
 /// One table of ours.
 #[derive(Clone, Debug)]

@@ -184,7 +184,7 @@ fn the_fast_path_of_ipv6_has_maps_of_its_own() {
     let address = |text: &str| AddressV6::new(text.parse::<Ipv6Addr>().unwrap().octets());
     let planned = |fast_path, families: &[Family]| {
         let hop = NextHop { ifindex: 2, address: ip("fe80::1"), mtu: 1500 };
-        let place = PodPlace { ifindex: 11, mac: [1; 6], gateway_mac: [2; 6] };
+        let place = PodPlace { ifindex: 11, mtu: 1500, mac: [1; 6], gateway_mac: [2; 6] };
         let places = BTreeMap::from([(ip("10.1.0.11"), place), (ip("fd00:10:0:1::b"), place)]);
         plan(&Inputs {
             policies: &[],

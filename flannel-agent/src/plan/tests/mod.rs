@@ -30,6 +30,7 @@ mod inherited;
 mod order;
 mod patch;
 mod peers;
+mod pod_routes;
 mod programs;
 mod properties;
 
@@ -194,7 +195,7 @@ fn hops_in(family: Family, n: u8) -> Result<NextHop, NoHop> {
 
 /// A pod at 10.1.0.n behind each link n.
 fn pods(links: impl IntoIterator<Item = u8>) -> Pods {
-    let place = |n: u8| PodPlace { ifindex: n.into(), mac: [n; 6], gateway_mac: [0xee; 6] };
+    let place = |n: u8| PodPlace { ifindex: n.into(), mtu: 1500, mac: [n; 6], gateway_mac: [0xee; 6] };
     let places: BTreeMap<_, _> =
         links.into_iter().map(|n| (Ipv4Addr::new(10, 1, 0, n).into(), place(n))).collect();
     Pods { links: places.values().map(|place| place.ifindex).collect(), places, ..Pods::default() }

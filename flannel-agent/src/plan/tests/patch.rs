@@ -1,6 +1,6 @@
 //! A plan that is brought up to date lease by lease is the plan of all leases.
 
-use flannel_common::layout::Heeded;
+use std::sync::LazyLock;
 
 use super::*;
 use crate::plan::Patch;
@@ -13,11 +13,17 @@ fn inputs<'a>(
     pods: &'a Pods,
 ) -> Inputs<'a> {
     const OVERLAYS: &BTreeMap<Family, u32> = &BTreeMap::new();
-    const FOREIGN: &Foreign = &Foreign {
-        interfaces: BTreeMap::new(),
-        heeding: Heeding { heeded: Heeded { marks: 0, classes: 0 }, what: BTreeSet::new() },
-    };
-    Inputs { local, leases, next_hops, pods, exemptions, policies: &[], overlays: OVERLAYS, foreign: FOREIGN }
+    static FOREIGN: LazyLock<Foreign> = LazyLock::new(Foreign::default);
+    Inputs {
+        local,
+        leases,
+        next_hops,
+        pods,
+        exemptions,
+        policies: &[],
+        overlays: OVERLAYS,
+        foreign: &FOREIGN,
+    }
 }
 
 /// Few of everything, so that leases get in each other's way.

@@ -5,7 +5,7 @@ use super::*;
 const ADDRESS: [u8; 4] = [10, 1, 0, 9];
 
 fn pods(ifindex: u32) -> Pods {
-    let place = PodPlace { ifindex, mac: [2; 6], gateway_mac: [4; 6] };
+    let place = PodPlace { ifindex, mtu: 1500, mac: [2; 6], gateway_mac: [4; 6] };
     let places = BTreeMap::from([(Ipv4Addr::from(ADDRESS).into(), place)]);
     Pods { links: BTreeSet::from([8, 9]), places, ..Pods::default() }
 }

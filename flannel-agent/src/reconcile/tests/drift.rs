@@ -28,7 +28,9 @@ async fn what_is_lost_of_maps_and_programs_comes_back_at_once() {
         |bpf| bpf.v4.exempt.clear(),
         |bpf| bpf.hooks.clear(),
         |bpf| {
-            bpf.v4.pods.insert([10, 1, 0, 9], PodPlace { ifindex: 9, mac: [2; 6], gateway_mac: [4; 6] });
+            bpf.v4
+                .pods
+                .insert([10, 1, 0, 9], PodPlace { ifindex: 9, mtu: 1500, mac: [2; 6], gateway_mac: [4; 6] });
         },
     ];
     for damage in damages {
@@ -37,6 +39,34 @@ async fn what_is_lost_of_maps_and_programs_comes_back_at_once() {
         sleep(Duration::from_secs(2)).await;
         assert_eq!(agent.state().await, whole);
     }
+}
+
+/// An appliance without a lease, say, that an administrator has made known to the kernel.
+#[tokio::test(start_paused = true)]
+async fn what_others_add_beside_the_peers_stays_until_the_next_start_and_what_they_change_of_peers_does_not()
+{
+    let agent = Agent::settled([2, 3]).await;
+    let whole = agent.state().await;
+    let foreign = desired([9], &hops());
+    {
+        let state = &mut agent.world.0.lock().await.datapath.state;
+        state.routes.extend(foreign.routes.clone());
+        state.neighbours.extend(foreign.neighbours.clone());
+        state.fdb.extend(foreign.fdb.clone());
+        state.routes.values_mut().for_each(|via| *via = "10.9.0.1".parse().unwrap());
+    }
+    agent.notice(OVERLAY_CHANGED).await;
+    let found = agent.state().await;
+    for (subnet, via) in &whole.routes {
+        assert_eq!(found.routes.get(subnet), Some(via));
+    }
+    assert_eq!(found.routes.len(), whole.routes.len() + 1);
+    assert_eq!(found.neighbours.len(), whole.neighbours.len() + 1);
+    assert_eq!(found.fdb.len(), whole.fdb.len() + 1);
+    // A lease that comes and goes takes along what has become its own.
+    agent.lease(LeaseEvent::Upsert(lease(9))).await;
+    agent.lease(LeaseEvent::Remove(lease(9).subnet)).await;
+    assert_eq!(agent.state().await, whole);
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,7 +98,7 @@ impl Host for Node {
         }
     }
 
-    async fn survey(&mut self, _: &Local) -> Result<Surroundings, NetlinkError> {
+    async fn survey(&mut self, _: &Local, exits: &BTreeSet<u32>) -> Result<Surroundings, NetlinkError> {
         let takes = self.0.0.lock().await.survey;
         sleep(takes).await;
         let mut world = self.0.0.lock().await;
@@ -110,6 +110,8 @@ impl Host for Node {
             underlay: world.underlay.clone(),
             unaddressed: world.unaddressed.then_some(Family::V4).into_iter().collect(),
             foreign: world.foreign.clone(),
+            each_packet: Vec::new(),
+            exits: exits.clone(),
         })
     }
 

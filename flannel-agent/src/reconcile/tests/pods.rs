@@ -19,7 +19,7 @@ async fn the_address_of_a_new_pod_is_found_without_notice() {
     let agent = Agent::settled([2]).await;
     agent.world.0.lock().await.pods.links.insert(40);
     agent.notice(Changed { links: true, ..Changed::default() }).await;
-    let place = PodPlace { ifindex: 40, mac: [2; 6], gateway_mac: [4; 6] };
+    let place = PodPlace { ifindex: 40, mtu: 1500, mac: [2; 6], gateway_mac: [4; 6] };
     agent.world.0.lock().await.pods.places.insert(Ipv4Addr::new(10, 1, 0, 5).into(), place);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(agent.state().await.bpf.v4.pods, BTreeMap::from([([10, 1, 0, 5], place)]));
@@ -45,7 +45,7 @@ async fn a_pod_that_never_keeps_still_has_a_fifth_of_the_time_and_no_more() {
     while start.elapsed() < TIME {
         turn = (turn + 1) % 3;
         let address = Ipv4Addr::new(10, 1, 0, 5).into();
-        let place = PodPlace { ifindex: 40 + turn, mac: [2; 6], gateway_mac: [4; 6] };
+        let place = PodPlace { ifindex: 40 + turn, mtu: 1500, mac: [2; 6], gateway_mac: [4; 6] };
         agent.world.0.lock().await.pods.places = BTreeMap::from([(address, place)]);
         agent.notices.send(Changed { links: true, ..Changed::default() }).unwrap();
         sleep(Duration::from_millis(7)).await;

@@ -101,7 +101,7 @@ const COMMANDS: &[(&str, How)] = &[
     ),
     ("flannel-agent top", Test("tests/suites/tests/packets/trace.rs::top_shows_what_passes")),
     ("flannel-agent bugreport", Test("tests/suites/tests/packets/trace.rs::a_bug_report_holds_no_secret")),
-    ("bpftool map dump pinned /sys/fs/bpf/flannel/v3/maps/routes_v4", BY_HAND),
+    ("bpftool map dump pinned /sys/fs/bpf/flannel/v4/maps/routes_v4", BY_HAND),
     (
         r#"etcdctl --endpoints=http://10.0.0.1:2379 put /coreos.com/network/config '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'"#,
         DOCKER,

@@ -225,6 +225,13 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
                     show: &bridge.2,
                     fast: Fast::Neither,
                 },
+                Hook {
+                    what: "a TOS byte of the tunnel's own",
+                    add: "ip link set flannel.1 type vxlan tos inherit",
+                    remove: "ip link set flannel.1 type vxlan tos 0",
+                    show: "",
+                    fast: Fast::Neither,
+                },
                 // Nothing passes that by, so that nothing is left to the kernel for it.
                 Hook {
                     what: "a limit on what the node sends",

@@ -17,6 +17,7 @@ mod kube_proxy;
 mod learning;
 mod marks;
 mod places;
+mod pod_routes;
 mod pods;
 mod policy;
 mod rules;

@@ -74,15 +74,77 @@ fn a_helper_sees_each_packet_of_its_flows() -> Result<()> {
         let cluster = cluster(lab, 1, REFRESH)?;
         let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
         let node = &cluster.members[0].node;
-        ensure!(control_connection(&cluster, &a, &b)?.into_iter().all(|packets| packets > 40));
+        let listener = listen(&b, FTP)?;
+        let mut running = Dialogue::through(&a, 0, b.socket_address(FTP), &[&listener])?;
+        let mut control =
+            || -> Result<[u64; 2]> { Ok(fast(&counted(&cluster, || running.exchanges(50))?[0])) };
+        ensure!(control()?.into_iter().all(|packets| packets > 40));
         node.iptables("-t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp")?;
         eventually(CONVERGENCE, "the helper is known to the agent", || {
             let rules = node.netns().run("iptables-save", &["-t", "mangle"])?;
             ensure!(rules.contains("--dport 21 -m comment --comment \"flanneld flow\" -j RETURN"), "{rules}");
             Ok(())
         })?;
+        // Long before its acceptance would have ended by itself.
+        eventually(CONVERGENCE, "the running connection is seen whole", || {
+            let found = control()?;
+            ensure!(found == [0, 0], "{found:?}");
+            Ok(())
+        })?;
+        drop(listener);
         let found = control_connection(&cluster, &a, &b)?;
         ensure!(found == [0, 0], "{found:?}");
+        Ok(())
+    })
+}
+
+/// What limits, cuts and copies flows, each with the table it is in.
+const FOR_EACH_PACKET: [(&str, &str); 4] = [
+    (
+        "filter",
+        "FORWARD -p udp -m hashlimit --hashlimit-above 5000/sec --hashlimit-burst 5000 --hashlimit-name lab -j DROP",
+    ),
+    ("mangle", "FORWARD -p udp -m length --length 1200:1400 -j DROP"),
+    ("filter", "FORWARD -p udp -j NFQUEUE --queue-num 77 --queue-bypass"),
+    (
+        "mangle",
+        "PREROUTING -p udp -m connbytes --connbytes 900000000: --connbytes-dir both --connbytes-mode bytes -j DROP",
+    ),
+];
+
+/// Rules about rates, volumes, lengths and queues meet each packet of the flows they can see, and only of those.
+#[test]
+fn rules_for_which_each_packet_counts_meet_each_packet() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let node = &cluster.members[0].node;
+        let echo =
+            || -> Result<[u64; 2]> { Ok(fast(&counted(&cluster, || udp::echo(&a, &b, 200, 100))?[0])) };
+        for (table, rule) in FOR_EACH_PACKET {
+            node.iptables(&format!("-t {table} -I {rule}"))?;
+            eventually(CONVERGENCE, rule, || {
+                let found = echo()?;
+                ensure!(found == [0, 0], "{found:?} skipped it");
+                Ok(())
+            })?;
+            let mut other = Dialogue::open(&a, &b)?;
+            other.exchanges(20)?;
+            let found = fast(&counted(&cluster, || other.exchanges(50))?[0]);
+            ensure!(found.into_iter().all(|packets| packets > 40), "{rule}: {found:?} of TCP");
+            let log = cluster.members[0].agent.log();
+            let named = rule.split_whitespace().nth(4).unwrap_or_default();
+            ensure!(
+                log.contains("flows that it can see do not skip the stack") && log.contains(named),
+                "{log}"
+            );
+            node.iptables(&format!("-t {table} -D {rule}"))?;
+            eventually(CONVERGENCE, "fast again", || {
+                let found = echo()?;
+                ensure!(found.into_iter().all(|packets| packets > 50), "{found:?}");
+                Ok(())
+            })?;
+        }
         Ok(())
     })
 }

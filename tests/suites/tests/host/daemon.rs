@@ -335,7 +335,7 @@ fn daemons_with_subnet_files_of_their_own_run_side_by_side() -> Result<()> {
         let mut third = other.flag("--fast-path=off").daemon()?;
         await_log(&third, "ready")?;
         third.check_running()?;
-        ensure!(node.bpffs().join("flannel/v3/maps/routes_v4").exists(), "{}", third.log());
+        ensure!(node.bpffs().join("flannel/v4/maps/routes_v4").exists(), "{}", third.log());
         first.signal(Signal::SIGTERM, SOON)?;
         Ok(())
     })

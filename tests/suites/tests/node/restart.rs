@@ -312,3 +312,51 @@ fn without_ebpf_the_kernel_carries_everything() -> Result<()> {
         })
     })
 }
+
+/// An appliance that has no lease, and a pod that was moved: stock flannel leaves what an administrator has set up for them,
+/// and so does the agent as long as it runs. What a node without a lease has left goes at a start.
+#[test]
+fn entries_of_others_stay_beside_those_of_leases_until_the_next_start() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = Cluster::start(lab, 2, 1, FastPath::Flow)?;
+        let member = &cluster.members[0];
+        let netns = member.node.netns().clone();
+        let peer = cluster.members[1].node.subnet_env()?.subnet;
+        netns.ip_batch(&format!(
+            "route add 10.244.99.0/24 via 10.244.99.0 dev flannel.1 onlink\n\
+             neigh add 10.244.99.0 lladdr 0e:04:0a:f4:99:00 dev flannel.1 nud permanent\n\
+             route add {}/32 via 10.244.99.0 dev flannel.1 onlink\n",
+            peer.broadcast()
+        ))?;
+        netns.bridge("fdb append 0e:04:0a:f4:99:00 dev flannel.1 dst 192.168.77.50")?;
+        let there = || {
+            let routes = netns.ip("route show dev flannel.1")?;
+            let neighbours = netns.ip("neigh show dev flannel.1 nud permanent")?;
+            let entries = netns.bridge("fdb show dev flannel.1")?;
+            let routed = routes.matches("via 10.244.99.0").count();
+            Ok::<_, anyhow::Error>((
+                routed,
+                neighbours.contains("0e:04:0a:f4:99:00"),
+                entries.contains("0e:04:0a:f4:99:00"),
+            ))
+        };
+        // What is repaired is looked at with all the rest.
+        netns.ip(&format!("route del {peer}"))?;
+        eventually(CONVERGENCE, "the route to the peer is back", || {
+            let routes = netns.ip("route show dev flannel.1")?;
+            ensure!(routes.contains(&format!("{peer} via")), "{routes}");
+            Ok(())
+        })?;
+        ensure!(there()? == (2, true, true), "{:?}", there()?);
+        let agent = &mut cluster.members[0].agent;
+        agent.terminate()?;
+        agent.start_again()?;
+        eventually(CONVERGENCE, "what looks like an earlier run's is gone", || {
+            ensure!(there()? == (0, false, false), "{:?}", there()?);
+            Ok(())
+        })?;
+        let log = cluster.members[0].agent.log();
+        ensure!(log.contains("of an earlier run, and in no lease"), "{log}");
+        Ok(())
+    })
+}

@@ -145,7 +145,7 @@ fn pods_come_and_go_while_the_agent_runs() -> Result<()> {
         }
         every_kind_both_ways(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
         // The external interface, flannel.1, and the one pod that is left.
-        let links = cluster.members[0].agent.bpffs().join("flannel/v3/links");
+        let links = cluster.members[0].agent.bpffs().join("flannel/v4/links");
         eventually(CONVERGENCE, "links of pods that are gone are unpinned", || {
             let pinned = fs::read_dir(&links)?.count();
             ensure!(pinned == 3, "{pinned} interfaces have pins");

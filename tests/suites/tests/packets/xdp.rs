@@ -124,6 +124,8 @@ fn native_takes_frames_of_several_buffers() -> Result<()> {
                 ensure!(file()?.mtu == 8950, "{:?}", file()?);
                 Ok(())
             })?;
+            // The bridge stays as narrow as its narrowest port, unless it is told.
+            member.node.netns().ip("link set cni0 mtu 8950")?;
             member.pods.insert(0, member.node.pod("large")?);
         }
         cluster.await_fast_path(0, 1, FastPath::All)?;

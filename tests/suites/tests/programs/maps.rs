@@ -203,7 +203,7 @@ fn bpftool_prints_maps_in_words() {
         ensure!(vteps == [expected], "{vteps:#?}");
 
         let pods = dump(sandbox, PODS_V4)?;
-        let pod = json!({ "ifindex": 41, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
+        let pod = json!({ "ifindex": 41, "mtu": 9000, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
         ensure!(pods.contains(&json!({ "key": [10, 244, 1, 2], "value": pod })), "{pods:#?}");
 
         let exempt = dump(sandbox, SNAT_EXEMPT_V4)?;
@@ -265,7 +265,7 @@ fn bpftool_prints_ipv6_maps_in_words() {
         ensure!(vteps == [json!({ "key": vtep(2), "value": { "subnet": subnet } })], "{vteps:#?}");
 
         let pods = dump(sandbox, PODS_V6)?;
-        let place = json!({ "ifindex": 41, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
+        let place = json!({ "ifindex": 41, "mtu": 9000, "mac": [2, 0, 0, 1, 0, 2], "gateway_mac": [2, 0, 0, 1, 0, 1] });
         ensure!(pods.contains(&json!({ "key": pod(1, 2), "value": place })), "{pods:#?}");
 
         let exempt = dump(sandbox, SNAT_EXEMPT_V6)?;

@@ -190,7 +190,32 @@ fn room(maps: Option<&Maps>, around: &Surroundings, found: &mut Vec<Finding>) {
     }
 }
 
+/// Rules of others that keep flows from the fast path.
+fn rules_about_each_packet(told: &Snapshot, found: &mut Vec<Finding>) {
+    let each_packet =
+        told.rules.iter().flat_map(|rules| rules.each_packet.iter().map(move |rule| (rules, rule)));
+    found.extend(each_packet.map(|(rules, rule)| {
+        Finding::warning(
+            "rules",
+            format!("{}: flows that this rule can see stay on the kernel path: {rule}", rules.kept_by),
+            "it goes by rates, volumes or contents, or copies packets: name the protocol, ports or addresses in it \
+             that it is about",
+        )
+    }));
+}
+
 fn others(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
+    if let Some(told) = told {
+        rules_about_each_packet(told, found);
+        let skips = told.fast_path.as_ref().is_some_and(|fast_path| fast_path.granted == "flow");
+        found.extend(around.each_packet.iter().filter(|_| skips).map(|rule| {
+            Finding::warning(
+                "rules",
+                format!("an nft rule sees few packets of flows that skip the stack: {rule}"),
+                "it goes by rates or volumes, or hands packets on: use --fast-path=overlay where that matters",
+            )
+        }));
+    }
     let own =
         told.and_then(|told| told.lease.as_ref()).map(|lease| lease.subnets.clone()).unwrap_or_default();
     if let Some((addresses, _)) = &around.bridge

@@ -154,6 +154,18 @@ async fn flows_are_marked_where_programs_learn_them() {
     kept.settle(Look::Resync).await;
     let last = kept.rules("mangle", "POSTROUTING").pop().unwrap();
     assert!(last.ends_with("-j FLANNEL-FLOW"), "{last}");
+    // So does a rule that counts packets, and both are forgotten with their rules.
+    kept.change("filter", "FORWARD", |rules| rules.insert(0, "-p udp -j NFQUEUE --queue-num 1".into()));
+    kept.settle(Look::Resync).await;
+    let rules = kept.rules("mangle", "FLANNEL-FLOW");
+    assert!(rules.len() == 5 && rules[2].contains("-p udp "), "{rules:?}");
+    assert_eq!(kept.each_packet(), ["-A FORWARD -p udp -j NFQUEUE --queue-num 1"]);
+    kept.change("raw", "OUTPUT", |rules| rules.clear());
+    kept.change("filter", "FORWARD", |rules| drop(rules.remove(0)));
+    kept.change("mangle", "FLANNEL-FLOW", |rules| rules.push("-j ACCEPT".into()));
+    kept.settle(Look::Resync).await;
+    let rules = kept.rules("mangle", "FLANNEL-FLOW");
+    assert!(rules.len() == 4 && rules[3] == "-j ACCEPT", "what is another's stays: {rules:?}");
 
     let mut without = iptables(kept.exec, options()).await;
     without.settle(Look::Start).await;

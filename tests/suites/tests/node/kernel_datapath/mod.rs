@@ -9,5 +9,6 @@ mod external_interface;
 mod families;
 mod namespace;
 mod objects;
+mod particular;
 mod reconciler;
 mod surroundings;

@@ -242,13 +242,25 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
             ("neighbour add 10.1.2.0 lladdr 0e:00:00:00:00:02 nud permanent dev flannel.1", on_overlay),
             (
                 "route add 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink",
-                Changed { forwarding: true, ..on_overlay },
+                Changed { hooks: true, forwarding: true, ..on_overlay },
             ),
-            ("route add blackhole 10.1.2.7/32", Changed { routes: true, forwarding: true, ..none }),
-            ("route add 10.1.2.8/32 via 192.0.2.9", Changed { routes: true, forwarding: true, ..none }),
+            (
+                "route add blackhole 10.1.2.7/32",
+                Changed { routes: true, hooks: true, forwarding: true, ..none },
+            ),
+            (
+                "route add 10.1.2.8/32 via 192.0.2.9",
+                Changed { routes: true, hooks: true, forwarding: true, ..none },
+            ),
             ("route add blackhole 10.0.0.0/8", Changed { routes: true, ..none }),
-            ("route add blackhole default table 99", Changed { routes: true, forwarding: true, ..none }),
-            ("route add blackhole fd00:1::7/128", Changed { routes: true, forwarding: true, ..none }),
+            (
+                "route add blackhole default table 99",
+                Changed { routes: true, hooks: true, forwarding: true, ..none },
+            ),
+            (
+                "route add blackhole fd00:1::7/128",
+                Changed { routes: true, hooks: true, forwarding: true, ..none },
+            ),
             (
                 "rule add from 10.1.2.7 blackhole",
                 Changed { routes: true, hooks: true, forwarding: true, ..none },
