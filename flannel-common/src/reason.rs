@@ -102,7 +102,7 @@ reasons! {
     NeighbourDiffers = 15, Kernel, "neighbour_differs", "the kernel chose another next hop in the overlay than the lease names";
     Spoofed = 16, Kernel, "spoofed", "the source address belongs to a pod behind another veth";
     NotVxlan = 17, Kernel, "not_vxlan", "not a VXLAN packet for this node's MAC, address and port";
-    HeaderChecksum = 18, Kernel, "header_checksum", "the outer IP header's checksum is wrong";
+    HeaderChecksum = 18, Kernel, "header_checksum", "the checksum of an IP header is wrong";
     VxlanFlags = 19, Kernel, "vxlan_flags", "VXLAN flags or reserved bits other than a VNI are set";
     Vni = 20, Kernel, "vni", "the VXLAN network identifier is not ours";
     UnknownVtep = 21, Kernel, "unknown_vtep", "no lease names the sender's address";
@@ -148,6 +148,7 @@ reasons! {
     Translated = 62, Fast, "translated", "a packet of a flow to a Service, or another that netfilter translates, was translated in netfilter's place and skipped the host's stack";
     FlowTranslated = 63, Note, "flow_translated", "netfilter has let a packet of an established flow pass that it translates: if the flow lasts, the agent will be asked how";
     FlowAsked = 64, Note, "flow_asked", "the agent was asked how netfilter translates a flow";
+    FlowFields = 65, Kernel, "flow_fields", "netfilter has accepted other packets of this flow, but none lately with this DSCP, TTL and ECN, which rules and routes may go by";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -10,7 +10,7 @@ use flannel_common::{
     layout::{AddressV6, FastPath, Route, RouteKind, SubnetV4, UnknownVtep},
     mark::FLOW_MARK,
     packet::{Arrival, Fib, Packet, headers::folded},
-    path::{Hook, Note, Verdict, decide, flow::LONG_AGO, to_overlay::is_handed_over, trail},
+    path::{Hook, Note, Verdict, decide, fields, flow::LONG_AGO, to_overlay::is_handed_over, trail},
     reason::Reason,
 };
 use flannel_common_testing::{
@@ -225,6 +225,12 @@ proptest! {
         let config = case.tables.config.unwrap();
         prop_assert_eq!(permit.gateway, folded(&HERE.gateway_mac()));
         prop_assert!(case.hook != Hook::FromPod || case.frame[..6] == HERE.gateway_mac());
+        let fields = fields::of(inner[15], inner[22]);
+        match case.hook {
+            Hook::FromPod => prop_assert!(fields::hold(permit.sent, fields)),
+            // Of ECN, the outer header decides, too.
+            _ => prop_assert!(fields::are_alike(permit.received, fields)),
+        }
         match inner[23] {
             6 => prop_assert!(inner[47] & 0b111 == 0 && age < Duration::from_millis(config.tcp_refresh.into())),
             17 => prop_assert!(age < Duration::from_millis(config.udp_refresh.into())),

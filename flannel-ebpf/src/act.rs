@@ -79,6 +79,11 @@ impl TcPacket for Skb {
     }
 
     #[inline(always)]
+    fn prioritize(&self, priority: u32) {
+        self.prioritize(priority);
+    }
+
+    #[inline(always)]
     fn note_beside(&self, note: u16) {
         self.note_beside(note);
     }

@@ -1,12 +1,13 @@
 //! The entry point at tc ingress, external interface: what other nodes send.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use flannel_common::path::{self, Hook};
+use flannel_common::path;
 
-use crate::{ctx::Skb, maps::Maps, trace};
+use crate::trace;
 
 /// tc ingress, external interface: what other nodes send.
 #[classifier]
+#[inline(always)]
 fn from_underlay(ctx: TcContext) -> i32 {
-    trace::of_tc(&ctx, Hook::FromUnderlay, || path::from_underlay::run(Skb::of(&ctx), &Maps))
+    trace::of_tc!(&ctx, FromUnderlay, path::from_underlay::run)
 }

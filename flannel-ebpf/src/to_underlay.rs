@@ -1,12 +1,13 @@
 //! The entry point at tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use flannel_common::path::{self, Hook};
+use flannel_common::path;
 
-use crate::{ctx::Skb, maps::Maps, trace};
+use crate::trace;
 
 /// tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
 #[classifier]
+#[inline(always)]
 fn to_underlay(ctx: TcContext) -> i32 {
-    trace::of_tc(&ctx, Hook::ToUnderlay, || path::to_underlay::run(Skb::of(&ctx), &Maps))
+    trace::of_tc!(&ctx, ToUnderlay, path::to_underlay::run)
 }

@@ -19,7 +19,6 @@ use aya_ebpf::{
         bpf_xdp_load_bytes,
     },
     macros::btf_map,
-    programs::{TcContext, XdpContext},
 };
 use flannel_common::{
     layout::{
@@ -56,34 +55,47 @@ static NOW: PerCpuArray<TraceRecord, 1> = PerCpuArray::new();
 
 /// What happens at a hook of tc.
 ///
-/// What tells is in functions of its own, called before and after: beside what `run` needs, the stack, whose limit is for
-/// all functions that are called one in the other, has no room for it.
-#[inline(always)]
-pub(crate) fn of_tc(ctx: &TcContext, hook: Hook, run: impl FnOnce() -> i32) -> i32 {
-    let skb = ctx.skb.skb;
-    begin_tc(skb, hook as u32);
-    let action = apart(run);
-    // SAFETY: a field of the live context.
-    end(action, unsafe { (*skb).mark });
-    action
+/// What tells is in functions of its own, called before and after: beside what `$run` needs, the stack, whose limit is for
+/// all functions that are called one in the other, has no room for it. A macro, as in [`untraced`](../untraced.rs).
+macro_rules! of_tc {
+    ($ctx:expr, $hook:ident, $run:path) => {{
+        #[inline(never)]
+        fn apart(packet: $crate::ctx::Skb) -> i32 {
+            $run(packet, &$crate::maps::Maps)
+        }
+        let packet = $crate::ctx::Skb::of($ctx);
+        $crate::trace::begin_tc(packet.raw(), flannel_common::path::Hook::$hook as u32);
+        let action = apart(packet);
+        $crate::trace::end_tc(packet.raw(), action);
+        action
+    }};
 }
+pub(crate) use of_tc;
 
 /// What happens at a hook of XDP.
+macro_rules! of_xdp {
+    ($ctx:expr, $hook:ident, $run:path) => {{
+        #[inline(never)]
+        fn apart(frame: $crate::ctx::Frame) -> u32 {
+            $run(frame, &$crate::maps::Maps)
+        }
+        $crate::trace::begin_xdp($ctx.ctx, flannel_common::path::Hook::$hook as u32);
+        let action = apart($crate::ctx::Frame::of($ctx));
+        $crate::trace::end(action as i32, 0);
+        action
+    }};
+}
+pub(crate) use of_xdp;
+
+/// [`end`] of a packet at a hook of tc.
 #[inline(always)]
-pub(crate) fn of_xdp(ctx: &XdpContext, hook: Hook, run: impl FnOnce() -> u32) -> u32 {
-    begin_xdp(ctx.ctx, hook as u32);
-    let action = apart(run);
-    end(action as i32, 0);
-    action
+pub(crate) fn end_tc(skb: *mut __sk_buff, action: i32) {
+    // SAFETY: a field of the live context.
+    end(action, unsafe { (*skb).mark });
 }
 
 #[inline(never)]
-fn apart<T>(run: impl FnOnce() -> T) -> T {
-    run()
-}
-
-#[inline(never)]
-fn begin_tc(skb: *mut __sk_buff, hook: u32) {
+pub(crate) fn begin_tc(skb: *mut __sk_buff, hook: u32) {
     // SAFETY: fields of the live context.
     let (len, mark, ifindex, gso_size, gso_segs) =
         unsafe { ((*skb).len, (*skb).mark, (*skb).ifindex, (*skb).gso_size, (*skb).gso_segs) };
@@ -100,7 +112,7 @@ fn begin_tc(skb: *mut __sk_buff, hook: u32) {
 }
 
 #[inline(never)]
-fn begin_xdp(md: *mut xdp_md, hook: u32) {
+pub(crate) fn begin_xdp(md: *mut xdp_md, hook: u32) {
     // SAFETY: the live context, and a field of it.
     let (len, ifindex) = unsafe { (bpf_xdp_get_buff_len(md) as u32, (*md).ingress_ifindex) };
     let wanted = begin(hook, len, |to, len| {
@@ -271,7 +283,7 @@ fn add(key: &TraceKey, size: Size) {
 
 /// The program has answered with `action`.
 #[inline(never)]
-fn end(action: i32, mark: u32) {
+pub(crate) fn end(action: i32, mark: u32) {
     let Some(now) = now() else { return };
     if now.live == 0 {
         return;

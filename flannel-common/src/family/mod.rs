@@ -62,6 +62,9 @@ pub trait Family: Sealed + Copy + Debug + Eq + Ord + Hash + 'static {
     /// Why it would.
     fn check_outer(ip: &Self::Header, udp: &Udp) -> Result<(), Reason>;
 
+    /// The `skb->priority` that forwarding gives to a packet with the TOS byte or traffic class `class`.
+    fn priority(class: u8) -> u32;
+
     /// Refuses an inner packet, whose header `ip` stands behind the frame's Ethernet header, for which no outer UDP
     /// checksum can be made.
     ///

@@ -53,6 +53,12 @@ impl Family for V4 {
         ip.check_sum()
     }
 
+    /// `rt_tos2priority` (include/net/route.h), as long as `net.ipv4.ip_forward_update_priority` is 1, its default.
+    #[inline(always)]
+    fn priority(class: u8) -> u32 {
+        (0x4620 >> ((class >> 3 & 3) * 4)) & 0xf
+    }
+
     #[inline(always)]
     fn check_inner(_: &(impl Packet + ?Sized), _: &Ipv4) -> Result<(), Reason> {
         Ok(())

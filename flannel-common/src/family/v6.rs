@@ -58,6 +58,12 @@ impl Family for V6 {
         if udp.checksum == 0 { Err(Reason::OuterChecksum) } else { Ok(()) }
     }
 
+    /// What comes out of a veth has 0, and `ip6_forward` leaves it.
+    #[inline(always)]
+    fn priority(_: u8) -> u32 {
+        0
+    }
+
     #[inline(always)]
     fn check_inner(packet: &(impl Packet + ?Sized), ip: &Ipv6) -> Result<(), Reason> {
         match ip.next_header {

@@ -49,9 +49,18 @@ pub struct Permit {
     /// The MAC of the pod's gateway then, folded ([`crate::packet::headers::folded`]): what the pod sends to another
     /// station, another pod that forwards for it, was not accepted.
     pub gateway: u32,
+    /// For which of the pod's packets ([`crate::path::fields`]).
+    pub sent: u32,
+    /// For which of those to it.
+    pub received: u32,
+    /// `skb->priority` with which the pod's packets leave the kernel path: forwarding makes it from IPv4's TOS, and rules
+    /// may set it.
+    pub priority: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 super::assert_layout!(FlowProtocol, 4, 4);
 super::assert_layout!(Flow<V4>, 16, 8);
 super::assert_layout!(Flow<V6>, 40, 8);
-super::assert_layout!(Permit, 24, 8);
+super::assert_layout!(Permit, 40, 8);

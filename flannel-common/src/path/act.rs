@@ -32,6 +32,8 @@ pub trait TcPacket: Packet + Copy {
     fn mark(&self, bits: u32);
     /// Clears `bits` in its mark; the others stay.
     fn unmark(&self, bits: u32);
+    /// Gives it this `skb->priority`.
+    fn prioritize(&self, priority: u32);
     /// Writes `note` beside the packet: see [`super::trail`].
     fn note_beside(&self, note: u16);
     /// Whether one of our programs has redirected it here. It is not so for whoever sees it next.

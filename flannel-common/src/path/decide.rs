@@ -32,6 +32,8 @@ pub struct Decision {
     pub tunnel: Option<TunnelNote<V4>>,
     /// The same of IPv6.
     pub tunnel_v6: Option<TunnelNote<V6>>,
+    /// The `skb->priority` that it gets.
+    pub priority: Option<u32>,
 }
 
 /// All that the program at `hook` does with `packet`. `route` is how the kernel sends what is for the packet's outer
@@ -56,6 +58,7 @@ pub fn decide_all(
         rewrite_v6: Cell::new(None),
         tunnel: Cell::new(None),
         tunnel_v6: Cell::new(None),
+        priority: Cell::new(None),
     };
     let verdict = match hook {
         Hook::FromPod => from_pod::run(seen, tables),
@@ -75,6 +78,7 @@ pub fn decide_all(
         rewrite_v6: seen.rewrite_v6.get(),
         tunnel: seen.tunnel.get(),
         tunnel_v6: seen.tunnel_v6.get(),
+        priority: seen.priority.get(),
     }
 }
 
@@ -124,6 +128,7 @@ struct Seen<'a, P: ?Sized> {
     rewrite_v6: Cell<Option<Rewrite<V6>>>,
     tunnel: Cell<Option<TunnelNote<V4>>>,
     tunnel_v6: Cell<Option<TunnelNote<V6>>>,
+    priority: Cell<Option<u32>>,
 }
 
 impl<P: Packet + ?Sized> Packet for &Seen<'_, P> {
@@ -170,6 +175,10 @@ impl<P: Packet + ?Sized> TcPacket for &Seen<'_, P> {
     }
 
     fn unmark(&self, _: u32) {}
+
+    fn prioritize(&self, priority: u32) {
+        self.priority.set(Some(priority));
+    }
 
     fn note_beside(&self, _: u16) {}
 

@@ -10,7 +10,7 @@
 use super::{
     Act, Rewrite, Tables, act,
     end::End,
-    host_mark,
+    fields, host_mark,
     tables::Clock,
     trail, translated,
     transport::{Transport, ends},
@@ -31,19 +31,30 @@ const MILLISECOND: u64 = 1_000_000;
 /// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
 pub(super) const RENEW: u64 = SECOND;
 
+/// For so long, ns, a direction stays accepted for packets with one DSCP and TTL, however many others come between: that bounds
+/// how often it is written down anew.
+const SETTLED: u64 = 20 * MILLISECOND;
+
 /// Why [`admit`] leaves a packet to the kernel's path.
-pub const REFUSALS: [Reason; 5] =
-    [Reason::FlowUnknown, Reason::FlowHalf, Reason::FlowStale, Reason::FlowControl, Reason::FlowProtocol];
+pub const REFUSALS: [Reason; 6] = [
+    Reason::FlowUnknown,
+    Reason::FlowHalf,
+    Reason::FlowStale,
+    Reason::FlowControl,
+    Reason::FlowProtocol,
+    Reason::FlowFields,
+];
 
 /// Whether `reason` is one of [`REFUSALS`].
 #[inline(always)]
 const fn is_refusal(reason: Reason) -> bool {
-    use Reason::{FlowControl, FlowHalf, FlowProtocol, FlowStale, FlowUnknown};
-    matches!(reason, FlowUnknown | FlowHalf | FlowStale | FlowControl | FlowProtocol)
+    use Reason::{FlowControl, FlowFields, FlowHalf, FlowProtocol, FlowStale, FlowUnknown};
+    matches!(reason, FlowUnknown | FlowHalf | FlowStale | FlowControl | FlowProtocol | FlowFields)
 }
 
 /// The value of a flow that the map does not have. No interface has index 0.
-const NEVER: Permit = Permit { egress: 0, ingress: 0, ifindex: 0, gateway: 0 };
+pub(super) const NEVER: Permit =
+    Permit { egress: 0, ingress: 0, ifindex: 0, gateway: 0, sent: 0, received: 0, priority: 0, reserved: 0 };
 
 /// When a direction was accepted that must not skip the stack, ns: before any agent has started.
 pub const LONG_AGO: u64 = 1;
@@ -102,11 +113,13 @@ pub(super) struct Passage {
     pub(super) ifindex: u32,
     /// The station that a pod's packet goes to, folded; of no meaning for those to a pod.
     pub(super) gateway: u32,
+    /// Those of its [`fields`] that the kernel path would see.
+    pub(super) fields: u32,
     /// The time.
     pub(super) clock: Clock,
 }
 
-/// Lets a packet of `flow` skip the host's stack.
+/// Lets a packet of `flow` skip the host's stack, with [`Permit::priority`].
 ///
 /// A direction needs acceptance of its own that still holds; of the other one it is enough that it was
 /// accepted. A flow that only ever goes one way after its first answer would be slow for good otherwise, and
@@ -121,10 +134,11 @@ pub(super) fn admit<F: Family>(
     flow: &Flow<F>,
     tables: &impl Tables<F>,
     config: &Config<F>,
-) -> Result<(), Reason> {
+) -> Result<u32, Reason> {
     transport.check_control()?;
     let permit = tables.flow(flow).ok_or(Reason::FlowUnknown)?;
-    check_permit(passage, &permit, lifetime(config, transport.protocol))
+    check_permit(passage, &permit, lifetime(config, transport.protocol))?;
+    Ok(permit.priority)
 }
 
 /// As [`admit`] a packet for a pod, of a flow that netfilter translates, too: then with how. Its header `ip`, without options
@@ -174,12 +188,15 @@ fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(),
     if permit.egress == 0 || permit.ingress == 0 {
         return Err(Reason::FlowHalf);
     }
-    let stamp = match passage.way {
-        Direction::Egress => permit.egress,
-        Direction::Ingress => permit.ingress,
+    let (stamp, accepted) = match passage.way {
+        Direction::Egress => (permit.egress, permit.sent),
+        Direction::Ingress => (permit.ingress, permit.received),
     };
     if !passage.clock.counts(stamp, lifetime) {
         return Err(Reason::FlowStale);
+    }
+    if !fields::hold(accepted, passage.fields) {
+        return Err(Reason::FlowFields);
     }
     Ok(())
 }
@@ -266,8 +283,10 @@ fn look<F: Family, P: Act<F>>(
         return None;
     }
     let pod = tables.pod(local)?;
-    // Not another pod's, to which a bridge has flooded it.
-    if matches!(way, Direction::Ingress) && pod.ifindex != arrival.ifindex {
+    // Not another station's, to which a bridge has flooded it.
+    if matches!(way, Direction::Ingress)
+        && (pod.ifindex != arrival.ifindex || !Ethernet::parse(packet.view(0)?).is_to(&pod.mac))
+    {
         return None;
     }
     let transport = Transport::at(&packet, offset + F::IP_LEN, ip.protocol()).ok()?;
@@ -307,34 +326,55 @@ fn look<F: Family, P: Act<F>>(
         act::noted(packet, way, &note, size);
     } else {
         let lifetime = lifetime(&config, transport.protocol);
-        let permit = renewed(way, &known, &pod, lifetime, Clock::of(tables))?;
+        // One hop more before routing.
+        let seen = (fields::of(ip.class(), ip.hops().wrapping_add(1)), arrival.priority);
+        let permit = renewed(way, &known, &pod, seen, lifetime, Clock::of(tables))?;
         let permit = if trail::is_ours(arrival.tc_index) { permit } else { half(way, permit, &known)? };
-        let note = match end.is_where_programs_send::<F>(&packet, tables, &config, remote)? {
-            true => Note::Permit(flow, permit),
-            false => Note::Changed(flow),
-        };
-        act::noted(packet, way, &note, size);
+        // Each note by itself: in one place for either the flow would stand on a program's stack twice.
+        if end.is_where_programs_send::<F>(&packet, tables, &config, remote)? {
+            act::noted(packet, way, &Note::Permit(flow, permit), size);
+        } else {
+            act::noted(packet, way, &Note::Changed(flow), size);
+        }
     }
     Some(())
 }
 
 /// `known` after netfilter has accepted a packet of `pod` that travels `way` now, where that holds for `lifetime`, ns;
-/// `None` while what is known is recent enough.
+/// `None` while what is known is recent enough. The packet has those fields, and that `skb->priority`.
 #[inline(always)]
-fn renewed(way: Direction, known: &Permit, pod: &PodPlace, lifetime: u64, clock: Clock) -> Option<Permit> {
+fn renewed(
+    way: Direction,
+    known: &Permit,
+    pod: &PodPlace,
+    (of_packet, priority): (u32, u32),
+    lifetime: u64,
+    clock: Clock,
+) -> Option<Permit> {
     let (ifindex, gateway) = (pod.ifindex, folded(&pod.gateway_mac));
     // Another pod had this address, or this one another gateway: nothing is inherited.
     let same = known.ifindex == ifindex && known.gateway == gateway;
-    let Permit { egress, ingress, .. } = if same { *known } else { NEVER };
-    let half = lifetime / 2;
-    let (egress, ingress, before) = match way {
-        Direction::Egress => (clock.now, ingress, egress),
-        Direction::Ingress => (egress, clock.now, ingress),
+    let before = if same { *known } else { NEVER };
+    let (stamp, accepted) = match way {
+        Direction::Egress => (before.egress, before.sent),
+        Direction::Ingress => (before.ingress, before.received),
     };
-    if clock.counts(before, if half < RENEW { half } else { RENEW }) {
-        return None;
+    let half = lifetime / 2;
+    let mut now = (clock.now, of_packet);
+    if clock.counts(stamp, if half < RENEW { half } else { RENEW }) {
+        if fields::hold(accepted, of_packet) {
+            return None;
+        }
+        if fields::are_alike(accepted, of_packet) {
+            now = (stamp, accepted | of_packet);
+        } else if clock.counts(stamp, SETTLED) {
+            return None;
+        }
     }
-    Some(Permit { egress, ingress, ifindex, gateway })
+    Some(match way {
+        Direction::Egress => Permit { egress: now.0, sent: now.1, priority, ifindex, gateway, ..before },
+        Direction::Ingress => Permit { ingress: now.0, received: now.1, ifindex, gateway, ..before },
+    })
 }
 
 /// `permit` for a packet that travels `way` and has come in where no program would have taken it from: the other direction

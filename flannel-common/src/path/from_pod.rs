@@ -4,7 +4,7 @@ use super::{
     Act, Direct, Encap, HandOver, Rewrite, Tables, act,
     carrier::is_udp,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
-    exempt,
+    exempt, fields,
     flow::{self, Passage},
     forged, forwarding, moved,
     tables::{check_hold, longest_match},
@@ -45,6 +45,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         &packet,
         tables,
         &packet.arrival(),
+        |priority| packet.prioritize(priority),
         |encap, rewrite, reason| packet.encapsulate(&encap, rewrite.as_ref(), reason),
         |to, rewrite, reason| packet.hand_over(&to, rewrite.as_ref(), reason),
         |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
@@ -65,7 +66,7 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     packet.conclude(Direction::Egress, size, verdict)
 }
 
-/// What is to be done: `encapsulate` with a packet for a node behind a tunnel, `hand_over` with an aggregate that only the
+/// What is to be done: `prioritize` a packet as forwarding would, and `encapsulate` with a packet for a node behind a tunnel, `hand_over` with an aggregate that only the
 /// VXLAN device can encapsulate, `send_direct` with either for a node that is reached without. Each gets how the packet is
 /// to be translated, if it is.
 ///
@@ -76,6 +77,7 @@ pub(super) fn decide<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
     arrival: &Arrival,
+    prioritize: impl FnOnce(u32),
     encapsulate: impl FnOnce(Encap<F>, Option<Rewrite<F>>, Reason) -> R,
     hand_over: impl FnOnce(HandOver<F>, Option<Rewrite<F>>, Reason) -> R,
     send_direct: impl FnOnce(Direct<F>, Option<Rewrite<F>>, Reason) -> R,
@@ -98,6 +100,7 @@ pub(super) fn decide<F: Family, R>(
     let clock = check_hold(tables).map_err(|lapsed| if is_inside { lapsed } else { Reason::NoRoute })?;
     let mut rewrite = None;
     let mut refusal = None;
+    let mut priority = F::priority(ip.class());
     if gated {
         match Transport::at(packet, ETHERNET_LEN + F::IP_LEN, ip.protocol()) {
             Ok(transport) => {
@@ -108,8 +111,13 @@ pub(super) fn decide<F: Family, R>(
                     rewrite = Some(Rewrite::new(Direction::Egress, &translation, &ip, protocol, port));
                 }
                 let gateway = ethernet.destination_folded();
-                let passage = Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, clock };
-                refusal = flow::admit(&passage, &transport, &flow, tables, &config).err();
+                let fields = fields::of(ip.class(), ip.hops());
+                let passage =
+                    Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, fields, clock };
+                match flow::admit(&passage, &transport, &flow, tables, &config) {
+                    Ok(accepted) => priority = accepted,
+                    Err(reason) => refusal = Some(reason),
+                }
             }
             Err(reason) if is_inside => refusal = Some(reason),
             Err(_) => return Err(Reason::NoRoute),
@@ -139,11 +147,13 @@ pub(super) fn decide<F: Family, R>(
     if let Some(reason) = refusal {
         return Err(reason);
     }
+    ip.check_sum()?;
     if route.kind == RouteKind::Direct {
         if segment_len::<F>(packet, ETHERNET_LEN, arrival, &ip)? > route.mtu {
             return Err(Reason::TooBig);
         }
         let direct = Direct { ifindex: route.ifindex, next_hop: route.next_hop, forward };
+        prioritize(priority);
         return Ok(send_direct(direct, rewrite, counted_for(Reason::RoutePod)));
     }
     let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, clock)?;
@@ -154,6 +164,7 @@ pub(super) fn decide<F: Family, R>(
             Some(rewrite) => hop.translated(rewrite.addresses),
         };
         let encap = encap(packet, &config, &ip, (route, tunnel), Some(forward))?;
+        prioritize(priority);
         return Ok(encapsulate(encap, rewrite, counted_for(Reason::EncapPod)));
     }
     if config.overlay_ifindex == 0 {
@@ -161,5 +172,6 @@ pub(super) fn decide<F: Family, R>(
     }
     let ethernet = Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE);
     let to = HandOver { ifindex: config.overlay_ifindex, ethernet, forward };
+    prioritize(priority);
     Ok(hand_over(to, rewrite, counted_for(Reason::EncapDevice)))
 }

@@ -5,6 +5,7 @@ use super::{
     carrier::is_udp,
     direct, ecn,
     egress::segment_len,
+    fields,
     flow::{self, Passage},
     forwarding,
     tables::check_hold,
@@ -144,9 +145,10 @@ pub(super) fn decide<F: Family, R>(
     let at = carrier.inner_ip::<F>();
     let ip = F::Header::read(packet, at).ok_or(Reason::Truncated)?;
     ip.check()?;
+    ip.check_sum()?;
     // Several datagrams in one packet, as the kernel merges them for a socket, are no packet of one length.
     let lengths = [ETHERNET_LEN as u32 + outer_ip.packet_len(), at as u32 + ip.packet_len()];
-    if lengths != [packet.len(); 2] {
+    if lengths != [packet.len(); 2] || u32::from(udp.len) + (udp_at as u32) != packet.len() {
         return Err(Reason::Length);
     }
     if !config.subnet.contains(ip.destination()) {
@@ -168,7 +170,8 @@ pub(super) fn decide<F: Family, R>(
     };
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
     let rewrite = if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
+        let fields = fields::of(class, carrier.past_end::<F>(ip).hops());
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, fields, clock };
         flow::admit_to_pod(&passage, packet, at, tables, &config, &ip)?
     } else {
         None

@@ -3,6 +3,7 @@
 use super::{
     Deliver, Rewrite, Tables,
     egress::segment_len,
+    fields,
     flow::{self, Passage},
     tables::Clock,
 };
@@ -32,7 +33,13 @@ pub(super) fn deliver_to<F: Family>(
     }
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
     let rewrite = if config.fast_path == FastPath::Flow {
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, clock };
+        let passage = Passage {
+            way: Direction::Ingress,
+            ifindex: pod.ifindex,
+            gateway: 0,
+            fields: fields::of(ip.class(), ip.hops()),
+            clock,
+        };
         flow::admit_to_pod(&passage, packet, ETHERNET_LEN, tables, config, ip)?
     } else {
         None

@@ -18,6 +18,7 @@ mod egress;
 mod encap;
 mod end;
 mod exempt;
+pub mod fields;
 pub mod flow;
 mod forged;
 pub mod forwarding;

@@ -10,7 +10,11 @@
 //! connection takes its translation away ([`ended`]): the next connection between the same ports may get another one. The
 //! entry by which its answers are known is then the agent's to remove, before it puts another.
 
-use super::{Note, Rewrite, Tables, flow::age, transport::Transport};
+use super::{
+    Note, Rewrite, Tables,
+    flow::{NEVER, age},
+    transport::Transport,
+};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Flow, Permit, PodPlace},
@@ -68,7 +72,7 @@ pub(super) fn ask<F: Family>(
         Direction::Egress => folded(&pod.gateway_mac) ^ ON_WIRE,
         Direction::Ingress => folded(&pod.gateway_mac),
     };
-    let permit = |gateway| Permit { egress: 0, ingress: now, ifindex, gateway };
+    let permit = |gateway| Permit { ingress: now, ifindex, gateway, ..NEVER };
     let rest = match known.gateway {
         // What was accepted by a translation that is gone counts for nothing.
         _ if known.ifindex != ifindex || known.egress != 0 => 0,

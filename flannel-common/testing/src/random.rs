@@ -12,7 +12,7 @@ use flannel_common::{
         Arrival, Packet as _, checksum,
         headers::{ENCAP_LEN, ETHERNET_LEN, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, folded},
     },
-    path::{Hook, ecn},
+    path::{Hook, ecn, fields},
     reason::Direction,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -53,7 +53,10 @@ pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
                 config.fast_path = FastPath::Flow;
             });
             // Most frames are of a flow that is known.
-            tables.flows.extend(flow_of(hook, &frame).zip(permit));
+            let of = flow_of(hook, &frame).zip(permit);
+            tables
+                .flows
+                .extend(of.map(|((flow, fields), permit)| (flow, accepted(permit, fields, arrival.mark))));
         }
         Case { hook, frame, arrival, tables }
     })
@@ -72,12 +75,26 @@ pub(super) fn permit() -> impl Strategy<Value = Option<Permit>> {
         ingress,
         ifindex,
         gateway: folded(&HERE.gateway_mac()),
+        ..Permit::default()
     });
     prop::option::weighted(0.9, permit)
 }
 
-/// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
-fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V4>> {
+/// `permit` for packets with `fields`, and for one of sixteen of any mark for others.
+pub(super) fn accepted(permit: Permit, fields: u32, mark: u32) -> Permit {
+    let fields = if mark & 0xf == 0xf { fields ^ 1 } else { fields };
+    Permit { sent: fields, received: fields, ..permit }
+}
+
+/// What stands in the map for a packet with this TOS byte or traffic class and this TTL or hop limit at `hook`, whatever its
+/// ECN.
+pub(super) fn fields_of(hook: Hook, class: u8, hops: u8) -> u32 {
+    let routed = matches!(hook, Hook::ToOverlay | Hook::ToUnderlay | Hook::ToPod);
+    fields::of(class, hops.wrapping_add(routed.into())) | fields::ANY_ECN
+}
+
+/// The flow that `frame` belongs to at `hook`, if it is of one, however bent, and for which packets it may be accepted.
+fn flow_of(hook: Hook, frame: &[u8]) -> Option<(Flow<V4>, u32)> {
     let outer = Ipv4::parse(&frame.read(ETHERNET_LEN)?);
     let tunnelled = (hook == Hook::FromUnderlay || hook.is_xdp()) && outer.destination == HERE.vtep;
     let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };
@@ -89,7 +106,7 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V4>> {
     };
     let port = |at| frame.read(at).map(u16::from_be_bytes);
     let (source, destination) = (port(at + IPV4_LEN)?, port(at + IPV4_LEN + 2)?);
-    Some(match hook.direction() {
+    let flow = match hook.direction() {
         Direction::Egress => Flow {
             local: ip.source,
             remote: ip.destination,
@@ -104,7 +121,8 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V4>> {
             remote_port: source,
             protocol,
         },
-    })
+    };
+    Some((flow, fields_of(hook, ip.tos, ip.ttl)))
 }
 
 /// Any bytes at all.

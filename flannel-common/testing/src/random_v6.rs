@@ -18,7 +18,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{
     ELSEWHERE, FrameV6, HERE, MemoryTables, NOW, THERE, interface,
-    random::{Bend, Case, arrival, permit},
+    random::{Bend, Case, accepted, arrival, fields_of, permit},
 };
 
 /// Longest payload of a random packet: with all headers it still fits a page.
@@ -40,7 +40,10 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
                 config.filter(|config| config.fast_path == FastPath::All).for_each(|config| {
                     config.fast_path = FastPath::Flow;
                 });
-                tables.v6.flows.extend(flow_of(hook, &frame).zip(permit));
+                let of = flow_of(hook, &frame).zip(permit);
+                tables.v6.flows.extend(
+                    of.map(|((flow, fields), permit)| (flow, accepted(permit, fields, arrival.mark))),
+                );
             }
             if hook == Hook::ToOverlay {
                 let marks = tables.marks;
@@ -54,8 +57,8 @@ pub fn case_v6(hook: Hook) -> impl Strategy<Value = Case> {
     )
 }
 
-/// The flow that `frame` belongs to at `hook`, if it is of one, however bent.
-fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V6>> {
+/// The flow that `frame` belongs to at `hook`, if it is of one, however bent, and for which packets it may be accepted.
+fn flow_of(hook: Hook, frame: &[u8]) -> Option<(Flow<V6>, u32)> {
     let outer = Ipv6::parse(&frame.read(ETHERNET_LEN)?);
     let arrives = hook == Hook::FromUnderlay || hook.is_xdp();
     let tunnelled = arrives && outer.destination == HERE.vtep_v6();
@@ -72,7 +75,8 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<Flow<V6>> {
         Direction::Egress => (ip.source, ip.destination, source, destination),
         Direction::Ingress => (ip.destination, ip.source, destination, source),
     };
-    Some(Flow { local, remote, local_port, remote_port, protocol })
+    let flow = Flow { local, remote, local_port, remote_port, protocol };
+    Some((flow, fields_of(hook, ip.traffic_class(), ip.hop_limit)))
 }
 
 fn almost_valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {

@@ -205,6 +205,13 @@ impl Skb {
         unsafe { (*self.skb).mark |= bits }
     }
 
+    /// Gives the packet the `priority` that qdiscs go by.
+    #[inline(always)]
+    pub(crate) fn prioritize(&self, priority: u32) {
+        // SAFETY: as in `mark`.
+        unsafe { (*self.skb).priority = priority }
+    }
+
     /// Notes beside the packet what rules may change of it.
     #[inline(always)]
     pub(crate) fn note_beside(&self, note: u16) {

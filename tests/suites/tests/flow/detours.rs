@@ -224,13 +224,15 @@ fn forwards(netns: &Netns) -> Result<()> {
 }
 
 /// Datagrams to and fro, between ports of their own.
-struct Conversation {
-    from: UdpSocket,
-    to: UdpSocket,
+pub(crate) struct Conversation {
+    /// At the pod that asks.
+    pub(crate) from: UdpSocket,
+    /// At the pod that answers.
+    pub(crate) to: UdpSocket,
 }
 
 impl Conversation {
-    fn new(from: &Endpoint, to: &Endpoint) -> Result<Self> {
+    pub(crate) fn new(from: &Endpoint, to: &Endpoint) -> Result<Self> {
         let bind = |at: &Endpoint| at.netns().inside(|| Ok(UdpSocket::bind(at.socket_address(0))?));
         let (from, to) = (bind(from)?, bind(to)?);
         from.connect(to.local_addr()?)?;
@@ -241,7 +243,7 @@ impl Conversation {
         Ok(Self { from, to })
     }
 
-    fn exchanges(&self, times: u32) -> Result<()> {
+    pub(crate) fn exchanges(&self, times: u32) -> Result<()> {
         for number in 0..times {
             for (from, to) in [(&self.from, &self.to), (&self.to, &self.from)] {
                 from.send(&number.to_be_bytes())?;
@@ -264,7 +266,7 @@ impl Conversation {
     }
 
     /// How many of `count` datagrams arrive.
-    fn passes(&self, count: usize) -> Result<usize> {
+    pub(crate) fn passes(&self, count: usize) -> Result<usize> {
         self.to.set_read_timeout(Some(Duration::from_millis(200)))?;
         let mut passed = 0;
         for _ in 0..count {

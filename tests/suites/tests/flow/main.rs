@@ -8,6 +8,7 @@ use flannel_lab::{
     AgentOptions, Cluster, Dataplane, Etcd, FastPath, Lab, Member, PREFIX, Xdp, counters::Counters, in_lab,
 };
 
+mod classes;
 mod detours;
 mod endings;
 mod forwarding;

@@ -120,6 +120,10 @@ pub(crate) fn check(
         _ => mark,
     };
     ensure!(outcome.mark == mark, "mark {:#x}, not {mark:#x}", outcome.mark);
+    if action == TC_ACT_REDIRECT {
+        let priority = decision.priority.unwrap_or(arrival.priority);
+        ensure!(outcome.priority == priority, "priority {}, not {priority}", outcome.priority);
+    }
     ensure!(outcome.action == action, "action {}, not {action}", outcome.action);
     ensure!(
         expected.as_ref() == Some(&outcome.frame),

@@ -66,10 +66,11 @@ const NO_CONFIG_V6: Config<V6> = Config {
 /// Room that a push needs behind the longest frame.
 const ROOM: usize = 80;
 
-/// What of `struct __sk_buff` the tests set, bytes; room for all that any kernel has; where its mark is.
+/// What of `struct __sk_buff` the tests set, bytes; room for all that any kernel has; where its mark and its priority are.
 const CONTEXT: usize = 180;
 const CONTEXT_OUT: usize = 256;
 const MARK_AT: usize = 8;
+const PRIORITY_AT: usize = 32;
 /// The same of `struct xdp_md`.
 const XDP_CONTEXT: usize = 24;
 
@@ -105,6 +106,8 @@ pub(crate) struct Outcome {
     pub(crate) action: i32,
     /// The packet's mark afterwards; before, it had [`MARK`] besides its own.
     pub(crate) mark: u32,
+    /// The packet's priority afterwards.
+    pub(crate) priority: u32,
     /// The frame afterwards.
     pub(crate) frame: Vec<u8>,
     /// The flows known afterwards, on the clock of the tables: what was noted now is noted at [`NOW`].
@@ -269,10 +272,12 @@ impl Loaded {
             true => MARK | arrival.mark,
             false => u32::from_ne_bytes(context_out[MARK_AT..MARK_AT + 4].try_into()?),
         };
+        let priority = u32::from_ne_bytes(context_out[PRIORITY_AT..PRIORITY_AT + 4].try_into()?);
         let action = result.return_value.cast_signed();
         Ok(Outcome {
             action,
             mark,
+            priority,
             frame: out,
             flows: self.on_their_clock(self.tables.v4.flows.entries()?),
             flows_v6: self.on_their_clock(self.tables.v6.flows.entries()?),
@@ -354,7 +359,7 @@ fn context(arrival: &Arrival, segments: u32) -> [u8; CONTEXT] {
     let mark = MARK | arrival.mark;
     for (offset, value) in [
         (MARK_AT, mark),
-        (32, arrival.priority),
+        (PRIORITY_AT, arrival.priority),
         (40, arrival.ifindex),
         (164, segments),
         (176, arrival.gso_size),

@@ -34,7 +34,7 @@ fn a_second_load_adopts_the_maps() {
         let mut first = Loaded::new(sandbox)?;
         let mut tables = HERE.tables(&[THERE]);
         tables.exempt.insert(HERE.config().network, Exempt::Cluster);
-        tables.flows.insert(FLOW, Permit { egress: NOW, ingress: 0, ifindex: interface::POD, gateway: 0 });
+        tables.flows.insert(FLOW, Permit { egress: NOW, ifindex: interface::POD, ..Permit::default() });
         first.fill(&tables)?;
         let flows = first.tables.v4.flows.entries()?;
         let frame =
@@ -156,7 +156,7 @@ fn there_is_always_room_for_a_flow() {
             let [_, a, b, c] = number.to_be_bytes();
             Flow { remote: [10, a, b, c], ..FLOW }
         };
-        let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, gateway: 0 };
+        let permit = Permit { egress: 1, ingress: 1, ifindex: interface::POD, ..Permit::default() };
         let flows = &mut loaded.tables.v4.flows;
         for number in 0..MAX_FLOWS + 2_000 {
             flows.put(&flow(number), &permit).with_context(|| format!("flow {number}"))?;
@@ -221,7 +221,9 @@ fn bpftool_prints_maps_in_words() {
             "local": [10, 244, 1, 2], "remote": [10, 244, 2, 2],
             "local_port": 5000, "remote_port": 5001, "protocol": "Udp",
         });
-        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0 });
+        let permit = json!({
+            "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0, "sent": 0, "received": 0, "priority": 0, "reserved": 0
+        });
         ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
 
         let config = dump(sandbox, CONFIG_V4)?;
@@ -277,7 +279,9 @@ fn bpftool_prints_ipv6_maps_in_words() {
         let flow = json!({
             "local": pod(1, 2), "remote": pod(2, 2), "local_port": 5000, "remote_port": 5001, "protocol": "Tcp",
         });
-        let permit = json!({ "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0 });
+        let permit = json!({
+            "egress": 0, "ingress": 0, "ifindex": 41, "gateway": 0, "sent": 0, "received": 0, "priority": 0, "reserved": 0
+        });
         ensure!(flows == [json!({ "key": flow, "value": permit })], "{flows:#?}");
 
         let config = dump(sandbox, CONFIG_V6)?;

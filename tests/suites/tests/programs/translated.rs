@@ -5,7 +5,7 @@ use flannel_common::{
     family::V4,
     layout::{AddressV6, FastPath, Flow, FlowProtocol, Permit, Translation},
     packet::headers::{ENCAP_LEN, ETHERNET_LEN, TCP_ACK, folded},
-    path::Hook,
+    path::{Hook, fields},
 };
 use flannel_common_testing::{Frame, FrameV6, HERE, MemoryTables, NOW, THERE, interface, seen_at};
 use proptest::{
@@ -109,6 +109,9 @@ impl Case {
             ingress: NOW,
             ifindex: interface::POD,
             gateway: folded(&HERE.gateway_mac()),
+            sent: fields::of(0, 64),
+            received: fields::of(0, 64),
+            ..Permit::default()
         };
         let protocol = self.protocol;
         let flow = Flow::<V4> {
