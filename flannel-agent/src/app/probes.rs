@@ -20,18 +20,23 @@ use crate::{
 /// Between two rounds, on average.
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// Asks `number` peers in each round; none with 0.
+/// In between, rounds for those that gave no answer: so many in a period with the one for all.
+const ROUNDS: u32 = 3;
+
+/// Asks `number` peers in each period, and as many that gave no answer in each round of it; none with 0.
 pub(super) async fn follow(standing: &Standing, number: u32) -> Infallible {
     if number == 0 {
         return std::future::pending().await;
     }
     // Nodes that start together do not ask together. The first round follows soon, for whoever has just started this one.
-    let mut pause = PERIOD / 4;
+    let (mut pause, mut round) = (PERIOD / 4, 0);
     loop {
         sleep(pause.mul_f64(rand::rng().random_range(0.5..1.5))).await;
         // Who is back is soon known to be.
-        pause = if standing.told().probes.unanswered > 0 { PERIOD / 3 } else { PERIOD };
-        let Ok(peers) = standing.sample(number as usize).await else { continue };
+        let rounds = if standing.told().probes.unanswered > 0 { ROUNDS } else { 1 };
+        let random = if round % rounds == 0 { number as usize } else { 0 };
+        (pause, round) = (PERIOD / rounds, round + 1);
+        let Ok(peers) = standing.sample(random, number as usize).await else { continue };
         for peer in peers {
             let Some(target) = target(standing, &peer) else { continue };
             let Ok(outcome) = spawn_blocking(move || probe(&target)).await else { continue };

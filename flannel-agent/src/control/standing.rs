@@ -107,22 +107,22 @@ impl Standing {
         }
     }
 
-    /// Some of the peers, chosen by chance, and as many of those that did not answer the last time: whoever is back is
-    /// soon known to be. What was found of peers that are no more is forgotten.
+    /// `random` peers, chosen by chance, and `silent` of those that did not answer the last time: whoever is back is soon
+    /// known to be. What was found of peers that are no more is forgotten.
     ///
     /// # Errors
     /// When the reconciler does not answer.
-    pub(crate) async fn sample(&self, number: usize) -> Result<Vec<Peer>, NoAnswer> {
+    pub(crate) async fn sample(&self, random: usize, silent: usize) -> Result<Vec<Peer>, NoAnswer> {
         let Some(questions) = self.questions() else { return Ok(Vec::new()) };
         let silent: Vec<IpNetwork> = {
             let probes = self.probes();
-            let silent = probes.iter().filter(|(_, probe)| probe.overlay_rtt_seconds.is_none());
+            let unanswered = probes.iter().filter(|(_, probe)| probe.overlay_rtt_seconds.is_none());
             // Those asked longest ago first.
-            let mut silent: Vec<_> = silent.map(|(subnet, probe)| (probe.at, *subnet)).collect();
-            silent.sort_unstable();
-            silent.into_iter().map(|(_, subnet)| subnet).take(number).collect()
+            let mut unanswered: Vec<_> = unanswered.map(|(subnet, probe)| (probe.at, *subnet)).collect();
+            unanswered.sort_unstable();
+            unanswered.into_iter().map(|(_, subnet)| subnet).take(silent).collect()
         };
-        let peers = questions.ask(|answer| Question::Sample(silent.clone(), number, answer)).await?;
+        let peers = questions.ask(|answer| Question::Sample(silent.clone(), random, answer)).await?;
         let is_gone =
             |subnet: &IpNetwork| silent.contains(subnet) && peers.iter().all(|peer| peer.subnet != *subnet);
         self.probes().retain(|subnet, _| !is_gone(subnet));
