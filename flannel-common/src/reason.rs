@@ -132,7 +132,7 @@ reasons! {
     ForwarderLearned = 45, Note, "forwarder_learned", "a pod has sent TCP that no socket of its own made: it forwards for others";
     EncapDevice = 46, Fast, "encap_device", "an aggregate of a pod's IPv6 packets was handed to the VXLAN device, past the rest of the host's stack: only that gives each segment its outer UDP checksum";
     Ipv6Aggregate = 47, Kernel, "ipv6_aggregate", "an aggregate over IPv6, each segment of which the VXLAN device gives an outer UDP checksum";
-    OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so";
+    OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so; or it is all that covers a UDP packet without a checksum of its own";
     VtepDropped = 49, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
     VtepSeen = 50, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
     DecapsulatedEarly = 51, Note, "popped_early", "decapsulated by XDP, before the kernel merges packets into aggregates";

@@ -16,7 +16,10 @@ use crate::{
     layout::{Config, FastPath},
     packet::{
         Arrival, Packet,
-        headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
+        headers::{
+            ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, TCP_TO_FLAGS, UDP_CHECKSUM, UDP_LEN, Udp,
+            Vxlan,
+        },
     },
     reason::{Direction, Reason},
 };
@@ -178,6 +181,13 @@ pub(super) fn decide<F: Family, R>(
     };
     let known = tables.tunnel(outer_ip.source());
     tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock)?;
+    // The outer checksum, which the kernel would look at, is then all that tells whether it was changed on the way.
+    if udp.checksum != 0 && ip.protocol() == PROTOCOL_UDP {
+        let sum: [u8; 2] = packet.read(at + F::IP_LEN + UDP_CHECKSUM).ok_or(Reason::Truncated)?;
+        if sum == [0; 2] {
+            return Err(Reason::OuterChecksum);
+        }
+    }
     // Last, so that all else has been looked at: see `is_checked`. A decapsulated aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one
     // without UDP_GRO, it drops.
