@@ -1,6 +1,9 @@
 //! What iptables holds that may be in the way of pods' packets.
 
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use ipnetwork::IpNetwork;
 
@@ -19,25 +22,39 @@ pub struct Firewall {
 /// The comments and chains that flannel's rules have.
 const OURS: [&str; 2] = ["flanneld", "FLANNEL-"];
 
+/// Tables whose chains drop packets.
+const TABLES: [&str; 2] = ["filter", "mangle"];
+
+fn list(program: &str, table: &str, chain: Option<&str>) -> Option<Vec<String>> {
+    let mut command = Command::new(program);
+    command.args(["-w", "2", "-t", table, "-S"]).args(chain).stdin(Stdio::null());
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+}
+
 impl Firewall {
-    /// Asks the program; `None` where there is none, or it may not look.
+    /// Asks the program; `None` where there is none, or it may not look. What another program has put into the kernel's older
+    /// tables, where this one is for nftables, drops packets as well, and is asked for, too.
     pub(super) fn read(family: Family) -> Option<Self> {
-        let list = |table: &str, chain: Option<&str>| {
-            let program = match family {
-                Family::V4 => "iptables",
-                Family::V6 => "ip6tables",
-            };
-            let mut command = Command::new(program);
-            command.args(["-w", "2", "-t", table, "-S"]).args(chain).stdin(Stdio::null());
-            let output = command.output().ok().filter(|output| output.status.success())?;
-            Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>())
+        let (program, older, names) = match family {
+            Family::V4 => ("iptables", "iptables-legacy", "/proc/net/ip_tables_names"),
+            Family::V6 => ("ip6tables", "ip6tables-legacy", "/proc/net/ip6_tables_names"),
         };
         let mut forwarded = Vec::new();
         // What is in table raw is not asked for: asking makes it, and then every packet passes it.
-        for table in ["filter", "mangle"] {
-            forwarded.extend(forwarded::of_iptables(table, &list(table, None)?));
+        for table in TABLES {
+            forwarded.extend(forwarded::of_iptables(table, &list(program, table, None)?));
         }
-        Some(Self { forwarded, postrouting: list("nat", Some("POSTROUTING"))? })
+        let there = fs::read_to_string(names).unwrap_or_default();
+        for table in TABLES.into_iter().filter(|table| there.lines().any(|name| name == *table)) {
+            for mut base in forwarded::of_iptables(table, &list(older, table, None).unwrap_or_default()) {
+                // Where the program is itself for the older tables, these are the same.
+                let known = forwarded.iter().any(|known: &Base| known.is_same(&base));
+                base.place = format!("{} ({older})", base.place);
+                forwarded.extend((!known).then_some(base));
+            }
+        }
+        Some(Self { forwarded, postrouting: list(program, "nat", Some("POSTROUTING"))? })
     }
 
     /// From the texts that the program lists of table filter, and of chain POSTROUTING of table nat.

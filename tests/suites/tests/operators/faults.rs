@@ -197,6 +197,14 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 || iptables("-D FORWARD -s 10.244.0.0/16 -j DROP"),
             )
             .of_node(),
+            // Beside those of nftables, which iptables is for, the kernel has older tables.
+            fault(
+                "the policy of FORWARD (iptables-legacy) is DROP",
+                true,
+                || here.run("iptables-legacy", &["-P", "FORWARD", "DROP"]).map(drop),
+                || here.run("iptables-legacy", &["-P", "FORWARD", "ACCEPT"]).map(drop),
+            )
+            .of_node(),
             fault(
                 "net.ipv4.conf.cni0.forwarding = 0",
                 true,

@@ -200,6 +200,11 @@ impl Ends {
 }
 
 impl Base {
+    /// Whether it does the same, wherever it is.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (&self.name, self.drops, &self.chains) == (&other.name, other.drops, &other.chains)
+    }
+
     /// Whether it drops packets of this passage.
     pub fn drops(&self, passage: &Passage) -> Option<Dropped> {
         let mut ends = self.walk(&self.name, passage, &mut BTreeMap::new(), 0);
