@@ -307,6 +307,9 @@ fn give<F: Family>(mut skb: Skb, deliver: &Deliver<F>, rewrite: Option<&Rewrite<
     if written.is_none() {
         return Done::LOST;
     }
+    if forward.sum() != 0 {
+        skb.add_to_sum(forward.sum());
+    }
     Done { action: skb.redirect_peer(pod.ifindex), reason }
 }
 

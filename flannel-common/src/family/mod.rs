@@ -193,6 +193,11 @@ pub trait Forward<Header>: Copy + Debug + Eq {
     #[must_use]
     fn translated(self, addresses: u16) -> Self;
 
+    /// What it adds, in one's complement and big-endian, to a sum over the whole packet that is kept beside it; 0 where the
+    /// header's own checksum makes up for all that changes. Of an address that becomes another, what the kernel takes away
+    /// from such a sum when it is told of the checksum behind the header: as if this one had a checksum, too.
+    fn sum(&self) -> u16;
+
     /// Writes the fields that change into the header at `offset` of `packet`; `None` when the packet ends before.
     fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()>;
 }

@@ -283,6 +283,11 @@ impl Forward<Ipv4> for ForwardV4 {
     }
 
     #[inline(always)]
+    fn sum(&self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
     fn write(&self, packet: &mut (impl Packet + ?Sized), offset: usize) -> Option<()> {
         let [high, low] = self.checksum.to_be_bytes();
         packet.write(offset + TTL, [self.ttl, self.protocol, high, low])?;

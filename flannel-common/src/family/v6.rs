@@ -1,6 +1,6 @@
 //! IPv6. What differs from IPv4: there is no header checksum; fragments and options are extension headers; and the outer
 //! UDP checksum is not optional. That of a single packet is made from the inner one
-//! ([`checksum::of_vxlan_over_ipv6`](crate::packet::checksum::of_vxlan_over_ipv6)). Those of an aggregate's segments
+//! ([`checksum::of_vxlan_over_ipv6`]). Those of an aggregate's segments
 //! only the VXLAN device can ask for, so a pod's aggregates are handed to it: past bridge, routing and netfilter all
 //! the same.
 
@@ -8,7 +8,7 @@ use super::{Address, Family, Forward, IpHeader, Payload, Sealed};
 use crate::{
     layout::AddressV6,
     packet::{
-        Fib, Packet, hash,
+        Fib, Packet, checksum, hash,
         headers::{ETHERNET_LEN, Ethernet, PROTOCOL_TCP, PROTOCOL_UDP, UDP_CHECKSUM, Udp, take},
         ipv6::{ENCAP_LEN, ETHERTYPE_IPV6, IPV6_LEN, Ipv6, NEXT_HEADER_FRAGMENT, PROTOCOL_ICMPV6},
     },
@@ -310,7 +310,12 @@ pub struct ForwardV6 {
     pub class: Option<u32>,
     /// Hop limit.
     pub hop_limit: u8,
+    /// As of [`Forward::sum`].
+    pub sum: u16,
 }
+
+/// What one hop less adds to a sum.
+const ONE_LESS: u16 = !1;
 
 /// Offset of the hop limit in the header.
 const HOP_LIMIT: usize = 7;
@@ -318,22 +323,31 @@ const HOP_LIMIT: usize = 7;
 impl Forward<Ipv6> for ForwardV6 {
     #[inline(always)]
     fn hop(ip: &Ipv6) -> Self {
-        Self { class: None, hop_limit: ip.hop_limit.wrapping_sub(1) }
+        Self { class: None, hop_limit: ip.hop_limit.wrapping_sub(1), sum: ONE_LESS }
     }
 
     #[inline(always)]
     fn hop_with_class(ip: &Ipv6, traffic_class: u8) -> Self {
         let mut hop = Self::hop(ip);
         if traffic_class != ip.traffic_class() {
-            hop.class = Some((ip.class & !(0xff << 20)) | ((traffic_class as u32) << 20));
+            let class = (ip.class & !(0xff << 20)) | ((traffic_class as u32) << 20);
+            hop.class = Some(class);
+            // All of it is in the upper half.
+            hop.sum = checksum::fold(hop.sum as u32 + (class >> 16) + (!ip.class >> 16));
         }
         hop
     }
 
     /// There is no checksum.
     #[inline(always)]
-    fn translated(self, _: u16) -> Self {
+    fn translated(mut self, addresses: u16) -> Self {
+        self.sum = checksum::fold(self.sum as u32 + addresses as u32);
         self
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u16 {
+        self.sum
     }
 
     #[inline(always)]
@@ -342,6 +356,30 @@ impl Forward<Ipv6> for ForwardV6 {
         match self.class {
             Some(class) => packet.write(offset, class.to_be_bytes()),
             None => Some(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(bytes: &[u8]) -> u32 {
+        bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum()
+    }
+
+    #[test]
+    fn a_sum_over_the_packet_grows_by_what_is_written() {
+        let mut header = [0; IPV6_LEN];
+        for (class, hop_limit, becomes) in [(0, 64, 0), (2, 255, 3), (0xff, 2, 0), (0xb8, 9, 0xbb)] {
+            let ip = Ipv6 { class: 6 << 28 | class << 20 | 0xa_bcde, hop_limit, ..Ipv6::parse(&header) };
+            header = ip.bytes();
+            let before = sum(&header);
+            let hop = ForwardV6::hop_with_class(&ip, becomes);
+            hop.write(&mut header[..], 0).unwrap();
+            let told = u32::from(checksum::fold(before)) + u32::from(hop.sum());
+            assert_eq!(checksum::fold(told) % 0xffff, checksum::fold(sum(&header)) % 0xffff, "{ip:?}");
+            assert_eq!(hop.translated(5).sum() % 0xffff, checksum::fold(u32::from(hop.sum()) + 5) % 0xffff);
         }
     }
 }

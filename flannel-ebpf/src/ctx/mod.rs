@@ -20,8 +20,9 @@ use aya_ebpf::{
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data,
+        bpf_skb_set_tunnel_key,
     },
     programs::TcContext,
 };
@@ -261,6 +262,14 @@ impl Skb {
             return None;
         }
         if replace(rewrite.ports, of_udp) == 0 { Some(()) } else { None }
+    }
+
+    /// Tells the kernel that what was written into the packet has added `sum`, big-endian, to the sum over all of it that a
+    /// NIC, or the kernel itself, may have made.
+    #[inline(always)]
+    pub(crate) fn add_to_sum(&self, sum: u16) {
+        // SAFETY: `skb` is the live context; a packet without such a sum is left as it is.
+        unsafe { bpf_csum_update(self.skb, u32::from(sum.to_be())) };
     }
 
     #[inline(always)]

@@ -233,6 +233,28 @@ fn checksums_on_the_wire() -> Result<()> {
     })
 }
 
+/// From time to time the kernel decapsulates a packet that is delivered past the rest of the stack. Where it has verified the
+/// outer checksum by the bytes, its sum goes along into the pod, which believes the sum.
+#[test]
+fn a_sum_over_the_whole_packet_is_right_in_the_pod() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = start(lab, FastPath::Flow, dual)?;
+        let [a, b] = [cluster.members[0].pod_v6()?, cluster.members[1].pod_v6()?];
+        // What is cut up by its sender has a checksum of the sender's making: no device is left to make one.
+        let way = a.netns().ip(&format!("-6 route get {}", b.address()))?;
+        let gateway = way.split_whitespace().skip_while(|word| *word != "via").nth(1).context(way.clone())?;
+        a.netns().ip(&format!("-6 route add {} via {gateway} mtu 1300", b.address()))?;
+        let [sent, received] = cluster.counted(|| {
+            let traffic = Paced::start(&a, &b, 100, 1382)?;
+            sleep(Duration::from_secs(4));
+            traffic.stop()?.check_lossless()
+        })?;
+        ensure!(egress(&sent, Reason::Fragment) > 600, "{sent}");
+        ensure!(ingress(&received, Reason::DeliverOverlay) >= 2, "{received}");
+        Ok(())
+    })
+}
+
 /// A stock node verifies what it gets, and drops what has a wrong outer checksum.
 #[test]
 fn a_stock_peer_takes_and_sends_what_skips_the_stack_here() -> Result<()> {
