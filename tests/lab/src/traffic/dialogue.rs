@@ -36,8 +36,13 @@ pub struct Dialogue {
     said: u64,
 }
 
-/// Binds or connects, perhaps to what has just been closed: a program that another thread starts at this moment has a copy of each
-/// socket until it runs.
+/// Whether it is by a refusal that a connection did not come about.
+pub fn is_refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Binds or connects, perhaps to what has just been closed: a program that another thread starts at this moment has a copy
+/// of each socket until it runs.
 pub(super) fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {

@@ -17,7 +17,13 @@ use flannel_lab::{
     eventually, in_kubernetes_lab, in_lab,
     kubernetes::{Backend, Service, TrafficPolicy},
     lab_available, stock,
-    traffic::{Dialogue, Paced, dialogue::listen, every_kind_both_ways, ping::ping, reachability},
+    traffic::{
+        Dialogue, Paced,
+        dialogue::{is_refused, listen},
+        every_kind_both_ways,
+        ping::ping,
+        reachability,
+    },
 };
 
 /// Two stock nodes that know each other, with a pod each.
@@ -104,7 +110,7 @@ fn kubernetes_serves_the_cluster() -> Result<()> {
         proxy.await_service(&service)?;
         let refused = Dialogue::through(&client, 0, service.socket_address(), &[&listener]);
         let refused = refused.err().context("a Service without backends was reached")?;
-        ensure!(format!("{refused:#}").contains("ECONNREFUSED"), "{refused:#}");
+        ensure!(is_refused(&refused), "{refused:#}");
         api.remove_service(&service)?;
         ensure!(api.request("GET", SERVICE, None)?.status == 404);
         proxy.stop()

@@ -10,7 +10,7 @@ use flannel_lab::{
     counters::Counters,
     eventually, in_kubernetes_lab, in_lab,
     kubernetes::TrafficPolicy,
-    traffic::{Dialogue, Serving, tcp::Stream},
+    traffic::{Dialogue, Serving, dialogue::is_refused, tcp::Stream},
 };
 
 use crate::{counted, fast, packets, translated_fast};
@@ -198,7 +198,7 @@ fn empty(site: &Site) -> Result<()> {
     for (client, to) in &clients {
         match serving.connect(client, 0, *to) {
             Ok(_) => bail!("a Service without backends accepted a connection"),
-            Err(error) => ensure!(format!("{error:#}").contains("ECONNREFUSED"), "{error:#}"),
+            Err(error) => ensure!(is_refused(&error), "{error:#}"),
         }
         let asker = Serving::asker(client, *to)?;
         asker.send(b"anybody there?")?;
