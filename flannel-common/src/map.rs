@@ -109,7 +109,8 @@ pub const MAX_FLOWS: u32 = 65_536;
 pub const MAX_TRANSLATIONS: u32 = 32_768;
 /// Bytes of `asked_v4` and `asked_v6`: a power of two, and a multiple of any page.
 pub const ASKED_BYTES: u32 = 65_536;
-/// Bytes of `broken_off_v4` and `broken_off_v6`, as of [`ASKED_BYTES`]: room for two thousand flows of IPv4, and one thousand of IPv6.
+/// Bytes of `broken_off_v4` and `broken_off_v6`, as of [`ASKED_BYTES`]: room for two thousand flows of IPv4, and one
+/// thousand of IPv6.
 pub const BROKEN_OFF_BYTES: u32 = 65_536;
 
 /// Constant of the programs that the agent sets: [`crate::mark::Marks::exempt`].

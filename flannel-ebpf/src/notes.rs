@@ -23,8 +23,8 @@ pub(crate) trait Noted: Family {
     /// Forgets how a flow is translated, and that it was accepted.
     fn untranslate(flow: &Flow<Self>);
 
-    /// Tells the agent, and wakes it, that a flow was broken off. Where there is no room, the connection is over for connection
-    /// tracking ten seconds later.
+    /// Tells the agent, and wakes it, that a flow was broken off. Where there is no room, the connection is over for
+    /// connection tracking ten seconds later.
     fn tell_broken_off(flow: &Flow<Self>);
 
     /// Writes down what is noted about the tunnel to a node, as a whole. A write that fails leaves the node to the kernel

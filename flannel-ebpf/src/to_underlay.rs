@@ -1,4 +1,5 @@
-//! The entry point at tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a tunnel.
+//! The entry point at tc egress, external interface: what the kernel path sends to other nodes, in VXLAN or without a
+//! tunnel.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use flannel_common::path;

@@ -6,8 +6,8 @@ use crate::size::Size;
 
 /// What happens at a hook of tc.
 ///
-/// A macro, since a function that is passed to another is not inlined once it is large: each state that the verifier keeps would
-/// cost memory for one frame more.
+/// A macro, since a function that is passed to another is not inlined once it is large: each state that the verifier
+/// keeps would cost memory for one frame more.
 macro_rules! of_tc {
     ($ctx:expr, $hook:ident, $run:path) => {
         $run($crate::ctx::Skb::of($ctx), &$crate::maps::Maps)

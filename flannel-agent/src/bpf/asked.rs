@@ -62,8 +62,8 @@ impl Asked {
     }
 }
 
-/// The flows that are broken off while they are fast. A client may begin anew from the same port at once, so the programs wake
-/// who waits.
+/// The flows that are broken off while they are fast. A client may begin anew from the same port at once, so the
+/// programs wake who waits.
 pub struct BrokenOff {
     v4: AsyncFd<RingBuf<MapData>>,
     v6: AsyncFd<RingBuf<MapData>>,

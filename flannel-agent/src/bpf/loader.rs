@@ -64,8 +64,9 @@ impl Programs {
         Self::load_sized(pins, level, MapSizes::default(), Marks::DEFAULT, Carrier::Vxlan)
     }
 
-    /// Loads all programs, which use `marks` and put packets into what `carrier` says. Maps that an earlier agent pinned are adopted with their entries if they have the sizes
-    /// wanted, the others are created and pinned. Nothing is attached.
+    /// Loads all programs, which use `marks` and put packets into what `carrier` says. Maps that an earlier agent
+    /// pinned are adopted with their entries if they have the sizes wanted, the others are created and pinned. Nothing
+    /// is attached.
     ///
     /// # Errors
     /// When the kernel, or the file system, refuses a part.

@@ -3,8 +3,8 @@
 
 use nix::{errno::Errno, libc};
 
-/// Gives `command` (include/uapi/linux/bpf.h, `enum bpf_cmd`) its part of `union bpf_attr`, and returns the kernel's answer: a
-/// descriptor for commands that open something.
+/// Gives `command` (include/uapi/linux/bpf.h, `enum bpf_cmd`) its part of `union bpf_attr`, and returns the kernel's
+/// answer: a descriptor for commands that open something.
 ///
 /// # Errors
 /// The kernel's.

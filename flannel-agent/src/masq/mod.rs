@@ -72,7 +72,8 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Begins to keep the rules, and tells `standing` how that goes. Returns before they are in place. Needs a Tokio runtime.
+    /// Begins to keep the rules, and tells `standing` how that goes. Returns before they are in place. Needs a Tokio
+    /// runtime.
     ///
     /// # Errors
     /// The program that keeps them is missing, and the cluster's traffic needs it: `--ip-masq`.

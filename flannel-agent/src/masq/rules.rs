@@ -210,9 +210,9 @@ fn forward(cluster: IpNetwork) -> Vec<Rule> {
     vec![Rule { source: within(cluster), ..accept }, Rule { destination: within(cluster), ..accept }]
 }
 
-/// What is translated from outside of the cluster's network, as to a Service, is marked like everything else: the programs
-/// tell it by its addresses. First the bit is cleared, whoever has set it. Then a rule for each thing, not one with negations, which versions of
-/// nft write each in its own way.
+/// What is translated from outside of the cluster's network, as to a Service, is marked like everything else: the
+/// programs tell it by its addresses. First the bit is cleared, whoever has set it. Then a rule for each thing, not one
+/// with negations, which versions of nft write each in its own way.
 fn flow(cluster: IpNetwork, bit: u32) -> Vec<Rule> {
     let rule = |state, verdict| Rule {
         source: within(cluster),

@@ -1,5 +1,5 @@
-//! Rules of nft tables for which each packet counts: of which the outcome depends on the packets they have seen, or that hand
-//! packets on.
+//! Rules of nft tables for which each packet counts: of which the outcome depends on the packets they have seen, or
+//! that hand packets on.
 
 use super::{
     Netfilter, NetlinkError,

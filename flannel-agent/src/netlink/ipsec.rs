@@ -163,8 +163,8 @@ pub(super) async fn what_default_blocks() -> Result<[bool; DEFAULTS], NetlinkErr
     }
 }
 
-/// Sends a request of `kind` with `body` behind the header; `each` gets kind and body of each message of the answer, until it
-/// has had enough. The error that the kernel answers with, if it does.
+/// Sends a request of `kind` with `body` behind the header; `each` gets kind and body of each message of the answer,
+/// until it has had enough. The error that the kernel answers with, if it does.
 pub(super) async fn exchange(
     kind: u16,
     flags: u16,

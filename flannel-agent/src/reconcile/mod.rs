@@ -231,7 +231,8 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         }
     }
 
-    /// Looks at what gives no notice, maps and programs and the backend's own objects, and lets a pass follow at once if they are not as planned.
+    /// Looks at what gives no notice, maps and programs and the backend's own objects, and lets a pass follow at once
+    /// if they are not as planned.
     async fn look(&mut self) {
         let (start, before) = (Instant::now(), self.host.cpu_time());
         let found = self.datapath.observe_bpf().await;

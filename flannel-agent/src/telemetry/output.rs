@@ -1,5 +1,5 @@
-//! What programs print. Neither a reader who has gone nor a disk that is full ends one in a panic, as with `println!`, which the
-//! crate refuses.
+//! What programs print. Neither a reader who has gone nor a disk that is full ends one in a panic, as with `println!`,
+//! which the crate refuses.
 
 use std::{
     fmt::Display,

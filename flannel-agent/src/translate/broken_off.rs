@@ -62,8 +62,8 @@ impl<F: TrieFamily> Default for BrokenOffFlows<F> {
 }
 
 impl<F: TrieFamily> TranslatedFlows<F> {
-    /// Closes the connections of these flows, which are broken off. True where a reset has not come yet: [`Self::close_awaited`]
-    /// is for these.
+    /// Closes the connections of these flows, which are broken off. True where a reset has not come yet:
+    /// [`Self::close_awaited`] is for these.
     pub(super) fn break_off(
         &mut self,
         flows: &[Flow<F>],

@@ -70,8 +70,9 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// For the programs that ask by `asked` and tell of flows that are `broken_off`, and whose maps are pinned at `pins`, in the
-    /// networks of `shares` with this node's subnets of them. What an earlier agent has found is gone over at once.
+    /// For the programs that ask by `asked` and tell of flows that are `broken_off`, and whose maps are pinned at
+    /// `pins`, in the networks of `shares` with this node's subnets of them. What an earlier agent has found is gone
+    /// over at once.
     ///
     /// # Errors
     /// When connection tracking cannot be asked, or a map not be opened.

@@ -79,8 +79,8 @@ impl Inward {
     }
 }
 
-/// Hands a datagram's packet to `merger`. Who is not known, or speaks for others, is noted and heard all the same: as by stock
-/// flannel, and as by the kernel's VXLAN device.
+/// Hands a datagram's packet to `merger`. Who is not known, or speaks for others, is noted and heard all the same: as
+/// by stock flannel, and as by the kernel's VXLAN device.
 pub(super) fn take(
     memory: &mut [u8],
     datagram: Span,

@@ -201,8 +201,8 @@ impl Item {
         true
     }
 
-    /// What stands in front at the device, the headers, and the payloads behind them. With one packet, the packet is the only
-    /// payload.
+    /// What stands in front at the device, the headers, and the payloads behind them. With one packet, the packet is
+    /// the only payload.
     pub(super) fn parts(&self, memory: &[u8]) -> (Offload, Head, &[Span]) {
         let single = (Offload::default(), Head::default(), std::slice::from_ref(&self.first));
         let Some(shape) = self.shape.as_ref().filter(|_| !self.payloads.is_empty()) else { return single };

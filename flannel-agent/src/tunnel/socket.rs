@@ -189,8 +189,8 @@ pub(super) fn receive(
         header.msg_control = controls[n].as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&controls[n]) as _;
     }
-    // SAFETY: the first `count` headers point to pieces of memory that are as long as is said, and to names and controls; all
-    // outlive the call.
+    // SAFETY: the first `count` headers point to pieces of memory that are as long as is said, and to names and
+    // controls; all outlive the call.
     let result = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),

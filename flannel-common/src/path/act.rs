@@ -66,8 +66,8 @@ pub trait TcPacket: Packet + Copy {
 pub trait Act<F: Family>: TcPacket {
     /// Writes down what is noted.
     fn write_down(&self, note: &Note<F>);
-    /// Writes down [`Note::Untranslate`] of `flow`: by itself, for in a note the flow would stand on a program's stack twice.
-    /// The agent is told of one that `is_broken_off`, as by [`Note::BrokenOff`].
+    /// Writes down [`Note::Untranslate`] of `flow`: by itself, for in a note the flow would stand on a program's stack
+    /// twice. The agent is told of one that `is_broken_off`, as by [`Note::BrokenOff`].
     fn untranslate(&self, flow: &Flow<F>, is_broken_off: bool);
     /// Writes down what is noted about a tunnel.
     fn write_down_tunnel(&self, note: &TunnelNote<F>);

@@ -1,9 +1,9 @@
 //! For which packets of a flow an acceptance is.
 //!
-//! Rules and routes may go by DSCP, ECN or TTL, and the packets of one flow may have several of each: telephony and ssh change
-//! DSCP, TCP that asks for congestion marks does so in some packets and not in others. So an acceptance holds for packets with
-//! the DSCP and the TTL of the one that brought it. Of ECN, whose values come and go within moments, it says for which
-//! it was given. Any other packet takes the kernel path, and may be accepted in its turn.
+//! Rules and routes may go by DSCP, ECN or TTL, and the packets of one flow may have several of each: telephony and ssh
+//! change DSCP, TCP that asks for congestion marks does so in some packets and not in others. So an acceptance holds
+//! for packets with the DSCP and the TTL of the one that brought it. Of ECN, whose values come and go within moments,
+//! it says for which it was given. Any other packet takes the kernel path, and may be accepted in its turn.
 
 /// Bits of DSCP and TTL.
 const KIND: u32 = 0x3fff;

@@ -1,11 +1,11 @@
 //! The flow gate: past the host's stack go only flows that netfilter has accepted, both ways.
 //!
-//! A flow begins on the kernel path. Once connection tracking calls it established, and nobody translates
-//! its addresses, a rule behind all filters marks its packets ([`Marks::flow`](crate::mark::Marks::flow)); at the ends of the path
-//! [`take_note`] writes down that this direction was accepted, and for how long that holds is
-//! [`Config::tcp_refresh`] or [`Config::udp_refresh`]. [`admit`] lets packets of such flows skip the stack. A direction whose time is
-//! over takes the kernel path again, where its next accepted packet renews it: that keeps connection
-//! tracking's own entry alive, and is when a changed policy bites.
+//! A flow begins on the kernel path. Once connection tracking calls it established, a rule behind all filters marks its
+//! packets ([`Marks::flow`](crate::mark::Marks::flow)); of a flow that netfilter translates the agent tells how
+//! ([`super::translated`]). At the ends of the path [`take_note`] writes down that this direction was accepted, and for
+//! how long that holds is [`Config::tcp_refresh`] or [`Config::udp_refresh`]. [`admit`] lets packets of such flows skip
+//! the stack. A direction whose time is over takes the kernel path again, where its next accepted packet renews it:
+//! that keeps connection tracking's own entry alive, and is when a changed policy bites.
 
 use super::{
     Act, Rewrite, Tables, act,
@@ -31,8 +31,8 @@ const MILLISECOND: u64 = 1_000_000;
 /// Acceptance is written down anew when it is so old, ns, or at half its time: rarely enough to cost nothing.
 pub(super) const RENEW: u64 = SECOND;
 
-/// For so long, ns, a direction stays accepted for packets with one DSCP and TTL, however many others come between: that bounds
-/// how often it is written down anew.
+/// For so long, ns, a direction stays accepted for packets with one DSCP and TTL, however many others come between:
+/// that bounds how often it is written down anew.
 const SETTLED: u64 = 20 * MILLISECOND;
 
 /// Why [`admit`] leaves a packet to the kernel's path.
@@ -66,8 +66,9 @@ pub enum Note<F: Family> {
     Permit(Flow<F>, Permit),
     /// It begins anew, or ends, or is not accepted any more: delete it.
     Forget(Flow<F>),
-    /// It skipped the stack, and is broken off: delete it, and tell the agent. Connection tracking, which has not seen how far
-    /// it has come, does not believe a reset of it, and would take a new connection between the same ports for this one.
+    /// It skipped the stack, and is broken off: delete it, and tell the agent. Connection tracking, which has not seen
+    /// how far it has come, does not believe a reset of it, and would take a new connection between the same ports for
+    /// this one.
     BrokenOff(Flow<F>),
     /// Netfilter has accepted it, but its packets do not leave the kernel's path as they came ([`trail`]): delete it.
     Changed(Flow<F>),
@@ -141,8 +142,8 @@ pub(super) fn admit<F: Family>(
     Ok(permit.priority)
 }
 
-/// As [`admit`] a packet for a pod, of a flow that netfilter translates, too: then with how. Its header `ip`, without options
-/// or extensions, stands at `offset`.
+/// As [`admit`] a packet for a pod, of a flow that netfilter translates, too: then with how. Its header `ip`, without
+/// options or extensions, stands at `offset`.
 ///
 /// # Errors
 /// Why it may not.
@@ -277,8 +278,8 @@ fn look<F: Family, P: Act<F>>(
         return None;
     }
     let marks = tables.marks();
-    // What comes from outside of the cluster. The answers of a Service do so only here: where netfilter marks them, they come
-    // from a backend still.
+    // What comes from outside of the cluster. The answers of a Service do so only here: where netfilter marks them,
+    // they come from a backend still.
     if !is_inside && arrival.mark & marks.flow == 0 {
         return None;
     }

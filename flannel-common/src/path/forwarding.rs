@@ -1,9 +1,10 @@
 //! Which pods forward for others: routers, those with containers of their own behind a bridge, VPNs.
 //!
-//! An aggregate that a program has decapsulated keeps its tunnel's GSO flags (net/core/filter.c, `bpf_skb_net_shrink`). A
-//! socket ignores them, but what sends the aggregate on does not: a bridge cuts it into segments. So a pod that forwards
-//! gets aggregates that the kernel's device has decapsulated. No setting tells such a pod (a new namespace may forward wherever its host may), and
-//! none of its interfaces has to; but what it sends does: a packet that was forwarded has no socket any more.
+//! An aggregate that a program has decapsulated keeps its tunnel's GSO flags (net/core/filter.c, `bpf_skb_net_shrink`).
+//! A socket ignores them, but what sends the aggregate on does not: a bridge cuts it into segments. So a pod that
+//! forwards gets aggregates that the kernel's device has decapsulated. No setting tells such a pod (a new namespace may
+//! forward wherever its host may), and none of its interfaces has to; but what it sends does: a packet that was
+//! forwarded has no socket any more.
 
 use super::{
     NodeTables, Note, Tables,

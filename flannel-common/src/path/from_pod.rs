@@ -66,9 +66,9 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     packet.conclude(Direction::Egress, size, verdict)
 }
 
-/// What is to be done: `prioritize` a packet as forwarding would, and `encapsulate` with a packet for a node behind a tunnel, `hand_over` with an aggregate that only the
-/// VXLAN device can encapsulate, `send_direct` with either for a node that is reached without. Each gets how the packet is
-/// to be translated, if it is.
+/// What is to be done: `prioritize` a packet as forwarding would, and `encapsulate` with a packet for a node behind a
+/// tunnel, `hand_over` with an aggregate that only the VXLAN device can encapsulate, `send_direct` with either for a
+/// node that is reached without. Each gets how the packet is to be translated, if it is.
 ///
 /// # Errors
 /// Why the packet is the kernel's.

@@ -1,9 +1,10 @@
 //! Addresses that move from one pod to another.
 //!
-//! A pod that takes over an address of another (VRRP, keepalived, a database's failover) says so in ARP, or with IPv6 by
-//! neighbour advertisements ([`Family::announced`]). Bridge and neighbour table follow that at once, and the pods map must not send packets to the old place
-//! meanwhile. What is claimed proves nothing, so it puts no address anywhere: it only takes it out of the map, which
-//! leaves its packets to the kernel path until the agent has asked the kernel where the address is.
+//! A pod that takes over an address of another (VRRP, keepalived, a database's failover) says so in ARP, or with IPv6
+//! by neighbour advertisements ([`Family::announced`]). Bridge and neighbour table follow that at once, and the pods
+//! map must not send packets to the old place meanwhile. What is claimed proves nothing, so it puts no address
+//! anywhere: it only takes it out of the map, which leaves its packets to the kernel path until the agent has asked the
+//! kernel where the address is.
 
 use super::{Note, Tables};
 use crate::{

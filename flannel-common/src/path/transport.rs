@@ -80,7 +80,8 @@ impl Transport {
         self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
-    /// Whether one side gives the TCP connection up at once, or has lost it, and begins anew: then the other side has it reset.
+    /// Whether one side gives the TCP connection up at once, or has lost it, and begins anew: then the other side has
+    /// it reset.
     #[inline(always)]
     pub(super) const fn breaks_off(&self) -> bool {
         self.flags & (TCP_SYN | TCP_RST) != 0

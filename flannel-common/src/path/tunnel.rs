@@ -127,8 +127,8 @@ const fn left<F: Family>(
     }
 }
 
-/// The IP header of a packet at tc egress on the external interface, and our settings, if [`note_leaving`] may have something
-/// to say about it: a UDP packet of our VXLAN device. Less is read for it.
+/// The IP header of a packet at tc egress on the external interface, and our settings, if [`note_leaving`] may have
+/// something to say about it: a UDP packet of our VXLAN device. Less is read for it.
 #[inline(always)]
 pub(super) fn outer<F: Family>(
     packet: &(impl Packet + ?Sized),

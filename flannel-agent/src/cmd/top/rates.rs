@@ -133,7 +133,8 @@ pub(in crate::cmd) fn rates(before: &Totals, after: &Totals, seconds: f64, names
             })
             .rate
             .add(count, seconds);
-        // What passes several of our hooks is counted once: where it comes in, and again only where a later program moves it.
+        // What passes several of our hooks is counted once: where it comes in, and again only where a later program
+        // moves it.
         let moved = reason.class() == Class::Fast;
         let first = matches!(hook, Hook::FromPod | Hook::FromUnderlay);
         if reason.class() == Class::Note || (!first && !moved) {

@@ -26,10 +26,11 @@ use given_up::GivenUp;
 /// The VXLAN devices and what is on them.
 ///
 /// A later process recognises all of it: a device by its name and attributes, and on the device, within the network of
-/// its family, the addresses, the permanent neighbours, and the routes that are `via GATEWAY onlink` with protocol boot,
-/// or the one that [`crate::netlink::protocol::Numbering`] gives it among many; and the permanent forwarding entries, but for those that only
-/// neighbours outside of the network lead to. A daemon of another network may use the same device. Routes past the device
-/// are recognised by [`Stray`], and those this process has made, whatever they look like.
+/// its family, the addresses, the permanent neighbours, and the routes that are `via GATEWAY onlink` with protocol
+/// boot, or the one that [`crate::netlink::protocol::Numbering`] gives it among many; and the permanent forwarding
+/// entries, but for those that only neighbours outside of the network lead to. A daemon of another network may use the
+/// same device. Routes past the device are recognised by [`Stray`], and those this process has made, whatever they look
+/// like.
 pub struct KernelDatapath {
     netlink: Netlink,
     overlays: BTreeMap<Family, Overlay>,

@@ -47,8 +47,9 @@ struct SettingError {
     error: io::Error,
 }
 
-/// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process. Tells `tolerant` whenever that has become impossible, with
-/// false, or possible again. Never returns. The settings stay at exit, as the flows do that need them.
+/// Keeps connection tracking tolerant of what it does not see, in the network namespace of the process. Tells
+/// `tolerant` whenever that has become impossible, with false, or possible again. Never returns. The settings stay at
+/// exit, as the flows do that need them.
 pub async fn tolerate_gaps(tolerant: impl Fn(bool)) -> Infallible {
     let mut failures: u32 = 0;
     let mut able = true;

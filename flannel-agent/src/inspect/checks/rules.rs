@@ -33,8 +33,8 @@ fn list(program: &str, table: &str, chain: Option<&str>) -> Option<Vec<String>> 
 }
 
 impl Firewall {
-    /// Asks the program; `None` where there is none, or it may not look. What another program has put into the kernel's older
-    /// tables, where this one is for nftables, drops packets as well, and is asked for, too.
+    /// Asks the program; `None` where there is none, or it may not look. What another program has put into the kernel's
+    /// older tables, where this one is for nftables, drops packets as well, and is asked for, too.
     pub(super) fn read(family: Family) -> Option<Self> {
         let (program, older, names) = match family {
             Family::V4 => ("iptables", "iptables-legacy", "/proc/net/ip_tables_names"),

@@ -106,8 +106,8 @@ struct Wanted {
     device: Option<String>,
 }
 
-/// A row for each peer. `agent` says what there should be, by `backend`; without it, what the kernel and the maps hold is compared with
-/// each other. `maps` is absent where there are no programs.
+/// A row for each peer. `agent` says what there should be, by `backend`; without it, what the kernel and the maps hold
+/// is compared with each other. `maps` is absent where there are no programs.
 pub fn join(
     agent: Option<&snapshot::Peers>,
     backend: Option<&Backend>,

@@ -1,5 +1,6 @@
-//! Asks a peer for echoes (ICMP), as `ping` does, and where it answers none, for a connection: at its public address, and through the overlay at the address of its own
-//! device, VXLAN or another, which nodes of stock flannel answer at, too.
+//! Asks a peer for echoes (ICMP), as `ping` does, and where it answers none, for a connection: at its public address,
+//! and through the overlay at the address of its own device, VXLAN or another, which nodes of stock flannel answer at,
+//! too.
 //!
 //! An echo that comes back says that what it met works in both directions. Large ones that may not be fragmented say how
 //! large packets may be.

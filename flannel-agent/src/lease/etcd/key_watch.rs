@@ -214,8 +214,8 @@ impl KeyWatch {
         Ok(entries)
     }
 
-    /// Whether the store was at `revision` what is known of it. Where it cannot tell, because that is compacted, all has to be
-    /// read, which tells more.
+    /// Whether the store was at `revision` what is known of it. Where it cannot tell, because that is compacted, all
+    /// has to be read, which tells more.
     async fn is_the_same(&self, revision: i64, cluster: u64) -> Result<bool, EtcdError> {
         let options = GetOptions::new()
             .with_revision(revision.max(1))

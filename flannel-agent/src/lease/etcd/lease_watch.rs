@@ -246,7 +246,8 @@ impl Decoder {
         }
     }
 
-    /// Gives up the forgotten leases of a node that has another now, and those whose addresses it has; whether there were any.
+    /// Gives up the forgotten leases of a node that has another now, and those whose addresses it has; whether there
+    /// were any.
     fn has_moved(&mut self, lease: &Lease) -> bool {
         let last = &mut self.last;
         let before = self.forgotten.len();

@@ -252,7 +252,8 @@ impl KubeStore {
         KubeWatch::start(self.api.clone(), leases)
     }
 
-    /// Asks until there is an answer, for [`PATIENCE`] at most unless told to wait without an end. Logs each distinct reason once.
+    /// Asks until there is an answer, for [`PATIENCE`] at most unless told to wait without an end. Logs each distinct
+    /// reason once.
     async fn insist<T>(
         &self,
         part: &'static str,

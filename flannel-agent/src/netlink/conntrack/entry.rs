@@ -70,7 +70,8 @@ impl ConntrackStatus {
     }
 }
 
-/// How far a TCP connection is (include/uapi/linux/netfilter/nf_conntrack_tcp.h, `enum tcp_conntrack`), as far as it matters here.
+/// How far a TCP connection is (include/uapi/linux/netfilter/nf_conntrack_tcp.h, `enum tcp_conntrack`), as far as it
+/// matters here.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {

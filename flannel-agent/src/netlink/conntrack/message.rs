@@ -38,8 +38,8 @@ pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple) -> Vec<u8> 
     bytes
 }
 
-/// A request to give the TCP connection of `tuple` another `state`, and to keep it for so long if nothing more comes, which the
-/// kernel answers in any case. Nothing is made where there is none.
+/// A request to give the TCP connection of `tuple` another `state`, and to keep it for so long if nothing more comes,
+/// which the kernel answers in any case. Nothing is made where there is none.
 pub(super) fn change(tuple: &ConntrackTuple, state: TcpState, kept: Option<Duration>) -> Vec<u8> {
     let mut bytes = request(NEW, NLM_F_REQUEST | NLM_F_ACK, tuple);
     nest(&mut bytes, PROTOCOL_STATE, |bytes| {

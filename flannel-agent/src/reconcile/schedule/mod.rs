@@ -30,8 +30,8 @@ const LONGEST_LOOK: Duration = Duration::from_secs(4);
 pub(super) const FULL: Duration = Duration::from_secs(30);
 const FULL_REST: u32 = 200;
 const LONGEST_FULL: Duration = Duration::from_secs(120);
-/// The kernel's decisions may change as fast as somebody makes routes: in the long run flows are seen by it anew no more often
-/// than this, which costs each of them a packet on the kernel path either way.
+/// The kernel's decisions may change as fast as somebody makes routes: in the long run flows are seen by it anew no
+/// more often than this, which costs each of them a packet on the kernel path either way.
 pub(super) const ACCEPTANCE_REST: Duration = Duration::from_millis(500);
 /// After a calm so many more times at once: a node's first pod comes with routes of its own soon after the start, and what
 /// it sends then is not to be sent back later.
@@ -207,7 +207,8 @@ impl Schedule {
         self.pods = pods.and_then(|pods| self.unplaced.look_again(pods, families, now));
     }
 
-    /// A look at maps and programs has taken `cost` of CPU time, and found something `amiss` or not. What a repair costs counts, too.
+    /// A look at maps and programs has taken `cost` of CPU time, and found something `amiss` or not. What a repair
+    /// costs counts, too.
     pub(super) fn looked(&mut self, cost: Duration, amiss: bool, now: Instant) {
         let apart = match amiss {
             true => ((cost + self.cost) * REPAIR_REST).clamp(LOOK, FULL),
@@ -234,8 +235,8 @@ impl Schedule {
         Pass { start, changed: if full { Changed::EVERYTHING } else { changed }, full }
     }
 
-    /// It has ended, and has taken `cost` of CPU time; what failed is due for another `retry`. Where another pass has to follow at once, it does, and looks
-    /// at everything.
+    /// It has ended, and has taken `cost` of CPU time; what failed is due for another `retry`. Where another pass has
+    /// to follow at once, it does, and looks at everything.
     pub(super) fn passed(
         &mut self,
         pass: Pass,

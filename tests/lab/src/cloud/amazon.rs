@@ -115,7 +115,8 @@ impl Amazon {
         format!("http://{}", self.server.address())
     }
 
-    /// Runs an instance with the address `address` in a network of its own, and says what it is. Metadata is of the last one.
+    /// Runs an instance with the address `address` in a network of its own, and says what it is. Metadata is of the
+    /// last one.
     pub fn run_instance(&self, address: IpAddr) -> Result<Machine> {
         let vpc = self.id("vpcId", "CreateVpc", &[("CidrBlock", "192.168.0.0/16")])?;
         let subnet =

@@ -31,8 +31,9 @@ enum When {
     DuringTheFlow,
 }
 
-/// A way, by what is run on the node `at`: `$A` and `$B` are the pods, `$F` is the pod that forwards, `$R` the router, `$N` the
-/// third node's address in the overlay, `$MAC` the MAC of `$A`, `$DEV` the VXLAN device, `$ip` is `ip` of the family and
+/// A way, by what is run on the node `at`: `$A` and `$B` are the pods, `$F` is the pod that forwards, `$R` the router,
+/// `$N` the third node's address in the overlay, `$MAC` the MAC of `$A`, `$DEV` the VXLAN device, `$ip` is `ip` of the
+/// family and
 /// `$iptables` its iptables.
 struct Detour {
     at: usize,

@@ -62,8 +62,8 @@ fn two_hosts(lab: &Lab, fast_path: FastPath, flags: &[&str]) -> Result<[Host; 2]
             let target = to.container.address().to_string();
             from.docker.exec(&from.container, &["ping", "-c", "1", "-W", "1", &target])
         })?;
-        // docker has put its own rules before the agent's, which takes a while to be put right. Packets of the fast path meet
-        // neither, and would not tell.
+        // docker has put its own rules before the agent's, which takes a while to be put right. Packets of the fast
+        // path meet neither, and would not tell.
         eventually(CONVERGENCE, "flannel's rules come first", || {
             let rules = from.node.netns().run("iptables", &["-t", "nat", "-S", "POSTROUTING"])?;
             let first = rules.lines().find(|rule| rule.starts_with("-A"));

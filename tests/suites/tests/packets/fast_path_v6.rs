@@ -233,8 +233,8 @@ fn checksums_on_the_wire() -> Result<()> {
     })
 }
 
-/// From time to time the kernel decapsulates a packet that is delivered past the rest of the stack. Where it has verified the
-/// outer checksum by the bytes, its sum goes along into the pod, which believes the sum.
+/// From time to time the kernel decapsulates a packet that is delivered past the rest of the stack. Where it has
+/// verified the outer checksum by the bytes, its sum goes along into the pod, which believes the sum.
 #[test]
 fn a_sum_over_the_whole_packet_is_right_in_the_pod() -> Result<()> {
     in_lab(|lab| {

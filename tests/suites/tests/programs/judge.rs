@@ -31,7 +31,8 @@ const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_LEN;
 const SOURCE_PORT_V6: usize = ETHERNET_LEN + IPV6_LEN;
 
 /// Refuses an outcome that is not what `verdict` says of `frame`: action, mark, every byte, the flows known, and
-/// exactly one counter for the packet, and one for the note, raised by `segments` packets and the length that the frame came with.
+/// exactly one counter for the packet, and one for the note, raised by `segments` packets and the length that the frame
+/// came with.
 pub(crate) fn check(
     hook: Hook,
     frame: &[u8],
@@ -134,7 +135,8 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// The kernel's route for `frame` in a sandbox, where no interface forwards: it is taken for the one that the frame has taken.
+/// The kernel's route for `frame` in a sandbox, where no interface forwards: it is taken for the one that the frame has
+/// taken.
 pub(crate) fn as_taken(frame: &[u8]) -> Option<UnderlayRoute> {
     frame.read(0).map(|bytes| UnderlayRoute { stations: Ethernet::parse(&bytes), mtu: u32::MAX })
 }

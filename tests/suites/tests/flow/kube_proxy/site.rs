@@ -101,8 +101,8 @@ impl Site {
         }
     }
 
-    /// Removes `service` and the flows of it that connection tracking knows: kube-proxy leaves those to a node's port that it
-    /// has under UDP, and the next Service of that port would inherit them.
+    /// Removes `service` and the flows of it that connection tracking knows: kube-proxy leaves those to a node's port
+    /// that it has under UDP, and the next Service of that port would inherit them.
     pub(super) fn withdraw(&self, service: &Service) -> Result<()> {
         match &self.rules {
             Rules::KubeProxy { proxies, api } => {
