@@ -16,7 +16,7 @@ use super::{
     walk::{Walk, too_big},
 };
 use crate::{
-    netlink::{DecidedPacket, Link, LinkKind, RouteQuery, xfrm::Direction},
+    netlink::{DecidedPacket, Link, LinkKind, RouteQuery, forwards_ipv6, xfrm::Direction},
     values::{IpFamily, Mac},
 };
 
@@ -86,7 +86,7 @@ impl Walk {
             _ => 0,
         };
         if let Some(sent) = sent(&verdict) {
-            return self.redirected(sent).await;
+            return self.redirected(sent, true).await;
         }
         // The programs are in front of the bridge.
         if let Some(dropped) = self.shut(packet.source, place.ifindex) {
@@ -107,17 +107,18 @@ impl Walk {
         self.routed(packet, None, 0).await
     }
 
-    async fn redirected(&mut self, sent: Sent) -> Result<Outcome, ExplainError> {
+    /// By a program: that of a pod's veth, past the host's stack, which is then `fast`, or the one behind routing.
+    async fn redirected(&mut self, sent: Sent, fast: bool) -> Result<Outcome, ExplainError> {
         match sent {
             Sent::By { ifindex, next_hop, node } => {
                 self.neighbour(ifindex, next_hop).await?;
                 let to = node.unwrap_or(next_hop).to_string();
-                Ok(Outcome::Leaves { interface: interface(ifindex), to, fast: true })
+                Ok(Outcome::Leaves { interface: interface(ifindex), to, fast })
             }
             Sent::Device(ifindex) => Ok(Outcome::Leaves {
                 interface: interface(ifindex),
                 to: "the tunnel's device".to_owned(),
-                fast: true,
+                fast,
             }),
         }
     }
@@ -149,6 +150,11 @@ impl Walk {
         if arrived_by.is_some() && packet.hops <= 1 {
             return Ok(Outcome::Dropped {
                 by: "its TTL ends here: the kernel answers with ICMP time exceeded".to_owned(),
+            });
+        }
+        if packet.destination.is_ipv6() && arrived_by.is_some_and(|index| !forwards_ipv6(&interface(index))) {
+            return Ok(Outcome::Dropped {
+                by: "net.ipv6.conf.all.forwarding = 0: the kernel forwards no IPv6".to_owned(),
             });
         }
         let Some(link) = route.ifindex.and_then(|index| self.link(index)).cloned() else {
@@ -216,7 +222,7 @@ impl Walk {
         let arrival = Arrival { ifindex: link.index, mark, ..Arrival::default() };
         let verdict = self.at(Hook::ToOverlay, &frame, &arrival)?;
         if let Some(sent) = sent(&verdict) {
-            return self.redirected(sent).await;
+            return self.redirected(sent, false).await;
         }
         let entries = self.netlink.permanent_fdb(link.index).await?;
         let Some(entry) = entries.into_iter().find(|entry| entry.mac == mac) else {
@@ -240,7 +246,7 @@ impl Walk {
         let arrival = Arrival { ifindex: link.index, mark, ..Arrival::default() };
         let verdict = self.at(Hook::ToOverlay, &bytes, &arrival)?;
         if let Some(sent) = sent(&verdict) {
-            return self.redirected(sent).await;
+            return self.redirected(sent, false).await;
         }
         let Some(peer) = self.tables.peer(packet.destination)? else {
             let by = "the agent: no lease holds its destination, and the sender is told so by ICMP";

@@ -11,7 +11,10 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{KernelError, Netlink, NetlinkError, Request, address_family, neighbour::destination, route::ip};
-use crate::values::{Family, Mac};
+use crate::{
+    host::sysctl,
+    values::{Family, Mac},
+};
 
 /// A packet to be routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,14 @@ pub fn refusal_means(refusal: &KernelError) -> &'static str {
         Errno::EXDEV => " (the reverse path filter: the way back leads elsewhere)",
         _ => "",
     }
+}
+
+/// Whether the kernel forwards IPv6 packets that come in by `interface` (net/ipv6/ip6_output.c, `ip6_forward`). It does where
+/// the settings cannot be read.
+pub fn forwards_ipv6(interface: &str) -> bool {
+    let is = |name: &str, value: &str| sysctl::NET.read(name).is_ok_and(|text| text == value);
+    let forced = format!("ipv6/conf/{}/force_forwarding", interface.replace('/', "."));
+    !is("ipv6/conf/all/forwarding", "0") || is(&forced, "1")
 }
 
 /// A neighbour, whatever is known of it.

@@ -45,7 +45,7 @@ pub use interface_address::InterfaceAddress;
 pub use ipsec::{IpsecPolicies, IpsecPolicy};
 pub use ipsec_table::{DecidedPacket, DecidingPolicy, IpsecTable, IpsecVerdict};
 pub use link::{Link, LinkKind, PeerEnd};
-pub use lookup::{Neighbour, RouteQuery, TakenRoute, refusal_means};
+pub use lookup::{Neighbour, RouteQuery, TakenRoute, forwards_ipv6, refusal_means};
 pub use monitor::{Changed, Monitor, Watched};
 pub use neighbour::FdbEntry;
 pub use netfilter::{Chain, Chains, FLOW_CHAIN, FLOW_CHAIN_OF_NFT, Netfilter};

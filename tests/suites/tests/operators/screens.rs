@@ -243,6 +243,39 @@ fn explain_and_check_name_what_drops_a_packet() -> Result<()> {
     })
 }
 
+/// Routing does not tell: IPv6 packets are dropped after it.
+#[test]
+fn explain_says_that_ipv6_is_not_forwarded() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = Cluster::dual_pair(lab, 1, options())?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
+        let member = &cluster.members[0];
+        let address = |number: usize| {
+            cluster.members[number].pods[0]
+                .address_v6()
+                .map(|address| address.to_string())
+                .context("an IPv6 pod")
+        };
+        let (from, to) = (address(0)?, address(1)?);
+        let explain = || look(member, &["explain", &from, &to, "--proto", "udp", "--dport", "7000"]);
+        eventually(SOON, "it leaves", || {
+            let answer = explain()?;
+            ensure!(
+                answer.status == 0 && answer.says("by the kernel path"),
+                "{}{}",
+                answer.text,
+                answer.errors
+            );
+            Ok(())
+        })?;
+        member.node.netns().sysctl("net/ipv6/conf/all/forwarding", "0")?;
+        let answer = explain()?;
+        let says = answer.says("is dropped: net.ipv6.conf.all.forwarding = 0");
+        ensure!(answer.status == 1 && says, "{}{}", answer.text, answer.errors);
+        Ok(())
+    })
+}
+
 /// A node that is told to drop echoes is no node that is down.
 #[test]
 fn a_peer_that_answers_no_echoes_is_no_error() -> Result<()> {

@@ -325,6 +325,7 @@ fn the_command(cluster: &Cluster) -> Result<()> {
     let (status, table, _) = run(&[&from, &to, "--tcp-flags", "syn"])?;
     ensure!(status == Some(0) && table.contains("flow_control") && table.contains("flannel.1"), "{table}");
     ensure!(table.contains(&format!("from {from} to {to} leaves by eth0")), "{table}");
+    ensure!(table.contains("by the kernel path") && !table.contains("past the host"), "{table}");
     ensure!(table.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns: {table}");
     // The rules of flannel's that it meets.
     ensure!(table.contains("rules") && table.contains("forward: ip saddr 10.244.0.0/16 accept"), "{table}");
