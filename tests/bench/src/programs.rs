@@ -138,24 +138,27 @@ fn shots(here: &Member, there: &Member) -> Result<Vec<Shot>> {
     let (underlay, overlay) = (if_nametoindex("eth0")?, if_nametoindex("flannel.1")?);
     let udp = |macs: ([u8; 6], [u8; 6]),
                ends: [[u8; 4]; 2],
+               hops: u8,
                ports: (u16, u16),
                payload: &[u8]|
      -> Result<Vec<u8>> {
         let packet =
-            PacketBuilder::ethernet2(macs.0, macs.1).ipv4(ends[0], ends[1], 64).udp(ports.0, ports.1);
+            PacketBuilder::ethernet2(macs.0, macs.1).ipv4(ends[0], ends[1], hops).udp(ports.0, ports.1);
         let mut frame = Vec::with_capacity(packet.size(payload.len()));
         packet.write(&mut frame, payload)?;
         Ok(frame)
     };
     let (out, back) = ([near.octets(), far.octets()], [far.octets(), near.octets()]);
     let content = [0; SIZE];
-    let inner = udp((peer.vtep_mac, peer.local_mac), back, (PORTS.1, PORTS.0), &content)?;
+    // A pod's packet as it comes from it, and after each of the nodes has forwarded it.
+    let [sent, routed, arrived] = [64, 63, 62];
+    let inner = udp((peer.vtep_mac, peer.local_mac), back, routed, (PORTS.1, PORTS.0), &content)?;
     // RFC 7348: flags with the bit that says there is a VNI, then the VNI in the upper three of four bytes.
     let vxlan = [&[8, 0, 0, 0][..], &(peer.vni << 8).to_be_bytes(), &inner].concat();
     let outer = [there.node.address().octets(), here.node.address().octets()];
-    let arriving = udp((mac(&there.node)?, mac(&here.node)?), outer, (50_000, 8472), &vxlan)?;
-    let from_pod = |ports| udp((pod.mac, pod.gateway_mac), out, ports, &content);
-    let to_pod = || udp((pod.gateway_mac, pod.mac), back, (PORTS.1, PORTS.0), &content);
+    let arriving = udp((mac(&there.node)?, mac(&here.node)?), outer, sent, (50_000, 8472), &vxlan)?;
+    let from_pod = |ports| udp((pod.mac, pod.gateway_mac), out, sent, ports, &content);
+    let to_pod = || udp((pod.gateway_mac, pod.mac), back, arrived, (PORTS.1, PORTS.0), &content);
     let shot = |hook, about, frame, ifindex, mark, action| Shot { hook, about, frame, ifindex, mark, action };
     Ok(vec![
         shot(Hook::FromPod, "known flow", from_pod(PORTS)?, pod.ifindex, 0, REDIRECT),
@@ -163,7 +166,7 @@ fn shots(here: &Member, there: &Member) -> Result<Vec<Shot>> {
         shot(
             Hook::ToOverlay,
             "unknown flow",
-            udp((peer.local_mac, peer.vtep_mac), out, OTHER_PORTS, &content)?,
+            udp((peer.local_mac, peer.vtep_mac), out, routed, OTHER_PORTS, &content)?,
             overlay,
             0,
             REDIRECT,
