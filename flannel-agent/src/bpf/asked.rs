@@ -86,26 +86,22 @@ impl BrokenOff {
     /// # Errors
     /// The kernel does not let the agent wait.
     pub async fn next(&mut self) -> Result<ToldFlows, io::Error> {
-        loop {
-            select! {
-                ready = self.v4.readable_mut() => {
-                    let mut ready = ready?;
-                    let flows = read(ready.get_inner_mut());
-                    if !flows.is_empty() {
-                        return Ok(ToldFlows::V4(flows));
-                    }
-                    ready.clear_ready();
-                }
-                ready = self.v6.readable_mut() => {
-                    let mut ready = ready?;
-                    let flows = read(ready.get_inner_mut());
-                    if !flows.is_empty() {
-                        return Ok(ToldFlows::V6(flows));
-                    }
-                    ready.clear_ready();
-                }
-            }
+        select! {
+            flows = some(&mut self.v4) => flows.map(ToldFlows::V4),
+            flows = some(&mut self.v6) => flows.map(ToldFlows::V6),
         }
+    }
+}
+
+/// Waits for flows in a ring. Cancel safe: what is read is returned at once.
+async fn some<T: CheckedBitPattern>(ring: &mut AsyncFd<RingBuf<MapData>>) -> io::Result<Vec<T>> {
+    loop {
+        let mut ready = ring.readable_mut().await?;
+        let flows = read(ready.get_inner_mut());
+        if !flows.is_empty() {
+            return Ok(flows);
+        }
+        ready.clear_ready();
     }
 }
 
