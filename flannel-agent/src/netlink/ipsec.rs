@@ -108,18 +108,14 @@ impl IpsecPolicies {
     /// # Errors
     /// When the kernel does not tell.
     pub async fn read(&self) -> Result<Vec<IpsecPolicy>, NetlinkError> {
-        let all = async {
-            let mut policies = dump().await?;
+        where_there_is_ipsec(async {
+            let mut policies = dump(policy).await?;
             if what_default_blocks().await?.contains(&true) {
                 policies.extend(IpsecPolicy::about_everything());
             }
             Ok(policies)
-        };
-        match timeout(PATIENCE, all).await {
-            Ok(Err(NetlinkError::Open(Errno::EPROTONOSUPPORT))) => Ok(Vec::new()),
-            Ok(read) => read,
-            Err(_) => Err(NetlinkError::Silent(PATIENCE)),
-        }
+        })
+        .await
     }
 }
 
@@ -130,11 +126,23 @@ fn open(groups: u32) -> Result<TokioSocket, NetlinkError> {
     Ok(socket)
 }
 
-async fn dump() -> Result<Vec<IpsecPolicy>, NetlinkError> {
+/// What `all` reads, in time; nothing where the kernel has no IPsec.
+pub(super) async fn where_there_is_ipsec<T: Default>(
+    all: impl Future<Output = Result<T, NetlinkError>>,
+) -> Result<T, NetlinkError> {
+    match timeout(PATIENCE, all).await {
+        Ok(Err(NetlinkError::Open(Errno::EPROTONOSUPPORT))) => Ok(T::default()),
+        Ok(read) => read,
+        Err(_) => Err(NetlinkError::Silent(PATIENCE)),
+    }
+}
+
+/// All policies, as `read` reads what follows the header of each: what it takes for none is left out.
+pub(super) async fn dump<T>(read: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>, NetlinkError> {
     let mut policies = Vec::new();
     let each = |kind, body: &[u8]| {
         if kind == XFRM_MSG_NEWPOLICY {
-            policies.extend(policy(body));
+            policies.extend(read(body));
         }
         ControlFlow::Continue(())
     };

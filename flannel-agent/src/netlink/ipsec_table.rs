@@ -1,19 +1,12 @@
 //! Which IPsec policy decides about a packet (`ip xfrm policy`), as the kernel chooses it.
 
-use std::{net::IpAddr, ops::ControlFlow};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::NLM_F_DUMP;
-use nix::errno::Errno;
-use tokio::time::timeout;
 
 use super::{
     NetlinkError,
-    error::KernelError,
-    ipsec::{
-        PATIENCE, POLICY, POLICY_ID, XFRM_MSG_GETPOLICY, XFRM_MSG_NEWPOLICY, exchange, has_templates,
-        network, what_default_blocks,
-    },
+    ipsec::{POLICY, dump, has_templates, network, what_default_blocks, where_there_is_ipsec},
     raw::attributes,
     xfrm::Direction,
 };
@@ -133,28 +126,14 @@ impl IpsecTable {
     /// # Errors
     /// When the kernel does not tell.
     pub async fn read() -> Result<Self, NetlinkError> {
-        let all = async {
-            let mut policies = Vec::new();
-            let each = |kind, body: &[u8]| {
-                if kind == XFRM_MSG_NEWPOLICY {
-                    policies.extend(policy(body));
-                }
-                ControlFlow::Continue(())
-            };
-            match exchange(XFRM_MSG_GETPOLICY, NLM_F_DUMP, &[0; POLICY_ID], each).await? {
-                None | Some(Errno::ENOENT) => {}
-                Some(errno) => return Err(KernelError { errno, message: None }.into()),
-            }
+        where_there_is_ipsec(async {
+            let mut policies = dump(policy).await?;
             // The kernel lists the newest first, and takes the oldest of one priority.
             policies.reverse();
             let [to_node, forwarded, sent] = what_default_blocks().await?;
             Ok(Self { policies, blocks_by_default: [to_node, sent, forwarded] })
-        };
-        match timeout(PATIENCE, all).await {
-            Ok(Err(NetlinkError::Open(Errno::EPROTONOSUPPORT))) => Ok(Self::default()),
-            Ok(read) => read,
-            Err(_) => Err(NetlinkError::Silent(PATIENCE)),
-        }
+        })
+        .await
     }
 
     /// What becomes of `packet` on its way in that direction.
@@ -181,12 +160,7 @@ impl IpsecTable {
 /// The policy in a message; those of sockets and of IPsec's own interfaces are none.
 fn policy(message: &[u8]) -> Option<DecidingPolicy> {
     let info = message.get(..POLICY)?;
-    let direction = match info[160] {
-        0 => Direction::In,
-        1 => Direction::Out,
-        2 => Direction::Forward,
-        _ => return None,
-    };
+    let direction = Direction::of(info[160])?;
     let number = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
     let port = |at: usize| u16::from_be_bytes([info[at], info[at + 1]]);
     let behind = &message[POLICY..];

@@ -36,6 +36,18 @@ pub enum Direction {
     Forward = 2,
 }
 
+impl Direction {
+    /// As the kernel numbers them (XFRM_POLICY_IN and on); `None` of a policy of a socket.
+    pub(super) const fn of(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::In),
+            1 => Some(Self::Out),
+            2 => Some(Self::Forward),
+            _ => None,
+        }
+    }
+}
+
 /// A policy: packets of one direction from `source` to `destination` are in ESP, in tunnel mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TunnelPolicy {
@@ -119,12 +131,7 @@ fn template(policy: &TunnelPolicy) -> Vec<u8> {
 /// The policy in what follows a header, if it is such a one.
 fn read(message: &[u8]) -> Option<TunnelPolicy> {
     let info = message.get(..POLICY)?;
-    let direction = match info[160] {
-        0 => Direction::In,
-        1 => Direction::Out,
-        2 => Direction::Forward,
-        _ => return None,
-    };
+    let direction = Direction::of(info[160])?;
     let (_, template) = attributes(&message[POLICY..]).find(|(kind, _)| *kind == XFRMA_TMPL)?;
     if info[40..42] != AF_INET.to_ne_bytes()
         || template.len() != TEMPLATE_SIZE
