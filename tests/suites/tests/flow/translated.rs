@@ -15,7 +15,7 @@ use flannel_agent::{
     netlink::ConntrackEnds,
 };
 use flannel_lab::{
-    CONVERGENCE, Cluster, Xdp, agent_binary, eventually, in_lab,
+    CONVERGENCE, Cluster, Netns, Xdp, agent_binary, eventually, in_lab,
     traffic::{Dialogue, Serving},
 };
 
@@ -28,6 +28,11 @@ use crate::{
 const REFRESH: Duration = Duration::from_secs(2);
 /// The number of the backend on the other node.
 const REMOTE: usize = 1;
+
+/// What connection tracking knows of a client's port, with the ids of its entries.
+fn entries(netns: &Netns, protocol: &str, port: &str) -> Result<String> {
+    netns.run("conntrack", &["-L", "-o", "id", "-p", protocol, "--orig-port-src", port])
+}
 
 impl Service {
     /// A connection to the backend on the other node.
@@ -218,8 +223,7 @@ fn a_connection_that_is_reset_is_over_for_connection_tracking_too() -> Result<()
                 reset(dialogue)?;
                 for member in &cluster.members {
                     eventually(CONVERGENCE, about, || {
-                        let known = ["-L", "-p", "tcp", "--orig-port-src", &port];
-                        let listing = member.node.netns().run("conntrack", &known)?;
+                        let listing = entries(member.node.netns(), "tcp", &port)?;
                         ensure!(listing.contains("CLOSE"), "{about}: {listing}");
                         Ok(())
                     })?;
@@ -271,8 +275,7 @@ fn a_connection_goes_on_whose_reset_its_end_does_not_believe() -> Result<()> {
         let are = |state: &str| {
             eventually(CONVERGENCE, state, || {
                 for member in &cluster.members {
-                    let known = ["-L", "-p", "tcp", "--orig-port-src", "25000"];
-                    let listing = member.node.netns().run("conntrack", &known)?;
+                    let listing = entries(member.node.netns(), "tcp", "25000")?;
                     ensure!(listing.contains(state), "{listing}");
                 }
                 Ok(())
@@ -330,19 +333,16 @@ fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
         service.ask(&asker, 3)?;
         let port_asked = asker.local_addr()?.port().to_string();
         // To list the entries is to remove those whose time is over.
-        let list = |protocol: &str, port: &str| {
-            netns.run("conntrack", &["-L", "-o", "id", "-p", protocol, "--orig-port-src", port])
-        };
         eventually(CONVERGENCE, "the entries are gone", || {
             for (protocol, port) in [("tcp", &port_closed), ("udp", &port_asked)] {
-                let found = list(protocol, port)?;
+                let found = entries(netns, protocol, port)?;
                 ensure!(found.trim().is_empty(), "{found}");
             }
             Ok(())
         })?;
         let open = service.connection(0)?;
         let port = open.client.local_addr()?.port().to_string();
-        let entry = list("tcp", &port)?;
+        let entry = entries(netns, "tcp", &port)?;
         let id =
             entry.split_once("id=").and_then(|(_, id)| id.split_whitespace().next()?.parse::<u32>().ok());
         netns.run("conntrack", &["-D", "-p", "tcp", "--orig-port-src", &port])?;
