@@ -1,6 +1,8 @@
 //! Rules of nft tables for which each packet counts: of which the outcome depends on the packets they have seen, or
 //! that hand packets on.
 
+use flannel_common::packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
+
 use super::{
     Netfilter, NetlinkError,
     netfilter::{GENERIC, GET_RULE, INET, NEW_RULE, big_endian},
@@ -21,8 +23,6 @@ const CT_STATE: u32 = 0;
 const META_L4PROTO: u32 = 16;
 /// NFT_OBJECT_QUOTA, NFT_OBJECT_LIMIT.
 const OBJECTS: [(u32, &str); 2] = [(2, "quota"), (4, "limit")];
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 /// NFTA_LIST_ELEM; NFTA_EXPR_NAME and NFTA_EXPR_DATA; NFTA_DATA_VALUE.
 const ELEMENT: u16 = 1;
 const NAME: u16 = 1;
@@ -134,7 +134,8 @@ impl Rule {
                     const COMPARED: u16 = 3;
                     let is_equal = number_in(data, OPERATION) == Some(0);
                     let protocol = value_in(data, COMPARED).and_then(|value| value.first().copied());
-                    self.sees_flows &= !is_equal || protocol.is_none_or(|it| matches!(it, TCP | UDP));
+                    self.sees_flows &=
+                        !is_equal || protocol.is_none_or(|it| matches!(it, PROTOCOL_TCP | PROTOCOL_UDP));
                 }
                 _ => {}
             }

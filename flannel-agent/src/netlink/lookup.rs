@@ -2,6 +2,10 @@
 
 use std::net::IpAddr;
 
+use flannel_common::{
+    family::{Family as _, V4, V6},
+    packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP},
+};
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -35,12 +39,6 @@ pub struct RouteQuery {
     pub destination_port: Option<u16>,
 }
 
-/// Protocols (IANA) that the kernel routes by.
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-
 /// The route that a packet takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakenRoute {
@@ -71,7 +69,7 @@ pub fn refusal_means(refusal: &KernelError) -> &'static str {
 /// the settings cannot be read.
 pub fn forwards_ipv6(interface: &str) -> bool {
     let is = |name: &str, value: &str| sysctl::NET.read(name).is_ok_and(|text| text == value);
-    let forced = format!("ipv6/conf/{}/force_forwarding", interface.replace('/', "."));
+    let forced = format!("ipv6/conf/{interface}/force_forwarding");
     !is("ipv6/conf/all/forwarding", "0") || is(&forced, "1")
 }
 
@@ -106,11 +104,11 @@ impl Netlink {
         if query.mark != 0 {
             message.attributes.push(RouteAttribute::Mark(query.mark));
         }
-        let icmp = if query.destination.is_ipv4() { ICMP } else { ICMPV6 };
-        if [TCP, UDP, icmp].contains(&query.protocol) {
+        let icmp = if query.destination.is_ipv4() { V4::PROTOCOL_ICMP } else { V6::PROTOCOL_ICMP };
+        if [PROTOCOL_TCP, PROTOCOL_UDP, icmp].contains(&query.protocol) {
             message.attributes.push(RouteAttribute::IpProto(query.protocol));
         }
-        if [TCP, UDP].contains(&query.protocol) {
+        if [PROTOCOL_TCP, PROTOCOL_UDP].contains(&query.protocol) {
             message.attributes.extend(query.source_port.map(RouteAttribute::Sport));
             message.attributes.extend(query.destination_port.map(RouteAttribute::Dport));
         }

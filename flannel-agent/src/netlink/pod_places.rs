@@ -63,7 +63,7 @@ pub fn obstacle(veth: &Link, bridge: Option<&Link>) -> Option<String> {
 
 /// The MTU that IPv6 has of its own at an interface, bytes; as large as there is where it has none.
 fn ipv6_mtu(interface: &str) -> u32 {
-    let setting = format!("ipv6/conf/{}/mtu", interface.replace('/', "."));
+    let setting = format!("ipv6/conf/{interface}/mtu");
     sysctl::NET.read(&setting).ok().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX)
 }
 

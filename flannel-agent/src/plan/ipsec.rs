@@ -1,11 +1,9 @@
 //! Which peers' packets the host wants encrypted.
 
+use flannel_common::packet::headers::PROTOCOL_UDP;
 use ipnetwork::IpNetwork;
 
 use super::IpsecPolicy;
-
-/// Protocol number of UDP (IANA).
-const UDP: u8 = 17;
 
 impl IpsecPolicy {
     /// Whether it is about packets between a node and a peer, be they in VXLAN or as pods send them. Each of the two is
@@ -13,7 +11,7 @@ impl IpsecPolicy {
     pub(super) fn covers(&self, node: [IpNetwork; 2], peer: [IpNetwork; 2]) -> bool {
         let [(address, subnet), (peer_address, peer_subnet)] =
             [node, peer].map(|[address, subnet]| (address, subnet));
-        let outer = self.is_between(address, peer_address) && matches!(self.protocol, 0 | UDP);
+        let outer = self.is_between(address, peer_address) && matches!(self.protocol, 0 | PROTOCOL_UDP);
         outer || self.is_between(subnet, peer_subnet)
     }
 

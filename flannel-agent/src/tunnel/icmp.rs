@@ -1,13 +1,15 @@
 //! Errors that the tunnel answers with, as a router would.
 
-use flannel_common::packet::{
-    checksum,
-    headers::{IPV4_LEN, Ipv4},
+use flannel_common::{
+    family::{Family as _, V4},
+    packet::{
+        checksum,
+        headers::{IPV4_LEN, Ipv4},
+    },
 };
 
 use super::packet::{header_len, sum, write};
 
-const PROTOCOL_ICMP: u8 = 1;
 const ICMP_LEN: usize = 8;
 /// TTL of answers, as stock flannel's.
 const TTL: u8 = 8;
@@ -53,7 +55,7 @@ impl Answer {
             return None;
         }
         // Echo and its like may be answered; errors not.
-        if ip.protocol == PROTOCOL_ICMP && !matches!(packet.get(header)?, 0 | 8 | 13..=18) {
+        if ip.protocol == V4::PROTOCOL_ICMP && !matches!(packet.get(header)?, 0 | 8 | 13..=18) {
             return None;
         }
         let quoted = packet.get(..(header + QUOTED).min(usize::from(ip.total_len)))?;
@@ -66,7 +68,7 @@ impl Answer {
             id: 0,
             fragment: 0,
             ttl: TTL,
-            protocol: PROTOCOL_ICMP,
+            protocol: V4::PROTOCOL_ICMP,
             checksum: 0,
             source: from,
             destination: ip.source,

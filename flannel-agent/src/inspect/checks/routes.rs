@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use flannel_common::packet::headers::PROTOCOL_TCP;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::RouteType;
 
@@ -21,7 +22,6 @@ use crate::{
 const ASKED: usize = 64;
 /// So many are named.
 const NAMED: usize = 3;
-const TCP: u8 = 6;
 
 /// What was found of the way of packets between this node's pods and the peers of `rows`.
 ///
@@ -56,7 +56,7 @@ pub async fn of_routes(
                 destination,
                 arrived_by: Some(arrived_by),
                 mark: 0,
-                protocol: TCP,
+                protocol: PROTOCOL_TCP,
                 source_port: None,
                 destination_port: None,
             };

@@ -102,8 +102,7 @@ impl Surroundings {
         found.gateways.extend(pods.filter(|link| link.master.is_none()).map(|link| link.index));
         let all = number("ipv4/conf/all/rp_filter").unwrap_or_default();
         for link in kernel.links.iter().filter(|link| link.master.is_none()) {
-            let own =
-                number(&format!("ipv4/conf/{}/rp_filter", link.name.replace('/', "."))).unwrap_or_default();
+            let own = number(&format!("ipv4/conf/{}/rp_filter", link.name)).unwrap_or_default();
             found.rp_filter.insert(link.name.clone(), u8::try_from(all.max(own)).unwrap_or(u8::MAX));
         }
         let tracked = number("netfilter/nf_conntrack_count").zip(number("netfilter/nf_conntrack_max"));

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use flannel_common::packet::headers::PROTOCOL_TCP;
 use ipnetwork::IpNetwork;
 
 use crate::{
@@ -10,7 +11,6 @@ use crate::{
     values::overlap,
 };
 
-const TCP: u8 = 6;
 /// What packets pass that are forwarded, and those from the node's own address in the overlay.
 const WAYS: [(Direction, &str); 2] = [(Direction::Forward, "forwarded"), (Direction::Out, "sent")];
 
@@ -23,7 +23,7 @@ pub(super) fn add(table: &IpsecTable, passages: &[Passage], found: &mut Vec<Find
             let ends =
                 sample(passage.source, policy.source).zip(sample(passage.destination, policy.destination));
             let Some((source, destination)) = ends else { return false };
-            let protocol = if policy.protocol == 0 { TCP } else { policy.protocol };
+            let protocol = if policy.protocol == 0 { PROTOCOL_TCP } else { policy.protocol };
             let packet =
                 DecidedPacket { source, destination, protocol, ports: policy.sample_ports(), mark: 0 };
             table.decide(policy.direction, &packet) == IpsecVerdict::Block(Some(policy))
@@ -42,7 +42,8 @@ pub(super) fn add(table: &IpsecTable, passages: &[Passage], found: &mut Vec<Find
             let ends = sample(passage.source, passage.source.network)
                 .zip(sample(passage.destination, passage.destination.network));
             ends.is_some_and(|(source, destination)| {
-                let packet = DecidedPacket { source, destination, protocol: TCP, ports: (0, 0), mark: 0 };
+                let packet =
+                    DecidedPacket { source, destination, protocol: PROTOCOL_TCP, ports: (0, 0), mark: 0 };
                 table.decide(way, &packet) == IpsecVerdict::Block(None)
             })
         });
