@@ -323,6 +323,10 @@ fn look<F: Family, P: Act<F>>(
     } else if trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip)) {
         act::noted(packet, way, &Note::Changed(flow), size);
     } else if is_to_be_asked {
+        // The connection before it between the same ports may have left something behind: its last acknowledgement comes
+        // after the packet that ends it.
+        let begins = matches!(way, Direction::Ingress) && transport.begins();
+        let known = if begins { NEVER } else { known };
         let note = translated::ask(way, flow, &known, &pod, tables.now())?;
         act::noted(packet, way, &note, size);
     } else {

@@ -80,6 +80,12 @@ impl Transport {
         self.flags & (TCP_FIN | TCP_RST) != 0 || self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
+    /// Whether a TCP connection begins, be it that the other side answers that.
+    #[inline(always)]
+    pub(super) const fn begins(&self) -> bool {
+        self.flags & TCP_SYN != 0
+    }
+
     /// Whether one side gives the TCP connection up at once, or has lost it, and begins anew: then the other side has
     /// it reset.
     #[inline(always)]
