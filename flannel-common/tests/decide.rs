@@ -10,7 +10,7 @@ use flannel_common::{
     layout::{AddressV6, FastPath, Route, RouteKind, SubnetV4, UnknownVtep},
     mark::FLOW_MARK,
     packet::{Arrival, Fib, Packet, headers::folded},
-    path::{Hook, Note, Verdict, decide, fields, flow::LONG_AGO, to_overlay::is_handed_over, trail},
+    path::{Hook, Move, Note, Verdict, decide, fields, flow::LONG_AGO, to_overlay::is_handed_over, trail},
     reason::Reason,
 };
 use flannel_common_testing::{
@@ -201,12 +201,12 @@ proptest! {
     fn the_gate_opens_for_accepted_flows_only(case in any_hook().prop_flat_map(case)) {
         let flowing = case.tables.config.is_some_and(|config| config.fast_path == FastPath::Flow);
         let (ifindex, inner) = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
-            Verdict::Encap(_, Reason::EncapPod) | Verdict::Route(..) => {
+            Verdict::V4(Move::Encapsulate(_), Reason::EncapPod) | Verdict::V4(Move::SendDirect(..), ..) => {
                 // Whose address it was when the flow was accepted: what has been learned says more than where pods are.
                 (case.arrival.ifindex, &case.frame[..])
             }
-            Verdict::Deliver(deliver, _) | Verdict::DecapsulateEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
-            Verdict::Hand(deliver, _) => (deliver.pod.ifindex, &case.frame[..]),
+            Verdict::V4(Move::Decapsulate(deliver), _) | Verdict::DecapsulateEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
+            Verdict::V4(Move::Deliver(deliver), _) => (deliver.pod.ifindex, &case.frame[..]),
             _ => return Ok(()),
         };
         prop_assume!(flowing);
@@ -319,7 +319,7 @@ proptest! {
         let expected = longest(&tables, destination);
         for hook in [Hook::FromPod, Hook::ToOverlay] {
             let peer = match decide(hook, &sent(hook, frame.clone()).bytes()[..], &tables, &seen_at(hook)) {
-                Verdict::Encap(encap, _) => Some(encap.route),
+                Verdict::V4(Move::Encapsulate(encap), _) => Some(encap.route),
                 Verdict::Kernel(Reason::NoRoute) => None,
                 other => panic!("{other:?}"),
             };
@@ -357,7 +357,7 @@ proptest! {
                 let frame = sent(hook, make(len));
                 let arrival = Arrival { gso_size, ..seen_at(hook) };
                 let verdict = decide(hook, &frame.bytes()[..], &tables, &arrival);
-                let fits = matches!(verdict, Verdict::Encap(..));
+                let fits = matches!(verdict, Verdict::V4(Move::Encapsulate(..), ..));
                 prop_assert!(fits || verdict == Verdict::Kernel(Reason::TooBig), "{verdict:?}");
                 prop_assert_eq!(fits, over <= 0, "{:?} at {}", hook, gso_size);
             }
@@ -381,7 +381,7 @@ proptest! {
             let arrival = Arrival { gso_size, ..seen_at(Hook::FromPod) };
             let frame = sent(Hook::FromPod, make(len));
             let verdict = decide(Hook::FromPod, &frame.bytes()[..], &tables, &arrival);
-            let fits = matches!(verdict, Verdict::Route(..));
+            let fits = matches!(verdict, Verdict::V4(Move::SendDirect(..), ..));
             prop_assert!(fits || verdict == Verdict::Kernel(Reason::TooBig), "{verdict:?}");
             prop_assert_eq!(fits, over <= 0, "{:?} at {}", verdict, gso_size);
         }
@@ -392,7 +392,7 @@ proptest! {
     #[test]
     fn without_a_tunnel_only_direct_peers_are_heard(case in case(Hook::FromUnderlay)) {
         let verdict = decide(case.hook, &case.frame[..], &case.tables, &case.arrival);
-        let Verdict::Hand(..) = verdict else { return Ok(()) };
+        let Verdict::V4(Move::Deliver(..), ..) = verdict else { return Ok(()) };
         let source: [u8; 4] = case.frame[26..30].try_into().unwrap();
         let peer = longest(&case.tables, source).unwrap();
         prop_assert_eq!((peer.kind, peer.ifindex), (RouteKind::Direct, case.arrival.ifindex));

@@ -4,7 +4,7 @@
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader};
 use flannel_common::{
     layout::{PodPlace, RouteKind},
-    path::{Hook, Verdict, decide},
+    path::{Hook, Move, Verdict, decide},
     reason::Reason,
 };
 use flannel_common_testing::{HERE, MemoryTables, Node, THERE, delivered, seen_at, sent_direct};
@@ -76,7 +76,9 @@ fn checksums_are_right(frame: &[u8]) -> Result<(), TestCaseError> {
 /// The frame on the underlay, as the program at `hook` of `from` makes it.
 fn encapsulated(hook: Hook, from: &Node, to: &Node, frame: &[u8], id: u16, hash: u32) -> Vec<u8> {
     match decide(hook, frame, &from.tables(&[*to]), &seen_at(hook)) {
-        Verdict::Encap(encap, _) => flannel_common_testing::encapsulated(frame, &encap, id, hash).unwrap(),
+        Verdict::V4(Move::Encapsulate(encap), _) => {
+            flannel_common_testing::encapsulated(frame, &encap, id, hash).unwrap()
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -84,7 +86,7 @@ fn encapsulated(hook: Hook, from: &Node, to: &Node, frame: &[u8], id: u16, hash:
 /// The frame in the pod, as the program of `at` makes it, and where it goes.
 fn decapsulated(at: &Node, from: &Node, frame: &[u8]) -> (Vec<u8>, PodPlace) {
     match decide(Hook::FromUnderlay, frame, &at.tables(&[*from]), &seen_at(Hook::FromUnderlay)) {
-        Verdict::Deliver(deliver, Reason::DeliverPod) => {
+        Verdict::V4(Move::Decapsulate(deliver), Reason::DeliverPod) => {
             (flannel_common_testing::decapsulated(frame, &deliver).unwrap(), deliver.pod)
         }
         other => panic!("{other:?}"),
@@ -128,13 +130,13 @@ proptest! {
     ) {
         let sent = marked(frame(HERE.pod(2), THERE.pod(3), ttl, &kind, &data), tos);
         let verdict = decide(Hook::FromPod, &sent[..], &direct(&HERE, &THERE), &seen_at(Hook::FromPod));
-        let Verdict::Route(route, Reason::RoutePod) = verdict else { panic!("{verdict:?}") };
+        let Verdict::V4(Move::SendDirect(route), Reason::RoutePod) = verdict else { panic!("{verdict:?}") };
         let wire = sent_direct(&sent, &route).unwrap();
         checksums_are_right(&wire)?;
 
         let seen = seen_at(Hook::FromUnderlay);
         let verdict = decide(Hook::FromUnderlay, &wire[..], &direct(&THERE, &HERE), &seen);
-        let Verdict::Hand(deliver, Reason::HandPod) = verdict else { panic!("{verdict:?}") };
+        let Verdict::V4(Move::Deliver(deliver), Reason::HandPod) = verdict else { panic!("{verdict:?}") };
         let received = delivered(&wire, &deliver).unwrap();
         checksums_are_right(&received)?;
         let mut expected = marked(frame(HERE.pod(2), THERE.pod(3), ttl - 2, &kind, &data), tos);

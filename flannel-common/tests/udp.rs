@@ -8,7 +8,7 @@ use flannel_common::{
         Arrival,
         headers::{ETHERNET_LEN, PROTOCOL_UDP, UDP_LEN, Udp},
     },
-    path::{Carrier, HEADERS_UDP_LEN, Hook, Note, Verdict, decide, decide_all},
+    path::{Carrier, HEADERS_UDP_LEN, Hook, Move, Note, Verdict, decide, decide_all},
     reason::Reason,
 };
 use flannel_common_testing::{ELSEWHERE, Frame, HERE, MemoryTables, THERE, seen_at};
@@ -57,7 +57,7 @@ fn arrives(tables: &MemoryTables, frame: &Frame) -> Verdict {
 fn a_pods_packet_is_put_into_udp_as_a_socket_does() {
     let frame = from_pod();
     let verdict = decide(Hook::FromPod, &frame.bytes()[..], &tables(), &seen_at(Hook::FromPod));
-    let Verdict::Encap(encap, Reason::EncapPod) = verdict else { panic!("{verdict:?}") };
+    let Verdict::V4(Move::Encapsulate(encap), Reason::EncapPod) = verdict else { panic!("{verdict:?}") };
     assert_eq!(encap.forward.unwrap().ttl, 62, "this node's routing, and its end of the tunnel");
     let headers = encap.headers_udp();
     assert_eq!((headers.len(), &headers[..2]), (HEADERS_UDP_LEN, &[8, 0][..]));
@@ -89,7 +89,7 @@ fn what_does_not_fit_or_outlives_no_hop_is_the_kernels() {
 #[test]
 fn a_datagram_of_a_peer_is_taken_out_for_the_pod() {
     let verdict = arrives(&tables(), &in_udp(THERE.vtep, &packet(&inner())));
-    let Verdict::Deliver(deliver, Reason::DeliverPod) = verdict else { panic!("{verdict:?}") };
+    let Verdict::V4(Move::Decapsulate(deliver), Reason::DeliverPod) = verdict else { panic!("{verdict:?}") };
     assert_eq!((deliver.forward.ttl, deliver.packet_len), (60, u32::from(inner().ip.total_len)));
     assert_eq!(deliver.pod.mac, HERE.pod_mac(2));
 }
@@ -127,7 +127,7 @@ fn at_the_device_flows_are_learned_and_peers_seen() {
     let decision = decide_all(Hook::ToOverlay, &out[..], &tables, &arrival, None);
     assert_eq!(decision.verdict, Verdict::Pass);
     assert!(
-        matches!(decision.note, Some(Note::Permit(flow, _)) if flow.local == HERE.pod(2)),
+        matches!(decision.v4.note, Some(Note::Permit(flow, _)) if flow.local == HERE.pod(2)),
         "{decision:?}"
     );
 
@@ -135,6 +135,6 @@ fn at_the_device_flows_are_learned_and_peers_seen() {
     let arrival = Arrival { mark: 0, ..seen_at(Hook::FromOverlay) };
     let decision = decide_all(Hook::FromOverlay, &packet(&inner())[..], &tables, &arrival, None);
     assert_eq!(decision.verdict, Verdict::Pass);
-    let seen = decision.tunnel.unwrap();
+    let seen = decision.v4.tunnel.unwrap();
     assert_eq!((seen.vtep, seen.tunnel.ingress, seen.reason), (THERE.vtep, tables.now, Reason::TunnelSeen));
 }

@@ -12,7 +12,7 @@ use flannel_common::{
     layout::{AddressV6, FastPath, Route, SubnetV6},
     mark::FLOW_MARK,
     packet::{Arrival, ipv6::Ipv6},
-    path::{Hook, Note, Verdict, decide, flow::LONG_AGO, trail},
+    path::{Hook, Move, Note, Verdict, decide, flow::LONG_AGO, trail},
     reason::Reason,
 };
 use flannel_common_testing::{
@@ -88,17 +88,19 @@ fn checksum_is_right(frame: &[u8]) -> Result<(), TestCaseError> {
 
 fn encapsulated(hook: Hook, from: &Node, to: &Node, frame: &[u8], hash: u32) -> Vec<u8> {
     match decide(hook, frame, &from.dual_tables(&[*to]), &seen_at(hook)) {
-        Verdict::EncapV6(encap, _) => flannel_common_testing::encapsulated(frame, &encap, 0, hash).unwrap(),
+        Verdict::V6(Move::Encapsulate(encap), _) => {
+            flannel_common_testing::encapsulated(frame, &encap, 0, hash).unwrap()
+        }
         other => panic!("{other:?}"),
     }
 }
 
 fn reason(verdict: &Verdict) -> Option<Reason> {
     match verdict {
-        Verdict::Encap(..)
-        | Verdict::Route(..)
-        | Verdict::Deliver(..)
-        | Verdict::Hand(..)
+        Verdict::V4(Move::Encapsulate(..), ..)
+        | Verdict::V4(Move::SendDirect(..), ..)
+        | Verdict::V4(Move::Decapsulate(..), ..)
+        | Verdict::V4(Move::Deliver(..), ..)
         | Verdict::DecapsulateEarly(..) => panic!("IPv4: {verdict:?}"),
         _ => verdict.reason(),
     }
@@ -202,7 +204,7 @@ proptest! {
 
         let tables = THERE.dual_tables(&[HERE]);
         let verdict = decide(Hook::FromUnderlay, &outer[..], &tables, &seen_at(Hook::FromUnderlay));
-        let Verdict::DeliverV6(deliver, Reason::DeliverPod) = verdict else { panic!("{verdict:?}") };
+        let Verdict::V6(Move::Decapsulate(deliver), Reason::DeliverPod) = verdict else { panic!("{verdict:?}") };
         prop_assert_eq!(deliver.pod.mac, THERE.pod_mac(3));
         let mut expected = frame(hop_limit - 2, class, label, &kind, &data);
         expected[..6].copy_from_slice(&THERE.pod_mac(3));
@@ -228,7 +230,7 @@ proptest! {
         let sent = frame(64, class, 7, &kind, &data);
         let arrival = Arrival { gso_size: 90, ..seen_at(Hook::FromPod) };
         let verdict = decide(Hook::FromPod, &sent[..], &HERE.dual_tables(&[THERE]), &arrival);
-        let Verdict::HandOver(to, Reason::EncapDevice) = verdict else { panic!("{verdict:?}") };
+        let Verdict::V6(Move::HandOver(to), Reason::EncapDevice) = verdict else { panic!("{verdict:?}") };
         let mut expected = frame(63, class, 7, &kind, &data);
         expected[..6].copy_from_slice(&THERE.mac_v6());
         expected[6..12].copy_from_slice(&HERE.mac_v6());
@@ -288,7 +290,7 @@ proptest! {
         let frame = FrameV6::udp(HERE.pod_v6(2), destination, 10);
         for hook in [Hook::FromPod, Hook::ToOverlay] {
             let peer = match decide(hook, &sent(hook, frame.clone()).bytes()[..], &tables, &seen_at(hook)) {
-                Verdict::EncapV6(encap, _) => Some(encap.route),
+                Verdict::V6(Move::Encapsulate(encap), _) => Some(encap.route),
                 Verdict::Kernel(Reason::NoRoute) => None,
                 other => panic!("{other:?}"),
             };
@@ -315,11 +317,11 @@ proptest! {
         let flowing = case.tables.v6.config.is_some_and(|config| config.fast_path == FastPath::Flow);
         prop_assume!(flowing && case.frame.get(12..14) == Some(&[0x86, 0xdd]));
         let inner = match decide(case.hook, &case.frame[..], &case.tables, &case.arrival) {
-            Verdict::EncapV6(_, Reason::EncapPod)
-            | Verdict::HandOver(..)
-            | Verdict::RouteV6(..)
-            | Verdict::HandV6(..) => &case.frame[..],
-            Verdict::DeliverV6(..) => &case.frame[70..],
+            Verdict::V6(Move::Encapsulate(_), Reason::EncapPod)
+            | Verdict::V6(Move::HandOver(..), ..)
+            | Verdict::V6(Move::SendDirect(..), ..)
+            | Verdict::V6(Move::Deliver(..), ..) => &case.frame[..],
+            Verdict::V6(Move::Decapsulate(..), ..) => &case.frame[70..],
             _ => return Ok(()),
         };
         let ip = Ipv6::parse(inner[14..54].try_into().unwrap());

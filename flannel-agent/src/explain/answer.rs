@@ -3,7 +3,8 @@
 use std::fmt;
 
 use flannel_common::{
-    path::{Hook, Verdict},
+    family::Family,
+    path::{Hook, Move, Verdict},
     reason::{Direction, Reason},
 };
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
@@ -176,13 +177,20 @@ pub(super) fn does(verdict: &Verdict) -> &'static str {
         Verdict::Kernel(_) => "leaves it to the kernel path",
         Verdict::Exempt(_) => "leaves it to the kernel path, marked as exempt from masquerading",
         Verdict::Checked(_) => "leaves it to the tunnel's device, marked as checked",
-        Verdict::Encap(..) | Verdict::EncapV6(..) => "encapsulates and redirects it",
-        Verdict::Route(..) | Verdict::RouteV6(..) => "redirects it as it is",
-        Verdict::Deliver(..) | Verdict::DeliverV6(..) => "decapsulates it and hands it to the pod",
-        Verdict::Hand(..) | Verdict::HandV6(..) => "hands it to the pod",
-        Verdict::HandOver(..) => "hands it to the tunnel's device",
+        Verdict::V4(how, _) => moves(how),
+        Verdict::V6(how, _) => moves(how),
         Verdict::DecapsulateEarly(..) => "decapsulates it early",
         Verdict::Seen(_) => "counts it and lets it pass",
         Verdict::Drop(_) => "drops it",
+    }
+}
+
+const fn moves<F: Family>(how: &Move<F>) -> &'static str {
+    match how {
+        Move::Encapsulate(_) => "encapsulates and redirects it",
+        Move::HandOver(_) => "hands it to the tunnel's device",
+        Move::SendDirect(_) => "redirects it as it is",
+        Move::Decapsulate(_) => "decapsulates it and hands it to the pod",
+        Move::Deliver(_) => "hands it to the pod",
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use flannel_common::{
-    layout::{PodPlace, RouteKind},
+    layout::RouteKind,
     packet::{Arrival, headers::PROTOCOL_UDP},
     path::{Carrier, Hook, Verdict},
     reason::Reason,
@@ -22,15 +22,6 @@ use crate::{
 
 /// The MAC of a station that nobody has looked for.
 const SOMEBODY: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
-
-/// The pod that a program hands a packet to.
-fn handed(verdict: &Verdict) -> Option<PodPlace> {
-    match verdict {
-        Verdict::Deliver(to, _) | Verdict::Hand(to, _) | Verdict::DecapsulateEarly(to, _) => Some(to.pod),
-        Verdict::DeliverV6(to, _) | Verdict::HandV6(to, _) => Some(to.pod),
-        _ => None,
-    }
-}
 
 impl Walk {
     /// From the node whose lease holds its source, or from `node`, in VXLAN.
@@ -67,7 +58,7 @@ impl Walk {
             return Ok(outcome);
         }
         let verdict = self.at(Hook::FromUnderlay, &frame, &arrival)?;
-        if let Some(pod) = handed(&verdict) {
+        if let Some((pod, _)) = verdict.pod() {
             return Ok(Outcome::Pod { interface: interface(pod.ifindex), fast: true });
         }
         if sender.is_none() {
@@ -110,7 +101,7 @@ impl Walk {
                     by: format!("{}: {}", hook.program(), reason.sentence()),
                 }));
             }
-            if let Some(pod) = handed(&verdict) {
+            if let Some((pod, _)) = verdict.pod() {
                 self.steps.push(Step {
                     at: At::Hook(Hook::FromUnderlay),
                     interface: Some(interface(arrival.ifindex)),
@@ -176,7 +167,7 @@ impl Walk {
             if let Verdict::Drop(reason) = verdict {
                 return Ok(Outcome::Dropped { by: format!("from_overlay: {}", reason.sentence()) });
             }
-            if let Some(pod) = handed(&verdict) {
+            if let Some((pod, _)) = verdict.pod() {
                 return Ok(Outcome::Pod { interface: interface(pod.ifindex), fast: true });
             }
         }

@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 
 use flannel_common::{
-    family::{V4, V6},
     layout::PodPlace,
     packet::{Arrival, headers::PROTOCOL_UDP},
-    path::{Carrier, Hook, Verdict},
+    path::{Carrier, Encap, Hook, Move, Verdict},
 };
 
 use super::{
@@ -30,24 +29,24 @@ enum Sent {
 
 fn sent(verdict: &Verdict) -> Option<Sent> {
     match verdict {
-        Verdict::Encap(encap, _) => Some(Sent::By {
-            ifindex: encap.route.ifindex,
-            next_hop: V4::address(encap.route.next_hop),
-            node: Some(V4::address(encap.route.vtep)),
-        }),
-        Verdict::EncapV6(encap, _) => Some(Sent::By {
-            ifindex: encap.route.ifindex,
-            next_hop: V6::address(encap.route.next_hop),
-            node: Some(V6::address(encap.route.vtep)),
-        }),
-        Verdict::Route(to, _) => {
-            Some(Sent::By { ifindex: to.ifindex, next_hop: V4::address(to.next_hop), node: None })
-        }
-        Verdict::RouteV6(to, _) => {
-            Some(Sent::By { ifindex: to.ifindex, next_hop: V6::address(to.next_hop), node: None })
-        }
-        Verdict::HandOver(to, _) => Some(Sent::Device(to.ifindex)),
+        Verdict::V4(how, _) => moved(how),
+        Verdict::V6(how, _) => moved(how),
         _ => None,
+    }
+}
+
+fn moved<F: IpFamily>(how: &Move<F>) -> Option<Sent> {
+    match how {
+        Move::Encapsulate(Encap { route, .. }) => Some(Sent::By {
+            ifindex: route.ifindex,
+            next_hop: F::address(route.next_hop),
+            node: Some(F::address(route.vtep)),
+        }),
+        Move::SendDirect(to) => {
+            Some(Sent::By { ifindex: to.ifindex, next_hop: F::address(to.next_hop), node: None })
+        }
+        Move::HandOver(to) => Some(Sent::Device(to.ifindex)),
+        Move::Decapsulate(_) | Move::Deliver(_) => None,
     }
 }
 

@@ -140,12 +140,11 @@ impl Walk {
 
     /// Why a pod cannot be handed what `verdict` says: the kernel tells the programs when they do it.
     fn misfit(&self, verdict: &Verdict) -> Option<Reason> {
-        let (ifindex, len) = match verdict {
-            Verdict::Deliver(to, _) | Verdict::Hand(to, _) => (to.pod.ifindex, to.packet_len),
-            Verdict::DeliverV6(to, _) | Verdict::HandV6(to, _) => (to.pod.ifindex, to.packet_len),
-            _ => return None,
+        let (pod, len) = match verdict {
+            Verdict::DecapsulateEarly(..) => return None,
+            _ => verdict.pod()?,
         };
-        match self.link(ifindex) {
+        match self.link(pod.ifindex) {
             None => Some(Reason::PodGone),
             Some(link) if link.mtu < len => Some(Reason::TooBig),
             Some(_) => None,

@@ -3,8 +3,9 @@
 use core::cell::Cell;
 
 use super::{
-    Act, Deliver, Direct, Encap, HandOver, Hook, Note, Rewrite, Tables, TcPacket, TunnelNote, UnderlayRoute,
-    Verdict, XdpFrame, exempt, from_overlay, from_pod, from_underlay, to_overlay, to_pod, to_underlay, xdp,
+    Act, Deliver, Direct, Encap, HandOver, Hook, Move, Note, Rewrite, Tables, TcPacket, TunnelNote,
+    UnderlayRoute, Verdict, XdpFrame, exempt, from_overlay, from_pod, from_underlay, to_overlay, to_pod,
+    to_underlay, xdp,
 };
 use crate::{
     family::{Family, V4, V6},
@@ -20,20 +21,23 @@ use crate::{
 pub struct Decision {
     /// What becomes of the packet.
     pub verdict: Verdict,
-    /// What is noted about its flow or its pod.
-    pub note: Option<Note<V4>>,
+    /// What is written down of IPv4.
+    pub v4: Written<V4>,
     /// The same of IPv6.
-    pub note_v6: Option<Note<V6>>,
-    /// How it is translated, if it is.
-    pub rewrite: Option<Rewrite<V4>>,
-    /// The same of IPv6.
-    pub rewrite_v6: Option<Rewrite<V6>>,
-    /// What is noted about the tunnel it has taken.
-    pub tunnel: Option<TunnelNote<V4>>,
-    /// The same of IPv6.
-    pub tunnel_v6: Option<TunnelNote<V6>>,
+    pub v6: Written<V6>,
     /// The `skb->priority` that it gets.
     pub priority: Option<u32>,
+}
+
+/// What is written down about a packet of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written<F: Family> {
+    /// What is noted about its flow or its pod.
+    pub note: Option<Note<F>>,
+    /// How it is translated, if it is.
+    pub rewrite: Option<Rewrite<F>>,
+    /// What is noted about the tunnel it has taken.
+    pub tunnel: Option<TunnelNote<F>>,
 }
 
 /// All that the program at `hook` does with `packet`. `route` is how the kernel sends what is for the packet's outer
@@ -45,19 +49,14 @@ pub fn decide_all(
     arrival: &Arrival,
     route: Option<UnderlayRoute>,
 ) -> Decision {
-    let marks = tables.marks();
     let seen = &Seen {
         packet,
         arrival,
-        marks,
+        marks: tables.marks(),
         route,
         marked: Cell::new(0),
-        note: Cell::new(None),
-        note_v6: Cell::new(None),
-        rewrite: Cell::new(None),
-        rewrite_v6: Cell::new(None),
-        tunnel: Cell::new(None),
-        tunnel_v6: Cell::new(None),
+        v4: Pen::default(),
+        v6: Pen::default(),
         priority: Cell::new(None),
     };
     let verdict = match hook {
@@ -70,16 +69,7 @@ pub fn decide_all(
         Hook::XdpUnderlay => xdp::underlay(seen, tables),
         Hook::XdpGeneric => xdp::generic(seen, tables),
     };
-    Decision {
-        verdict,
-        note: seen.note.get(),
-        note_v6: seen.note_v6.get(),
-        rewrite: seen.rewrite.get(),
-        rewrite_v6: seen.rewrite_v6.get(),
-        tunnel: seen.tunnel.get(),
-        tunnel_v6: seen.tunnel_v6.get(),
-        priority: seen.priority.get(),
-    }
+    Decision { verdict, v4: seen.v4.written(), v6: seen.v6.written(), priority: seen.priority.get() }
 }
 
 /// What the program at `hook` does with `packet`.
@@ -122,13 +112,67 @@ struct Seen<'a, P: ?Sized> {
     route: Option<UnderlayRoute>,
     /// Bits set in its mark.
     marked: Cell<u32>,
-    note: Cell<Option<Note<V4>>>,
-    note_v6: Cell<Option<Note<V6>>>,
-    rewrite: Cell<Option<Rewrite<V4>>>,
-    rewrite_v6: Cell<Option<Rewrite<V6>>>,
-    tunnel: Cell<Option<TunnelNote<V4>>>,
-    tunnel_v6: Cell<Option<TunnelNote<V6>>>,
+    v4: Pen<V4>,
+    v6: Pen<V6>,
     priority: Cell<Option<u32>>,
+}
+
+/// Where a packet's [`Written`] is collected.
+struct Pen<F: Family> {
+    note: Cell<Option<Note<F>>>,
+    rewrite: Cell<Option<Rewrite<F>>>,
+    tunnel: Cell<Option<TunnelNote<F>>>,
+}
+
+impl<F: Family> Default for Pen<F> {
+    fn default() -> Self {
+        Self { note: Cell::new(None), rewrite: Cell::new(None), tunnel: Cell::new(None) }
+    }
+}
+
+impl<F: Family> Pen<F> {
+    fn written(&self) -> Written<F> {
+        Written { note: self.note.get(), rewrite: self.rewrite.get(), tunnel: self.tunnel.get() }
+    }
+}
+
+/// A family as a [`Decision`] holds it.
+trait Decided: Family {
+    fn pen<'a, P: ?Sized>(seen: &'a Seen<'_, P>) -> &'a Pen<Self>;
+
+    fn verdict(how: Move<Self>, reason: Reason) -> Verdict;
+}
+
+impl Decided for V4 {
+    fn pen<'a, P: ?Sized>(seen: &'a Seen<'_, P>) -> &'a Pen<Self> {
+        &seen.v4
+    }
+
+    fn verdict(how: Move<Self>, reason: Reason) -> Verdict {
+        Verdict::V4(how, reason)
+    }
+}
+
+impl Decided for V6 {
+    fn pen<'a, P: ?Sized>(seen: &'a Seen<'_, P>) -> &'a Pen<Self> {
+        &seen.v6
+    }
+
+    fn verdict(how: Move<Self>, reason: Reason) -> Verdict {
+        Verdict::V6(how, reason)
+    }
+}
+
+impl<P: ?Sized> Seen<'_, P> {
+    fn moved<F: Decided>(
+        &self,
+        how: Move<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Verdict, Reason> {
+        F::pen(self).rewrite.set(rewrite.copied());
+        Ok(F::verdict(how, reason))
+    }
 }
 
 impl<P: Packet + ?Sized> Packet for &Seen<'_, P> {
@@ -213,106 +257,72 @@ impl<P: Packet + ?Sized> TcPacket for &Seen<'_, P> {
     }
 }
 
-/// What of a family is written down.
-macro_rules! act {
-    ($family:ident, $note:ident, $rewrite:ident, $tunnel:ident, $encap:path, $hand_over:expr, $direct:path, $decapsulate:path, $deliver:path) => {
-        impl<P: Packet + ?Sized> Act<$family> for &Seen<'_, P> {
-            fn write_down(&self, note: &Note<$family>) {
-                self.$note.set(Some(*note));
-            }
+impl<F: Decided, P: Packet + ?Sized> Act<F> for &Seen<'_, P> {
+    fn write_down(&self, note: &Note<F>) {
+        F::pen(self).note.set(Some(*note));
+    }
 
-            fn untranslate(&self, flow: &Flow<$family>, _is_broken_off: bool) {
-                self.$note.set(Some(Note::Untranslate(*flow)));
-            }
+    fn untranslate(&self, flow: &Flow<F>, _is_broken_off: bool) {
+        F::pen(self).note.set(Some(Note::Untranslate(*flow)));
+    }
 
-            fn write_down_tunnel(&self, note: &TunnelNote<$family>) {
-                self.$tunnel.set(Some(*note));
-            }
+    fn write_down_tunnel(&self, note: &TunnelNote<F>) {
+        F::pen(self).tunnel.set(Some(*note));
+    }
 
-            fn underlay_route(
-                &self,
-                _: <$family as Family>::Address,
-                _: <$family as Family>::Address,
-            ) -> Option<UnderlayRoute> {
-                self.route
-            }
+    fn underlay_route(&self, _: F::Address, _: F::Address) -> Option<UnderlayRoute> {
+        self.route
+    }
 
-            fn encapsulate(
-                self,
-                encap: &Encap<$family>,
-                rewrite: Option<&Rewrite<$family>>,
-                reason: Reason,
-            ) -> Result<Verdict, Reason> {
-                self.$rewrite.set(rewrite.copied());
-                Ok($encap(*encap, reason))
-            }
+    fn encapsulate(
+        self,
+        encap: &Encap<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Verdict, Reason> {
+        self.moved(Move::Encapsulate(*encap), rewrite, reason)
+    }
 
-            fn hand_over(
-                self,
-                to: &HandOver<$family>,
-                rewrite: Option<&Rewrite<$family>>,
-                reason: Reason,
-            ) -> Result<Verdict, Reason> {
-                self.$rewrite.set(rewrite.copied());
-                $hand_over(*to, reason)
-            }
-
-            fn send_direct(
-                self,
-                direct: &Direct<$family>,
-                rewrite: Option<&Rewrite<$family>>,
-                reason: Reason,
-            ) -> Result<Verdict, Reason> {
-                self.$rewrite.set(rewrite.copied());
-                Ok($direct(*direct, reason))
-            }
-
-            fn decapsulate(
-                self,
-                deliver: &Deliver<$family>,
-                rewrite: Option<&Rewrite<$family>>,
-                reason: Reason,
-            ) -> Result<Verdict, Reason> {
-                self.$rewrite.set(rewrite.copied());
-                Ok($decapsulate(*deliver, reason))
-            }
-
-            fn deliver(
-                self,
-                deliver: &Deliver<$family>,
-                rewrite: Option<&Rewrite<$family>>,
-                reason: Reason,
-            ) -> Result<Verdict, Reason> {
-                self.$rewrite.set(rewrite.copied());
-                Ok($deliver(*deliver, reason))
-            }
+    fn hand_over(
+        self,
+        to: &HandOver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Verdict, Reason> {
+        // Of other families the device need not segment anything: the program refuses.
+        if !F::DEVICE_SEGMENTS {
+            return Err(Reason::Refused);
         }
-    };
-}
+        self.moved(Move::HandOver(*to), rewrite, reason)
+    }
 
-act!(
-    V4,
-    note,
-    rewrite,
-    tunnel,
-    Verdict::Encap,
-    // The device need not segment IPv4.
-    |_, _| Err(Reason::Refused),
-    Verdict::Route,
-    Verdict::Deliver,
-    Verdict::Hand
-);
-act!(
-    V6,
-    note_v6,
-    rewrite_v6,
-    tunnel_v6,
-    Verdict::EncapV6,
-    |to, reason| Ok(Verdict::HandOver(to, reason)),
-    Verdict::RouteV6,
-    Verdict::DeliverV6,
-    Verdict::HandV6
-);
+    fn send_direct(
+        self,
+        direct: &Direct<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Verdict, Reason> {
+        self.moved(Move::SendDirect(*direct), rewrite, reason)
+    }
+
+    fn decapsulate(
+        self,
+        deliver: &Deliver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Verdict, Reason> {
+        self.moved(Move::Decapsulate(*deliver), rewrite, reason)
+    }
+
+    fn deliver(
+        self,
+        deliver: &Deliver<F>,
+        rewrite: Option<&Rewrite<F>>,
+        reason: Reason,
+    ) -> Result<Verdict, Reason> {
+        self.moved(Move::Deliver(*deliver), rewrite, reason)
+    }
+}
 
 impl<P: Packet + ?Sized> XdpFrame for &Seen<'_, P> {
     type Answer = Verdict;

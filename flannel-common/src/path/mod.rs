@@ -44,7 +44,7 @@ pub mod xdp;
 
 pub use act::{Act, TcPacket};
 pub use carrier::Carrier;
-pub use decide::{Decision, decide, decide_all, left};
+pub use decide::{Decision, Written, decide, decide_all, left};
 pub use encap::{
     DONT_FRAGMENT, Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, HEADERS_UDP_LEN, HEADERS_V6_LEN, HandOver,
 };
@@ -53,5 +53,5 @@ pub use hook::Hook;
 pub use rewrite::Rewrite;
 pub use tables::{NodeTables, Tables};
 pub use tunnel::{TunnelNote, UnderlayRoute};
-pub use verdict::Verdict;
+pub use verdict::{Move, Verdict};
 pub use xdp::XdpFrame;

@@ -2,7 +2,8 @@
 
 use super::{Deliver, Direct, Encap, HandOver};
 use crate::{
-    family::{V4, V6},
+    family::{Family, V4, V6},
+    layout::PodPlace,
     reason::Reason,
 };
 
@@ -18,24 +19,10 @@ pub enum Verdict {
     /// The same, but with [`crate::mark::Marks::flow`] in its mark: once the kernel has decapsulated it, `from_overlay`
     /// goes on with it.
     Checked(Reason),
-    /// Encapsulate it in VXLAN and send it to a node.
-    Encap(Encap<V4>, Reason),
-    /// Send it to a node as it is.
-    Route(Direct<V4>, Reason),
-    /// Decapsulate it and hand it to a local pod.
-    Deliver(Deliver<V4>, Reason),
-    /// Hand it to a local pod as it is.
-    Hand(Deliver<V4>, Reason),
-    /// Encapsulate it in VXLAN over IPv6 and send it to a node.
-    EncapV6(Encap<V6>, Reason),
-    /// Decapsulate it from VXLAN over IPv6 and hand it to a local pod.
-    DeliverV6(Deliver<V6>, Reason),
-    /// Hand it to the VXLAN device, which does the rest.
-    HandOver(HandOver<V6>, Reason),
-    /// Send an IPv6 packet to a node as it is.
-    RouteV6(Direct<V6>, Reason),
-    /// Hand an IPv6 packet to a local pod as it is.
-    HandV6(Deliver<V6>, Reason),
+    /// Move an IPv4 packet past the host's stack.
+    V4(Move<V4>, Reason),
+    /// Move an IPv6 packet past the host's stack.
+    V6(Move<V6>, Reason),
     /// Decapsulate it, and say in front of the packet which pod it is for.
     DecapsulateEarly(Deliver<V4>, Reason),
     /// Leave it to the kernel, untouched, but count it.
@@ -44,7 +31,42 @@ pub enum Verdict {
     Drop(Reason),
 }
 
+/// How a packet goes on past the host's stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move<F: Family> {
+    /// Encapsulate it and send it to a node.
+    Encapsulate(Encap<F>),
+    /// Hand it to the VXLAN device, which does the rest.
+    HandOver(HandOver<F>),
+    /// Send it to a node as it is.
+    SendDirect(Direct<F>),
+    /// Decapsulate it and hand it to a local pod.
+    Decapsulate(Deliver<F>),
+    /// Hand it to a local pod as it is.
+    Deliver(Deliver<F>),
+}
+
+impl<F: Family> Move<F> {
+    /// The pod of this node that gets it, and the length of the packet that its interface must take, bytes.
+    pub const fn pod(&self) -> Option<(PodPlace, u32)> {
+        match self {
+            Self::Decapsulate(to) | Self::Deliver(to) => Some((to.pod, to.packet_len)),
+            Self::Encapsulate(_) | Self::HandOver(_) | Self::SendDirect(_) => None,
+        }
+    }
+}
+
 impl Verdict {
+    /// The pod of this node that gets it, and the length of the packet that its interface must take, bytes.
+    pub const fn pod(&self) -> Option<(PodPlace, u32)> {
+        match self {
+            Self::V4(how, _) => how.pod(),
+            Self::V6(how, _) => how.pod(),
+            Self::DecapsulateEarly(to, _) => Some((to.pod, to.packet_len)),
+            _ => None,
+        }
+    }
+
     /// What it is counted for; `None` for one that is not counted.
     pub const fn reason(&self) -> Option<Reason> {
         match self {
@@ -52,15 +74,8 @@ impl Verdict {
             Self::Kernel(reason)
             | Self::Exempt(reason)
             | Self::Checked(reason)
-            | Self::Encap(_, reason)
-            | Self::Route(_, reason)
-            | Self::Deliver(_, reason)
-            | Self::Hand(_, reason)
-            | Self::EncapV6(_, reason)
-            | Self::DeliverV6(_, reason)
-            | Self::HandOver(_, reason)
-            | Self::RouteV6(_, reason)
-            | Self::HandV6(_, reason)
+            | Self::V4(_, reason)
+            | Self::V6(_, reason)
             | Self::DecapsulateEarly(_, reason)
             | Self::Seen(reason)
             | Self::Drop(reason) => Some(*reason),

@@ -14,16 +14,16 @@
     reason = "what is expected is a promise: a fuzzer is to find where it is broken"
 )]
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use flannel_common::{
-    family::{Family, V4, V6},
-    layout::{AddressV6, RouteKind},
+    family::Family,
+    layout::{AddressV6, Route, RouteKind},
     packet::{
         Arrival, Fib, Packet, checksum,
         headers::{ETHERNET_LEN, Ethernet, Ipv4},
     },
-    path::{Carrier, Deliver, Encap, Hook, UnderlayRoute, Verdict, decide_all},
+    path::{Carrier, Deliver, Encap, Hook, Move, UnderlayRoute, Verdict, decide_all},
 };
 
 use super::{
@@ -176,63 +176,25 @@ pub fn decision(bytes: &[u8]) {
     if let Some(reason) = decision.verdict.reason() {
         assert!(fixtures::decided(hook).contains(&reason), "{} gives {reason:?}", hook.program());
     }
-    if decision.note.is_some() || decision.note_v6.is_some() {
-        let mut noted = tables.clone();
-        decision.note.iter().for_each(|note| noted.write_down(note));
-        decision.note_v6.iter().for_each(|note| noted.write_down_v6(note));
-    }
+    let mut noted = tables.clone();
+    decision.v4.note.iter().for_each(|note| noted.write_down(note));
+    decision.v6.note.iter().for_each(|note| noted.write_down_v6(note));
     let frame = frame.0;
     match decision.verdict {
-        Verdict::Encap(encap, _) if tables.carrier == Carrier::Vxlan => {
-            let out = leaves(frame, &encap, arrival.gso_size);
-            let outer = Ipv4::parse(out[ETHERNET_LEN..].first_chunk().expect("an outer header"));
-            assert_eq!(checksum::sum(&outer), 0xffff, "the outer header's checksum");
-            let config = tables.config.expect("nothing is encapsulated without");
-            assert_eq!((outer.source, outer.destination), (config.vtep, encap.route.vtep));
-            assert!(tables.routes.values().any(|route| *route == encap.route), "to no peer");
-        }
-        Verdict::Encap(encap, _) => {
-            assert!(tables.routes.values().any(|route| *route == encap.route), "to no peer");
-        }
-        Verdict::EncapV6(encap, _) => {
-            leaves::<V6>(frame, &encap, arrival.gso_size);
-            assert!(tables.v6.routes.values().any(|route| *route == encap.route), "to no peer");
-        }
-        Verdict::Route(direct, _) => {
-            let out = sent_direct::<V4>(frame, &direct).expect("a packet with its header");
-            assert_eq!(out.len(), frame.len());
-        }
-        Verdict::RouteV6(direct, _) => {
-            let out = sent_direct::<V6>(frame, &direct).expect("a packet with its header");
-            assert_eq!(out.len(), frame.len());
-        }
-        Verdict::HandOver(to, _) => {
-            assert_eq!(handed_over::<V6>(frame, &to).expect("a packet with its header").len(), frame.len());
-        }
-        Verdict::Deliver(deliver, _) => {
-            is_for_a_pod(tables, &deliver);
-            if tables.carrier == Carrier::Vxlan {
-                arrives(decapsulated::<V4>(frame, &deliver), &deliver);
+        Verdict::V4(how, _) => {
+            if let (Move::Encapsulate(encap), Carrier::Vxlan) = (&how, tables.carrier) {
+                let out = leaves(frame, encap, arrival.gso_size);
+                let outer = Ipv4::parse(out[ETHERNET_LEN..].first_chunk().expect("an outer header"));
+                assert_eq!(checksum::sum(&outer), 0xffff, "the outer header's checksum");
+                let config = tables.config.expect("nothing is encapsulated without");
+                assert_eq!((outer.source, outer.destination), (config.vtep, encap.route.vtep));
             }
+            is_sound(tables, frame, &how, &tables.routes, arrival.gso_size);
         }
+        Verdict::V6(how, _) => is_sound(tables, frame, &how, &tables.v6.routes, arrival.gso_size),
         Verdict::DecapsulateEarly(deliver, _) => {
             is_for_a_pod(tables, &deliver);
             decapsulated_early(frame, &deliver).expect("a packet with its headers");
-        }
-        Verdict::Hand(deliver, _) => {
-            is_for_a_pod(tables, &deliver);
-            // What a device without Ethernet has received stands without.
-            if tables.carrier == Carrier::Vxlan {
-                arrives(delivered::<V4>(frame, &deliver), &deliver);
-            }
-        }
-        Verdict::DeliverV6(deliver, _) => {
-            is_for_a_pod(tables, &deliver);
-            arrives(decapsulated::<V6>(frame, &deliver), &deliver);
-        }
-        Verdict::HandV6(deliver, _) => {
-            is_for_a_pod(tables, &deliver);
-            arrives(delivered::<V6>(frame, &deliver), &deliver);
         }
         Verdict::Pass
         | Verdict::Kernel(_)
@@ -240,6 +202,43 @@ pub fn decision(bytes: &[u8]) {
         | Verdict::Checked(_)
         | Verdict::Seen(_)
         | Verdict::Drop(_) => {}
+    }
+}
+
+fn is_sound<F: Family>(
+    tables: &MemoryTables,
+    frame: &[u8],
+    how: &Move<F>,
+    routes: &BTreeMap<impl Ord, Route<F>>,
+    gso_size: u32,
+) {
+    // What a device without Ethernet has sent or received stands without.
+    let is_vxlan = tables.carrier == Carrier::Vxlan;
+    match how {
+        Move::Encapsulate(encap) => {
+            assert!(routes.values().any(|route| *route == encap.route), "to no peer");
+            if is_vxlan {
+                leaves(frame, encap, gso_size);
+            }
+        }
+        Move::HandOver(to) => {
+            assert_eq!(handed_over(frame, to).expect("a packet with its header").len(), frame.len());
+        }
+        Move::SendDirect(direct) => {
+            assert_eq!(sent_direct(frame, direct).expect("a packet with its header").len(), frame.len());
+        }
+        Move::Decapsulate(deliver) => {
+            is_for_a_pod(tables, deliver);
+            if is_vxlan {
+                arrives(decapsulated(frame, deliver), deliver);
+            }
+        }
+        Move::Deliver(deliver) => {
+            is_for_a_pod(tables, deliver);
+            if is_vxlan {
+                arrives(delivered(frame, deliver), deliver);
+            }
+        }
     }
 }
 

@@ -22,12 +22,12 @@ fn to_next_hop() -> UnderlayRoute {
 
 /// What the program at `hook` notes about the flow or the pod of `frame`.
 pub fn note(hook: Hook, frame: &[u8], tables: &MemoryTables, arrival: &Arrival) -> Option<Note<V4>> {
-    decide_all(hook, frame, tables, arrival, Some(to_next_hop())).note
+    decide_all(hook, frame, tables, arrival, Some(to_next_hop())).v4.note
 }
 
 /// As [`note`], of an IPv6 packet.
 pub fn note_v6(hook: Hook, frame: &[u8], tables: &MemoryTables, arrival: &Arrival) -> Option<Note<V6>> {
-    decide_all(hook, frame, tables, arrival, Some(to_next_hop())).note_v6
+    decide_all(hook, frame, tables, arrival, Some(to_next_hop())).v6.note
 }
 
 /// What the program at `hook` notes about the tunnel that `frame` has taken, which no program has redirected. `route` is
@@ -39,7 +39,7 @@ pub fn note_tunnel(
     arrival: &Arrival,
     route: Option<UnderlayRoute>,
 ) -> Option<TunnelNote<V4>> {
-    decide_all(hook, frame, tables, arrival, route).tunnel
+    decide_all(hook, frame, tables, arrival, route).v4.tunnel
 }
 
 /// As [`note_tunnel`], of an IPv6 packet.
@@ -50,5 +50,5 @@ pub fn note_tunnel_v6(
     arrival: &Arrival,
     route: Option<UnderlayRoute>,
 ) -> Option<TunnelNote<V6>> {
-    decide_all(hook, frame, tables, arrival, route).tunnel_v6
+    decide_all(hook, frame, tables, arrival, route).v6.tunnel
 }

@@ -85,10 +85,10 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let verdict = decide(*hook, &frame[..], tables, &arrival);
     let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
-    let Decision { note, note_v6, .. } = decide_all(*hook, &frame[..], tables, &arrival, as_taken(frame));
+    let Decision { v4, v6, .. } = decide_all(*hook, &frame[..], tables, &arrival, as_taken(frame));
     loaded.fill(tables)?;
     let outcome = loaded.run(*hook, frame, &arrival, segments)?;
-    check(*hook, frame, &arrival, segments, (tables, note.as_ref(), note_v6.as_ref()), &verdict, &outcome)
+    check(*hook, frame, &arrival, segments, (tables, v4.note.as_ref(), v6.note.as_ref()), &verdict, &outcome)
 }
 
 fn compare<Cases: Strategy<Value = Case>>(hook: Hook, cases: fn(Hook) -> Cases) {

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use flannel_common::{
-    family::{V4, V6},
+    family::{Family, V4, V6},
     packet::{
         Arrival, Packet as _,
         headers::{ENCAP_LEN, ETHERNET_LEN, Ethernet, IPV4_LEN},
         ipv6::{self, IPV6_LEN, Ipv6},
     },
-    path::{Deliver, Encap, Hook, Note, UnderlayRoute, Verdict, decide_all, left},
+    path::{Encap, Hook, Move, Note, UnderlayRoute, Verdict, decide_all, left},
     reason::Reason,
 };
 use flannel_common_testing::{
@@ -49,17 +49,14 @@ pub(crate) fn check(
         Verdict::Kernel(reason) | Verdict::Exempt(reason) | Verdict::Checked(reason) => {
             (TC_ACT_UNSPEC, Some(*reason), unchanged())
         }
-        Verdict::Encap(encap, reason) => (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap)),
-        Verdict::Route(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), sent_direct(frame, direct)),
-        Verdict::RouteV6(direct, reason) => (TC_ACT_REDIRECT, Some(*reason), sent_direct(frame, direct)),
-        Verdict::Deliver(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), decapsulated(frame, deliver)),
-        Verdict::Hand(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), delivered(frame, deliver)),
-        Verdict::HandV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), delivered(frame, deliver)),
-        Verdict::EncapV6(encap, reason) => {
+        Verdict::V4(Move::Encapsulate(encap), reason) => {
+            (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap))
+        }
+        Verdict::V6(Move::Encapsulate(encap), reason) => {
             (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
         }
-        Verdict::DeliverV6(deliver, reason) => (TC_ACT_REDIRECT, Some(*reason), decapsulated(frame, deliver)),
-        Verdict::HandOver(to, reason) => (TC_ACT_REDIRECT, Some(*reason), handed_over(frame, to)),
+        Verdict::V4(how, reason) => (TC_ACT_REDIRECT, Some(*reason), moved(frame, how)),
+        Verdict::V6(how, reason) => (TC_ACT_REDIRECT, Some(*reason), moved(frame, how)),
         Verdict::DecapsulateEarly(deliver, reason) => {
             (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver))
         }
@@ -73,11 +70,11 @@ pub(crate) fn check(
         (TC_ACT_REDIRECT, Some(expected)) => {
             let inner = |len: usize| len + ETHERNET_LEN;
             let at = match verdict {
-                Verdict::Encap(..) => inner(ENCAP_LEN),
-                Verdict::EncapV6(..) => inner(ipv6::ENCAP_LEN),
+                Verdict::V4(Move::Encapsulate(..), ..) => inner(ENCAP_LEN),
+                Verdict::V6(Move::Encapsulate(..), ..) => inner(ipv6::ENCAP_LEN),
                 _ => ETHERNET_LEN,
             };
-            match (&decision.rewrite, &decision.rewrite_v6) {
+            match (&decision.v4.rewrite, &decision.v6.rewrite) {
                 (Some(rewrite), _) => translated(expected, rewrite, at),
                 (_, Some(rewrite)) => translated(expected, rewrite, at),
                 _ => Some(expected),
@@ -88,7 +85,7 @@ pub(crate) fn check(
     let size = (u64::from(segments.max(1)), frame.len() as u64);
     let noted = note.map(Note::reason).or(note_v6.map(Note::reason));
     let decision = decide_all(hook, frame, tables, arrival, as_taken(frame));
-    let (tunnel, tunnel_v6) = (decision.tunnel, decision.tunnel_v6);
+    let (tunnel, tunnel_v6) = (decision.v4.tunnel, decision.v6.tunnel);
     let known = [tunnel.map(|note| note.reason), tunnel_v6.map(|note| note.reason)];
     let reasons = reason.into_iter().chain(noted).chain(known.into_iter().flatten());
     let counted: Counted = reasons.map(|reason| ((hook.direction(), reason), size)).collect();
@@ -113,7 +110,7 @@ pub(crate) fn check(
     let mark = MARK | arrival.mark;
     let mark = match verdict {
         Verdict::Exempt(_) => mark | marks.exempt,
-        Verdict::HandOver(..) => marks.handed_over(mark),
+        Verdict::V6(Move::HandOver(..), ..) => marks.handed_over(mark),
         Verdict::Checked(_) => mark | marks.flow,
         // Their way ends here, whatever becomes of the packet.
         _ if hook == Hook::FromOverlay => mark & !marks.flow,
@@ -133,6 +130,17 @@ pub(crate) fn check(
         expected.unwrap_or_default(),
     );
     Ok(())
+}
+
+/// `frame` as it goes on, where nothing in front of it is random.
+fn moved<F: Family>(frame: &[u8], how: &Move<F>) -> Option<Vec<u8>> {
+    match how {
+        Move::Encapsulate(_) => None,
+        Move::HandOver(to) => handed_over(frame, to),
+        Move::SendDirect(direct) => sent_direct(frame, direct),
+        Move::Decapsulate(deliver) => decapsulated(frame, deliver),
+        Move::Deliver(deliver) => delivered(frame, deliver),
+    }
 }
 
 /// The kernel's route for `frame` in a sandbox, where no interface forwards: it is taken for the one that the frame has
@@ -202,34 +210,23 @@ pub(crate) fn in_kernel(
 ) -> Verdict {
     // In BPF_PROG_TEST_RUN there is a segment size but no kind of GSO: adjust_room refuses.
     let refused = gso_size != 0;
+    let changes_length =
+        matches!(verdict, Verdict::V4(Move::Decapsulate(_), _) | Verdict::V6(Move::Decapsulate(_), _));
+    match (verdict, verdict.pod().map(|(pod, len)| (len, mtu_of(pod.ifindex)))) {
+        (_, None) => {}
+        (Verdict::DecapsulateEarly(..), Some((len, mtu))) => {
+            return if mtu.is_some_and(|mtu| len <= mtu) { verdict } else { Verdict::Pass };
+        }
+        (_, Some((_, None))) => return Verdict::Kernel(Reason::PodGone),
+        (_, Some((len, Some(mtu)))) if len > mtu => return Verdict::Kernel(Reason::TooBig),
+        (_, Some(_)) if refused && changes_length => return Verdict::Kernel(Reason::Refused),
+        (_, Some(_)) => return verdict,
+    }
     match verdict {
-        Verdict::Deliver(deliver, _) => match mtu_of(deliver.pod.ifindex) {
-            None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
-            Some(_) if refused => Verdict::Kernel(Reason::Refused),
-            Some(_) => verdict,
-        },
-        Verdict::DecapsulateEarly(deliver, _) => match mtu_of(deliver.pod.ifindex) {
-            Some(mtu) if deliver.packet_len <= mtu => verdict,
-            _ => Verdict::Pass,
-        },
-        // No length is changed, so nothing is refused.
-        Verdict::Hand(Deliver { pod, packet_len, .. }, _)
-        | Verdict::HandV6(Deliver { pod, packet_len, .. }, _) => match mtu_of(pod.ifindex) {
-            None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if packet_len > mtu => Verdict::Kernel(Reason::TooBig),
-            Some(_) => verdict,
-        },
-        Verdict::DeliverV6(deliver, _) => match mtu_of(deliver.pod.ifindex) {
-            None => Verdict::Kernel(Reason::PodGone),
-            Some(mtu) if deliver.packet_len > mtu => Verdict::Kernel(Reason::TooBig),
-            Some(_) if refused => Verdict::Kernel(Reason::Refused),
-            Some(_) => verdict,
-        },
-        Verdict::HandOver(to, _) if mtu_of(to.ifindex).is_none() => {
+        Verdict::V6(Move::HandOver(to), _) if mtu_of(to.ifindex).is_none() => {
             left(hook, frame, tables, Reason::Ipv6Aggregate)
         }
-        Verdict::Encap(..) if refused => left(hook, frame, tables, Reason::Refused),
+        Verdict::V4(Move::Encapsulate(..), ..) if refused => left(hook, frame, tables, Reason::Refused),
         _ => verdict,
     }
 }
