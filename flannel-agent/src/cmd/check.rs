@@ -18,7 +18,7 @@ use crate::{
     control::snapshot::{self, Probes, Snapshot},
     inspect::{
         checks::{Finding, Seen, Severity, of_peer, of_routes},
-        peers::{PeerRow, State},
+        peers::{PeerRow, State, nodes},
         probe::{Outcome, Target, probe},
         standing::problems,
     },
@@ -54,7 +54,7 @@ struct Report {
     without_agent: Option<String>,
     /// Checks that were made.
     checks: usize,
-    /// Peers that were asked.
+    /// Peers that were asked: nodes, whether they have subnets of one family or of both.
     peers: usize,
     /// What was found: the worst first.
     findings: Vec<Finding>,
@@ -98,7 +98,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
         }
     }
     let rows = wanted(found.rows(), &options.peers)?;
-    let peers = rows.len();
+    let peers = nodes(&rows);
     let asked = ask(rows.clone(), told, &found).await?;
     around.count_bad_checksums();
     let mut of_node = found.of_node(&around);

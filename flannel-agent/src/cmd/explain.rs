@@ -54,6 +54,9 @@ pub struct ExplainOptions {
     /// Its TTL or hop limit.
     #[arg(long, value_name = "HOPS", default_value = "64")]
     pub ttl: u8,
+    /// Its TOS byte or traffic class, DSCP and ECN: 0xb8, or 184.
+    #[arg(long, value_name = "BYTE", default_value = "0", value_parser = tos)]
+    pub tos: u8,
     /// It arrives from another node, wherever its source is.
     #[arg(long)]
     pub ingress: bool,
@@ -93,6 +96,16 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     }
 }
 
+fn tos(text: &str) -> Result<u8, String> {
+    let byte = match text.strip_prefix("0x") {
+        Some(digits) => u8::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    byte.map_err(|_| {
+        "write a byte, 0 to 255 or 0x0 to 0xff: four times the DSCP, plus the ECN bits".to_owned()
+    })
+}
+
 fn tcp_flag(text: &str) -> Result<u8, String> {
     match text {
         "syn" => Ok(TCP_SYN),
@@ -119,6 +132,7 @@ impl ExplainOptions {
             destination_port: self.dport,
             tcp_flags: self.tcp_flags.iter().fold(0, |all, flag| all | flag),
             hops: self.ttl,
+            tos: self.tos,
             size: 0,
         };
         packet.size = self.size.unwrap_or(packet.headers() + 32);

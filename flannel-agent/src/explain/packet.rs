@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
+use etherparse::{
+    IpDscp, IpEcn, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header,
+    PacketBuilder, PacketBuilderStep,
+};
 use flannel_common::{
     layout::AddressV6,
     packet::{
@@ -33,6 +36,8 @@ pub struct Imagined {
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub hops: u8,
+    /// TOS byte or traffic class: DSCP and ECN (RFC 2474, RFC 3168).
+    pub tos: u8,
     /// Length of the IP packet, bytes.
     pub size: u16,
 }
@@ -94,7 +99,7 @@ impl Imagined {
     /// As a frame from one station to another.
     pub fn frame(&self, to: Mac, from: Mac) -> Vec<u8> {
         let stations = PacketBuilder::ethernet2(from.0, to.0);
-        self.written(addressed(stations, self.source, self.destination, self.hops))
+        self.written(addressed(stations, self.source, self.destination, self.hops, self.tos))
     }
 
     /// As it goes through a device without Ethernet.
@@ -149,7 +154,7 @@ pub(super) fn in_udp(payload: &[u8], port: u16, ends: (IpAddr, IpAddr), stations
     let builder = PacketBuilder::ethernet2(stations.1.0, stations.0.0);
     let mut bytes = Vec::new();
     // As in `written`.
-    let _ = addressed(builder, ends.0, ends.1, 64).udp(49_152, port).write(&mut bytes, payload);
+    let _ = addressed(builder, ends.0, ends.1, 64, 0).udp(49_152, port).write(&mut bytes, payload);
     bytes
 }
 
@@ -158,13 +163,37 @@ fn addressed(
     source: IpAddr,
     destination: IpAddr,
     hops: u8,
+    tos: u8,
 ) -> PacketBuilderStep<IpHeaders> {
-    match (source, destination) {
+    let (source, destination) = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            builder.ipv4(source.octets(), destination.octets(), hops)
+            let (dscp, ecn) = (IpDscp::try_new(tos >> 2), IpEcn::try_new(tos & 3));
+            // All values of these bits are allowed.
+            return builder.ip(IpHeaders::Ipv4(
+                Ipv4Header {
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    time_to_live: hops,
+                    dscp: dscp.unwrap_or_default(),
+                    ecn: ecn.unwrap_or_default(),
+                    dont_fragment: true,
+                    ..Ipv4Header::default()
+                },
+                Ipv4Extensions::default(),
+            ));
         }
-        (source, destination) => builder.ipv6(octets(source), octets(destination), hops),
-    }
+        ends => ends,
+    };
+    builder.ip(IpHeaders::Ipv6(
+        Ipv6Header {
+            source: octets(source),
+            destination: octets(destination),
+            hop_limit: hops,
+            traffic_class: tos,
+            ..Ipv6Header::default()
+        },
+        Ipv6Extensions::default(),
+    ))
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {

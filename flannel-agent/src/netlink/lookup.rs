@@ -31,6 +31,8 @@ pub struct RouteQuery {
     pub arrived_by: Option<u32>,
     /// Its mark.
     pub mark: u32,
+    /// Its TOS byte or traffic class.
+    pub tos: u8,
     /// Its protocol (IANA) and ports, by which rules may choose a table. The kernel takes TCP, UDP and ICMP here.
     pub protocol: u8,
     /// Source port of TCP and UDP, host order; none for one that is not known.
@@ -95,6 +97,7 @@ impl Netlink {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(Family::of(query.destination));
         message.header.destination_prefix_length = IpNetwork::from(query.destination).prefix();
+        message.header.tos = query.tos;
         message.attributes = vec![RouteAttribute::Destination(query.destination.into())];
         if let Some(source) = query.source {
             message.header.source_prefix_length = IpNetwork::from(source).prefix();

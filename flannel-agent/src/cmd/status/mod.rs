@@ -12,7 +12,7 @@ use crate::{
     bpf::MapFill,
     control::snapshot::{self, Snapshot},
     inspect::{
-        peers::{State, join},
+        peers::{State, join, nodes},
         standing::{Problem, problems},
     },
 };
@@ -104,7 +104,7 @@ async fn look(options: &StatusOptions, defaults: &Defaults) -> anyhow::Result<(R
     problems.extend(of_node.into_iter().filter_map(Problem::of_finding));
     let known_peers = agent.is_none().then(|| {
         let rows = join(None, None, &kernel, maps.as_ref());
-        [rows.len(), rows.iter().filter(|row| row.state != State::InPlace).count()]
+        [nodes(&rows), nodes(rows.iter().filter(|row| row.state != State::InPlace))]
     });
     let (verdict, health) = match (&agent, problems.is_empty()) {
         (None, _) => ("no agent", Health::Unseen),

@@ -56,6 +56,7 @@ pub async fn of_routes(
                 destination,
                 arrived_by: Some(arrived_by),
                 mark: 0,
+                tos: 0,
                 protocol: PROTOCOL_TCP,
                 source_port: None,
                 destination_port: None,

@@ -141,6 +141,15 @@ pub fn join(
     rows
 }
 
+/// Nodes of these rows, of which each has one in each family of the cluster.
+pub fn nodes<'a>(rows: impl IntoIterator<Item = &'a PeerRow>) -> usize {
+    let mut of_family = [0, 0];
+    for row in rows {
+        of_family[usize::from(row.subnet.is_ipv6())] += 1;
+    }
+    of_family[0].max(of_family[1])
+}
+
 /// A lease that is not followed, which may have subnets of both families.
 fn skipped(skipped: &snapshot::Skipped) -> Option<PeerRow> {
     let of_family = |subnet: &IpNetwork| Family::of_network(*subnet).to_string() == skipped.family;

@@ -118,6 +118,19 @@ fn each_object_that_differs_is_named_with_and_without_an_agent() {
 }
 
 #[test]
+fn a_node_with_subnets_of_both_families_is_one_peer() {
+    let (mut agent, kernel, maps) = healthy();
+    let v6 = snapshot::Peer {
+        subnet: "fd00:10:244:2::/64".parse().unwrap(),
+        public_ip: ip("fd00::2"),
+        ..agent.peers[0].clone()
+    };
+    agent.peers.push(v6);
+    let rows = join(Some(&agent), None, &kernel, Some(&maps));
+    assert_eq!((rows.len(), nodes(&rows)), (2, 1));
+}
+
+#[test]
 fn without_programs_only_the_kernel_is_compared() {
     let (agent, kernel, _) = healthy();
     for maps in [None, Some(&Maps::default())] {

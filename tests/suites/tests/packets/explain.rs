@@ -184,6 +184,8 @@ fn random_packet(
         destination_port: FIRST_PORT + number,
         tcp_flags: *flags.choose(random).unwrap_or(&TCP_ACK),
         hops: *[64, 64, 64, 2, 1].choose(random).unwrap_or(&64),
+        // Two of DSCP, and one that only ECN tells from none.
+        tos: *[0, 0, 0, 0xb8, 0x28, 0x02].choose(random).unwrap_or(&0),
         size: 0,
     };
     if random.random_ratio(1, 4) {
@@ -337,6 +339,14 @@ fn the_command(cluster: &Cluster) -> Result<()> {
     );
     let (status, table, _) = run(&[&from, &to, "--ttl", "1"])?;
     ensure!(status == Some(1) && table.contains("is dropped: its TTL ends here"), "{table}");
+    let netns = a.node.netns();
+    netns.run("ip", &["route", "add", "blackhole", &format!("{to}/32"), "tos", "0x10"])?;
+    for (tos, is_dropped) in [("0x10", true), ("0x08", false)] {
+        let (status, table, _) = run(&[&from, &to, "--proto", "icmp", "--tos", tos])?;
+        ensure!(table.contains("blackhole") == is_dropped, "--tos {tos}: {status:?}: {table}");
+        ensure!(status == Some(i32::from(is_dropped)), "--tos {tos}: {status:?}: {table}");
+    }
+    netns.run("ip", &["route", "del", "blackhole", &format!("{to}/32"), "tos", "0x10"])?;
     for (words, says) in [
         (&["192.0.2.1", "192.0.2.2"][..], "ask on the node of one of them"),
         (&[&from, "fd00::1"], "give two of one"),
@@ -345,5 +355,10 @@ fn the_command(cluster: &Cluster) -> Result<()> {
         let (status, _, error) = run(words)?;
         ensure!(status == Some(2) && error.contains(says), "{words:?}: {status:?}: {error}");
     }
+    let (status, _, error) = run(&[&from, &to, "--tos", "0x1b8"])?;
+    ensure!(
+        status == Some(64) && error.contains("write a byte, 0 to 255"),
+        "--tos 0x1b8: {status:?}: {error}"
+    );
     Ok(())
 }
