@@ -149,6 +149,7 @@ reasons! {
     FlowTranslated = 63, Note, "flow_translated", "netfilter has let a packet of an established flow pass that it translates: if the flow lasts, the agent will be asked how";
     FlowAsked = 64, Note, "flow_asked", "the agent was asked how netfilter translates a flow";
     FlowFields = 65, Kernel, "flow_fields", "netfilter has accepted other packets of this flow, but none lately with this DSCP, TTL and ECN, which rules and routes may go by";
+    SwitchPod = 66, Fast, "switch_pod", "a pod's packet was handed to another pod on the same bridge, past bridge and netfilter";
 }
 
 /// Slots each [`Direction`] has in the `counters` map: room for reasons to come.

@@ -207,6 +207,30 @@ proptest! {
             }
             Verdict::V4(Move::Decapsulate(deliver), _) | Verdict::DecapsulateEarly(deliver, _) => (deliver.pod.ifindex, &case.frame[50..]),
             Verdict::V4(Move::Deliver(deliver), _) => (deliver.pod.ifindex, &case.frame[..]),
+            Verdict::Switch(to, _) => {
+                prop_assert!(flowing && case.frame[..6] == to.pod.mac);
+                prop_assert_eq!(to.pod, case.tables.pods[&case.frame[30..34]]);
+                let (from, to) = (case.arrival.ifindex, to.pod.ifindex);
+                let known: Vec<_> = case.tables.flows.iter().collect();
+                let [(flow, permit)] = known[..] else { panic!("fast without a flow") };
+                prop_assert_eq!((permit.ifindex, permit.gateway), (from.min(to), from.max(to)));
+                let (local, own, sent) = match from < to {
+                    true => (26, permit.egress, permit.sent),
+                    false => (30, permit.ingress, permit.received),
+                };
+                prop_assert_eq!(&flow.local[..], &case.frame[local..local + 4]);
+                prop_assert!(permit.egress != 0 && permit.ingress != 0);
+                prop_assert!(fields::hold(sent, fields::of(case.frame[15], case.frame[22])));
+                let config = case.tables.config.unwrap();
+                let refresh = match case.frame[23] {
+                    6 => config.tcp_refresh,
+                    17 => config.udp_refresh,
+                    other => panic!("fast with protocol {other}"),
+                };
+                prop_assert!(case.frame[23] == 17 || case.frame[47] & 0b111 == 0);
+                prop_assert!(Duration::from_nanos(case.tables.now - own) < Duration::from_millis(refresh.into()));
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         prop_assume!(flowing);
@@ -255,19 +279,22 @@ proptest! {
                 let before = before.copied().unwrap_or_default();
                 // Nothing tells where a packet has come in that has no note of ours beside it.
                 let stamp = if trail::is_ours(case.arrival.tc_index) { case.tables.now } else { LONG_AGO };
+                let is_of_node = case.tables.config.unwrap().subnet.contains(flow.remote);
                 let expected = match case.hook {
                     Hook::ToOverlay | Hook::ToUnderlay => (stamp, before.ingress),
+                    _ if is_of_node && case.frame[26..30] == flow.local => (stamp, before.ingress),
                     _ => (before.egress, stamp),
                 };
                 prop_assert_eq!((permit.egress, permit.ingress), expected);
                 let again = note(case.hook, &case.frame[..], &tables, &case.arrival);
                 let refresh = case.tables.config.unwrap().udp_refresh;
                 prop_assert!(again.is_none() || refresh == 0, "noted twice");
-                let outwards = matches!(case.hook, Hook::ToOverlay | Hook::ToUnderlay);
+                let outwards = matches!(case.hook, Hook::ToOverlay | Hook::ToUnderlay) || is_of_node;
                 let number = |at: usize| u32::from_be_bytes(case.frame[at..at + 4].try_into().unwrap());
                 let header = trail::Header {
                     class: if outwards { case.frame[15] } else { case.frame[15] & !3 },
-                    hops: case.frame[22],
+                    // Between pods of this node nothing is routed.
+                    hops: case.frame[22].wrapping_sub(is_of_node.into()),
                     numbers: if case.frame[23] == 6 { [number(38), number(42)] } else { [0; 2] },
                 };
                 prop_assert!(!trail::is_changed(case.arrival.tc_index, header));

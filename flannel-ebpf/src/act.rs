@@ -16,8 +16,8 @@ use flannel_common::{
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet},
     },
     path::{
-        Act, Carrier, Deliver, Direct, Encap, HandOver, Note, Rewrite, TcPacket, TunnelNote, UnderlayRoute,
-        XdpFrame,
+        Act, Carrier, Deliver, Direct, Encap, HandOver, Note, Rewrite, Switch, TcPacket, TunnelNote,
+        UnderlayRoute, XdpFrame,
     },
     reason::{Direction, Reason},
 };
@@ -114,6 +114,13 @@ impl TcPacket for Skb {
         let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
         self.write(0, ethernet.bytes()).ok_or(Reason::Truncated)?;
         Ok(Done { action: self.redirect_peer(pod.ifindex), reason: Reason::DeliverPod })
+    }
+
+    #[inline(always)]
+    fn switch(self, to: &Switch) -> Result<Done, Reason> {
+        self.fits(to.pod.ifindex, to.packet_len)?;
+        self.address_to_host();
+        Ok(Done { action: self.redirect_peer(to.pod.ifindex), reason: Reason::SwitchPod })
     }
 
     #[inline(always)]

@@ -90,7 +90,7 @@ pub(super) fn forget_flows<F: TrieFamily + EntryFamily>(tables: &mut FamilyTable
     if moved.is_empty() {
         return;
     }
-    match tables.flows.remove_all(|flow| moved.contains(&flow.local)) {
+    match tables.flows.remove_all(|flow| moved.contains(&flow.local) || moved.contains(&flow.remote)) {
         Ok(0) => {}
         Ok(flows) => debug!(flows, "forgot flows of pods that are gone"),
         Err(error) => debug!(%error, "flows of pods that are gone stay until their room is needed"),

@@ -179,6 +179,7 @@ pub(super) fn does(verdict: &Verdict) -> &'static str {
         Verdict::Checked(_) => "leaves it to the tunnel's device, marked as checked",
         Verdict::V4(how, _) => moves(how),
         Verdict::V6(how, _) => moves(how),
+        Verdict::Switch(..) => "hands it to the pod",
         Verdict::DecapsulateEarly(..) => "decapsulates it early",
         Verdict::Seen(_) => "counts it and lets it pass",
         Verdict::Drop(_) => "drops it",

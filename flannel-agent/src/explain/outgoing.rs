@@ -81,6 +81,9 @@ impl Walk {
             Verdict::Drop(reason) => {
                 return Ok(Outcome::Dropped { by: format!("from_pod: {}", reason.sentence()) });
             }
+            Verdict::Switch(to, _) => {
+                return Ok(Outcome::Pod { interface: interface(to.pod.ifindex), fast: true });
+            }
             Verdict::Exempt(_) => self.marks.exempt,
             _ => 0,
         };

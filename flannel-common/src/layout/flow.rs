@@ -16,7 +16,8 @@ pub enum FlowProtocol {
 }
 
 per_family! {
-    /// Key of `flows_v4` and `flows_v6`: a flow as a local pod sees it, whichever way a packet of it travels.
+    /// Key of `flows_v4` and `flows_v6`: a flow as a local pod sees it, whichever way a packet of it travels. Of two local
+    /// pods it is the one whose veth has the lower index.
     ///
     /// Aligned to eight bytes: on a program's stack LLVM writes two fields at once, which the verifier takes there
     /// only where they are aligned.
@@ -47,7 +48,7 @@ pub struct Permit {
     /// The pod's veth then: one with another veth is another pod, and inherits nothing.
     pub ifindex: u32,
     /// The MAC of the pod's gateway then, folded ([`crate::packet::headers::folded`]): what the pod sends to another
-    /// station, another pod that forwards for it, was not accepted.
+    /// station, another pod that forwards for it, was not accepted. Where both ends are local pods, the other one's veth.
     pub gateway: u32,
     /// For which of the pod's packets ([`crate::path::fields`]).
     pub sent: u32,

@@ -3,7 +3,7 @@
 //! What happens at a hook is written once, over [`Act`]: the programs do it to the kernel's packet, and
 //! [`super::decide`] writes down what they would do.
 
-use super::{Deliver, Direct, Encap, HandOver, Note, Rewrite, TunnelNote, UnderlayRoute};
+use super::{Deliver, Direct, Encap, HandOver, Note, Rewrite, Switch, TunnelNote, UnderlayRoute};
 use crate::{
     family::Family,
     layout::{Flow, PodPlace},
@@ -45,6 +45,11 @@ pub trait TcPacket: Packet + Copy {
     /// # Errors
     /// Why it is the kernel's.
     fn hand_on(self, pod: &PodPlace) -> Result<Self::Done, Reason>;
+    /// Hands it, as it is, to another pod on the bridge of the one that has sent it.
+    ///
+    /// # Errors
+    /// The pod's interface is gone or too small.
+    fn switch(self, to: &Switch) -> Result<Self::Done, Reason>;
 
     /// Counts a packet of `size` for `reason`.
     fn count(&self, direction: Direction, reason: Reason, size: Self::Size);

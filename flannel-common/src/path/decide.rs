@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use super::{
-    Act, Deliver, Direct, Encap, HandOver, Hook, Move, Note, Rewrite, Tables, TcPacket, TunnelNote,
+    Act, Deliver, Direct, Encap, HandOver, Hook, Move, Note, Rewrite, Switch, Tables, TcPacket, TunnelNote,
     UnderlayRoute, Verdict, XdpFrame, exempt, from_overlay, from_pod, from_underlay, to_overlay, to_pod,
     to_underlay, xdp,
 };
@@ -236,6 +236,10 @@ impl<P: Packet + ?Sized> TcPacket for &Seen<'_, P> {
 
     fn hand_on(self, _: &PodPlace) -> Result<Verdict, Reason> {
         Err(Reason::NotVxlan)
+    }
+
+    fn switch(self, to: &Switch) -> Result<Verdict, Reason> {
+        Ok(Verdict::Switch(*to, Reason::SwitchPod))
     }
 
     fn count(&self, _: Direction, _: Reason, (): ()) {}

@@ -10,14 +10,14 @@
 use super::{
     Act, Rewrite, Tables, act,
     end::End,
-    fields, host_mark,
+    fields, host_mark, switched,
     tables::Clock,
     trail, translated,
     transport::{Transport, ends},
 };
 use crate::{
     family::{Family, IpHeader as _},
-    layout::{Config, FastPath, Flow, FlowProtocol, Permit, PodPlace, Translation},
+    layout::{Config, FastPath, Flow, FlowProtocol, Permit, Translation},
     packet::{
         Arrival, Packet,
         headers::{ETHERNET_LEN, Ethernet, folded},
@@ -112,8 +112,9 @@ pub(super) struct Passage {
     pub(super) way: Direction,
     /// Host side of the veth of the pod that it comes from, or is for.
     pub(super) ifindex: u32,
-    /// The station that a pod's packet goes to, folded; of no meaning for those to a pod.
-    pub(super) gateway: u32,
+    /// The station that a pod's packet goes to, folded, or the other pod's veth ([`switched`]); none for those to a pod from
+    /// elsewhere.
+    pub(super) gateway: Option<u32>,
     /// Those of its [`fields`] that the kernel path would see.
     pub(super) fields: u32,
     /// The time.
@@ -183,7 +184,9 @@ fn check_permit(passage: &Passage, permit: &Permit, lifetime: u64) -> Result<(),
     if permit.ifindex != passage.ifindex {
         return Err(Reason::FlowUnknown);
     }
-    if matches!(passage.way, Direction::Egress) && permit.gateway != passage.gateway {
+    if let Some(gateway) = passage.gateway
+        && permit.gateway != gateway
+    {
         return Err(Reason::FlowUnknown);
     }
     if permit.egress == 0 || permit.ingress == 0 {
@@ -274,7 +277,13 @@ fn look<F: Family, P: Act<F>>(
     ip.check().ok()?;
     let (local, remote) = ends::<F>(way, &ip);
     let is_inside = config.network.contains(remote);
-    if config.subnet.contains(remote) || (!is_inside && matches!(way, Direction::Egress)) {
+    if config.subnet.contains(remote) {
+        return match end {
+            End::Pod => switched::note(packet, tables, arrival, &config, &ip, size),
+            End::Overlay | End::Underlay => None,
+        };
+    }
+    if !is_inside && matches!(way, Direction::Egress) {
         return None;
     }
     let marks = tables.marks();
@@ -333,7 +342,8 @@ fn look<F: Family, P: Act<F>>(
         let lifetime = lifetime(&config, transport.protocol);
         // One hop more before routing.
         let seen = (fields::of(ip.class(), ip.hops().wrapping_add(1)), arrival.priority);
-        let permit = renewed(way, &known, &pod, seen, lifetime, Clock::of(tables))?;
+        let at = (pod.ifindex, folded(&pod.gateway_mac));
+        let permit = renewed(way, &known, at, seen, lifetime, Clock::of(tables))?;
         let permit = if trail::is_ours(arrival.tc_index) { permit } else { half(way, permit, &known)? };
         // Each note by itself: in one place for either the flow would stand on a program's stack twice.
         if end.is_where_programs_send::<F>(&packet, tables, &config, remote)? {
@@ -345,18 +355,18 @@ fn look<F: Family, P: Act<F>>(
     Some(())
 }
 
-/// `known` after netfilter has accepted a packet of `pod` that travels `way` now, where that holds for `lifetime`, ns;
-/// `None` while what is known is recent enough. The packet has those fields, and that `skb->priority`.
+/// `known` after netfilter has accepted a packet that travels `way` now, where that holds for `lifetime`, ns; `None` while
+/// what is known is recent enough. The packet is of the pod with that [`Permit::ifindex`] and [`Permit::gateway`], and has
+/// those fields, and that `skb->priority`.
 #[inline(always)]
-fn renewed(
+pub(super) fn renewed(
     way: Direction,
     known: &Permit,
-    pod: &PodPlace,
+    (ifindex, gateway): (u32, u32),
     (of_packet, priority): (u32, u32),
     lifetime: u64,
     clock: Clock,
 ) -> Option<Permit> {
-    let (ifindex, gateway) = (pod.ifindex, folded(&pod.gateway_mac));
     // Another pod had this address, or this one another gateway: nothing is inherited.
     let same = known.ifindex == ifindex && known.gateway == gateway;
     let before = if same { *known } else { NEVER };
@@ -403,7 +413,7 @@ pub(super) const fn age(now: u64, stamp: u64) -> u64 {
 
 /// How long acceptance holds, ns.
 #[inline(always)]
-const fn lifetime<F: Family>(config: &Config<F>, protocol: FlowProtocol) -> u64 {
+pub(super) const fn lifetime<F: Family>(config: &Config<F>, protocol: FlowProtocol) -> u64 {
     let refresh = match protocol {
         FlowProtocol::Tcp => config.tcp_refresh,
         FlowProtocol::Udp => config.udp_refresh,

@@ -1,12 +1,12 @@
 //! tc ingress on the host side of a pod's veth: what a pod sends.
 
 use super::{
-    Act, Direct, Encap, HandOver, Rewrite, Tables, act,
+    Act, Direct, Encap, HandOver, Rewrite, Switch, Tables, act,
     carrier::is_udp,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
     exempt, fields,
     flow::{self, Passage},
-    forged, forwarding, moved,
+    forged, forwarding, moved, switched,
     tables::{check_hold, longest_match},
     translated,
     transport::Transport,
@@ -48,7 +48,10 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         |priority| packet.prioritize(priority),
         |encap, rewrite, reason| packet.encapsulate(&encap, rewrite.as_ref(), reason),
         |to, rewrite, reason| packet.hand_over(&to, rewrite.as_ref(), reason),
-        |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
+        (
+            |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
+            |to| packet.switch(&to),
+        ),
     )
     .and_then(|done| done);
     translated::ended(&packet, tables, &verdict, |flow, is_broken_off| {
@@ -68,7 +71,8 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
 
 /// What is to be done: `prioritize` a packet as forwarding would, and `encapsulate` with a packet for a node behind a
 /// tunnel, `hand_over` with an aggregate that only the VXLAN device can encapsulate, `send_direct` with either for a
-/// node that is reached without. Each gets how the packet is to be translated, if it is.
+/// node that is reached without. Each gets how the packet is to be translated, if it is. `switch` is for one that goes to
+/// another pod of this node.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -80,7 +84,10 @@ pub(super) fn decide<F: Family, R>(
     prioritize: impl FnOnce(u32),
     encapsulate: impl FnOnce(Encap<F>, Option<Rewrite<F>>, Reason) -> R,
     hand_over: impl FnOnce(HandOver<F>, Option<Rewrite<F>>, Reason) -> R,
-    send_direct: impl FnOnce(Direct<F>, Option<Rewrite<F>>, Reason) -> R,
+    (send_direct, switch): (
+        impl FnOnce(Direct<F>, Option<Rewrite<F>>, Reason) -> R,
+        impl FnOnce(Switch) -> R,
+    ),
 ) -> Result<R, Reason> {
     let (ethernet, ip) = inner_headers::<F>(packet, arrival)?;
     let config = tables.config().ok_or(F::UNCONFIGURED)?;
@@ -91,7 +98,7 @@ pub(super) fn decide<F: Family, R>(
     };
     // Most of what leaves pods for elsewhere is told apart here.
     if config.subnet.contains(ip.destination()) {
-        return Err(Reason::NoRoute);
+        return switched::decide(packet, tables, arrival, &config, (&ethernet, &ip), switch);
     }
     let is_inside = config.network.contains(ip.destination());
     if !is_inside && !gated {
@@ -112,8 +119,13 @@ pub(super) fn decide<F: Family, R>(
                 }
                 let gateway = ethernet.destination_folded();
                 let fields = fields::of(ip.class(), ip.hops());
-                let passage =
-                    Passage { way: Direction::Egress, ifindex: arrival.ifindex, gateway, fields, clock };
+                let passage = Passage {
+                    way: Direction::Egress,
+                    ifindex: arrival.ifindex,
+                    gateway: Some(gateway),
+                    fields,
+                    clock,
+                };
                 match flow::admit(&passage, &transport, &flow, tables, &config) {
                     Ok(accepted) => priority = accepted,
                     Err(reason) => refusal = Some(reason),

@@ -174,7 +174,7 @@ pub(super) fn decide<F: Family, R>(
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
     let rewrite = if config.fast_path == FastPath::Flow {
         let fields = fields::of(class, carrier.past_end::<F>(ip).hops());
-        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: 0, fields, clock };
+        let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: None, fields, clock };
         flow::admit_to_pod(&passage, packet, at, tables, &config, &ip)?
     } else {
         None

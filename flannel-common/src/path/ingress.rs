@@ -36,7 +36,7 @@ pub(super) fn deliver_to<F: Family>(
         let passage = Passage {
             way: Direction::Ingress,
             ifindex: pod.ifindex,
-            gateway: 0,
+            gateway: None,
             fields: fields::of(ip.class(), ip.hops()),
             clock,
         };

@@ -30,6 +30,7 @@ pub mod host_mark;
 mod ingress;
 mod moved;
 mod rewrite;
+mod switched;
 mod tables;
 pub mod to_overlay;
 pub mod to_pod;
@@ -51,6 +52,7 @@ pub use encap::{
 pub use flow::Note;
 pub use hook::Hook;
 pub use rewrite::Rewrite;
+pub use switched::Switch;
 pub use tables::{NodeTables, Tables};
 pub use tunnel::{TunnelNote, UnderlayRoute};
 pub use verdict::{Move, Verdict};

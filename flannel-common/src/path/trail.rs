@@ -65,8 +65,13 @@ pub const fn is_translated(tc_index: u16) -> bool {
 #[inline(always)]
 pub const fn is_changed(tc_index: u16, header: Header) -> bool {
     let Header { class, hops, numbers } = header;
-    let began = Header { class, hops: hops.wrapping_add(1), numbers };
-    is_ours(tc_index) && tc_index & 0xfff != began.folded()
+    differs(tc_index, Header { class, hops: hops.wrapping_add(1), numbers })
+}
+
+/// The same of a packet that was not routed: whether anything has changed.
+#[inline(always)]
+pub const fn differs(tc_index: u16, header: Header) -> bool {
+    is_ours(tc_index) && tc_index & 0xfff != header.folded()
 }
 
 /// Whether the note is of our making.

@@ -1,6 +1,6 @@
 //! What is done with a packet, as a value: for everyone who wants to look at it.
 
-use super::{Deliver, Direct, Encap, HandOver};
+use super::{Deliver, Direct, Encap, HandOver, Switch};
 use crate::{
     family::{Family, V4, V6},
     layout::PodPlace,
@@ -25,6 +25,8 @@ pub enum Verdict {
     V6(Move<V6>, Reason),
     /// Decapsulate it, and say in front of the packet which pod it is for.
     DecapsulateEarly(Deliver<V4>, Reason),
+    /// Hand it, as it is, to another pod on the bridge of the one that has sent it.
+    Switch(Switch, Reason),
     /// Leave it to the kernel, untouched, but count it.
     Seen(Reason),
     /// Drop it.
@@ -63,6 +65,7 @@ impl Verdict {
             Self::V4(how, _) => how.pod(),
             Self::V6(how, _) => how.pod(),
             Self::DecapsulateEarly(to, _) => Some((to.pod, to.packet_len)),
+            Self::Switch(to, _) => Some((to.pod, to.packet_len)),
             _ => None,
         }
     }
@@ -77,6 +80,7 @@ impl Verdict {
             | Self::V4(_, reason)
             | Self::V6(_, reason)
             | Self::DecapsulateEarly(_, reason)
+            | Self::Switch(_, reason)
             | Self::Seen(reason)
             | Self::Drop(reason) => Some(*reason),
         }

@@ -196,6 +196,12 @@ pub fn decision(bytes: &[u8]) {
             is_for_a_pod(tables, &deliver);
             decapsulated_early(frame, &deliver).expect("a packet with its headers");
         }
+        Verdict::Switch(to, _) => {
+            let mut pods = tables.pods.values().chain(tables.v6.pods.values());
+            assert!(pods.any(|pod| *pod == to.pod), "to {}, which is no pod of this node", to.pod.ifindex);
+            assert!(to.pod.ifindex != arrival.ifindex, "back to where it came from");
+            assert_eq!(frame[..6], to.pod.mac);
+        }
         Verdict::Pass
         | Verdict::Kernel(_)
         | Verdict::Exempt(_)

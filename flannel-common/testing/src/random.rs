@@ -53,10 +53,11 @@ pub fn case(hook: Hook) -> impl Strategy<Value = Case> {
                 config.fast_path = FastPath::Flow;
             });
             // Most frames are of a flow that is known.
-            let of = flow_of(hook, &frame).zip(permit);
-            tables
-                .flows
-                .extend(of.map(|((flow, fields), permit)| (flow, accepted(permit, fields, arrival.mark))));
+            let of = flow_of(hook, &frame).zip(permit).map(|((flow, fields), permit)| {
+                let permit = accepted(permit, fields, arrival.mark);
+                if is_switched(hook, &flow) { switched(&tables, flow, permit) } else { (flow, permit) }
+            });
+            tables.flows.extend(of);
         }
         Case { hook, frame, arrival, tables }
     })
@@ -122,7 +123,26 @@ fn flow_of(hook: Hook, frame: &[u8]) -> Option<(Flow<V4>, u32)> {
             protocol,
         },
     };
+    // Between pods here nothing is routed.
+    let hook = if is_switched(hook, &flow) { Hook::FromPod } else { hook };
     Some((flow, fields_of(hook, ip.tos, ip.ttl)))
+}
+
+/// Whether `flow` is one between two pods here.
+fn is_switched(hook: Hook, flow: &Flow<V4>) -> bool {
+    matches!(hook, Hook::FromPod | Hook::ToPod) && HERE.subnet.contains(flow.remote)
+}
+
+/// A flow between two pods here as it stands in the map, with `permit` for its veths, where those are known.
+fn switched(tables: &MemoryTables, flow: Flow<V4>, permit: Permit) -> (Flow<V4>, Permit) {
+    let veth = |address| tables.pods.get(address).map_or(0, |pod| pod.ifindex);
+    let (own, other) = (veth(&flow.local), veth(&flow.remote));
+    let Flow { local, remote, local_port, remote_port, protocol } = flow;
+    let turned =
+        Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port, protocol };
+    let (flow, lower, higher) = if own < other { (flow, own, other) } else { (turned, other, own) };
+    let ifindex = if permit.ifindex == interface::POD { lower } else { permit.ifindex };
+    (flow, Permit { ifindex, gateway: higher, ..permit })
 }
 
 /// Any bytes at all.
@@ -232,11 +252,18 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
             ip.ttl = ttl;
             ip.id = id;
         });
+        let here = |address: [u8; 4]| HERE.subnet.contains(address).then(|| HERE.pod_mac(address[3]));
         match hook {
-            Hook::FromPod => frame.macs(HERE.gateway_mac(), HERE.pod_mac(2)).bytes(),
+            Hook::FromPod => {
+                let to = here(frame.ip.destination).unwrap_or(HERE.gateway_mac());
+                frame.macs(to, HERE.pod_mac(2)).bytes()
+            }
             Hook::ToOverlay => frame.macs(THERE.mac, HERE.mac).bytes(),
             Hook::FromOverlay => frame.macs(HERE.mac, THERE.mac).bytes(),
-            Hook::ToPod => frame.macs(HERE.pod_mac(2), HERE.gateway_mac()).bytes(),
+            Hook::ToPod => {
+                let from = here(frame.ip.source).unwrap_or(HERE.gateway_mac());
+                frame.macs(HERE.pod_mac(2), from).bytes()
+            }
             Hook::ToUnderlay if id & 1 == 0 => frame.macs(THERE.mac, interface::UNDERLAY_MAC).bytes(),
             // As the kernel's device makes it; sometimes with a mark that it would not make.
             Hook::ToUnderlay => {
@@ -254,12 +281,15 @@ fn valid(hook: Hook, direct: bool) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Between a pod here and a pod there.
+/// Between a pod here and a pod there, or another one here.
 fn packet(hook: Hook) -> impl Strategy<Value = Frame> {
     let here = prop_oneof![8 => Just(HERE.pod(2)), 1 => (1..8u8).prop_map(|number| HERE.pod(number))];
     let there = prop_oneof![
         8 => (1..255u8).prop_map(|number| THERE.pod(number)),
-        1 => (1..8u8).prop_map(|number| ELSEWHERE.pod(number)),
+        2 => (1..16u8).prop_map(|number| match number {
+            ..8 => ELSEWHERE.pod(number),
+            _ => HERE.pod(2 + number % 4),
+        }),
         1 => any::<[u8; 4]>(),
     ];
     let len = prop_oneof![4 => 0..200usize, 1 => 1_350..1_460usize, 1 => 500..600usize, 1 => 0..MAX_PAYLOAD];

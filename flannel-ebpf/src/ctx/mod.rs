@@ -21,8 +21,8 @@ use aya_ebpf::{
     bpf_f_adj_room_encap_l2,
     helpers::{
         bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data,
-        bpf_skb_set_tunnel_key,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_type,
+        bpf_skb_pull_data, bpf_skb_set_tunnel_key,
     },
     programs::TcContext,
 };
@@ -45,6 +45,8 @@ use crate::{
 };
 
 /// include/uapi/linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+/// As `PACKET_HOST`.
 const PACKET_OTHERHOST: u32 = 3;
 
 /// Flags of encapsulation. `FIXED_GSO`: segments keep their payload size, the outer headers come on top.
@@ -387,6 +389,14 @@ impl Skb {
     pub(crate) fn redirect_peer(&self, ifindex: u32) -> i32 {
         // SAFETY: the helper takes two integers.
         unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+    }
+
+    /// Makes the packet one for whoever receives it, by whatever MAC. To a veth's host side a frame from one pod to another
+    /// is another station's, which IP drops; before Linux 6.16 the redirect itself does not change that.
+    #[inline(always)]
+    pub(crate) fn address_to_host(&self) {
+        // SAFETY: `skb` is the live context.
+        unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ mod pods;
 mod policy;
 mod rules;
 mod services;
+mod switched;
 mod translated;
 mod traps;
 mod underlay;

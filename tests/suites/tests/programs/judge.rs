@@ -60,6 +60,7 @@ pub(crate) fn check(
         Verdict::DecapsulateEarly(deliver, reason) => {
             (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver))
         }
+        Verdict::Switch(_, reason) => (TC_ACT_REDIRECT, Some(*reason), unchanged()),
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
         Verdict::Drop(reason) => {
             (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
@@ -217,8 +218,8 @@ pub(crate) fn in_kernel(
         (Verdict::DecapsulateEarly(..), Some((len, mtu))) => {
             return if mtu.is_some_and(|mtu| len <= mtu) { verdict } else { Verdict::Pass };
         }
-        (_, Some((_, None))) => return Verdict::Kernel(Reason::PodGone),
-        (_, Some((len, Some(mtu)))) if len > mtu => return Verdict::Kernel(Reason::TooBig),
+        (_, Some((_, None))) => return left(hook, frame, tables, Reason::PodGone),
+        (_, Some((len, Some(mtu)))) if len > mtu => return left(hook, frame, tables, Reason::TooBig),
         (_, Some(_)) if refused && changes_length => return Verdict::Kernel(Reason::Refused),
         (_, Some(_)) => return verdict,
     }
