@@ -117,7 +117,7 @@ metrics! {
     PACKET_BYTES = "flannel_packet", Counter, Bytes, ["direction", "path", "reason"], false, "Bytes of those frames, with their Ethernet headers.";
     MAP_ENTRIES = "flannel_bpf_map_entries", Gauge, One, ["map"], false, "Entries in a map of the programs.";
     MAP_CAPACITY = "flannel_bpf_map_capacity", Gauge, One, ["map"], false, "Entries that it has room for.";
-    CLOCK = "flannel_clock_synchronised", Gauge, One, [], false, "1 while the kernel is told that NTP or the like keeps the clock right. A hypervisor that does so does not tell.";
+    CLOCK = "flannel_clock_synchronised", Gauge, One, [], false, "1 while the kernel is told that NTP or the like keeps the clock right. A hypervisor that does so does not tell. Absent under the systemd unit, whose ProtectClock refuses the question.";
     CLOCK_ERROR = "flannel_clock_error_max", Gauge, Seconds, [], false, "How far the clock is from the true time at most, as whoever keeps it reckons.";
     CPU = "process_cpu", Counter, Seconds, [], false, "CPU time of the agent.";
     MEMORY = "process_resident_memory", Gauge, Bytes, [], false, "Memory of the agent.";

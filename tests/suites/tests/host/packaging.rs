@@ -11,7 +11,7 @@ use flannel_common::reason::{Direction, Reason};
 use flannel_ebpf_toolchain::workspace_root;
 use flannel_lab::{
     FastPath, Member, agent_binary,
-    command::Daemon,
+    command::{Daemon, run, tool},
     counters::Counters,
     eventually, in_lab,
     traffic::{Paced, every_kind_both_ways, ping::ping},
@@ -32,6 +32,15 @@ fn unit(key: &str) -> Result<Vec<String>> {
     let values: Vec<String> = values.map(str::to_owned).collect();
     ensure!(!values.is_empty(), "{}: no {key}=", path.display());
     Ok(values)
+}
+
+/// systemd's own judgement of flanneld.service, of which 10 is the worst.
+#[test]
+fn the_unit_exposes_little() -> Result<()> {
+    let path = packaging().join("systemd/flanneld.service");
+    let mut judge = tool("systemd-analyze");
+    judge.args(["security", "--offline=yes", "--no-pager", "--threshold=30"]).arg(path);
+    run(&mut judge).map(drop)
 }
 
 /// With the capabilities that flanneld.service leaves it, and no others, the agent builds all of its
