@@ -136,6 +136,12 @@ pub const TRY_DECAP: u32 = 1;
 /// For [`TRY_ROOM`]: the same with `BPF_F_ADJ_ROOM_DECAP_L4_UDP`, which clears an aggregate's tunnel GSO flags.
 pub const TRY_DECAP_CLEAN: u32 = 2;
 
+/// Never attached: tells the agent what state the TCP socket of a connection is in, in a pod's network namespace. The packet
+/// is an Ethernet header without meaning, and the connection as packets come to that socket (`struct bpf_sock_tuple`); the
+/// first word of its control block is the number of the namespace in this one. The result is the state, 0 where there is no
+/// socket.
+pub const SOCKET_STATE: &str = "socket_state";
+
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.

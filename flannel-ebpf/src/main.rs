@@ -25,6 +25,8 @@ mod notes;
 #[cfg(target_arch = "bpf")]
 mod size;
 #[cfg(target_arch = "bpf")]
+mod socket_state;
+#[cfg(target_arch = "bpf")]
 mod to_overlay;
 #[cfg(target_arch = "bpf")]
 mod to_pod;

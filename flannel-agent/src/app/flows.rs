@@ -72,10 +72,10 @@ pub(super) fn keep_translations(
         Loaded::Programs(pins, programs, _) if fast_path == FastPath::Flow => {
             let shares =
                 stacks.iter().map(|(family, stack)| (*family, (stack.network, stack.subnet))).collect();
-            let started = programs
-                .asked()
-                .map_err(anyhow::Error::from)
-                .and_then(|asked| Ok(Translator::start(asked, programs.broken_off()?, pins, &shares)?));
+            let started = programs.asked().map_err(anyhow::Error::from).and_then(|asked| {
+                let (broken_off, sockets) = (programs.broken_off()?, programs.pod_sockets()?);
+                Ok(Translator::start(asked, broken_off, sockets, pins, &shares)?)
+            });
             started.inspect_err(|error| warn!(%error, "flows to Services stay on the kernel path")).ok()
         }
         _ => None,

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     Asked, Attachment, BrokenOff, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins,
-    TcAttach, TraceError, error::chain, log, tables, traced,
+    PodSockets, TcAttach, TraceError, error::chain, log, tables, traced,
 };
 
 /// The loaded programs.
@@ -171,6 +171,14 @@ impl Programs {
     /// As of [`Self::asked`], or there is no way to wait for them.
     pub fn broken_off(&mut self) -> Result<BrokenOff, LoadError> {
         BrokenOff::of(&mut self.ebpf)
+    }
+
+    /// What asks the sockets of pods.
+    ///
+    /// # Errors
+    /// When the kernel refuses its program.
+    pub fn pod_sockets(&mut self) -> Result<PodSockets, LoadError> {
+        PodSockets::of(&mut self.ebpf)
     }
 
     /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at

@@ -189,6 +189,8 @@ pub struct TranslationTables<F: TrieFamily> {
     pub translations: Table<Flow<F>, Translation<F>>,
     /// As [`FamilyTables::flows`].
     pub flows: Table<Flow<F>, Permit>,
+    /// As [`FamilyTables::pods`].
+    pub pods: Table<F::Address, PodPlace>,
 }
 
 impl<F: TrieFamily> TranslationTables<F> {
@@ -204,6 +206,7 @@ impl<F: TrieFamily> TranslationTables<F> {
         Ok(Self {
             translations: Table::open(pins, names.translations, Map::HashMap)?,
             flows: Table::open(pins, names.flows, Map::LruHashMap)?,
+            pods: Table::open(pins, names.pods, Map::HashMap)?,
         })
     }
 }

@@ -125,10 +125,19 @@ impl Netlink {
     /// The interface of that name, if there is one.
     pub async fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let mut query = LinkMessage::default();
-        query.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
-        ];
+        query.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        self.one_link(query).await
+    }
+
+    /// The interface of that index, if there is one.
+    pub async fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let mut query = LinkMessage::default();
+        query.header.index = index;
+        self.one_link(query).await
+    }
+
+    async fn one_link(&mut self, mut query: LinkMessage) -> Result<Option<Link>, NetlinkError> {
+        query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let request = Request { message: RouteNetlinkMessage::GetLink(query), flags: 0 };
         match self.exchange(&[request]).await?.pop() {
             Some(Ok(Some(RouteNetlinkMessage::NewLink(message)))) => Ok(read(message)),

@@ -14,7 +14,8 @@ use tracing::debug;
 use super::{TranslateError, broken_off::BrokenOffFlows, judge};
 use crate::{
     bpf::{Pins, TranslationTables, TrieFamily},
-    netlink::{Conntrack, ConntrackTuple},
+    host::conntrack::TcpTimeouts,
+    netlink::{Conntrack, ConntrackTuple, TcpState},
 };
 
 /// The translated flows of a family.
@@ -107,7 +108,12 @@ impl<F: TrieFamily> TranslatedFlows<F> {
     }
 
     /// Looks at `most` of the flows, the next in turn, and forgets those whose entry is another, or gone.
+    /// Whose entry is kept no longer than after a reset, its end is asked about.
     pub(super) fn look(&mut self, most: usize, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
+        if self.known.is_empty() {
+            return Ok(());
+        }
+        let timeouts = TcpTimeouts::now();
         let from = self.looked_to.map_or(Bound::Unbounded, Bound::Excluded);
         let some: Vec<_> = self
             .known
@@ -120,6 +126,13 @@ impl<F: TrieFamily> TranslatedFlows<F> {
             let asked = tuple(&flow);
             let is_same = match conntrack.entry(&asked)? {
                 Some(entry) => {
+                    // A rule behind connection tracking may have dropped the reset, of which no program tells then.
+                    if entry.tcp == Some(TcpState::Established)
+                        && entry.left <= timeouts.after_reset
+                        && timeouts.after_reset < timeouts.established
+                    {
+                        self.broken_off.was_cut(flow, entry.id);
+                    }
                     let backend = judge::backend(&entry, &asked, self.share).ok();
                     entry.id == translation.id && backend == address(&translation)
                 }

@@ -3,7 +3,8 @@
 //! ```text
 //! to_pod ─ asked ─▶ Translator ─ which entry? ─▶ connection tracking
 //!                       └─ translations ─▶ from_pod, from_underlay, to_overlay
-//! any program ─ broken_off ─▶ Translator ─ close it ─▶ connection tracking
+//! any program ─ broken_off ─▶ Translator ─ is it over? ─▶ the pod's socket
+//!                                  └─ close it, or keep it ─▶ connection tracking
 //! ```
 //!
 //! The programs ask about a flow once it has lasted for a while. What is found is bound to the very entry of connection
@@ -21,16 +22,18 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{Asked, BrokenOff, MapFault, Pins, ToldFlows},
+    bpf::{Asked, BrokenOff, MapFault, Pins, PodSockets, ToldFlows},
     netlink::{Conntrack, ConntrackEnds, NetlinkError},
     telemetry::LastMessage,
     values::Family,
 };
 
 mod broken_off;
+mod ends;
 mod flows;
 mod judge;
 
+use ends::PodEnds;
 use flows::TranslatedFlows;
 
 /// How often some of the entries are looked at: those whose end the kernel tells of are gone by then.
@@ -56,6 +59,9 @@ pub enum TranslateError {
     /// Nobody tells of flows that are broken off.
     #[error("cannot wait for flows that are broken off: {0}")]
     BrokenOff(#[source] io::Error),
+    /// The kernel does not tell of pods' sockets.
+    #[error("cannot ask pods' sockets about connections that were reset: {0}")]
+    Socket(#[source] Errno),
 }
 
 /// Finds out how flows are translated, for the programs.
@@ -63,6 +69,7 @@ pub struct Translator {
     asked: Asked,
     broken_off: BrokenOff,
     conntrack: Conntrack,
+    ends: PodEnds,
     v4: Option<TranslatedFlows<V4>>,
     v6: Option<TranslatedFlows<V6>>,
     answered: usize,
@@ -70,8 +77,8 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// For the programs that ask by `asked` and tell of flows that are `broken_off`, and whose maps are pinned at
-    /// `pins`, in the networks of `shares` with this node's subnets of them. What an earlier agent has found is gone
+    /// For the programs that ask by `asked` and tell of flows that are `broken_off`, about which the `sockets` of pods are
+    /// asked, and whose maps are pinned at `pins`, in the networks of `shares` with this node's subnets of them. What an earlier agent has found is gone
     /// over at once.
     ///
     /// # Errors
@@ -79,6 +86,7 @@ impl Translator {
     pub fn start(
         asked: Asked,
         broken_off: BrokenOff,
+        sockets: PodSockets,
         pins: &Pins,
         shares: &BTreeMap<Family, (IpNetwork, IpNetwork)>,
     ) -> Result<Self, TranslateError> {
@@ -87,6 +95,7 @@ impl Translator {
             asked,
             broken_off,
             conntrack: Conntrack::open()?,
+            ends: PodEnds::open(sockets)?,
             v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             v6: v6.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             answered: 0,
@@ -127,7 +136,10 @@ impl Translator {
                     if ends.is_none() {
                         ends = self.listen();
                     }
-                    self.look(LOOKED_AT).and_then(|()| self.close_awaited())
+                    match self.look(LOOKED_AT) {
+                        Ok(()) => self.look_again().await,
+                        error => error,
+                    }
                 }
             };
             self.say(result);
@@ -145,7 +157,7 @@ impl Translator {
         }
     }
 
-    /// Closes connections that were broken off.
+    /// Closes connections that were broken off, and keeps those that go on.
     async fn break_off(&mut self, told: io::Result<ToldFlows>) -> Result<(), TranslateError> {
         let told = match told {
             Ok(told) => told,
@@ -154,24 +166,29 @@ impl Translator {
                 return Err(TranslateError::BrokenOff(error));
             }
         };
-        let conntrack = &mut self.conntrack;
+        let (conntrack, ends) = (&mut self.conntrack, &mut self.ends);
         let is_awaited = match (told, &mut self.v4, &mut self.v6) {
-            (ToldFlows::V4(flows), Some(v4), _) => v4.break_off(&flows, conntrack)?,
-            (ToldFlows::V6(flows), _, Some(v6)) => v6.break_off(&flows, conntrack)?,
+            (ToldFlows::V4(flows), Some(v4), _) => v4.break_off(&flows, conntrack, ends).await?,
+            (ToldFlows::V6(flows), _, Some(v6)) => v6.break_off(&flows, conntrack, ends).await?,
             _ => false,
         };
         if is_awaited {
-            // A program may tell of a packet before it meets connection tracking.
+            // A program may tell of a packet before it meets connection tracking, and before its end.
             sleep(GATHERED).await;
-            self.close_awaited()?;
+            self.look_again().await?;
         }
         Ok(())
     }
 
-    fn close_awaited(&mut self) -> Result<(), TranslateError> {
-        let conntrack = &mut self.conntrack;
-        self.v4.as_mut().map_or(Ok(()), |v4| v4.close_awaited(conntrack))?;
-        self.v6.as_mut().map_or(Ok(()), |v6| v6.close_awaited(conntrack))
+    async fn look_again(&mut self) -> Result<(), TranslateError> {
+        let (conntrack, ends) = (&mut self.conntrack, &mut self.ends);
+        if let Some(v4) = &mut self.v4 {
+            v4.look_again(conntrack, ends).await?;
+        }
+        if let Some(v6) = &mut self.v6 {
+            v6.look_again(conntrack, ends).await?;
+        }
+        Ok(())
     }
 
     fn answer(&mut self, asked: ToldFlows) -> Result<(), TranslateError> {

@@ -67,8 +67,8 @@ pub enum Note<F: Family> {
     /// It begins anew, or ends, or is not accepted any more: delete it.
     Forget(Flow<F>),
     /// It skipped the stack, and is broken off: delete it, and tell the agent. Connection tracking, which has not seen
-    /// how far it has come, does not believe a reset of it, and would take a new connection between the same ports for
-    /// this one.
+    /// how far it has come, does not know what to believe of a reset, and would take a new connection between the same
+    /// ports for this one.
     BrokenOff(Flow<F>),
     /// Netfilter has accepted it, but its packets do not leave the kernel's path as they came ([`trail`]): delete it.
     Changed(Flow<F>),
@@ -303,11 +303,14 @@ fn look<F: Family, P: Act<F>>(
     let mut flow = transport.flow::<F>(way, &ip);
     let mut is_to_be_asked = false;
     if matches!(way, Direction::Egress) {
-        if trail::is_translated(arrival.tc_index) {
+        // Somebody else may reset it in its pod's name, who comes in elsewhere.
+        let is_translated = trail::is_translated(arrival.tc_index);
+        if is_translated | transport.resets() {
             match tables.translation(&flow) {
                 Some(Translation { remote, remote_port, .. }) => {
                     (flow.remote, flow.remote_port) = (remote, remote_port);
                 }
+                None if !is_translated => {}
                 // After its first answer there may be none by which to ask.
                 None if matches!(transport.protocol, FlowProtocol::Udp) => is_to_be_asked = true,
                 None => return None,
@@ -322,10 +325,11 @@ fn look<F: Family, P: Act<F>>(
         matches!(way, Direction::Egress) && host_mark::is_heeded(arrival, marks, config.heeded);
     if (arrival.mark & marks.flow == 0) | left_to_kernel || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
-            // Of what was never fast connection tracking has seen each packet. One that has come in elsewhere may be
-            // anybody's.
+            // Of what was never fast connection tracking has seen each packet. A SYN that has come in elsewhere may be
+            // anybody's, and does nothing; so may a reset, which cuts short what connection tracking knows.
             let was_fast = known.egress != 0 && known.ingress != 0;
-            let is_broken_off = transport.breaks_off() && was_fast && trail::is_ours(arrival.tc_index);
+            let is_broken_off = was_fast
+                && (transport.resets() || (transport.breaks_off() && trail::is_ours(arrival.tc_index)));
             let note = if is_broken_off { Note::BrokenOff(flow) } else { Note::Forget(flow) };
             act::noted(packet, way, &note, size);
         }

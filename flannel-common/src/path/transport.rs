@@ -93,6 +93,12 @@ impl Transport {
         self.flags & (TCP_SYN | TCP_RST) != 0
     }
 
+    /// Whether one side resets the TCP connection, or somebody else in its name.
+    #[inline(always)]
+    pub(super) const fn resets(&self) -> bool {
+        self.flags & TCP_RST != 0
+    }
+
     /// The pod's port and the other end's, of a packet that travels `way`.
     #[inline(always)]
     const fn ports(&self, way: Direction) -> (u16, u16) {

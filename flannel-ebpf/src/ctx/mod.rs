@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
 mod fib;
+mod socket;
 mod xdp;
 
 pub(crate) use xdp::Frame;

@@ -9,7 +9,7 @@ use crate::host::sysctl::{self, Settings};
 
 mod timeouts;
 
-pub use timeouts::{follow_timeouts, may_be_reset, refresh};
+pub use timeouts::{TcpTimeouts, follow_timeouts, refresh};
 
 /// Between looks: for so long connections may stand still where somebody undoes the settings.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -35,13 +35,31 @@ const TCP: [Timeout; 3] = [
     ("netfilter/nf_conntrack_tcp_timeout_max_retrans", Duration::from_secs(300)),
 ];
 
-/// How long a TCP connection is kept after a reset.
+/// How long a TCP connection is kept after a reset, and after one side has ended it.
 const AFTER_RESET: Timeout = ("netfilter/nf_conntrack_tcp_timeout_close", Duration::from_secs(10));
+const CLOSE_WAIT: Timeout = ("netfilter/nf_conntrack_tcp_timeout_close_wait", Duration::from_secs(60));
 
-/// Whether a connection that is kept for so long if nothing more comes may have been reset just now.
-pub fn may_be_reset(left: Duration) -> bool {
-    // The file is read only where somebody has set it.
-    left <= AFTER_RESET.1 || left <= read(&sysctl::NET, &AFTER_RESET)
+/// For how long connection tracking keeps TCP connections if nothing more comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpTimeouts {
+    /// One that is established.
+    pub established: Duration,
+    /// One that one side has ended.
+    pub close_wait: Duration,
+    /// One that was reset, at most: the time may just have been changed.
+    pub after_reset: Duration,
+}
+
+impl TcpTimeouts {
+    /// As they are set now.
+    pub fn now() -> Self {
+        let read = |timeout| read(&sysctl::NET, timeout);
+        Self {
+            established: read(&TCP[0]),
+            close_wait: read(&CLOSE_WAIT),
+            after_reset: read(&AFTER_RESET).max(AFTER_RESET.1),
+        }
+    }
 }
 
 /// How long acceptance holds now, where an operator has `asked` for so much at most. The settings come with the module:

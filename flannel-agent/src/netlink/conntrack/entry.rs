@@ -77,6 +77,8 @@ impl ConntrackStatus {
 pub enum TcpState {
     /// Both ends have sent a SYN and got an answer.
     Established = 3,
+    /// One end has closed it, and the other may still send.
+    CloseWait = 5,
     /// One end has reset it: its next SYN begins a connection of its own.
     Closed = 8,
 }
@@ -92,7 +94,7 @@ pub struct ConntrackEntry {
     pub reply: ConntrackTuple,
     /// What became of it.
     pub status: ConntrackStatus,
-    /// How far its connection is; `None` for another state than those, and of UDP.
+    /// How far its connection is; `None` for another state than established and closed, and of UDP.
     pub tcp: Option<TcpState>,
     /// For how long it is kept if nothing more comes, in whole seconds.
     pub left: Duration,

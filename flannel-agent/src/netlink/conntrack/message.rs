@@ -38,13 +38,15 @@ pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple) -> Vec<u8> 
     bytes
 }
 
-/// A request to give the TCP connection of `tuple` another `state`, and to keep it for so long if nothing more comes,
+/// A request to give the TCP connection of `tuple` another `state`, if any, and to keep it for so long if nothing more comes,
 /// which the kernel answers in any case. Nothing is made where there is none.
-pub(super) fn change(tuple: &ConntrackTuple, state: TcpState, kept: Option<Duration>) -> Vec<u8> {
+pub(super) fn change(tuple: &ConntrackTuple, state: Option<TcpState>, kept: Option<Duration>) -> Vec<u8> {
     let mut bytes = request(NEW, NLM_F_REQUEST | NLM_F_ACK, tuple);
-    nest(&mut bytes, PROTOCOL_STATE, |bytes| {
-        nest(bytes, OF_TCP, |bytes| put(bytes, TCP_STATE, &[state as u8]));
-    });
+    if let Some(state) = state {
+        nest(&mut bytes, PROTOCOL_STATE, |bytes| {
+            nest(bytes, OF_TCP, |bytes| put(bytes, TCP_STATE, &[state as u8]));
+        });
+    }
     if let Some(kept) = kept {
         let seconds = u32::try_from(kept.as_secs()).unwrap_or(u32::MAX);
         put(&mut bytes, TIMEOUT, &seconds.to_be_bytes());

@@ -76,15 +76,15 @@ impl Conntrack {
         }
     }
 
-    /// Gives the TCP connection one of whose two tuples is `tuple` another `state`, and keeps it for so long if nothing more
-    /// comes. Where there is none, nothing changes.
+    /// Gives the TCP connection one of whose two tuples is `tuple` another `state`, if any, and keeps it for so long if nothing
+    /// more comes. Where there is none, nothing changes.
     ///
     /// # Errors
     /// As those of [`Self::entry`].
     pub fn change(
         &mut self,
         tuple: &ConntrackTuple,
-        state: TcpState,
+        state: Option<TcpState>,
         kept: Option<Duration>,
     ) -> Result<(), NetlinkError> {
         match self.ask(&message::change(tuple, state, kept)) {

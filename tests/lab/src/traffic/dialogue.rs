@@ -8,10 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use etherparse::TcpHeader;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, recv, send,
-    setsockopt, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, recv, setsockopt, socket,
     sockopt::{Linger, ReuseAddr},
 };
 
@@ -210,25 +208,6 @@ impl Dialogue {
         let Self { client, server, .. } = self;
         reset(server)?;
         is_reset(client)
-    }
-
-    /// From `client`, where it begins, comes a reset of another number than the server expects. IPv4.
-    pub fn reset_with_a_wrong_number(&self, client: &Endpoint) -> Result<()> {
-        let (SocketAddr::V4(from), SocketAddr::V4(to)) =
-            (self.client.local_addr()?, self.client.peer_addr()?)
-        else {
-            bail!("not IPv4");
-        };
-        let mut header = TcpHeader::new(from.port(), to.port(), 0x1234_5678, 0);
-        header.rst = true;
-        header.checksum = header.calc_checksum_ipv4_raw(from.ip().octets(), to.ip().octets(), &[])?;
-        client.netns().inside(|| {
-            let socket =
-                socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
-            connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
-            send(socket.as_raw_fd(), &header.to_bytes(), MsgFlags::empty()).context("send a reset")?;
-            Ok(())
-        })
     }
 
     /// The client resets the connection and waits for nothing: the end of the server.

@@ -10,6 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 pub use dialogue::Dialogue;
 pub use every_kind::{every_kind, every_kind_both_ways};
+pub use forged::forge_reset;
 pub use matrix::{Matrix, reachability};
 pub use paced::{Loss, Paced, PacedReport};
 pub use serving::Serving;
@@ -20,6 +21,7 @@ use crate::Netns;
 pub mod content;
 pub mod dialogue;
 pub mod every_kind;
+mod forged;
 pub mod matrix;
 pub mod overlay_frame;
 pub mod paced;

@@ -21,6 +21,7 @@ mod places;
 mod pod_routes;
 mod pods;
 mod policy;
+mod resets;
 mod rules;
 mod services;
 mod switched;

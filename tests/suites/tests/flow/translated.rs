@@ -264,32 +264,6 @@ fn a_port_that_is_reset_can_be_used_again_at_once() -> Result<()> {
     })
 }
 
-/// An end ignores a reset that does not have the number that it expects: its connection goes on.
-#[test]
-fn a_connection_goes_on_whose_reset_its_end_does_not_believe() -> Result<()> {
-    in_lab(|lab| {
-        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
-        let service = Service::new(&cluster, false)?;
-        let mut dialogue = service.connection(25_000)?;
-        await_fast(&cluster, || dialogue.exchanges(10))?;
-        let are = |state: &str| {
-            eventually(CONVERGENCE, state, || {
-                for member in &cluster.members {
-                    let listing = entries(member.node.netns(), "tcp", "25000")?;
-                    ensure!(listing.contains(state), "{listing}");
-                }
-                Ok(())
-            })
-        };
-        dialogue.reset_with_a_wrong_number(&service.client)?;
-        are("CLOSE")?;
-        dialogue.exchanges(10)?;
-        are("ESTABLISHED")?;
-        await_fast(&cluster, || dialogue.exchanges(10))?;
-        dialogue.close_at_the_server()
-    })
-}
-
 /// Where connection tracking forgets a flow, the next datagram is its own again, to whichever backend.
 #[test]
 fn a_flow_ends_with_its_entry_of_connection_tracking() -> Result<()> {

@@ -1,0 +1,228 @@
+//! Resets that somebody forges: the ends of a connection ignore them, and so does what knows of it.
+
+use std::{net::SocketAddr, thread::sleep, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use flannel_lab::{
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Pod, eventually, in_lab,
+    traffic::{Dialogue, Endpoint, dialogue::listen, forge_reset},
+};
+
+use crate::{
+    cluster, counted, fast,
+    services::{BACKEND_PORT, Service},
+    translated::await_fast,
+    translated_fast,
+};
+
+const REFRESH: Duration = Duration::from_secs(30);
+/// How long connection tracking keeps what was reset, in the nodes of these tests.
+const AFTER_RESET: Duration = Duration::from_secs(2);
+/// What it keeps for longer is established, and not reset.
+const LONG: u64 = 3_600;
+
+/// The nodes forget soon what was reset.
+fn forget_soon(cluster: &Cluster) -> Result<()> {
+    let seconds = AFTER_RESET.as_secs().to_string();
+    cluster.members.iter().try_for_each(|member| {
+        member.node.netns().sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", &seconds)
+    })
+}
+
+/// What both nodes know of the connection from a port: its state, for how long it is kept, its id.
+fn known(cluster: &Cluster, family: &str, port: &str) -> Result<Vec<(String, u64, String)>> {
+    let node = |netns: &flannel_lab::Netns| {
+        let asked = ["-L", "-f", family, "-o", "id", "-p", "tcp", "--orig-port-src", port];
+        let listing = netns.run("conntrack", &asked)?;
+        let fields: Vec<&str> = listing.split_whitespace().collect();
+        let [_, _, left, state, ..] = fields[..] else {
+            anyhow::bail!("nothing is known of port {port}: {listing:?}")
+        };
+        let id = fields.iter().find(|field| field.starts_with("id=")).context("an id")?;
+        Ok((state.to_owned(), left.parse()?, (*id).to_owned()))
+    };
+    cluster.members.iter().map(|member| node(member.node.netns())).collect()
+}
+
+/// A connection that is fast.
+struct Connection {
+    about: &'static str,
+    dialogue: Dialogue,
+    family: &'static str,
+    port: String,
+    /// The ids by which the nodes know it.
+    entries: Vec<String>,
+}
+
+impl Connection {
+    fn new(cluster: &Cluster, about: &'static str, mut dialogue: Dialogue) -> Result<Self> {
+        eventually(CONVERGENCE, about, || {
+            let [at_client, _] = counted(cluster, || dialogue.exchanges(10))?;
+            ensure!(fast(&at_client)[0] + translated_fast(&at_client)[0] >= 8, "{at_client}");
+            Ok(())
+        })?;
+        let client = dialogue.client.local_addr()?;
+        let (family, port) = (if client.is_ipv4() { "ipv4" } else { "ipv6" }, client.port().to_string());
+        let entries = known(cluster, family, &port)?.into_iter().map(|(_, _, id)| id).collect();
+        Ok(Self { about, dialogue, family, port, entries })
+    }
+
+    fn client(&self) -> Result<SocketAddr> {
+        Ok(self.dialogue.client.local_addr()?)
+    }
+
+    /// As the client names it.
+    fn destination(&self) -> Result<SocketAddr> {
+        Ok(self.dialogue.client.peer_addr()?)
+    }
+
+    fn server(&self) -> Result<SocketAddr> {
+        Ok(self.dialogue.server.local_addr()?)
+    }
+
+    /// Both nodes know it as they did.
+    fn await_known(&self, cluster: &Cluster) -> Result<()> {
+        eventually(CONVERGENCE, self.about, || {
+            let found = known(cluster, self.family, &self.port)?;
+            for ((state, left, id), entry) in found.iter().zip(&self.entries) {
+                ensure!(state == "ESTABLISHED" && *left > LONG && id == entry, "{found:?}");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Resets from either end's pod, and from the pod beside it in its name.
+fn forge(connection: &Connection, pods: [&Endpoint; 4]) -> Result<()> {
+    let [client, beside_client, server, beside_server] = pods;
+    let (from, to, behind) = (connection.client()?, connection.destination()?, connection.server()?);
+    for (sender, source, destination) in [
+        (client, from, to),
+        (beside_client, from, to),
+        (beside_client, from, behind),
+        (server, behind, from),
+        (beside_server, behind, from),
+    ] {
+        forge_reset(sender, source, destination)?;
+    }
+    Ok(())
+}
+
+/// Both nodes know of it as if nothing had been. What is put back after the first resets is told of the second.
+fn survives(cluster: &Cluster, connection: &Connection, pods: [&Endpoint; 4]) -> Result<()> {
+    (0..2).try_for_each(|_| {
+        forge(connection, pods)?;
+        connection.await_known(cluster)
+    })
+}
+
+/// However long it was silent.
+fn goes_on(cluster: &Cluster, mut connection: Connection) -> Result<()> {
+    connection.await_known(cluster)?;
+    connection.dialogue.exchanges(10).context(connection.about)?;
+    connection.dialogue.close_at_the_server()
+}
+
+#[test]
+fn a_forged_reset_ends_no_silent_connection() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, REFRESH)?;
+        forget_soon(&cluster)?;
+        let service = Service::new(&cluster, false)?;
+        let remote = &service.serving.backends[1];
+        let plain = service.serving.connect(&service.client, 0, remote.socket_address(BACKEND_PORT))?;
+        let connections = [
+            Connection::new(&cluster, "plain", plain)?,
+            Connection::new(&cluster, "to a Service", service.connection(0)?)?,
+        ];
+        let beside: Vec<Endpoint> =
+            cluster.members.iter().filter_map(|member| Some(member.pods.get(1)?.endpoint())).collect();
+        let [beside_client, beside_server] = &beside[..] else { anyhow::bail!("two pods each") };
+        let pods = [&service.client, beside_client, remote, beside_server];
+        for connection in &connections {
+            survives(&cluster, connection, pods)?;
+        }
+        // Longer than connection tracking keeps what it takes for reset. A new choice would be another.
+        cluster.members[0].node.unload_service()?;
+        sleep(AFTER_RESET + Duration::from_secs(1));
+        connections.into_iter().try_for_each(|connection| goes_on(&cluster, connection))
+    })
+}
+
+#[test]
+fn a_forged_reset_ends_no_silent_connection_over_ipv6() -> Result<()> {
+    in_lab(|lab| {
+        let options = AgentOptions::new(FastPath::Flow, &["--ip-masq", "--flow-refresh=30"]);
+        let cluster = Cluster::dual_pair(lab, 2, options)?;
+        forget_soon(&cluster)?;
+        let pods = |member: usize| -> Result<Vec<Endpoint>> {
+            cluster.members[member].pods.iter().map(Pod::endpoint_v6).collect()
+        };
+        let (here, there) = (pods(0)?, pods(1)?);
+        let [client, beside_client, server, beside_server] = [&here[0], &here[1], &there[0], &there[1]];
+        let listener = listen(server, 0)?;
+        let to = server.socket_address(listener.local_addr()?.port());
+        let dialogue = Dialogue::through(client, 0, to, &[&listener])?;
+        let connection = Connection::new(&cluster, "over IPv6", dialogue)?;
+        survives(&cluster, &connection, [client, beside_client, server, beside_server])?;
+        sleep(AFTER_RESET + Duration::from_secs(1));
+        goes_on(&cluster, connection)
+    })
+}
+
+/// What the kernel has done to it the next packets undo, and nobody else has done anything.
+#[test]
+fn a_busy_connection_survives_a_forged_reset_and_the_death_of_the_agents() -> Result<()> {
+    in_lab(|lab| {
+        let mut cluster = cluster(lab, 2, REFRESH)?;
+        forget_soon(&cluster)?;
+        let service = Service::new(&cluster, false)?;
+        let mut dialogue = service.connection(0)?;
+        await_fast(&cluster, || dialogue.exchanges(10))?;
+        let (from, to) = (dialogue.client.local_addr()?, dialogue.client.peer_addr()?);
+        for sender in [&service.client, &cluster.members[0].pods[1].endpoint()] {
+            forge_reset(sender, from, to)?;
+            dialogue.exchanges(10)?;
+        }
+        for member in &mut cluster.members {
+            member.agent.kill()?;
+        }
+        cluster.members[0].node.unload_service()?;
+        for _ in 0..4 * AFTER_RESET.as_secs() {
+            dialogue.exchanges(10)?;
+            sleep(Duration::from_millis(500));
+        }
+        for (state, left, _) in known(&cluster, "ipv4", &from.port().to_string())? {
+            ensure!(state == "ESTABLISHED" && left > AFTER_RESET.as_secs(), "{state}, for {left} s");
+        }
+        dialogue.close_at_the_server()
+    })
+}
+
+/// Of a pod that translates by itself, as one of a service mesh does, no socket knows the connection. It counts as over, and
+/// goes on all the same if it does.
+#[test]
+fn a_connection_goes_on_whose_pod_knows_no_socket_of_it() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [client, server] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let listener = listen(&server, 9_090)?;
+        let redirect = "-t nat -A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 9090";
+        server.netns().run("iptables", &redirect.split(' ').collect::<Vec<_>>())?;
+        let dialogue = Dialogue::through(&client, 0, server.socket_address(8_080), &[&listener])?;
+        let mut connection = Connection::new(&cluster, "into a pod that translates", dialogue)?;
+        let state = |state: &str| {
+            eventually(CONVERGENCE, state, || {
+                let found = known(&cluster, connection.family, &connection.port)?;
+                ensure!(found[1].0 == state, "{found:?}");
+                Ok(())
+            })
+        };
+        forge_reset(&client, connection.client()?, connection.destination()?)?;
+        state("CLOSE")?;
+        connection.dialogue.exchanges(10)?;
+        state("ESTABLISHED")?;
+        connection.dialogue.exchanges(10)?;
+        connection.dialogue.close_at_the_server()
+    })
+}
