@@ -254,6 +254,16 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     }
 
     #[inline(always)]
+    fn leave_decapsulated(mut self, ifindex: u32, reason: Reason) -> Result<Done, Reason> {
+        let ethernet: [u8; ETHERNET_LEN] = self.read(F::ENCAP_LEN).ok_or(reason)?;
+        self.remove_outer(F::ENCAP_LEN).ok_or(reason)?;
+        if self.write(0, ethernet).is_none() {
+            return Ok(Done::LOST);
+        }
+        Ok(Done { action: self.redirect_in(ifindex), reason })
+    }
+
+    #[inline(always)]
     fn deliver(
         self,
         deliver: &Deliver<F>,

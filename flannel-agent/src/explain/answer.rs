@@ -177,6 +177,7 @@ pub(super) fn does(verdict: &Verdict) -> &'static str {
         Verdict::Kernel(_) => "leaves it to the kernel path",
         Verdict::Exempt(_) => "leaves it to the kernel path, marked as exempt from masquerading",
         Verdict::Checked(_) => "leaves it to the tunnel's device, marked as checked",
+        Verdict::LeaveDecapsulated(..) => "decapsulates it and leaves it to the kernel path",
         Verdict::V4(how, _) => moves(how),
         Verdict::V6(how, _) => moves(how),
         Verdict::Switch(..) => "hands it to the pod",

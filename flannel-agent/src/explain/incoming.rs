@@ -61,6 +61,9 @@ impl Walk {
         if let Some((pod, _)) = verdict.pod() {
             return Ok(Outcome::Pod { interface: interface(pod.ifindex), fast: true });
         }
+        if let Verdict::LeaveDecapsulated(device, _) = verdict {
+            return self.given_by_device(packet, &inner, device, 0).await;
+        }
         if sender.is_none() {
             return self.routed(packet, Some(underlay), 0).await;
         }

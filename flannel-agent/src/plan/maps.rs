@@ -9,7 +9,7 @@ use super::{
     Entry, EntryKey, Inputs, LocalStack, exempt,
     routes::{PlannedRoute, prefix_lengths},
 };
-use crate::values::{Family, IpFamily};
+use crate::values::IpFamily;
 
 /// What the maps of one family hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,11 +107,7 @@ fn config<F: IpFamily>(
         udp_refresh,
         source_port_min: source_ports.start,
         source_port_max: source_ports.end,
-        overlay_ifindex: match F::FAMILY {
-            // The programs hand no aggregates over IPv4 to it.
-            Family::V4 => 0,
-            Family::V6 => device.and(inputs.overlays.get(&Family::V6).copied()).unwrap_or(0),
-        },
+        overlay_ifindex: device.and(inputs.overlays.get(&F::FAMILY).copied()).unwrap_or(0),
         prefix_lengths: prefix_lengths(routes),
         local_mac: device.map_or([0; 6], |device| device.mac.0),
         heeded: inputs.foreign.heeding.heeded,

@@ -118,6 +118,11 @@ pub trait Act<F: Family>: TcPacket {
         rewrite: Option<&Rewrite<F>>,
         reason: Reason,
     ) -> Result<Self::Done, Reason>;
+    /// Decapsulates it, and leaves it to the kernel as what the VXLAN device with this index has decapsulated.
+    ///
+    /// # Errors
+    /// `reason`: the kernel refused, and gets it as it came.
+    fn leave_decapsulated(self, ifindex: u32, reason: Reason) -> Result<Self::Done, Reason>;
     /// Hands it to the pod as it is.
     ///
     /// # Errors

@@ -318,6 +318,10 @@ impl<F: Decided, P: Packet + ?Sized> Act<F> for &Seen<'_, P> {
         self.moved(Move::Decapsulate(*deliver), rewrite, reason)
     }
 
+    fn leave_decapsulated(self, device: u32, reason: Reason) -> Result<Verdict, Reason> {
+        Ok(Verdict::LeaveDecapsulated(device, reason))
+    }
+
     fn deliver(
         self,
         deliver: &Deliver<F>,

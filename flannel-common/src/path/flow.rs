@@ -47,7 +47,7 @@ pub const REFUSALS: [Reason; 6] = [
 
 /// Whether `reason` is one of [`REFUSALS`].
 #[inline(always)]
-const fn is_refusal(reason: Reason) -> bool {
+pub(super) const fn is_refusal(reason: Reason) -> bool {
     use Reason::{FlowControl, FlowFields, FlowHalf, FlowProtocol, FlowStale, FlowUnknown};
     matches!(reason, FlowUnknown | FlowHalf | FlowStale | FlowControl | FlowProtocol | FlowFields)
 }

@@ -52,12 +52,14 @@ pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V
 #[inline(always)]
 fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
     let size = packet.size();
+    let mut outer = Outer::Left;
     let verdict = decide(
         &packet,
         tables,
         &packet.arrival(),
         |to, rewrite, reason| packet.decapsulate(&to, rewrite.as_ref(), reason),
         |to, rewrite, reason| packet.deliver(&to, rewrite.as_ref(), reason),
+        |of_refused| outer = of_refused,
     )
     .and_then(|done| done);
     if matches!(verdict, Err(Reason::NotVxlan)) {
@@ -66,6 +68,15 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         });
     }
     flow::begin_trail::<F, P>(packet, tables, Direction::Ingress, &verdict, || found_at(&packet, tables));
+    let verdict = match (verdict, outer) {
+        (Err(reason), Outer::Removed(device)) => {
+            packet.unmark(tables.marks().flow);
+            let verdict = packet.leave_decapsulated(device, reason);
+            return packet.conclude(Direction::Ingress, size, verdict);
+        }
+        (Err(_), Outer::Checked) => Err(Reason::TunnelStale),
+        (verdict, _) => verdict,
+    };
     if let Err(reason) = verdict
         && is_checked(reason)
         && !is_udp(tables)
@@ -88,6 +99,23 @@ fn found_at<F: Family>(packet: &(impl Packet + ?Sized), tables: &impl Tables<F>)
     Some(if is_direct { ETHERNET_LEN } else { inner_ip::<F>() })
 }
 
+/// Whether the gate of flows refuses a packet for `reason` that is one of TCP or UDP.
+#[inline(always)]
+const fn is_of_flow(reason: Reason) -> bool {
+    flow::is_refusal(reason) && !matches!(reason, Reason::FlowProtocol)
+}
+
+/// What becomes of the outer headers of a packet that netfilter has to see.
+#[derive(Clone, Copy)]
+pub(super) enum Outer {
+    /// The kernel looks at them, and removes them.
+    Left,
+    /// The same, and [`super::from_overlay`] looks whether it has.
+    Checked,
+    /// The program removes them, as the VXLAN device with this index would: the kernel was seen to let others pass.
+    Removed(u32),
+}
+
 /// Whether a packet that is left to the kernel for `reason` is one that `from_overlay` goes on with, because nothing is
 /// wrong with it but that a program cannot decapsulate it, or may not before the kernel has.
 #[inline(always)]
@@ -96,7 +124,7 @@ pub(super) const fn is_checked(reason: Reason) -> bool {
 }
 
 /// `decapsulate` says what to do with a packet in VXLAN for a local pod, `deliver` with one without. Each gets how the
-/// packet is to be translated, if it is.
+/// packet is to be translated, if it is. `refused` is told of the outer headers of one that the gate of flows refuses.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -107,6 +135,7 @@ pub(super) fn decide<F: Family, R>(
     arrival: &Arrival,
     decapsulate: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
     deliver: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
+    refused: impl FnOnce(Outer),
 ) -> Result<R, Reason> {
     let udp_at = ETHERNET_LEN + F::IP_LEN;
     // Everything of the node that is not ours comes by here too: first what tells most of it apart.
@@ -172,21 +201,39 @@ pub(super) fn decide<F: Family, R>(
         Carrier::Udp => ip.class(),
     };
     let pod = tables.pod(ip.destination()).ok_or(Reason::UnknownPod)?;
+    let known = tables.tunnel(outer_ip.source());
+    let is_open =
+        tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock).is_ok();
+    // The outer checksum, which the kernel would look at, is then all that tells whether it was changed on the way.
+    let is_bare = udp.checksum != 0
+        && ip.protocol() == PROTOCOL_UDP
+        && packet.read(at + F::IP_LEN + UDP_CHECKSUM).is_none_or(|sum: [u8; 2]| sum == [0; 2]);
     let rewrite = if config.fast_path == FastPath::Flow {
         let fields = fields::of(class, carrier.past_end::<F>(ip).hops());
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: None, fields, clock };
-        flow::admit_to_pod(&passage, packet, at, tables, &config, &ip)?
+        match flow::admit_to_pod(&passage, packet, at, tables, &config, &ip) {
+            Ok(rewrite) => rewrite,
+            Err(refusal) => {
+                // Only what has a checksum of its own.
+                if carrier == Carrier::Vxlan && !is_bare && is_of_flow(refusal) {
+                    let device = config.overlay_ifindex;
+                    if !is_open {
+                        refused(Outer::Checked);
+                    } else if device != 0 && arrival.gso_size == 0 && class == ip.class() {
+                        refused(Outer::Removed(device));
+                    }
+                }
+                return Err(refusal);
+            }
+        }
     } else {
         None
     };
-    let known = tables.tunnel(outer_ip.source());
-    tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock)?;
-    // The outer checksum, which the kernel would look at, is then all that tells whether it was changed on the way.
-    if udp.checksum != 0 && ip.protocol() == PROTOCOL_UDP {
-        let sum: [u8; 2] = packet.read(at + F::IP_LEN + UDP_CHECKSUM).ok_or(Reason::Truncated)?;
-        if sum == [0; 2] {
-            return Err(Reason::OuterChecksum);
-        }
+    if !is_open {
+        return Err(Reason::TunnelStale);
+    }
+    if is_bare {
+        return Err(Reason::OuterChecksum);
     }
     // Last, so that all else has been looked at: see `is_checked`. A decapsulated aggregate keeps its tunnel's GSO type
     // (net/core/filter.c, bpf_skb_net_shrink). A socket takes TCP whole; what udp_rcv_segment would cut for one

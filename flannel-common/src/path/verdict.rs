@@ -19,6 +19,8 @@ pub enum Verdict {
     /// The same, but with [`crate::mark::Marks::flow`] in its mark: once the kernel has decapsulated it, `from_overlay`
     /// goes on with it.
     Checked(Reason),
+    /// Decapsulate it, and leave it to the kernel as what the VXLAN device with this index has decapsulated.
+    LeaveDecapsulated(u32, Reason),
     /// Move an IPv4 packet past the host's stack.
     V4(Move<V4>, Reason),
     /// Move an IPv6 packet past the host's stack.
@@ -77,6 +79,7 @@ impl Verdict {
             Self::Kernel(reason)
             | Self::Exempt(reason)
             | Self::Checked(reason)
+            | Self::LeaveDecapsulated(_, reason)
             | Self::V4(_, reason)
             | Self::V6(_, reason)
             | Self::DecapsulateEarly(_, reason)

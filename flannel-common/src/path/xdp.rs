@@ -113,5 +113,5 @@ fn decapsulate<R>(
         None => Some(then(deliver, Reason::DecapsulatedEarly)),
         Some(_) => None,
     };
-    from_underlay::decide(packet, tables, arrival, then, |_, _, _| None)?.ok_or(Reason::NotVxlan)
+    from_underlay::decide(packet, tables, arrival, then, |_, _, _| None, |_| {})?.ok_or(Reason::NotVxlan)
 }

@@ -202,6 +202,11 @@ pub fn decision(bytes: &[u8]) {
             assert!(to.pod.ifindex != arrival.ifindex, "back to where it came from");
             assert_eq!(frame[..6], to.pod.mac);
         }
+        Verdict::LeaveDecapsulated(device, _) => {
+            let devices =
+                [tables.config.map(|it| it.overlay_ifindex), tables.v6.config.map(|it| it.overlay_ifindex)];
+            assert!(device != 0 && devices.contains(&Some(device)), "{device} is no VXLAN device of ours");
+        }
         Verdict::Pass
         | Verdict::Kernel(_)
         | Verdict::Exempt(_)

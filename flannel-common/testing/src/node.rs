@@ -115,7 +115,7 @@ impl Node {
             subnet: self.subnet,
             tcp_refresh: 30_000,
             udp_refresh: 15_000,
-            overlay_ifindex: 0,
+            overlay_ifindex: interface::OVERLAY,
             prefix_lengths: [24, 0, 0, 0],
             heeded: HEEDED,
             local_mac: self.mac,

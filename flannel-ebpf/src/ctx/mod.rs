@@ -15,7 +15,7 @@ use core::{ffi::c_void, hint::black_box};
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
         bpf_tunnel_key,
     },
@@ -305,6 +305,13 @@ impl Skb {
     pub(crate) fn redirect(&self, ifindex: u32) -> i32 {
         // SAFETY: the helper takes two integers.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Has the packet come in by `ifindex` as it is.
+    #[inline(always)]
+    pub(crate) fn redirect_in(&self, ifindex: u32) -> i32 {
+        // SAFETY: the helper takes two integers.
+        unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
     }
 
     /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table

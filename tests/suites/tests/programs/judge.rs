@@ -6,7 +6,7 @@ use flannel_common::{
     packet::{
         Arrival, Packet as _,
         headers::{ENCAP_LEN, ETHERNET_LEN, Ethernet, IPV4_LEN},
-        ipv6::{self, IPV6_LEN, Ipv6},
+        ipv6::{self, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
     path::{Encap, Hook, Move, Note, UnderlayRoute, Verdict, decide_all, left},
     reason::Reason,
@@ -48,6 +48,10 @@ pub(crate) fn check(
         Verdict::Pass => (pass, None, unchanged()),
         Verdict::Kernel(reason) | Verdict::Exempt(reason) | Verdict::Checked(reason) => {
             (TC_ACT_UNSPEC, Some(*reason), unchanged())
+        }
+        Verdict::LeaveDecapsulated(_, reason) => {
+            let len = if is_ipv6(frame) { ipv6::ENCAP_LEN } else { ENCAP_LEN };
+            (TC_ACT_REDIRECT, Some(*reason), frame.get(len..).map(<[u8]>::to_vec))
         }
         Verdict::V4(Move::Encapsulate(encap), reason) => {
             (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap))
@@ -113,6 +117,7 @@ pub(crate) fn check(
         Verdict::Exempt(_) => mark | marks.exempt,
         Verdict::V6(Move::HandOver(..), ..) => marks.handed_over(mark),
         Verdict::Checked(_) => mark | marks.flow,
+        Verdict::LeaveDecapsulated(..) => mark & !marks.flow,
         // Their way ends here, whatever becomes of the packet.
         _ if hook == Hook::FromOverlay => mark & !marks.flow,
         _ if matches!(hook, Hook::ToOverlay | Hook::ToPod | Hook::ToUnderlay) => mark & !marks.both(),
@@ -131,6 +136,10 @@ pub(crate) fn check(
         expected.unwrap_or_default(),
     );
     Ok(())
+}
+
+fn is_ipv6(frame: &[u8]) -> bool {
+    frame.read(0).is_some_and(|bytes| Ethernet::parse(&bytes).ethertype == ETHERTYPE_IPV6)
 }
 
 /// `frame` as it goes on, where nothing in front of it is random.
