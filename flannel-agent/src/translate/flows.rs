@@ -99,6 +99,11 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         Ok(())
     }
 
+    /// Whether any flow is translated.
+    pub(super) fn is_translating(&self) -> bool {
+        !self.known.is_empty()
+    }
+
     /// Connection tracking's entry `id` is gone.
     pub(super) fn entry_ended(&mut self, id: u32) -> Result<(), TranslateError> {
         match self.by_id.get(&id).copied() {

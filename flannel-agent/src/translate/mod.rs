@@ -109,8 +109,7 @@ impl Translator {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reopens = interval(REOPEN);
         reopens.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // From the start: of an entry that is made while nobody listens the kernel tells nobody, not even later
-        // (net.netfilter.nf_conntrack_events is 2, as a rule).
+        // From the start: of an entry that is made while nobody listens the kernel tells nobody, not even later.
         let mut ends = self.listen();
         let mut gathered = Instant::now();
         loop {
@@ -124,13 +123,21 @@ impl Translator {
                 }
             };
             let result = select! {
-                asked = self.asked.next() => self.answer(asked),
+                asked = self.asked.next() => {
+                    // First, or an entry might go between its lookup and the first notice.
+                    let followed = ends.as_mut().map_or(Ok(()), |ends| ends.follow(true));
+                    self.answer(asked).and(followed.map_err(Into::into))
+                }
                 told = self.broken_off.next() => self.break_off(told).await,
                 told = told => {
                     gathered = Instant::now() + GATHERED;
                     self.ended(told)
                 }
-                _ = reopens.tick() => self.reopen(),
+                _ = reopens.tick() => {
+                    let is_wanted = self.is_translating();
+                    let followed = ends.as_mut().map_or(Ok(()), |ends| ends.follow(is_wanted));
+                    self.reopen().and(followed.map_err(Into::into))
+                }
                 _ = looks.tick() => {
                     self.answered = 0;
                     if ends.is_none() {
@@ -148,13 +155,21 @@ impl Translator {
 
     /// Without notices the entries are looked at in turn.
     fn listen(&mut self) -> Option<ConntrackEnds> {
-        match ConntrackEnds::open() {
+        let is_wanted = self.is_translating();
+        let opened = ConntrackEnds::open().and_then(|mut ends| ends.follow(is_wanted).map(|()| ends));
+        match opened {
             Ok(ends) => Some(ends),
             Err(error) => {
                 self.say(Err(error.into()));
                 None
             }
         }
+    }
+
+    /// Whether any flow is translated: only then it matters which entries go.
+    fn is_translating(&self) -> bool {
+        self.v4.as_ref().is_some_and(TranslatedFlows::is_translating)
+            || self.v6.as_ref().is_some_and(TranslatedFlows::is_translating)
     }
 
     /// Closes connections that were broken off, and keeps those that go on.

@@ -33,8 +33,10 @@ pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple, TcpState};
 
 use message::{DELETE, GET};
 
-/// Bit of the multicast group NFNLGRP_CONNTRACK_DESTROY, number 3.
-const DESTROYED: u32 = 1 << 2;
+/// Multicast groups (include/uapi/linux/netfilter/nfnetlink.h, `enum nfnetlink_groups`): of entries that go, and of
+/// connections that were expected and are no more.
+const DESTROYED: u32 = 3;
+const NOT_EXPECTED: u32 = 6;
 /// Kind of every message that answers with an error, or with none.
 const ERROR: u16 = 2;
 /// Room for one datagram, bytes: an entry takes some hundreds.
@@ -128,11 +130,17 @@ impl Conntrack {
     }
 }
 
-/// The kernel's notices of entries that go, from when it was opened: of connections that are translated to another
+/// The kernel's notices of entries that go, while they are followed: of connections that are translated to another
 /// destination, and not of those over TCP that have ended by themselves.
+///
+/// The kernel tells only of entries that were made while somebody listened to connection tracking
+/// (net.netfilter.nf_conntrack_events is 2, as a rule), be it to something else. So this listens from when it was opened to what
+/// hardly ever happens, and makes the kernel write notices, which costs it as much as a lookup for each connection, only where
+/// they are wanted.
 pub struct ConntrackEnds {
     socket: TokioSocket,
     datagram: Vec<u8>,
+    is_followed: bool,
 }
 
 impl ConntrackEnds {
@@ -149,8 +157,26 @@ impl ConntrackEnds {
             setsockopt(inner, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(NetlinkError::Open)?;
         }
         SockRef::from(&*inner).attach_filter(&filter::TRANSLATED_AND_CUT_SHORT).map_err(refused)?;
-        inner.bind(&SocketAddr::new(0, DESTROYED)).map_err(refused)?;
-        Ok(Self { socket, datagram: Vec::new() })
+        inner.bind(&SocketAddr::new(0, 0)).map_err(refused)?;
+        inner.add_membership(NOT_EXPECTED).map_err(refused)?;
+        Ok(Self { socket, datagram: Vec::new(), is_followed: false })
+    }
+
+    /// Has the kernel tell of entries that go from here on, or no longer.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn follow(&mut self, wanted: bool) -> Result<(), NetlinkError> {
+        if self.is_followed != wanted {
+            let socket = self.socket.socket_ref();
+            let done = match wanted {
+                true => socket.add_membership(DESTROYED),
+                false => socket.drop_membership(DESTROYED),
+            };
+            done.map_err(|error| NetlinkError::Socket(errno(&error)))?;
+            self.is_followed = wanted;
+        }
+        Ok(())
     }
 
     /// Waits until entries go, and tells their ids; all that the kernel has told of by now. Cancel safe.

@@ -286,8 +286,8 @@ fn a_flow_ends_with_its_entry_of_connection_tracking() -> Result<()> {
     })
 }
 
-/// Connections end by the thousand a second where they are short. Of those that end by themselves, and of what nobody
-/// translates, the agent is not told.
+/// Connections end by the thousand a second where they are short. Of those that end by themselves, of what nobody
+/// translates, and of any while nothing is translated, the agent is not told.
 #[test]
 fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
     in_lab(|lab| {
@@ -299,6 +299,7 @@ fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut ends = netns.inside(|| runtime.block_on(async { Ok(ConntrackEnds::open()?) }))?;
+        ends.follow(true)?;
         let closed = service.connection(0)?;
         let port_closed = closed.client.local_addr()?.port().to_string();
         closed.close_at_the_server()?;
@@ -314,12 +315,16 @@ fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
             }
             Ok(())
         })?;
-        let open = service.connection(0)?;
+        let [unfollowed, open] = [service.connection(0)?, service.connection(0)?];
+        let delete = |port: &str| netns.run("conntrack", &["-D", "-p", "tcp", "--orig-port-src", port]);
+        ends.follow(false)?;
+        delete(&unfollowed.client.local_addr()?.port().to_string())?;
         let port = open.client.local_addr()?.port().to_string();
         let entry = entries(netns, "tcp", &port)?;
         let id =
             entry.split_once("id=").and_then(|(_, id)| id.split_whitespace().next()?.parse::<u32>().ok());
-        netns.run("conntrack", &["-D", "-p", "tcp", "--orig-port-src", &port])?;
+        ends.follow(true)?;
+        delete(&port)?;
         let told = runtime.block_on(async { tokio::time::timeout(CONVERGENCE, ends.next()).await });
         let told = told.context("the entry that was deleted is not told of")??;
         ensure!(id.is_some_and(|id| told == [id]), "told of {told:?}, where deleted was {entry}");

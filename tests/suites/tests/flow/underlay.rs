@@ -11,6 +11,7 @@ use flannel_lab::{
     CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, eventually, in_lab,
     traffic::{Dialogue, Paced, ping::ping, wire::Wire},
 };
+use serde_json::Value;
 
 use crate::{counted, fast, packets, with_rules};
 
@@ -312,4 +313,42 @@ fn fragmentation_needed(from: Ipv4Addr, to: Ipv4Addr, mtu: u16, about: &[u8]) ->
     ip[10..12].copy_from_slice(&sum);
     ip.extend(icmp);
     ip
+}
+
+/// They skip what the host does to outer packets, as those do that follow, and nothing else.
+#[test]
+fn netfilter_sees_the_first_packets_of_each_connection_behind_the_tunnels_device() -> Result<()> {
+    const CONNECTIONS: u64 = 30;
+    in_lab(|lab| {
+        let cluster = with_rules(lab, lab.etcd()?, 1, FastPath::Flow, Duration::from_secs(30))?;
+        cluster.await_dataplane(FastPath::Flow.into())?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let node = &cluster.members[1].node;
+        let decapsulated_by_the_kernel = || -> Result<u64> {
+            let links: Value = serde_json::from_str(&node.netns().ip("-s -json link show dev flannel.1")?)?;
+            links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| links.to_string())
+        };
+        let connect = || -> Result<()> {
+            let mut dialogue = Dialogue::open(&a, &b)?;
+            dialogue.exchanges(1)?;
+            dialogue.close_at_the_server()
+        };
+        node.iptables("-t mangle -A FORWARD -i flannel.1 -p tcp --syn")?;
+        connect()?;
+        let wire = Wire::open(node.netns(), "flannel.1")?;
+        let before = decapsulated_by_the_kernel()?;
+        (0..CONNECTIONS).try_for_each(|_| connect())?;
+        let by_the_kernel = decapsulated_by_the_kernel()? - before;
+        // Two packets of each, at least, are not the fast path's.
+        ensure!(by_the_kernel < CONNECTIONS, "the device has decapsulated {by_the_kernel} packets");
+        let is_syn = |frame: &Vec<u8>| frame[12..14] == [8, 0] && frame[23] == 6 && frame[47] & 0x12 == 0x02;
+        let captured =
+            wire.drain()?.iter().filter(|frame| frame.len() > 47).filter(|frame| is_syn(frame)).count();
+        ensure!(captured as u64 >= CONNECTIONS, "{captured} SYNs at flannel.1");
+        let rules = node.netns().run("iptables", &["-t", "mangle", "-vxnL", "FORWARD"])?;
+        let rule = rules.lines().find(|line| line.contains("flannel.1")).context("no rule")?;
+        let met: u64 = rule.split_whitespace().next().context("no counter")?.parse()?;
+        ensure!(met > CONNECTIONS, "{met} SYNs met the rule: {rules}");
+        Ok(())
+    })
 }
