@@ -30,7 +30,7 @@ pub struct Marks {
     /// those programs.
     ///
     /// On two stretches of the way where netfilter has not set it yet, it says something else. By it `from_underlay`
-    /// tells `from_overlay` that it has checked an aggregate, its outer headers included, and leaves to the kernel's
+    /// tells `from_overlay` that it has checked a packet, its outer headers included, and leaves to the kernel's
     /// VXLAN device only to pop them. And by it, without [`Self::exempt`], `from_pod` tells `to_overlay` of an
     /// aggregate that it has handed to the VXLAN device itself, past the host's stack: what comes from a pod to
     /// another node by the stack has both.

@@ -99,8 +99,8 @@ per_family! {
         pub source_port_min: u32,
         /// End of that range as the kernel's formula uses it: exclusive, host order, never 0.
         pub source_port_max: u32,
-        /// Our VXLAN device of this family, to which aggregates over IPv6 are handed; 0 while it is not known, and with
-        /// IPv4.
+        /// Our VXLAN device of this family, by which decapsulated packets come in that netfilter has to see, and to which
+        /// aggregates over IPv6 are handed; 0 while it is not known.
         pub overlay_ifindex: u32,
         /// Packets with any of these bits are left to the kernel.
         pub heeded: Heeded,

@@ -1,5 +1,5 @@
-//! tc ingress on flannel.<vni> and flannel-v6.<vni>: what the kernel has decapsulated. Only what `from_underlay` has
-//! checked and leaves to the kernel no further than that; and what no pod may send.
+//! tc ingress on flannel.<vni> and flannel-v6.<vni>: what the kernel, or `from_underlay` in its place, has decapsulated. Only
+//! what `from_underlay` has checked and leaves to the kernel no further than that; and what no pod may send.
 
 use super::{
     Act, Deliver, Rewrite, Tables, act, carrier::is_udp, egress, flow, forged, ingress::deliver_to,
