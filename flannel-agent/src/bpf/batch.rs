@@ -79,7 +79,10 @@ impl<K: AnyBitPattern, V: AnyBitPattern> Batches<K, V> {
     }
 
     /// Shows `see` all entries, many at a time.
-    fn walk(&self, mut see: impl FnMut(&[K], &[V])) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// As [`Batches::entries`].
+    pub(super) fn walk(&self, mut see: impl FnMut(&[K], &[V])) -> Result<(), Errno> {
         let (mut place, mut next) = ([0u8; PLACE], [0u8; PLACE]);
         let mut begun = false;
         let mut room = MOST;

@@ -47,7 +47,7 @@ pub(crate) fn end_acceptance(setting: &mut Setting<Hold>) -> Result<(), MapFault
 }
 
 /// The time on the clock of [`Hold`]; the programs' coarse one is never ahead of it.
-fn now() -> Result<Duration, MapFault> {
+pub(crate) fn now() -> Result<Duration, MapFault> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(MapFault::Clock)?.into())
 }
 

@@ -94,6 +94,31 @@ where
         Ok(entries)
     }
 
+    /// The keys of the entries that are `wanted`; some may be missing, or be there twice, that change meanwhile.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn keys_of(&self, wanted: impl Fn(&K, &V) -> bool) -> Result<Vec<K>, MapFault> {
+        let wanted = |key: &Raw<K>, value: &Raw<V>| {
+            let (key, value) = (key.value()?, value.value()?);
+            wanted(&key, &value).then_some(key)
+        };
+        let mut keys = Vec::new();
+        let see = |some: &[Raw<K>], values: &[Raw<V>]| {
+            keys.extend(some.iter().zip(values).filter_map(|(key, value)| wanted(key, value)));
+        };
+        if let Some(Ok(())) = self.batches.as_ref().map(|batches| batches.walk(see)) {
+            return Ok(keys);
+        }
+        // A kernel without batches.
+        keys.clear();
+        for entry in self.map.iter() {
+            let Some((key, value)) = present(self.name, entry)? else { continue };
+            keys.extend(wanted(&key, &value));
+        }
+        Ok(keys)
+    }
+
     /// Adds or replaces many entries, each in one step for the programs; one result for each.
     pub fn put_all(&mut self, entries: &[(K, V)]) -> Vec<Result<(), MapFault>> {
         let raw: Vec<_> = entries.iter().map(|(key, value)| (Raw::of(*key), Raw::of(*value))).collect();

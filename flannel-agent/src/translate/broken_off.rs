@@ -196,7 +196,11 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         self.learn(flow, conntrack)?;
         let Some(place) = self.tables.pods.get(&flow.local)? else { return Ok(()) };
         if self.tables.flows.get(flow)?.is_none() {
-            let gateway = folded(&place.gateway_mac);
+            let gateway = match self.tables.pods.get(&flow.remote)? {
+                // Of this node, too.
+                Some(other) => other.ifindex,
+                None => folded(&place.gateway_mac),
+            };
             let permit = Permit {
                 egress: LONG_AGO,
                 ingress: LONG_AGO,

@@ -11,7 +11,7 @@ use flannel_common::layout::{Flow, Translation};
 use ipnetwork::IpNetwork;
 use tracing::debug;
 
-use super::{TranslateError, broken_off::BrokenOffFlows, judge};
+use super::{TranslateError, broken_off::BrokenOffFlows, judge, resting::RestingFlows};
 use crate::{
     bpf::{Pins, TranslationTables, TrieFamily},
     host::conntrack::TcpTimeouts,
@@ -30,6 +30,8 @@ pub(super) struct TranslatedFlows<F: TrieFamily> {
     looked_to: Option<Flow<F>>,
     /// Connections that were broken off, translated or not.
     pub(super) broken_off: BrokenOffFlows<F>,
+    /// Connections that rest, translated or not.
+    pub(super) resting: RestingFlows<F>,
 }
 
 impl<F: TrieFamily> TranslatedFlows<F> {
@@ -46,7 +48,8 @@ impl<F: TrieFamily> TranslatedFlows<F> {
             tables.translations.remove(flow)?;
         }
         let by_id = known.iter().map(|(flow, translation)| (translation.id, *flow)).collect();
-        Ok(Self { tables, share, known, by_id, looked_to: None, broken_off: BrokenOffFlows::default() })
+        let (broken_off, resting) = (BrokenOffFlows::default(), RestingFlows::default());
+        Ok(Self { tables, share, known, by_id, looked_to: None, broken_off, resting })
     }
 
     /// Finds out how `flow` is translated, and lets the programs do so if they can. It may also be a flow as the network

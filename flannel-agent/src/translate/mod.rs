@@ -5,6 +5,7 @@
 //!                       └─ translations ─▶ from_pod, from_underlay, to_overlay
 //! any program ─ broken_off ─▶ Translator ─ is it over? ─▶ the pod's socket
 //!                                  └─ close it, or keep it ─▶ connection tracking
+//! flows ─ rests ─▶ Translator ─ keep it ─▶ connection tracking
 //! ```
 //!
 //! The programs ask about a flow once it has lasted for a while. What is found is bound to the very entry of connection
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::{
     bpf::{Asked, BrokenOff, MapFault, Pins, PodSockets, ToldFlows},
+    host::conntrack::TcpTimeouts,
     netlink::{Conntrack, ConntrackEnds, NetlinkError},
     telemetry::LastMessage,
     values::Family,
@@ -32,6 +34,7 @@ mod broken_off;
 mod ends;
 mod flows;
 mod judge;
+mod resting;
 
 use ends::PodEnds;
 use flows::TranslatedFlows;
@@ -144,7 +147,7 @@ impl Translator {
                         ends = self.listen();
                     }
                     match self.look(LOOKED_AT) {
-                        Ok(()) => self.look_again().await,
+                        Ok(()) => self.go_over().await,
                         error => error,
                     }
                 }
@@ -191,6 +194,20 @@ impl Translator {
             // A program may tell of a packet before it meets connection tracking, and before its end.
             sleep(GATHERED).await;
             self.look_again().await?;
+        }
+        Ok(())
+    }
+
+    /// Looks again at connections that were broken off, and at those that rest.
+    async fn go_over(&mut self) -> Result<(), TranslateError> {
+        self.look_again().await?;
+        let timeouts = TcpTimeouts::now();
+        let (conntrack, ends) = (&mut self.conntrack, &mut self.ends);
+        if let Some(v4) = &mut self.v4 {
+            v4.keep_resting(timeouts, conntrack, ends).await?;
+        }
+        if let Some(v6) = &mut self.v6 {
+            v6.keep_resting(timeouts, conntrack, ends).await?;
         }
         Ok(())
     }

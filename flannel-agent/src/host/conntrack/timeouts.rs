@@ -44,6 +44,8 @@ const CLOSE_WAIT: Timeout = ("netfilter/nf_conntrack_tcp_timeout_close_wait", Du
 pub struct TcpTimeouts {
     /// One that is established.
     pub established: Duration,
+    /// One whose data it believes not to be acknowledged, or to be sent again and again.
+    pub unacknowledged: Duration,
     /// One that one side has ended.
     pub close_wait: Duration,
     /// One that was reset, at most: the time may just have been changed.
@@ -56,6 +58,7 @@ impl TcpTimeouts {
         let read = |timeout| read(&sysctl::NET, timeout);
         Self {
             established: read(&TCP[0]),
+            unacknowledged: read(&TCP[1]).max(read(&TCP[2])),
             close_wait: read(&CLOSE_WAIT),
             after_reset: read(&AFTER_RESET).max(AFTER_RESET.1),
         }

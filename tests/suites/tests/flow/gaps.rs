@@ -12,7 +12,12 @@ use flannel_lab::{
     traffic::{Dialogue, Paced, tcp::Stream},
 };
 
-use crate::{cluster, counted, fast, packets};
+use crate::{
+    cluster, counted, fast, packets,
+    resets::{LONG, known},
+    services::Service,
+    translated::await_fast,
+};
 
 /// Both nodes drop what connection tracking calls INVALID, and count it.
 fn strict(cluster: &Cluster) -> Result<()> {
@@ -131,6 +136,37 @@ fn idle_connections_are_not_forgotten() -> Result<()> {
             ensure!(left > 3_600, "forgotten in {left} s: {listing}");
         }
         Ok(())
+    })
+}
+
+/// Of a connection that became fast in the middle connection tracking believes the data lost that it has not seen acknowledged.
+/// It forgets that soon, and with it how a Service's address is translated.
+#[test]
+fn connections_that_rest_are_not_forgotten() -> Result<()> {
+    const SOON: u64 = 20;
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2, Duration::from_secs(30))?;
+        for member in &cluster.members {
+            for timeout in ["unacknowledged", "max_retrans"] {
+                let setting = format!("net/netfilter/nf_conntrack_tcp_timeout_{timeout}");
+                member.node.netns().sysctl(&setting, &SOON.to_string())?;
+            }
+        }
+        let service = Service::new(&cluster, false)?;
+        let (mut dialogue, port) = eventually(CONVERGENCE, "data counts as lost", || {
+            let mut dialogue = service.connection(0)?;
+            await_fast(&cluster, || dialogue.exchanges(10))?;
+            let port = dialogue.client.local_addr()?.port().to_string();
+            let found = known(&cluster, "ipv4", &port)?;
+            ensure!(found[0].1 <= SOON, "{found:?}");
+            Ok((dialogue, port))
+        })?;
+        eventually(2 * CONVERGENCE, "it is kept as long as any other", || {
+            let found = known(&cluster, "ipv4", &port)?;
+            ensure!(found.iter().all(|(_, left, _)| *left > LONG), "{found:?}");
+            Ok(())
+        })?;
+        dialogue.exchanges(10)
     })
 }
 

@@ -19,7 +19,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 /// How long connection tracking keeps what was reset, in the nodes of these tests.
 const AFTER_RESET: Duration = Duration::from_secs(2);
 /// What it keeps for longer is established, and not reset.
-const LONG: u64 = 3_600;
+pub(crate) const LONG: u64 = 3_600;
 
 /// The nodes forget soon what was reset.
 fn forget_soon(cluster: &Cluster) -> Result<()> {
@@ -30,7 +30,7 @@ fn forget_soon(cluster: &Cluster) -> Result<()> {
 }
 
 /// What both nodes know of the connection from a port: its state, for how long it is kept, its id.
-fn known(cluster: &Cluster, family: &str, port: &str) -> Result<Vec<(String, u64, String)>> {
+pub(crate) fn known(cluster: &Cluster, family: &str, port: &str) -> Result<Vec<(String, u64, String)>> {
     let node = |netns: &flannel_lab::Netns| {
         let asked = ["-L", "-f", family, "-o", "id", "-p", "tcp", "--orig-port-src", port];
         let listing = netns.run("conntrack", &asked)?;
