@@ -45,7 +45,8 @@ impl Transport {
                 let numbers = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
                 (FlowProtocol::Tcp, flags, numbers)
             }
-            PROTOCOL_UDP => (FlowProtocol::Udp, 0, [0; 2]),
+            // As in the midst of a connection.
+            PROTOCOL_UDP => (FlowProtocol::Udp, TCP_ACK, [0; 2]),
             _ => return Err(Reason::FlowProtocol),
         };
         let [a, b, c, d] = *packet.view(at).ok_or(Reason::Truncated)?;
@@ -63,10 +64,11 @@ impl Transport {
         trail::Header { class, hops: ip.hops(), numbers: self.numbers }
     }
 
-    /// Refuses what connection tracking must see whatever is known.
+    /// Refuses what connection tracking must see whatever is known: also what acknowledges nothing, which no connection
+    /// sends, and which it has for INVALID (`tcp_valid_flags`, net/netfilter/nf_conntrack_proto_tcp.c).
     #[inline(always)]
     pub(super) const fn check_control(&self) -> Result<(), Reason> {
-        if self.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+        if self.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) != TCP_ACK {
             return Err(Reason::FlowControl);
         }
         Ok(())

@@ -188,8 +188,25 @@ pub(super) fn transport(rule: &SavedRule, ports: bool) -> String {
 
 fn counts(rule: &SavedRule) -> bool {
     let target = rule.value("-j").unwrap_or_default();
-    let by_match = MATCHES.iter().any(|name| rule.has(&["-m", name])) && !TELLS.contains(&target);
-    by_match || COPIES.contains(&target)
+    let by_match = MATCHES.iter().any(|name| rule.has(&["-m", name])) || tells_segments_apart(rule);
+    (by_match && !TELLS.contains(&target)) || COPIES.contains(&target)
+}
+
+/// Whether a rule goes by what differs from segment to segment in the midst of a TCP connection: options, and flags other
+/// than those with which it begins or ends, which take the kernel path.
+fn tells_segments_apart(rule: &SavedRule) -> bool {
+    let flags = rule.options().find_map(|words| match words {
+        [option, mask, set] if option == "--tcp-flags" => Some((mask, set)),
+        [not, option, mask, set] if not == "!" && option == "--tcp-flags" => Some((mask, set)),
+        _ => None,
+    });
+    let has = |list: &str, flags: &[&str]| list.split(',').any(|flag| flags.contains(&flag));
+    let by_flags = flags.is_some_and(|(mask, set)| {
+        let acknowledges = !has(mask, &["ACK", "ALL"]) || has(set, &["ACK", "ALL"]);
+        has(mask, &["PSH", "URG", "ALL"]) && acknowledges && !has(set, &["SYN", "FIN", "RST", "ALL"])
+    });
+    let is_option = |words: &[String]| words.iter().any(|word| word == "--tcp-option");
+    by_flags || rule.options().any(is_option)
 }
 
 /// Whether packets of established flows between addresses of `network` may meet the conditions of a rule.
@@ -250,6 +267,9 @@ mod tests {
                 "FORWARD -m hashlimit --hashlimit-above 20/sec --hashlimit-mode srcip --hashlimit-name x -j DROP",
                 "all",
             ),
+            ("FORWARD -p tcp -m tcp --tcp-flags PSH,URG PSH -j DROP", "all -p tcp"),
+            ("FORWARD -p tcp -m tcp ! --tcp-flags PSH,ACK PSH,ACK -j DROP", "all -p tcp"),
+            ("FORWARD -p tcp -m tcp --tcp-option 8 -j DROP", "all -p tcp"),
             (
                 "FORWARD -s 10.244.1.11/32 -p udp -m udp --dport 53 -m limit --limit 10/sec -j ACCEPT",
                 "-s 10.244.1.11/32 -d 10.244.0.0/16 -p udp -m udp --dport 53",
@@ -286,6 +306,9 @@ mod tests {
             &["FORWARD -m conntrack --ctstate NEW -m recent --set --name x --rsource"],
             &["FORWARD -p icmp -m limit --limit 10/sec -j ACCEPT"],
             &["FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m limit --limit 10/sec -j ACCEPT"],
+            &["FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP"],
+            &["FORWARD -p tcp -m tcp --tcp-flags FIN,PSH,URG FIN,PSH,URG -j DROP"],
+            &["FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN,RST -j DROP"],
             &["FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", limit],
             &["FORWARD -m comment --comment \"a b\" -j OURS", "OURS -s 10.244.0.0/16 -j ACCEPT", limit],
             &["FORWARD -j OURS", "OURS -j RETURN", "OURS -m limit --limit 10/sec -j ACCEPT"],

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 use flannel_agent::bpf::{Attachment, Pins, Tables, TcAttach};
-use flannel_common::{map, path::Hook};
+use flannel_common::{layout::Config, map, path::Hook};
 use flannel_lab::{
     AgentOptions, Cluster, FastPath, Member,
     command::{run, tool},
@@ -55,7 +55,10 @@ fn objects(member: &Member) -> Result<Objects> {
         put(&format!("pin of {name}"), pins.map(name).exists().to_string());
     }
     if let Ok(tables) = Tables::open(&pins) {
-        put(map::CONFIG_V4, format!("{:?}", tables.v4.config.get()?));
+        let config = tables.v4.config.get()?;
+        let leads_to = config.map(|config| device["ifindex"] == config.overlay_ifindex);
+        put("device of config_v4 is the one that is there", format!("{leads_to:?}"));
+        put(map::CONFIG_V4, format!("{:?}", config.map(|config| Config { overlay_ifindex: 0, ..config })));
         put(map::ROUTES_V4, format!("{:?}", tables.v4.routes.entries()?));
         put(map::VTEPS_V4, format!("{:?}", tables.v4.vteps.entries()?));
         put(map::PODS_V4, format!("{:?}", tables.v4.pods.entries()?));

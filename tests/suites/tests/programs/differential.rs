@@ -86,8 +86,7 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
     let verdict = in_kernel(*hook, verdict, frame, tables, arrival.gso_size, mtu_of);
     let segments = if arrival.gso_size == 0 { 0 } else { 2 };
     let Decision { v4, v6, .. } = decide_all(*hook, &frame[..], tables, &arrival, as_taken(frame));
-    loaded.fill(tables)?;
-    let outcome = loaded.run(*hook, frame, &arrival, segments)?;
+    let outcome = loaded.run_with(tables, *hook, frame, &arrival, segments)?;
     check(*hook, frame, &arrival, segments, (tables, v4.note.as_ref(), v6.note.as_ref()), &verdict, &outcome)
 }
 

@@ -70,8 +70,7 @@ fn run_all(hook: Hook) {
 fn run(loaded: &mut Loaded, fixture: &Fixture, verdict: &Verdict) -> Result<()> {
     let Fixture { hook, frame, arrival, tables, note, note_v6, .. } = fixture;
     let segments = if arrival.gso_size == 0 { 0 } else { SEGMENTS };
-    loaded.fill(tables)?;
-    let outcome = loaded.run(*hook, frame, arrival, segments)?;
+    let outcome = loaded.run_with(tables, *hook, frame, arrival, segments)?;
     check(*hook, frame, arrival, segments, (tables, note.as_ref(), note_v6.as_ref()), verdict, &outcome)
 }
 
