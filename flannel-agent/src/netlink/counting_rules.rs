@@ -1,7 +1,7 @@
 //! Rules of nft tables for which each packet counts: of which the outcome depends on the packets they have seen, or
 //! that hand packets on.
 
-use flannel_common::packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
+use flannel_common::packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 use super::{
     Netfilter, NetlinkError,
@@ -18,9 +18,15 @@ const LOCAL: [u32; 2] = [1, 3];
 const OF_IPTABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"];
 /// NF_CT_STATE_BIT(IP_CT_ESTABLISHED) (include/uapi/linux/netfilter/nf_conntrack_common.h).
 const ESTABLISHED: u32 = 2;
-/// NFT_CT_STATE, NFT_META_L4PROTO (include/uapi/linux/netfilter/nf_tables.h).
+/// NFT_CT_STATE; NFT_CT_PKTS, NFT_CT_BYTES, NFT_CT_AVGPKT; NFT_META_LEN, NFT_META_L4PROTO
+/// (include/uapi/linux/netfilter/nf_tables.h).
 const CT_STATE: u32 = 0;
+const CT_COUNTS: [u32; 3] = [14, 15, 16];
+const META_LEN: u32 = 0;
 const META_L4PROTO: u32 = 16;
+/// Flags of TCP with which a connection begins or ends, and those that come and go meanwhile (RFC 9293, RFC 3168).
+const TCP_ENDS: u8 = TCP_SYN | TCP_FIN | TCP_RST;
+const TCP_MEANWHILE: u8 = !(TCP_ENDS | TCP_ACK);
 /// NFT_OBJECT_QUOTA, NFT_OBJECT_LIMIT.
 const OBJECTS: [(u32, &str); 2] = [(2, "quota"), (4, "limit")];
 /// NFTA_LIST_ELEM; NFTA_EXPR_NAME and NFTA_EXPR_DATA; NFTA_DATA_VALUE.
@@ -69,6 +75,8 @@ struct Rule {
 enum Loaded {
     State,
     Protocol,
+    /// The flags of TCP that are in this mask.
+    TcpFlags(u8),
     Other,
 }
 
@@ -112,15 +120,26 @@ impl Rule {
                     self.counts = object.map(|(_, word)| *word).or(self.counts);
                 }
                 "dynset" if limits(data) => self.counts = Some("limit"),
+                "dynset" if updates(data) => self.counts = Some("update"),
+                "exthdr" if reads_tcp_option(data) => self.counts = Some("tcp option"),
+                "payload" => match read_from(data) {
+                    Some(Read::TcpFlags) => loaded = Loaded::TcpFlags(u8::MAX),
+                    Some(Read::Content) => self.counts = Some("length or payload"),
+                    None => {}
+                },
                 "log" => logs = true,
                 "immediate" | "reject" => decides = true,
                 "ct" | "meta" => {
                     const KEY: u16 = 2;
-                    loaded = match (name.as_str(), number_in(data, KEY)) {
-                        ("ct", Some(CT_STATE)) => Loaded::State,
-                        ("meta", Some(META_L4PROTO)) => Loaded::Protocol,
-                        _ => Loaded::Other,
-                    };
+                    match (name.as_str(), number_in(data, KEY)) {
+                        ("ct", Some(CT_STATE)) => loaded = Loaded::State,
+                        ("ct", Some(key)) if CT_COUNTS.contains(&key) => {
+                            self.counts = Some("ct packets or bytes");
+                        }
+                        ("meta", Some(META_L4PROTO)) => loaded = Loaded::Protocol,
+                        ("meta", Some(META_LEN)) => self.counts = Some("length or payload"),
+                        _ => {}
+                    }
                 }
                 "bitwise" if before == Loaded::State => {
                     const MASK: u16 = 4;
@@ -128,6 +147,22 @@ impl Rule {
                     let mask = value_in(data, MASK).and_then(|value| value.get(..4)?.try_into().ok());
                     self.sees_flows &=
                         mask.map(u32::from_ne_bytes).is_none_or(|mask| mask & ESTABLISHED != 0);
+                }
+                "bitwise" => {
+                    const MASK: u16 = 4;
+                    let mask = value_in(data, MASK).and_then(|value| value.first().copied());
+                    if let (Loaded::TcpFlags(_), Some(mask)) = (before, mask) {
+                        loaded = Loaded::TcpFlags(mask);
+                    }
+                }
+                "cmp" if matches!(before, Loaded::TcpFlags(_)) => {
+                    const OPERATION: u16 = 2;
+                    const COMPARED: u16 = 3;
+                    let is_equal = number_in(data, OPERATION) == Some(0);
+                    let flags = value_in(data, COMPARED).and_then(|value| value.first().copied());
+                    if let Loaded::TcpFlags(mask) = before {
+                        self.judge_tcp_flags(mask, is_equal, flags.unwrap_or(0));
+                    }
                 }
                 "cmp" if before == Loaded::Protocol => {
                     const OPERATION: u16 = 2;
@@ -145,6 +180,63 @@ impl Rule {
             self.counts = None;
         }
     }
+}
+
+impl Rule {
+    /// By a comparison of the flags of TCP that are in `mask` with `flags`.
+    const fn judge_tcp_flags(&mut self, mask: u8, is_equal: bool, flags: u8) {
+        // What begins or ends a connection takes the kernel path.
+        let only_ends = if is_equal { flags & TCP_ENDS != 0 } else { flags == 0 && mask & !TCP_ENDS == 0 };
+        let never = is_equal && mask & TCP_ACK != 0 && flags & TCP_ACK == 0;
+        if only_ends || never {
+            self.sees_flows = false;
+        } else if mask & TCP_MEANWHILE != 0 && flags & TCP_ENDS == 0 {
+            self.counts = Some("tcp flags");
+        }
+    }
+}
+
+/// What of a packet a rule reads that differs from packet to packet of a connection.
+enum Read {
+    TcpFlags,
+    /// Its length, numbers or data.
+    Content,
+}
+
+/// What an expression `payload` reads; `None` for what is the same in each packet, and for one that writes.
+fn read_from(data: &[u8]) -> Option<Read> {
+    const TO: u16 = 1;
+    const BASE: u16 = 2;
+    const OFFSET: u16 = 3;
+    /// NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_PAYLOAD_INNER_HEADER.
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    const INNER: u32 = 3;
+    number_in(data, TO)?;
+    match (number_in(data, BASE)?, number_in(data, OFFSET)?) {
+        // Total length and identification of IPv4, payload length of IPv6.
+        (NETWORK, 2 | 4) => Some(Read::Content),
+        (TRANSPORT, 13) => Some(Read::TcpFlags),
+        // What is behind the ports.
+        (TRANSPORT, 4..) | (INNER, _) => Some(Read::Content),
+        _ => None,
+    }
+}
+
+fn reads_tcp_option(data: &[u8]) -> bool {
+    const TO: u16 = 1;
+    const OPERATION: u16 = 6;
+    /// NFT_EXTHDR_OP_TCPOPT.
+    const TCP_OPTION: u32 = 1;
+    number_in(data, TO).is_some() && number_in(data, OPERATION) == Some(TCP_OPTION)
+}
+
+/// Whether each packet makes an element of a set young again.
+fn updates(data: &[u8]) -> bool {
+    const OPERATION: u16 = 3;
+    /// NFT_DYNSET_OP_UPDATE.
+    const UPDATE: u32 = 1;
+    number_in(data, OPERATION) == Some(UPDATE)
 }
 
 /// Name and content of an expression.

@@ -28,8 +28,8 @@ const MATCHES: [&str; 12] = [
     "string",
     "u32",
 ];
-/// Targets that give packets, or copies of them, to somebody.
-const COPIES: [&str; 3] = ["NFQUEUE", "QUEUE", "TEE"];
+/// Targets that give packets, or copies of them, to somebody, or by which each packet keeps something alive.
+const EACH: [&str; 6] = ["IDLETIMER", "NFQUEUE", "QUEUE", "RATEEST", "SET", "TEE"];
 /// Targets that only tell of packets.
 const TELLS: [&str; 5] = ["AUDIT", "LOG", "NFLOG", "TRACE", "ULOG"];
 
@@ -189,7 +189,7 @@ pub(super) fn transport(rule: &SavedRule, ports: bool) -> String {
 fn counts(rule: &SavedRule) -> bool {
     let target = rule.value("-j").unwrap_or_default();
     let by_match = MATCHES.iter().any(|name| rule.has(&["-m", name])) || tells_segments_apart(rule);
-    (by_match && !TELLS.contains(&target)) || COPIES.contains(&target)
+    (by_match && !TELLS.contains(&target)) || EACH.contains(&target)
 }
 
 /// Whether a rule goes by what differs from segment to segment in the midst of a TCP connection: options, and flags other
@@ -270,6 +270,7 @@ mod tests {
             ("FORWARD -p tcp -m tcp --tcp-flags PSH,URG PSH -j DROP", "all -p tcp"),
             ("FORWARD -p tcp -m tcp ! --tcp-flags PSH,ACK PSH,ACK -j DROP", "all -p tcp"),
             ("FORWARD -p tcp -m tcp --tcp-option 8 -j DROP", "all -p tcp"),
+            ("FORWARD -j SET --add-set active src --exist --timeout 3", "all"),
             (
                 "FORWARD -s 10.244.1.11/32 -p udp -m udp --dport 53 -m limit --limit 10/sec -j ACCEPT",
                 "-s 10.244.1.11/32 -d 10.244.0.0/16 -p udp -m udp --dport 53",

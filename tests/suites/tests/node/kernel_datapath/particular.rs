@@ -63,12 +63,19 @@ fn rules_of_nft_for_which_each_packet_counts_are_found_and_no_others() {
         nft("add chain inet admin forward { type filter hook forward priority 0 ; }");
         nft("add chain inet admin input { type filter hook input priority 0 ; }");
         nft("add quota inet admin month { over 500 mbytes ; }");
+        nft("add set inet admin seen { type ipv4_addr ; flags dynamic,timeout ; }");
         for rule in [
             "input limit rate 10/second accept",
             "forward ct state new limit rate 10/second accept",
             "forward icmp type echo-request limit rate 10/second accept",
             "forward limit rate 3/minute log",
             "forward tcp dport 22 counter accept",
+            "forward tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            "forward tcp flags & (fin | syn) == (fin | syn) drop",
+            "forward tcp flags & (fin | psh | urg) == (fin | psh | urg) drop",
+            "forward tcp flags & (fin | syn | rst | psh | ack | urg) == 0x0 drop",
+            "forward ip dscp 46 ip ttl 64 accept",
+            "forward ct state new update @seen { ip saddr timeout 2s }",
         ] {
             nft(&format!("add rule inet admin {rule}"));
         }
@@ -79,12 +86,21 @@ fn rules_of_nft_for_which_each_packet_counts_are_found_and_no_others() {
             ("quota name month drop", "quota"),
             ("meter each { ip saddr limit rate over 10/second } drop", "limit"),
             ("numgen random mod 10 == 1 drop", "numgen"),
+            ("ct bytes > 1000000 drop", "ct packets or bytes"),
+            ("ct original packets > 10 drop", "ct packets or bytes"),
+            ("update @seen { ip saddr timeout 2s }", "update"),
+            ("meta length > 1000 drop", "length or payload"),
+            ("ip length > 1000 drop", "length or payload"),
+            ("meta l4proto udp @th,160,16 0x1234 drop", "length or payload"),
+            ("tcp flags & (psh | urg) == psh drop", "tcp flags"),
+            ("tcp flags psh drop", "tcp flags"),
+            ("tcp option timestamp exists drop", "tcp option"),
         ] {
             nft(&format!("add rule inet admin forward {rule}"));
             let found = netfilter.counting_rules().unwrap();
             let last = found.last().cloned().unwrap_or_default();
             assert!(last.starts_with(&format!("{what} in inet admin forward, handle ")), "{rule}: {found:?}");
         }
-        assert_eq!(netfilter.counting_rules().unwrap().len(), 5);
+        assert_eq!(netfilter.counting_rules().unwrap().len(), 14);
     });
 }
