@@ -24,8 +24,8 @@ use flannel_common::{
     layout::{
         Counter,
         trace::{
-            NO_REASON, TRACE_DATA, TRACE_OFF, TRACE_REASONS, TRACE_RECORDS, TRACE_TOTALS, TraceFilter,
-            TraceKey, TraceRecord, TraceState,
+            NO_REASON, ReasonBits, TRACE_DATA, TRACE_OFF, TRACE_REASONS, TRACE_RECORDS, TRACE_TOTALS,
+            TraceFilter, TraceKey, TraceRecord, TraceState,
         },
     },
     packet::{
@@ -327,17 +327,17 @@ pub(crate) fn end(action: i32, mark: u32) {
 
 /// Whether the packet is counted for one of `wanted`.
 #[inline(always)]
-fn is_of_reason(now: &TraceRecord, wanted: u64) -> bool {
-    if wanted == 0 {
+fn is_of_reason(now: &TraceRecord, wanted: ReasonBits) -> bool {
+    if wanted.is_empty() {
         return true;
     }
-    let mut bits = 0u64;
+    let mut counted = ReasonBits::default();
     let mut at = 0;
     while at < TRACE_REASONS {
         if at < now.counted as usize {
-            bits |= 1 << (now.reasons[at] & 63);
+            counted = counted.with(now.reasons[at]);
         }
         at += 1;
     }
-    bits & wanted != 0
+    counted.meets(wanted)
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, process, time::
 use anyhow::ensure;
 use clap::Args;
 use flannel_common::{
-    layout::trace::{TraceEnd, TraceFilter},
+    layout::trace::{ReasonBits, TraceEnd, TraceFilter},
     path::Hook,
     reason::Reason,
 };
@@ -169,8 +169,8 @@ pub(super) fn bits(hooks: &BTreeSet<Hook>) -> u32 {
 }
 
 /// The bits of reasons in a filter.
-pub(super) fn reason_bits(reasons: &[Reason]) -> u64 {
-    reasons.iter().fold(0, |bits, reason| bits | 1 << (*reason as u32))
+pub(super) fn reason_bits(reasons: &[Reason]) -> ReasonBits {
+    reasons.iter().fold(ReasonBits::default(), |bits, reason| bits.with(*reason as u8))
 }
 
 /// When to end that was asked to go on for so many seconds, or without an end.
@@ -188,4 +188,23 @@ pub(super) fn interface(index: u32) -> String {
 pub(super) fn node_name() -> String {
     let host = || fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
     std::env::var("NODE_NAME").ok().or_else(host).unwrap_or_else(|| "this node".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_told_from_every_other() {
+        for one in Reason::ALL {
+            for other in Reason::ALL {
+                assert_eq!(
+                    reason_bits(&[*one]).meets(reason_bits(&[*other])),
+                    one == other,
+                    "{one:?} {other:?}"
+                );
+            }
+        }
+        assert!(reason_bits(&[]).is_empty() && !reason_bits(Reason::ALL).is_empty());
+    }
 }

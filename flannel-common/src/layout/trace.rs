@@ -36,14 +36,42 @@ impl TraceEnd {
     }
 }
 
+/// A set of reasons, by number: a bit each, from the lowest bit of the first word on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReasonBits([u64; 2]);
+
+impl ReasonBits {
+    /// Also the reason of this number, 0 to 127.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, reason: u8) -> Self {
+        let Self([low, high]) = self;
+        let bit = 1 << (reason & 63);
+        if reason & 64 == 0 { Self([low | bit, high]) } else { Self([low, high | bit]) }
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0[0] | self.0[1] == 0
+    }
+
+    /// Whether a reason is in both.
+    #[inline(always)]
+    pub const fn meets(self, other: Self) -> bool {
+        (self.0[0] & other.0[0]) | (self.0[1] & other.0[1]) != 0
+    }
+}
+
 /// The one value of `trace_filter`: which packets are wanted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct TraceFilter {
     /// One end, and the other, whichever sends.
     pub ends: [TraceEnd; 2],
-    /// Reasons of which a packet must be counted for one, a bit each; 0 for all.
-    pub reasons: u64,
+    /// Reasons of which a packet must be counted for one; none for all.
+    pub reasons: ReasonBits,
     /// What is done with them.
     pub mode: u32,
     /// 4 or 6; 0 for both.
@@ -139,7 +167,7 @@ pub struct TraceState {
 }
 
 super::assert_layout!(TraceEnd, 32, 8);
-super::assert_layout!(TraceFilter, 104, 8);
+super::assert_layout!(TraceFilter, 112, 8);
 super::assert_layout!(TraceKey, 48, 8);
 super::assert_layout!(TraceRecord, 280, 8);
 super::assert_layout!(TraceState, 32, 8);
