@@ -28,6 +28,9 @@ const MATCHES: [&str; 12] = [
     "string",
     "u32",
 ];
+/// Options of the match `set` by the counters of its elements.
+const OF_COUNTERS: [&str; 6] =
+    ["--bytes-eq", "--bytes-gt", "--bytes-lt", "--packets-eq", "--packets-gt", "--packets-lt"];
 /// Targets that give packets, or copies of them, to somebody, or by which each packet keeps something alive.
 const EACH: [&str; 6] = ["IDLETIMER", "NFQUEUE", "QUEUE", "RATEEST", "SET", "TEE"];
 /// Targets that only tell of packets.
@@ -188,8 +191,15 @@ pub(super) fn transport(rule: &SavedRule, ports: bool) -> String {
 
 fn counts(rule: &SavedRule) -> bool {
     let target = rule.value("-j").unwrap_or_default();
-    let by_match = MATCHES.iter().any(|name| rule.has(&["-m", name])) || tells_segments_apart(rule);
+    let by_match = MATCHES.iter().any(|name| rule.has(&["-m", name]))
+        || has_word(rule, &OF_COUNTERS)
+        || tells_segments_apart(rule);
     (by_match && !TELLS.contains(&target)) || EACH.contains(&target)
+}
+
+/// Whether an option of `rule` is one of these, negated or not.
+fn has_word(rule: &SavedRule, wanted: &[&str]) -> bool {
+    rule.options().any(|words| words.iter().any(|word| wanted.contains(&word.as_str())))
 }
 
 /// Whether a rule goes by what differs from segment to segment in the midst of a TCP connection: options, and flags other
@@ -205,8 +215,7 @@ fn tells_segments_apart(rule: &SavedRule) -> bool {
         let acknowledges = !has(mask, &["ACK", "ALL"]) || has(set, &["ACK", "ALL"]);
         has(mask, &["PSH", "URG", "ALL"]) && acknowledges && !has(set, &["SYN", "FIN", "RST", "ALL"])
     });
-    let is_option = |words: &[String]| words.iter().any(|word| word == "--tcp-option");
-    by_flags || rule.options().any(is_option)
+    by_flags || has_word(rule, &["--tcp-option"])
 }
 
 /// Whether packets of established flows between addresses of `network` may meet the conditions of a rule.
@@ -270,6 +279,8 @@ mod tests {
             ("FORWARD -p tcp -m tcp --tcp-flags PSH,URG PSH -j DROP", "all -p tcp"),
             ("FORWARD -p tcp -m tcp ! --tcp-flags PSH,ACK PSH,ACK -j DROP", "all -p tcp"),
             ("FORWARD -p tcp -m tcp --tcp-option 8 -j DROP", "all -p tcp"),
+            ("FORWARD -m set --match-set x src --bytes-gt 5000 -j DROP", "all"),
+            ("FORWARD -m set --match-set x src ! --packets-eq 0 -j DROP", "all"),
             ("FORWARD -j SET --add-set active src --exist --timeout 3", "all"),
             (
                 "FORWARD -s 10.244.1.11/32 -p udp -m udp --dport 53 -m limit --limit 10/sec -j ACCEPT",
