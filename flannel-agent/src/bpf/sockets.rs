@@ -1,6 +1,9 @@
 //! The TCP sockets of pods: a program of ours looks for them in a pod's network namespace, which the agent may not enter
 //! (`socket_state`, run by BPF_PROG_TEST_RUN).
-#![expect(unsafe_code, reason = "bpf(2) is asked for what aya asks otherwise; its attributes are pointers")]
+#![expect(
+    unsafe_code,
+    reason = "aya runs only programs that it owns, and its object is kept elsewhere; bpf(2) takes pointers"
+)]
 
 use std::{
     net::IpAddr,

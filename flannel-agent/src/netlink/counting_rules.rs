@@ -141,36 +141,37 @@ impl Rule {
                         _ => {}
                     }
                 }
-                "bitwise" if before == Loaded::State => {
-                    const MASK: u16 = 4;
-                    // The mask is in the byte order of this machine.
-                    let mask = value_in(data, MASK).and_then(|value| value.get(..4)?.try_into().ok());
-                    self.sees_flows &=
-                        mask.map(u32::from_ne_bytes).is_none_or(|mask| mask & ESTABLISHED != 0);
-                }
                 "bitwise" => {
                     const MASK: u16 = 4;
-                    let mask = value_in(data, MASK).and_then(|value| value.first().copied());
-                    if let (Loaded::TcpFlags(_), Some(mask)) = (before, mask) {
-                        loaded = Loaded::TcpFlags(mask);
+                    let mask = value_in(data, MASK);
+                    match before {
+                        // The mask is in the byte order of this machine.
+                        Loaded::State => {
+                            let mask = mask.and_then(|value| value.get(..4)?.try_into().ok());
+                            self.sees_flows &=
+                                mask.map(u32::from_ne_bytes).is_none_or(|mask| mask & ESTABLISHED != 0);
+                        }
+                        Loaded::TcpFlags(_) => {
+                            loaded = mask
+                                .and_then(|value| value.first().copied())
+                                .map_or(Loaded::Other, Loaded::TcpFlags);
+                        }
+                        Loaded::Protocol | Loaded::Other => {}
                     }
                 }
-                "cmp" if matches!(before, Loaded::TcpFlags(_)) => {
+                "cmp" => {
                     const OPERATION: u16 = 2;
                     const COMPARED: u16 = 3;
                     let is_equal = number_in(data, OPERATION) == Some(0);
-                    let flags = value_in(data, COMPARED).and_then(|value| value.first().copied());
-                    if let Loaded::TcpFlags(mask) = before {
-                        self.judge_tcp_flags(mask, is_equal, flags.unwrap_or(0));
+                    let value = value_in(data, COMPARED).and_then(|value| value.first().copied());
+                    match before {
+                        Loaded::Protocol => {
+                            self.sees_flows &=
+                                !is_equal || value.is_none_or(|it| matches!(it, PROTOCOL_TCP | PROTOCOL_UDP));
+                        }
+                        Loaded::TcpFlags(mask) => self.judge_tcp_flags(mask, is_equal, value.unwrap_or(0)),
+                        Loaded::State | Loaded::Other => {}
                     }
-                }
-                "cmp" if before == Loaded::Protocol => {
-                    const OPERATION: u16 = 2;
-                    const COMPARED: u16 = 3;
-                    let is_equal = number_in(data, OPERATION) == Some(0);
-                    let protocol = value_in(data, COMPARED).and_then(|value| value.first().copied());
-                    self.sees_flows &=
-                        !is_equal || protocol.is_none_or(|it| matches!(it, PROTOCOL_TCP | PROTOCOL_UDP));
                 }
                 _ => {}
             }
@@ -180,9 +181,7 @@ impl Rule {
             self.counts = None;
         }
     }
-}
 
-impl Rule {
     /// By a comparison of the flags of TCP that are in `mask` with `flags`.
     const fn judge_tcp_flags(&mut self, mask: u8, is_equal: bool, flags: u8) {
         // What begins or ends a connection takes the kernel path.

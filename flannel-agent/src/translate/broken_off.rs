@@ -110,13 +110,10 @@ impl<F: TrieFamily> TranslatedFlows<F> {
     /// Looks again at those whose reset had not come, or had not reached their ends.
     pub(super) async fn look_again(
         &mut self,
+        timeouts: TcpTimeouts,
         conntrack: &mut Conntrack,
         ends: &mut PodEnds,
     ) -> Result<(), TranslateError> {
-        if self.broken_off.awaited.is_empty() {
-            return Ok(());
-        }
-        let timeouts = TcpTimeouts::now();
         for awaited in mem::take(&mut self.broken_off.awaited) {
             if awaited.since.elapsed() < AWAITED
                 && let Some(awaited) = self.judge(awaited, timeouts, conntrack, ends).await?

@@ -117,11 +117,12 @@ impl<F: TrieFamily> TranslatedFlows<F> {
 
     /// Looks at `most` of the flows, the next in turn, and forgets those whose entry is another, or gone.
     /// Whose entry is kept no longer than after a reset, its end is asked about.
-    pub(super) fn look(&mut self, most: usize, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
-        if self.known.is_empty() {
-            return Ok(());
-        }
-        let timeouts = TcpTimeouts::now();
+    pub(super) fn look(
+        &mut self,
+        most: usize,
+        timeouts: TcpTimeouts,
+        conntrack: &mut Conntrack,
+    ) -> Result<(), TranslateError> {
         let from = self.looked_to.map_or(Bound::Unbounded, Bound::Excluded);
         let some: Vec<_> = self
             .known

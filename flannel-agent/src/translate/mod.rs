@@ -146,10 +146,7 @@ impl Translator {
                     if ends.is_none() {
                         ends = self.listen();
                     }
-                    match self.look(LOOKED_AT) {
-                        Ok(()) => self.go_over().await,
-                        error => error,
-                    }
+                    self.go_over().await
                 }
             };
             self.say(result);
@@ -193,15 +190,16 @@ impl Translator {
         if is_awaited {
             // A program may tell of a packet before it meets connection tracking, and before its end.
             sleep(GATHERED).await;
-            self.look_again().await?;
+            self.look_again(TcpTimeouts::now()).await?;
         }
         Ok(())
     }
 
-    /// Looks again at connections that were broken off, and at those that rest.
+    /// Looks at some of the flows that are translated, at connections that were broken off, and at those that rest.
     async fn go_over(&mut self) -> Result<(), TranslateError> {
-        self.look_again().await?;
         let timeouts = TcpTimeouts::now();
+        self.look(LOOKED_AT, timeouts)?;
+        self.look_again(timeouts).await?;
         let (conntrack, ends) = (&mut self.conntrack, &mut self.ends);
         if let Some(v4) = &mut self.v4 {
             v4.keep_resting(timeouts, conntrack, ends).await?;
@@ -212,13 +210,13 @@ impl Translator {
         Ok(())
     }
 
-    async fn look_again(&mut self) -> Result<(), TranslateError> {
+    async fn look_again(&mut self, timeouts: TcpTimeouts) -> Result<(), TranslateError> {
         let (conntrack, ends) = (&mut self.conntrack, &mut self.ends);
         if let Some(v4) = &mut self.v4 {
-            v4.look_again(conntrack, ends).await?;
+            v4.look_again(timeouts, conntrack, ends).await?;
         }
         if let Some(v6) = &mut self.v6 {
-            v6.look_again(conntrack, ends).await?;
+            v6.look_again(timeouts, conntrack, ends).await?;
         }
         Ok(())
     }
@@ -249,15 +247,15 @@ impl Translator {
                 Ok(())
             }
             // Some were lost: each may have been one of ours.
-            Err(NetlinkError::Socket(Errno::ENOBUFS)) => self.look(usize::MAX),
+            Err(NetlinkError::Socket(Errno::ENOBUFS)) => self.look(usize::MAX, TcpTimeouts::now()),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn look(&mut self, most: usize) -> Result<(), TranslateError> {
+    fn look(&mut self, most: usize, timeouts: TcpTimeouts) -> Result<(), TranslateError> {
         let conntrack = &mut self.conntrack;
-        self.v4.as_mut().map_or(Ok(()), |v4| v4.look(most, conntrack))?;
-        self.v6.as_mut().map_or(Ok(()), |v6| v6.look(most, conntrack))
+        self.v4.as_mut().map_or(Ok(()), |v4| v4.look(most, timeouts, conntrack))?;
+        self.v6.as_mut().map_or(Ok(()), |v6| v6.look(most, timeouts, conntrack))
     }
 
     fn reopen(&mut self) -> Result<(), TranslateError> {
