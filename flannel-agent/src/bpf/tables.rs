@@ -16,7 +16,8 @@ use flannel_common::{
 
 use super::{
     MapFault, Pins,
-    maps::{Prefixes, Setting, Table, TrieFamily},
+    maps::{Setting, Table},
+    prefixes::{Prefixes, TrieFamily},
 };
 use crate::values::Family;
 

@@ -5,32 +5,31 @@
 #![expect(unsafe_code, reason = "packet memory and kernel helpers are reached through raw pointers")]
 
 mod fib;
+mod redirect;
 mod socket;
 mod xdp;
 
 pub(crate) use xdp::Frame;
 
-use core::{ffi::c_void, hint::black_box};
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
-        bpf_tunnel_key,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_type,
-        bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash,
+        bpf_skb_adjust_room, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
 use flannel_common::{
     family::{Family, V4, V6},
     layout::{AddressV6, DECAPSULATED_FOR_LEN, DecapsulatedFor, FlowProtocol, PodPlace},
-    map::{REDIRECTED, TRY_DECAP, TRY_ENCAP},
+    map::{TRY_DECAP, TRY_ENCAP},
     packet::{
         Arrival, Fib, Packet,
         headers::{ENCAP_LEN, ETHERNET_LEN},
@@ -75,13 +74,6 @@ const DECAP_CLEAN_FLAGS: u64 = DECAP_FLAGS | 1 << 10;
 #[derive(Clone, Copy)]
 pub(crate) struct Skb {
     skb: *mut __sk_buff,
-}
-
-/// A next hop so placed on the stack that its address, which LLVM moves as two words, is aligned.
-#[repr(C, align(8))]
-struct Placed {
-    gap: u32,
-    next_hop: bpf_redir_neigh,
 }
 
 impl Skb {
@@ -300,87 +292,6 @@ impl Skb {
         DecapsulatedFor::read(unsafe { &*(start as *const [u8; DECAPSULATED_FOR_LEN]) })
     }
 
-    /// Sends the packet out of `ifindex` as it is.
-    #[inline(always)]
-    pub(crate) fn redirect(&self, ifindex: u32) -> i32 {
-        // SAFETY: the helper takes two integers.
-        unsafe { bpf_redirect(ifindex, 0) as i32 }
-    }
-
-    /// Has the packet come in by `ifindex` as it is.
-    #[inline(always)]
-    pub(crate) fn redirect_in(&self, ifindex: u32) -> i32 {
-        // SAFETY: the helper takes two integers.
-        unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
-    }
-
-    /// Sends the packet out of `ifindex` to the neighbour `next_hop`; the kernel's neighbour table
-    /// gives the MACs, and queues the packet while it does not know them.
-    #[inline(always)]
-    pub(crate) fn redirect_neighbour<F: InKernel>(self, ifindex: u32, next_hop: F::Address) -> i32 {
-        let next_hop = F::neighbour(next_hop);
-        if F::WIDE_NEIGHBOUR {
-            self.redirect_placed(ifindex, next_hop)
-        } else {
-            self.redirect_as_it_lies(ifindex, next_hop)
-        }
-    }
-
-    #[inline(always)]
-    fn redirect_as_it_lies(self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
-        self.tell_redirected();
-        // SAFETY: `next_hop` is initialised in full and outlives the call.
-        unsafe {
-            bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
-        }
-    }
-
-    /// With the neighbour's address at a multiple of eight.
-    #[inline(always)]
-    fn redirect_placed(self, ifindex: u32, next_hop: bpf_redir_neigh) -> i32 {
-        let mut placed = Placed { gap: 0, next_hop };
-        self.tell_redirected();
-        // Not looked through, or LLVM would drop the gap.
-        let next_hop = &raw mut black_box(&mut placed).next_hop;
-        // SAFETY: `next_hop` is initialised in full and outlives the call.
-        unsafe { bpf_redirect_neigh(ifindex, next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
-    }
-
-    /// Tells `to_underlay` that this packet is not the kernel's own.
-    #[inline(always)]
-    fn tell_redirected(&self) {
-        // SAFETY: a field of the live context that programs of this kind may write.
-        unsafe { (*self.skb).tc_index = u32::from(REDIRECTED) }
-    }
-
-    /// Whether the packet was redirected by one of our programs. It is not so for whoever sees it next.
-    #[inline(always)]
-    pub(crate) fn take_redirected(&self) -> bool {
-        let skb = self.skb;
-        // SAFETY: a field of the live context that programs of this kind may write.
-        unsafe {
-            if (*skb).tc_index != u32::from(REDIRECTED) {
-                return false;
-            }
-            (*skb).tc_index = 0;
-        }
-        true
-    }
-
-    /// Takes from the packet the route by which the kernel has brought it here.
-    ///
-    /// While a neighbour is being resolved, packets for it wait; then each is sent by what its own route says is its
-    /// neighbour (net/core/neighbour.c, `__neigh_update`). For a packet that goes another way now that would be the
-    /// wrong one, and the wrong MAC. The helper puts a route in its place that names no neighbour, and that every
-    /// interface but a tunnel in metadata mode ignores.
-    #[inline(always)]
-    pub(crate) fn drop_route(&self) {
-        // SAFETY: a struct of integers.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-        // SAFETY: `skb` is the live context, the key of integers is initialised and outlives the call.
-        unsafe { bpf_skb_set_tunnel_key(self.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) };
-    }
-
     /// How the kernel's route sends what is from `source` to `destination` out of this interface, and what it finds to
     /// be the next hop's MAC. `None` where there is no such way, or where the neighbour is not known.
     #[inline(always)]
@@ -390,21 +301,6 @@ impl Skb {
         destination: F::Address,
     ) -> Option<UnderlayRoute> {
         fib::route::<F>(self, source, destination)
-    }
-
-    /// Hands the packet to the other end of veth `ifindex`, in the pod, without a pass through the queue.
-    #[inline(always)]
-    pub(crate) fn redirect_peer(&self, ifindex: u32) -> i32 {
-        // SAFETY: the helper takes two integers.
-        unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
-    }
-
-    /// Makes the packet one for whoever receives it, by whatever MAC. To a veth's host side a frame from one pod to another
-    /// is another station's, which IP drops; before Linux 6.16 the redirect itself does not change that.
-    #[inline(always)]
-    pub(crate) fn address_to_host(&self) {
-        // SAFETY: `skb` is the live context.
-        unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
     }
 
     #[inline(always)]
