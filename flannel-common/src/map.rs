@@ -142,6 +142,10 @@ pub const TRY_DECAP_CLEAN: u32 = 2;
 /// socket.
 pub const SOCKET_STATE: &str = "socket_state";
 
+/// Filter of the agent's socket that hears which entries connection tracking forgets: forgets the flow of each at once
+/// ([`crate::path::forgotten`]), and lets the agent know of those that are translated.
+pub const FORGOTTEN: &str = "forgotten";
+
 /// tc ingress on the host side of a pod's veth: what a pod sends.
 pub const FROM_POD: &str = "from_pod";
 /// tc egress on flannel.<vni>: what the kernel routed into the overlay.

@@ -13,6 +13,8 @@ mod ctx;
 #[cfg(target_arch = "bpf")]
 mod family;
 #[cfg(target_arch = "bpf")]
+mod forgotten;
+#[cfg(target_arch = "bpf")]
 mod from_overlay;
 #[cfg(target_arch = "bpf")]
 mod from_pod;

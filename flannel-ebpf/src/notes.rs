@@ -27,6 +27,10 @@ pub(crate) trait Noted: Family {
     /// connection tracking ten seconds later.
     fn tell_broken_off(flow: &Flow<Self>);
 
+    /// Forgets that a flow was accepted, as whichever of its ends is a pod of this node. True where the agent knows how it is
+    /// translated.
+    fn forget(flow: &Flow<Self>) -> bool;
+
     /// Writes down what is noted about the tunnel to a node, as a whole. A write that fails leaves the node to the kernel
     /// path.
     fn write_down_tunnel(note: &TunnelNote<Self>);
@@ -69,6 +73,17 @@ impl Noted for V4 {
     }
 
     #[inline(always)]
+    fn forget(flow: &Flow<Self>) -> bool {
+        for known in [*flow, flow.reversed()] {
+            // Looked up first: a removal takes a lock, and most are not there.
+            if FLOWS_V4.get_ptr(known).is_some() {
+                let _ = FLOWS_V4.remove(known);
+            }
+        }
+        TRANSLATIONS_V4.get_ptr(flow).is_some()
+    }
+
+    #[inline(always)]
     fn write_down_tunnel(note: &TunnelNote<Self>) {
         let _ = TUNNELS_V4.insert(note.vtep, note.tunnel, 0);
     }
@@ -107,6 +122,17 @@ impl Noted for V6 {
     #[inline(always)]
     fn tell_broken_off(flow: &Flow<Self>) {
         let _ = BROKEN_OFF_V6.output(flow, 0);
+    }
+
+    #[inline(always)]
+    fn forget(flow: &Flow<Self>) -> bool {
+        for known in [*flow, flow.reversed()] {
+            // Looked up first: a removal takes a lock, and most are not there.
+            if FLOWS_V6.get_ptr(known).is_some() {
+                let _ = FLOWS_V6.remove(known);
+            }
+        }
+        TRANSLATIONS_V6.get_ptr(flow).is_some()
     }
 
     #[inline(always)]

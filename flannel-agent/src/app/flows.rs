@@ -74,7 +74,8 @@ pub(super) fn keep_translations(
                 stacks.iter().map(|(family, stack)| (*family, (stack.network, stack.subnet))).collect();
             let started = programs.asked().map_err(anyhow::Error::from).and_then(|asked| {
                 let (broken_off, sockets) = (programs.broken_off()?, programs.pod_sockets()?);
-                Ok(Translator::start(asked, broken_off, sockets, pins, &shares)?)
+                let forgotten = programs.forgotten_flows()?;
+                Ok(Translator::start(asked, broken_off, sockets, forgotten, pins, &shares)?)
             });
             started.inspect_err(|error| warn!(%error, "flows to Services stay on the kernel path")).ok()
         }

@@ -15,8 +15,8 @@ use flannel_common::{
 use tracing::{info, warn};
 
 use super::{
-    Asked, Attachment, BrokenOff, Feature, Features, LoadError, LogLevel, MapSizes, OBJECT, PinError, Pins,
-    PodSockets, TcAttach, TraceError, error::chain, log, tables, traced,
+    Asked, Attachment, BrokenOff, Feature, Features, ForgottenFlows, LoadError, LogLevel, MapSizes, OBJECT,
+    PinError, Pins, PodSockets, TcAttach, TraceError, error::chain, log, tables, traced,
 };
 
 /// The loaded programs.
@@ -179,6 +179,14 @@ impl Programs {
     /// When the kernel refuses its program.
     pub fn pod_sockets(&mut self) -> Result<PodSockets, LoadError> {
         PodSockets::of(&mut self.ebpf)
+    }
+
+    /// What forgets flows with their entries of connection tracking.
+    ///
+    /// # Errors
+    /// When the kernel refuses its program.
+    pub fn forgotten_flows(&mut self) -> Result<ForgottenFlows, LoadError> {
+        ForgottenFlows::of(&mut self.ebpf)
     }
 
     /// Forwards what the programs log to `tracing`, for as long as the runtime lives. Does nothing at

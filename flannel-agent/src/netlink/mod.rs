@@ -39,7 +39,9 @@ pub mod xfrm;
 
 pub use address::Address;
 pub use connection::Netlink;
-pub use conntrack::{Conntrack, ConntrackEnds, ConntrackEntry, ConntrackStatus, ConntrackTuple, TcpState};
+pub use conntrack::{
+    Conntrack, ConntrackEnds, ConntrackEntry, ConntrackStatus, ConntrackTuple, EndedEntry, TcpState,
+};
 pub use error::{KernelError, NetlinkError};
 pub use interface_address::InterfaceAddress;
 pub use ipsec::{IpsecPolicies, IpsecPolicy};

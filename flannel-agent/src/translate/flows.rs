@@ -15,7 +15,7 @@ use super::{TranslateError, broken_off::BrokenOffFlows, judge, resting::RestingF
 use crate::{
     bpf::{Pins, TranslationTables, TrieFamily},
     host::conntrack::TcpTimeouts,
-    netlink::{Conntrack, ConntrackTuple, TcpState},
+    netlink::{Conntrack, ConntrackTuple, EndedEntry, TcpState},
 };
 
 /// The translated flows of a family.
@@ -107,12 +107,25 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         !self.known.is_empty()
     }
 
-    /// Connection tracking's entry `id` is gone.
-    pub(super) fn entry_ended(&mut self, id: u32) -> Result<(), TranslateError> {
-        match self.by_id.get(&id).copied() {
+    /// This entry of connection tracking is gone, and its flow is accepted no more.
+    pub(super) fn entry_ended(&mut self, entry: &EndedEntry) -> Result<(), TranslateError> {
+        if let Some(flow) = entry.original.as_ref().and_then(flow::<F>) {
+            self.tables.flows.remove(&flow)?;
+            self.tables.flows.remove(&flow.reversed())?;
+        }
+        match self.by_id.get(&entry.id).copied() {
             Some(flow) => self.forget(&flow),
             None => Ok(()),
         }
+    }
+
+    /// No flow is accepted any more: it is not known whose entries are gone.
+    pub(super) fn forget_accepted(&mut self) -> Result<(), TranslateError> {
+        let accepted = self.tables.flows.keys_of(|_, permit| permit.egress != 0 && permit.ingress != 0)?;
+        for flow in accepted {
+            self.tables.flows.remove(&flow)?;
+        }
+        Ok(())
     }
 
     /// Looks at `most` of the flows, the next in turn, and forgets those whose entry is another, or gone.
@@ -175,6 +188,17 @@ pub(super) fn tuple<F: TrieFamily>(flow: &Flow<F>) -> ConntrackTuple {
         source: end(F::address(flow.local), flow.local_port),
         destination: end(F::address(flow.remote), flow.remote_port),
     }
+}
+
+/// The flow as whoever began it knows it; `None` for one of the other family.
+fn flow<F: TrieFamily>(tuple: &ConntrackTuple) -> Option<Flow<F>> {
+    Some(Flow {
+        local: F::address_key(tuple.source.ip())?,
+        remote: F::address_key(tuple.destination.ip())?,
+        local_port: tuple.source.port(),
+        remote_port: tuple.destination.port(),
+        protocol: tuple.protocol,
+    })
 }
 
 fn address<F: TrieFamily>(translation: &Translation<F>) -> Option<SocketAddr> {

@@ -6,10 +6,15 @@
 //! any program ─ broken_off ─▶ Translator ─ is it over? ─▶ the pod's socket
 //!                                  └─ close it, or keep it ─▶ connection tracking
 //! flows ─ rests ─▶ Translator ─ keep it ─▶ connection tracking
+//! connection tracking ─ forgotten ─▶ flows, Translator
 //! ```
 //!
 //! The programs ask about a flow once it has lasted for a while. What is found is bound to the very entry of connection
 //! tracking: when that goes, by a notice of the kernel or by what is found in turn, the flow goes back to the kernel path.
+//!
+//! So does a flow that nobody translates when its entry is deleted, as after a change of rules: the next packet begins an entry
+//! of its own, as it would without programs. The filter of the socket that hears the kernel's notices forgets it before whoever
+//! deletes the entry goes on, so the agent need not be told.
 
 use std::{collections::BTreeMap, convert::Infallible, io, time::Duration};
 
@@ -23,9 +28,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{Asked, BrokenOff, MapFault, Pins, PodSockets, ToldFlows},
+    bpf::{Asked, BrokenOff, Counters, ForgottenFlows, MapFault, Pins, PodSockets, ToldFlows},
     host::conntrack::TcpTimeouts,
-    netlink::{Conntrack, ConntrackEnds, NetlinkError},
+    netlink::{Conntrack, ConntrackEnds, EndedEntry, NetlinkError},
     telemetry::LastMessage,
     values::Family,
 };
@@ -35,9 +40,11 @@ mod ends;
 mod flows;
 mod judge;
 mod resting;
+mod worth;
 
 use ends::PodEnds;
 use flows::TranslatedFlows;
+use worth::Worth;
 
 /// How often some of the entries are looked at: those whose end the kernel tells of are gone by then.
 const LOOK: Duration = Duration::from_millis(250);
@@ -45,7 +52,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const LOOKED_AT: usize = 256;
 /// So many flows are asked about in a [`LOOK`] at most; the others are asked about again if they last.
 const ANSWERED: usize = 1_000;
-/// How often connections are looked at that were closed.
+/// How often connections are looked at that were closed, and whether entries that go are to be heard of.
 const REOPEN: Duration = Duration::from_secs(1);
 /// How long notices are left to come together, where there are many.
 const GATHERED: Duration = Duration::from_millis(2);
@@ -71,6 +78,8 @@ pub enum TranslateError {
 pub struct Translator {
     asked: Asked,
     broken_off: BrokenOff,
+    forgotten: ForgottenFlows,
+    worth: Worth,
     conntrack: Conntrack,
     ends: PodEnds,
     v4: Option<TranslatedFlows<V4>>,
@@ -81,8 +90,8 @@ pub struct Translator {
 
 impl Translator {
     /// For the programs that ask by `asked` and tell of flows that are `broken_off`, about which the `sockets` of pods are
-    /// asked, and whose maps are pinned at `pins`, in the networks of `shares` with this node's subnets of them. What an earlier agent has found is gone
-    /// over at once.
+    /// asked, one of which forgets those that are `forgotten`, and whose maps are pinned at `pins`, in the networks of `shares`
+    /// with this node's subnets of them. What an earlier agent has found is gone over at once.
     ///
     /// # Errors
     /// When connection tracking cannot be asked, or a map not be opened.
@@ -90,6 +99,7 @@ impl Translator {
         asked: Asked,
         broken_off: BrokenOff,
         sockets: PodSockets,
+        forgotten: ForgottenFlows,
         pins: &Pins,
         shares: &BTreeMap<Family, (IpNetwork, IpNetwork)>,
     ) -> Result<Self, TranslateError> {
@@ -97,6 +107,8 @@ impl Translator {
         Ok(Self {
             asked,
             broken_off,
+            forgotten,
+            worth: Worth::new(Counters::open(pins)?),
             conntrack: Conntrack::open()?,
             ends: PodEnds::open(sockets)?,
             v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
@@ -137,9 +149,8 @@ impl Translator {
                     self.ended(told)
                 }
                 _ = reopens.tick() => {
-                    let is_wanted = self.is_translating();
-                    let followed = ends.as_mut().map_or(Ok(()), |ends| ends.follow(is_wanted));
-                    self.reopen().and(followed.map_err(Into::into))
+                    let followed = self.follow(ends.as_mut());
+                    self.reopen().and(followed)
                 }
                 _ = looks.tick() => {
                     self.answered = 0;
@@ -155,18 +166,29 @@ impl Translator {
 
     /// Without notices the entries are looked at in turn.
     fn listen(&mut self) -> Option<ConntrackEnds> {
-        let is_wanted = self.is_translating();
-        let opened = ConntrackEnds::open().and_then(|mut ends| ends.follow(is_wanted).map(|()| ends));
-        match opened {
+        let opened = ConntrackEnds::open(|socket| self.forgotten.attach(socket));
+        let followed = opened.map_err(TranslateError::from).and_then(|mut ends| {
+            self.follow(Some(&mut ends))?;
+            Ok(ends)
+        });
+        match followed {
             Ok(ends) => Some(ends),
             Err(error) => {
-                self.say(Err(error.into()));
+                self.say(Err(error));
                 None
             }
         }
     }
 
-    /// Whether any flow is translated: only then it matters which entries go.
+    /// Hears of entries that go from here on, or no longer.
+    fn follow(&mut self, ends: Option<&mut ConntrackEnds>) -> Result<(), TranslateError> {
+        let is_worth = self.worth.now();
+        let is_wanted = self.is_translating() || *is_worth.as_ref().unwrap_or(&true);
+        ends.map_or(Ok(()), |ends| ends.follow(is_wanted))?;
+        Ok(is_worth.map(drop)?)
+    }
+
+    /// Whether any flow is translated.
     fn is_translating(&self) -> bool {
         self.v4.as_ref().is_some_and(TranslatedFlows::is_translating)
             || self.v6.as_ref().is_some_and(TranslatedFlows::is_translating)
@@ -237,17 +259,21 @@ impl Translator {
         result
     }
 
-    fn ended(&mut self, told: Result<Vec<u32>, NetlinkError>) -> Result<(), TranslateError> {
+    fn ended(&mut self, told: Result<Vec<EndedEntry>, NetlinkError>) -> Result<(), TranslateError> {
         match told {
-            Ok(ids) => {
-                for id in ids {
-                    self.v4.as_mut().map_or(Ok(()), |v4| v4.entry_ended(id))?;
-                    self.v6.as_mut().map_or(Ok(()), |v6| v6.entry_ended(id))?;
+            Ok(ended) => {
+                for entry in ended {
+                    self.v4.as_mut().map_or(Ok(()), |v4| v4.entry_ended(&entry))?;
+                    self.v6.as_mut().map_or(Ok(()), |v6| v6.entry_ended(&entry))?;
                 }
                 Ok(())
             }
             // Some were lost: each may have been one of ours.
-            Err(NetlinkError::Socket(Errno::ENOBUFS)) => self.look(usize::MAX, TcpTimeouts::now()),
+            Err(NetlinkError::Socket(Errno::ENOBUFS)) => {
+                self.v4.as_mut().map_or(Ok(()), TranslatedFlows::forget_accepted)?;
+                self.v6.as_mut().map_or(Ok(()), TranslatedFlows::forget_accepted)?;
+                self.look(usize::MAX, TcpTimeouts::now())
+            }
             Err(error) => Err(error.into()),
         }
     }

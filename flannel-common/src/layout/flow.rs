@@ -3,7 +3,7 @@
 use bytemuck::{CheckedBitPattern, NoUninit, Pod, Zeroable};
 
 use super::per_family;
-use crate::family::{V4, V6};
+use crate::family::{Family, V4, V6};
 
 /// Protocols whose flows are known: those with ports.
 #[repr(u32)]
@@ -32,6 +32,20 @@ per_family! {
         pub remote_port: u16,
         /// Protocol.
         pub protocol: FlowProtocol,
+    }
+}
+
+impl<F: Family> Flow<F> {
+    /// The same flow as the other end sees it.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+            protocol: self.protocol,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod exempt;
 pub mod fields;
 pub mod flow;
 mod forged;
+pub mod forgotten;
 pub mod forwarding;
 pub mod from_overlay;
 pub mod from_pod;

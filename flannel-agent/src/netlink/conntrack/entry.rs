@@ -13,7 +13,7 @@ use crate::netlink::raw::{HEADER, attributes};
 /// Attributes of an entry (include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type`).
 pub(super) const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
-pub(super) const STATUS: u16 = 3;
+const STATUS: u16 = 3;
 pub(super) const PROTOCOL_STATE: u16 = 4;
 const HELP: u16 = 5;
 pub(super) const TIMEOUT: u16 = 7;
@@ -100,6 +100,15 @@ pub struct ConntrackEntry {
     pub left: Duration,
 }
 
+/// What the kernel tells of an entry that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedEntry {
+    /// As [`ConntrackEntry::id`].
+    pub id: u32,
+    /// As [`ConntrackEntry::original`]; `None` for one of another protocol.
+    pub original: Option<ConntrackTuple>,
+}
+
 /// The entry in a message of the kernel's; `None` for one of another protocol.
 pub(super) fn read(message: &[u8]) -> Option<ConntrackEntry> {
     let (mut original, mut reply, mut status, mut id) = (None, None, None, None);
@@ -120,10 +129,17 @@ pub(super) fn read(message: &[u8]) -> Option<ConntrackEntry> {
     Some(ConntrackEntry { id: id?, original: original?, reply: reply?, status, tcp, left })
 }
 
-/// The id of the entry in a message of the kernel's.
-pub(super) fn id(message: &[u8]) -> Option<u32> {
-    let mut all = attributes(message.get(HEADER + GENERIC..)?);
-    all.find_map(|(kind, value)| if kind == ID { big_endian(value) } else { None })
+/// What a message of the kernel's tells of the entry that goes.
+pub(super) fn ended(message: &[u8]) -> Option<EndedEntry> {
+    let (mut id, mut original) = (None, None);
+    for (kind, value) in attributes(message.get(HEADER + GENERIC..)?) {
+        match kind {
+            TUPLE_ORIGINAL => original = tuple(value),
+            ID => id = big_endian(value),
+            _ => {}
+        }
+    }
+    Some(EndedEntry { id: id?, original })
 }
 
 fn tcp_state(state: &[u8]) -> Option<TcpState> {
@@ -181,10 +197,30 @@ fn big_endian(value: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use flannel_common::path::forgotten::{self, Forgotten, WORDS};
     use proptest::prelude::*;
 
     use super::*;
     use crate::netlink::conntrack::message::{GET, request};
+
+    /// What the filter of notices makes of a message.
+    fn read_by_a_program(message: &[u8]) -> (FlowProtocol, SocketAddr, SocketAddr) {
+        let mut notice = [0; WORDS];
+        for (word, bytes) in notice.iter_mut().zip(message.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().unwrap());
+        }
+        match forgotten::read(&notice) {
+            Forgotten::V4(flow) => {
+                (flow.protocol, (flow.local, flow.local_port).into(), (flow.remote, flow.remote_port).into())
+            }
+            Forgotten::V6(flow) => (
+                flow.protocol,
+                (flow.local.octets, flow.local_port).into(),
+                (flow.remote.octets, flow.remote_port).into(),
+            ),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn a_tuple_is_read_as_it_was_written() {
@@ -202,6 +238,7 @@ mod tests {
                     .find(|(kind, _)| *kind == TUPLE_ORIGINAL)
                     .and_then(|(_, value)| tuple(value));
                 assert_eq!(found, Some(asked));
+                assert_eq!(read_by_a_program(&message), (protocol, asked.source, asked.destination));
             }
         }
     }
@@ -209,7 +246,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_message_is_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (read(&bytes), id(&bytes));
+            let _ = (read(&bytes), ended(&bytes));
         }
     }
 }

@@ -2,7 +2,11 @@
 //!
 //! Blocking, as [`TrafficControl`](super::TrafficControl): the kernel answers before it returns from the request.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
+};
 
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_sys::{
@@ -16,8 +20,6 @@ use nix::{
     },
 };
 
-use socket2::SockRef;
-
 use super::{
     KernelError, NetlinkError,
     connection::frames,
@@ -26,10 +28,9 @@ use super::{
 };
 
 mod entry;
-mod filter;
 mod message;
 
-pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple, TcpState};
+pub use entry::{ConntrackEntry, ConntrackStatus, ConntrackTuple, EndedEntry, TcpState};
 
 use message::{DELETE, GET};
 
@@ -130,8 +131,7 @@ impl Conntrack {
     }
 }
 
-/// The kernel's notices of entries that go, while they are followed: of connections that are translated to another
-/// destination, and not of those over TCP that have ended by themselves.
+/// The kernel's notices of entries that go, while they are followed, and as far as a filter lets them through.
 ///
 /// The kernel tells only of entries that were made while somebody listened to connection tracking
 /// (net.netfilter.nf_conntrack_events is 2, as a rule), be it to something else. So this listens from when it was opened to what
@@ -144,11 +144,11 @@ pub struct ConntrackEnds {
 }
 
 impl ConntrackEnds {
-    /// Listens. Needs a Tokio runtime.
+    /// Listens. `filter` is to give the socket its filter, if any. Needs a Tokio runtime.
     ///
     /// # Errors
     /// When the kernel gives no socket, or no notices.
-    pub fn open() -> Result<Self, NetlinkError> {
+    pub fn open(filter: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> Result<Self, NetlinkError> {
         let refused = |error: io::Error| NetlinkError::Open(errno(&error));
         let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(refused)?;
         let inner: &mut Socket = socket.socket_mut();
@@ -156,7 +156,7 @@ impl ConntrackEnds {
         if setsockopt(inner, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(inner, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(NetlinkError::Open)?;
         }
-        SockRef::from(&*inner).attach_filter(&filter::TRANSLATED_AND_CUT_SHORT).map_err(refused)?;
+        filter(inner.as_fd()).map_err(refused)?;
         inner.bind(&SocketAddr::new(0, 0)).map_err(refused)?;
         inner.add_membership(NOT_EXPECTED).map_err(refused)?;
         Ok(Self { socket, datagram: Vec::new(), is_followed: false })
@@ -179,12 +179,12 @@ impl ConntrackEnds {
         Ok(())
     }
 
-    /// Waits until entries go, and tells their ids; all that the kernel has told of by now. Cancel safe.
+    /// Waits until entries go, and tells them; all that the kernel has told of by now. Cancel safe.
     ///
     /// # Errors
     /// The socket failed; [`Errno::ENOBUFS`] is that notices were lost, and the next call goes on.
-    pub async fn next(&mut self) -> Result<Vec<u32>, NetlinkError> {
-        let mut ids = Vec::new();
+    pub async fn next(&mut self) -> Result<Vec<EndedEntry>, NetlinkError> {
+        let mut ended = Vec::new();
         self.datagram.clear();
         self.datagram.reserve(DATAGRAM);
         self.socket.recv(&mut self.datagram).await.map_err(|error| NetlinkError::Socket(errno(&error)))?;
@@ -192,14 +192,14 @@ impl ConntrackEnds {
             for frame in frames(&self.datagram) {
                 let message = &self.datagram[frame];
                 if number(message) == Some(DELETE) {
-                    ids.extend(entry::id(message));
+                    ended.extend(entry::ended(message));
                 }
             }
             self.datagram.clear();
             self.datagram.reserve(DATAGRAM);
             match self.socket.socket_ref().recv(&mut self.datagram, nix::libc::MSG_DONTWAIT) {
                 Ok(_) => {}
-                Err(error) if errno(&error) == Errno::EAGAIN => return Ok(ids),
+                Err(error) if errno(&error) == Errno::EAGAIN => return Ok(ended),
                 Err(error) => return Err(NetlinkError::Socket(errno(&error))),
             }
         }

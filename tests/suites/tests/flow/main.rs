@@ -11,6 +11,7 @@ use flannel_lab::{
 mod classes;
 mod detours;
 mod endings;
+mod forgotten;
 mod forwarding;
 mod gaps;
 mod hooks;

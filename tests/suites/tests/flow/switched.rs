@@ -28,7 +28,7 @@ fn cluster(lab: &Lab) -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn seen_by_netfilter(member: &Member, is_seen: bool) -> Result<()> {
+pub(crate) fn seen_by_netfilter(member: &Member, is_seen: bool) -> Result<()> {
     let script = format!("echo {} | tee /proc/sys/net/bridge/bridge-nf-call-ip*tables", u8::from(is_seen));
     member.node.netns().run("sh", &["-ec", &script]).map(drop)
 }

@@ -11,9 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::{
-    bpf::{Pins, attached},
+    bpf::{LogLevel, MapSizes, Pins, Programs, attached},
     netlink::ConntrackEnds,
 };
+use flannel_common::{layout, map::MAX_FLOWS, mark::Marks, path::Carrier};
 use flannel_lab::{
     CONVERGENCE, Cluster, Netns, Xdp, agent_binary, eventually, in_lab,
     traffic::{Dialogue, Serving},
@@ -287,7 +288,7 @@ fn a_flow_ends_with_its_entry_of_connection_tracking() -> Result<()> {
 }
 
 /// Connections end by the thousand a second where they are short. Of those that end by themselves, of what nobody
-/// translates, and of any while nothing is translated, the agent is not told.
+/// translates, and of any while nobody wants to know, the agent is not told.
 #[test]
 fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
     in_lab(|lab| {
@@ -298,7 +299,13 @@ fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
             netns.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "1")?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let mut ends = netns.inside(|| runtime.block_on(async { Ok(ConntrackEnds::open()?) }))?;
+        // The agent's own maps, and the same program.
+        let pins = Pins::under(cluster.members[0].agent.bpffs())?;
+        let sizes = MapSizes::of(layout::FastPath::Flow, true, false, MAX_FLOWS);
+        let mut programs = Programs::load_sized(pins, LogLevel::Off, sizes, Marks::DEFAULT, Carrier::Vxlan)?;
+        let filter = programs.forgotten_flows()?;
+        let opened = || runtime.block_on(async { Ok(ConntrackEnds::open(|socket| filter.attach(socket))?) });
+        let mut ends = netns.inside(opened)?;
         ends.follow(true)?;
         let closed = service.connection(0)?;
         let port_closed = closed.client.local_addr()?.port().to_string();
@@ -315,7 +322,8 @@ fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
             }
             Ok(())
         })?;
-        let [unfollowed, open] = [service.connection(0)?, service.connection(0)?];
+        let [unfollowed, mut open] = [service.connection(0)?, service.connection(0)?];
+        await_fast(&cluster, || open.exchanges(10))?;
         let delete = |port: &str| netns.run("conntrack", &["-D", "-p", "tcp", "--orig-port-src", port]);
         ends.follow(false)?;
         delete(&unfollowed.client.local_addr()?.port().to_string())?;
@@ -327,6 +335,7 @@ fn only_ends_that_concern_the_programs_are_told() -> Result<()> {
         delete(&port)?;
         let told = runtime.block_on(async { tokio::time::timeout(CONVERGENCE, ends.next()).await });
         let told = told.context("the entry that was deleted is not told of")??;
+        let told: Vec<u32> = told.iter().map(|entry| entry.id).collect();
         ensure!(id.is_some_and(|id| told == [id]), "told of {told:?}, where deleted was {entry}");
         Ok(())
     })
