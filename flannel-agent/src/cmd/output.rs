@@ -66,7 +66,7 @@ pub(super) enum Tone {
 }
 
 /// Whether colours are wanted: on a terminal whose owner does not mind.
-fn colours() -> bool {
+pub(super) fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

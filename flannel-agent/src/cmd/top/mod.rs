@@ -1,5 +1,6 @@
 //! `top`: what passes this node now, by peer, pod and reason, and what the programs cost.
 
+mod live;
 pub(super) mod rates;
 mod screen;
 
@@ -15,9 +16,9 @@ use tokio::runtime;
 
 use super::{
     CannotLook, Defaults, Format,
-    output::{CLEAR, print},
+    output::print,
     trace::at_least_one,
-    trace_session::{OfAgent, OfPackets, TraceSession, enter_node, node_name},
+    trace_session::{OfAgent, OfPackets, TraceSession, enter_node},
 };
 use crate::{
     bpf::{Pins, RunTimes},
@@ -44,7 +45,7 @@ pub struct TopOptions {
     /// Which agent.
     #[command(flatten)]
     pub agent: OfAgent,
-    /// How to print; on a terminal a table takes the place of the one before.
+    /// How to print; on a terminal the table is live, and its last line names the keys.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Format,
 }
@@ -132,18 +133,15 @@ impl Watched {
 
 async fn follow(options: &TopOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
     let mut watched = Watched::begin(client, filter).await?;
-    let on_screen = options.output == Format::Table && io::stdout().is_terminal();
-    let mut left = options.count.unwrap_or(if on_screen { u64::MAX } else { 1 });
-    let title = format!("{}: packets and bits a second; Ctrl-C ends it\n\n", node_name());
-    while left > 0 {
+    if options.output == Format::Table && io::stdout().is_terminal() && io::stdin().is_terminal() {
+        return live::follow(options, &mut watched).await;
+    }
+    for _ in 0..options.count.unwrap_or(1) {
         watched.wait(options.every).await?;
         let found = watched.next().await?;
-        let text = options.output.text(&found, |found| screen::text(found, ROWS))?;
-        let before = if on_screen { format!("{CLEAR}{title}") } else { String::new() };
-        if !print(&format!("{before}{text}"))? {
+        if !print(&options.output.text(&found, |found| screen::text(found, ROWS))?)? {
             return Ok(());
         }
-        left -= 1;
     }
     Ok(())
 }

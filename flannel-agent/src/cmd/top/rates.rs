@@ -1,6 +1,6 @@
 //! From what was added up at two moments to what passes in a second.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr};
 
 use flannel_common::{
     layout::{Counter, trace::TraceKey},
@@ -42,6 +42,56 @@ pub(in crate::cmd) struct Rates {
     pub(in crate::cmd) fast_share: Option<f64>,
 }
 
+/// By what rows are sorted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::cmd) enum Order {
+    /// Most packets first.
+    #[default]
+    Packets,
+    /// Most bits first.
+    Bits,
+    /// By name.
+    Name,
+}
+
+impl Order {
+    /// Its name.
+    pub(in crate::cmd) const fn label(self) -> &'static str {
+        match self {
+            Self::Packets => "packets",
+            Self::Bits => "bits",
+            Self::Name => "name",
+        }
+    }
+
+    /// The one behind it; behind the last, the first.
+    pub(in crate::cmd) const fn next(self) -> Self {
+        match self {
+            Self::Packets => Self::Bits,
+            Self::Bits => Self::Name,
+            Self::Name => Self::Packets,
+        }
+    }
+
+    fn compare(self, a: (Rate, &str), b: (Rate, &str)) -> Ordering {
+        match self {
+            Self::Packets => b.0.packets.total_cmp(&a.0.packets),
+            Self::Bits => b.0.bits.total_cmp(&a.0.bits),
+            Self::Name => a.1.cmp(b.1),
+        }
+    }
+}
+
+impl Rates {
+    /// Sorts peers, pods and reasons; what is equal keeps its place.
+    pub(in crate::cmd) fn sort(&mut self, order: Order) {
+        for rows in [&mut self.peers, &mut self.pods] {
+            rows.sort_by(|a, b| order.compare((a.both(), &a.name), (b.both(), &b.name)));
+        }
+        self.reasons.sort_by(|a, b| order.compare((a.rate, a.reason), (b.rate, b.reason)));
+    }
+}
+
 /// One end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(in crate::cmd) struct Row {
@@ -58,6 +108,13 @@ pub(in crate::cmd) struct Row {
 pub(in crate::cmd) struct Rate {
     pub(in crate::cmd) packets: f64,
     pub(in crate::cmd) bits: f64,
+}
+
+impl Row {
+    /// What passes either way.
+    fn both(&self) -> Rate {
+        Rate { packets: self.out.packets + self.into.packets, bits: self.out.bits + self.into.bits }
+    }
 }
 
 impl Rate {
@@ -166,30 +223,24 @@ pub(in crate::cmd) fn rates(before: &Totals, after: &Totals, seconds: f64, names
         all += if first { packets } else { 0.0 };
         fast += if moved { packets } else { 0.0 };
     }
-    Rates {
-        peers: sorted(peers),
-        pods: sorted(pods),
-        reasons: by_packets(reasons.into_values().collect()),
+    let rows = |gathered: BTreeMap<String, Gathered>| {
+        gathered.into_iter().map(|(name, gathered)| gathered.row(name)).collect()
+    };
+    let mut found = Rates {
+        peers: rows(peers),
+        pods: rows(pods),
+        reasons: reasons.into_values().collect(),
         programs: programs(before, after, seconds),
         fast_share: (all > 0.0).then(|| f64::min(fast / all, 1.0)),
-    }
+    };
+    found.sort(Order::Packets);
+    found
 }
 
 impl Names {
     fn peer(&self, address: IpAddr) -> Option<&str> {
         self.peers.iter().find(|(subnet, _)| subnet.contains(address)).map(|(_, name)| name.as_str())
     }
-}
-
-fn sorted(gathered: BTreeMap<String, Gathered>) -> Vec<Row> {
-    let mut rows: Vec<_> = gathered.into_iter().map(|(name, gathered)| gathered.row(name)).collect();
-    rows.sort_by(|a, b| (b.out.packets + b.into.packets).total_cmp(&(a.out.packets + a.into.packets)));
-    rows
-}
-
-fn by_packets(mut rows: Vec<ReasonRow>) -> Vec<ReasonRow> {
-    rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
-    rows
 }
 
 fn programs(before: &Totals, after: &Totals, seconds: f64) -> Vec<ProgramRow> {

@@ -7,10 +7,10 @@ use super::{
 use comfy_table::Table;
 
 /// A table of the view: its title, its columns, and its rows.
-struct View {
-    title: &'static str,
-    columns: &'static [&'static str],
-    rows: Vec<Vec<String>>,
+pub(super) struct View {
+    pub(super) title: &'static str,
+    pub(super) columns: &'static [&'static str],
+    pub(super) rows: Vec<Vec<String>>,
 }
 
 fn percent(share: f64) -> String {
@@ -27,7 +27,8 @@ fn of_ends(title: &'static str, columns: &'static [&'static str], rows: &[Row]) 
     View { title, columns, rows: rows.iter().map(row).collect() }
 }
 
-fn views(rates: &Rates) -> [View; 4] {
+/// All tables, also those without rows.
+pub(super) fn views(rates: &Rates) -> [View; 4] {
     let reason = |row: &super::rates::ReasonRow| {
         let (packets, bits) = (number(row.rate.packets), number(row.rate.bits));
         vec![row.direction.to_owned(), row.path.to_owned(), row.reason.to_owned(), packets, bits]

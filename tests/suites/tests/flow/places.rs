@@ -113,7 +113,8 @@ fn an_address_is_followed_from_pod_to_pod() -> Result<()> {
                 // The pod's own packets have gone that way before: the first is answered.
                 exchange()?;
                 let place = a.pods[new].address().octets();
-                eventually(CONVERGENCE, "the agent knows where the address is", || {
+                // After a repair the agent rests from looks for fifty times its CPU time, at most half a minute.
+                eventually(3 * CONVERGENCE, "the agent knows where the address is", || {
                     let pods = tables(a)?.v4.pods.entries()?;
                     let found = pods.get(&shared.octets()).map(|pod| pod.ifindex);
                     ensure!(found == pods.get(&place).map(|pod| pod.ifindex) && found.is_some());

@@ -1,6 +1,7 @@
 //! `trace` shows packets at each hook in order, and leaves the running programs as they were.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -53,12 +54,12 @@ impl Trace {
     }
 }
 
-/// The kernel's ids of the programs that a node's links hold.
-fn programs(member: &Member) -> Result<Vec<(String, Hook, u32)>> {
+/// The kernel's ids of the programs that a node's links hold: of each hook one, at however many pods.
+fn programs(member: &Member) -> Result<BTreeSet<(Hook, u32)>> {
     member.node.netns().inside(|| {
         let pins = flannel_agent::bpf::Pins::under(member.agent.bpffs())?;
         let attached = flannel_agent::bpf::attached(&pins)?;
-        Ok(attached.into_iter().map(|at| (at.interface, at.hook, at.id)).collect())
+        Ok(attached.into_iter().map(|at| (at.hook, at.id)).collect())
     })
 }
 
