@@ -39,6 +39,36 @@ pub struct Link {
     pub closed_port: bool,
     /// It is a bridge that filters by VLAN.
     pub vlan_filtering: bool,
+    /// How large the aggregates are that it sends.
+    pub aggregates: AggregateLimits,
+}
+
+/// What an interface sends in one piece; the kernel cuts larger aggregates first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AggregateLimits {
+    /// Bytes (`gso_max_size`).
+    pub size: u32,
+    /// Bytes of IPv4 (`gso_ipv4_max_size`), with kernels that tell these apart.
+    pub ipv4_size: u32,
+    /// Segments (`gso_max_segs`).
+    pub segments: u32,
+}
+
+impl AggregateLimits {
+    /// As an interface has them unless somebody sets others (include/linux/netdevice.h, GSO_LEGACY_MAX_SIZE and
+    /// GSO_MAX_SEGS).
+    pub const DEFAULT: Self = Self { size: 65_536, ipv4_size: 65_536, segments: 65_535 };
+
+    /// The first that is lower than by default, as `ip -d link` shows it.
+    pub fn lowered(self) -> Option<String> {
+        let all = [
+            ("gso_max_size", self.size, Self::DEFAULT.size),
+            ("gso_ipv4_max_size", self.ipv4_size, Self::DEFAULT.ipv4_size),
+            ("gso_max_segs", self.segments, Self::DEFAULT.segments),
+        ];
+        let lowered = all.into_iter().find(|(_, limit, default)| limit < default);
+        lowered.map(|(name, limit, _)| format!("{name} {limit}"))
+    }
 }
 
 /// The end of a veth in another network namespace.
@@ -82,6 +112,7 @@ impl Link {
             xdp: false,
             closed_port: false,
             vlan_filtering: false,
+            aggregates: AggregateLimits::DEFAULT,
         }
     }
 }
@@ -221,6 +252,7 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         xdp: false,
         closed_port: false,
         vlan_filtering: false,
+        aggregates: AggregateLimits::DEFAULT,
     };
     let mut peer_index = None;
     let mut namespace = None;
@@ -229,6 +261,9 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
             LinkAttribute::IfName(text) => name = Some(text),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::GsoMaxSize(size) => link.aggregates.size = size,
+            LinkAttribute::GsoIpv4MaxSize(size) => link.aggregates.ipv4_size = size,
+            LinkAttribute::GsoMaxSegs(segments) => link.aggregates.segments = segments,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::Link(index) => peer_index = Some(index),
             LinkAttribute::LinkNetNsId(number) => namespace = Some(number),

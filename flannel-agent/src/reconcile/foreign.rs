@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_common::layout::Heeded;
+use tracing::warn;
 
 use crate::{
     bpf::{self, FilterPlace},
     netlink::{
-        Chains, Changed, Link, LinkKind, Netfilter, NetlinkError, TcDiscipline, TcSide, TrafficControl,
-        tc::PRIORITY,
+        Chains, Changed, Link, LinkKind, Netfilter, NetlinkError, Offloads, TcDiscipline, TcSide,
+        TrafficControl, tc::PRIORITY,
     },
     plan::{Foreign, ForeignHook, Heeding, HookPlace, HookedInterface, Local, Pods},
 };
@@ -17,9 +18,11 @@ use crate::{
 /// the TOS byte.
 const EVERYTHING: Heeded = Heeded { marks: u32::MAX, classes: 0xffff_0000 };
 
-/// Looks at queueing disciplines, filters, chains of nftables, XDP and bridges.
+/// Looks at queueing disciplines, filters, chains of nftables, XDP, bridges and offloads.
 pub(super) struct Look {
     tc: TrafficControl,
+    /// None where the kernel does not tell of offloads.
+    offloads: Option<Offloads>,
     pub(super) netfilter: Netfilter,
     /// The chains that were found the last time.
     chains: Chains,
@@ -28,7 +31,24 @@ pub(super) struct Look {
 impl Look {
     /// Opens the connections to the kernel.
     pub(super) fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { tc: TrafficControl::open()?, netfilter: Netfilter::open()?, chains: Chains::default() })
+        let offloads = match Offloads::open() {
+            Ok(offloads) => offloads.ok_or_else(|| "it has no CONFIG_ETHTOOL_NETLINK".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let offloads = offloads.inspect_err(|error| {
+            warn!(
+                %error,
+                "this kernel does not tell which offloads of interfaces are off: pods behind veths without them get packets as \
+                 if they were on"
+            );
+        });
+        let chains = Chains::default();
+        Ok(Self {
+            tc: TrafficControl::open()?,
+            offloads: offloads.ok(),
+            netfilter: Netfilter::open()?,
+            chains,
+        })
     }
 
     /// Waits until a chain of an interface or of bridges comes or goes, or what marks flows changes. Cancel safe.
@@ -67,6 +87,10 @@ impl Look {
                 || masters.contains(&index)
         };
         self.chains = self.netfilter.chains()?;
+        let without = match &mut self.offloads {
+            Some(offloads) => offloads.missing()?,
+            None => BTreeMap::new(),
+        };
         let mut found: BTreeMap<u32, HookedInterface> = links
             .iter()
             .filter(|link| is_met(link.index))
@@ -75,6 +99,7 @@ impl Look {
                 let hooks =
                     of_link(link, is_pod, link.index == local.underlay_ifindex)
                         .into_iter()
+                        .chain(of_offloads(link, is_pod, without.get(&link.index)))
                         .chain(of_chains(&self.chains, &link.name))
                         .chain(self.chains.bridges.iter().filter(|_| masters.contains(&link.index)).map(
                             |chain| ForeignHook::new(HookPlace::Bridge, format!("nftables chain {chain}")),
@@ -190,6 +215,20 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
         hooks.insert(ForeignHook::new(HookPlace::Bridge, "VLAN filtering"));
     }
     hooks
+}
+
+/// What the kernel does to packets before `link` sends them, and the fast path does not: it computes checksums, and cuts
+/// aggregates, for want of the offloads `missing`. The external interface does so for the packets of both.
+fn of_offloads(link: &Link, is_pod: bool, missing: Option<&Vec<&str>>) -> Option<ForeignHook> {
+    let passed_by = is_pod || matches!(link.kind, LinkKind::Bridge | LinkKind::Vxlan(_));
+    // A bridge has the lowest limits of its ports, and a VXLAN device those of the card.
+    let limit = link.aggregates.lowered().filter(|_| is_pod);
+    let what = match missing.map(Vec::as_slice).unwrap_or_default() {
+        [] => limit?,
+        [one] => format!("{one} off"),
+        [first, others @ ..] => format!("{first} and {} other offloads off", others.len()),
+    };
+    passed_by.then(|| ForeignHook::new(HookPlace::Egress, what))
 }
 
 fn of_chains<'a>(chains: &'a Chains, name: &'a str) -> impl Iterator<Item = ForeignHook> + 'a {

@@ -1,10 +1,13 @@
-//! Whether a frame of the overlay is right in itself, as a receiver without any offload would see it.
+//! Whether a frame of the overlay, or of a pod, is right in itself, as a receiver without any offload would see it.
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{Ipv4Header, Ipv6Header, NetSlice, SlicedPacket, TransportSlice};
 
 /// VXLAN's UDP port on Linux.
 const PORT: u16 = 8472;
+
+/// Length of an Ethernet header, bytes.
+const ETHERNET: usize = 14;
 
 /// Longest frame of an underlay with the usual MTU of 1500.
 const LONGEST: usize = 1514;
@@ -24,21 +27,32 @@ pub fn check(frame: &[u8]) -> Result<Option<u8>> {
     ensure!(none || udp.checksum() == addresses.sum(&packet)?, "outer UDP checksum");
     ensure!(frame.len() <= LONGEST, "a frame of {} bytes", frame.len());
     ensure!(udp.payload().get(..8) == Some(&[8, 0, 0, 0, 0, 0, 1, 0]), "VXLAN header");
-    let inner = SlicedPacket::from_ethernet(udp.payload().get(8..).context("an inner frame")?)?;
-    let Some(addresses) = inner.net.as_ref().map(Addresses::checked).transpose().context("inner")?.flatten()
-    else {
+    segment(udp.payload().get(8..).context("an inner frame")?).context("inner")
+}
+
+/// Holds a frame of TCP or UDP to its checksums and to the length of frames for this MTU; the transport protocol. `None`
+/// for other packets.
+pub fn check_inner(frame: &[u8], mtu: usize) -> Result<Option<u8>> {
+    let found = segment(frame)?;
+    ensure!(found.is_none() || frame.len() <= ETHERNET + mtu, "a frame of {} bytes", frame.len());
+    Ok(found)
+}
+
+fn segment(frame: &[u8]) -> Result<Option<u8>> {
+    let packet = SlicedPacket::from_ethernet(frame)?;
+    let Some(addresses) = packet.net.as_ref().map(Addresses::checked).transpose()?.flatten() else {
         return Ok(None);
     };
-    let (protocol, found) = match &inner.transport {
+    let (protocol, found) = match &packet.transport {
         Some(TransportSlice::Tcp(tcp)) => (6, tcp.checksum()),
         Some(TransportSlice::Udp(udp)) => (17, udp.checksum()),
         _ => return Ok(None),
     };
-    let sum = addresses.sum(&inner)?;
+    let sum = addresses.sum(&packet)?;
     // Both are zero in ones' complement, and right to every receiver: skb_checksum_help in net/core/dev.c writes
     // 0xffff whatever the protocol.
     let mangled = found == 0xffff && sum == 0;
-    ensure!(found == sum || mangled, "inner checksum {found:#06x}, not {sum:#06x}, of protocol {protocol}");
+    ensure!(found == sum || mangled, "checksum {found:#06x}, not {sum:#06x}, of protocol {protocol}");
     Ok(Some(protocol))
 }
 
