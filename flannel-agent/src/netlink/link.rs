@@ -37,6 +37,10 @@ pub struct Link {
     pub xdp: bool,
     /// As a port of a bridge it does not let everything pass: it is up and not forwarding (IEEE 802.1D), or locked.
     pub closed_port: bool,
+    /// As a port of a bridge it exchanges no frames with other such ports.
+    pub isolated_port: bool,
+    /// As a port of a bridge it gets no frames for stations that the bridge does not know.
+    pub unflooded_port: bool,
     /// It is a bridge that filters by VLAN.
     pub vlan_filtering: bool,
     /// How large the aggregates are that it sends.
@@ -111,6 +115,8 @@ impl Link {
             peer: None,
             xdp: false,
             closed_port: false,
+            isolated_port: false,
+            unflooded_port: false,
             vlan_filtering: false,
             aggregates: AggregateLimits::DEFAULT,
         }
@@ -251,6 +257,8 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         peer: None,
         xdp: false,
         closed_port: false,
+        isolated_port: false,
+        unflooded_port: false,
         vlan_filtering: false,
         aggregates: AggregateLimits::DEFAULT,
     };
@@ -270,7 +278,10 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
             LinkAttribute::LinkInfo(info) => {
                 link.kind = kind(&info);
                 // One without a carrier is closed by itself.
-                link.closed_port = running && info.iter().any(is_closed_port);
+                link.closed_port = running && port(&info).any(is_closed);
+                link.isolated_port = port(&info).any(|item| matches!(item, InfoBridgePort::Isolated(true)));
+                link.unflooded_port =
+                    port(&info).any(|item| matches!(item, InfoBridgePort::UnicastFlood(false)));
                 link.vlan_filtering = info.iter().any(is_vlan_filtering);
             }
             LinkAttribute::Xdp(xdp) => {
@@ -304,13 +315,22 @@ fn kind(info: &[LinkInfo]) -> LinkKind {
     found
 }
 
-fn is_closed_port(info: &LinkInfo) -> bool {
-    let LinkInfo::PortData(InfoPortData::BridgePort(items)) = info else { return false };
-    items.iter().any(|item| match item {
+/// What it is as a port of a bridge.
+fn port(info: &[LinkInfo]) -> impl Iterator<Item = &InfoBridgePort> {
+    info.iter()
+        .filter_map(|info| match info {
+            LinkInfo::PortData(InfoPortData::BridgePort(items)) => Some(items),
+            _ => None,
+        })
+        .flatten()
+}
+
+fn is_closed(item: &InfoBridgePort) -> bool {
+    match item {
         InfoBridgePort::State(state) => *state != BridgePortState::Forwarding,
         InfoBridgePort::Locked(locked) => *locked,
         _ => false,
-    })
+    }
 }
 
 fn is_vlan_filtering(info: &LinkInfo) -> bool {

@@ -8,6 +8,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressScope,
     link::LinkFlags,
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -20,6 +21,7 @@ use super::{
     forwarding::{self, Other},
     tc,
 };
+use crate::values::Mac;
 
 /// Receive buffer, bytes: room for the notices of some ten thousand objects that change at once.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -52,7 +54,8 @@ pub struct Changed {
     /// What others have set up: at an interface a queueing discipline, a filter, a chain of nftables; a rule of policy
     /// routing; a route to pods.
     pub hooks: bool,
-    /// What the kernel forwards pods' packets by: a route to pods, a rule, a setting, the default of IPsec.
+    /// What the kernel forwards pods' packets by: a route to pods, a rule, a setting, the default of IPsec, a bridge's entry
+    /// for a pod.
     pub forwarding: bool,
     /// The external interface was set up.
     pub external_up: bool,
@@ -101,6 +104,10 @@ pub struct Watched {
     pub external: u32,
     /// The networks that pods are of; `None` while they are not known, when any route may lead to pods.
     pub networks: Option<Vec<IpNetwork>>,
+    /// The MACs of pods.
+    pub stations: BTreeSet<Mac>,
+    /// Indices of the pods' veths to which their bridge sends nothing unless it has an entry for it.
+    pub unflooded: BTreeSet<u32>,
 }
 
 /// Listens to the kernel's notices about links, addresses, neighbours, routes, rules, forwarding and traffic control.
@@ -269,8 +276,10 @@ fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
             let overlay = on_overlay(address.header.index);
             Changed { overlay, addresses: !overlay, ..none }
         }
-        Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {
-            Changed { overlay: on_overlay(neighbour.header.ifindex), ..none }
+        Message::NewNeighbour(entry) | Message::DelNeighbour(entry) => {
+            let gone = matches!(notice, Message::DelNeighbour(_));
+            let forwarding = leads_to_pod(entry, gone, watched);
+            Changed { overlay: on_overlay(entry.header.ifindex), forwarding, ..none }
         }
         Message::NewRoute(route) | Message::DelRoute(route) => {
             let oif = route.attributes.iter().find_map(|attribute| match attribute {
@@ -294,6 +303,27 @@ fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
         }
         _ => none,
     }
+}
+
+/// Whether a bridge sends frames for a pod another way, or nowhere, since a forwarding entry has come or gone: one that
+/// somebody has set, or the only way to a port. What a bridge learns by itself leads where the pod is.
+fn leads_to_pod(entry: &NeighbourMessage, gone: bool, watched: &Watched) -> bool {
+    let header = &entry.header;
+    let is = |state: NeighbourState| u16::from(header.state) & u16::from(state) != 0;
+    let is_set = is(NeighbourState::Noarp)
+        || is(NeighbourState::Permanent)
+        || header.flags.intersects(NeighbourFlags::Sticky | NeighbourFlags::ExtLearned);
+    let of_pod = || {
+        entry.attributes.iter().any(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                bytes.as_slice().try_into().is_ok_and(|mac| watched.stations.contains(&Mac(mac)))
+            }
+            _ => false,
+        })
+    };
+    header.family == AddressFamily::Bridge
+        && (is_set || gone && watched.unflooded.contains(&header.ifindex))
+        && of_pod()
 }
 
 /// Whether a route comes with an interface and leads no packet to another node: those to IPv6 multicast and
@@ -329,7 +359,7 @@ mod tests {
         route.attributes =
             vec![RouteAttribute::Destination(to.network().into()), RouteAttribute::Oif(device)];
         let networks = Some(vec!["10.244.0.0/16".parse().unwrap(), "fd00:1::/48".parse().unwrap()]);
-        let watched = Watched { overlays: [OVERLAY].into(), external: 2, networks };
+        let watched = Watched { overlays: [OVERLAY].into(), external: 2, networks, ..Watched::default() };
         super::kind(&RouteNetlinkMessage::NewRoute(route), &watched)
     }
 
@@ -341,6 +371,38 @@ mod tests {
         }
         for to in ["10.244.2.0/24", "fd00:1:0:2::/64"] {
             assert!(of_route(OVERLAY, RouteType::Unicast, to).forwarding, "{to}, to other pods");
+        }
+    }
+
+    #[test]
+    fn a_bridges_entry_decides_if_somebody_has_set_it_or_nothing_else_leads_to_the_pod() {
+        const POD: [u8; 6] = [2, 0, 0, 0, 0, 7];
+        const FLOODED: u32 = 11;
+        const UNFLOODED: u32 = 12;
+        let watched =
+            Watched { stations: [Mac(POD)].into(), unflooded: [UNFLOODED].into(), ..Watched::default() };
+        let learned = (NeighbourState::Reachable, NeighbourFlags::empty());
+        let fixed = (NeighbourState::Noarp, NeighbourFlags::empty());
+        for (ifindex, mac, (state, flags), gone, decides) in [
+            (FLOODED, POD, fixed, false, true),
+            (FLOODED, POD, fixed, true, true),
+            (FLOODED, POD, (NeighbourState::Permanent, NeighbourFlags::empty()), false, true),
+            (FLOODED, POD, (NeighbourState::Reachable, NeighbourFlags::Sticky), false, true),
+            (FLOODED, [2, 0, 0, 0, 0, 8], fixed, false, false),
+            (FLOODED, POD, learned, false, false),
+            (FLOODED, POD, learned, true, false),
+            (UNFLOODED, POD, learned, false, false),
+            (UNFLOODED, POD, learned, true, true),
+        ] {
+            let mut entry = NeighbourMessage::default();
+            entry.header.family = AddressFamily::Bridge;
+            (entry.header.ifindex, entry.header.state, entry.header.flags) = (ifindex, state, flags);
+            entry.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+            let notice = match gone {
+                true => RouteNetlinkMessage::DelNeighbour(entry),
+                false => RouteNetlinkMessage::NewNeighbour(entry),
+            };
+            assert_eq!(kind(&notice, &watched).forwarding, decides, "{notice:?}");
         }
     }
 }

@@ -19,10 +19,10 @@ use super::{echoes::Echoes, foreign::Look};
 use crate::{
     host::cpu,
     netlink::{
-        Changed, IpsecPolicies, LinkKind, Monitor, Netlink, NetlinkError, PodRoutes, RuleMark, Watched,
+        Changed, IpsecPolicies, Link, LinkKind, Monitor, Netlink, NetlinkError, PodRoutes, RuleMark, Watched,
     },
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
-    values::Family,
+    values::{Family, Mac},
 };
 
 /// Between attempts to listen to the kernel again.
@@ -104,6 +104,8 @@ pub struct KernelHost {
     /// Neighbours on the external interface may wait for answers to what was asked while it was down.
     asked_in_vain: bool,
     look: Look,
+    /// The pods' ports at which their bridge lets not all pass: isolated, and without what it floods.
+    restricted: BTreeMap<u32, [bool; 2]>,
     /// The routes to pods that do more than lead there, unless they may have changed since they were read.
     pod_routes: Option<PodRoutes>,
     /// The rules of nft tables for which each packet counts, and when they were read.
@@ -122,6 +124,7 @@ impl KernelHost {
             heard: Changed::default(),
             asked_in_vain: false,
             look: Look::open()?,
+            restricted: BTreeMap::new(),
             pod_routes: None,
             each_packet: None,
         })
@@ -148,6 +151,23 @@ impl KernelHost {
         self.asked_in_vain |= changed.external_up;
         if changed.forwarding || changed.overrun {
             self.pod_routes = None;
+        }
+    }
+
+    /// Takes note of where pods are on their bridges, and of what those let pass: where that has changed, flows that skip the
+    /// bridge are to meet it again.
+    fn watch_ports(&mut self, links: &[Link], pods: &Pods) {
+        let ports = links.iter().filter(|link| pods.links.contains(&link.index));
+        let restricted: BTreeMap<u32, [bool; 2]> = ports
+            .map(|port| (port.index, [port.isolated_port, port.unflooded_port]))
+            .filter(|(_, [isolated, unflooded])| *isolated || *unflooded)
+            .collect();
+        self.watched.stations = pods.places.values().map(|place| Mac(place.mac)).collect();
+        self.watched.unflooded =
+            restricted.iter().filter(|(_, [_, unflooded])| *unflooded).map(|(index, _)| *index).collect();
+        if restricted != self.restricted {
+            self.heard.forwarding = true;
+            self.restricted = restricted;
         }
     }
 
@@ -248,6 +268,7 @@ impl Host for KernelHost {
             overlays: overlays.values().copied().collect(),
             external: local.underlay_ifindex,
             networks: Some(local.stacks.values().map(|stack| stack.network).collect()),
+            ..self.watched.clone()
         };
         if watched != self.watched {
             self.pod_routes = None;
@@ -262,6 +283,7 @@ impl Host for KernelHost {
             }
             FastPath::Off => Pods::default(),
         };
+        self.watch_ports(&links, &pods);
         let mut foreign = match local.fast_path {
             FastPath::Off => Foreign::default(),
             _ => self.look.around(local, &links, &self.watched.overlays, &pods, exits)?,

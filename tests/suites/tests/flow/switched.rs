@@ -20,8 +20,8 @@ const SEGMENTS: u64 = BULK / 1398;
 const DATAGRAMS: u64 = 300;
 
 /// Two pods of one node whose bridge lets netfilter see all packets, by both families.
-fn cluster(lab: &Lab) -> Result<Cluster> {
-    let refresh = format!("--flow-refresh={}", REFRESH.as_secs());
+fn cluster(lab: &Lab, refresh: Duration) -> Result<Cluster> {
+    let refresh = format!("--flow-refresh={}", refresh.as_secs());
     let options = AgentOptions::new(FastPath::Flow, &["--ip-masq", &refresh]);
     let cluster = Cluster::dual_pair(lab, 2, options)?;
     seen_by_netfilter(&cluster.members[0], true)?;
@@ -71,10 +71,16 @@ fn veth(member: &Member, pod: &Pod) -> Result<String> {
     links.get(&index.to_string()).cloned().with_context(|| format!("no interface {index}"))
 }
 
+/// The MAC of a pod, as `ip` writes it.
+fn mac_of(pod: &Pod) -> Result<String> {
+    let shown = pod.netns().ip("-br link show dev eth0")?;
+    Ok(shown.split_whitespace().nth(2).context("a MAC")?.to_owned())
+}
+
 #[test]
 fn accepted_flows_between_pods_of_one_node_skip_bridge_and_netfilter() -> Result<()> {
     in_lab(|lab| {
-        let cluster = cluster(lab)?;
+        let cluster = cluster(lab, REFRESH)?;
         let member = &cluster.members[0];
         for pods in families(member)? {
             await_handed(member, "pods hand each other packets", &pods, true)?;
@@ -95,7 +101,7 @@ fn accepted_flows_between_pods_of_one_node_skip_bridge_and_netfilter() -> Result
 #[test]
 fn rules_and_shapers_between_pods_of_one_node_hold() -> Result<()> {
     in_lab(|lab| {
-        let mut cluster = cluster(lab)?;
+        let mut cluster = cluster(lab, REFRESH)?;
         let member = &cluster.members[0];
         let netns = member.node.netns();
         for (pods, iptables) in families(member)?.iter().zip(["iptables", "ip6tables"]) {
@@ -149,5 +155,51 @@ fn rules_and_shapers_between_pods_of_one_node_hold() -> Result<()> {
             ensure!(left == 0, "{left} flows are left");
             Ok(())
         })
+    })
+}
+
+/// What the bridge goes by decides about running flows, too, long before their acceptance ends.
+#[test]
+fn ports_and_entries_of_the_bridge_hold_for_flows_that_skip_it() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 2 * CONVERGENCE)?;
+        let member = &cluster.members[0];
+        let netns = member.node.netns();
+        // A tenth of it bounds the acceptance.
+        netns.run("sh", &["-ec", "echo 600 | tee /proc/sys/net/netfilter/nf_conntrack_udp_timeout*"])?;
+        let [pods, _] = families(member)?;
+        let [from, to] = [veth(member, &member.pods[0])?, veth(member, &member.pods[1])?];
+        let mac = mac_of(&member.pods[1])?;
+        let both = |switch: &str| {
+            format!("for veth in {from} {to}; do bridge link set dev $veth isolated {switch}; done")
+        };
+        for (what, add, remove) in [
+            ("isolated ports", both("on"), both("off")),
+            (
+                "an entry that leads elsewhere",
+                format!("bridge fdb replace {mac} dev {from} master static sticky"),
+                format!("bridge fdb del {mac} dev {from} master"),
+            ),
+            (
+                "a station that the bridge is not to know",
+                format!(
+                    "bridge link set dev {to} learning off flood off; bridge fdb del {mac} dev {to} master"
+                ),
+                format!("bridge link set dev {to} learning on flood on"),
+            ),
+        ] {
+            await_handed(member, "pods hand each other packets", &pods, true)?;
+            let conversation = Conversation::new(&pods[0], &pods[1])?;
+            conversation.exchanges(20)?;
+            netns.run("sh", &["-ec", &add]).context(what)?;
+            eventually(CONVERGENCE, what, || {
+                let passed = conversation.passes(5)?;
+                ensure!(passed == 0, "{passed} of 5 packets passed");
+                Ok(())
+            })?;
+            netns.run("sh", &["-ec", &remove]).context(what)?;
+            eventually(CONVERGENCE, "they pass again", || conversation.exchanges(1))?;
+        }
+        Ok(())
     })
 }

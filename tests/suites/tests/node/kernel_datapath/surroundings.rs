@@ -234,7 +234,12 @@ fn notices_tell_the_kind_of_what_changed_and_nothing_of_strange_neighbours() {
         ip("link set flannel.1 up");
         let overlay = index_of("flannel.1");
         let networks = Some(vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/48".parse().unwrap()]);
-        let watched = Watched { overlays: BTreeSet::from([overlay]), external: index_of("eth0"), networks };
+        let watched = Watched {
+            overlays: BTreeSet::from([overlay]),
+            external: index_of("eth0"),
+            networks,
+            ..Watched::default()
+        };
         let mut monitor = Monitor::open().unwrap();
         let none = Changed::default();
         let on_overlay = Changed { overlay: true, ..none };
