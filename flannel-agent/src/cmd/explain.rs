@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bpf::Pins,
     control::Client,
-    explain::{Answer, Imagined, Outcome, Question, explain},
+    explain::{Answer, Imagined, Outcome, Question, Told, explain},
     masq::RuleOptions,
 };
 
@@ -166,9 +166,20 @@ fn ask(options: &ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::R
     let subnet_file = options.subnet_file.as_deref().unwrap_or(&defaults.subnet_file);
     runtime.block_on(async {
         // Without an agent nobody says which rules there are.
-        let told = Client::beside(subnet_file).snapshot().await.map(|told| told.rule_settings);
-        let rules: Vec<_> = told.unwrap_or_default().iter().map(RuleOptions::of_told).collect();
-        Ok(explain(&pins, marks, &rules, &options.question()).await?)
+        let snapshot = Client::beside(subnet_file).snapshot().await;
+        let told = snapshot.map_or_else(
+            |_| Told::default(),
+            |snapshot| Told {
+                rules: snapshot.rule_settings.iter().map(RuleOptions::of_told).collect(),
+                hooks: snapshot
+                    .dataplane
+                    .into_iter()
+                    .flat_map(|dataplane| dataplane.hooked)
+                    .map(|hooked| (hooked.interface, hooked.hook))
+                    .collect(),
+            },
+        );
+        Ok(explain(&pins, marks, told, &options.question()).await?)
     })
 }
 

@@ -128,6 +128,11 @@ pub enum Outcome {
         /// Past the host's stack.
         fast: bool,
     },
+    /// To all pods on this bridge, and to the node.
+    Flooded {
+        /// The bridge.
+        interface: String,
+    },
     /// To this node itself.
     Node,
     /// Nowhere.
@@ -147,6 +152,9 @@ impl fmt::Display for Outcome {
             Self::Pod { interface, fast } => {
                 write!(f, "reaches the pod behind {interface}, {}", way(*fast))
             }
+            Self::Flooded { interface } => {
+                write!(f, "reaches all pods on {interface}, {}", way(false))
+            }
             Self::Node => f.write_str("is for this node itself"),
             Self::Dropped { by } => write!(f, "is dropped: {by}"),
         }
@@ -158,6 +166,7 @@ impl Serialize for Outcome {
         let (kind, interface, fast) = match self {
             Self::Leaves { interface, fast, .. } => ("leaves", Some(interface), Some(*fast)),
             Self::Pod { interface, fast } => ("pod", Some(interface), Some(*fast)),
+            Self::Flooded { interface } => ("flooded", Some(interface), Some(false)),
             Self::Node => ("node", None, None),
             Self::Dropped { .. } => ("dropped", None, None),
         };

@@ -3,12 +3,18 @@
 use std::net::IpAddr;
 
 use super::{At, ExplainError, Outcome, Step, walk::Walk};
-use crate::netlink::obstacle;
+use crate::{netlink::obstacle, values::Mac};
 
 impl Walk {
-    /// What keeps packets from and to the pod with this address of this node; `None` where no pod has it.
-    pub(super) async fn cut_off(&mut self, address: IpAddr) -> Result<Option<Outcome>, ExplainError> {
-        let Some(found) = self.netlink.cut_off(address, &self.links).await? else { return Ok(None) };
+    /// What keeps packets from the pod with this address of this node, which is at none of the places of pods. `None` where no
+    /// pod has it, or only the straight way to it is missing and its `mac` is known by another.
+    pub(super) async fn cut_off(
+        &mut self,
+        address: IpAddr,
+        mac: Option<Mac>,
+    ) -> Result<Option<Outcome>, ExplainError> {
+        let found = self.netlink.cut_off(address, &self.links).await?;
+        let Some(found) = found.filter(|found| found.is_shut || mac.is_none()) else { return Ok(None) };
         Ok(Some(self.dropped_at(address, found.interface, &found.why)))
     }
 
@@ -20,7 +26,7 @@ impl Walk {
         Some(self.dropped_at(address, name, &why))
     }
 
-    fn dropped_at(&mut self, address: IpAddr, interface: String, why: &str) -> Outcome {
+    pub(super) fn dropped_at(&mut self, address: IpAddr, interface: String, why: &str) -> Outcome {
         let what = format!("{address} is behind {interface}: {why}");
         self.steps.push(Step::of_kernel(At::Bridge, Some(interface), what.clone()));
         Outcome::Dropped { by: what }

@@ -6,6 +6,7 @@
 //! packet on the kernel path is not followed.
 
 mod answer;
+mod bridge;
 mod cut_off;
 mod incoming;
 mod ipsec;
@@ -15,7 +16,7 @@ mod packet;
 mod tables;
 mod walk;
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use flannel_common::mark::Marks;
 
@@ -76,20 +77,28 @@ pub enum ExplainError {
     NoUnderlay(IpAddr),
 }
 
-/// What becomes of a packet on this node. `marks` are the bits that the running programs use, `rules` what the agent keeps
-/// rules by; none where no agent says.
+/// What a running agent tells; nothing where none runs.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// What it keeps rules by.
+    pub rules: Vec<RuleOptions>,
+    /// For the sake of what it leaves an interface's packets to the kernel path, by the interface's name.
+    pub hooks: BTreeMap<String, String>,
+}
+
+/// What becomes of a packet on this node. `marks` are the bits that the running programs use, `told` what the agent tells.
 ///
 /// # Errors
 /// When it cannot be told.
 pub async fn explain(
     pins: &Pins,
     marks: Marks,
-    rules: &[RuleOptions],
+    told: Told,
     question: &Question,
 ) -> Result<Answer, ExplainError> {
     let Question { packet, arrives, from_node } = *question;
     packet.check()?;
-    let mut walk = Walk::begin(pins, marks, rules, Family::of(packet.source)).await?;
+    let mut walk = Walk::begin(pins, marks, told, Family::of(packet.source)).await?;
     let outcome = if arrives || from_node.is_some() {
         walk.arrives(packet, from_node).await?
     } else if walk.own.contains(&packet.source) {
@@ -97,7 +106,7 @@ pub async fn explain(
     } else if let Some(place) = walk.place(packet.source).await? {
         walk.leaves_a_pod(packet, place).await?
     } else if walk.node.subnet.contains(packet.source) {
-        walk.cut_off(packet.source).await?.ok_or(ExplainError::NoPod(packet.source))?
+        walk.leaves_a_station(packet).await?
     } else if walk.node.subnet.contains(packet.destination) || walk.own.contains(&packet.destination) {
         walk.arrives(packet, None).await?
     } else {

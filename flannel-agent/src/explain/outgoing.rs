@@ -10,6 +10,7 @@ use flannel_common::{
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
+    bridge::group,
     packet::{in_udp, in_vxlan},
     tables::interface,
     walk::{Walk, too_big},
@@ -73,8 +74,9 @@ impl Walk {
                 true => self.place(packet.destination).await?,
                 false => None,
             };
+        let group = group(packet.destination, self.node.subnet);
         let to = neighbour.map_or(place.gateway_mac, |neighbour| neighbour.mac);
-        let frame = packet.frame(Mac(to), Mac(place.mac));
+        let frame = packet.frame(group.unwrap_or(Mac(to)), Mac(place.mac));
         let arrival = Arrival { ifindex: place.ifindex, from_socket: true, ..Arrival::default() };
         let verdict = self.at(Hook::FromPod, &frame, &arrival)?;
         let mark = match verdict {
@@ -96,10 +98,11 @@ impl Walk {
         }
         let Some(link) = self.link(place.ifindex) else { return Err(ExplainError::NoPod(packet.source)) };
         let gateway = link.master.unwrap_or(link.index);
+        if group.is_some() && link.master.is_some() {
+            return Ok(self.flooded(gateway));
+        }
         if let Some(neighbour) = neighbour {
-            let what = format!("{} is on the same link", packet.destination);
-            self.steps.push(Step::of_kernel(At::Bridge, Some(interface(gateway)), what));
-            return self.bring_to_pod(packet, neighbour, 0).await;
+            return self.bridged(packet, place.ifindex, gateway, neighbour).await;
         }
         self.routed(packet, Some(gateway), mark).await
     }
@@ -189,9 +192,13 @@ impl Walk {
         if self.node.subnet.contains(packet.destination) {
             return match self.place(packet.destination).await? {
                 Some(place) => self.bring_to_pod(packet, place, mark).await,
-                None => Ok(match self.cut_off(packet.destination).await? {
-                    Some(dropped) => dropped,
-                    None => {
+                None => Ok(match (self.cut_off(packet.destination, mac).await?, mac) {
+                    (Some(dropped), _) => dropped,
+                    // Somebody on this link has it, behind another bridge or in a virtual machine.
+                    (None, Some(_)) => {
+                        Outcome::Leaves { interface: link.name, to: next_hop.to_string(), fast: false }
+                    }
+                    (None, None) => {
                         Outcome::Dropped { by: format!("no pod on {} has {}", link.name, packet.destination) }
                     }
                 }),

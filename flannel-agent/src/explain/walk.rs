@@ -12,7 +12,7 @@ use flannel_common::{
 use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
 
 use super::{
-    At, ExplainError, Imagined, Outcome, Step,
+    At, ExplainError, Imagined, Outcome, Step, Told,
     answer::does,
     node::ThisNode,
     packet::AtHook,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     bpf::{AttachedProgram, Pins, attached},
-    masq::{Passing, RuleOptions, met},
+    masq::{Passing, met},
     netlink::{IpsecTable, Link, Netlink, Pods, RouteQuery, TakenRoute, refusal_means},
     values::{Family, Mac},
 };
@@ -29,8 +29,7 @@ use crate::{
 pub(super) struct Walk {
     pub(super) tables: PinnedTables,
     pub(super) marks: Marks,
-    /// What flannel's rules follow from, of each family.
-    rules: Vec<RuleOptions>,
+    told: Told,
     pub(super) netlink: Netlink,
     pub(super) node: ThisNode,
     pub(super) links: Vec<Link>,
@@ -47,7 +46,7 @@ impl Walk {
     pub(super) async fn begin(
         pins: &Pins,
         marks: Marks,
-        rules: &[RuleOptions],
+        told: Told,
         family: Family,
     ) -> Result<Self, ExplainError> {
         let tables = PinnedTables::open(pins, marks)?;
@@ -56,12 +55,11 @@ impl Walk {
         let links = netlink.links().await?;
         let own = netlink.addresses(family, None).await?.into_iter().map(|own| own.network.ip()).collect();
         let attached = attached(pins)?;
-        let rules = rules.to_vec();
         let ipsec = IpsecTable::read().await?;
         Ok(Self {
             tables,
             marks,
-            rules,
+            told,
             netlink,
             node,
             links,
@@ -116,7 +114,8 @@ impl Walk {
     ) -> Result<Verdict, ExplainError> {
         let at = Some(interface(arrival.ifindex));
         if !self.has(hook, arrival.ifindex) {
-            let what = "is not attached here: the kernel path".to_owned();
+            let what =
+                format!("is not attached here{}: the kernel path", self.for_the_sake_of(arrival.ifindex));
             self.steps.push(Step::of_kernel(At::Hook(hook), at, what));
             return Ok(Verdict::Pass);
         }
@@ -136,6 +135,15 @@ impl Walk {
             lookups: self.tables.take_lookups()?,
         });
         Ok(verdict)
+    }
+
+    /// For the sake of what the agent has attached no program to an interface, if it tells.
+    fn for_the_sake_of(&self, ifindex: u32) -> String {
+        let link = self.link(ifindex);
+        let bridge = link.and_then(|link| self.link(link.master?));
+        let mut hooks =
+            link.into_iter().chain(bridge).filter_map(|link| Some((self.told.hooks.get(&link.name)?, link)));
+        hooks.next().map_or_else(String::new, |(hook, link)| format!(", for {hook} of {}", link.name))
     }
 
     /// Why a pod cannot be handed what `verdict` says: the kernel tells the programs when they do it.
@@ -194,7 +202,7 @@ impl Walk {
     pub(super) fn rules(&mut self, packet: &Imagined, out: &str, forwarded: bool, mark: u32) {
         let Imagined { source, destination, .. } = *packet;
         let passing = Passing { source, destination, mark, forwarded };
-        let found: Vec<String> = self.rules.iter().flat_map(|rules| met(rules, &passing)).collect();
+        let found: Vec<String> = self.told.rules.iter().flat_map(|rules| met(rules, &passing)).collect();
         if !found.is_empty() {
             self.steps.push(Step::of_kernel(At::Rules, Some(out.to_owned()), found.join("\n")));
         }

@@ -45,6 +45,8 @@ pub struct CutOff {
     pub interface: String,
     /// Why, and what to do.
     pub why: String,
+    /// Something is down or closed; else the kernel has no straight way to it, and perhaps another.
+    pub is_shut: bool,
 }
 
 /// What is down or closed between the host and the pod behind `veth`, a port of `bridge`.
@@ -130,14 +132,16 @@ impl Netlink {
             let Some(peer) = veth.peer else { continue };
             if !self.peer_addresses(peer, IpNetwork::from(address)).await?.is_empty() {
                 let bridge = links.iter().find(|link| Some(link.index) == veth.master);
-                let why = obstacle(veth, bridge).unwrap_or_else(|| match bridge {
+                let obstacle = obstacle(veth, bridge);
+                let is_shut = obstacle.is_some();
+                let why = obstacle.unwrap_or_else(|| match bridge {
                     Some(bridge) => format!(
                         "bridge {} has no address of the pod's subnet, or the way to it leads past it",
                         bridge.name
                     ),
                     None => "no route leads to it there".to_owned(),
                 });
-                return Ok(Some(CutOff { interface: veth.name.clone(), why }));
+                return Ok(Some(CutOff { interface: veth.name.clone(), why, is_shut }));
             }
         }
         Ok(None)

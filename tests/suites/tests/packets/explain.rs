@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_agent::{
     bpf::Pins,
-    explain::{Answer, Imagined, Outcome, Question, explain},
+    explain::{Answer, Imagined, Outcome, Question, Told, explain},
     values::Mac,
 };
 use flannel_common::{
@@ -22,8 +22,8 @@ use flannel_common::{
 };
 use flannel_common_testing::Frame;
 use flannel_lab::{
-    AGENT_BIN, Cluster, FastPath, Lab, Member, Xdp, agent_binary, counters::Counters, in_lab,
-    traffic::wire::Wire,
+    AGENT_BIN, CONVERGENCE, Cluster, FastPath, Lab, Member, Xdp, agent_binary, counters::Counters,
+    eventually, in_lab, traffic::wire::Wire,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::Value;
@@ -32,6 +32,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     cluster,
     forged::{flow, mac_of},
+    offloads::host_side,
 };
 
 /// Random packets each way.
@@ -85,7 +86,7 @@ impl<'a> Judge<'a> {
 
     /// Call this inside the node.
     fn ask(&self, question: &Question) -> Result<Answer> {
-        Ok(self.runtime.block_on(explain(&self.pins, Marks::DEFAULT, &[], question))?)
+        Ok(self.runtime.block_on(explain(&self.pins, Marks::DEFAULT, Told::default(), question))?)
     }
 
     fn check(&mut self, question: &Question, send: impl Fn() -> Result<()>) -> Result<()> {
@@ -98,7 +99,7 @@ impl<'a> Judge<'a> {
             let at = match answer.outcome {
                 Outcome::Leaves { .. } => Some(0),
                 Outcome::Pod { .. } => Some(1),
-                Outcome::Node | Outcome::Dropped { .. } => None,
+                Outcome::Flooded { .. } | Outcome::Node | Outcome::Dropped { .. } => None,
             };
             // Others have no ports to be known by.
             if let Some(at) = at.filter(|_| [PROTOCOL_TCP, PROTOCOL_UDP].contains(&question.packet.protocol))
@@ -311,11 +312,14 @@ fn arriving(lab: &Lab, cluster: &Cluster) -> Result<()> {
     judge.check_capture(1, &frames, |frame| port_at(frame, ETHERNET_LEN, &sources))
 }
 
+/// Exit status, standard output and standard error.
+type Said = (Option<i32>, String, String);
+
 /// What the command says, and its exit status.
 fn the_command(cluster: &Cluster) -> Result<()> {
     let [a, b] = [&cluster.members[0], &cluster.members[1]];
     let bpffs = a.agent.bpffs().display().to_string();
-    let run = |words: &[&str]| -> Result<(Option<i32>, String, String)> {
+    let run = |words: &[&str]| -> Result<Said> {
         let mut command = a.node.netns().command(&agent_binary()?.display().to_string());
         command.arg("explain").args(words).args(["--bpffs", &bpffs]);
         command.arg(format!("--subnet-file={}", a.node.subnet_file().display()));
@@ -360,5 +364,52 @@ fn the_command(cluster: &Cluster) -> Result<()> {
         status == Some(64) && error.contains("write a byte, 0 to 255"),
         "--tos 0x1b8: {status:?}: {error}"
     );
-    Ok(())
+    by_the_bridge(a, &run)
+}
+
+/// What the bridge of the pods does by itself.
+fn by_the_bridge(member: &Member, run: &dyn Fn(&[&str]) -> Result<Said>) -> Result<()> {
+    let netns = member.node.netns();
+    let [pod, other] = [&member.pods[0], &member.pods[1]].map(|pod| pod.address().to_string());
+    let all = other.rsplit_once('.').map(|(subnet, _)| format!("{subnet}.255")).context("an address")?;
+    for to in ["224.0.0.251", "255.255.255.255", &all] {
+        let (status, table, _) = run(&[&pod, to, "--proto", "udp"])?;
+        ensure!(status == Some(0) && table.contains("reaches all pods on cni0"), "{to}: {status:?}: {table}");
+    }
+    let ports = netns.ip("-br link show master cni0")?;
+    let ports = ports.lines().filter_map(|line| line.split(['@', ' ']).next());
+    let ports: Vec<&str> = ports.filter(|port| !port.is_empty()).collect();
+    for (switch, is_dropped) in [("on", true), ("off", false)] {
+        for port in &ports {
+            netns.run("bridge", &["link", "set", "dev", port, "isolated", switch])?;
+        }
+        let (status, table, _) = run(&[&pod, &other, "--proto", "udp"])?;
+        ensure!(status == Some(i32::from(is_dropped)), "isolated {switch}: {status:?}: {table}");
+        ensure!(table.contains("are isolated ports") == is_dropped, "isolated {switch}: {table}");
+    }
+    // What is left to the kernel for others is said where a program would be.
+    let limit = "root tbf rate 1gbit burst 1mb latency 50ms";
+    let shape = |verb, port| netns.run("sh", &["-ec", &format!("tc qdisc {verb} dev {port} {limit}")]);
+    ports.iter().try_for_each(|port| shape("add", port).map(drop))?;
+    eventually(CONVERGENCE, "explain says what is in the way", || {
+        let (status, table, _) = run(&[&pod, &other, "--proto", "udp"])?;
+        ensure!(status == Some(0) && table.contains("for qdisc tbf at egress of"), "{status:?}: {table}");
+        Ok(())
+    })?;
+    ports.iter().try_for_each(|port| shape("del", port).map(drop))?;
+    // The other pod's veth on a bridge of its own, which a pair of veths joins to that of the pods.
+    let veth = host_side(member, &member.pods[1])?;
+    netns.ip_batch(&format!(
+        "link add br9 type bridge\nlink set br9 up\nlink add patch9 type veth peer name patch0\n\
+         link set patch9 master br9 up\nlink set patch0 master cni0 up\nlink set {veth} master br9\n"
+    ))?;
+    eventually(CONVERGENCE, "explain finds the way over the other bridge", || {
+        // Whether it answers or not: the bridge asks who has the address.
+        let _ = netns.run("ping", &["-c", "1", "-W", "1", &other]);
+        let (status, table, _) = run(&[&pod, &other, "--proto", "udp"])?;
+        ensure!(status == Some(0) && table.contains("leaves by cni0 for"), "{status:?}: {table}");
+        let (status, table, _) = run(&[&other, &pod, "--proto", "udp"])?;
+        ensure!(status == Some(0) && table.contains("reaches the pod behind"), "{status:?}: {table}");
+        Ok(())
+    })
 }
