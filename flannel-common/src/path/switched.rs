@@ -100,7 +100,7 @@ pub(super) fn decide<F: Family, R>(
 /// about its flow. `None` when there is nothing.
 ///
 /// It counts only if it has come as the bridge brings it, from MAC to MAC, and straight from the other pod's veth, where
-/// its trail was noted beside it.
+/// its trail was noted beside it. A reset counts from wherever it comes: connection tracking takes it for the pod's.
 #[inline(always)]
 pub(super) fn note<F: Family, P: Act<F>>(
     packet: P,
@@ -113,18 +113,21 @@ pub(super) fn note<F: Family, P: Act<F>>(
     let (from, to) = (tables.pod(ip.source())?, tables.pod(ip.destination())?);
     let frame = Ethernet::parse(packet.view(0)?);
     // Not another station's, to which a bridge has flooded it.
-    if to.ifindex != arrival.ifindex || !frame.same_stations(&Ethernet::new(to.mac, from.mac, F::ETHERTYPE)) {
+    if to.ifindex != arrival.ifindex || !frame.is_to(&to.mac) {
         return None;
     }
     let Veths { way, lower, higher } = Veths::of(from.ifindex, to.ifindex)?;
     let transport = Transport::at(&packet, ETHERNET_LEN + F::IP_LEN, ip.protocol()).ok()?;
+    if !transport.resets() && !frame.same_stations(&Ethernet::new(to.mac, from.mac, F::ETHERTYPE)) {
+        return None;
+    }
     let flow = transport.flow::<F>(way, ip);
     let known = tables.flow(&flow).unwrap_or(NEVER);
     let is_straight = trail::is_ours(arrival.tc_index);
     if arrival.mark & tables.marks().flow == 0 || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
             let was_fast = known.egress != 0 && known.ingress != 0;
-            let is_broken_off = transport.breaks_off() && was_fast && is_straight;
+            let is_broken_off = was_fast && (transport.resets() || (transport.breaks_off() && is_straight));
             let note = if is_broken_off { Note::BrokenOff(flow) } else { Note::Forget(flow) };
             act::noted(packet, Direction::Ingress, &note, size);
         }

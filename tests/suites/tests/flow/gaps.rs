@@ -157,12 +157,12 @@ fn connections_that_rest_are_not_forgotten() -> Result<()> {
             let mut dialogue = service.connection(0)?;
             await_fast(&cluster, || dialogue.exchanges(10))?;
             let port = dialogue.client.local_addr()?.port().to_string();
-            let found = known(&cluster, "ipv4", &port)?;
+            let found = known(&cluster.members, "ipv4", &port)?;
             ensure!(found[0].1 <= SOON, "{found:?}");
             Ok((dialogue, port))
         })?;
         eventually(2 * CONVERGENCE, "it is kept as long as any other", || {
-            let found = known(&cluster, "ipv4", &port)?;
+            let found = known(&cluster.members, "ipv4", &port)?;
             ensure!(found.iter().all(|(_, left, _)| *left > LONG), "{found:?}");
             Ok(())
         })?;
