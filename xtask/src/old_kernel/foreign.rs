@@ -45,7 +45,7 @@ pub(super) const ARM64: Foreign = Foreign {
 const RELEASE: &str = "bookworm";
 
 /// What a node runs.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 13] = [
     "dash",
     "iproute2",
     "iputils-ping",
@@ -54,6 +54,11 @@ const PACKAGES: [&str; 8] = [
     "iptables",
     "wireguard-tools",
     "busybox-static",
+    "mount",
+    "util-linux",
+    "strongswan-charon",
+    "strongswan-swanctl",
+    "libstrongswan-standard-plugins",
 ];
 
 /// What none of it needs while it runs.

@@ -21,9 +21,9 @@ const IPTABLES: [&str; 6] =
     ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
 
 /// Words of busybox that are used. Its shell is not: to that all of busybox comes before PATH.
-const APPLETS: [&str; 23] = [
+const APPLETS: [&str; 24] = [
     "cat", "dmesg", "grep", "kill", "mkdir", "modprobe", "mount", "poweroff", "sed", "sleep", "sysctl",
-    "tail", "test", "tr", "true", "head", "rm", "mv", "sort", "touch", "ln", "mknod", "wc",
+    "tail", "test", "tr", "true", "head", "rm", "mv", "sort", "touch", "ln", "mknod", "wc", "awk",
 ];
 
 /// Directories of modules that networks need.
@@ -76,6 +76,7 @@ pub(super) fn finish(
         let _ = fs::remove_file(&at);
         link("xtables-nft-multi", &at)?;
     }
+    link("/run", &root.join("var/run"))?;
     complete(root, work, kernel, script)
 }
 

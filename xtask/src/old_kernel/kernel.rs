@@ -19,6 +19,9 @@ use crate::{
 /// Names the newest kernel of a release, without drivers for hardware; behind it comes the architecture.
 const META_PACKAGE: &str = "linux-image-cloud-";
 
+/// Behind it comes a kernel's version.
+const IMAGE: &str = "linux-image-";
+
 /// A kernel with its modules.
 pub(super) struct Kernel {
     /// As in `uname -r`.
@@ -41,21 +44,22 @@ pub(super) fn of(release: &str, architecture: &str) -> Result<Kernel> {
             )
         })?;
     }
-    let boot = root.join("boot");
-    let image = only(&boot, "vmlinuz-")?;
-    let version = image.file_name().unwrap_or_default().to_string_lossy().replace("vmlinuz-", "");
-    // Later releases have no other place for it.
+    // Later releases have the one in the other's place, and the image among the modules.
     let libraries = ["usr/lib/modules", "lib/modules"].map(|name| root.join(name));
     let modules = libraries.iter().find(|path| path.is_dir()).context("a kernel without modules")?;
-    Ok(Kernel { modules: only(modules, "")?, version, image })
+    let modules = only(modules)?;
+    let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let images = [root.join("boot").join(format!("vmlinuz-{version}")), modules.join("vmlinuz")];
+    let image = images.into_iter().find(|path| path.is_file());
+    let image = image.with_context(|| format!("no vmlinuz in {}: remove what is there", root.display()))?;
+    Ok(Kernel { version, image, modules })
 }
 
-/// The first in `directory` whose name begins with `prefix`.
-fn only(directory: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
-    let is_it = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().starts_with(prefix);
-    let found = entries.flatten().map(|entry| entry.path()).find(is_it);
-    found.with_context(|| format!("no {prefix}* in {}: remove what is there", directory.display()))
+/// The one thing in `directory`.
+fn only(directory: &Path) -> Result<PathBuf> {
+    let mut entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?.flatten();
+    let found = entries.next().map(|entry| entry.path());
+    found.with_context(|| format!("nothing in {}: remove it", directory.display()))
 }
 
 fn fetch(release: &str, architecture: &str, root: &Path) -> Result<()> {
@@ -72,18 +76,40 @@ fn fetch(release: &str, architecture: &str, root: &Path) -> Result<()> {
 fn fetch_into(step: &Step, release: &str, architecture: &str, tree: &Path, root: &Path) -> Result<()> {
     let apt = PrivateApt::of_architecture(tree, Kind::Binary, release, architecture)?;
     step.run_as("apt-get", &mut apt.get(&["update"]))?;
-    let output = apt
-        .cache(&["depends", &format!("{META_PACKAGE}{architecture}")])
-        .output()
-        .context("cannot run apt-cache")?;
-    let depends = String::from_utf8_lossy(&output.stdout);
-    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    let package = package.with_context(|| format!("apt-cache names no kernel: {depends}"))?;
-    step.run_as("apt-get", &mut apt.get(&["download", &format!("linux-image-{package}")]))?;
-    let archive = apt.downloaded()?.into_iter().next().context("apt-get downloaded nothing")?;
+    let depends_of = |package: &str| -> Result<String> {
+        let output = apt.cache(&["depends", package]).output().context("cannot run apt-cache")?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let depends = depends_of(&format!("{META_PACKAGE}{architecture}"))?;
+    let version = dependencies(&depends).find_map(|package| package.strip_prefix(IMAGE));
+    let version = version.with_context(|| format!("apt-cache names no kernel: {depends}"))?;
+    let image = format!("{IMAGE}{version}");
+    let depends = depends_of(&image)?;
+    // Later releases have the image, the modules and the lists of these in packages of their own.
+    let parts = dependencies(&depends).filter(|package| package.ends_with(version));
+    let packages: Vec<&str> = ["download", &image].into_iter().chain(parts).collect();
+    step.run_as("apt-get", &mut apt.get(&packages))?;
     let unpacked = tree.join("unpacked");
-    step.run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&unpacked))?;
+    for archive in apt.downloaded()? {
+        step.run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&unpacked))?;
+    }
     // Whole or not at all. Another run may have been faster.
     fs::rename(&unpacked, root).or_else(|error| if root.exists() { Ok(()) } else { Err(error) })?;
     Ok(())
+}
+
+/// What `apt-cache depends` names as needed.
+fn dependencies(listing: &str) -> impl Iterator<Item = &str> {
+    listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_that_is_needed_is_told_from_a_choice() {
+        let listing = "linux-image-7.2\n  PreDepends: linux-base\n |Depends: dracut\n  Depends: linux-modules-7.2\n    dracut\n";
+        assert_eq!(dependencies(listing).collect::<Vec<_>>(), ["linux-modules-7.2"]);
+    }
 }

@@ -5,24 +5,24 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use flannel_ebpf_toolchain::{cache_dir, workspace_root};
+use serde_json::json;
 
 use super::{
-    PROGRAMS, boot,
+    PROGRAMS, STRONGSWAN, boot,
     foreign::{self, Foreign},
     initramfs, kernel,
+    table::{self, Column, Results},
 };
 use crate::{
-    cargo::{Profile, build_agent},
+    cargo::{Profile, build_agent, target_directory},
     failure::failure,
     setup,
-    ui::{Step, print, say},
+    ui::{Step, note, print},
 };
 
 const SUITE: &str = concat!(include_str!("machine.sh"), include_str!("suite.sh"));
-/// The page that shows the table, and what it stands between.
+/// The page that shows the table.
 const PAGE: &str = "flannel-agent/docs/xdp-and-kernels.md";
-const BEGIN: &str = "<!-- begin generated: kernels -->\n";
-const END: &str = "<!-- end generated: kernels -->";
 
 /// Options of `kernels`.
 #[derive(Args)]
@@ -30,9 +30,21 @@ pub(crate) struct Options {
     /// Kernels to boot; all unless given
     #[arg(value_enum)]
     kernels: Vec<Kernel>,
-    /// Write the table into the documentation, too; of all kernels only
-    #[arg(long, conflicts_with = "kernels")]
+    /// Write the table into the documentation, too; of kernels that are not booted what it has there stays
+    #[arg(long)]
     write: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// A table, as in the documentation
+    Table,
+    /// JSON: kernels with their results
+    Json,
 }
 
 /// A kernel of Debian's.
@@ -58,6 +70,10 @@ enum Kernel {
 impl Kernel {
     const ALL: [Self; 5] = [Self::Bullseye, Self::Bookworm, Self::Trixie, Self::Sid, Self::Arm64];
 
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
     const fn release(self) -> &'static str {
         match self {
             Self::Bullseye => "bullseye",
@@ -76,105 +92,92 @@ impl Kernel {
     }
 }
 
-/// What a machine says: each thing that was tried, and how it works.
-type Results = Vec<(String, String)>;
-
 /// Boots each kernel, and prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Scope::Lab)?;
     setup::ensure_programs(&PROGRAMS)?;
+    setup::ensure_programs(&STRONGSWAN)?;
     let kernels = if options.kernels.is_empty() { Kernel::ALL.to_vec() } else { options.kernels.clone() };
     let mut columns = Vec::new();
     let mut failed = Vec::new();
     for kernel in kernels {
-        match on(kernel) {
-            Ok(results) => columns.push(results),
+        let foreign = kernel.foreign();
+        let found = kernel::of(kernel.release(), foreign.map_or("amd64", |foreign| foreign.architecture));
+        let results = match found {
+            Ok(found) => on(&found, foreign, &kernel.name()),
             Err(error) => {
-                let name = kernel.to_possible_value().map(|value| value.get_name().to_owned());
-                failed.push(format!("{}: {error:#}", name.unwrap_or_default()));
+                note(&format!("{}: {error:#}", kernel.name()));
+                let why = format!("not to be had: no kernel of Debian {} at the mirror", kernel.release());
+                Ok(vec![(table::KERNEL.to_owned(), why)])
             }
+        };
+        match results {
+            Ok(results) => columns.push(Column { name: kernel.name(), results }),
+            Err(error) => failed.push(format!("{}: {error:#}", kernel.name())),
         }
     }
-    let table = table(&columns);
-    print(&table)?;
-    if !failed.is_empty() {
-        return Err(failure(
-            format!("not on every kernel: {}", failed.join("; ")),
-            "look at what its machine says above; xtask/src/old_kernel/suite.sh is what it runs",
-        ));
+    match options.output {
+        Output::Table => print(&table::of(&columns))?,
+        Output::Json => print(&format!("{:#}\n", as_json(&columns)))?,
     }
-    if options.write { write(&workspace_root().join(PAGE), &table) } else { Ok(()) }
+    if options.write {
+        write(&workspace_root().join(PAGE), columns)?;
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(failure(
+        format!("not on every kernel: {}", failed.join("; ")),
+        "look at what its machine says; xtask/src/old_kernel/suite.sh is what it runs",
+    ))
 }
 
-/// What works on `kernel`.
-fn on(kernel: Kernel) -> Result<Results> {
-    let foreign = kernel.foreign();
-    let found = kernel::of(kernel.release(), foreign.map_or("amd64", |foreign| foreign.architecture))?;
+fn as_json(columns: &[Column]) -> serde_json::Value {
+    let results = |results: &Results| -> Vec<_> {
+        results.iter().map(|(what, how)| json!({ "what": what, "how": how })).collect()
+    };
+    columns.iter().map(|column| json!({ "name": column.name, "results": results(&column.results) })).collect()
+}
+
+/// What works on `kernel`. All that its machine says is kept below `target`, by this name.
+fn on(kernel: &kernel::Kernel, foreign: Option<Foreign>, name: &str) -> Result<Results> {
     let work = cache_dir().join(format!("kernels.{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let made = match foreign {
-        Some(foreign) => foreign.make(&work, &found, SUITE),
+        Some(foreign) => foreign.make(&work, kernel, SUITE),
         None => {
-            build_agent(Profile::Dev).and_then(|agent| initramfs::make(&work, &found, &agent, SUITE, false))
+            build_agent(Profile::Dev).and_then(|agent| initramfs::make(&work, kernel, &agent, SUITE, true))
         }
     };
     let said = made.and_then(|initramfs| {
-        let step = Step::start(format!("Two nodes on {}", found.version));
-        let said = boot(&found, &initramfs, "", foreign);
+        let step = Step::start(format!("Two nodes on {}", kernel.version));
+        let said = boot(kernel, &initramfs, "", foreign, |line| match table::result(line) {
+            Some((what, how)) => step.print(&format!("  {what}: {how}")),
+            None => step.show(line),
+        });
         step.done("ended");
         said
     });
     let _ = fs::remove_dir_all(&work);
     let said = said?;
+    let logs = target_directory().join("kernels");
+    let log = logs.join(format!("{name}.log"));
+    fs::create_dir_all(&logs)
+        .and_then(|()| fs::write(&log, &said))
+        .with_context(|| format!("cannot write {}", log.display()))?;
     if said.lines().any(|line| line == "PASSED") {
-        return Ok(results(&said));
+        return Ok(said.lines().filter_map(table::result).collect());
     }
-    say(said.trim_end());
-    anyhow::bail!("the machine did not say PASSED")
+    let why =
+        said.lines().find(|line| line.starts_with("FAILED")).unwrap_or("the machine did not say PASSED");
+    anyhow::bail!("{why} (all it says: {})", log.display())
 }
 
-fn results(said: &str) -> Results {
-    let lines = said.lines().filter_map(|line| line.strip_prefix("RESULT\t")?.split_once('\t'));
-    lines.map(|(what, how)| (what.to_owned(), how.trim().to_owned())).collect()
-}
-
-/// A column for each machine, a row for each thing, in the order of the first.
-fn table(columns: &[Results]) -> String {
-    let Some(first) = columns.first() else { return String::new() };
-    let mut text = String::new();
-    for (number, (what, _)) in first.iter().enumerate() {
-        let found = |results: &Results| {
-            let how = results.iter().find(|(other, _)| other == what).map(|(_, how)| how.replace('|', "/"));
-            how.unwrap_or_else(|| "not tried".to_owned())
-        };
-        let cells: Vec<String> = columns.iter().map(found).collect();
-        text.push_str(&format!("| {what} | {} |\n", cells.join(" | ")));
-        if number == 0 {
-            text.push_str(&format!("|{}\n", "---|".repeat(columns.len() + 1)));
-        }
-    }
-    text
-}
-
-fn write(page: &Path, table: &str) -> Result<()> {
+/// Replaces what the page has of these kernels.
+fn write(page: &Path, columns: Vec<Column>) -> Result<()> {
     let text = fs::read_to_string(page).with_context(|| page.display().to_string())?;
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = parts.with_context(|| format!("{} has no place for the table", page.display()))?;
-    fs::write(page, format!("{before}{BEGIN}\n{table}\n{END}{after}"))
-        .with_context(|| page.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_machines_say_becomes_a_table() {
-        let said = "Linux version 6.1\nRESULT\tkernel\t6.1.0\nnoise\nRESULT\tudp\tfast\nPASSED\n";
-        let other = vec![("kernel".to_owned(), "5.10.0".to_owned())];
-        assert_eq!(
-            table(&[results(said), other]),
-            "| kernel | 6.1.0 | 5.10.0 |\n|---|---|---|\n| udp | fast | not tried |\n"
-        );
-    }
+    let names = Kernel::ALL.map(Kernel::name);
+    let new = table::replaced(&text, &names, columns)
+        .with_context(|| format!("{} has no place for the table", page.display()))?;
+    fs::write(page, new).with_context(|| page.display().to_string())
 }

@@ -11,9 +11,11 @@ mod foreign;
 mod initramfs;
 mod kernel;
 mod matrix;
+mod table;
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
 };
@@ -33,7 +35,10 @@ use crate::{
 
 /// How long the machine may take. It is emulated also where there is KVM, which in a guest may not work: thirty times
 /// slower, and the same everywhere.
-const PATIENCE: &str = "1200";
+const PATIENCE: &str = "2400";
+
+/// What `timeout` ends with then.
+const TIMED_OUT: i32 = 124;
 
 /// What is run, each with the package that brings it.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -109,7 +114,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         initramfs::make(&work, &kernel, &agent, SCRIPTS[usize::from(options.tunnels)], options.tunnels)
             .and_then(|initramfs| {
                 let step = Step::start(format!("Two nodes on {}", kernel.version));
-                let said = boot(&kernel, &initramfs, options.release.path(), None);
+                let said = boot(&kernel, &initramfs, options.release.path(), None, |line| step.show(line));
                 step.done("ended");
                 said
             });
@@ -125,13 +130,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ))
 }
 
-/// Runs the machine until it ends, and returns what it wrote to its console. `path` is by which path packets are to travel;
-/// without a `foreign` architecture it is of this machine's.
+/// Runs the machine until it ends, and returns what it wrote to its console; each line goes to `hear` as it comes. `path` is
+/// by which path packets are to travel; without a `foreign` architecture it is of this machine's.
 fn boot(
     kernel: &kernel::Kernel,
     initramfs: &Path,
     path: &str,
     foreign: Option<foreign::Foreign>,
+    mut hear: impl FnMut(&str),
 ) -> Result<String> {
     let (emulator, machine, console) = match foreign {
         Some(foreign) => (foreign.emulator.0, foreign.machine, foreign.console),
@@ -142,9 +148,21 @@ fn boot(
     qemu.args(["-m", "2000", "-smp", "2", "-nographic", "-no-reboot", "-nic", "none"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     qemu.arg("-append").arg(format!("console={console} quiet panic=-1 flannel_path={path}"));
-    let output = qemu.stdin(Stdio::null()).output().with_context(|| format!("cannot run {emulator}"))?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).replace('\r', "");
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut qemu = qemu.spawn().with_context(|| format!("cannot run {emulator}"))?;
+    let console = qemu.stdout.take().context("the emulator has no output")?;
+    let mut said = String::new();
+    for line in BufReader::new(console).split(b'\n') {
+        let line = String::from_utf8_lossy(&line.context("what the emulator prints")?).replace('\r', "");
+        hear(&line);
+        said.push_str(&line);
+        said.push('\n');
+    }
+    let output = qemu.wait_with_output().context("waiting for the emulator")?;
+    said.push_str(&String::from_utf8_lossy(&output.stderr));
+    if output.status.code() == Some(TIMED_OUT) {
+        said.push_str(&format!("FAILED: it did not end within {PATIENCE} s\n"));
+    }
     // Before it are the firmware's words and control sequences.
     let start = said.find("Linux version").unwrap_or(0);
     Ok(said[start..].to_owned())

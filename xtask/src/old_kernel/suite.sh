@@ -1,6 +1,7 @@
 
 # Two nodes in network namespaces with an agent and a pod each. Each thing is tried by itself, and a line says how it works:
 # RESULT, what, how. The kernel may lack what it takes; then the line says what carries packets instead.
+mode=flow
 
 result() {
     printf 'RESULT\t%s\t%s\n' "$1" "$2"
@@ -13,8 +14,11 @@ start() {
     shift
     rm -f /tmp/subnet$node.env
     : >/tmp/log$node
-    WIREGUARD_KEY_FILE=/tmp/key$node ip netns exec node$node flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 \
-        --ip-masq --fast-path=flow --flow-refresh=3 --subnet-file=/tmp/subnet$node.env --bpffs=/tmp/bpf$node "$@" >>/tmp/log$node 2>&1 &
+    enter="ip netns exec node$node"
+    [ -z "$private" ] || enter="nsenter -m/tmp/mounts$node -n/run/netns/node$node"
+    WIREGUARD_KEY_FILE=/tmp/key$node $enter flannel-agent \
+        --lease-file=/tmp/nodes.yaml --iface=eth0 --ip-masq --fast-path=$mode --flow-refresh=3 \
+        --subnet-file=/tmp/subnet$node.env --bpffs=/tmp/bpf$node "$@" >>/tmp/log$node 2>&1 &
     echo $! >/tmp/pid$node
 }
 stop() {
@@ -23,48 +27,78 @@ stop() {
         wait "$(cat /tmp/pid$node)"
     done
 }
-# Within half a minute, or not at all.
+# Within half a minute, or another time, or not at all.
 soon() {
     tries=0
     until "$@" >/tmp/said 2>&1; do
         tries=$((tries + 1))
-        [ $tries -lt 60 ] || return 1
+        [ $tries -lt ${patience:-60} ] || return 1
         sleep 0.5
     done
 }
 started() {
     start 1 "$@"
     start 2 "$@"
+    # Programs are verified for each, which takes an emulator on a busy machine a minute.
+    patience=600
     soon test -e /tmp/subnet1.env && soon test -e /tmp/subnet2.env
+    running=$?
+    patience=60
+    return $running
 }
 reach() {
     soon ip netns exec pod1 ping -c 1 -W 1 "$1"
 }
-# What the programs have encapsulated or sent, and delivered.
-taken() {
-    flannel-agent bpf counters --bpffs /tmp/bpf$1 -o json 2>/dev/null | tr '{' '\n' |
-        sed -n 's/.*"packets":\([0-9]*\).*"reason":"\(encap_pod\|encap_overlay\|encap_device\|deliver_pod\|route_pod\|hand_pod\)".*/\1/p' |
-        { sum=0; while read -r packets; do sum=$((sum + packets)); done; echo $sum; }
+# How many packets node1's programs gave each reason: a line for each.
+reasons() {
+    flannel-agent bpf counters --bpffs /tmp/bpf1 -o json 2>/dev/null | tr '{' '\n' |
+        sed -n 's/.*"packets":\([0-9]*\).*"reason":"\([a-z0-9_]*\)".*/\2 \1/p'
 }
-# How bytes travel to $2, by whichever of the words of iperf3 follow: "fast", or by the kernel, with the throughput.
+# What was counted since, of the reasons that match, or do not: how many packets, and the reason of most.
+counted_since() {
+    reasons >/tmp/after
+    awk -v matching="$2" -v fast="$fast" '
+        NR == FNR { before[$1] += $2; next }
+        { after[$1] += $2 }
+        END {
+            for (reason in after) {
+                packets = after[reason] - before[reason]
+                if ((reason ~ fast) != (matching == "fast")) continue
+                sum += packets
+                if (packets > most) { most = packets; name = reason }
+            }
+            print sum + 0, name
+        }' "$1" /tmp/after
+}
+fast='^(encap_pod|encap_overlay|encap_device|deliver_pod|route_pod|hand_pod|switch_pod)$'
+# How bytes travel, by whichever of the words of iperf3 follow: "fast", or by the kernel and why, as the programs have it.
 path_to() {
     what=$1
     shift
-    before=$(taken 1)
-    if ! soon ip netns exec pod1 iperf3 --client "$@" --time 2; then
-        result "$what" "no: $(tail -n 1 /tmp/said)"
-        return 1
-    fi
-    speed=$(sed -n 's/.* \([0-9.]* [MGK]bits\/sec\) .*receiver.*/\1/p' /tmp/said | tail -n 1)
-    after=$(taken 1)
-    how="kernel path"
-    [ $((after - before)) -lt 100 ] || how=fast
-    echo "$what: $how, $speed, $((after - before)) packets by programs"
+    # What takes the fast path at all takes it once the agent has seen to it, which is late on a busy machine.
+    for seconds in 2 8; do
+        reasons >/tmp/before
+        if ! soon ip netns exec pod1 iperf3 --client "$@" --time $seconds; then
+            result "$what" "no: $(tail -n 1 /tmp/said)"
+            return 1
+        fi
+        speed=$(sed -n 's/.* \([0-9.]* [MGK]bits\/sec\) .*receiver.*/\1/p' /tmp/said | tail -n 1)
+        taken=$(counted_since /tmp/before fast)
+        left=$(counted_since /tmp/before other)
+        how="kernel path"
+        if [ "${taken%% *}" -ge 100 ]; then
+            how=fast
+        elif [ "${left%% *}" -ge 100 ]; then
+            how="kernel path: \`${left#* }\`"
+        fi
+        echo "$what: $how, $speed, by programs: $taken, left to the kernel: $left"
+        [ "${left%% *}" -ge 100 ] && [ "$how" != fast ] || break
+    done
     result "$what" "$how"
 }
 nodes_of() {
     cat >/tmp/nodes.new <<NODES
-network: { Network: 10.244.0.0/16, EnableIPv6: $2, IPv6Network: "fd00:10::/32", Backend: { $1 } }
+network: { Network: 10.244.0.0/16, EnableNFTables: ${nftables:-false}, EnableIPv6: $2, IPv6Network: "fd00:10::/32", Backend: { $1 } }
 nodes:
 NODES
     for node in 1 2; do
@@ -81,12 +115,20 @@ NODES
     done
     mv /tmp/nodes.new /tmp/nodes.yaml
 }
+# What the agent of node1 is asked.
+looks() {
+    ip netns exec node1 flannel-agent "$@" --subnet-file=/tmp/subnet1.env --bpffs=/tmp/bpf1
+}
+# What the agent of node1 last complained of.
+why() {
+    grep -o '\(ERROR\|WARN\).*' /tmp/log1 | tail -n 1
+}
 # A backend that only carries: a ping, one as large as the pods' MTU, and TCP.
 carries() {
     kind=$1
     shift
     if ! started "$@" || ! reach 10.244.2.2; then
-        result "$kind" "no: $(grep -o '\(ERROR\|WARN\).*' /tmp/log1 | tail -n 1)"
+        result "$kind" "no: $(why)"
         stop
         return
     fi
@@ -100,7 +142,11 @@ carries() {
 
 cat /proc/version
 for module in veth bridge br_netfilter; do modprobe $module || fail "no module $module"; done
-for module in nf_tables nft_chain_nat nft_ct nft_compat ipip wireguard; do modprobe $module; done
+for module in nf_tables nft_chain_nat nft_ct nft_compat ipip wireguard esp4 xfrm_user tun; do modprobe $module; done
+mknod /dev/net/tun c 10 200 2>/dev/null
+mkdir -p /tmp/private
+mount -t tmpfs tmpfs /tmp/private
+mount --make-private /tmp/private
 ip link set lo up
 ip netns add node1
 ip netns add node2
@@ -128,18 +174,37 @@ for node in 1 2; do
     mount -t bpf bpf /tmp/bpf$node
     (umask 077 && wg genkey >/tmp/key$node)
     wg pubkey </tmp/key$node >/tmp/public$node
+    # A /run of its own for each node's IKE daemon, where agents start when `private` is set.
+    touch /tmp/private/mounts$node
+    ln -s /tmp/private/mounts$node /tmp/mounts$node
+    unshare --mount=/tmp/private/mounts$node sh -c 'mount -t tmpfs tmpfs /run'
 done
 ip netns exec pod2 iperf3 --server --daemon
 result kernel "$(sed -n 's/Linux version \([^ ]*\) .*/\1/p' /proc/version)"
 
+ip netns add pod3
+ip -n pod3 link add eth0 mtu 1400 type veth peer name veth3 netns node1
+ip -n node1 link set veth3 mtu 1400 master cni0 up
+ip -n pod3 addr add 10.244.1.3/24 dev eth0
+ip -n pod3 link set eth0 up
+ip netns exec pod3 iperf3 --server --daemon
+# As Kubernetes asks for it.
+ip netns exec node1 sysctl -qw net.bridge.bridge-nf-call-iptables=1
+
 nodes_of 'Type: vxlan' true
 started || fail "no agent starts with vxlan"
 reach 10.244.2.2 || fail "the pods do not reach each other"
-attached=$(sed -n 's/.*attached_by="\?\([a-z]*\)"\?.*/\1/p' /tmp/log1 | head -n 1)
-result attached "${attached:-no programs: $(sed -n 's/.*why="\([^"]*\)".*/\1/p' /tmp/log1 | head -n 1)}"
+status=$(looks status -o json | tr -d '\n')
+told() {
+    echo "$status" | sed -n "s/.*\"fast_path\":{[^}]*\"$1\":\"\([^\"]*\)\".*/\1/p"
+}
+attached=$(told attached_by)
+result attached "${attached:-no programs: $(told limit)}"
 path_to "vxlan, IPv4" 10.244.2.2
 reach fd00:10:0:2::2
 path_to "vxlan, IPv6" fd00:10:0:2::2
+path_to "vxlan, UDP" 10.244.2.2 --udp --bitrate 4M --length 1200
+path_to "pods of one node" 10.244.1.3
 
 # As large as the pods' interfaces, whole; and a larger one is told so.
 if soon ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1372 10.244.2.2 &&
@@ -198,18 +263,40 @@ ip -n node1 link delete flannel.1
 if reach 10.244.2.2; then result repair yes; else result repair no; fi
 stop
 
+nodes_of 'Type: vxlan' false
+for mode in all overlay off; do
+    carries "vxlan, --fast-path=$mode"
+done
+mode=flow
+nftables=true
+nodes_of 'Type: vxlan' false
+carries "vxlan, nftables"
+nftables=false
+nodes_of 'Type: vxlan' false
+for kind in native generic; do
+    if started --xdp=$kind && reach 10.244.2.2 && ! ip -n node1 link show eth0 | grep -q xdp; then
+        result "vxlan, --xdp=$kind" "no XDP: $(why)"
+        stop
+    else
+        stop
+        carries "vxlan, --xdp=$kind" --xdp=$kind
+    fi
+done
 nodes_of 'Type: vxlan, DirectRouting: true' false
-carries "vxlan with DirectRouting"
+carries "vxlan, DirectRouting"
 nodes_of 'Type: host-gw' false
 carries host-gw
 nodes_of 'Type: udp' false
-mknod /dev/net/tun c 10 200 2>/dev/null
-modprobe tun
 carries udp
 nodes_of 'Type: ipip' false
 carries ipip
 nodes_of 'Type: wireguard' false keys
 carries wireguard
-nodes_of 'Type: vxlan' false
-carries "vxlan with XDP" --xdp=native
+for node in 1 2; do
+    ip -n node$node route add default via 192.168.77.$((3 - node))
+done
+secret=0123456789abcdef0123456789abcdef
+private=yes
+nodes_of "Type: ipsec, PSK: \"$secret$secret$secret\"" false
+carries ipsec
 finish PASSED
