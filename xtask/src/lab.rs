@@ -26,6 +26,15 @@ pub(crate) struct Options {
 
 /// Becomes the lab's program, so that its output and exit status are the task's.
 pub(crate) fn run(task: &str, options: &Options) -> Result<()> {
+    become_lab(task, None, options)
+}
+
+/// The same with a part of that program.
+pub(crate) fn run_part(task: &str, part: &str, options: &Options) -> Result<()> {
+    become_lab(task, Some(part), options)
+}
+
+fn become_lab(task: &str, part: Option<&str>, options: &Options) -> Result<()> {
     let asks_for_help = options.options.iter().any(|option| option == "--help" || option == "-h");
     if !asks_for_help {
         host::require_root(task, "its nodes and pods are network namespaces")?;
@@ -39,7 +48,7 @@ pub(crate) fn run(task: &str, options: &Options) -> Result<()> {
     let packages = ["--package", "flannel-agent", "--package", &program, "--bins"];
     let built = build(Profile::Release, &format!("the agent and the {task}"), &packages)?;
     let mut lab = Command::new(built.executable(&program)?);
-    lab.args(&options.options);
+    lab.args(part).args(&options.options);
     lab.env("FLANNEL_AGENT_BIN", built.executable("flannel-agent")?);
     Err(lab.exec()).with_context(|| format!("cannot run {program}"))
 }

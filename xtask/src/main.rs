@@ -38,6 +38,8 @@ enum Task {
     Demo(lab::Options),
     /// Measure bare network, kernel VXLAN and ours side by side
     Bench(lab::Options),
+    /// Start agents without a kernel beside one etcd, and reckon what more nodes cost
+    Scale(lab::Options),
     /// Break a cluster of three nodes under traffic every few seconds, and measure what each fault costs
     Soak(lab::Options),
     /// Boot another release's kernel in an emulator and see which way packets between two nodes take
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Demo(options) => lab::run("demo", &options),
         Task::Bench(options) => lab::run("bench", &options),
+        Task::Scale(options) => lab::run_part("bench", "scale", &options),
         Task::Soak(options) => lab::run("soak", &options),
         Task::OldKernel(options) => old_kernel::run(&options),
         Task::Kernels(options) => old_kernel::run_matrix(&options),

@@ -8,7 +8,7 @@ use flannel_lab::output::{print, say};
 
 use super::{
     Case, Comparison, Mode, Options, Report, Scenario, Workload, control_plane, minutes, programs, report,
-    services,
+    scale, services,
 };
 use crate::Progress;
 
@@ -89,6 +89,20 @@ enum Part {
         #[command(flatten)]
         to: To,
     },
+    /// How many nodes one etcd bears: agents without a kernel, and a model of more
+    Scale {
+        /// Numbers of nodes
+        #[arg(long, value_delimiter = ',', default_values_t = [125, 250, 500])]
+        nodes: Vec<u32>,
+        /// Changes made one by one
+        #[arg(long, default_value_t = 50)]
+        changes: u32,
+        /// Length of the measurement at rest, seconds
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        #[command(flatten)]
+        to: To,
+    },
     /// What each program costs a packet
     Programs {
         /// Also write it to the budget file that a test holds the programs to
@@ -123,6 +137,11 @@ impl Arguments {
                 let mut json = report.to_json();
                 json["goals"] = serde_json::to_value(goals.all())?;
                 to.put(&format!("{report}\n{goals}"), &json)
+            }
+            Some(Part::Scale { nodes, changes, seconds, to }) => {
+                let options = scale::Options { nodes, changes, seconds };
+                let report = progress.follow("measuring", |now| scale::run(&options, now))?;
+                to.put(&report, &report.to_json())
             }
             Some(Part::Programs { write_budget, to }) => {
                 let costs = progress.step("running the programs", programs::run)?;

@@ -42,6 +42,7 @@ pub mod programs;
 pub mod progress;
 mod report;
 mod samples;
+pub mod scale;
 mod scenario;
 mod service;
 pub mod services;

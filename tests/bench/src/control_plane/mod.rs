@@ -29,6 +29,9 @@ use self::{
 
 pub use report::Report;
 
+pub(crate) use peers::Change;
+pub(crate) use store::CONFIG;
+
 mod events;
 mod peers;
 mod probe;

@@ -16,11 +16,11 @@ pub(super) struct Peers {
 
 /// One lease, written or deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// Whose: it decides subnet and address.
-    pub(super) number: u32,
+    pub(crate) number: u32,
     /// MAC the lease now names; `None` deletes it.
-    pub(super) mac: Option<Mac>,
+    pub(crate) mac: Option<Mac>,
 }
 
 impl Peers {
@@ -77,12 +77,12 @@ impl Change {
         (u32::from(Ipv4Addr::new(172, 16, 0, 1)) + self.number).into()
     }
 
-    pub(super) fn key(self) -> String {
+    pub(crate) fn key(self) -> String {
         format!("{PREFIX}/subnets/{}-24", self.subnet().network())
     }
 
     /// JSON of the lease, as flannel writes it.
-    pub(super) fn value(self) -> Option<String> {
+    pub(crate) fn value(self) -> Option<String> {
         let (mac, public_ip) = (self.mac?, self.public_ip());
         Some(format!(
             r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#

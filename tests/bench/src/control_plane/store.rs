@@ -15,7 +15,7 @@ const AT_ONCE: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A network with room for 65,536 subnets. The agent's own is among the first; see [`Change::subnet`].
-const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.9.0.0","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.9.0.0","Backend":{"Type":"vxlan"}}"#;
 
 /// Connections to etcd: one that writes, one that is told, as an agent is.
 pub(super) struct Store {

@@ -181,6 +181,11 @@ impl Etcd {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("etcd is not running")?.id())
+    }
+
     /// Kills it, as a crash would; its data stays.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {

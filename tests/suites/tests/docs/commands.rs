@@ -59,6 +59,10 @@ const COMMANDS: &[(&str, How)] = &[
         "cargo xtask soak",
         Unrun("it builds a release of the agent first, even to show its usage, for minutes"),
     ),
+    (
+        "cargo xtask scale",
+        Unrun("it builds a release of the agent first; tests/suites/tests/leases/scale.rs runs what it runs"),
+    ),
     ("cargo xtask demo", Ci),
     ("cargo xtask dist", Usage),
     ("cargo build --release", Usage),

@@ -4,3 +4,4 @@ mod etcd;
 mod lease;
 mod lease_file;
 mod membership;
+mod scale;
