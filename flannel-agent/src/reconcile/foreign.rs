@@ -226,6 +226,7 @@ fn of_offloads(link: &Link, is_pod: bool, missing: Option<&Vec<&str>>) -> Option
     let what = match missing.map(Vec::as_slice).unwrap_or_default() {
         [] => limit?,
         [one] => format!("{one} off"),
+        [one, other] => format!("{one} and {other} off"),
         [first, others @ ..] => format!("{first} and {} other offloads off", others.len()),
     };
     passed_by.then(|| ForeignHook::new(HookPlace::Egress, what))

@@ -19,7 +19,8 @@ use super::{echoes::Echoes, foreign::Look};
 use crate::{
     host::cpu,
     netlink::{
-        Changed, IpsecPolicies, Link, LinkKind, Monitor, Netlink, NetlinkError, PodRoutes, RuleMark, Watched,
+        AggregateLimits, Changed, IpsecPolicies, Link, LinkKind, Monitor, Netlink, NetlinkError, PodRoutes,
+        RuleMark, Watched,
     },
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::{Family, Mac},
@@ -66,6 +67,11 @@ pub trait Host: Send {
     /// logged and what follows reports that anything may have changed. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = Changed> + Send;
 
+    /// What has changed since the last survey and raised no notice. Errors are logged: whoever surveys next meets them.
+    fn unheard(&mut self) -> impl Future<Output = Changed> + Send {
+        async { Changed::default() }
+    }
+
     /// Takes note that we are about to make `changes`.
     fn making(&mut self, changes: &[Change]) {
         let _ = changes;
@@ -106,6 +112,8 @@ pub struct KernelHost {
     look: Look,
     /// The pods' ports at which their bridge lets not all pass: isolated, and without what it floods.
     restricted: BTreeMap<u32, [bool; 2]>,
+    /// What the pods' veths send in one piece, as it was when they were last seen.
+    aggregates: BTreeMap<u32, AggregateLimits>,
     /// The routes to pods that do more than lead there, unless they may have changed since they were read.
     pod_routes: Option<PodRoutes>,
     /// The rules of nft tables for which each packet counts, and when they were read.
@@ -125,6 +133,7 @@ impl KernelHost {
             asked_in_vain: false,
             look: Look::open()?,
             restricted: BTreeMap::new(),
+            aggregates: BTreeMap::new(),
             pod_routes: None,
             each_packet: None,
         })
@@ -158,6 +167,9 @@ impl KernelHost {
     /// bridge are to meet it again.
     fn watch_ports(&mut self, links: &[Link], pods: &Pods) {
         let ports = links.iter().filter(|link| pods.links.contains(&link.index));
+        // Nothing skips them unless places are known.
+        let skipped = ports.clone().filter(|_| !pods.places.is_empty());
+        self.aggregates = skipped.map(|port| (port.index, port.aggregates)).collect();
         let restricted: BTreeMap<u32, [bool; 2]> = ports
             .map(|port| (port.index, [port.isolated_port, port.unflooded_port]))
             .filter(|(_, [isolated, unflooded])| *isolated || *unflooded)
@@ -228,6 +240,24 @@ impl Host for KernelHost {
         self.note(self.heard);
         self.ask_again().await;
         std::mem::take(&mut self.heard)
+    }
+
+    /// Of limits of aggregates the kernel tells nothing.
+    async fn unheard(&mut self) -> Changed {
+        if self.aggregates.is_empty() {
+            return Changed::default();
+        }
+        let links = match self.netlink.links().await {
+            Ok(links) => links,
+            Err(error) => {
+                debug!(%error, "cannot look at the limits of interfaces");
+                return Changed::default();
+            }
+        };
+        let differs = |link: &Link| {
+            self.aggregates.get(&link.index).is_some_and(|aggregates| *aggregates != link.aggregates)
+        };
+        Changed { links: links.iter().any(differs), ..Changed::default() }
     }
 
     fn making(&mut self, changes: &[Change]) {

@@ -253,6 +253,10 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         if programs.is_ok_and(|programs| programs != self.programs) {
             self.schedule.found(Changed { hooks: true, ..Changed::default() }, start);
         }
+        let unheard = self.host.unheard().await;
+        if unheard.any() {
+            self.schedule.found(unheard, start);
+        }
         let cost = self.host.cpu_time().saturating_sub(before);
         self.schedule.looked(cost, amiss, Instant::now());
     }

@@ -7,13 +7,13 @@ use aya::{
     Ebpf,
     maps::{MapData, PerCpuArray},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        self as program, LinkOrder, SchedClassifier, TcAttachType, XdpMode,
         tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
 use flannel_agent::bpf::{OBJECT, TcAttach};
 use flannel_common::{
-    map::COUNTERS,
+    map::{COUNTERS, XDP_UNDERLAY},
     reason::{Direction, Reason, slot},
 };
 use flannel_lab::{CONVERGENCE, Cluster, FastPath, Netns, Xdp, eventually, in_lab, traffic::udp};
@@ -232,6 +232,13 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
                     show: "",
                     fast: Fast::Neither,
                 },
+                Hook {
+                    what: "a limit on the aggregates that a pod gets",
+                    add: "ip link set $V gso_max_size 3000",
+                    remove: "ip link set $V gso_max_size 65536",
+                    show: "",
+                    fast: Fast::Neither,
+                },
                 // Nothing passes that by, so that nothing is left to the kernel for it.
                 Hook {
                     what: "a limit on what the node sends",
@@ -258,6 +265,7 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
             ],
         )?;
         programs_of_others(&cluster)?;
+        xdp_in_a_pod(&cluster)?;
 
         // There before the agent.
         shell(&netns, &veth.0)?;
@@ -348,6 +356,21 @@ fn programs_of_others(cluster: &Cluster) -> Result<()> {
         await_fast(cluster, what)?;
     }
     Ok(())
+}
+
+/// The driver of a pod's interface calls XDP for what the other end of the pair sends, and not for what is put behind it.
+fn xdp_in_a_pod(cluster: &Cluster) -> Result<()> {
+    let mut ebpf = Ebpf::load(OBJECT)?;
+    // One of ours that was never configured lets all pass.
+    let program: &mut program::Xdp = ebpf.program_mut(XDP_UNDERLAY).context("no such program")?.try_into()?;
+    program.load()?;
+    let link = cluster.members[1].pods[0].netns().inside(|| {
+        let id = program.attach("eth0", XdpMode::Driver)?;
+        Ok(program.take_link(id)?)
+    })?;
+    await_met(cluster, "XDP in a pod", Fast::Neither, || Ok(None))?;
+    drop(link);
+    await_fast(cluster, "XDP in a pod")
 }
 
 #[test]
