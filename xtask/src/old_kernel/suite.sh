@@ -119,9 +119,9 @@ NODES
 looks() {
     ip netns exec node1 flannel-agent "$@" --subnet-file=/tmp/subnet1.env --bpffs=/tmp/bpf1
 }
-# What the agent of node1 last complained of.
+# What the agent of node1 last complained of, without the fields.
 why() {
-    grep -o '\(ERROR\|WARN\).*' /tmp/log1 | tail -n 1
+    sed -n 's/.*\(ERROR\|WARN\) //p' /tmp/log1 | tail -n 1 | sed 's/ [a-z_]*=.*//'
 }
 # A backend that only carries: a ping, one as large as the pods' MTU, and TCP.
 carries() {
