@@ -1,6 +1,6 @@
 //! Nodes that change under the agent's feet.
 
-use flannel_lab::{FastPath, in_kubernetes_lab, traffic::Paced};
+use flannel_lab::{FastPath, agent_binary, in_kubernetes_lab, traffic::Paced};
 
 use super::*;
 
@@ -16,6 +16,10 @@ fn a_pod_cidr_that_comes_late_is_waited_for() -> Result<()> {
         agent.launch()?;
         await_log(&agent, "pod cidr not assigned")?;
         kube.await_event(&node, "NoPodCIDR")?;
+        let mut status = node.netns().command(&agent_binary()?.display().to_string());
+        status.arg("status").arg(format!("--subnet-file={}", node.subnet_file().display()));
+        let status = String::from_utf8(status.output()?.stdout)?;
+        ensure!(status.contains("pod cidr not assigned"), "{status}");
         let cidr = cidr(node.number());
         let patch = json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
         kube.api.patch(&format!("/api/v1/nodes/{}", node.name()), &patch)?;

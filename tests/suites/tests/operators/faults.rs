@@ -138,7 +138,7 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         let was = here.read_sysctl("net/ipv4/conf/eth0/rp_filter")?;
         let tunnel_down = format!("{address} answers, but nothing comes back through the tunnel");
         let faults = [
-            fault(tunnel_down, true, || drops("in udp dport 8472 drop"), passes),
+            fault(tunnel_down.clone(), true, || drops("in udp dport 8472 drop"), passes),
             fault(
                 format!("{address} does not answer, neither echoes nor TCP"),
                 true,
@@ -172,6 +172,22 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 false,
                 sysctl("net/ipv4/conf/eth0/rp_filter", "1"),
                 || here.sysctl("net/ipv4/conf/eth0/rp_filter", &was),
+            ),
+            // A program of others in front of ours, whatever it drops.
+            fault(
+                tunnel_down,
+                true,
+                || {
+                    ip("link add sink type bridge")?;
+                    here.run("tc", &["qdisc", "add", "dev", "eth0", "clsact"])?;
+                    let filter = "filter add dev eth0 ingress protocol ip u32 match ip protocol 17 0xff \
+                                  action mirred egress redirect dev sink";
+                    here.run("tc", &filter.split_whitespace().collect::<Vec<_>>()).map(drop)
+                },
+                || {
+                    here.run("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
+                    ip("link del sink")
+                },
             ),
             fault(
                 "a rule in chain in of table ip fault, hook input drops UDP port 8472",
@@ -441,7 +457,10 @@ fn check_sees_what_is_wrong_while_no_agent_runs() -> Result<()> {
         expect("map vteps: ")?;
         netns.run("iptables", &["-F", "FORWARD"])?;
         netns.run("iptables", &["-P", "FORWARD", "DROP"])?;
-        expect("the policy of FORWARD is DROP")
+        expect("the policy of FORWARD is DROP")?;
+        let rule = "-t nat -I POSTROUTING -s 10.244.0.0/16 -j MASQUERADE";
+        netns.run("iptables", &rule.split(' ').collect::<Vec<_>>())?;
+        expect("a rule in front of flannel's gives packets between pods another source")
     })?;
     in_lab(|lab| {
         let mut cluster = host_gw(lab)?;

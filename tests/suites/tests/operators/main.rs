@@ -8,6 +8,7 @@ use serde_json::Value;
 
 mod faults;
 mod screens;
+mod store;
 
 /// What a command printed, and how it ended.
 struct Seen {
