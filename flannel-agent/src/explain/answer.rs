@@ -132,6 +132,8 @@ pub enum Outcome {
     Flooded {
         /// The bridge.
         interface: String,
+        /// It comes from an isolated port, so other isolated ports do not get it.
+        isolated: bool,
     },
     /// To this node itself.
     Node,
@@ -152,8 +154,11 @@ impl fmt::Display for Outcome {
             Self::Pod { interface, fast } => {
                 write!(f, "reaches the pod behind {interface}, {}", way(*fast))
             }
-            Self::Flooded { interface } => {
+            Self::Flooded { interface, isolated: false } => {
                 write!(f, "reaches all pods on {interface}, {}", way(false))
+            }
+            Self::Flooded { interface, isolated: true } => {
+                write!(f, "reaches the pods on {interface} whose ports are not isolated, {}", way(false))
             }
             Self::Node => f.write_str("is for this node itself"),
             Self::Dropped { by } => write!(f, "is dropped: {by}"),
@@ -166,7 +171,7 @@ impl Serialize for Outcome {
         let (kind, interface, fast) = match self {
             Self::Leaves { interface, fast, .. } => ("leaves", Some(interface), Some(*fast)),
             Self::Pod { interface, fast } => ("pod", Some(interface), Some(*fast)),
-            Self::Flooded { interface } => ("flooded", Some(interface), Some(false)),
+            Self::Flooded { interface, .. } => ("flooded", Some(interface), Some(false)),
             Self::Node => ("node", None, None),
             Self::Dropped { .. } => ("dropped", None, None),
         };

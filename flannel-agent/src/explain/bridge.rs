@@ -28,12 +28,16 @@ pub(super) fn group(destination: IpAddr, subnet: IpNetwork) -> Option<Mac> {
 }
 
 impl Walk {
-    /// For all stations: from a pod's port of `bridge` to the others.
-    pub(super) fn flooded(&mut self, bridge: u32) -> Outcome {
+    /// For all stations: from a pod's port of `bridge`, `isolated` or not, to the others.
+    pub(super) fn flooded(&mut self, bridge: u32, isolated: bool) -> Outcome {
         let interface = interface(bridge);
-        let what = "hands it to its other ports, and to this node".to_owned();
+        let what = match isolated {
+            true => "hands it to those of its other ports that are not isolated, and to this node",
+            false => "hands it to its other ports, and to this node",
+        };
+        let what = what.to_owned();
         self.steps.push(Step::of_kernel(At::Bridge, Some(interface.clone()), what));
-        Outcome::Flooded { interface }
+        Outcome::Flooded { interface, isolated }
     }
 
     /// From the pod behind veth `from` to another on the same link.

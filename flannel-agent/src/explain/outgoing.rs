@@ -99,7 +99,8 @@ impl Walk {
         let Some(link) = self.link(place.ifindex) else { return Err(ExplainError::NoPod(packet.source)) };
         let gateway = link.master.unwrap_or(link.index);
         if group.is_some() && link.master.is_some() {
-            return Ok(self.flooded(gateway));
+            let isolated = link.isolated_port;
+            return Ok(self.flooded(gateway, isolated));
         }
         if let Some(neighbour) = neighbour {
             return self.bridged(packet, place.ifindex, gateway, neighbour).await;

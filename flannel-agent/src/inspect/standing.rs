@@ -47,7 +47,7 @@ pub fn problems(told: &Snapshot, maps: Option<&Maps>, now: u64) -> Vec<Problem> 
         && let Some(trouble) = &store.trouble
     {
         found.push(Problem::new(
-            format!("{} does not answer: {trouble}", store.server),
+            format!("{}: {trouble}", store.server),
             "forwarding goes on with the leases known; peers that come or move are not seen until it is back",
         ));
     }

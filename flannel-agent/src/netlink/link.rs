@@ -43,6 +43,8 @@ pub struct Link {
     pub unflooded_port: bool,
     /// It is a bridge that filters by VLAN.
     pub vlan_filtering: bool,
+    /// For so long it knows, as a bridge, where a station is whose frames it does not see any more: hundredths of a second.
+    pub ageing_time: Option<u32>,
     /// How large the aggregates are that it sends.
     pub aggregates: AggregateLimits,
 }
@@ -118,6 +120,7 @@ impl Link {
             isolated_port: false,
             unflooded_port: false,
             vlan_filtering: false,
+            ageing_time: None,
             aggregates: AggregateLimits::DEFAULT,
         }
     }
@@ -260,6 +263,7 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         isolated_port: false,
         unflooded_port: false,
         vlan_filtering: false,
+        ageing_time: None,
         aggregates: AggregateLimits::DEFAULT,
     };
     let mut peer_index = None;
@@ -282,7 +286,12 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
                 link.isolated_port = port(&info).any(|item| matches!(item, InfoBridgePort::Isolated(true)));
                 link.unflooded_port =
                     port(&info).any(|item| matches!(item, InfoBridgePort::UnicastFlood(false)));
-                link.vlan_filtering = info.iter().any(is_vlan_filtering);
+                link.vlan_filtering =
+                    bridge(&info).any(|item| matches!(item, InfoBridge::VlanFiltering(true)));
+                link.ageing_time = bridge(&info).find_map(|item| match item {
+                    InfoBridge::AgeingTime(time) => Some(*time),
+                    _ => None,
+                });
             }
             LinkAttribute::Xdp(xdp) => {
                 link.xdp = xdp.iter().any(|item| match item {
@@ -333,7 +342,12 @@ fn is_closed(item: &InfoBridgePort) -> bool {
     }
 }
 
-fn is_vlan_filtering(info: &LinkInfo) -> bool {
-    let LinkInfo::Data(InfoData::Bridge(items)) = info else { return false };
-    items.iter().any(|item| matches!(item, InfoBridge::VlanFiltering(true)))
+/// What it is as a bridge.
+fn bridge(info: &[LinkInfo]) -> impl Iterator<Item = &InfoBridge> {
+    info.iter()
+        .filter_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(items)) => Some(items),
+            _ => None,
+        })
+        .flatten()
 }

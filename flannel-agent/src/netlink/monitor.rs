@@ -1,6 +1,6 @@
 //! What changes in the kernel, by kind and no finer: whoever hears of it reads again.
 
-use std::{collections::BTreeSet, ops::BitOrAssign};
+use std::{collections::BTreeSet, net::IpAddr, ops::BitOrAssign};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -8,7 +8,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressScope,
     link::LinkFlags,
-    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -278,8 +278,9 @@ fn kind(notice: &RouteNetlinkMessage, watched: &Watched) -> Changed {
         }
         Message::NewNeighbour(entry) | Message::DelNeighbour(entry) => {
             let gone = matches!(notice, Message::DelNeighbour(_));
-            let forwarding = leads_to_pod(entry, gone, watched);
-            Changed { overlay: on_overlay(entry.header.ifindex), forwarding, ..none }
+            let overlay = on_overlay(entry.header.ifindex);
+            let forwarding = leads_to_pod(entry, gone, watched) || !overlay && names_pod(entry, watched);
+            Changed { overlay, forwarding, ..none }
         }
         Message::NewRoute(route) | Message::DelRoute(route) => {
             let oif = route.attributes.iter().find_map(|attribute| match attribute {
@@ -324,6 +325,23 @@ fn leads_to_pod(entry: &NeighbourMessage, gone: bool, watched: &Watched) -> bool
     header.family == AddressFamily::Bridge
         && (is_set || gone && watched.unflooded.contains(&header.ifindex))
         && of_pod()
+}
+
+/// Whether somebody has set the MAC of a pod, which may be another's.
+fn names_pod(entry: &NeighbourMessage, watched: &Watched) -> bool {
+    let is_in = |address: IpAddr| {
+        watched
+            .networks
+            .as_ref()
+            .is_some_and(|networks| networks.iter().any(|network| network.contains(address)))
+    };
+    let is_set = u16::from(entry.header.state) & u16::from(NeighbourState::Permanent) != 0;
+    is_set
+        && entry.attributes.iter().any(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => is_in((*address).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => is_in((*address).into()),
+            _ => false,
+        })
 }
 
 /// Whether a route comes with an interface and leads no packet to another node: those to IPv6 multicast and
@@ -402,6 +420,27 @@ mod tests {
                 true => RouteNetlinkMessage::DelNeighbour(entry),
                 false => RouteNetlinkMessage::NewNeighbour(entry),
             };
+            assert_eq!(kind(&notice, &watched).forwarding, decides, "{notice:?}");
+        }
+    }
+
+    #[test]
+    fn a_pods_mac_that_somebody_has_set_decides() {
+        const OVERLAY: u32 = 5;
+        let networks = Some(vec!["10.244.0.0/16".parse().unwrap()]);
+        let watched = Watched { overlays: [OVERLAY].into(), networks, ..Watched::default() };
+        for (ifindex, address, state, decides) in [
+            (9, [10, 244, 1, 2], NeighbourState::Permanent, true),
+            (9, [10, 244, 1, 2], NeighbourState::Reachable, false),
+            (9, [10, 9, 1, 2], NeighbourState::Permanent, false),
+            // Flannel's own.
+            (OVERLAY, [10, 244, 2, 0], NeighbourState::Permanent, false),
+        ] {
+            let mut entry = NeighbourMessage::default();
+            entry.header.family = AddressFamily::Inet;
+            (entry.header.ifindex, entry.header.state) = (ifindex, state);
+            entry.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address.into()))];
+            let notice = RouteNetlinkMessage::NewNeighbour(entry);
             assert_eq!(kind(&notice, &watched).forwarding, decides, "{notice:?}");
         }
     }

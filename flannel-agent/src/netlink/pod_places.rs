@@ -93,9 +93,10 @@ impl Netlink {
             if !veth.carrier || veth.closed_port || !gateway.up {
                 continue;
             }
-            let Some(mac) = self.peer_mac(peer).await? else { continue };
-            let place =
-                PodPlace { ifindex: veth.index, mtu: gateway.mtu, mac: mac.0, gateway_mac: gateway_mac.0 };
+            let Some((mac, peer_mtu)) = self.peer_end(peer).await? else { continue };
+            // What is too large for any of them the kernel drops there.
+            let mtu = gateway.mtu.min(veth.mtu).min(peer_mtu);
+            let place = PodPlace { ifindex: veth.index, mtu, mac: mac.0, gateway_mac: gateway_mac.0 };
             let v6_mtu = *v6_mtus.entry(gateway.index).or_insert_with(|| ipv6_mtu(&gateway.name));
             for subnet in subnets {
                 let place = match subnet {
@@ -147,8 +148,8 @@ impl Netlink {
         Ok(None)
     }
 
-    /// The MAC of an interface that is up in another namespace.
-    async fn peer_mac(&mut self, peer: PeerEnd) -> Result<Option<Mac>, NetlinkError> {
+    /// The MAC of an interface that is up in another namespace, and its MTU, bytes.
+    async fn peer_end(&mut self, peer: PeerEnd) -> Result<Option<(Mac, u32)>, NetlinkError> {
         let mut query = LinkMessage::default();
         query.header.index = peer.index;
         query.attributes = vec![
@@ -158,7 +159,7 @@ impl Netlink {
         let request = Request { message: RouteNetlinkMessage::GetLink(query), flags: 0 };
         Ok(match self.exchange(&[request]).await?.pop() {
             Some(Ok(Some(RouteNetlinkMessage::NewLink(message)))) => {
-                link::read(message).filter(|link| link.up).and_then(|link| link.mac)
+                link::read(message).filter(|link| link.up).and_then(|link| Some((link.mac?, link.mtu)))
             }
             _ => None,
         })

@@ -18,6 +18,11 @@ use crate::{
 /// the TOS byte.
 const EVERYTHING: Heeded = Heeded { marks: u32::MAX, classes: 0xffff_0000 };
 
+/// A bridge learns where a pod is from the packets with which flows are accepted anew, at least every 30 s. One that forgets
+/// sooner (hundredths of a second; 30000 by default) would lose a pod on a port without flood, and one that is a hub (0) shows
+/// every port every frame.
+const SHORTEST_AGEING: u32 = 2 * 30 * 100;
+
 /// Looks at queueing disciplines, filters, chains of nftables, XDP, bridges and offloads.
 pub(super) struct Look {
     tc: TrafficControl,
@@ -213,6 +218,9 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
     }
     if link.vlan_filtering {
         hooks.insert(ForeignHook::new(HookPlace::Bridge, "VLAN filtering"));
+    }
+    if let Some(time) = link.ageing_time.filter(|time| *time < SHORTEST_AGEING) {
+        hooks.insert(ForeignHook::new(HookPlace::Bridge, format!("ageing_time {time}")));
     }
     hooks
 }

@@ -63,6 +63,9 @@ mod record;
 mod store;
 mod trouble;
 
+/// What is waited for where a node has none.
+const POD_CIDR: &str = "the pod CIDR";
+
 /// How long the API server may be out of reach at start, as with upstream.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -223,11 +226,13 @@ impl KubeStore {
                     node.name()
                 );
                 warn!("{text}");
+                self.api.trouble().has(POD_CIDR, &text);
                 self.events.tell(Notice { reason: "NoPodCIDR", text });
                 said = true;
             }
             sleep(waiting.failed()).await;
         };
+        self.api.trouble().is_over(POD_CIDR);
         for problem in unusable_overwrites(&node, &self.prefix) {
             warn!(problem, "not used; publishing this node's own address");
         }

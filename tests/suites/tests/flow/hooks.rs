@@ -249,6 +249,13 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
                     fast: Fast::Both,
                 },
                 Hook {
+                    what: "a bridge that forgets soon where a pod is",
+                    add: "ip link set cni0 type bridge ageing_time 1000",
+                    remove: "ip link set cni0 type bridge ageing_time 30000",
+                    show: "",
+                    fast: Fast::Neither,
+                },
+                Hook {
                     what: "an isolated port, which is so for other ports alone",
                     add: "bridge link set dev $V isolated on",
                     remove: "bridge link set dev $V isolated off",

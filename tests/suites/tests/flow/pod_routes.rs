@@ -47,14 +47,16 @@ impl Ip {
     }
 }
 
-/// Runs `script` on a node: `$B` is the second node's pod, `$S` its subnet's first address and length.
+/// Runs `script` on a node: `$B` is the second node's pod, `$S` its subnet's first address and length, `$V` the host side of
+/// the pod's veth on this node.
 fn run(cluster: &Cluster, node: usize, ip: Ip, script: &str) -> Result<()> {
     let pod = ip.pods(cluster)?[1].address();
     let subnet = match ip {
         Ip::V4 => cluster.members[1].node.subnet_env()?.subnet.to_string(),
         Ip::V6 => cluster.members[1].node.subnet_env_v6()?.subnet.to_string(),
     };
-    let script = format!("B={pod}; S={subnet}; G=${{S%/*}}; {script}");
+    let veth = "bridge link show master cni0 | sed -n 's/^[0-9]*: \\([^@:]*\\).*/\\1/p'";
+    let script = format!("B={pod}; S={subnet}; G=${{S%/*}}; V=$({veth}); {script}");
     cluster.members[node].node.netns().run("sh", &["-ec", &script]).map(drop).context(script)
 }
 
@@ -111,7 +113,7 @@ impl Flow {
 }
 
 /// The MTUs that a node gives to pods' packets: which node, and how.
-const NARROWED: [(usize, Ip, &str, &str); 6] = [
+const NARROWED: [(usize, Ip, &str, &str); 7] = [
     (
         0,
         Ip::V4,
@@ -134,6 +136,8 @@ const NARROWED: [(usize, Ip, &str, &str); 6] = [
     (1, Ip::V6, "ip -6 route add $B/128 dev cni0 mtu 1300", "ip -6 route del $B/128"),
     // Last: with the bridge's also its routes' MTU changes.
     (1, Ip::V4, "ip link set cni0 mtu 1300", "ip link set cni0 mtu 1500"),
+    // A bridge whose MTU somebody has set keeps it.
+    (1, Ip::V4, "ip link set $V mtu 1300", "ip link set $V mtu 1500"),
 ];
 
 #[test]

@@ -19,7 +19,8 @@ fn a_pod_cidr_that_comes_late_is_waited_for() -> Result<()> {
         let mut status = node.netns().command(&agent_binary()?.display().to_string());
         status.arg("status").arg(format!("--subnet-file={}", node.subnet_file().display()));
         let status = String::from_utf8(status.output()?.stdout)?;
-        ensure!(status.contains("pod cidr not assigned"), "{status}");
+        let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(words.contains("pod cidr not assigned: waiting for it"), "{status}");
         let cidr = cidr(node.number());
         let patch = json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
         kube.api.patch(&format!("/api/v1/nodes/{}", node.name()), &patch)?;

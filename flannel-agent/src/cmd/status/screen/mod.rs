@@ -70,7 +70,7 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
         let since = span(now.saturating_sub(store.since));
         let mut text = match &store.trouble {
             None => format!("{}, answers since {since}", store.server),
-            Some(trouble) => format!("{}, does not answer since {since}: {trouble}", store.server),
+            Some(trouble) => format!("{}, since {since}: {trouble}", store.server),
         };
         text.extend(store.revision.iter().map(|revision| format!("; revision {revision}")));
         text.extend(store.heard.map(|heard| format!(", heard {} ago", span(now.saturating_sub(heard)))));

@@ -3,14 +3,14 @@
 mod keys;
 mod page;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use anyhow::Context as _;
 use crossterm::event::EventStream;
 use futures::StreamExt as _;
 use ratatui::DefaultTerminal;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -47,13 +47,37 @@ impl Drop for Screen {
     }
 }
 
+/// Signals that end it; each would leave the terminal as it is.
+struct Ends([Signal; 4]);
+
+impl Ends {
+    fn listen() -> io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::quit())?,
+        ]))
+    }
+
+    /// Waits for one of them. Cancel safe.
+    async fn next(&mut self) {
+        let Self([terminate, hang_up, interrupt, quit]) = self;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
+        }
+    }
+}
+
 /// Shows what passes until a key, a signal or `--count` ends it.
 ///
 /// # Errors
 /// When the agent does not answer any more, or the terminal is gone.
 pub(super) async fn follow(options: &TopOptions, watched: &mut Watched) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("cannot listen to signals")?;
+    let mut ends = Ends::listen().context("cannot listen to signals")?;
     let mut page = Page::new(node_name(), options.every);
     let mut screen = Screen::take()?;
     let mut events = EventStream::new();
@@ -86,8 +110,7 @@ pub(super) async fn follow(options: &TopOptions, watched: &mut Watched) -> anyho
                 Some(Err(error)) => return Err(error).context("cannot read keys from this terminal"),
                 None => break,
             },
-            _ = terminate.recv() => break,
-            _ = hang_up.recv() => break,
+            () = ends.next() => break,
         }
         screen.draw(&mut page)?;
     }
