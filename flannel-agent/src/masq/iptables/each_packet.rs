@@ -14,12 +14,13 @@ use crate::values::overlap;
 /// The chains of the kernel that forwarded packets go through.
 const PLACES: [&str; 3] = ["PREROUTING", "FORWARD", "POSTROUTING"];
 /// Matches whose answer depends on which packets they have seen, or on what is in one.
-const MATCHES: [&str; 12] = [
+const MATCHES: [&str; 13] = [
     "bpf",
     "connbytes",
     "hashlimit",
     "length",
     "limit",
+    "nfacct",
     "quota",
     "quota2",
     "rateest",
@@ -70,6 +71,8 @@ pub(super) fn found(table: &SavedTable, network: IpNetwork, comment: &str) -> Ve
 struct Conditions {
     source: Option<IpNetwork>,
     destination: Option<IpNetwork>,
+    /// What packets went to before they were translated, as to a Service.
+    service: Option<IpNetwork>,
     /// Protocol and ports, with a space behind them.
     transport: String,
 }
@@ -106,8 +109,8 @@ impl Walk<'_> {
     }
 
     fn rules(&mut self, name: &str, rules: &[SavedRule], above: &Conditions) -> Way {
-        let network = self.network;
-        for rule in rules.iter().filter(|rule| may_see(rule, network)) {
+        let (network, translated) = (self.network, self.translated);
+        for rule in rules.iter().filter(|rule| may_see(rule, network, translated)) {
             let conditions = self.conditions(rule, above);
             if counts(rule) {
                 self.add(name, rule, &conditions);
@@ -137,24 +140,35 @@ impl Walk<'_> {
             own.filter(|own| own.prefix() >= above.map_or(0, |above| above.prefix())).or(above)
         };
         let destination = narrower("-d", above.destination).filter(|_| !self.translated);
+        let service = narrower("-d", above.service)
+            .filter(|service| self.translated && !overlap(*service, self.network));
         let own = transport(rule, !self.translated);
         // What names no ports is wider than what leads there.
         let transport =
             if own.contains("port") || above.transport.is_empty() { own } else { above.transport.clone() };
-        Conditions { source: narrower("-s", above.source), destination, transport }
+        Conditions { source: narrower("-s", above.source), destination, service, transport }
     }
 
     fn add(&mut self, chain: &str, rule: &SavedRule, conditions: &Conditions) {
-        let Conditions { source, destination, transport } = conditions;
+        let Conditions { source, destination, service, transport } = conditions;
         let within = |named: &Option<IpNetwork>| {
             named.filter(|named| named.prefix() > self.network.prefix()).unwrap_or(self.network)
         };
         let (source, destination) = (within(source), within(destination));
+        // As iptables shows it: a single address alone.
+        let service = match service {
+            Some(one) if one.prefix() == if one.is_ipv4() { 32 } else { 128 } => {
+                format!("-m conntrack --ctorigdst {} ", one.ip())
+            }
+            Some(network) => format!("-m conntrack --ctorigdst {network} "),
+            None => String::new(),
+        };
         let spec = format!(
-            "-s {source} -d {destination} {transport}-m comment --comment \"{}\" -j RETURN",
+            "-s {source} -d {destination} {transport}{service}-m comment --comment \"{}\" -j RETURN",
             self.comment
         );
-        let sees_all = [source, destination] == [self.network; 2] && transport.is_empty();
+        let sees_all =
+            [source, destination] == [self.network; 2] && transport.is_empty() && service.is_empty();
         let text = format!("-A {chain} {}", rule.text);
         self.found.push(Found { text, exception: SavedRule::new(&spec), sees_all });
     }
@@ -219,7 +233,8 @@ fn tells_segments_apart(rule: &SavedRule) -> bool {
 }
 
 /// Whether packets of established flows between addresses of `network` may meet the conditions of a rule.
-fn may_see(rule: &SavedRule, network: IpNetwork) -> bool {
+/// Where they are `translated` later, what they go to may be anything.
+fn may_see(rule: &SavedRule, network: IpNetwork, translated: bool) -> bool {
     let is_elsewhere = |option: &str| {
         rule.value(option)
             .and_then(|text| text.parse::<IpNetwork>().ok())
@@ -231,7 +246,7 @@ fn may_see(rule: &SavedRule, network: IpNetwork) -> bool {
         || states.is_some_and(|states| !states.contains("ESTABLISHED"));
     let no_flow = rule.value("-p").is_some_and(|protocol| !matches!(protocol, "tcp" | "udp" | "all"));
     let on_loopback = ["-i", "-o"].iter().any(|option| rule.value(option) == Some("lo"));
-    !first_only && !no_flow && !on_loopback && !is_elsewhere("-s") && !is_elsewhere("-d")
+    !first_only && !no_flow && !on_loopback && !is_elsewhere("-s") && (translated || !is_elsewhere("-d"))
 }
 
 /// Whether each of them does.
@@ -295,8 +310,14 @@ mod tests {
             // A Service's address and port are others where flows are marked.
             (
                 "PREROUTING -s 10.244.1.11/32 -d 10.96.0.0/12 -p udp -m udp --dport 53 -j TEE --gateway 10.244.1.9",
-                "",
+                "-s 10.244.1.11/32 -d 10.244.0.0/16 -p udp -m conntrack --ctorigdst 10.96.0.0/12",
             ),
+            (
+                "PREROUTING -d 10.96.0.1/32 -m statistic --mode random --probability 0.5 -j DROP",
+                "all -m conntrack --ctorigdst 10.96.0.1",
+            ),
+            ("FORWARD -d 10.96.0.1/32 -m statistic --mode random --probability 0.5 -j DROP", ""),
+            ("FORWARD -m nfacct --nfacct-name x -j DROP", "all"),
             (
                 "PREROUTING -s 10.244.1.11/32 -p udp -m udp --dport 53 -j TEE --gateway 10.244.1.9",
                 "-s 10.244.1.11/32 -d 10.244.0.0/16 -p udp",
