@@ -5,13 +5,10 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
-use aya::{
-    Ebpf,
-    programs::{ProgramError, ProgramFd, SocketFilter},
-};
+use aya::{Ebpf, programs::ProgramFd};
 use flannel_common::map::FORGOTTEN;
 
-use super::{LoadError, syscall::filter};
+use super::{LoadError, loader::descriptor, syscall::filter};
 
 /// Filter of a socket that hears of entries that go. It forgets the flow of each in the maps of the loaded programs, and lets
 /// notices through of those that are translated.
@@ -22,15 +19,7 @@ pub struct ForgottenFlows {
 impl ForgottenFlows {
     /// By the program of `ebpf`, which is loaded.
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        let refused = |error: ProgramError| LoadError::Program { program: FORGOTTEN, error: Box::new(error) };
-        let program = ebpf.program_mut(FORGOTTEN).ok_or(LoadError::Missing(FORGOTTEN))?;
-        let program: &mut SocketFilter = program.try_into().map_err(refused)?;
-        match program.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(error) => return Err(refused(error)),
-        }
-        let program = program.fd().map_err(refused)?.try_clone().map_err(LoadError::Wait)?;
-        Ok(Self { program })
+        Ok(Self { program: descriptor(ebpf, FORGOTTEN)? })
     }
 
     /// Has the program look at what comes for `socket`, for as long as that is open.

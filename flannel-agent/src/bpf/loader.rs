@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, thread::JoinHandle};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{MapData, MapInfo},
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, ProgramFd},
 };
 use flannel_common::{
     map::{CARRIER_CONSTANT, FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT},
@@ -249,18 +249,31 @@ pub(super) fn load_object(
 /// Loads all programs that run with `features`.
 pub(super) fn load_programs(ebpf: &mut Ebpf, features: &Features) -> Result<(), LoadError> {
     for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
-        match program(ebpf, hook)? {
-            Program::SchedClassifier(program) => program.load(),
-            Program::Xdp(program) => program.load(),
-            _ => Err(ProgramError::UnexpectedProgramType),
-        }
-        .or_else(|error| match error {
-            // Tried already.
-            ProgramError::AlreadyLoaded => Ok(()),
-            error => Err(LoadError::Program { program: hook.program(), error: error.into() }),
-        })?;
+        loaded(ebpf, hook.program())?;
     }
     Ok(())
+}
+
+/// The program of that name, which this loads unless it is.
+fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, LoadError> {
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+    let done = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::SocketFilter(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    match done {
+        // Tried already.
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+        Err(error) => Err(LoadError::Program { program: name, error: error.into() }),
+    }
+}
+
+/// A descriptor of the program of that name, which this loads unless it is; it outlives `ebpf`.
+pub(super) fn descriptor(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
+    let refused = |error: ProgramError| LoadError::Program { program: name, error: error.into() };
+    loaded(ebpf, name)?.fd().map_err(refused)?.try_clone().map_err(LoadError::Wait)
 }
 
 pub(super) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Program, LoadError> {

@@ -10,14 +10,11 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use aya::{
-    Ebpf,
-    programs::{ProgramError, ProgramFd, SchedClassifier},
-};
+use aya::{Ebpf, programs::ProgramFd};
 use flannel_common::{layout::Flow, map::SOCKET_STATE, packet::headers::ETHERNET_LEN};
 use nix::{errno::Errno, libc};
 
-use super::{LoadError, TrieFamily, syscall::bpf};
+use super::{LoadError, TrieFamily, loader::descriptor, syscall::bpf};
 
 /// Number of the command (include/uapi/linux/bpf.h, `enum bpf_cmd`).
 const TEST_RUN: libc::c_long = 10;
@@ -68,16 +65,7 @@ pub struct PodSockets {
 impl PodSockets {
     /// By the program of `ebpf`, which is loaded.
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        let refused =
-            |error: ProgramError| LoadError::Program { program: SOCKET_STATE, error: Box::new(error) };
-        let program = ebpf.program_mut(SOCKET_STATE).ok_or(LoadError::Missing(SOCKET_STATE))?;
-        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
-        match program.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(error) => return Err(refused(error)),
-        }
-        let program = program.fd().map_err(refused)?.try_clone().map_err(LoadError::Wait)?;
-        Ok(Self { program })
+        Ok(Self { program: descriptor(ebpf, SOCKET_STATE)? })
     }
 
     /// How the connection of `flow` is at the pod whose network namespace has this number in the caller's.

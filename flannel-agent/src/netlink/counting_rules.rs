@@ -6,7 +6,7 @@ use flannel_common::packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_F
 use super::{
     Netfilter, NetlinkError,
     netfilter::{GENERIC, GET_RULE, INET, NEW_RULE, big_endian},
-    raw::{HEADER, attributes, text},
+    raw::{HEADER, attributes, text, value},
 };
 
 /// NFPROTO_IPV4, NFPROTO_IPV6.
@@ -256,8 +256,7 @@ fn number_in(data: &[u8], wanted: u16) -> Option<u32> {
 }
 
 fn value_in(data: &[u8], wanted: u16) -> Option<&[u8]> {
-    let nested = attributes(data).find_map(|(kind, value)| (kind == wanted).then_some(value))?;
-    attributes(nested).find_map(|(kind, value)| (kind == VALUE).then_some(value))
+    value(value(data, wanted)?, VALUE)
 }
 
 /// Whether elements that are added to a set have a limit or quota of their own.

@@ -21,7 +21,7 @@ use super::{
     KernelError, NetlinkError,
     connection::frames,
     error::errno,
-    raw::{HEADER, attributes, number, text, word},
+    raw::{HEADER, NESTED, attributes, number, put, text, value, word},
 };
 
 /// Without one of these the kernel does to common packets what the fast path does not: it computes checksums, or cuts
@@ -64,8 +64,6 @@ const BITS_VALUE: u16 = 4;
 const FEATURE_NAMES: u32 = 4;
 /// ETHTOOL_FLAG_COMPACT_BITSETS.
 const COMPACT: u32 = 1;
-/// Flag in an attribute's type: attributes are in it.
-const NESTED: u16 = 0x8000;
 /// Kinds of every message.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -196,17 +194,9 @@ impl Offloads {
 }
 
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let mut bytes = Vec::new();
+    put(&mut bytes, kind, value);
     bytes
-}
-
-/// The value of the first attribute of that kind.
-fn value(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
 }
 
 fn index(bytes: &[u8], kind: u16) -> Option<u32> {

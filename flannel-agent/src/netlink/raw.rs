@@ -3,8 +3,10 @@
 
 /// Length of a message's header (include/uapi/linux/netlink.h, `struct nlmsghdr`), bytes.
 pub(super) const HEADER: usize = 16;
-/// Flags in an attribute's type: it is nested, it is in network order.
+/// An attribute's type without its flags: it is nested, it is in network order.
 const TYPE: u16 = 0x3fff;
+/// Flag in an attribute's type: it holds others.
+pub(super) const NESTED: u16 = 1 << 15;
 
 /// What kind of message it is (RTM_*, or subsystem and kind).
 pub(super) fn number(message: &[u8]) -> Option<u16> {
@@ -28,6 +30,19 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
     })
+}
+
+/// The value of the first attribute of that type.
+pub(super) fn value(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
+}
+
+/// Writes an attribute, of at most some hundred bytes, behind `bytes`.
+pub(super) fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    bytes.extend(((value.len() + 4) as u16).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
 /// The text in an attribute, without the zero that ends it.

@@ -9,7 +9,7 @@ use super::entry::{
     ConntrackTuple, DESTINATION_PORT, OF_TCP, PROTOCOL, PROTOCOL_STATE, SOURCE_PORT, TCP_STATE, TIMEOUT,
     TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PORTS, TcpState, V4_DESTINATION, V4_SOURCE, V6_DESTINATION, V6_SOURCE,
 };
-use crate::netlink::raw::HEADER;
+use crate::netlink::raw::{HEADER, NESTED, put};
 
 /// Subsystem of connection tracking, in the upper byte of a message's type (include/uapi/linux/netfilter/nfnetlink.h).
 const CTNETLINK: u16 = 1 << 8;
@@ -19,8 +19,6 @@ pub(super) const GET: u16 = CTNETLINK | 1;
 pub(super) const DELETE: u16 = CTNETLINK | 2;
 /// Length of `struct nfgenmsg`, bytes.
 pub(super) const GENERIC: usize = 4;
-/// Flag of an attribute that holds others.
-const NESTED: u16 = 1 << 15;
 /// A request of `kind` about the entry of `tuple`. The sequence number is 0.
 pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple) -> Vec<u8> {
     let family = match tuple.source.ip() {
@@ -76,13 +74,6 @@ fn write_tuple(bytes: &mut Vec<u8>, tuple: &ConntrackTuple) {
         put(bytes, SOURCE_PORT, &tuple.source.port().to_be_bytes());
         put(bytes, DESTINATION_PORT, &tuple.destination.port().to_be_bytes());
     });
-}
-
-fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    bytes.extend(((value.len() + 4) as u16).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
 fn nest(bytes: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
