@@ -5,7 +5,7 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::Reason;
 use flannel_lab::{
-    AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Pod, eventually, in_lab,
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Pod, counted, eventually, in_lab,
     traffic::{Dialogue, Endpoint, dialogue::listen, forge_reset},
 };
 
@@ -61,9 +61,13 @@ struct Connection<'a> {
 impl<'a> Connection<'a> {
     fn new(members: &'a [Member], about: &'static str, mut dialogue: Dialogue) -> Result<Self> {
         eventually(CONVERGENCE, about, || {
-            let at_client = members[0].counted(|| dialogue.exchanges(10))?;
-            let switched = packets(&at_client, Reason::SwitchPod) / 2;
-            ensure!(fast(&at_client)[0] + translated_fast(&at_client)[0] + switched >= 8, "{at_client}");
+            // Every node has accepted it both ways: only then does one ask about a reset.
+            for node in counted(members, || dialogue.exchanges(10))? {
+                let switched = packets(&node, Reason::SwitchPod) / 2;
+                for (fast, translated) in fast(&node).into_iter().zip(translated_fast(&node)) {
+                    ensure!(fast + translated + switched >= 8, "{node}");
+                }
+            }
             Ok(())
         })?;
         let client = dialogue.client.local_addr()?;
