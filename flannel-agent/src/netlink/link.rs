@@ -65,6 +65,16 @@ impl AggregateLimits {
     /// GSO_MAX_SEGS).
     pub const DEFAULT: Self = Self { size: 65_536, ipv4_size: 65_536, segments: 65_535 };
 
+    /// Without those that are just what the hardware can do.
+    fn unless_at(self, size: u32, segments: u32) -> Self {
+        let unless = |limit, most, default| if limit == most { default } else { limit };
+        Self {
+            size: unless(self.size, size, Self::DEFAULT.size),
+            ipv4_size: unless(self.ipv4_size, size, Self::DEFAULT.ipv4_size),
+            segments: unless(self.segments, segments, Self::DEFAULT.segments),
+        }
+    }
+
     /// The first that is lower than by default, as `ip -d link` shows it.
     pub fn lowered(self) -> Option<String> {
         let all = [
@@ -268,6 +278,7 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
     };
     let mut peer_index = None;
     let mut namespace = None;
+    let (mut of_ports, mut segments_of_ports) = (u32::MAX, u32::MAX);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text),
@@ -276,6 +287,8 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
             LinkAttribute::GsoMaxSize(size) => link.aggregates.size = size,
             LinkAttribute::GsoIpv4MaxSize(size) => link.aggregates.ipv4_size = size,
             LinkAttribute::GsoMaxSegs(segments) => link.aggregates.segments = segments,
+            LinkAttribute::TsoMaxSize(size) => of_ports = size,
+            LinkAttribute::TsoMaxSegs(segments) => segments_of_ports = segments,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::Link(index) => peer_index = Some(index),
             LinkAttribute::LinkNetNsId(number) => namespace = Some(number),
@@ -301,6 +314,10 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
             }
             _ => {}
         }
+    }
+    // A bridge takes over what the cards among its ports can do (`br_set_gso_limits`), which is nobody's wish.
+    if link.kind == LinkKind::Bridge {
+        link.aggregates = link.aggregates.unless_at(of_ports, segments_of_ports);
     }
     link.name = name?;
     link.peer = namespace.zip(peer_index).map(|(namespace, index)| PeerEnd { namespace, index });

@@ -229,8 +229,8 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
 /// aggregates, for want of the offloads `missing`. The external interface does so for the packets of both.
 fn of_offloads(link: &Link, is_pod: bool, missing: Option<&Vec<&str>>) -> Option<ForeignHook> {
     let passed_by = is_pod || matches!(link.kind, LinkKind::Bridge | LinkKind::Vxlan(_));
-    // A bridge has the lowest limits of its ports, and a VXLAN device those of the card.
-    let limit = link.aggregates.lowered().filter(|_| is_pod);
+    // A VXLAN device has the limits of the card.
+    let limit = link.aggregates.lowered().filter(|_| is_pod || link.kind == LinkKind::Bridge);
     let what = match missing.map(Vec::as_slice).unwrap_or_default() {
         [] => limit?,
         [one] => format!("{one} off"),

@@ -112,7 +112,7 @@ pub struct KernelHost {
     look: Look,
     /// The pods' ports at which their bridge lets not all pass: isolated, and without what it floods.
     restricted: BTreeMap<u32, [bool; 2]>,
-    /// What the pods' veths send in one piece, as it was when they were last seen.
+    /// What the pods' veths and bridges send in one piece, as it was when they were last seen.
     aggregates: BTreeMap<u32, AggregateLimits>,
     /// The routes to pods that do more than lead there, unless they may have changed since they were read.
     pod_routes: Option<PodRoutes>,
@@ -168,8 +168,11 @@ impl KernelHost {
     fn watch_ports(&mut self, links: &[Link], pods: &Pods) {
         let ports = links.iter().filter(|link| pods.links.contains(&link.index));
         // Nothing skips them unless places are known.
-        let skipped = ports.clone().filter(|_| !pods.places.is_empty());
-        self.aggregates = skipped.map(|port| (port.index, port.aggregates)).collect();
+        let skipped: Vec<&Link> = ports.clone().filter(|_| !pods.places.is_empty()).collect();
+        let bridges: BTreeSet<u32> = skipped.iter().filter_map(|port| port.master).collect();
+        let bridges = links.iter().filter(|link| bridges.contains(&link.index));
+        self.aggregates =
+            skipped.into_iter().chain(bridges).map(|link| (link.index, link.aggregates)).collect();
         let restricted: BTreeMap<u32, [bool; 2]> = ports
             .map(|port| (port.index, [port.isolated_port, port.unflooded_port]))
             .filter(|(_, [isolated, unflooded])| *isolated || *unflooded)

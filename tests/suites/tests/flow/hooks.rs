@@ -239,6 +239,13 @@ fn what_others_hook_to_an_interface_meets_every_packet() -> Result<()> {
                     show: "",
                     fast: Fast::Neither,
                 },
+                Hook {
+                    what: "a limit on the aggregates of the bridge",
+                    add: "ip link set cni0 gso_max_size 3000",
+                    remove: "ip link set cni0 gso_max_size 65536",
+                    show: "",
+                    fast: Fast::Neither,
+                },
                 // Nothing passes that by, so that nothing is left to the kernel for it.
                 Hook {
                     what: "a limit on what the node sends",
