@@ -117,7 +117,7 @@ impl Rules {
 
     async fn by_nft(&mut self, options: &MasqOptions) -> Result<(), ExecError> {
         let rules: Vec<RuleSet> = options.rules.iter().map(RuleSet::new).collect();
-        let nft = Nft::detect(Machine, &rules).await?;
+        let nft = Nft::detect(Machine, &rules).await?.asking();
         let earlier = options.earlier();
         let others = async move { iptables::remove(&mut Machine, &earlier).await };
         self.spawn(nft, "nftables", true, options.resync, others);
@@ -132,7 +132,7 @@ impl Rules {
         let families = options.families(family);
         let mut without = vec![families.own];
         without.extend(&families.without);
-        let iptables = Iptables::detect(Machine, families, options.earlier(), rules).await?;
+        let iptables = Iptables::detect(Machine, families, options.earlier(), rules).await?.asking();
         let notified = iptables.is_nft();
         let others = async move { nft::remove(&mut Machine, &without).await };
         let kept_by = match Family::of_network(family.network) {

@@ -77,6 +77,7 @@ pub(super) struct Rule {
     /// A second condition on the destination: not in this network.
     pub(super) destination_not: Option<IpNetwork>,
     pub(super) mark: Option<Mark>,
+    pub(super) transport: Option<Transport>,
     pub(super) state: Option<State>,
     pub(super) verdict: Verdict,
 }
@@ -86,6 +87,16 @@ pub(super) struct Rule {
 pub(super) struct In {
     pub(super) network: IpNetwork,
     pub(super) negated: bool,
+}
+
+/// Of this protocol, and with these ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Transport {
+    /// `tcp` or `udp`.
+    pub(super) protocol: &'static str,
+    /// The lowest and the highest.
+    pub(super) source_ports: Option<(u16, u16)>,
+    pub(super) destination_ports: Option<(u16, u16)>,
 }
 
 /// `mark & mask == value`, or not so.
@@ -103,6 +114,8 @@ pub(super) enum State {
     Established,
     /// An address or port of it is changed on its way, and it was begun to an address in this network.
     TranslatedIn(IpNetwork),
+    /// It was begun to an address in this network, translated or not.
+    BegunTo(IpNetwork),
     /// A helper reads it, for the connections that it announces (FTP's, SIP's): `IPS_HELPER`.
     Helped,
 }
@@ -158,6 +171,7 @@ fn exempt(options: &RuleOptions) -> Vec<Rule> {
         destination: None,
         destination_not: None,
         mark: None,
+        transport: None,
         state: None,
         verdict: Verdict::Keep,
     };
@@ -184,6 +198,7 @@ fn masq(options: &RuleOptions, family: Family) -> Vec<Rule> {
         destination,
         destination_not: None,
         mark: None,
+        transport: None,
         state: None,
         verdict,
     };
@@ -204,6 +219,7 @@ fn forward(cluster: IpNetwork) -> Vec<Rule> {
         destination: None,
         destination_not: None,
         mark: None,
+        transport: None,
         state: None,
         verdict: Verdict::Accept,
     };
@@ -219,6 +235,7 @@ fn flow(cluster: IpNetwork, bit: u32) -> Vec<Rule> {
         destination: within(cluster),
         destination_not: None,
         mark: None,
+        transport: None,
         state,
         verdict,
     };

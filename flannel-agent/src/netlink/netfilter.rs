@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, io, time::Duration};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::{
     AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
 };
@@ -20,12 +20,15 @@ use super::{
     NetlinkError,
     connection::frames,
     error::errno,
-    raw::{HEADER, attributes, number, text},
+    raw::{HEADER, attributes, number, text, value},
 };
+use crate::values::Family;
 
 /// Subsystem of nftables, in the upper byte of a message's type (include/uapi/linux/netfilter/nfnetlink.h).
-const NFTABLES: u16 = 10 << 8;
+pub(super) const NFTABLES: u16 = 10 << 8;
 /// Kinds of its messages (include/uapi/linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`).
+const NEW_TABLE: u16 = NFTABLES;
+const GET_TABLE: u16 = NFTABLES | 1;
 const NEW_CHAIN: u16 = NFTABLES | 3;
 const GET_CHAIN: u16 = NFTABLES | 4;
 pub(super) const NEW_RULE: u16 = NFTABLES | 6;
@@ -115,13 +118,34 @@ impl Netfilter {
     /// When the kernel gives no socket; not where it only gives no notices, for want of CAP_NET_ADMIN or of nftables.
     pub fn open() -> Result<Self, NetlinkError> {
         let refused = |error: io::Error| NetlinkError::Open(errno(&error));
+        let opened = Self::without_notices()?;
+        let mut notices = TokioSocket::new(NETLINK_NETFILTER).map_err(refused)?;
+        let listens = notices.socket_mut().bind(&SocketAddr::new(0, GROUP)).is_ok();
+        Ok(Self { notices: Some(notices).filter(|_| listens), ..opened })
+    }
+
+    /// Opens a connection, and does not listen.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn without_notices() -> Result<Self, NetlinkError> {
+        let refused = |error: io::Error| NetlinkError::Open(errno(&error));
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(refused)?;
         let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(NetlinkError::Open)?;
         socket.bind(&SocketAddr::new(0, 0)).map_err(refused)?;
-        let mut notices = TokioSocket::new(NETLINK_NETFILTER).map_err(refused)?;
-        let listens = notices.socket_mut().bind(&SocketAddr::new(0, GROUP)).is_ok();
-        Ok(Self { socket, sequence: 0, notices: Some(notices).filter(|_| listens), datagram: Vec::new() })
+        Ok(Self { socket, sequence: 0, notices: None, datagram: Vec::new() })
+    }
+
+    /// The names of the tables of IPv4, or IPv6, alone: those of iptables are among them.
+    ///
+    /// # Errors
+    /// When the kernel refuses. That it has no nftables is no error.
+    pub fn tables(&mut self, family: Family) -> Result<BTreeSet<String>, NetlinkError> {
+        const NAME: u16 = 1;
+        let tables = self.dump(GET_TABLE, NEW_TABLE, of_ip(family))?;
+        let name = |message: &Vec<u8>| Some(text(value(message.get(HEADER + GENERIC..)?, NAME)?));
+        Ok(tables.iter().filter_map(name).collect())
     }
 
     /// The chains there are now.
@@ -138,35 +162,22 @@ impl Netfilter {
         Ok(chains)
     }
 
-    /// The tables and names of the chains of a family that are at one of `hooks`.
-    pub(super) fn chains_at(
-        &mut self,
-        family: u8,
-        hooks: &[u32],
-    ) -> Result<BTreeSet<(String, String)>, NetlinkError> {
-        let mut found = BTreeSet::new();
-        for message in self.dump(GET_CHAIN, NEW_CHAIN, family)? {
-            let (mut table, mut name, mut hook) = (String::new(), String::new(), None);
-            for (kind, value) in attributes(message.get(HEADER + GENERIC..).unwrap_or_default()) {
-                match kind {
-                    1 => table = text(value),
-                    3 => name = text(value),
-                    4 => hook = Some(of_hook(value).0),
-                    _ => {}
-                }
-            }
-            if hook.is_some_and(|hook| hooks.contains(&hook)) {
-                found.insert((table, name));
-            }
-        }
-        Ok(found)
-    }
-
     /// The objects of a family, which requests of kind `get` are answered with by messages of kind `new`.
     pub(super) fn dump(&mut self, get: u16, new: u16, family: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        self.dump_of(get, new, family, &[])
+    }
+
+    /// The same, only of those with these attributes, as far as the kernel heeds them.
+    pub(super) fn dump_of(
+        &mut self,
+        get: u16,
+        new: u16,
+        family: u8,
+        wanted: &[u8],
+    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
         let mut last = Vec::new();
         for _ in 0..DUMP_TRIES {
-            let (messages, consistent) = self.dump_once(get, new, family)?;
+            let (messages, consistent) = self.request(get, new, NLM_F_DUMP, family, wanted)?;
             last = messages;
             if consistent {
                 break;
@@ -175,20 +186,33 @@ impl Netfilter {
         Ok(last)
     }
 
-    /// The same, and whether none changed meanwhile.
-    fn dump_once(&mut self, get: u16, new: u16, family: u8) -> Result<(Vec<Vec<u8>>, bool), NetlinkError> {
+    /// What answers a request for the one object of its kind.
+    pub(super) fn ask(&mut self, get: u16, new: u16) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        Ok(self.request(get, new, NLM_F_ACK, 0, &[])?.0)
+    }
+
+    /// One request, and whether nothing changed while it was answered.
+    fn request(
+        &mut self,
+        get: u16,
+        new: u16,
+        flags: u16,
+        family: u8,
+        wanted: &[u8],
+    ) -> Result<(Vec<Vec<u8>>, bool), NetlinkError> {
         let failed = |error: io::Error| match errno(&error) {
             Errno::EAGAIN => NetlinkError::Silent(PATIENCE),
             errno => NetlinkError::Socket(errno),
         };
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        request.extend(((HEADER + GENERIC) as u32).to_ne_bytes());
+        request.extend(((HEADER + GENERIC + wanted.len()) as u32).to_ne_bytes());
         request.extend(get.to_ne_bytes());
-        request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+        request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
         request.extend(self.sequence.to_ne_bytes());
         request.extend([0; 4]);
         request.extend([family, 0, 0, 0]);
+        request.extend(wanted);
         self.socket.send_to(&request, &SocketAddr::new(0, 0), 0).map_err(failed)?;
         let (mut messages, mut consistent) = (Vec::new(), true);
         loop {
@@ -209,7 +233,11 @@ impl Netfilter {
                     Some(DONE) => return Ok((messages, consistent)),
                     Some(ERROR) => {
                         let code = message.get(HEADER..HEADER + 4).and_then(|bytes| bytes.try_into().ok());
-                        return match Errno::from_raw(-code.map_or(0, i32::from_ne_bytes)) {
+                        let code = code.map_or(0, i32::from_ne_bytes);
+                        if code == 0 {
+                            return Ok((messages, consistent));
+                        }
+                        return match Errno::from_raw(code.wrapping_neg()) {
                             // There is no nftables, or not this family of it.
                             Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::ENOENT => {
                                 Ok((Vec::new(), true))
@@ -318,8 +346,16 @@ fn add(chains: &mut Chains, family: u8, message: &[u8]) {
     }
 }
 
+/// NFPROTO_IPV4, NFPROTO_IPV6.
+pub(super) const fn of_ip(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
 /// The number of a hook, and its interfaces.
-fn of_hook(hook: &[u8]) -> (u32, BTreeSet<String>) {
+pub(super) fn of_hook(hook: &[u8]) -> (u32, BTreeSet<String>) {
     const NUMBER: u16 = 1;
     const DEVICE: u16 = 3;
     const DEVICES: u16 = 4;

@@ -28,7 +28,7 @@ pub(super) struct Look {
     tc: TrafficControl,
     /// None where the kernel does not tell of offloads.
     offloads: Option<Offloads>,
-    pub(super) netfilter: Netfilter,
+    netfilter: Netfilter,
     /// The chains that were found the last time.
     chains: Chains,
 }

@@ -9,10 +9,7 @@ use std::{
 
 use flannel_common::layout::{FastPath, Heeded};
 use ipnetwork::IpNetwork;
-use tokio::{
-    select,
-    time::{Instant, sleep},
-};
+use tokio::{select, time::sleep};
 use tracing::{debug, warn};
 
 use super::{echoes::Echoes, foreign::Look};
@@ -32,9 +29,6 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// it is read takes the kernel longer than the change itself. Everything is looked at afterwards instead.
 const MOST_ECHOES: usize = 1024;
 
-/// So long apart all rules of nft tables are read.
-const RULES_APART: Duration = Duration::from_secs(25);
-
 /// What of the node a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
@@ -52,8 +46,6 @@ pub struct Surroundings {
     pub unaddressed: BTreeSet<Family>,
     /// What others have set up at the interfaces that packets between pods meet.
     pub foreign: Foreign,
-    /// Rules of nft tables for which each packet counts, in words, where packets skip them.
-    pub each_packet: Vec<String>,
     /// The interfaces besides the external one at which that was looked for because peers are reached by them.
     pub exits: BTreeSet<u32>,
 }
@@ -116,8 +108,6 @@ pub struct KernelHost {
     aggregates: BTreeMap<u32, AggregateLimits>,
     /// The routes to pods that do more than lead there, unless they may have changed since they were read.
     pod_routes: Option<PodRoutes>,
-    /// The rules of nft tables for which each packet counts, and when they were read.
-    each_packet: Option<(Instant, Vec<String>)>,
 }
 
 impl KernelHost {
@@ -135,7 +125,6 @@ impl KernelHost {
             restricted: BTreeMap::new(),
             aggregates: BTreeMap::new(),
             pod_routes: None,
-            each_packet: None,
         })
     }
 
@@ -184,19 +173,6 @@ impl KernelHost {
             self.heard.forwarding = true;
             self.restricted = restricted;
         }
-    }
-
-    /// The rules of nft tables for which each packet counts. They are read now and then: kube-proxy may have very many
-    /// others.
-    fn each_packet(&mut self) -> Result<Vec<String>, NetlinkError> {
-        if let Some((at, rules)) = &self.each_packet
-            && at.elapsed() < RULES_APART
-        {
-            return Ok(rules.clone());
-        }
-        let rules = self.look.netfilter.counting_rules()?;
-        self.each_packet = Some((Instant::now(), rules.clone()));
-        Ok(rules)
     }
 
     /// The routes to pods that do more than lead there.
@@ -351,12 +327,8 @@ impl Host for KernelHost {
         };
         policies.sort_unstable();
         policies.dedup();
-        let each_packet = match local.fast_path {
-            FastPath::Flow => self.each_packet()?,
-            _ => Vec::new(),
-        };
         let exits = exits.clone();
-        Ok(Surroundings { pods, policies, overlays, underlay, unaddressed, foreign, each_packet, exits })
+        Ok(Surroundings { pods, policies, overlays, underlay, unaddressed, foreign, exits })
     }
 
     async fn next_hops(

@@ -24,8 +24,6 @@ pub(super) struct Journal {
     skipped: BTreeMap<(LeaseSubnet, Family), Skip>,
     on_kernel: BTreeMap<IpNetwork, NoHop>,
     crowded: BTreeSet<u32>,
-    /// Rules of nft tables for which each packet counts, as they were last named.
-    each_packet: Vec<String>,
     /// What was named as left by an earlier run.
     leftovers: BTreeSet<ObjectKey>,
     /// Peers that came, left or changed since their number was last logged, or not logged for being few.
@@ -69,22 +67,6 @@ impl Journal {
             }
         }
         self.crowded.retain(|veth| pods.links.contains(veth));
-    }
-
-    /// The rules of nft tables for which each packet counts: each is named once as long as it is there.
-    pub(super) fn each_packet(&mut self, now: &[String]) {
-        let news: Vec<_> = now.iter().filter(|rule| !self.each_packet.contains(rule)).collect();
-        for rule in news.iter().take(LINES) {
-            warn!(
-                %rule,
-                "this nft rule goes by rates or volumes of packets, or hands them on: it sees few packets of flows that skip \
-                 the stack. Use --fast-path=overlay where that matters"
-            );
-        }
-        if news.len() > LINES {
-            warn!(rules = news.len(), "there are more such rules than are listed");
-        }
-        self.each_packet = now.to_vec();
     }
 
     /// What an earlier run seems to have left, and `changes` of the first pass take away.

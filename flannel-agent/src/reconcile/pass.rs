@@ -104,7 +104,6 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             let placed = self.local.fast_path.finds_pods().then_some(&surroundings.pods);
             self.schedule.pods_seen(placed, self.local.stacks.len(), now);
             self.journal.crowded(&surroundings.pods);
-            self.journal.each_packet(&surroundings.each_packet);
             self.surroundings = surroundings;
         }
         let wanted = public_addresses(&self.local, leases);

@@ -15,7 +15,7 @@ use crate::{
         sysctl,
     },
     inspect::Kernel,
-    netlink::{IpsecTable, Netfilter, Netlink, NetlinkError},
+    netlink::{IpsecTable, Netlink, NetlinkError},
     values::Family,
 };
 
@@ -52,8 +52,6 @@ pub struct Surroundings {
     pub ipsec: Option<IpsecTable>,
     /// The clock.
     pub clock: Option<Clock>,
-    /// Rules of nft tables for which each packet counts.
-    pub each_packet: Vec<String>,
 }
 
 /// Where container runtimes look for CNI configurations.
@@ -117,7 +115,6 @@ impl Surroundings {
             }
             found.bridge = Some((addresses, bridge.mtu));
         }
-        found.each_packet = Netfilter::open()?.counting_rules()?;
         found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
         found.nft = Nft::read();
         found.ipsec = IpsecTable::read().await.ok();

@@ -94,6 +94,15 @@ impl Backend {
         self.kind
     }
 
+    /// The other back ends of this machine.
+    pub(super) fn others(&self, exec: &impl Exec, family: Family) -> Vec<Kind> {
+        let is_other = |kind: &Kind| {
+            let same = self.kind == Kind::Plain && self.is_nft() == (*kind == Kind::Nft);
+            *kind != self.kind && !same
+        };
+        Kind::all(exec, family).into_iter().filter(is_other).collect()
+    }
+
     /// Whether changes of its rules are told by the kernel's nf_tables.
     pub(super) fn is_nft(&self) -> bool {
         self.version_text.contains("nf_tables")

@@ -9,34 +9,16 @@ use std::collections::BTreeSet;
 use ipnetwork::IpNetwork;
 
 use super::saved::{SavedRule, SavedTable};
-use crate::values::overlap;
+use crate::{
+    netlink::nft_rules::words::{EACH, MATCHES, TELLS},
+    values::overlap,
+};
 
 /// The chains of the kernel that forwarded packets go through.
 const PLACES: [&str; 3] = ["PREROUTING", "FORWARD", "POSTROUTING"];
-/// Matches whose answer depends on which packets they have seen, or on what is in one.
-const MATCHES: [&str; 13] = [
-    "bpf",
-    "connbytes",
-    "hashlimit",
-    "length",
-    "limit",
-    "nfacct",
-    "quota",
-    "quota2",
-    "rateest",
-    "recent",
-    "statistic",
-    "string",
-    "u32",
-];
 /// Options of the match `set` by the counters of its elements.
 const OF_COUNTERS: [&str; 6] =
     ["--bytes-eq", "--bytes-gt", "--bytes-lt", "--packets-eq", "--packets-gt", "--packets-lt"];
-/// Targets that give packets, or copies of them, to somebody, or by which each packet keeps something alive.
-const EACH: [&str; 6] = ["IDLETIMER", "NFQUEUE", "QUEUE", "RATEEST", "SET", "TEE"];
-/// Targets that only tell of packets.
-const TELLS: [&str; 5] = ["AUDIT", "LOG", "NFLOG", "TRACE", "ULOG"];
-
 /// A rule for which each packet counts, and which packets between pods it can see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
@@ -155,14 +137,7 @@ impl Walk<'_> {
             named.filter(|named| named.prefix() > self.network.prefix()).unwrap_or(self.network)
         };
         let (source, destination) = (within(source), within(destination));
-        // As iptables shows it: a single address alone.
-        let service = match service {
-            Some(one) if one.prefix() == if one.is_ipv4() { 32 } else { 128 } => {
-                format!("-m conntrack --ctorigdst {} ", one.ip())
-            }
-            Some(network) => format!("-m conntrack --ctorigdst {network} "),
-            None => String::new(),
-        };
+        let service = service.map(begun_to).unwrap_or_default();
         let spec = format!(
             "-s {source} -d {destination} {transport}{service}-m comment --comment \"{}\" -j RETURN",
             self.comment
@@ -171,6 +146,15 @@ impl Walk<'_> {
             [source, destination] == [self.network; 2] && transport.is_empty() && service.is_empty();
         let text = format!("-A {chain} {}", rule.text);
         self.found.push(Found { text, exception: SavedRule::new(&spec), sees_all });
+    }
+}
+
+/// That a flow was begun to an address in `network`, as iptables shows it: a single address alone. With a space behind it.
+pub(super) fn begun_to(network: IpNetwork) -> String {
+    match network.prefix() {
+        32 if network.is_ipv4() => format!("-m conntrack --ctorigdst {} ", network.ip()),
+        128 => format!("-m conntrack --ctorigdst {} ", network.ip()),
+        _ => format!("-m conntrack --ctorigdst {network} "),
     }
 }
 

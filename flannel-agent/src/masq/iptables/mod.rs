@@ -8,16 +8,20 @@ use tracing::{info, warn};
 use super::{
     exec::{Exec, ExecError},
     keep::{Firewall, Flows, Look},
-    rules::{FLOW, RuleSet},
+    rules::RuleSet,
 };
 use crate::{netlink::FLOW_CHAIN, values::Family};
 use backend::{Backend, Kind};
+use others::Others;
 use saved::{Saved, SavedRule, SavedTable};
 use table::Table;
 
 mod backend;
 mod each_packet;
 mod helped;
+mod of_nft;
+pub(super) mod others;
+mod plain;
 mod saved;
 mod spec;
 mod table;
@@ -46,14 +50,10 @@ pub(super) struct Iptables<E> {
     earlier: Vec<IpNetwork>,
     /// Why the rules that mark established flows are not among them.
     unmarked: Option<String>,
-    /// What is kept from that mark, as the last look has found it.
-    exceptions: Vec<SavedRule>,
+    /// What is kept from that mark.
+    others: Others,
     /// What an earlier look had found, and is to be kept from it no more.
     dropped: Vec<SavedRule>,
-    /// Rules of others for which each packet counts, as it has found them.
-    each_packet: Vec<String>,
-    /// The last look has found others than the one before.
-    adapts: bool,
 }
 
 impl<E: Exec> Iptables<E> {
@@ -83,11 +83,14 @@ impl<E: Exec> Iptables<E> {
             without,
             earlier,
             unmarked: None,
-            exceptions: Vec::new(),
+            others: Others::default(),
             dropped: Vec::new(),
-            each_packet: Vec::new(),
-            adapts: false,
         })
+    }
+
+    /// The same, looking for what others have beside these rules.
+    pub(super) fn asking(self) -> Self {
+        Self { others: self.others.asking(), ..self }
     }
 
     /// Whether the kernel tells of changes to these rules.
@@ -97,7 +100,7 @@ impl<E: Exec> Iptables<E> {
 
     fn tables(&self) -> [Table; 3] {
         let [nat, filter, mangle] = Table::of(&self.rules, &of_family(&self.earlier, self.rules.family));
-        [nat, filter, mangle.with_exceptions(&self.exceptions, &self.dropped)]
+        [nat, filter, mangle.with_exceptions(self.others.exceptions(), &self.dropped)]
     }
 
     /// Whether to look at `table`. Asking for it makes it, and packets then take the way through it: what
@@ -112,44 +115,18 @@ impl<E: Exec> Iptables<E> {
         Ok(Saved::parse(&text))
     }
 
-    /// Looks which flows connection tracking, or the rules in `tables`, have to see whole.
-    async fn look_for_exceptions(&mut self, tables: &[SavedTable]) {
-        let family = self.rules.family;
+    /// Looks which flows connection tracking, or a rule of others, has to see whole. `tables` of ours have just been read.
+    async fn look_for_exceptions(&mut self, tables: Vec<(&str, SavedTable)>) {
         let Some(network) = self.rules.flow.as_ref().and(self.network) else { return };
-        // With legacy iptables, asking for a table makes it.
-        let there = self.backend.is_nft() || legacy_tables(family).iter().any(|table| table == helped::RAW);
-        let program = self.backend.program(family, "-save");
-        let raw = match there {
-            true => self.exec.run(&program, &["-t", helped::RAW], "").await.ok(),
-            false => None,
-        };
-        // Without that table nothing has a helper.
-        let saved = raw.map(|text| Saved::parse(&text).table(helped::RAW)).unwrap_or_default();
-        let mut exceptions = helped::exceptions(&saved, network, FLOW);
-        for rule in exceptions.iter().filter(|rule| !self.exceptions.contains(rule)) {
-            info!(
-                rule = rule.text,
-                "a rule gives flows a helper of connection tracking, or timeouts of their own: they do not skip the stack"
-            );
-        }
-        self.each_packet.clear();
-        for found in tables.iter().chain([&saved]).flat_map(|table| each_packet::found(table, network, FLOW))
-        {
-            if !self.exceptions.contains(&found.exception) && !exceptions.contains(&found.exception) {
-                say_of(&found);
-            }
-            self.each_packet.push(found.text);
-            if !exceptions.contains(&found.exception) {
-                exceptions.push(found.exception);
-            }
-        }
-        self.adapts = exceptions != self.exceptions;
-        for rule in std::mem::replace(&mut self.exceptions, exceptions) {
+        let before = self.others.exceptions().to_vec();
+        self.others.look(&mut self.exec, network, Some(&self.backend), tables).await;
+        for rule in before {
             if !self.dropped.contains(&rule) {
                 self.dropped.push(rule);
             }
         }
-        self.dropped.retain(|rule| !self.exceptions.contains(rule));
+        let wanted = self.others.exceptions();
+        self.dropped.retain(|rule| !wanted.contains(rule));
     }
 
     async fn put_right(&mut self, table: &Table, look: Look) -> Result<(), ExecError> {
@@ -210,9 +187,9 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
             }
         }
         // Rules of the third, nat, see the first packet of a flow alone.
-        let tables: Vec<SavedTable> =
-            ["mangle", "filter"].iter().filter_map(|name| found.get(name).cloned()).collect();
-        self.look_for_exceptions(&tables).await;
+        let tables =
+            ["mangle", "filter"].into_iter().filter_map(|name| Some((name, found.get(name)?.clone())));
+        self.look_for_exceptions(tables.collect()).await;
         let marking = found.get("mangle").and_then(|table| table.chain(FLOW_CHAIN)).unwrap_or_default();
         self.dropped.retain(|rule| marking.contains(rule));
         let tables = self.tables();
@@ -251,22 +228,17 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
             remove_table(&mut self.exec, self.backend.kind(), self.rules.family, &mangle).await;
         }
         // What the other back end has of ours would masquerade beside us.
-        let used = self.backend.kind();
-        for kind in Kind::all(&self.exec, self.rules.family) {
-            let save = [kind, used].map(|kind| kind.program(self.rules.family, "-save"));
-            let same = used == Kind::Plain && self.backend.is_nft() == (kind == Kind::Nft);
-            if save[0] != save[1] && !same {
-                remove_from(&mut self.exec, kind, self.rules.family, &self.earlier).await;
-            }
+        for kind in self.backend.others(&self.exec, self.rules.family) {
+            remove_from(&mut self.exec, kind, self.rules.family, &self.earlier).await;
         }
     }
 
     fn adapts(&self) -> bool {
-        self.adapts
+        self.others.adapts()
     }
 
     fn each_packet(&self) -> &[String] {
-        &self.each_packet
+        self.others.each_packet()
     }
 
     fn flows(&self) -> Flows {
@@ -276,33 +248,6 @@ impl<E: Exec + Send> Firewall for Iptables<E> {
             (None, None) => Flows::NotAsked,
         }
     }
-}
-
-/// Says for which rule flows do not skip the stack.
-fn say_of(found: &each_packet::Found) {
-    let rule = &found.text;
-    if found.sees_all {
-        warn!(
-            rule,
-            "a rule goes by rates, volumes or contents of packets, or copies them, and can see every flow: no flow skips \
-             the stack. Name the protocol, ports or addresses in it that it is about"
-        );
-    } else {
-        info!(
-            rule,
-            "a rule goes by rates, volumes or contents of packets, or copies them: flows that it can see do not skip the \
-             stack"
-        );
-    }
-}
-
-/// The tables that legacy iptables has made.
-fn legacy_tables(family: Family) -> Vec<String> {
-    let file = match family {
-        Family::V4 => "/proc/thread-self/net/ip_tables_names",
-        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
-    std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
 /// Removes all rules of flannel's from iptables, of both families and in both back ends, as far as there are
@@ -354,7 +299,7 @@ async fn remove_found<E: Exec>(exec: &mut E, kind: Kind, family: Family, table: 
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str, network: IpNetwork, rules: &RuleSet) {
     let saved = Saved::parse(text);
-    let exceptions = helped::exceptions(&saved.table(helped::RAW), network, FLOW);
+    let exceptions = helped::exceptions(&saved.table(helped::RAW), network, super::rules::FLOW);
     for table in Table::of(rules, &[network]).into_iter().chain(Table::without_ours(rules.family, &[network]))
     {
         let table = table.with_exceptions(&exceptions, &[]);

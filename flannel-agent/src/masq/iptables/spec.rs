@@ -2,7 +2,8 @@
 
 use ipnetwork::IpNetwork;
 
-use crate::masq::rules::{In, Rule, State, Verdict};
+use super::each_packet::begun_to;
+use crate::masq::rules::{In, Rule, State, Transport, Verdict};
 
 /// `rule` with `comment`, without the chain it is in.
 pub(super) fn spec(rule: &Rule, comment: &str) -> String {
@@ -18,11 +19,25 @@ pub(super) fn spec(rule: &Rule, comment: &str) -> String {
     if let Some(mark) = rule.mark {
         words.push(format!("-m mark {}--mark {:#x}/{:#x}", not(mark.negated), mark.value, mark.mask));
     }
+    if let Some(Transport { protocol, source_ports, destination_ports }) = rule.transport {
+        words.push(format!("-p {protocol}"));
+        if source_ports.or(destination_ports).is_some() {
+            words.push(format!("-m {protocol}"));
+        }
+        for (option, ports) in [("--sport", source_ports), ("--dport", destination_ports)] {
+            match ports {
+                Some((low, high)) if low == high => words.push(format!("{option} {low}")),
+                Some((low, high)) => words.push(format!("{option} {low}:{high}")),
+                None => {}
+            }
+        }
+    }
     match rule.state {
         Some(State::Established) => words.push("-m conntrack --ctstate ESTABLISHED".to_owned()),
         Some(State::TranslatedIn(network)) => {
             words.push(format!("-m conntrack --ctstate SNAT,DNAT --ctorigdst {network}"));
         }
+        Some(State::BegunTo(network)) => words.push(begun_to(network).trim_end().to_owned()),
         // iptables has no words for it.
         Some(State::Helped) | None => {}
     }

@@ -21,6 +21,8 @@ use crate::{
 const SETTLE: Duration = Duration::from_millis(20);
 /// How often to look where the kernel does not tell of changes.
 const POLL: Duration = Duration::from_secs(1);
+/// How often to look at least where flows are marked: of some of what is kept from the mark the kernel never tells.
+const UNTOLD: Duration = Duration::from_secs(5);
 /// After a look, so many times its length nothing is done: where there are many rules, a look takes long, and
 /// whoever changes them often would have us look all the time.
 const REST: u32 = 20;
@@ -276,7 +278,11 @@ impl<F: Firewall> Keeper<F> {
             false => Duration::ZERO,
         };
         sleep(rest).await;
-        let poll = if self.monitor.is_some() { self.resync } else { self.resync.min(POLL) };
+        let poll = match (&self.monitor, self.firewall.flows()) {
+            (None, _) => self.resync.min(POLL),
+            (Some(_), Flows::Marked) => self.resync.min(UNTOLD),
+            (Some(_), _) => self.resync,
+        };
         let poll = self.struggle.left().map_or(poll, |left| poll.min(left));
         let told = async {
             match &mut self.monitor {

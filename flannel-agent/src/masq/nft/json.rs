@@ -10,7 +10,7 @@ use super::{
 use crate::{
     masq::{
         keep::Look,
-        rules::{IPS_HELPER, In, Rule, State, Verdict},
+        rules::{IPS_HELPER, In, Rule, State, Transport, Verdict},
     },
     values::Family,
 };
@@ -90,14 +90,20 @@ fn expressions(rule: &Rule, family: Family) -> Value {
     if let Some(within) = rule.destination_not {
         all.push(compare(true, field("daddr"), network(within)));
     }
+    if let Some(transport) = rule.transport {
+        all.extend(of_transport(&transport));
+    }
     if let Some(state) = rule.state {
-        let (key, right) = match state {
-            State::Established => ("state", json!("established")),
-            State::TranslatedIn(_) => ("status", json!(["snat", "dnat"])),
-            State::Helped => ("status", json!(IPS_HELPER)),
+        let condition = match state {
+            State::Established => Some(("state", json!("established"))),
+            State::TranslatedIn(_) => Some(("status", json!(["snat", "dnat"]))),
+            State::Helped => Some(("status", json!(IPS_HELPER))),
+            State::BegunTo(_) => None,
         };
-        all.push(json!({ "match": { "op": "in", "left": { "ct": { "key": key } }, "right": right } }));
-        if let State::TranslatedIn(within) = state {
+        all.extend(condition.map(|(key, right)| {
+            json!({ "match": { "op": "in", "left": { "ct": { "key": key } }, "right": right } })
+        }));
+        if let State::TranslatedIn(within) | State::BegunTo(within) = state {
             let destination = json!({ "ct": { "key": format!("{protocol} daddr"), "dir": "original" } });
             all.push(compare(false, destination, network(within)));
         }
@@ -112,6 +118,22 @@ fn expressions(rule: &Rule, family: Family) -> Value {
         Verdict::Unmark(bits) => set_mark("&", !bits),
     });
     Value::Array(all)
+}
+
+fn of_transport(transport: &Transport) -> Vec<Value> {
+    let Transport { protocol, source_ports, destination_ports } = transport;
+    let equal = |left: Value, right: Value| json!({ "match": { "op": "==", "left": left, "right": right } });
+    let mut all = Vec::new();
+    for (field, ports) in [("sport", source_ports), ("dport", destination_ports)] {
+        if let Some((low, high)) = ports {
+            let right = if low == high { json!(low) } else { json!({ "range": [low, high] }) };
+            all.push(equal(json!({ "payload": { "protocol": protocol, "field": field } }), right));
+        }
+    }
+    if all.is_empty() {
+        all.push(equal(json!({ "meta": { "key": "l4proto" } }), json!(protocol)));
+    }
+    all
 }
 
 /// The mark becomes what it was, combined with `bits` by `operator`.

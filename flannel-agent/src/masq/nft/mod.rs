@@ -1,9 +1,11 @@
 //! The rules in the hands of nft, in tables of flannel's own (`EnableNFTables`).
 
+use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
 use super::{
     exec::{Exec, ExecError},
+    iptables::others::Others,
     keep::{Firewall, Flows, Look},
     rules::{Rule, RuleSet},
 };
@@ -47,6 +49,12 @@ pub(super) struct Nft<E> {
     comments: bool,
     /// Why the chains that mark established flows are not in the tables.
     unmarked: Option<String>,
+    /// What is kept from that mark, in the order of the tables.
+    others: [Others; 2],
+    /// What is in the tables may hold exceptions that are wanted no more.
+    stale: bool,
+    /// Rules of others for which each packet counts, of both families.
+    each_packet: Vec<String>,
 }
 
 impl Table {
@@ -86,6 +94,20 @@ impl Table {
         }
     }
 
+    /// With `exceptions` behind the first of the rules that mark flows, which clears the mark.
+    fn with_exceptions(mut self, exceptions: &[Rule]) -> Self {
+        if let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == ESTABLISHED) {
+            chain.rules.splice(1..1, exceptions.iter().copied());
+        }
+        self
+    }
+
+    /// The network whose flows are marked.
+    fn marked(&self) -> Option<IpNetwork> {
+        let chain = self.chains.iter().find(|chain| chain.name == ESTABLISHED)?;
+        chain.rules.iter().find_map(|rule| Some(rule.source?.network))
+    }
+
     fn marks_flows(&self) -> bool {
         self.chains.iter().any(|chain| chain.name == ESTABLISHED)
     }
@@ -109,7 +131,37 @@ impl<E: Exec> Nft<E> {
             let rules = rules.iter().find(|rules| rules.family == family);
             rules.map_or_else(|| Table::empty(family), Table::of)
         };
-        Ok(Self { exec, tables: Family::BOTH.map(table), comments: true, unmarked: None })
+        Ok(Self {
+            exec,
+            tables: Family::BOTH.map(table),
+            comments: true,
+            unmarked: None,
+            others: Default::default(),
+            stale: false,
+            each_packet: Vec::new(),
+        })
+    }
+
+    /// The same, looking for what others have beside these rules.
+    pub(super) fn asking(self) -> Self {
+        Self { others: self.others.map(Others::asking), ..self }
+    }
+
+    /// The tables as they should be.
+    fn wanted(&self) -> Vec<Table> {
+        let both = self.tables.iter().cloned().zip(&self.others);
+        both.map(|(table, others)| table.with_exceptions(&others.plain_exceptions())).collect()
+    }
+
+    /// Looks which flows connection tracking, or a rule of others, has to see whole.
+    async fn look_for_exceptions(&mut self) {
+        self.each_packet.clear();
+        for (table, others) in self.tables.iter().zip(&mut self.others) {
+            let Some(network) = table.marked() else { continue };
+            others.look_beside(&mut self.exec, network).await;
+            self.each_packet.extend_from_slice(others.each_packet());
+            self.stale |= others.adapts();
+        }
     }
 
     async fn faults_of(&mut self, table: &Table, look: Look) -> Result<Vec<String>, ExecError> {
@@ -152,17 +204,22 @@ impl<E: Exec> Nft<E> {
 
 impl<E: Exec + Send> Firewall for Nft<E> {
     async fn faults(&mut self, look: Look) -> Result<Vec<String>, ExecError> {
+        self.look_for_exceptions().await;
         let mut faults = Vec::new();
-        for table in self.tables.clone() {
+        for table in self.wanted() {
             faults.extend(self.faults_of(&table, look).await?);
+        }
+        if self.stale {
+            faults.push("rules of others that the mark of flows goes by have changed".to_owned());
         }
         Ok(faults)
     }
 
     async fn repair(&mut self, look: Look) -> Result<(), ExecError> {
         let mut outcome = Ok(());
-        for table in self.tables.clone() {
-            if !self.faults_of(&table, look).await?.is_empty() {
+        for table in self.wanted() {
+            let is_stale = self.stale && table.marks_flows();
+            if is_stale || !self.faults_of(&table, look).await?.is_empty() {
                 let replaced = match self.replace(&table).await {
                     Err(error) if look == Look::Start && table.marks_flows() => {
                         self.replace_without_flows(table, error).await
@@ -172,11 +229,20 @@ impl<E: Exec + Send> Firewall for Nft<E> {
                 outcome = outcome.and(replaced);
             }
         }
+        self.stale &= outcome.is_err();
         outcome
     }
 
     /// It has no other back end.
     async fn remove_others(&mut self) {}
+
+    fn adapts(&self) -> bool {
+        self.others.iter().any(Others::adapts)
+    }
+
+    fn each_packet(&self) -> &[String] {
+        &self.each_packet
+    }
 
     fn flows(&self) -> Flows {
         match &self.unmarked {

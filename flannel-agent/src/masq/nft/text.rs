@@ -4,7 +4,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Chain, Table};
 use crate::{
-    masq::rules::{IPS_HELPER, In, Rule, State, Verdict},
+    masq::rules::{IPS_HELPER, In, Rule, State, Transport, Verdict},
     values::Family,
 };
 
@@ -51,9 +51,13 @@ pub(in crate::masq) fn line(rule: &Rule, family: Family) -> String {
     if let Some(network) = rule.destination_not {
         words.push(format!("{ip} daddr != {network}"));
     }
+    if let Some(transport) = rule.transport {
+        words.extend(of_transport(&transport));
+    }
     words.extend(rule.state.map(|state| match state {
         State::Established => "ct state established".to_owned(),
         State::TranslatedIn(network) => format!("ct status snat,dnat ct original {ip} daddr {network}"),
+        State::BegunTo(network) => format!("ct original {ip} daddr {network}"),
         State::Helped => format!("ct status & {IPS_HELPER:#x} != 0"),
     }));
     words.push(match rule.verdict {
@@ -67,6 +71,17 @@ pub(in crate::masq) fn line(rule: &Rule, family: Family) -> String {
         Verdict::Unmark(bits) => format!("meta mark set meta mark & {:#x}", !bits),
     });
     words.join(" ")
+}
+
+fn of_transport(transport: &Transport) -> Vec<String> {
+    let Transport { protocol, source_ports, destination_ports } = transport;
+    let named = [("sport", source_ports), ("dport", destination_ports)];
+    let ports = named.into_iter().filter_map(|(field, ports)| match (*ports)? {
+        (low, high) if low == high => Some(format!("{protocol} {field} {low}")),
+        (low, high) => Some(format!("{protocol} {field} {low}-{high}")),
+    });
+    let words: Vec<String> = ports.collect();
+    if words.is_empty() { vec![format!("meta l4proto {protocol}")] } else { words }
 }
 
 /// `ip` or `ip6`.

@@ -110,7 +110,6 @@ impl Host for Node {
             underlay: world.underlay.clone(),
             unaddressed: world.unaddressed.then_some(Family::V4).into_iter().collect(),
             foreign: world.foreign.clone(),
-            each_packet: Vec::new(),
             exits: exits.clone(),
         })
     }

@@ -98,61 +98,81 @@ fn a_helper_sees_each_packet_of_its_flows() -> Result<()> {
     })
 }
 
-/// What limits, cuts and copies flows, each with the table it is in.
-const FOR_EACH_PACKET: [(&str, &str); 4] = [
-    (
-        "filter",
-        "FORWARD -p udp -m hashlimit --hashlimit-above 5000/sec --hashlimit-burst 5000 --hashlimit-name lab -j DROP",
-    ),
-    ("mangle", "FORWARD -p udp -m length --length 1200:1400 -j DROP"),
-    ("filter", "FORWARD -p udp -j NFQUEUE --queue-num 77 --queue-bypass"),
-    (
-        "mangle",
-        "PREROUTING -p udp -m connbytes --connbytes 900000000: --connbytes-dir both --connbytes-mode bytes -j DROP",
-    ),
+/// What limits, cuts and copies flows: how it is added, and removed, and a word of it.
+const FOR_EACH_PACKET: [[&str; 3]; 5] = [
+    [
+        "iptables -w -I FORWARD -p udp -m hashlimit --hashlimit-above 5000/sec --hashlimit-burst 5000 \
+         --hashlimit-name lab -j DROP",
+        "iptables -w -D FORWARD 1",
+        "hashlimit",
+    ],
+    // The back end that the agent's own rules are not in.
+    [
+        "iptables-legacy -w -I FORWARD -p udp -m length --length 1200:1400 -j DROP",
+        "iptables-legacy -w -D FORWARD 1",
+        "iptables-legacy -t filter -A FORWARD -p udp -m length",
+    ],
+    [
+        "iptables -w -t security -I FORWARD -p udp -j NFQUEUE --queue-num 77 --queue-bypass",
+        "iptables -w -t security -D FORWARD 1",
+        "-t security",
+    ],
+    [
+        "iptables -w -t mangle -I PREROUTING -p udp -m connbytes --connbytes 900000000: --connbytes-dir both \
+         --connbytes-mode bytes -j DROP",
+        "iptables -w -t mangle -D PREROUTING 1",
+        "connbytes",
+    ],
+    [
+        "nft 'add table inet admin; add chain inet admin c { type filter hook forward priority 5; }; \
+         add rule inet admin c meta l4proto udp meta length > 1200 drop'",
+        "nft delete table inet admin",
+        "length or payload in inet admin c",
+    ],
 ];
+
+/// How many packets of a flow of UDP skip the stack on the node of `a`, out and in.
+fn echoed(cluster: &Cluster, a: &Endpoint, b: &Endpoint) -> Result<[u64; 2]> {
+    Ok(fast(&counted(cluster, || udp::echo(a, b, 200, 100))?[0]))
+}
+
+/// As long as there is what `add` adds on the first node, each packet of UDP meets it, and of TCP none needs to.
+fn each_of_udp_meets(cluster: &Cluster, [add, remove, named]: [&str; 3]) -> Result<()> {
+    let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+    let node = cluster.members[0].node.netns();
+    node.run("sh", &["-ec", add])?;
+    eventually(CONVERGENCE, add, || {
+        let found = echoed(cluster, &a, &b)?;
+        ensure!(found == [0, 0], "{found:?} skipped it");
+        Ok(())
+    })?;
+    // The change of rules has stopped all flows, for as long as it takes to see them accepted again.
+    let mut other = Dialogue::open(&a, &b)?;
+    eventually(CONVERGENCE, "a flow that it cannot see is fast", || {
+        let found = fast(&counted(cluster, || other.exchanges(50))?[0]);
+        ensure!(found.into_iter().all(|packets| packets > 40), "{add}: {found:?} of TCP");
+        Ok(())
+    })?;
+    let log = cluster.members[0].agent.log();
+    ensure!(log.contains("flows that it can see do not skip the stack") && log.contains(named), "{log}");
+    node.run("sh", &["-ec", remove])?;
+    eventually(CONVERGENCE, "fast again", || {
+        let found = echoed(cluster, &a, &b)?;
+        ensure!(found.into_iter().all(|packets| packets > 50), "{found:?}");
+        Ok(())
+    })
+}
 
 /// Rules about rates, volumes, lengths and queues meet each packet of the flows they can see, and only of those.
 #[test]
 fn rules_for_which_each_packet_counts_meet_each_packet() -> Result<()> {
     in_lab(|lab| {
         let cluster = cluster(lab, 1, REFRESH)?;
-        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
-        let node = &cluster.members[0].node;
-        let echo =
-            || -> Result<[u64; 2]> { Ok(fast(&counted(&cluster, || udp::echo(&a, &b, 200, 100))?[0])) };
-        for (table, rule) in FOR_EACH_PACKET {
-            node.iptables(&format!("-t {table} -I {rule}"))?;
-            eventually(CONVERGENCE, rule, || {
-                let found = echo()?;
-                ensure!(found == [0, 0], "{found:?} skipped it");
-                Ok(())
-            })?;
-            // The change of rules has stopped all flows, for as long as it takes to see them accepted again.
-            let mut other = Dialogue::open(&a, &b)?;
-            eventually(CONVERGENCE, "a flow that it cannot see is fast", || {
-                let found = fast(&counted(&cluster, || other.exchanges(50))?[0]);
-                ensure!(found.into_iter().all(|packets| packets > 40), "{rule}: {found:?} of TCP");
-                Ok(())
-            })?;
-            let log = cluster.members[0].agent.log();
-            let named = rule.split_whitespace().nth(4).unwrap_or_default();
-            ensure!(
-                log.contains("flows that it can see do not skip the stack") && log.contains(named),
-                "{log}"
-            );
-            node.iptables(&format!("-t {table} -D {rule}"))?;
-            eventually(CONVERGENCE, "fast again", || {
-                let found = echo()?;
-                ensure!(found.into_iter().all(|packets| packets > 50), "{found:?}");
-                Ok(())
-            })?;
-        }
-        Ok(())
+        FOR_EACH_PACKET.into_iter().try_for_each(|rule| each_of_udp_meets(&cluster, rule))
     })
 }
 
-/// The same by nft, which can tell a flow with a helper by itself.
+/// A helper of nft's, whose own rules can tell a flow with one by itself; and rules for which each packet counts.
 #[test]
 fn a_helper_of_nftables_sees_each_packet_of_its_flows() -> Result<()> {
     in_lab(|lab| {
@@ -165,6 +185,9 @@ fn a_helper_of_nftables_sees_each_packet_of_its_flows() -> Result<()> {
         cluster.members[0].node.netns().run("nft", &[rules])?;
         let found = control_connection(&cluster, &a, &b)?;
         ensure!(found == [0, 0], "{found:?}");
+        for rule in [FOR_EACH_PACKET[0], FOR_EACH_PACKET[4]] {
+            each_of_udp_meets(&cluster, rule)?;
+        }
         let log = cluster.members[0].agent.log();
         ensure!(!log.contains("restored rules"), "the rules do not read as they were written:\n{log}");
         Ok(())

@@ -207,14 +207,6 @@ fn rules_about_each_packet(told: &Snapshot, found: &mut Vec<Finding>) {
 fn others(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found: &mut Vec<Finding>) {
     if let Some(told) = told {
         rules_about_each_packet(told, found);
-        let skips = told.fast_path.as_ref().is_some_and(|fast_path| fast_path.granted == "flow");
-        found.extend(around.each_packet.iter().filter(|_| skips).map(|rule| {
-            Finding::warning(
-                "rules",
-                format!("an nft rule sees few packets of flows that skip the stack: {rule}"),
-                "it goes by rates or volumes, or hands packets on: use --fast-path=overlay where that matters",
-            )
-        }));
     }
     let own =
         told.and_then(|told| told.lease.as_ref()).map(|lease| lease.subnets.clone()).unwrap_or_default();
