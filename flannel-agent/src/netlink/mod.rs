@@ -20,6 +20,7 @@ mod lookup;
 mod monitor;
 pub(crate) mod neighbour;
 mod netfilter;
+mod netfilter_hooks;
 mod next_hop;
 pub(crate) mod nft_rules;
 mod notice;

@@ -94,6 +94,9 @@ pub struct Chains {
     pub bridges: BTreeSet<String>,
 }
 
+/// The messages that answer a request, and whether nothing changed meanwhile.
+type Answer = (Vec<Vec<u8>>, bool);
+
 /// What a notice of nftables tells of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RulesetNotice {
@@ -177,7 +180,7 @@ impl Netfilter {
     ) -> Result<Vec<Vec<u8>>, NetlinkError> {
         let mut last = Vec::new();
         for _ in 0..DUMP_TRIES {
-            let (messages, consistent) = self.request(get, new, NLM_F_DUMP, family, wanted)?;
+            let (messages, consistent) = or_nothing(self.request(get, new, NLM_F_DUMP, family, wanted))?;
             last = messages;
             if consistent {
                 break;
@@ -188,18 +191,18 @@ impl Netfilter {
 
     /// What answers a request for the one object of its kind.
     pub(super) fn ask(&mut self, get: u16, new: u16) -> Result<Vec<Vec<u8>>, NetlinkError> {
-        Ok(self.request(get, new, NLM_F_ACK, 0, &[])?.0)
+        Ok(or_nothing(self.request(get, new, NLM_F_ACK, 0, &[]))?.0)
     }
 
     /// One request, and whether nothing changed while it was answered.
-    fn request(
+    pub(super) fn request(
         &mut self,
         get: u16,
         new: u16,
         flags: u16,
         family: u8,
         wanted: &[u8],
-    ) -> Result<(Vec<Vec<u8>>, bool), NetlinkError> {
+    ) -> Result<Answer, NetlinkError> {
         let failed = |error: io::Error| match errno(&error) {
             Errno::EAGAIN => NetlinkError::Silent(PATIENCE),
             errno => NetlinkError::Socket(errno),
@@ -237,13 +240,7 @@ impl Netfilter {
                         if code == 0 {
                             return Ok((messages, consistent));
                         }
-                        return match Errno::from_raw(code.wrapping_neg()) {
-                            // There is no nftables, or not this family of it.
-                            Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::ENOENT => {
-                                Ok((Vec::new(), true))
-                            }
-                            errno => Err(NetlinkError::Socket(errno)),
-                        };
+                        return Err(NetlinkError::Socket(Errno::from_raw(code.wrapping_neg())));
                     }
                     _ => {}
                 }
@@ -283,6 +280,16 @@ impl Netfilter {
             }
             heard.add(&self.datagram);
         }
+    }
+}
+
+/// Without nftables, or this family of it, there is none of what was asked for.
+fn or_nothing(answer: Result<Answer, NetlinkError>) -> Result<Answer, NetlinkError> {
+    match answer {
+        Err(NetlinkError::Socket(
+            Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::ENOENT,
+        )) => Ok((Vec::new(), true)),
+        answer => answer,
     }
 }
 

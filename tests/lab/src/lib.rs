@@ -27,6 +27,7 @@ pub use lab::{
     node_address, node_address_v6, sweep,
 };
 pub use memory::Memory;
+pub use netfilter_program::NetfilterProgram;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::{Plugins, Pod, PodOptions};
@@ -57,6 +58,7 @@ pub mod manifest;
 mod memory;
 mod names;
 mod nested;
+mod netfilter_program;
 mod netns;
 mod node;
 mod owner;

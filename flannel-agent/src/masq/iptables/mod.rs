@@ -22,6 +22,7 @@ mod helped;
 mod of_nft;
 pub(super) mod others;
 mod plain;
+mod programs;
 mod saved;
 mod spec;
 mod table;

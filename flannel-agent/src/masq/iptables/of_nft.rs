@@ -74,6 +74,11 @@ fn found(rule: CountingRule, network: IpNetwork) -> Found {
     Found { text: rule.text, exception: SavedRule::new(&spec(&exception, FLOW)), sees_all }
 }
 
+/// Something else, in words, that sees all packets between addresses of `network`.
+pub(super) fn of_all(text: String, network: IpNetwork) -> Found {
+    found(CountingRule { text, seen: Seen::default() }, network)
+}
+
 /// What keeps the packets that are `seen` from the mark.
 fn exception(seen: &Seen, network: IpNetwork) -> Rule {
     let within = |named: Option<IpNetwork>| {

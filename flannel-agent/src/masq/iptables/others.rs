@@ -10,8 +10,9 @@ use super::{
     backend::{Backend, Kind},
     each_packet::{self, Found},
     helped,
-    of_nft::NftRules,
+    of_nft::{self, NftRules},
     plain,
+    programs::Programs,
     saved::{Saved, SavedRule, SavedTable},
 };
 use crate::{
@@ -51,6 +52,7 @@ pub(in crate::masq) struct Others {
     /// None where it could not be asked, and in tests.
     netfilter: Option<Netfilter>,
     nft: NftRules,
+    programs: Programs,
     /// What is kept from the mark, as the last look has found it.
     exceptions: Vec<SavedRule>,
     /// Rules of others for which each packet counts, as it has found them.
@@ -134,6 +136,8 @@ impl Others {
         }
         if let Some(netfilter) = &mut self.netfilter {
             all.extend(self.nft.look(netfilter, network, !self.reads_nft));
+            let programs = self.programs.look(netfilter, Family::of_network(network)).into_iter();
+            all.extend(programs.map(|text| of_nft::of_all(text, network)));
         }
         self.each_packet.clear();
         for found in all {
@@ -219,8 +223,8 @@ fn say_of(rule: &str, sees_all: bool) {
     if sees_all {
         warn!(
             rule,
-            "a rule goes by rates, volumes or contents of packets, or copies them, and can see every flow: no flow skips \
-             the stack. Name the protocol, ports or addresses in it that it is about"
+            "a rule goes by rates, volumes or contents of packets, or copies them, and can see every flow, or a program does: no \
+             flow skips the stack. Name the protocol, ports or addresses in the rule that it is about"
         );
     } else {
         info!(

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::reason::Reason;
 use flannel_lab::{
-    CONVERGENCE, Cluster, eventually, in_lab,
+    CONVERGENCE, Cluster, NetfilterProgram, eventually, in_lab,
     traffic::{Dialogue, Endpoint, dialogue::listen, udp},
 };
 
@@ -169,6 +169,29 @@ fn rules_for_which_each_packet_counts_meet_each_packet() -> Result<()> {
     in_lab(|lab| {
         let cluster = cluster(lab, 1, REFRESH)?;
         FOR_EACH_PACKET.into_iter().try_for_each(|rule| each_of_udp_meets(&cluster, rule))
+    })
+}
+
+/// A program of eBPF that netfilter calls for what the node forwards.
+#[test]
+fn a_program_at_netfilters_hooks_meets_each_packet() -> Result<()> {
+    in_lab(|lab| {
+        let cluster = cluster(lab, 1, REFRESH)?;
+        let [a, b] = [cluster.members[0].pod()?, cluster.members[1].pod()?];
+        let program = NetfilterProgram::attach(cluster.members[0].node.netns())?;
+        eventually(CONVERGENCE, "it meets each packet", || {
+            let found = echoed(&cluster, &a, &b)?;
+            ensure!(found == [0, 0], "{found:?} skipped it");
+            Ok(())
+        })?;
+        let log = cluster.members[0].agent.log();
+        ensure!(log.contains("at netfilter's hook forward of IPv4"), "{log}");
+        drop(program);
+        eventually(CONVERGENCE, "fast again", || {
+            let found = echoed(&cluster, &a, &b)?;
+            ensure!(found.into_iter().all(|packets| packets > 50), "{found:?}");
+            Ok(())
+        })
     })
 }
 

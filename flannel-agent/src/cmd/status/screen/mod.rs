@@ -121,7 +121,7 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
     let rules = rules.collect::<Vec<_>>();
     line(rows, "Rules", &if rules.is_empty() { "none kept".to_owned() } else { rules.join("; ") });
     for rule in told.rules.iter().flat_map(|rules| &rules.each_packet) {
-        line(rows, "Kernel path", &format!("rule {rule}: flows that it can see"));
+        line(rows, "Kernel path", &format!("{rule}: flows that it can see"));
     }
 }
 

@@ -197,9 +197,9 @@ fn rules_about_each_packet(told: &Snapshot, found: &mut Vec<Finding>) {
     found.extend(each_packet.map(|(rules, rule)| {
         Finding::warning(
             "rules",
-            format!("{}: flows that this rule can see stay on the kernel path: {rule}", rules.kept_by),
-            "it goes by rates, volumes or contents, or copies packets: name the protocol, ports or addresses in it \
-             that it is about",
+            format!("{}: flows that this can see stay on the kernel path: {rule}", rules.kept_by),
+            "a rule by rates, volumes or contents, or that copies packets: name the protocol, ports or addresses in it \
+             that it is about; a program: detach it if nobody needs it",
         )
     }));
 }
