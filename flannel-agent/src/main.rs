@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     let marks = cli.run.marks();
     let defaults = cli.run.defaults();
     let result = match cli.command {
-        Some(Command::Bpf(command)) => cmd::bpf::run(command).map(|()| ExitCode::SUCCESS),
+        Some(Command::Bpf(command)) => cmd::bpf::run(command, &defaults).map(|()| ExitCode::SUCCESS),
         Some(Command::Explain(options)) => cmd::explain::run(options, marks, &defaults),
         Some(Command::Trace(options)) => cmd::trace::run(&options, &defaults),
         Some(Command::Monitor(options)) => cmd::monitor::run(&options, &defaults),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use flannel_common::{
     layout::{
         Counter,
@@ -17,7 +17,7 @@ use super::{MapFault, TraceMapIds, raw::Raw};
 /// How often the ring is looked at: it has room for what comes meanwhile, and a person sees no delay.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Packets that were not told of, since the beginning.
+/// Packets that were not told of, since what is wanted was said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Untold {
     /// For the rate's sake.
@@ -65,6 +65,11 @@ impl TraceMaps {
     pub fn want(&mut self, filter: &TraceFilter) -> Result<(), MapFault> {
         self.stop()?;
         while self.ring.next().is_some() {}
+        // Neither what counted against their rate nor what was not told to them is ours.
+        let cpus = self.state.get(&0, 0).map_err(fault(TRACE_STATE))?.len();
+        let anew = PerCpuValues::try_from(vec![Raw::of(TraceState::default()); cpus]);
+        let anew = anew.map_err(|error| fault(TRACE_STATE)(error.into()))?;
+        self.state.set(0, anew, 0).map_err(fault(TRACE_STATE))?;
         self.set(filter)
     }
 
@@ -84,16 +89,22 @@ impl TraceMaps {
     /// runtime.
     pub async fn records(&mut self) -> Vec<TraceRecord> {
         loop {
-            let mut records = Vec::new();
-            while let Some(item) = self.ring.next() {
-                // A record of another length is none.
-                records.extend(bytemuck::try_pod_read_unaligned::<TraceRecord>(&item).ok());
-            }
+            let records = self.told();
             if !records.is_empty() {
                 return records;
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// The same as far as there are any already.
+    pub fn told(&mut self) -> Vec<TraceRecord> {
+        let mut records = Vec::new();
+        while let Some(item) = self.ring.next() {
+            // A record of another length is none.
+            records.extend(bytemuck::try_pod_read_unaligned::<TraceRecord>(&item).ok());
+        }
+        records
     }
 
     /// Packets and bytes by what they are told apart by, over all CPUs, since the beginning. One that gives way to another
@@ -111,7 +122,7 @@ impl TraceMaps {
         sums
     }
 
-    /// The packets that were not told of.
+    /// The packets that were not told of since [`Self::want`].
     ///
     /// # Errors
     /// When the map cannot be read.

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    error::{ContextKind, ErrorKind},
+};
 use flannel_common::{map::MAX_FLOWS, mark::Marks};
 use ipnetwork::IpNetwork;
 use regex::Regex;
@@ -376,7 +379,8 @@ impl Cli {
             _ if line.ended => {}
             _ => canonical.extend(words),
         }
-        let mut cli = Self::from_arg_matches(&command.try_get_matches_from_mut(canonical)?)?;
+        let matches = command.try_get_matches_from_mut(canonical).map_err(without_tip)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
         if let Some(reason) = given.fatal().filter(|_| !cli.version && cli.command.is_none()) {
             return Err(command.error(ErrorKind::ValueValidation, reason));
         }
@@ -390,6 +394,15 @@ impl Cli {
         cli.given = given;
         Ok(cli)
     }
+}
+
+/// The same without the advice to write a flag that there is not as if it were a value, behind `--`.
+fn without_tip(mut error: clap::Error) -> clap::Error {
+    let tip = error.get(ContextKind::Suggested).map(ToString::to_string);
+    if error.kind() == ErrorKind::UnknownArgument && tip.is_some_and(|tip| tip.contains("as a value")) {
+        error.remove(ContextKind::Suggested);
+    }
+    error
 }
 
 #[cfg(test)]

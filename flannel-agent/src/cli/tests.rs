@@ -337,6 +337,32 @@ fn wrong_values_name_flag_and_remedy() {
 }
 
 #[test]
+fn what_a_command_expects_is_said_of_what_it_was_given() {
+    let ends = ["10.244.1.2", "10.244.2.3"];
+    for (arguments, words) in [
+        (&["status", "--watch=-1"][..], ["--watch", "'-1'", "a number of seconds, 1 to 3600"]),
+        (&["peers", "--traffic=-1"], ["--traffic", "'-1'", "a number of seconds, 1 to 60"]),
+        (&["top", "--interval=-1"], ["--every", "'-1'", "a number of seconds, 1 to 60"]),
+        (&["top", "--count=0"], ["--count", "'0'", "a number of looks, 1 or more"]),
+        (&["trace", "foo"], ["END", "'foo'", "an IP address or a prefix, as 10.244.1.2"]),
+        (&["monitor", "--port=http"], ["--port", "'http'", "a port, 0 to 65535"]),
+        (&["explain", "foo", "bar"], ["SRC", "'foo'", "an IP address, as 10.244.1.2"]),
+        (&["explain", ends[0], ends[1], "--ttl=300"], ["--ttl", "'300'", "a number of hops, 0 to 255"]),
+    ] {
+        let error = read(arguments, &[]).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
+    }
+    // It is no value of anything.
+    let error = read(&["top", "--intreval=3"], &[]).unwrap_err().to_string();
+    assert!(error.contains("'--intreval'") && !error.contains("as a value"), "{error}");
+    let Some(Command::Top(top)) = read(&["top", "--interval=3"], &[]).unwrap().command else {
+        panic!("no top")
+    };
+    assert_eq!(top.every, 3);
+}
+
+#[test]
 fn words_that_are_not_utf8_are_paths_or_errors() {
     let word = |text: &[u8]| OsString::from_vec(text.to_vec());
     let read = |argument: &[u8]| Cli::read([word(b"flanneld"), word(argument)], |_| None);

@@ -1,6 +1,6 @@
 //! `bpf`: the programs and maps by hand, with no agent needed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -9,9 +9,12 @@ use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-use super::output::{print, run as run_inquiry};
+use super::{
+    Defaults,
+    output::{print, run as run_inquiry},
+};
 use crate::{
-    bpf::{Features, LogLevel, Pins, Programs, TcAttach, read_counters, remove_all},
+    bpf::{Features, LogLevel, PinError, Pins, Programs, TcAttach, read_counters, remove_all},
     netlink::{LinkKind, Netlink, Tunnel, xfrm},
 };
 
@@ -31,12 +34,23 @@ pub enum BpfCommand {
 /// Which pins.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// Mount point of the BPF file system.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
-    pub bpffs: PathBuf,
+    /// Mount point of the BPF file system. Default: that of an agent with the same variables, /sys/fs/bpf.
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
     /// How to print.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+}
+
+impl Where {
+    /// The pins there.
+    fn pins(&self, defaults: &Defaults) -> Result<Pins, PinError> {
+        Pins::under(self.bpffs(defaults))
+    }
+
+    fn bpffs<'a>(&'a self, defaults: &'a Defaults) -> &'a Path {
+        self.bpffs.as_deref().unwrap_or(&defaults.bpffs)
+    }
 }
 
 /// How to print.
@@ -113,19 +127,19 @@ fn hook(name: &str) -> Result<Hook, String> {
 ///
 /// # Errors
 /// What went wrong, with what to do about it.
-pub fn run(command: BpfCommand) -> anyhow::Result<()> {
+pub fn run(command: BpfCommand, defaults: &Defaults) -> anyhow::Result<()> {
     match command {
-        BpfCommand::Load(options) => load(options),
+        BpfCommand::Load(options) => load(options, defaults),
         BpfCommand::Unload(UnloadOptions { at, netns }) => {
             enter(netns)?;
-            remove_all(&Pins::under(&at.bpffs)?)?;
-            let mut text = format!("removed every program and map under {}\n", at.bpffs.display());
+            remove_all(&at.pins(defaults)?)?;
+            let mut text = format!("removed every program and map under {}\n", at.bpffs(defaults).display());
             for left in run_inquiry(left_in_kernel())? {
                 text.push_str(&format!("left as it is: {left}\n"));
             }
             show(text)
         }
-        BpfCommand::Counters(options) => counters(&options),
+        BpfCommand::Counters(options) => counters(&options, defaults),
         BpfCommand::Features(options) => features(&options),
     }
 }
@@ -163,12 +177,12 @@ pub(super) fn enter(netns: Option<String>) -> anyhow::Result<()> {
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("--netns {name}: cannot enter it"))
 }
 
-fn load(options: LoadOptions) -> anyhow::Result<()> {
+fn load(options: LoadOptions, defaults: &Defaults) -> anyhow::Result<()> {
     let LoadOptions { at, netns, interface, programs, tc_attach, bpf_log } = options;
     if interface.is_some() && programs.is_empty() {
         bail!("--interface needs --program: name the programs to attach to it");
     }
-    let pins = Pins::under(&at.bpffs)?;
+    let pins = at.pins(defaults)?;
     enter(netns)?;
     let mut loaded = Programs::load(pins.clone(), bpf_log)?;
     let summaries = loaded.summaries()?;
@@ -226,8 +240,8 @@ fn show(text: impl std::fmt::Display) -> anyhow::Result<()> {
     print(&format!("{}\n", text.trim_end_matches('\n'))).map(drop)
 }
 
-fn counters(options: &CounterOptions) -> anyhow::Result<()> {
-    let rows = read_counters(&Pins::under(&options.at.bpffs)?)?;
+fn counters(options: &CounterOptions, defaults: &Defaults) -> anyhow::Result<()> {
+    let rows = read_counters(&options.at.pins(defaults)?)?;
     let rows: Vec<_> = rows.into_iter().filter(|row| options.all || row.packets > 0).collect();
     if options.at.output == Output::Json {
         let rows: Vec<_> = rows

@@ -12,8 +12,10 @@ use tokio::runtime;
 
 use super::{
     CannotLook, Defaults,
-    bpf::{Output, Where, enter},
+    bpf::{Output, enter},
     output::print,
+    place::bpffs,
+    value,
 };
 use crate::{
     bpf::Pins,
@@ -31,28 +33,28 @@ const TCP_PSH: u8 = 0x08;
 #[derive(Debug, Args)]
 pub struct ExplainOptions {
     /// Source of the packet.
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", value_parser = value::address)]
     pub source: IpAddr,
     /// Its destination.
-    #[arg(value_name = "DST")]
+    #[arg(value_name = "DST", value_parser = value::address)]
     pub destination: IpAddr,
     /// Its protocol: tcp, udp, icmp, or a number.
     #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = protocol)]
     pub proto: Protocol,
     /// Its source port.
-    #[arg(long, value_name = "PORT", default_value = "40000")]
+    #[arg(long, value_name = "PORT", default_value = "40000", value_parser = value::port)]
     pub sport: u16,
     /// Its destination port.
-    #[arg(long, value_name = "PORT", default_value = "80")]
+    #[arg(long, value_name = "PORT", default_value = "80", value_parser = value::port)]
     pub dport: u16,
     /// Length of the IP packet, bytes. Default: 32 bytes of data.
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = value::whole::<u16>("bytes", 0..=65_535))]
     pub size: Option<u16>,
     /// Flags of TCP, separated by commas: syn, ack, fin, rst, psh.
     #[arg(long, value_name = "FLAGS", default_value = "ack", value_delimiter = ',', value_parser = tcp_flag)]
     pub tcp_flags: Vec<u8>,
     /// Its TTL or hop limit.
-    #[arg(long, value_name = "HOPS", default_value = "64")]
+    #[arg(long, value_name = "HOPS", default_value = "64", value_parser = value::whole::<u8>("hops", 0..=255))]
     pub ttl: u8,
     /// Its TOS byte or traffic class, DSCP and ECN: 0xb8, or 184.
     #[arg(long, value_name = "BYTE", default_value = "0", value_parser = tos)]
@@ -61,7 +63,7 @@ pub struct ExplainOptions {
     #[arg(long)]
     pub ingress: bool,
     /// It arrives in VXLAN from the node with this public address, whoever holds the lease of its source.
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = value::address)]
     pub from_node: Option<IpAddr>,
     /// Subnet file of the agent, which says what rules there are at the control socket beside it. Default: the agent's.
     #[arg(long, value_name = "FILE")]
@@ -69,9 +71,12 @@ pub struct ExplainOptions {
     /// Network namespace of the node, by its name in /run/netns.
     #[arg(long, value_name = "NAME")]
     pub netns: Option<String>,
-    /// Which pins, and how to print.
-    #[command(flatten)]
-    pub at: Where,
+    /// Mount point of the BPF file system. Default: the agent's.
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
 }
 
 /// A protocol by name or number.
@@ -146,7 +151,7 @@ impl ExplainOptions {
 /// [`CannotLook`], with what to do about it.
 pub fn run(options: ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::Result<ExitCode> {
     let answer = ask(&options, marks, defaults).map_err(CannotLook)?;
-    let text = match options.at.output {
+    let text = match options.output {
         Output::Json => {
             format!("{}\n", serde_json::to_string(&answer).map_err(|error| CannotLook(error.into()))?)
         }
@@ -160,13 +165,14 @@ pub fn run(options: ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow
 }
 
 fn ask(options: &ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::Result<Answer> {
-    let pins = Pins::under(&options.at.bpffs)?;
     enter(options.netns.clone())?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let subnet_file = options.subnet_file.as_deref().unwrap_or(&defaults.subnet_file);
     runtime.block_on(async {
         // Without an agent nobody says which rules there are.
         let snapshot = Client::beside(subnet_file).snapshot().await;
+        let of_agent = snapshot.as_ref().ok().map(|snapshot| snapshot.agent.bpffs.clone());
+        let pins = Pins::under(&bpffs(options.bpffs.as_deref(), of_agent, defaults))?;
         let told = snapshot.map_or_else(
             |_| Told::default(),
             |snapshot| Told {

@@ -61,9 +61,8 @@ impl Look {
             .map(|backend| backend.devices.iter().map(|device| device.name.clone()).collect())
             .unwrap_or_default();
         let kernel = Kernel::read(&mut Netlink::open()?, &devices).await?;
-        let told = agent.as_ref().ok().map(|snapshot| snapshot.agent.bpffs.as_path());
-        let bpffs = place.bpffs(told.filter(|path| !path.as_os_str().is_empty()), defaults);
-        let (pins, without_pins) = match Pins::under(bpffs) {
+        let told = agent.as_ref().ok().map(|snapshot| snapshot.agent.bpffs.clone());
+        let (pins, without_pins) = match Pins::under(&place.bpffs(told, defaults)) {
             Ok(pins) => (Some(pins), None),
             Err(error) => (None, Some(error.to_string())),
         };

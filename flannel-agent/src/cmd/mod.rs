@@ -17,6 +17,7 @@ pub mod status;
 pub mod top;
 pub mod trace;
 mod trace_session;
+mod value;
 
 pub use output::Format;
 pub use place::{Defaults, Place};

@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use flannel_common::{
-    layout::trace::{TRACE_RECORDS, TraceFilter},
+    layout::trace::{TRACE_RECORDS, TraceFilter, TraceRecord},
     reason::Reason,
 };
 use serde::Serialize;
@@ -22,10 +22,10 @@ use super::{
     CannotLook, Defaults,
     bpf::Output,
     output::Lines,
-    trace::{at_least_one, number},
     trace_session::{
         OfAgent, OfPackets, TraceSession, end_after, enter_node, interface, node_name, reason_bits,
     },
+    value::{at_least_one, number},
 };
 use crate::{
     control::{
@@ -64,16 +64,16 @@ pub struct MonitorOptions {
     #[command(flatten)]
     pub packets: OfPackets,
     /// End after so many lines, 1 or more.
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = at_least_one("lines"))]
     pub count: Option<u64>,
     /// End after so many seconds, 1 or more.
-    #[arg(long = "for", value_name = "SECONDS", value_parser = at_least_one())]
+    #[arg(long = "for", value_name = "SECONDS", value_parser = at_least_one("seconds"))]
     pub seconds: Option<u64>,
     /// Show one of so many packets, 1 or more.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = number())]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = number("packets"))]
     pub sample: u32,
     /// Show so many packets a second on each CPU at most, 1 or more.
-    #[arg(long, value_name = "N", default_value = "20", value_parser = number())]
+    #[arg(long, value_name = "N", default_value = "20", value_parser = number("packets"))]
     pub rate: u32,
     /// Show nothing of packets.
     #[arg(long)]
@@ -113,7 +113,7 @@ pub fn run(options: &MonitorOptions, defaults: &Defaults) -> anyhow::Result<Exit
         };
         enter_node(&options.agent)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(follow(options, options.agent.client(defaults), filter))
+        runtime.block_on(async { follow(options, options.agent.client(defaults).await?, filter).await })
     };
     watch().map_err(CannotLook)?;
     Ok(ExitCode::SUCCESS)
@@ -147,10 +147,10 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
                 None => std::future::pending().await,
             }
         };
-        let mut records = select! {
+        let records = select! {
             biased;
-            _ = &mut stop => return Ok(()),
-            () = &mut end => return Ok(()),
+            _ = &mut stop => break,
+            () = &mut end => break,
             _ = asking.tick() => {
                 let now = Seen::ask(&client).await?;
                 for (kind, text) in seen.changes(&now) {
@@ -175,18 +175,13 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
             }
             records = records => records,
         };
-        records.sort_by_key(|record| record.time);
-        let clock = Clock::now()?;
-        let node = printer.node.clone();
-        for event in records.iter().filter_map(|record| Event::of(record, &node, &clock, interface)) {
-            let text = event.to_string();
-            // Time and node stand in front already.
-            let text = text.splitn(3, ' ').nth(2).unwrap_or(&text).to_owned();
-            if !printer.print("packet", text, Some(&event))? {
-                return Ok(());
-            }
+        if !printer.print_all(records)? {
+            return Ok(());
         }
     }
+    // What came until then, and was not read yet.
+    let rest = session.map(|mut session| session.maps.told()).unwrap_or_default();
+    printer.print_all(rest).map(drop)
 }
 
 struct Printer {
@@ -196,6 +191,21 @@ struct Printer {
 }
 
 impl Printer {
+    /// Prints a line for each packet; whether there may be more.
+    fn print_all(&mut self, mut records: Vec<TraceRecord>) -> anyhow::Result<bool> {
+        records.sort_by_key(|record| record.time);
+        let (clock, node) = (Clock::now()?, self.node.clone());
+        for event in records.iter().filter_map(|record| Event::of(record, &node, &clock, interface)) {
+            let text = event.to_string();
+            // Time and node stand in front already.
+            let text = text.splitn(3, ' ').nth(2).unwrap_or(&text).to_owned();
+            if !self.print("packet", text, Some(&event))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Prints a line; whether there may be another one.
     fn print(&mut self, kind: &'static str, text: String, packet: Option<&Event>) -> anyhow::Result<bool> {
         let now = Clock::world();

@@ -10,8 +10,9 @@ use clap::{Args, ValueEnum};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
-use super::Health;
+use super::{Health, value::whole};
 use crate::telemetry::{output, visible};
+pub(super) use crate::values::span;
 
 /// So wide is what is not printed on a terminal, and nothing is wider.
 const WIDTH: u16 = 100;
@@ -50,7 +51,7 @@ impl Format {
 pub struct Watch {
     /// Print again every so many seconds until interrupted, 1 to 3600.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
-          value_parser = clap::value_parser!(u64).range(1..=3600))]
+          value_parser = whole::<u64>("seconds", 1..=3600))]
     pub watch: Option<u64>,
 }
 
@@ -184,16 +185,6 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// So long ago, or so long from now, in the two largest units.
-pub(super) fn span(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
-    }
-}
-
 /// Runs an inquiry in a runtime of its own.
 pub(super) fn run<T>(inquiry: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(inquiry)
@@ -204,8 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_and_lines_are_short() {
-        assert_eq!([0, 59, 61, 3700, 90_000].map(span), ["0 s", "59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+    fn lines_are_short() {
         let text = wrapped(&"word ".repeat(50), 4);
         assert!(text.lines().count() > 2 && text.lines().all(|line| line.chars().count() <= 100), "{text}");
         assert!(text.lines().skip(1).all(|line| line.starts_with("    word")));

@@ -41,8 +41,14 @@ impl Place {
         Client::beside(self.subnet_file(defaults))
     }
 
-    /// The BPF file system: as told, as the agent says, or as it would be.
-    pub(super) fn bpffs<'a>(&'a self, agent: Option<&'a Path>, defaults: &'a Defaults) -> &'a Path {
-        self.bpffs.as_deref().or(agent).unwrap_or(&defaults.bpffs)
+    /// The BPF file system, of which the agent says `agent`.
+    pub(super) fn bpffs(&self, agent: Option<PathBuf>, defaults: &Defaults) -> PathBuf {
+        bpffs(self.bpffs.as_deref(), agent, defaults)
     }
+}
+
+/// The BPF file system: as told, as the agent says, or as it would be.
+pub(super) fn bpffs(told: Option<&Path>, agent: Option<PathBuf>, defaults: &Defaults) -> PathBuf {
+    let agent = agent.filter(|path| !path.as_os_str().is_empty());
+    told.map(Path::to_owned).or(agent).unwrap_or_else(|| defaults.bpffs.clone())
 }

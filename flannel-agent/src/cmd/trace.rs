@@ -1,19 +1,15 @@
 //! `trace`: packets at each hook of the programs, as they pass.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, builder::RangedU64ValueParser};
+use clap::Args;
 use flannel_common::{
-    layout::trace::{TRACE_RECORDS, TraceFilter},
+    layout::trace::{TRACE_RECORDS, TraceFilter, TraceRecord},
     path::Hook,
     reason::Reason,
 };
-use tokio::{
-    runtime, select,
-    signal::ctrl_c,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::{runtime, select, signal::ctrl_c};
 
 use super::{
     CannotLook, Defaults,
@@ -23,15 +19,13 @@ use super::{
         OfAgent, OfPackets, TraceSession, bits, end_after, enter_node, hooks, interface, node_name,
         reason_bits,
     },
+    value::{at_least_one, number},
 };
 use crate::{
     control::Client,
     telemetry::output::say,
     trace::{Clock, Event},
 };
-
-/// How often the agent is told that we still look.
-const FOLLOW: Duration = Duration::from_secs(1);
 
 /// `flannel-agent trace ...`.
 #[derive(Debug, Args)]
@@ -46,16 +40,16 @@ pub struct TraceOptions {
     #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
     pub reasons: Vec<Reason>,
     /// End after so many lines, 1 or more.
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = at_least_one("lines"))]
     pub count: Option<u64>,
     /// End after so many seconds, 1 or more.
-    #[arg(long = "for", value_name = "SECONDS", value_parser = at_least_one())]
+    #[arg(long = "for", value_name = "SECONDS", value_parser = at_least_one("seconds"))]
     pub seconds: Option<u64>,
     /// Show one of so many packets, 1 or more.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = number())]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = number("packets"))]
     pub sample: u32,
     /// Show so many packets a second on each CPU at most, 1 or more.
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = number())]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = number("packets"))]
     pub rate: u32,
     /// Instead of looking at packets, merge what `trace -o json` has written on several nodes, by time; repeatable.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ends", "count", "seconds"])]
@@ -66,16 +60,6 @@ pub struct TraceOptions {
     /// How to print: lines for people, or a line of JSON for each packet.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
-}
-
-/// None of anything would show nothing, for ever.
-pub(super) fn at_least_one() -> RangedU64ValueParser<u64> {
-    RangedU64ValueParser::new().range(1..)
-}
-
-/// The same of 32 bits.
-pub(super) fn number() -> RangedU64ValueParser<u32> {
-    RangedU64ValueParser::new().range(1..=u32::MAX.into())
 }
 
 pub(super) fn hook(name: &str) -> Result<Hook, String> {
@@ -112,42 +96,33 @@ fn look(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<()> {
     };
     enter_node(&options.agent)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(follow(options, options.agent.client(defaults), filter))
+    runtime.block_on(async { follow(options, options.agent.client(defaults).await?, filter).await })
 }
 
 async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
     let mut session = TraceSession::begin(client).await?;
     session.want(filter)?;
     say("looking at packets; Ctrl-C ends it");
-    let node = node_name();
-    let mut printer = Printer { output: options.output, lines: Lines { left: options.count } };
+    let mut printer =
+        Printer { output: options.output, node: node_name(), lines: Lines { left: options.count } };
     let mut end = std::pin::pin!(end_after(options.seconds));
     let mut stop = std::pin::pin!(ctrl_c());
-    let mut following = interval(FOLLOW);
-    following.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let mut records = select! {
+    let mut going_on = std::pin::pin!(session.going_on());
+    let ended = loop {
+        let records = select! {
             biased;
-            _ = &mut stop => break,
-            () = &mut end => break,
-            _ = following.tick() => {
-                session.go_on().await?;
-                continue;
-            }
+            _ = &mut stop => break Ok(()),
+            () = &mut end => break Ok(()),
+            error = &mut going_on => break Err(error),
             records = session.maps.records() => records,
         };
-        // Each CPU's are in order; those of several are not.
-        records.sort_by_key(|record| record.time);
-        let clock = Clock::now().context("the clock")?;
-        for record in &records {
-            let event = Event::of(record, &node, &clock, interface);
-            let Some(event) = event else { continue };
-            if !printer.print(&event)? {
-                return untold(&session);
-            }
+        if !printer.print_all(records)? {
+            return untold(&session);
         }
-    }
-    untold(&session)
+    };
+    // What came until then, and was not read yet.
+    printer.print_all(session.maps.told())?;
+    ended.and(untold(&session))
 }
 
 /// Says what was not shown.
@@ -164,10 +139,25 @@ fn untold(session: &TraceSession) -> anyhow::Result<()> {
 
 struct Printer {
     output: Output,
+    node: String,
     lines: Lines,
 }
 
 impl Printer {
+    /// Prints a line for each packet; whether there may be more.
+    fn print_all(&mut self, mut records: Vec<TraceRecord>) -> anyhow::Result<bool> {
+        // Each CPU's are in order; those of several are not.
+        records.sort_by_key(|record| record.time);
+        let clock = Clock::now().context("the clock")?;
+        for record in &records {
+            let Some(event) = Event::of(record, &self.node, &clock, interface) else { continue };
+            if !self.print(&event)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Prints a line; whether there may be another one.
     fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
         let line = match self.output {
@@ -191,7 +181,7 @@ fn merge(options: &TraceOptions) -> anyhow::Result<()> {
         }
     }
     events.sort_by(|a, b| a.time.cmp(&b.time));
-    let mut printer = Printer { output: options.output, lines: Lines { left: None } };
+    let mut printer = Printer { output: options.output, node: node_name(), lines: Lines { left: None } };
     for event in &events {
         if !printer.print(event)? {
             break;

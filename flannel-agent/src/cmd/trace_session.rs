@@ -1,6 +1,13 @@
 //! What commands have in common that look into the programs of a running agent.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, process, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process,
+    time::Duration,
+};
 
 use anyhow::ensure;
 use clap::Args;
@@ -13,12 +20,15 @@ use ipnetwork::IpNetwork;
 use nix::net::if_::if_indextoname;
 use tokio::time::{Sleep, sleep};
 
-use super::{Defaults, bpf::enter};
+use super::{Defaults, bpf::enter, value};
 use crate::{
     bpf::{TraceMapIds, TraceMaps},
     control::{Client, Snapshot, snapshot},
+    telemetry::output::say,
 };
 
+/// How often the agent is told that we still look.
+const GO_ON: Duration = Duration::from_secs(1);
 /// Between questions while the programs are being loaded.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -28,6 +38,9 @@ pub struct OfAgent {
     /// Subnet file of the agent, which its control socket is beside. Default: the agent's.
     #[arg(long, value_name = "FILE")]
     pub subnet_file: Option<PathBuf>,
+    /// Mount point of the BPF file system. Default: the agent's, which has to be the same.
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
     /// Network namespace of the node, by its name in /run/netns.
     #[arg(long, value_name = "NAME")]
     pub netns: Option<String>,
@@ -35,8 +48,31 @@ pub struct OfAgent {
 
 impl OfAgent {
     /// Asks it.
-    pub(super) fn client(&self, defaults: &Defaults) -> Client {
-        Client::beside(self.subnet_file.as_deref().unwrap_or(&defaults.subnet_file))
+    ///
+    /// # Errors
+    /// When it is not the one whose pins `--bpffs` names, or does not say.
+    pub(super) async fn client(&self, defaults: &Defaults) -> anyhow::Result<Client> {
+        let client = Client::beside(self.subnet_file(defaults));
+        if self.bpffs.is_some() {
+            self.check(&client.snapshot().await?.agent.bpffs, defaults)?;
+        }
+        Ok(client)
+    }
+
+    fn subnet_file<'a>(&'a self, defaults: &'a Defaults) -> &'a Path {
+        self.subnet_file.as_deref().unwrap_or(&defaults.subnet_file)
+    }
+
+    /// Whether an agent that pins under `its` is the one that is meant: the programs tell of packets in maps that only the
+    /// agent knows.
+    fn check(&self, its: &Path, defaults: &Defaults) -> anyhow::Result<()> {
+        let Some(bpffs) = self.bpffs.as_deref().filter(|bpffs| *bpffs != its) else { return Ok(()) };
+        let (bpffs, its) = (bpffs.display(), its.display());
+        let beside = self.subnet_file(defaults).display();
+        anyhow::bail!(
+            "--bpffs {bpffs}: the agent of {beside} pins under {its}: leave --bpffs out, or name the subnet file of the other \
+             agent by --subnet-file"
+        )
     }
 }
 
@@ -44,13 +80,13 @@ impl OfAgent {
 #[derive(Clone, Debug, Args)]
 pub struct OfPackets {
     /// One end of the packets, or both: addresses or prefixes, whichever sends.
-    #[arg(value_name = "END", num_args = 0..=2)]
+    #[arg(value_name = "END", num_args = 0..=2, value_parser = value::end)]
     pub ends: Vec<IpNetwork>,
     /// Their protocol: tcp, udp, icmp, sctp, or a number.
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     pub proto: Option<u8>,
     /// A port of either end.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = value::port)]
     pub port: Option<u16>,
 }
 
@@ -139,15 +175,33 @@ impl TraceSession {
     pub(super) async fn go_on(&self) -> anyhow::Result<()> {
         ids(&self.client).await.map(drop)
     }
+
+    /// Says so again and again, until it cannot: then why. An agent that is busy holds up nobody who prints meanwhile.
+    pub(super) fn going_on(&self) -> impl Future<Output = anyhow::Error> + use<> {
+        let client = self.client.clone();
+        async move {
+            loop {
+                sleep(GO_ON).await;
+                if let Err(error) = ids(&client).await {
+                    return error;
+                }
+            }
+        }
+    }
 }
 
 async fn ids(client: &Client) -> anyhow::Result<TraceMapIds> {
     let question = format!("trace?by={}", process::id());
     // For as long as it takes to load the programs: the agent says when it cannot.
+    let mut told = false;
     loop {
         let maps: Option<snapshot::TraceMaps> = client.ask(&question).await?;
         if let Some(snapshot::TraceMaps { filter, ring, sums, state }) = maps {
             return Ok(TraceMapIds { filter, ring, sums, state });
+        }
+        if !told {
+            say("the agent loads the programs that tell of packets: wait for the next line");
+            told = true;
         }
         sleep(ASK_AGAIN).await;
     }

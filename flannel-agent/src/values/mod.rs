@@ -5,6 +5,7 @@ mod flow_refresh;
 pub(crate) mod gojson;
 mod ip;
 mod mac;
+mod span;
 mod text;
 mod utc;
 
@@ -14,5 +15,6 @@ pub use ip::IpFamily;
 pub use mac::{Mac, ParseMacError};
 pub use utc::with_nanoseconds;
 
+pub(crate) use span::span;
 pub(crate) use text::shorten;
 pub(crate) use utc::utc;

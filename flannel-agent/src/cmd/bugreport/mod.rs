@@ -17,7 +17,7 @@ use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 use tokio::runtime;
 
-use super::{CannotLook, Defaults, bpf::enter, output::print};
+use super::{CannotLook, Defaults, bpf::enter, output::print, place::bpffs};
 use crate::control::Client;
 use parts::{Outcome, Part, Sources};
 use secrets::Secrets;
@@ -84,7 +84,7 @@ fn write(options: &BugreportOptions, defaults: &Defaults) -> anyhow::Result<()> 
         let client = Client::beside(subnet_file);
         let snapshot = client.snapshot().await.ok();
         let of_agent = snapshot.as_ref().map(|snapshot| snapshot.agent.bpffs.clone());
-        let bpffs = options.bpffs.clone().or(of_agent).unwrap_or_else(|| defaults.bpffs.clone());
+        let bpffs = bpffs(options.bpffs.as_deref(), of_agent, defaults);
         let from = Sources { subnet_file, bpffs: &bpffs, logs: &options.log, quick: options.quick };
         let secrets = Secrets::of(snapshot.as_ref().map(|snapshot| snapshot.agent.pid))?;
         Ok::<_, anyhow::Error>((secrets, parts::gather(&from, &client, snapshot).await))

@@ -11,6 +11,7 @@ use super::{
     Defaults, Health, Place,
     look::Look,
     output::{Tone, Watch, lines, number, run as run_inquiry, show, span, table, toned, wrapped},
+    value::whole,
 };
 use crate::{
     inspect::peers::{Passed, PeerRow, State},
@@ -27,7 +28,7 @@ pub struct PeersOptions {
     pub peer: Option<String>,
     /// Count packets and bytes each way for so many seconds, 1 to 60. Nothing is counted while nobody looks.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
-          value_parser = clap::value_parser!(u64).range(1..=60))]
+          value_parser = whole::<u64>("seconds", 1..=60))]
     pub traffic: Option<u64>,
     /// Which agent.
     #[command(flatten)]

@@ -17,8 +17,8 @@ use tokio::runtime;
 use super::{
     CannotLook, Defaults, Format,
     output::print,
-    trace::at_least_one,
     trace_session::{OfAgent, OfPackets, TraceSession, enter_node},
+    value::{at_least_one, whole},
 };
 use crate::{
     bpf::{Pins, RunTimes},
@@ -37,10 +37,11 @@ pub struct TopOptions {
     #[command(flatten)]
     pub packets: OfPackets,
     /// Seconds between two looks, 1 to 60.
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, visible_alias = "interval", value_name = "SECONDS", default_value = "2",
+          value_parser = whole::<u64>("seconds", 1..=60))]
     pub every: u64,
     /// End after so many looks, 1 or more. Default: never on a terminal, else after one.
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = at_least_one("looks"))]
     pub count: Option<u64>,
     /// Which agent.
     #[command(flatten)]
@@ -59,7 +60,7 @@ pub fn run(options: &TopOptions, defaults: &Defaults) -> anyhow::Result<ExitCode
         let filter = TraceFilter { mode: TRACE_TOTALS, ..options.packets.filter()? };
         enter_node(&options.agent)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(follow(options, options.agent.client(defaults), filter))
+        runtime.block_on(async { follow(options, options.agent.client(defaults).await?, filter).await })
     };
     watch().map_err(CannotLook)?;
     Ok(ExitCode::SUCCESS)

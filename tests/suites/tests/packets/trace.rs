@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     path::Path,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +14,9 @@ use flannel_common::{
     reason::{Direction, Reason},
 };
 use flannel_lab::{
-    AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Xdp, agent_binary, eventually, in_lab,
+    AgentOptions, CONVERGENCE, Cluster, FastPath, Member, Xdp, agent_binary,
+    command::{run, tool},
+    eventually, in_lab,
     traffic::{ping::ping, udp},
 };
 use serde_json::Value;
@@ -23,6 +26,7 @@ use crate::cluster;
 fn command(member: &Member, words: &[&str]) -> Result<Command> {
     let mut command = member.node.netns().command(&agent_binary()?.display().to_string());
     command.args(words).arg("--subnet-file").arg(member.node.subnet_file());
+    command.arg("--bpffs").arg(member.agent.bpffs());
     Ok(command)
 }
 
@@ -140,6 +144,7 @@ fn trace_shows_packets_at_each_hook_in_order() -> Result<()> {
         first.events()?;
         eventually(CONVERGENCE, "the programs are back", is_back)?;
         by_reason_and_count(a, b, &said("reason"))?;
+        while_the_agent_is_busy(a, b, &said("busy"))?;
         who_cannot_look_says_why(a)
     })
 }
@@ -156,11 +161,40 @@ fn by_reason_and_count(a: &Member, b: &Member, said: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whoever shows packets waits for no answer of the agent meanwhile.
+fn while_the_agent_is_busy(a: &Member, b: &Member, said: &Path) -> Result<()> {
+    let pid = a.agent.pid()?.to_string();
+    let signal = |signal: &str| run(tool("kill").args([signal, &pid])).map(drop);
+    let trace = Trace::start(a, &["--hook", "from_pod", "--for", "4"], said)?;
+    signal("-STOP")?;
+    // It is asked again each second.
+    std::thread::sleep(Duration::from_secs(2));
+    let sent = ping(&a.pod()?, &b.pod()?, 56);
+    let events = trace.events();
+    signal("-CONT")?;
+    sent?;
+    let (text, events) = events?;
+    ensure!(events.iter().any(|event| event.protocol.as_deref() == Some("icmp")), "{text}");
+    Ok(())
+}
+
+/// With the pins of somebody else's.
+fn run_elsewhere(member: &Member, look: &str) -> Result<(Option<i32>, String)> {
+    let mut command = member.node.netns().command(&agent_binary()?.display().to_string());
+    command.args([look, "--bpffs=/tmp", "--count=1"]).arg("--subnet-file").arg(member.node.subnet_file());
+    let output = command.output()?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
 fn who_cannot_look_says_why(member: &Member) -> Result<()> {
     let run = |words: &[&str]| -> Result<(Option<i32>, String)> {
         let output = command(member, words)?.output()?;
         Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
     };
+    for look in ["trace", "monitor", "top"] {
+        let (status, error) = run_elsewhere(member, look)?;
+        ensure!(status == Some(2) && error.contains("pins under"), "{look}: {status:?}: {error}");
+    }
     let (status, error) = run(&["trace", "10.0.0.1", "fd00::1"])?;
     ensure!(status == Some(2) && error.contains("give two of one"), "{status:?}: {error}");
     let mut elsewhere = Command::new(agent_binary()?);
