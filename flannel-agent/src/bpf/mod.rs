@@ -18,6 +18,7 @@ mod link;
 mod loader;
 mod log;
 mod maps;
+mod mount_place;
 mod netfilter;
 mod others;
 mod pins;

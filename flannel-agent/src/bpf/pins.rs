@@ -10,16 +10,18 @@ use flannel_common::{
     map::{LAYOUT_VERSION, PIN_DIRECTORY},
     path::Hook,
 };
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::{
+    errno::Errno,
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::mount_place::mount_advice;
 
 /// A directory of pins that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// The path is not on a bpffs.
-    #[error(
-        "{0} is not on a BPF file system, so programs could not outlive this process: \
-         run `mount -t bpf bpf {0}`, or name a mounted one with --bpffs"
-    )]
+    #[error("{} is not on a BPF file system, so programs could not outlive this process: {}", .0.display(), mount_advice(.0))]
     NotBpffs(PathBuf),
     /// The file system refused.
     #[error("cannot {action} {path}: {error}")]
@@ -48,13 +50,13 @@ impl Pins {
     /// # Errors
     /// When no bpffs is mounted there.
     pub fn under(bpffs: &Path) -> Result<Self, PinError> {
-        let kind = statfs(bpffs).map_err(|error| PinError::Io {
-            action: "examine",
-            path: bpffs.to_owned(),
-            error: error.into(),
-        })?;
-        if kind.filesystem_type() != BPF_FS_MAGIC {
-            return Err(PinError::NotBpffs(bpffs.to_owned()));
+        match statfs(bpffs) {
+            Ok(kind) if kind.filesystem_type() == BPF_FS_MAGIC => {}
+            Ok(_) | Err(Errno::ENOENT) => return Err(PinError::NotBpffs(bpffs.to_owned())),
+            Err(error) => {
+                let (action, path) = ("examine", bpffs.to_owned());
+                return Err(PinError::Io { action, path, error: error.into() });
+            }
         }
         Ok(Self { root: bpffs.join(PIN_DIRECTORY).join(LAYOUT_VERSION) })
     }

@@ -429,7 +429,9 @@ fn an_absent_file_system_for_maps_is_named() -> Result<()> {
         command.args(["check", "--bpffs=/tmp", &format!("--subnet-file={}", node.subnet_file().display())]);
         let output = command.output().context("flannel-agent")?;
         let text = String::from_utf8(output.stdout)?.split_whitespace().collect::<Vec<_>>().join(" ");
-        ensure!(output.status.code() == Some(1) && text.contains("mount -t bpf bpf /sys/fs/bpf"), "{text}");
+        ensure!(output.status.code() == Some(1) && text.contains("--bpffs=/sys/fs/bpf"), "{text}");
+        // Which holds what is others'.
+        ensure!(!text.contains("mount -t bpf bpf /tmp"), "{text}");
         Ok(())
     })
 }

@@ -77,7 +77,7 @@ pub fn of_node(
         Some(why) => found.push(Finding::error(
             "bpffs",
             format!("maps cannot be read: {why}"),
-            "mount one: mount -t bpf bpf /sys/fs/bpf, and restart the agent",
+            "restart the agent after that: until then packets take the kernel path",
         )),
         None => found.push(Finding::ok("bpffs", "programs and maps can be pinned")),
     }
