@@ -145,7 +145,8 @@ impl ExplainOptions {
     }
 }
 
-/// Runs `explain`. Enters another network namespace, as `bpf` does. Fails with 1 for a packet that is dropped.
+/// Runs `explain`. Enters another network namespace, as `bpf` does. Fails with 1 for a packet that is dropped, and with 2 for one
+/// of which it cannot be told.
 ///
 /// # Errors
 /// [`CannotLook`], with what to do about it.
@@ -160,6 +161,7 @@ pub fn run(options: ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow
     print(&text).map_err(CannotLook)?;
     Ok(match answer.outcome {
         Outcome::Dropped { .. } => ExitCode::FAILURE,
+        Outcome::Unknown { .. } => ExitCode::from(CannotLook::STATUS),
         _ => ExitCode::SUCCESS,
     })
 }

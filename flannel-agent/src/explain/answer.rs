@@ -142,6 +142,11 @@ pub enum Outcome {
         /// By whom, and why.
         by: String,
     },
+    /// It cannot be told.
+    Unknown {
+        /// Why.
+        why: String,
+    },
 }
 
 impl fmt::Display for Outcome {
@@ -162,6 +167,7 @@ impl fmt::Display for Outcome {
             }
             Self::Node => f.write_str("is for this node itself"),
             Self::Dropped { by } => write!(f, "is dropped: {by}"),
+            Self::Unknown { why } => write!(f, "cannot be followed further: {why}"),
         }
     }
 }
@@ -174,6 +180,7 @@ impl Serialize for Outcome {
             Self::Flooded { interface, .. } => ("flooded", Some(interface), Some(false)),
             Self::Node => ("node", None, None),
             Self::Dropped { .. } => ("dropped", None, None),
+            Self::Unknown { .. } => ("unknown", None, None),
         };
         let mut outcome = serializer.serialize_struct("Outcome", 4)?;
         outcome.serialize_field("kind", kind)?;

@@ -6,7 +6,12 @@ use std::net::IpAddr;
 use flannel_common::layout::PodPlace;
 use ipnetwork::IpNetwork;
 
-use super::{At, ExplainError, Imagined, Outcome, Step, tables::interface, walk::Walk};
+use super::{
+    At, ExplainError, Imagined, Outcome, Step,
+    joined::{Joint, by, joint},
+    tables::interface,
+    walk::Walk,
+};
 use crate::values::Mac;
 
 /// The MAC of all stations that packets to this address are for; `None` for an address of one.
@@ -72,12 +77,30 @@ impl Walk {
             true => Default::default(),
             false => self.netlink.pod_bridges(&[self.node.subnet], &self.links).await?,
         };
+        let veth = self.links.iter().find(|link| link.name == found.interface);
+        let master = veth.and_then(|veth| veth.master);
+        // Both on one bridge need no other.
+        if let Some(master) =
+            master.filter(|_| !found.is_shut && self.node.subnet.contains(packet.destination))
+            && self.place(packet.destination).await?.is_none()
+            && let Some(outcome) = self.over_joined_bridges(packet, master).await?
+        {
+            return Ok(outcome);
+        }
         for bridge in bridges {
+            let joint = master.map_or(Joint::Apart, |master| joint(&self.links, master, bridge));
             let known = self.netlink.neighbour(bridge, source).await?;
-            if known.and_then(|neighbour| neighbour.mac).is_none() {
-                continue;
-            }
-            let what = format!("{source} is behind {}, and a station on this bridge, too", found.interface);
+            let is_known = known.and_then(|neighbour| neighbour.mac).is_some();
+            let way = match (joint, master) {
+                (Joint::Veths(way), _) => by(&way),
+                _ if is_known => String::new(),
+                (Joint::Perhaps(what), Some(master)) => {
+                    return Ok(self.perhaps_joined(&found.interface, master, bridge, &what));
+                }
+                _ => continue,
+            };
+            let what =
+                format!("{source} is behind {}, and a station on this bridge, too{way}", found.interface);
             self.steps.push(Step::of_kernel(At::Bridge, Some(interface(bridge)), what));
             let neighbour = self.place(packet.destination).await?;
             let on_bridge =

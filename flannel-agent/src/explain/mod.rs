@@ -10,6 +10,7 @@ mod bridge;
 mod cut_off;
 mod incoming;
 mod ipsec;
+mod joined;
 mod node;
 mod outgoing;
 mod packet;

@@ -105,6 +105,11 @@ impl Walk {
         if let Some(neighbour) = neighbour {
             return self.bridged(packet, place.ifindex, gateway, neighbour).await;
         }
+        if self.node.subnet.contains(packet.destination)
+            && let Some(outcome) = self.over_joined_bridges(packet, gateway).await?
+        {
+            return Ok(outcome);
+        }
         self.routed(packet, Some(gateway), mark).await
     }
 
@@ -191,7 +196,13 @@ impl Walk {
         }
         let mac = self.neighbour(link.index, next_hop).await?;
         if self.node.subnet.contains(packet.destination) {
-            return match self.place(packet.destination).await? {
+            let place = self.place(packet.destination).await?;
+            if place.is_none()
+                && let Some(outcome) = self.over_joined_bridges(packet, link.index).await?
+            {
+                return Ok(outcome);
+            }
+            return match place {
                 Some(place) => self.bring_to_pod(packet, place, mark).await,
                 None => Ok(match (self.cut_off(packet.destination, mac).await?, mac) {
                     (Some(dropped), _) => dropped,

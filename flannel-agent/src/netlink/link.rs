@@ -33,6 +33,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Its other end, if that is in another network namespace.
     pub peer: Option<PeerEnd>,
+    /// The interface of this namespace that is its other end, as a veth's, or that it stands on, as a VLAN does.
+    pub lower: Option<u32>,
     /// A program of XDP is attached to it.
     pub xdp: bool,
     /// As a port of a bridge it does not let everything pass: it is up and not forwarding (IEEE 802.1D), or locked.
@@ -125,6 +127,7 @@ impl Link {
             carrier: true,
             master: None,
             peer: None,
+            lower: None,
             xdp: false,
             closed_port: false,
             isolated_port: false,
@@ -268,6 +271,7 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         carrier: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         master: None,
         peer: None,
+        lower: None,
         xdp: false,
         closed_port: false,
         isolated_port: false,
@@ -320,6 +324,7 @@ pub(super) fn read(message: LinkMessage) -> Option<Link> {
         link.aggregates = link.aggregates.unless_at(of_ports, segments_of_ports);
     }
     link.name = name?;
+    link.lower = peer_index.filter(|index| namespace.is_none() && *index != 0);
     link.peer = namespace.zip(peer_index).map(|(namespace, index)| PeerEnd { namespace, index });
     Some(link)
 }

@@ -22,8 +22,10 @@ use flannel_common::{
 };
 use flannel_common_testing::Frame;
 use flannel_lab::{
-    AGENT_BIN, CONVERGENCE, Cluster, FastPath, Lab, Member, Xdp, agent_binary, counters::Counters,
-    eventually, in_lab, traffic::wire::Wire,
+    AGENT_BIN, CONVERGENCE, Cluster, FastPath, Lab, Member, Xdp, agent_binary,
+    counters::Counters,
+    eventually, in_lab,
+    traffic::{ping::ping, wire::Wire},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::Value;
@@ -99,7 +101,8 @@ impl<'a> Judge<'a> {
             let at = match answer.outcome {
                 Outcome::Leaves { .. } => Some(0),
                 Outcome::Pod { .. } => Some(1),
-                Outcome::Flooded { .. } | Outcome::Node | Outcome::Dropped { .. } => None,
+                Outcome::Flooded { .. } | Outcome::Node => None,
+                Outcome::Dropped { .. } | Outcome::Unknown { .. } => None,
             };
             // Others have no ports to be known by.
             if let Some(at) = at.filter(|_| [PROTOCOL_TCP, PROTOCOL_UDP].contains(&question.packet.protocol))
@@ -403,13 +406,29 @@ fn by_the_bridge(member: &Member, run: &dyn Fn(&[&str]) -> Result<Said>) -> Resu
         "link add br9 type bridge\nlink set br9 up\nlink add patch9 type veth peer name patch0\n\
          link set patch9 master br9 up\nlink set patch0 master cni0 up\nlink set {veth} master br9\n"
     ))?;
-    eventually(CONVERGENCE, "explain finds the way over the other bridge", || {
-        // Whether it answers or not: the bridge asks who has the address.
-        let _ = netns.run("ping", &["-c", "1", "-W", "1", &other]);
-        let (status, table, _) = run(&[&pod, &other, "--proto", "udp"])?;
-        ensure!(status == Some(0) && table.contains("leaves by cni0 for"), "{status:?}: {table}");
-        let (status, table, _) = run(&[&other, &pod, "--proto", "udp"])?;
-        ensure!(status == Some(0) && table.contains("reaches the pod behind"), "{status:?}: {table}");
+    // Nobody has asked yet who has the address, and it is reached all the same.
+    let ways = [[pod.as_str(), &other], [&other, &pod]];
+    let says = |ways: &[[&str; 2]], expected: i32, part: &str| {
+        for [from, to] in ways {
+            let (status, table, _) = run(&[from, to, "--proto", "udp", "--ttl", "1"])?;
+            let table = table.split_whitespace().collect::<Vec<_>>().join(" ");
+            ensure!(status == Some(expected) && table.contains(part), "{from} to {to}: {status:?}: {table}");
+        }
         Ok(())
-    })
+    };
+    netns.ip("neigh flush dev cni0")?;
+    says(&ways[..1], 0, &format!("reaches the pod behind {veth}, by the kernel path"))?;
+    says(&ways[1..], 0, "reaches the pod behind")?;
+    member.pods[1].netns().run("iptables", &["-P", "INPUT", "ACCEPT"])?;
+    ping(&member.pods[0].endpoint(), &member.pods[1].endpoint(), 56)?;
+    // By what leads elsewhere from both they may be, and may not.
+    netns.ip_batch(
+        "link del patch9\nlink add away9 type vxlan id 98 dstport 4790 dev eth0\n\
+         link add away0 type vxlan id 99 dstport 4790 dev eth0\n\
+         link set away9 master br9 up\nlink set away0 master cni0 up\nneigh flush dev cni0\n",
+    )?;
+    says(&ways, 2, "cannot be followed further")?;
+    // Apart from each other they are not joined by anything.
+    netns.ip_batch("link del away9\nneigh flush dev cni0\n")?;
+    says(&ways, 1, "is dropped")
 }
