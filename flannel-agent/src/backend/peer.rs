@@ -89,8 +89,13 @@ pub enum Skip {
     #[error("{field}: expected the address of a node, found {0}", field = address_field(Family::of(*.0)))]
     NoNode(IpAddr),
     /// It publishes our address.
-    #[error("its {field} {0} is our own", field = address_field(Family::of(*.0)))]
-    OurAddress(IpAddr),
+    #[error("its {field} {public_ip} is our own, that of lease {ours}", field = address_field(Family::of(*.public_ip)))]
+    OurAddress {
+        /// The address.
+        public_ip: IpAddr,
+        /// Our subnet.
+        ours: IpNetwork,
+    },
     /// Its subnet takes in ours, part of it, or the addresses the tunnel itself needs.
     #[error("its subnet covers {0}, which is ours")]
     CoversUs(IpNetwork),
@@ -125,6 +130,24 @@ fn data_field(family: Family) -> &'static str {
 }
 
 impl Skip {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::SameMac { .. } => {
+                "two nodes are clones, or one has two leases: of a clone delete the lease and the VXLAN device (ip link \
+                 delete), and restart its agent, which makes another MAC; else delete the lease that nobody renews"
+            }
+            Self::OurAddress { .. } => {
+                "two nodes publish this node's address, or it has two leases: give the other node its own (--public-ip, \
+                 --iface), and delete the lease that nobody renews"
+            }
+            Self::NoSubnet(_) | Self::NotCarried(_) | Self::OtherBackend { .. } => {
+                "nothing, where that is meant"
+            }
+            _ => "correct or delete that lease",
+        }
+    }
+
     /// Whether someone should look into it. Nodes of other kinds are nobody's fault.
     pub fn is_fault(&self) -> bool {
         !matches!(self, Self::NoSubnet(_) | Self::NotCarried(_) | Self::OtherBackend { .. })

@@ -127,7 +127,7 @@ fn of_dataplane(told: &Snapshot, found: &mut Vec<Problem>) {
                 "the lease of {} is not followed ({}): {}",
                 skipped.lease, skipped.family, skipped.reason
             ),
-            "correct or delete that lease",
+            skipped.remedy.as_str(),
         ));
     }
     if dataplane.pending_total == 0

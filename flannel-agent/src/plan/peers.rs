@@ -155,7 +155,7 @@ fn candidate(
         return Err(Skip::NoNode(public_ip));
     }
     if public_ip == stack.public_ip || public_ip == stack.address {
-        return Err(Skip::OurAddress(public_ip));
+        return Err(Skip::OurAddress { public_ip, ours: stack.subnet });
     }
     let ours = [stack.subnet, stack.public_ip.into(), stack.address.into()];
     if let Some(covered) = ours.into_iter().find(|own| overlap(*own, subnet)) {

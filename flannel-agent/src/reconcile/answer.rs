@@ -87,6 +87,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
             family: family.to_string(),
             reason: why.to_string(),
             fault: why.is_fault(),
+            remedy: why.remedy().to_owned(),
         })
     }
 

@@ -192,6 +192,10 @@ fn render(report: &Report) -> String {
             text.push_str(&wrapped(&format!("{}: {difference}", row.subnet), 4));
             text.push('\n');
         }
+        for shared in &row.shared {
+            text.push_str(&wrapped(&format!("{}: {shared}", row.subnet), 4));
+            text.push('\n');
+        }
         if let Some(why) = &row.on_kernel {
             text.push_str(&wrapped(&format!("{}: kernel path: {why}", row.subnet), 4));
             text.push('\n');

@@ -287,6 +287,9 @@ pub struct Skipped {
     pub reason: String,
     /// Somebody should look into it.
     pub fault: bool,
+    /// What to do about it.
+    #[serde(default)]
+    pub remedy: String,
 }
 
 /// A change that failed.

@@ -161,11 +161,13 @@ mod tests {
             mac: None,
             on_kernel: None,
             state: State::InPlace,
+            remedy: None,
             differences: Vec::new(),
             flows: None,
             heard_seconds_ago: Some(5),
             traffic: None,
             probe: None,
+            shared: Vec::new(),
         }
     }
 

@@ -14,11 +14,14 @@ use crate::{
 
 mod differences;
 mod known;
+mod shared;
 #[cfg(test)]
 mod tests;
 
 use differences::{kernel_differences, map_differences};
 use known::wanted_without_agent;
+pub use shared::Shared;
+use shared::shared;
 
 /// A peer, in one family.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,6 +40,8 @@ pub struct PeerRow {
     pub on_kernel: Option<String>,
     /// `in place`, `differs`, `pending` or `skipped`.
     pub state: State,
+    /// What to do about a lease that is not followed.
+    pub remedy: Option<String>,
     /// What differs, failed, or why its lease is not followed: a sentence each.
     pub differences: Vec<String>,
     /// Flows of our pods with its pods that may skip the stack.
@@ -48,6 +53,8 @@ pub struct PeerRow {
     pub traffic: Option<PeerTraffic>,
     /// What the last probe found.
     pub probe: Option<Probe>,
+    /// What its lease has in common with others that no two nodes can have.
+    pub shared: Vec<Shared>,
 }
 
 /// What passed between a peer and this node.
@@ -121,6 +128,7 @@ pub fn join(
             .map(|wanted| row(&wanted, kernel, maps, None))
             .collect();
     };
+    let mut shared = shared(&agent.peers, backend);
     let mut rows: Vec<PeerRow> = agent
         .peers
         .iter()
@@ -134,7 +142,8 @@ pub fn join(
                     .and_then(|backend| backend.device_to(peer.subnet, &peer.way))
                     .map(|device| device.name.clone()),
             };
-            row(&wanted, kernel, maps, Some(peer))
+            let shared = shared.remove(&peer.subnet).unwrap_or_default();
+            PeerRow { shared, ..row(&wanted, kernel, maps, Some(peer)) }
         })
         .collect();
     rows.extend(agent.skipped.iter().filter_map(skipped));
@@ -162,11 +171,13 @@ fn skipped(skipped: &snapshot::Skipped) -> Option<PeerRow> {
         mac: None,
         on_kernel: None,
         state: State::Skipped,
+        remedy: Some(skipped.remedy.clone()).filter(|remedy| !remedy.is_empty()),
         differences: vec![skipped.reason.clone()],
         flows: None,
         heard_seconds_ago: None,
         traffic: None,
         probe: None,
+        shared: Vec::new(),
     })
 }
 
@@ -205,10 +216,12 @@ fn row(wanted: &Wanted, kernel: &Kernel, maps: Option<&Maps>, peer: Option<&snap
             (peer.is_none() && left).then(|| "the map says so".to_owned())
         }),
         state,
+        remedy: None,
         differences,
         flows: maps.map(|maps| maps.flows.get(&subnet).copied().unwrap_or_default()),
         heard_seconds_ago: heard.into_iter().flatten().min(),
         traffic,
         probe: peer.and_then(|peer| peer.probe.clone()),
+        shared: Vec::new(),
     }
 }

@@ -148,6 +148,7 @@ fn leases_that_are_not_followed_and_changes_that_failed_are_rows_of_their_own_ki
         family: "IPv6".to_owned(),
         reason: "its PublicIPv6 is our own".to_owned(),
         fault: true,
+        remedy: String::new(),
     });
     let rows = join(Some(&agent), None, &kernel, Some(&maps));
     assert_eq!((rows[0].state, rows[0].differences.len()), (State::Pending, 1));
