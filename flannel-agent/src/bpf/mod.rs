@@ -50,6 +50,7 @@ pub use log::LogLevel;
 pub use maps::MapFault;
 pub use netfilter::{NetfilterProgram, netfilter_programs};
 pub use others::ForeignProgram;
+pub(crate) use others::tcx_of_others;
 pub use pins::{PinError, Pins};
 pub use prefixes::TrieFamily;
 pub use run_times::{RunTimes, Runs};

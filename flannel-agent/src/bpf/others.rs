@@ -57,6 +57,16 @@ impl Programs {
     }
 }
 
+/// The names of the tcx programs of others at one side of an interface, or their ids.
+///
+/// # Errors
+/// The kernel does not tell, or knows no such hook.
+pub(crate) fn tcx_of_others(ifindex: u32, side: TcSide) -> Result<Vec<String>, Errno> {
+    let programs = query::programs(ifindex, side)?;
+    let others = programs_of_others(ifindex, side, &programs, &BTreeSet::new()).into_iter();
+    Ok(others.map(|(id, name)| if name.is_empty() { id.to_string() } else { name }).collect())
+}
+
 /// Those of `programs`, which are at one side of an interface, that are neither `ours` nor another daemon's of our kind,
 /// for another network: id and name.
 fn programs_of_others(

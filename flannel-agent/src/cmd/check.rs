@@ -1,6 +1,10 @@
 //! `check`: asks the peers, looks at the node, and says what is wrong, why, and what to do.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -17,7 +21,7 @@ use super::{
 use crate::{
     control::snapshot::{self, Probes, Snapshot},
     inspect::{
-        checks::{Finding, Seen, Severity, of_peer, of_routes},
+        checks::{Finding, Seen, Severity, attribute, of_kernel_path, of_leases, of_peer, of_routes},
         peers::{PeerRow, State, nodes},
         probe::{Outcome, Target, probe},
         standing::problems,
@@ -29,6 +33,9 @@ use crate::{
 
 /// Peers that are asked at the same time.
 const AT_ONCE: usize = 32;
+
+/// So many findings are shown below the one that they follow from.
+const FOLLOWING: usize = 3;
 
 /// The largest packet where nothing tells how large they may be, bytes: what any link of IPv6 carries.
 const LEAST_MTU: u32 = 1280;
@@ -78,23 +85,10 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
         // What its own probes found a while ago is asked again below.
         let told = Snapshot { probes: Probes::default(), ..told.clone() };
         for problem in problems(&told, None, snapshot::now()) {
-            findings.push(Finding {
-                severity: Severity::Error,
-                check: "agent",
-                peer: None,
-                evidence: problem.what,
-                remedy: problem.remedy,
-            });
+            findings.push(Finding::error("agent", problem.what, problem.remedy));
         }
         if findings.is_empty() {
-            let evidence = "it runs, and everything that is this node's is in place".to_owned();
-            findings.push(Finding {
-                severity: Severity::Ok,
-                check: "agent",
-                peer: None,
-                evidence,
-                remedy: String::new(),
-            });
+            findings.push(Finding::ok("agent", "it runs, and everything that is this node's is in place"));
         }
     }
     let rows = wanted(found.rows(), &options.peers)?;
@@ -110,13 +104,13 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
         let mut netlink = Netlink::open()?;
         of_node.extend(of_routes(&mut netlink, told, &found.kernel, &around, &rows).await?);
     }
-    let is_block = |finding: &Finding| finding.check == "IPsec" && finding.severity != Severity::Ok;
-    let blocked_by_ipsec = of_node.iter().any(is_block);
-    findings.extend(asked.findings(&found, blocked_by_ipsec));
+    findings.extend(asked.findings(&found));
+    findings.extend(of_leases(&rows));
     findings.extend(of_node);
+    findings.extend(told.map(|told| of_kernel_path(told, &rows, snapshot::now())).unwrap_or_default());
     let without_agent = found.without_agent();
     let checks = findings.len();
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let mut findings = attribute(findings);
     let wrong = findings.iter().any(|finding| finding.severity == Severity::Error);
     findings.retain(|finding| options.all || finding.severity != Severity::Ok);
     let health = Health::of(without_agent.is_none(), wrong);
@@ -149,7 +143,7 @@ struct Echoed {
 }
 
 impl Asked {
-    fn findings(self, found: &Look, blocked_by_ipsec: bool) -> Vec<Finding> {
+    fn findings(self, found: &Look) -> Vec<Finding> {
         let is_silent = |outcome: &Outcome| outcome.overlay.unwrap_or(outcome.underlay).rtt.is_none();
         let any_silent =
             self.peers.iter().any(|(_, asked)| asked.as_ref().is_some_and(|asked| is_silent(&asked.outcome)));
@@ -163,7 +157,7 @@ impl Asked {
                 continue;
             };
             let heard_since = later.get(&row.subnet).is_some_and(|ago| *ago < taken.as_secs());
-            let seen = Seen { tunnel: tunnel.clone(), heard_since, blocked_by_ipsec };
+            let seen = Seen { tunnel: tunnel.clone(), heard_since };
             all.extend(of_peer(row, target, outcome, &seen));
         }
         all
@@ -234,14 +228,32 @@ fn tunnel(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> String {
 }
 
 fn skipped(row: &PeerRow) -> Vec<Finding> {
+    let remedy = row.remedy.as_deref().unwrap_or("correct or delete that lease");
     let finding = |evidence: &String| Finding {
-        severity: Severity::Warning,
-        check: "lease",
         peer: Some(row.subnet.to_string()),
-        evidence: evidence.clone(),
-        remedy: "its lease is not followed: correct or delete it, if its node should be a peer".to_owned(),
+        ..Finding::warning("lease", format!("its lease is not followed: {evidence}"), remedy)
     };
     row.differences.iter().map(finding).collect()
+}
+
+/// What follows from another finding has no remedy of its own.
+fn row(finding: &Finding) -> [Cell; 4] {
+    let tone = match finding.severity {
+        Severity::Ok => Tone::Good,
+        Severity::Warning => Tone::Notable,
+        Severity::Error => Tone::Bad,
+    };
+    let follows = finding.follows_from.is_some();
+    let text = match finding.remedy.is_empty() || follows {
+        true => visible(&finding.evidence),
+        false => visible(&format_args!("{}; {}", finding.evidence, finding.remedy)),
+    };
+    [
+        toned(if follows { "follows" } else { finding.severity.label() }, tone),
+        Cell::new(finding.check),
+        Cell::new(visible(&finding.peer.as_deref().unwrap_or("-"))),
+        Cell::new(text),
+    ]
 }
 
 fn render(report: &Report) -> String {
@@ -251,22 +263,16 @@ fn render(report: &Report) -> String {
         text.push('\n');
     }
     let mut rows = table(&["finding", "check", "peer", "evidence and remedy"]);
-    for finding in &report.findings {
-        let tone = match finding.severity {
-            Severity::Ok => Tone::Good,
-            Severity::Warning => Tone::Notable,
-            Severity::Error => Tone::Bad,
-        };
-        let mut line = visible(&finding.evidence);
-        if !finding.remedy.is_empty() {
-            line = format!("{line}; {}", finding.remedy);
+    for group in report.findings.chunk_by(|_, next| next.follows_from.is_some()) {
+        let (shown, more) = group.split_at(group.len().min(FOLLOWING + 1));
+        for finding in shown {
+            rows.add_row(row(finding));
         }
-        rows.add_row([
-            toned(finding.severity.label(), tone),
-            Cell::new(finding.check),
-            Cell::new(visible(&finding.peer.as_deref().unwrap_or("-"))),
-            Cell::new(line),
-        ]);
+        if !more.is_empty() {
+            let peers: BTreeSet<&str> = more.iter().filter_map(|finding| finding.peer.as_deref()).collect();
+            let text = format!("{} more findings, of {} peers (-o json lists them)", more.len(), peers.len());
+            rows.add_row(["follows", "", "", &text].map(Cell::new));
+        }
     }
     if !report.findings.is_empty() {
         text.push_str(&lines(&rows));

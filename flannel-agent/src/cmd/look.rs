@@ -94,7 +94,10 @@ impl Look {
         let subnets = lease.map(|lease| lease.subnets.clone()).filter(|subnets| !subnets.is_empty());
         let of_maps = || self.maps.as_ref().map(|maps| maps.subnets.clone());
         let subnets = subnets.or_else(of_maps).unwrap_or_default();
-        Ok(Surroundings::read(&mut Netlink::open()?, &self.kernel, &self.families(), &subnets).await?)
+        let external = self.agent.as_ref().ok().and_then(|told| told.interface.as_ref());
+        let external = external.map(|interface| interface.index);
+        let families = self.families();
+        Ok(Surroundings::read(&mut Netlink::open()?, &self.kernel, &families, &subnets, external).await?)
     }
 
     /// What was found of the node.

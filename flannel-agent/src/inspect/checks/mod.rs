@@ -4,7 +4,10 @@
 
 use serde::Serialize;
 
+mod causes;
+mod first_at;
 mod forwarded;
+mod kernel_path;
 mod nft;
 mod peers;
 mod routes;
@@ -12,11 +15,13 @@ mod rules;
 mod surroundings;
 mod this_node;
 
+pub use causes::{Keeps, attribute};
 #[cfg(test)]
 use forwarded::tests::both_ways;
 pub use forwarded::{Base, Dropped, End, Passage};
+pub use kernel_path::of_kernel_path;
 pub use nft::Nft;
-pub use peers::{Seen, of_peer};
+pub use peers::{Seen, of_leases, of_peer};
 pub use routes::of_routes;
 pub use rules::Firewall;
 pub use surroundings::Surroundings;
@@ -58,23 +63,39 @@ pub struct Finding {
     pub evidence: String,
     /// What to do; empty where nothing is to be done.
     pub remedy: String,
+    /// The finding that is its cause: check and evidence.
+    pub follows_from: Option<String>,
+    /// What it keeps from working.
+    #[serde(skip)]
+    pub keeps: Option<Keeps>,
 }
 
 impl Finding {
-    pub(super) fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
-        Self { severity: Severity::Ok, check, peer: None, evidence: evidence.into(), remedy: String::new() }
+    /// Something that is as it should be.
+    pub fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
+        Self { severity: Severity::Ok, ..Self::warning(check, evidence, "") }
     }
 
-    pub(super) fn warning(
-        check: &'static str,
-        evidence: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let (evidence, remedy) = (evidence.into(), remedy.into());
-        Self { severity: Severity::Warning, check, peer: None, evidence, remedy }
+    /// Something that may be in the way.
+    pub fn warning(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Warning,
+            check,
+            peer: None,
+            evidence: evidence.into(),
+            remedy: remedy.into(),
+            follows_from: None,
+            keeps: None,
+        }
     }
 
-    pub(super) fn error(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// Something that is wrong.
+    pub fn error(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { severity: Severity::Error, ..Self::warning(check, evidence, remedy) }
+    }
+
+    /// The same, which keeps that from working.
+    pub(super) fn keeping(self, what: Keeps) -> Self {
+        Self { keeps: Some(what), ..self }
     }
 }

@@ -1,6 +1,6 @@
 //! What the echoes to a peer say.
 
-use super::Finding;
+use super::{Finding, Keeps};
 use crate::inspect::{
     peers::{PeerRow, State},
     probe::{Outcome, Target},
@@ -13,8 +13,6 @@ pub struct Seen {
     pub tunnel: String,
     /// Packets came from it through the tunnel after it was asked.
     pub heard_since: bool,
-    /// An IPsec policy of this node is a finding.
-    pub blocked_by_ipsec: bool,
 }
 
 /// What was found of a peer, which was asked as `target`.
@@ -30,7 +28,8 @@ pub fn of_peer(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -
             State::Skipped => Finding::warning("objects", difference.clone(), remedy),
             _ => Finding::error("objects", difference.clone(), remedy),
         };
-        found.push(finding);
+        let of_device = is_of_device(difference);
+        found.push(if of_device { finding.keeping(Keeps::Device) } else { finding });
     }
     found.extend(reached(row, target, outcome, seen));
     for finding in &mut found {
@@ -43,15 +42,28 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
     let to = target.public_ip;
     let (underlay, overlay) = (outcome.underlay, outcome.overlay);
     let through = overlay.unwrap_or(underlay);
-    let corrupt = underlay.corrupt + overlay.map_or(0, |echoes| echoes.corrupt);
+    let corrupt = overlay.map_or(underlay.corrupt, |echoes| underlay.corrupt + echoes.corrupt);
     let mut found = Vec::new();
-    if corrupt > 0 {
+    if corrupt.back > 0 {
         found.push(Finding::error(
             "checksums",
-            format!("{corrupt} answers came broken: with a wrong checksum, or other bytes than were sent"),
-            "something on the way changes packets: a card, driver, switch or program on either node",
+            format!("{} answers came broken on the way from it: with a wrong checksum", corrupt.back),
+            "its card, driver or programs, or a switch, break what it sends: on it try ethtool -K <interface> tx off",
         ));
     }
+    if corrupt.either > 0 {
+        found.push(Finding::error(
+            "checksums",
+            format!(
+                "{} answers came broken on the way to it or from it: with other bytes than were sent, and a checksum that \
+                 fits",
+                corrupt.either
+            ),
+            "something changes packets and makes their checksums fit, as a program, rule or middlebox does on either node \
+             or in between",
+        ));
+    }
+    let corrupt = corrupt.total();
     match (underlay.rtt, overlay.map(|echoes| echoes.rtt)) {
         (None, Some(None)) | (None, None) if corrupt == 0 && seen.heard_since => {
             found.push(Finding::warning(
@@ -95,10 +107,7 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
                 None => Finding::error(
                     "overlay",
                     format!("{to} answers, but nothing comes back through the tunnel{heard}"),
-                    match seen.blocked_by_ipsec {
-                        true => format!("see what is said of IPsec first; if that is right, {open}"),
-                        false => open,
-                    },
+                    open,
                 ),
             });
             return found;
@@ -143,6 +152,25 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
     found
 }
 
+/// Whether a difference is the device's that carries packets to all peers.
+fn is_of_device(difference: &str) -> bool {
+    ["the VXLAN device", "the device"].iter().any(|device| difference.starts_with(device))
+}
+
+/// What was found of leases that have in common what no two should have: one finding for both.
+pub fn of_leases(rows: &[PeerRow]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for row in rows {
+        // Said once, with the first of them.
+        for shared in row.shared.iter().filter(|shared| shared.with.iter().all(|other| *other > row.subnet)) {
+            let evidence = format!("lease {}: {shared}", row.subnet);
+            let peer = Some(row.node.clone().unwrap_or_else(|| row.subnet.to_string()));
+            found.push(Finding { peer, ..Finding::warning("lease", evidence, shared.remedy()) });
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -150,7 +178,10 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
-    use crate::inspect::{checks::Severity, probe::Echoes};
+    use crate::inspect::{
+        checks::Severity,
+        probe::{Corrupt, Echoes},
+    };
 
     fn row() -> PeerRow {
         PeerRow {
@@ -171,7 +202,8 @@ mod tests {
         }
     }
 
-    fn echoes(rtt: Option<u64>, largest: Option<u32>, corrupt: u32) -> Echoes {
+    fn echoes(rtt: Option<u64>, largest: Option<u32>, back: u32) -> Echoes {
+        let corrupt = Corrupt { back, either: 0 };
         Echoes { rtt: rtt.map(Duration::from_micros), largest, corrupt, ..Echoes::default() }
     }
 
@@ -202,7 +234,16 @@ mod tests {
                 "path MTU: packets of 1398 bytes pass, those of 1450 do not",
             ),
             (good, Some(echoes(Some(100), None, 0)), "path MTU: no packet larger"),
-            (good, Some(echoes(None, None, 2)), "checksums: 2 answers came broken"),
+            (
+                good,
+                Some(echoes(None, None, 2)),
+                "checksums: 2 answers came broken on the way from it: with a wrong",
+            ),
+            (
+                good,
+                Some(Echoes { corrupt: Corrupt { back: 0, either: 3 }, ..good }),
+                "checksums: 3 answers came broken on the way to it or from it",
+            ),
         ] {
             let seen = Seen { tunnel: "UDP port 8472".to_owned(), ..Seen::default() };
             let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &seen);
@@ -217,7 +258,7 @@ mod tests {
             // One that answers nothing, and whose packets come in, is there.
             let heard = Seen { heard_since: true, ..seen };
             let through = overlay.unwrap_or(underlay);
-            let silent = underlay.rtt.is_none() && through.rtt.is_none() && through.corrupt == 0;
+            let silent = underlay.rtt.is_none() && through.rtt.is_none() && through.corrupt.total() == 0;
             let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &heard);
             let warned = findings.len() == 1 && findings[0].severity == Severity::Warning;
             assert_eq!(warned, silent, "{findings:?}");
@@ -239,7 +280,7 @@ mod tests {
             (by_tcp, Echoes::default(), Severity::Error, "192.0.2.2 answers, but nothing comes back"),
         ] {
             let outcome = Outcome { underlay, overlay: Some(overlay) };
-            let seen = Seen { blocked_by_ipsec: true, ..Seen::default() };
+            let seen = Seen::default();
             let findings = of_peer(&row(), &target, &outcome, &seen);
             assert!(findings.len() == 1 && findings[0].severity == severity, "{findings:?}");
             assert!(findings[0].evidence.contains(text) && findings[0].remedy.contains("e"), "{findings:?}");

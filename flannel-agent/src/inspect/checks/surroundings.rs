@@ -52,13 +52,16 @@ pub struct Surroundings {
     pub ipsec: Option<IpsecTable>,
     /// The clock.
     pub clock: Option<Clock>,
+    /// Filters, programs and chains of others at the external interface.
+    pub first_at_external: Vec<String>,
 }
 
 /// Where container runtimes look for CNI configurations.
 const CNI_CONFIGS: &str = "/etc/cni/net.d";
 
 impl Surroundings {
-    /// Reads them, in this network namespace, for a node of these families, whose pods are in `subnets`.
+    /// Reads them, in this network namespace, for a node of these families, whose pods are in `subnets` and whose external
+    /// interface is `external`.
     ///
     /// # Errors
     /// When the kernel does not answer.
@@ -67,6 +70,7 @@ impl Surroundings {
         kernel: &Kernel,
         families: &[Family],
         subnets: &[IpNetwork],
+        external: Option<u32>,
     ) -> Result<Self, NetlinkError> {
         let number = |name: &str| sysctl::NET.read(name).ok().and_then(|text| text.parse::<u64>().ok());
         let mut found = Self::default();
@@ -114,6 +118,9 @@ impl Surroundings {
                 addresses.extend(held.into_iter().map(|address| address.network));
             }
             found.bridge = Some((addresses, bridge.mtu));
+        }
+        if let Some(link) = kernel.links.iter().find(|link| Some(link.index) == external) {
+            found.first_at_external = Self::first_at(link)?;
         }
         found.cni_configs = cni_configs(Path::new(CNI_CONFIGS));
         found.nft = Nft::read();

@@ -8,8 +8,27 @@ pub(super) const HEADER: usize = 8;
 pub struct Answer {
     /// Which echo it answers.
     pub sequence: u16,
+    /// How it came.
+    pub condition: Condition,
+}
+
+/// How an answer came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
     /// Its checksum is right, and it brings back what was sent.
-    pub intact: bool,
+    Intact,
+    /// Its checksum is wrong. Who answers looks at that of the question and makes that of the answer anew: it was broken on
+    /// the way back.
+    BadChecksum,
+    /// Other bytes than were sent, with a checksum that somebody has made fit: on the way there or back.
+    OtherBytes,
+}
+
+impl Answer {
+    /// As it should be.
+    pub fn is_intact(&self) -> bool {
+        self.condition == Condition::Intact
+    }
 }
 
 const REQUEST_V4: u8 = 8;
@@ -48,7 +67,12 @@ pub(super) fn answer(is_v4: bool, packet: &[u8], identifier: u16) -> Option<Answ
     let sequence = u16::from_be_bytes([header[6], header[7]]);
     let same = icmp[HEADER..].iter().enumerate().all(|(at, byte)| *byte == content(sequence, at));
     // Over everything, its own field included, a right one comes to zero.
-    Some(Answer { sequence, intact: same && (!is_v4 || checksum(icmp) == 0) })
+    let condition = match (!is_v4 || checksum(icmp) == 0, same) {
+        (false, _) => Condition::BadChecksum,
+        (true, false) => Condition::OtherBytes,
+        (true, true) => Condition::Intact,
+    };
+    Some(Answer { sequence, condition })
 }
 
 fn content(sequence: u16, at: usize) -> u8 {
@@ -83,14 +107,19 @@ mod tests {
         let request = request(true, 7, 3, 57);
         assert_eq!(checksum(&request), 0);
         let good = reply(request.clone());
-        assert_eq!(answer(true, &good, 7), Some(Answer { sequence: 3, intact: true }));
+        assert_eq!(answer(true, &good, 7), Some(Answer { sequence: 3, condition: Condition::Intact }));
         assert_eq!(answer(true, &good, 8), None, "another process's");
         assert_eq!(answer(true, &[&[0x45; 20][..], &request].concat(), 7), None, "our own request");
         for at in [22, 28, 40, 84] {
             let mut broken = good.clone();
             broken[at] ^= 1;
-            assert_eq!(answer(true, &broken, 7), Some(Answer { sequence: 3, intact: false }), "byte {at}");
+            let condition = Condition::BadChecksum;
+            assert_eq!(answer(true, &broken, 7), Some(Answer { sequence: 3, condition }), "byte {at}");
         }
+        let mut changed = request.clone();
+        changed[40] ^= 1;
+        let condition = Condition::OtherBytes;
+        assert_eq!(answer(true, &reply(changed), 7), Some(Answer { sequence: 3, condition }), "made to fit");
         for length in 0..28 {
             assert_eq!(answer(true, &good[..length], 7), None);
         }

@@ -8,6 +8,7 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpStream},
+    ops::Add,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use crate::control::snapshot::{self, Backend};
 mod echo;
 mod socket;
 
-pub use echo::Answer;
+pub use echo::{Answer, Condition};
 use socket::EchoSocket;
 
 /// How long an answer may take: a second attempt follows.
@@ -73,8 +74,39 @@ pub struct Echoes {
     pub error: Option<Errno>,
     /// The largest packet that was answered, bytes: only looked for where a small one was.
     pub largest: Option<u32>,
-    /// Answers whose checksum was wrong.
-    pub corrupt: u32,
+    /// Answers that came broken.
+    pub corrupt: Corrupt,
+}
+
+/// Answers that came broken: how many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Corrupt {
+    /// With a wrong checksum: on the way back.
+    pub back: u32,
+    /// With other bytes and a checksum that fits: on the way there or back.
+    pub either: u32,
+}
+
+impl Corrupt {
+    /// Of these answers.
+    fn of(answers: &[Answer]) -> Self {
+        let count =
+            |condition| answers.iter().filter(|answer| answer.condition == condition).map(|_| 1).sum();
+        Self { back: count(Condition::BadChecksum), either: count(Condition::OtherBytes) }
+    }
+
+    /// All of them.
+    pub const fn total(self) -> u32 {
+        self.back + self.either
+    }
+}
+
+impl Add for Corrupt {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { back: self.back + other.back, either: self.either + other.either }
+    }
 }
 
 /// What came of a peer.
@@ -125,15 +157,16 @@ fn echoes(to: IpAddr, mtu: Option<u32>) -> Echoes {
             sleep(Duration::from_millis(100));
             continue;
         }
-        let answers = socket.receive(start + PATIENCE, |answer| answer.sequence == attempt && answer.intact);
-        found.corrupt += count_corrupt(&answers);
-        if answers.iter().any(|answer| answer.sequence == attempt && answer.intact) {
+        let answers =
+            socket.receive(start + PATIENCE, |answer| answer.sequence == attempt && answer.is_intact());
+        found.corrupt = found.corrupt + Corrupt::of(&answers);
+        if answers.iter().any(|answer| answer.sequence == attempt && answer.is_intact()) {
             found.rtt = Some(start.elapsed());
             found.error = None;
             break;
         }
     }
-    if found.rtt.is_none() && found.corrupt == 0 {
+    if found.rtt.is_none() && found.corrupt.total() == 0 {
         // A node that is told to drop echoes is no node that is down.
         found.rtt = connection(to);
         found.by_tcp = found.rtt.is_some();
@@ -142,7 +175,7 @@ fn echoes(to: IpAddr, mtu: Option<u32>) -> Echoes {
     if let Some(mtu) = mtu.filter(|_| found.rtt.is_some()) {
         let (largest, corrupt) = largest(&socket, to, mtu);
         found.largest = largest;
-        found.corrupt += corrupt;
+        found.corrupt = found.corrupt + corrupt;
     }
     found
 }
@@ -158,9 +191,9 @@ fn connection(to: IpAddr) -> Option<Duration> {
 }
 
 /// The largest packet up to `mtu` bytes that is answered; how many answers were broken.
-fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Option<u32>, u32) {
+fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Option<u32>, Corrupt) {
     let least = if to.is_ipv4() { LEAST_V4 } else { LEAST_V6 };
-    let mut corrupt = 0;
+    let mut corrupt = Corrupt::default();
     let mut round = |sizes: &[u32]| {
         for (sequence, size) in (100u16..).zip(sizes) {
             // One that our own route does not carry is refused at once.
@@ -172,9 +205,9 @@ fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Option<u32>, u32) {
             seen += usize::from(answer.sequence >= 100);
             seen == wanted
         });
-        corrupt += count_corrupt(&answers);
+        corrupt = corrupt + Corrupt::of(&answers);
         let size = |answer: &Answer| sizes.get(usize::from(answer.sequence.checked_sub(100)?)).copied();
-        answers.iter().filter(|answer| answer.intact).filter_map(size).max()
+        answers.iter().filter(|answer| answer.is_intact()).filter_map(size).max()
     };
     // Twice: a single loss is no small path.
     if round(&[mtu]).is_some() || round(&[mtu]).is_some() {
@@ -206,10 +239,6 @@ fn between(from: u32, to: u32) -> Vec<u32> {
     sizes
 }
 
-fn count_corrupt(answers: &[Answer]) -> u32 {
-    answers.iter().filter(|answer| !answer.intact).map(|_| 1).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -239,6 +268,9 @@ mod tests {
     fn this_host_answers_itself() {
         let Ok(_) = EchoSocket::open(Ipv4Addr::LOCALHOST.into()) else { return };
         let found = echoes(Ipv4Addr::LOCALHOST.into(), Some(1450));
-        assert!(found.rtt.is_some() && found.largest == Some(1450) && found.corrupt == 0, "{found:?}");
+        assert!(
+            found.rtt.is_some() && found.largest == Some(1450) && found.corrupt == Corrupt::default(),
+            "{found:?}"
+        );
     }
 }

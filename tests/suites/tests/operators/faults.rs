@@ -75,6 +75,8 @@ fn a_healthy_cluster_has_no_findings() -> Result<()> {
 /// A fault: how it comes, how it goes, and what `check` says of it on the first node.
 struct Fault<'a> {
     line: String,
+    /// What it says besides.
+    also: &'static str,
     error: bool,
     /// Of the node itself, so that `status` tells it, too.
     of_node: bool,
@@ -88,12 +90,23 @@ fn fault<'a>(
     inject: impl Fn() -> Result<()> + 'a,
     repair: impl Fn() -> Result<()> + 'a,
 ) -> Fault<'a> {
-    Fault { line: line.into(), error, of_node: false, inject: Box::new(inject), repair: Box::new(repair) }
+    Fault {
+        line: line.into(),
+        also: "",
+        error,
+        of_node: false,
+        inject: Box::new(inject),
+        repair: Box::new(repair),
+    }
 }
 
 impl Fault<'_> {
     fn of_node(self) -> Self {
         Self { of_node: true, ..self }
+    }
+
+    fn also(self, also: &'static str) -> Self {
+        Self { also, ..self }
     }
 }
 
@@ -138,7 +151,8 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         let was = here.read_sysctl("net/ipv4/conf/eth0/rp_filter")?;
         let tunnel_down = format!("{address} answers, but nothing comes back through the tunnel");
         let faults = [
-            fault(tunnel_down.clone(), true, || drops("in udp dport 8472 drop"), passes),
+            fault(tunnel_down.clone(), true, || drops("in udp dport 8472 drop"), passes)
+                .also("let UDP port 8472 pass between the nodes, in both directions"),
             fault(
                 format!("{address} does not answer, neither echoes nor TCP"),
                 true,
@@ -155,7 +169,7 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 passes,
             ),
             fault(
-                "answers came broken",
+                "answers came broken on the way from it: with a wrong checksum",
                 true,
                 || drops("out icmp type echo-reply @th,128,8 set 0xff"),
                 passes,
@@ -188,13 +202,15 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                     here.run("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
                     ip("link del sink")
                 },
-            ),
+            )
+            .also("see what may take the packets first (programs: tc filter of priority 49152 at ingress of eth0"),
             fault(
                 "a rule in chain in of table ip fault, hook input drops UDP port 8472",
                 true,
                 || here_nft("in udp dport 8472 drop"),
                 || here.run("nft", &["delete table ip fault"]).map(drop),
-            ),
+            )
+            .also("follows overlay"),
             fault(
                 "the policy of chain pods of table inet fault, hook forward is drop",
                 true,
@@ -271,6 +287,11 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             (fault.repair)()?;
             let seen = seen?;
             ensure!(seen.says(&fault.line), "no {} in\n{}{}", fault.line, seen.text, seen.errors);
+            ensure!(seen.says(fault.also), "no {} in\n{}", fault.also, seen.text);
+            // What only another node can see is looked for there.
+            let (silent, there) =
+                (seen.says("nothing comes back through the tunnel; "), seen.says("`flannel-agent check` on"));
+            ensure!(!silent || there, "{}", seen.text);
             ensure!(seen.status == i32::from(fault.error), "{} ends with {}", fault.line, seen.status);
             // What is wrong with the node itself is not left to whoever asks for it.
             if fault.of_node {
@@ -282,8 +303,32 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         ensure!(seen.status == 0 && seen.says("1 peers: 0 errors, 0 warnings"), "{}", seen.text);
         let seen = look(first, &["check", "10.9.9.9"])?;
         ensure!(seen.status == 2 && seen.errors.contains("no peer is called 10.9.9.9"), "{}", seen.errors);
-        Ok(())
+        what_takes_the_kernel_path_and_what_is_put_back(first)
     })
+}
+
+/// Nothing is lost by either, and it is said all the same.
+fn what_takes_the_kernel_path_and_what_is_put_back(member: &Member) -> Result<()> {
+    let netns = member.node.netns();
+    let warned = |line: &str| {
+        eventually(SOON, line, || {
+            let seen = look(member, &["check"])?;
+            ensure!(seen.status == 0 && seen.says(line), "no {line} in\n{}", seen.text);
+            Ok(())
+        })
+    };
+    let ports = netns.ip("-br link show master cni0 type veth")?;
+    let veth = ports.split(['@', ' ']).next().context("a pod's veth")?;
+    netns.run(
+        "tc",
+        &["qdisc", "add", "dev", veth, "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "50ms"],
+    )?;
+    warned(&format!(
+        "qdisc tbf at egress of {veth}: packets of the pod behind this interface take the kernel path"
+    ))?;
+    netns.run("tc", &["qdisc", "del", "dev", veth, "root"])?;
+    netns.run("iptables", &["-F", "FLANNEL-FWD"])?;
+    warned("rules of iptables were put back 1 times since the agent started")
 }
 
 /// What is wrong with leases stands in `status` and `peers`; what its node does not answer, in `check`.
@@ -319,6 +364,29 @@ fn leases_that_cannot_be_right_are_named() -> Result<()> {
             })?;
             cluster.etcd.delete_lease(subnet)?;
         }
+        let second = &cluster.members[1];
+        let address = second.node.address().to_string();
+        // Who has nothing to do with it names both, too.
+        let on_both = |attrs: &str, line: &str, own: &str| -> Result<()> {
+            cluster.etcd.put_lease(other, attrs)?;
+            for (member, line) in [(first, line), (second, own)] {
+                eventually(SOON, line, || {
+                    for words in [["peers"], ["check"]] {
+                        let seen = look(member, &words)?;
+                        ensure!(seen.says(line), "no {line} in\n{}", seen.text);
+                    }
+                    let seen = look(member, &["check"])?;
+                    ensure!(seen.says("delete the lease that nobody renews"), "{}", seen.text);
+                    Ok(())
+                })?;
+            }
+            cluster.etcd.delete_lease(other)
+        };
+        let line = format!("its PublicIP {address} is also that of lease {other}");
+        let own = format!("is our own, that of lease {theirs}");
+        on_both(&attrs(&address, "0e:00:00:00:00:09"), &line, &own)?;
+        let line = format!("its VtepMAC {mac} is also that of");
+        on_both(&attrs("192.168.77.90", &mac), &line, &format!("{line} this node's own flannel.1"))?;
         // Its node is no more, or has another address now.
         cluster.etcd.put_lease(other, &attrs("192.168.77.90", "0e:00:00:00:00:09"))?;
         eventually(SOON, "the peer that nobody is does not answer", || {

@@ -7,7 +7,7 @@ use crate::{
     control::snapshot::Snapshot,
     inspect::{
         Kernel,
-        checks::{Base, Dropped, End, Finding, Nft, Passage, Surroundings},
+        checks::{Base, Dropped, End, Finding, Keeps, Nft, Passage, Surroundings},
     },
     values::{Family, overlap},
 };
@@ -148,6 +148,7 @@ fn of_nft(
                 format!("a rule in {place} drops UDP port {port}, which carries packets between nodes"),
                 "delete that rule, or let the nodes' addresses pass before it",
             )
+            .keeping(Keeps::Tunnel)
         }));
     }
     for (family, bases) in &nft.forwarded {

@@ -6,7 +6,7 @@ use flannel_common::packet::headers::PROTOCOL_TCP;
 use ipnetwork::IpNetwork;
 
 use crate::{
-    inspect::checks::{End, Finding, Passage},
+    inspect::checks::{End, Finding, Keeps, Passage},
     netlink::{DecidedPacket, IpsecTable, IpsecVerdict, xfrm::Direction},
     values::overlap,
 };
@@ -33,8 +33,8 @@ pub(super) fn add(table: &IpsecTable, passages: &[Passage], found: &mut Vec<Find
         }
         let what = format!("an IPsec policy blocks packets between pods: {}", policy.describe());
         found.push(match policy.is_of_any_protocol() {
-            true => Finding::error("IPsec", what, remedy),
-            false => Finding::warning("IPsec", what, remedy),
+            true => Finding::error("IPsec", what, remedy).keeping(Keeps::Some),
+            false => Finding::warning("IPsec", what, remedy).keeping(Keeps::Some),
         });
     }
     for (way, name) in WAYS {
@@ -53,7 +53,8 @@ pub(super) fn add(table: &IpsecTable, passages: &[Passage], found: &mut Vec<Find
                 "IPsec",
                 format!("packets from {from} to {to} are dropped when they are {name}: no IPsec policy is about them"),
                 "ip xfrm policy setdefault in accept fwd accept out accept, or a policy that allows them",
-            ));
+            )
+            .keeping(Keeps::Some));
         }
     }
     if found.len() == before {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use super::{Finding, Surroundings};
+use super::{Finding, Keeps, Surroundings};
 use crate::{
     control::snapshot::Snapshot,
     host::clock::Clock,
@@ -112,7 +112,8 @@ fn settings(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, fou
             format!("rp_filter = 1 (strict) on {}", strict.join(", ")),
             "packets whose answer would leave by another interface are dropped: sysctl -w \
              net.ipv4.conf.<interface>.rp_filter=2 (loose), and that of `all`",
-        ),
+        )
+        .keeping(Keeps::Some),
     });
     let mtu =
         told.and_then(|told| told.backend.as_ref()).map(|backend| backend.pod_mtu).filter(|mtu| *mtu > 0);
@@ -183,7 +184,10 @@ fn room(maps: Option<&Maps>, around: &Surroundings, found: &mut Vec<Finding>) {
     if !broken.is_empty() {
         found.push(Finding::warning(
             "checksums",
-            format!("packets came with a wrong checksum while this was checked: {}", broken.join(", ")),
+            format!(
+                "packets came to this node with a wrong checksum while this was checked: {}",
+                broken.join(", ")
+            ),
             "a card, driver or switch breaks them: try ethtool -K <interface> tx-udp_tnl-csum-segmentation \
              off on the sender",
         ));
@@ -273,31 +277,46 @@ fn others(told: Option<&Snapshot>, kernel: &Kernel, around: &Surroundings, found
                 format!("device {} uses UDP port {} as well", link.name, vxlan.port),
                 "of one VNI, or of another kind, it takes our packets or keeps our device from being made: delete it, or \
                  configure another Backend.Port",
-            ));
+            )
+            .keeping(Keeps::Some));
         }
     }
     let external = told.and_then(|told| told.interface.as_ref());
     let xdp = told.and_then(|told| told.fast_path.as_ref()).is_some_and(|fast_path| fast_path.xdp != "off");
     if let Some(external) = external {
         match kernel.links.iter().find(|link| link.index == external.index) {
-            Some(link) if !link.carrier => found.push(Finding::error(
-                "interface",
-                format!("the external interface {} is down or has no carrier", link.name),
-                "no other node is reached: set it up, see to its cable or switch",
-            )),
-            Some(link) if link.xdp && !xdp => found.push(Finding::warning(
-                "programs",
-                format!("an XDP program of somebody else is attached to {}", link.name),
-                "it sees packets of other nodes first, and may drop them: bpftool net show dev",
-            )),
+            Some(link) if !link.carrier => found.push(
+                Finding::error(
+                    "interface",
+                    format!("the external interface {} is down or has no carrier", link.name),
+                    "no other node is reached: set it up, see to its cable or switch",
+                )
+                .keeping(Keeps::Link),
+            ),
             Some(link) => {
-                found.push(Finding::ok("interface", format!("{} is up, MTU {}", link.name, link.mtu)))
+                found.push(Finding::ok("interface", format!("{} is up, MTU {}", link.name, link.mtu)));
+                let by_xdp = (link.xdp && !xdp).then(|| "an XDP program".to_owned());
+                found.extend(by_xdp.iter().chain(&around.first_at_external).map(|what| {
+                    Finding::warning(
+                        "programs",
+                        format!("{what} of {} is somebody else's", link.name),
+                        format!(
+                            "it sees packets between nodes, and may drop them: bpftool net show dev {0}, tc filter show dev \
+                             {0} ingress (and egress), nft list ruleset",
+                            link.name
+                        ),
+                    )
+                    .keeping(Keeps::Some)
+                }));
             }
-            None => found.push(Finding::error(
-                "interface",
-                format!("the external interface {} is gone", external.name),
-                "no other node is reached: bring it back, or name another with --iface",
-            )),
+            None => found.push(
+                Finding::error(
+                    "interface",
+                    format!("the external interface {} is gone", external.name),
+                    "no other node is reached: bring it back, or name another with --iface",
+                )
+                .keeping(Keeps::Link),
+            ),
         }
     }
 }

@@ -78,7 +78,7 @@ fn forwards(node: &mut Node, interfaces: &[&str], does: bool) {
 
 #[test]
 fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
-    let faults: [(&str, Fault); 26] = [
+    let faults: [(&str, Fault); 27] = [
         ("", |_| {}),
         ("forwarding: net.ipv4.ip_forward = 0: this node", |node| {
             node.around.forwarding.insert(Family::V4, false);
@@ -124,9 +124,12 @@ fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
         ("map room: map flows_v4 has 1000 of 1024 entries", |node| {
             node.maps.fill = vec![MapFill { map: "flows_v4", entries: 1000, room: 1024, forgets: true }];
         }),
-        ("checksums: packets came with a wrong checksum while this was checked: TCP 7", |node| {
-            node.around.bad_checksums = BTreeMap::from([("TCP".to_owned(), 7), ("UDP".to_owned(), 0)]);
-        }),
+        (
+            "checksums: packets came to this node with a wrong checksum while this was checked: TCP 7",
+            |node| {
+                node.around.bad_checksums = BTreeMap::from([("TCP".to_owned(), 7), ("UDP".to_owned(), 0)]);
+            },
+        ),
         ("bridge: cni0 has 10.244.9.1/24", |node| {
             node.around.bridge.as_mut().unwrap().0 = vec!["10.244.9.1/24".parse().unwrap()];
         }),
@@ -142,8 +145,11 @@ fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
         }),
         ("interface: the external interface eth0 is down", |node| node.kernel.links[0].carrier = false),
         ("interface: the external interface eth0 is gone", |node| node.kernel.links.clear()),
-        ("programs: an XDP program of somebody else is attached to eth0", |node| {
+        ("programs: an XDP program of eth0 is somebody else's", |node| {
             node.kernel.links[0].xdp = true;
+        }),
+        ("programs: tc filter of priority 9 at ingress of eth0 is somebody else's", |node| {
+            node.around.first_at_external.push("tc filter of priority 9 at ingress".to_owned());
         }),
         ("bpffs: maps cannot be read: /sys/fs/bpf is not on a BPF file system", |node| {
             node.without_maps = Some("/sys/fs/bpf is not on a BPF file system");
