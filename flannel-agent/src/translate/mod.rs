@@ -52,7 +52,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const LOOKED_AT: usize = 256;
 /// So many flows are asked about in a [`LOOK`] at most; the others are asked about again if they last.
 const ANSWERED: usize = 1_000;
-/// How often connections are looked at that were closed, and whether entries that go are to be heard of.
+/// How often connections are looked at that were closed, whether entries that go are to be heard of, and how long connection
+/// tracking keeps them.
 const REOPEN: Duration = Duration::from_secs(1);
 /// How long notices are left to come together, where there are many.
 const GATHERED: Duration = Duration::from_millis(2);
@@ -84,6 +85,8 @@ pub struct Translator {
     ends: PodEnds,
     v4: Option<TranslatedFlows<V4>>,
     v6: Option<TranslatedFlows<V6>>,
+    /// As they were set within the last [`REOPEN`].
+    timeouts: TcpTimeouts,
     answered: usize,
     failed: LastMessage,
 }
@@ -113,6 +116,7 @@ impl Translator {
             ends: PodEnds::open(sockets)?,
             v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             v6: v6.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
+            timeouts: TcpTimeouts::now(),
             answered: 0,
             failed: LastMessage::default(),
         })
@@ -149,6 +153,7 @@ impl Translator {
                     self.ended(told)
                 }
                 _ = reopens.tick() => {
+                    self.timeouts = TcpTimeouts::now();
                     let followed = self.follow(ends.as_mut());
                     self.reopen().and(followed)
                 }
@@ -219,7 +224,7 @@ impl Translator {
 
     /// Looks at some of the flows that are translated, at connections that were broken off, and at those that rest.
     async fn go_over(&mut self) -> Result<(), TranslateError> {
-        let timeouts = TcpTimeouts::now();
+        let timeouts = self.timeouts;
         self.look(LOOKED_AT, timeouts)?;
         self.look_again(timeouts).await?;
         let (conntrack, ends) = (&mut self.conntrack, &mut self.ends);
