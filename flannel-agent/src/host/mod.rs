@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod conntrack;
 pub(crate) mod cpu;
+pub(crate) mod ebtables;
 pub(crate) mod heap;
 pub mod holder;
 pub mod privileges;

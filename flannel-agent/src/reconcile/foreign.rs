@@ -7,6 +7,7 @@ use tracing::warn;
 
 use crate::{
     bpf::{self, FilterPlace},
+    host::ebtables,
     netlink::{
         Chains, Changed, Link, LinkKind, Netfilter, NetlinkError, Offloads, TcDiscipline, TcSide,
         TrafficControl, tc::PRIORITY,
@@ -31,6 +32,8 @@ pub(super) struct Look {
     netfilter: Netfilter,
     /// The chains that were found the last time.
     chains: Chains,
+    /// The tables of the legacy ebtables that had rules then.
+    ebtables: BTreeSet<&'static str>,
 }
 
 impl Look {
@@ -53,7 +56,13 @@ impl Look {
             offloads: offloads.ok(),
             netfilter: Netfilter::open()?,
             chains,
+            ebtables: BTreeSet::new(),
         })
+    }
+
+    /// Whether rules of the legacy ebtables have come or gone since the last look, of which there is no notice.
+    pub(super) fn ebtables_changed(&self) -> bool {
+        ebtables::tables_with_rules() != self.ebtables
     }
 
     /// Waits until a chain of an interface or of bridges comes or goes, or what marks flows changes. Cancel safe.
@@ -92,6 +101,15 @@ impl Look {
                 || masters.contains(&index)
         };
         self.chains = self.netfilter.chains()?;
+        self.ebtables = ebtables::tables_with_rules();
+        let of_bridges: BTreeSet<ForeignHook> = self
+            .chains
+            .bridges
+            .iter()
+            .map(|chain| format!("nftables chain {chain}"))
+            .chain(self.ebtables.iter().map(|table| format!("ebtables-legacy table {table}")))
+            .map(|what| ForeignHook::new(HookPlace::Bridge, what))
+            .collect();
         let without = match &mut self.offloads {
             Some(offloads) => offloads.missing()?,
             None => BTreeMap::new(),
@@ -101,14 +119,11 @@ impl Look {
             .filter(|link| is_met(link.index))
             .map(|link| {
                 let is_pod = pods.links.contains(&link.index);
-                let hooks =
-                    of_link(link, is_pod, link.index == local.underlay_ifindex)
-                        .into_iter()
-                        .chain(of_offloads(link, is_pod, without.get(&link.index)))
-                        .chain(of_chains(&self.chains, &link.name))
-                        .chain(self.chains.bridges.iter().filter(|_| masters.contains(&link.index)).map(
-                            |chain| ForeignHook::new(HookPlace::Bridge, format!("nftables chain {chain}")),
-                        ));
+                let hooks = of_link(link, is_pod, link.index == local.underlay_ifindex)
+                    .into_iter()
+                    .chain(of_offloads(link, is_pod, without.get(&link.index)))
+                    .chain(of_chains(&self.chains, &link.name))
+                    .chain(of_bridges.iter().filter(|_| masters.contains(&link.index)).cloned());
                 let bridge = link.master.filter(|_| is_pod);
                 (link.index, HookedInterface { name: link.name.clone(), bridge, hooks: hooks.collect() })
             })

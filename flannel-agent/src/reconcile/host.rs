@@ -221,7 +221,7 @@ impl Host for KernelHost {
         std::mem::take(&mut self.heard)
     }
 
-    /// Of limits of aggregates the kernel tells nothing.
+    /// Of limits of aggregates, and of rules of the legacy ebtables, the kernel tells nothing.
     async fn unheard(&mut self) -> Changed {
         if self.aggregates.is_empty() {
             return Changed::default();
@@ -236,7 +236,11 @@ impl Host for KernelHost {
         let differs = |link: &Link| {
             self.aggregates.get(&link.index).is_some_and(|aggregates| *aggregates != link.aggregates)
         };
-        Changed { links: links.iter().any(differs), ..Changed::default() }
+        Changed {
+            links: links.iter().any(differs),
+            hooks: self.look.ebtables_changed(),
+            ..Changed::default()
+        }
     }
 
     fn making(&mut self, changes: &[Change]) {

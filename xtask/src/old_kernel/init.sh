@@ -82,6 +82,20 @@ grep -q ' 0% packet loss' /tmp/pings || fail "packets were lost over a restart"
 patiently ip netns exec pod1 iperf3 --client 10.244.2.2 --time 1
 [ "$(counted 1 encap_pod)" -gt "$pushed" ] || fail "no packets took the fast path after a restart"
 
+# Rules of the legacy ebtables, which only older kernels have as modules: what pods on the bridge send meets each.
+kernel_path() {
+    before=$(counted 1 encap_pod)
+    ip netns exec pod1 iperf3 --client 10.244.2.2 --time 1 && [ "$(counted 1 encap_pod)" = "$before" ]
+}
+ip netns exec node1 ebtables-legacy -t filter -A FORWARD -p 0x806 -j ACCEPT || fail "ebtables-legacy"
+patiently grep -q 'hook=ebtables-legacy table filter' /tmp/log1
+patiently kernel_path
+ip netns exec node1 ebtables-legacy -t filter -F
+patiently grep -q 'the hook is gone.*hook=ebtables-legacy table filter' /tmp/log1
+pushed=$(counted 1 encap_pod)
+patiently ip netns exec pod1 iperf3 --client 10.244.2.2 --time 1
+[ "$(counted 1 encap_pod)" -gt "$pushed" ] || fail "no packets took the fast path without rules of ebtables"
+
 ip netns exec node1 tc filter show dev veth1 ingress
 ip netns exec node1 flannel-agent bpf unload --bpffs /tmp/bpf1 || fail "bpf unload"
 finish PASSED

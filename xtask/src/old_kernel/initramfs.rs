@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::kernel::Kernel;
+use super::{ebtables, kernel::Kernel};
 use crate::host::find_program;
 
 /// Programs taken from this machine, with their libraries.
@@ -58,6 +58,17 @@ pub(super) fn make(
         copy_charon(&root)?;
     }
     complete(&root, work, kernel, script)
+}
+
+/// Adds the legacy ebtables, unpacked at `from`, to what [`make`] makes in `work`.
+pub(super) fn copy_ebtables(work: &Path, from: &Path) -> Result<()> {
+    let root = work.join("root");
+    make_directory(&root.join("bin"))?;
+    copy_program(&root, &from.join(ebtables::PROGRAM), &root.join("bin/ebtables-legacy"))?;
+    for library in fs::read_dir(from.join(ebtables::LIBRARIES))?.flatten() {
+        copy(&library.path(), &root.join(ebtables::LIBRARIES).join(library.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Makes one of `root`, in which Debian's packages of a node were unpacked, with `agent`.

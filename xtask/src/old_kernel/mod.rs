@@ -7,6 +7,7 @@
 //!
 //! `kernels` ([`matrix`]) runs one suite on several, and makes a table of what works how.
 
+mod ebtables;
 mod foreign;
 mod initramfs;
 mod kernel;
@@ -107,17 +108,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         setup::ensure_programs(&STRONGSWAN)?;
     }
     let kernel = kernel::of(options.release.name(), "amd64")?;
+    let ebtables = ebtables::unpacked(Release::Bookworm.name())?;
     let agent = build_agent(Profile::Dev)?;
     let work = cache_dir().join(format!("old-kernel.{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-    let said =
-        initramfs::make(&work, &kernel, &agent, SCRIPTS[usize::from(options.tunnels)], options.tunnels)
-            .and_then(|initramfs| {
-                let step = Step::start(format!("Two nodes on {}", kernel.version));
-                let said = boot(&kernel, &initramfs, options.release.path(), None, |line| step.show(line));
-                step.done("ended");
-                said
-            });
+    let said = initramfs::copy_ebtables(&work, &ebtables)
+        .and_then(|()| {
+            let script = SCRIPTS[usize::from(options.tunnels)];
+            initramfs::make(&work, &kernel, &agent, script, options.tunnels)
+        })
+        .and_then(|initramfs| {
+            let step = Step::start(format!("Two nodes on {}", kernel.version));
+            let said = boot(&kernel, &initramfs, options.release.path(), None, |line| step.show(line));
+            step.done("ended");
+            said
+        });
     let _ = fs::remove_dir_all(&work);
     let said = said?;
     print(said.trim_end())?;

@@ -105,8 +105,12 @@ impl Reader {
             "lookup" => self.look_up(data),
             "match" => self.xt_match(data),
             "target" => self.xt_target(data),
-            "counter" | "notrack" | "byteorder" => {}
-            _ => self.rule.takes_all = false,
+            "counter" | "notrack" => {}
+            // What it loads, or makes of what is loaded, is not known.
+            _ => {
+                self.rule.takes_all = false;
+                (self.loaded, self.register) = (Loaded::Other, None);
+            }
         }
     }
 

@@ -149,6 +149,12 @@ fn which_packets_a_rule_of_nft_can_see_is_told_by_its_conditions_and_the_way_to_
                 &["add rule ip t c ip saddr 10.1.16.0/20 LIMIT"],
                 vec![Seen { source: Some(net("10.1.16.0/20")), ..all.clone() }],
             ),
+            // What is compared is what was loaded last.
+            (
+                "forward",
+                &["add rule ip t c ct state established fib daddr type unicast LIMIT"],
+                vec![all.clone()],
+            ),
             // A Service's address and port are others behind translation.
             (
                 "prerouting",
