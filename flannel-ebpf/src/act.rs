@@ -186,8 +186,9 @@ impl<F: InKernel + Noted> Act<F> for Skb {
         rewrite: Option<&Rewrite<F>>,
         reason: Reason,
     ) -> Result<Done, Reason> {
-        if maps::carrier() == Carrier::Udp {
-            return encapsulate_in_udp(self, encap, rewrite, reason);
+        let carrier = maps::carrier();
+        if carrier != Carrier::Vxlan {
+            return encapsulate_bare(self, carrier, encap, rewrite, reason);
         }
         // Taken first: the inner headers are the outermost only now.
         let hash = self.flow_hash::<F>();
@@ -249,14 +250,15 @@ impl<F: InKernel + Noted> Act<F> for Skb {
     ) -> Result<Done, Reason> {
         // A redirect to a veth that is gone, or too small, would lose the packet.
         self.fits(deliver.pod.ifindex, deliver.packet_len)?;
-        self.remove_outer(maps::carrier().overhead::<F>()).ok_or(Reason::Refused)?;
+        let carrier = maps::carrier();
+        self.remove_outer(carrier.overhead::<F>(), carrier != Carrier::Ipip).ok_or(Reason::Refused)?;
         Ok(give(self, deliver, rewrite, reason))
     }
 
     #[inline(always)]
     fn leave_decapsulated(mut self, ifindex: u32, reason: Reason) -> Result<Done, Reason> {
         let ethernet: [u8; ETHERNET_LEN] = self.read(F::ENCAP_LEN).ok_or(reason)?;
-        self.remove_outer(F::ENCAP_LEN).ok_or(reason)?;
+        self.remove_outer(F::ENCAP_LEN, true).ok_or(reason)?;
         if self.write(0, ethernet).is_none() {
             return Ok(Done::LOST);
         }
@@ -294,17 +296,28 @@ fn route<F: Family>(
     }
 }
 
-/// Puts the packet into UDP as it is and sends it to the node.
+/// Puts the packet into UDP or IP as it is and sends it to the node.
 #[inline(always)]
-fn encapsulate_in_udp<F: InKernel>(
+fn encapsulate_bare<F: InKernel>(
     mut skb: Skb,
+    carrier: Carrier,
     encap: &Encap<F>,
     rewrite: Option<&Rewrite<F>>,
     reason: Reason,
 ) -> Result<Done, Reason> {
-    let overhead = Carrier::Udp.overhead::<F>();
-    skb.make_room_for_udp::<F>(overhead).ok_or(Reason::Refused)?;
-    let written = F::write_outer_udp(encap, &mut skb).and_then(|()| match encap.forward {
+    let overhead = carrier.overhead::<F>();
+    let written = match carrier {
+        Carrier::Ipip => {
+            let id = maps::next_id(Direction::Egress, reason);
+            skb.make_room_for_ip::<F>(overhead).ok_or(Reason::Refused)?;
+            F::write_outer_ipip(encap, &mut skb, id)
+        }
+        Carrier::Vxlan | Carrier::Udp => {
+            skb.make_room_for_udp::<F>(overhead).ok_or(Reason::Refused)?;
+            F::write_outer_udp(encap, &mut skb)
+        }
+    };
+    let written = written.and_then(|()| match encap.forward {
         Some(forward) => route(&mut skb, &forward, rewrite, ETHERNET_LEN + overhead),
         None => Some(()),
     });

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
+use flannel_common::path::Carrier;
 use futures::future::{BoxFuture, ready};
 use ipnetwork::IpNetwork;
 
@@ -31,9 +32,9 @@ const OVERHEAD: u32 = 20;
 
 /// IP in IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ipip {
+pub struct Ipip {
     /// Peers on the same link are routed to without the tunnel.
-    direct_routing: bool,
+    pub direct_routing: bool,
 }
 
 impl Ipip {
@@ -90,8 +91,12 @@ impl Backend for Ipip {
         self.direct_routing
     }
 
-    fn kernel_only(&self) -> Option<&'static str> {
-        Some("the programs do not encapsulate IP in IP")
+    fn own_carrier(&self) -> Option<Carrier> {
+        Some(Carrier::Ipip)
+    }
+
+    fn tunnel_device(&self) -> Option<String> {
+        Some(DEVICE.to_owned())
     }
 
     fn carrying_devices(&self, external: &ExternalInterface, stacks: &Stacks) -> Vec<CarryingDevice> {

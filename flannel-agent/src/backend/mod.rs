@@ -58,6 +58,7 @@ pub use aws_vpc::{AwsVpc, AwsVpcOptions};
 pub use external::ExternalInterface;
 pub use gce::{Gce, GceOptions};
 pub use host_gw::HostGw;
+pub use ipip::Ipip;
 pub use object::{AnyObject, Object, ObjectDriver, ObjectId, Objects, Stage};
 pub use options::{Configured, OptionError, OptionValue, Options, Start};
 pub use peer::{Candidate, LocalStack, PeerRoute, Skip};
@@ -197,14 +198,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The UDP port at which nodes get packets as they are, where the programs may put them into UDP so in place of what
-    /// serves the device of [`Self::tunnel_device`]; host order.
+    /// What the programs may put packets into in place of the device of [`Self::tunnel_device`]; `None` without one, or where
+    /// it carries all.
+    fn own_carrier(&self) -> Option<Carrier> {
+        None
+    }
+
+    /// The UDP port at which nodes get packets as they are, where the programs may put them into UDP so; host order.
     fn udp_port(&self) -> Option<u16> {
         None
     }
 
     /// The name of the interface that pods' IPv4 packets to other nodes go through, where that is an object of this
-    /// backend's own, and is there.
+    /// backend's own.
     fn tunnel_device(&self) -> Option<String> {
         None
     }
@@ -298,10 +304,7 @@ pub enum BackendError {
 impl dyn Backend {
     /// What the programs put packets into.
     pub fn carrier(&self) -> Carrier {
-        match self.udp_port() {
-            Some(_) => Carrier::Udp,
-            None => Carrier::Vxlan,
-        }
+        self.own_carrier().unwrap_or_default()
     }
 
     /// Whether this backend works on a node that publishes `public`.

@@ -82,6 +82,8 @@ pub enum At {
     Fdb,
     /// A VXLAN device.
     Device,
+    /// The device of IP in IP: the ipip backend's.
+    Ipip,
     /// The device that the agent serves, and the agent: the udp backend's.
     Tun,
 }
@@ -98,6 +100,7 @@ impl At {
             Self::Neighbour => "neighbour",
             Self::Fdb => "fdb",
             Self::Device => "vxlan device",
+            Self::Ipip => "ipip device",
             Self::Tun => "udp device",
         }
     }

@@ -4,16 +4,19 @@ use std::net::IpAddr;
 
 use flannel_common::{
     layout::RouteKind,
-    packet::{Arrival, headers::PROTOCOL_UDP},
+    packet::{
+        Arrival,
+        headers::{PROTOCOL_IPIP, PROTOCOL_UDP},
+    },
     path::{Carrier, Hook, Verdict},
     reason::Reason,
 };
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
-    packet::{in_udp, in_vxlan},
+    packet::{in_ip, in_udp, in_vxlan},
     tables::interface,
-    walk::Walk,
+    walk::{Walk, is_ipip},
 };
 use crate::{
     netlink::{DecidedPacket, LinkKind, xfrm::Direction},
@@ -24,7 +27,7 @@ use crate::{
 const SOMEBODY: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
 
 impl Walk {
-    /// From the node whose lease holds its source, or from `node`, in VXLAN.
+    /// From the node whose lease holds its source, or from `node`, in the tunnel.
     pub(super) async fn arrives(
         &mut self,
         packet: Imagined,
@@ -36,22 +39,22 @@ impl Walk {
             .filter(|index| self.link(*index).is_some())
             .or_else(|| self.interface_with(Hook::FromUnderlay))
             .ok_or(ExplainError::NoUnderlay(packet.source))?;
-        let tunnelled =
-            peer.filter(|peer| matches!(peer.kind, RouteKind::Vxlan | RouteKind::Udp | RouteKind::Kernel));
-        let sender = node.or(tunnelled.map(|peer| peer.vtep)).filter(|_| self.node.port != 0);
+        let carrier = self.carrier();
+        let tunnelled = peer.filter(|peer| peer.kind != RouteKind::Direct);
+        let has_tunnel = self.node.port != 0 || carrier == Carrier::Ipip;
+        let sender = node.or(tunnelled.map(|peer| peer.vtep)).filter(|_| has_tunnel);
         let inner_source = peer.map_or(SOMEBODY, |peer| peer.vtep_mac);
-        let by_udp = self.carrier() == Carrier::Udp;
-        let inner = match by_udp {
-            true => packet.bare(),
-            false => packet.frame(self.node.local_mac, inner_source),
+        let inner = match carrier {
+            Carrier::Udp | Carrier::Ipip => packet.bare(),
+            Carrier::Vxlan => packet.frame(self.node.local_mac, inner_source),
         };
         let stations = (self.mac_of(underlay), SOMEBODY);
-        let frame = match sender {
-            Some(sender) if by_udp => in_udp(&inner, self.node.port, (sender, self.node.vtep), stations),
-            Some(sender) => {
-                in_vxlan(&inner, self.node.vni, self.node.port, (sender, self.node.vtep), stations)
-            }
-            None => packet.frame(stations.0, stations.1),
+        let ends = sender.map(|sender| (sender, self.node.vtep));
+        let frame = match (ends, carrier) {
+            (Some(ends), Carrier::Udp) => in_udp(&inner, self.node.port, ends, stations),
+            (Some(ends), Carrier::Ipip) => in_ip(&inner, ends, stations),
+            (Some(ends), Carrier::Vxlan) => in_vxlan(&inner, self.node.vni, self.node.port, ends, stations),
+            (None, _) => packet.frame(stations.0, stations.1),
         };
         let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
         if let Some(outcome) = self.by_xdp(&frame, &arrival)? {
@@ -68,13 +71,34 @@ impl Walk {
             return self.routed(packet, Some(underlay), 0).await;
         }
         let mark = if matches!(verdict, Verdict::Checked(_)) { self.marks.flow } else { 0 };
-        match by_udp {
-            true => self.out_of_udp(packet, &inner, mark).await,
-            false => {
-                let ends = sender.map(|sender| (sender, self.node.vtep));
-                self.out_of_the_device(packet, &inner, mark, ends).await
+        match carrier {
+            Carrier::Udp => self.out_of_udp(packet, &inner, mark).await,
+            Carrier::Ipip => self.out_of_ip(packet, &inner, mark, ends).await,
+            Carrier::Vxlan => self.out_of_the_device(packet, &inner, mark, ends).await,
+        }
+    }
+
+    /// Taken out of IP by the kernel's device, from a packet between these `ends`.
+    async fn out_of_ip(
+        &mut self,
+        packet: Imagined,
+        inner: &[u8],
+        mark: u32,
+        ends: Option<(IpAddr, IpAddr)>,
+    ) -> Result<Outcome, ExplainError> {
+        let Some(device) = self.links.iter().find(|link| is_ipip(&link.kind)).cloned() else {
+            return Ok(Outcome::Dropped { by: "no device of IP in IP is there".to_owned() });
+        };
+        if let Some((source, destination)) = ends {
+            let outer =
+                DecidedPacket { source, destination, protocol: PROTOCOL_IPIP, ports: (0, 0), mark: 0 };
+            if let Some(blocked) = self.by_ipsec(&[Direction::In], &outer) {
+                return Ok(blocked);
             }
         }
+        let what = "takes it out of IP".to_owned();
+        self.steps.push(Step::of_kernel(At::Ipip, Some(device.name.clone()), what));
+        self.given_by_device(packet, inner, device.index, mark).await
     }
 
     /// Taken out of UDP by the agent, which gives it to its device.

@@ -4,16 +4,19 @@ use std::net::IpAddr;
 
 use flannel_common::{
     layout::PodPlace,
-    packet::{Arrival, headers::PROTOCOL_UDP},
+    packet::{
+        Arrival,
+        headers::{PROTOCOL_IPIP, PROTOCOL_UDP},
+    },
     path::{Carrier, Encap, Hook, Move, Verdict},
 };
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
     bridge::group,
-    packet::{in_udp, in_vxlan},
+    packet::{in_ip, in_udp, in_vxlan},
     tables::interface,
-    walk::{Walk, too_big},
+    walk::{Walk, is_ipip, too_big},
 };
 use crate::{
     netlink::{DecidedPacket, Link, LinkKind, RouteQuery, forwards_ipv6, xfrm::Direction},
@@ -191,6 +194,9 @@ impl Walk {
         if self.carrier() == Carrier::Udp && self.has(Hook::ToOverlay, link.index) {
             return self.route_into_udp(packet, &link, mark).await;
         }
+        if is_ipip(&link.kind) {
+            return self.route_into_ip(packet, &link, next_hop, mark).await;
+        }
         if matches!(link.kind, LinkKind::Vxlan(_)) {
             return self.route_over_device(packet, &link, next_hop, mark).await;
         }
@@ -278,8 +284,27 @@ impl Walk {
         let what = format!("the agent sends it to {node}, UDP port {port}");
         self.steps.push(Step::of_kernel(At::Tun, Some(link.name.clone()), what));
         let inner = packet.forwarded().bare();
-        self.leave_in_udp(Some(self.node.vtep), node, |ends, stations| in_udp(&inner, port, ends, stations))
-            .await
+        let outer = |ends, stations| in_udp(&inner, port, ends, stations);
+        self.leave_for_node((PROTOCOL_UDP, port), Some(self.node.vtep), node, 0, outer).await
+    }
+
+    /// Routed to the device of IP in IP, by the gateway `node`.
+    async fn route_into_ip(
+        &mut self,
+        packet: Imagined,
+        link: &Link,
+        node: IpAddr,
+        mark: u32,
+    ) -> Result<Outcome, ExplainError> {
+        let inner = packet.bare();
+        if self.has(Hook::ToOverlay, link.index) {
+            let arrival = Arrival { ifindex: link.index, mark, ..Arrival::default() };
+            self.at(Hook::ToOverlay, &inner, &arrival)?;
+        }
+        let what = format!("puts it into IP for {node}");
+        self.steps.push(Step::of_kernel(At::Ipip, Some(link.name.clone()), what));
+        let outer = |ends, stations| in_ip(&inner, ends, stations);
+        self.leave_for_node((PROTOCOL_IPIP, 0), Some(self.node.vtep), node, mark, outer).await
     }
 
     /// Encapsulated by the kernel's device.
@@ -295,7 +320,7 @@ impl Walk {
         let what = format!("encapsulates it for {node}, UDP port {}, VNI {}", vxlan.port, vxlan.vni);
         self.steps.push(Step::of_kernel(At::Device, Some(device.name.clone()), what));
         let outer = |ends, stations| in_vxlan(frame, vxlan.vni, vxlan.port, ends, stations);
-        match self.leave_in_udp(vxlan.local, node, outer).await? {
+        match self.leave_for_node((PROTOCOL_UDP, self.node.port), vxlan.local, node, 0, outer).await? {
             Outcome::Node => {
                 Ok(Outcome::Dropped { by: format!("{node} is this node's own address: VXLAN to itself") })
             }
@@ -303,12 +328,14 @@ impl Walk {
         }
     }
 
-    /// Sent to `node` as the kernel routes it, from `source` if that is set. `outer` makes the packet between its ends and
-    /// stations.
-    async fn leave_in_udp(
+    /// Sent to `node` as the kernel routes it, from `source` if that is set, in `protocol`, with UDP to `port`. `outer` makes
+    /// the packet between its ends and stations, which has `mark` of our bits.
+    async fn leave_for_node(
         &mut self,
+        (protocol, port): (u8, u16),
         source: Option<IpAddr>,
         node: IpAddr,
+        mark: u32,
         outer: impl FnOnce((IpAddr, IpAddr), (Mac, Mac)) -> Vec<u8>,
     ) -> Result<Outcome, ExplainError> {
         let query = RouteQuery {
@@ -317,22 +344,16 @@ impl Walk {
             arrived_by: None,
             mark: 0,
             tos: 0,
-            protocol: PROTOCOL_UDP,
+            protocol,
             source_port: None,
-            destination_port: Some(self.node.port),
+            destination_port: Some(port).filter(|_| protocol == PROTOCOL_UDP),
         };
         let route = match self.route(&query).await? {
             Ok(route) => route,
             Err(outcome) => return Ok(outcome),
         };
         let source = source.unwrap_or(self.node.vtep);
-        let outer_packet = DecidedPacket {
-            source,
-            destination: node,
-            protocol: PROTOCOL_UDP,
-            ports: (0, self.node.port),
-            mark: 0,
-        };
+        let outer_packet = DecidedPacket { source, destination: node, protocol, ports: (0, port), mark: 0 };
         if let Some(blocked) = self.by_ipsec(&[Direction::Out], &outer_packet) {
             return Ok(blocked);
         }
@@ -343,7 +364,7 @@ impl Walk {
         if self.has(Hook::ToUnderlay, underlay) {
             let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));
             let outer = outer((source, node), stations);
-            let arrival = Arrival { ifindex: underlay, ..Arrival::default() };
+            let arrival = Arrival { ifindex: underlay, mark, ..Arrival::default() };
             self.at(Hook::ToUnderlay, &outer, &arrival)?;
         }
         Ok(Outcome::Leaves { interface: interface(underlay), to: node.to_string(), fast: false })

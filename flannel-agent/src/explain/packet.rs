@@ -11,9 +11,11 @@ use flannel_common::{
     packet::{
         Fib, Packet,
         headers::{
-            ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP_LEN, Vxlan,
+            ETHERNET_LEN, IPV4_LEN, PROTOCOL_IPIP, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN, TCP_RST,
+            TCP_SYN, UDP_LEN, Vxlan,
         },
     },
+    path::ecn,
 };
 use serde::Serialize;
 
@@ -155,6 +157,16 @@ pub(super) fn in_udp(payload: &[u8], port: u16, ends: (IpAddr, IpAddr), stations
     let mut bytes = Vec::new();
     // As in `written`.
     let _ = addressed(builder, ends.0, ends.1, 64, 0).udp(49_152, port).write(&mut bytes, payload);
+    bytes
+}
+
+/// In IP between two nodes, as the kernel's device puts it there.
+pub(super) fn in_ip(inner: &[u8], ends: (IpAddr, IpAddr), stations: (Mac, Mac)) -> Vec<u8> {
+    let (tos, hops) = inner.get(..IPV4_LEN).map_or((0, 64), |ip| (ecn::encapsulate(ip[1]), ip[8]));
+    let builder = PacketBuilder::ethernet2(stations.1.0, stations.0.0);
+    let mut bytes = Vec::new();
+    // As in `written`.
+    let _ = addressed(builder, ends.0, ends.1, hops, tos).write(&mut bytes, IpNumber(PROTOCOL_IPIP), inner);
     bytes
 }
 

@@ -37,6 +37,8 @@ pub struct Lookup {
 pub(super) struct PinnedTables {
     pub(super) tables: bpf::Tables,
     marks: Marks,
+    /// The programs put packets into IP.
+    in_ip: bool,
     /// Now, ns on the programs' clock: the same for all hooks of a packet.
     now: u64,
     lookups: RefCell<Vec<Lookup>>,
@@ -51,10 +53,16 @@ impl PinnedTables {
         Ok(Self {
             tables: bpf::Tables::open(pins)?,
             marks,
+            in_ip: false,
             now,
             lookups: RefCell::default(),
             fault: RefCell::default(),
         })
+    }
+
+    /// The same of a node where the programs put packets into IP, or not.
+    pub(super) fn in_ip(self, in_ip: bool) -> Self {
+        Self { in_ip, ..self }
     }
 
     /// The lookups since this was last asked.
@@ -135,8 +143,12 @@ impl NodeTables for PinnedTables {
         self.marks
     }
 
-    /// A constant of the programs, which no map has: what has a port, and no VXLAN device, is UDP.
+    /// A constant of the programs, which no map has: what has a port, and no VXLAN device, is UDP; IP in IP shows by its
+    /// device.
     fn carrier(&self) -> Carrier {
+        if self.in_ip {
+            return Carrier::Ipip;
+        }
         let config = self.tables.v4.config.get().ok().flatten();
         match config.is_some_and(|config| config.port != 0 && config.local_mac == [0; 6]) {
             true => Carrier::Udp,

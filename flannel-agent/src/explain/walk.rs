@@ -21,7 +21,7 @@ use super::{
 use crate::{
     bpf::{AttachedProgram, Pins, attached},
     masq::{Passing, met},
-    netlink::{IpsecTable, Link, Netlink, Pods, RouteQuery, TakenRoute, refusal_means},
+    netlink::{IpsecTable, Link, LinkKind, Netlink, Pods, RouteQuery, TakenRoute, Tunnel, refusal_means},
     values::{Family, Mac},
 };
 
@@ -42,6 +42,11 @@ pub(super) struct Walk {
     pub(super) steps: Vec<Step>,
 }
 
+/// Whether a device is one of IP in IP, to no one address.
+pub(super) const fn is_ipip(kind: &LinkKind) -> bool {
+    matches!(kind, LinkKind::Tunnel(Tunnel::Ipip { .. }))
+}
+
 impl Walk {
     pub(super) async fn begin(
         pins: &Pins,
@@ -55,6 +60,10 @@ impl Walk {
         let links = netlink.links().await?;
         let own = netlink.addresses(family, None).await?.into_iter().map(|own| own.network.ip()).collect();
         let attached = attached(pins)?;
+        let is_served =
+            |link: &Link| attached.iter().any(|at| (at.hook, at.ifindex) == (Hook::ToOverlay, link.index));
+        let in_ip = links.iter().any(|link| is_ipip(&link.kind) && is_served(link));
+        let tables = tables.in_ip(in_ip);
         let ipsec = IpsecTable::read().await?;
         Ok(Self {
             tables,

@@ -132,7 +132,7 @@ impl<F: IpFamily> fmt::Display for Entry<F> {
                 let (subnet, vtep, next_hop) = (Cidr(subnet), F::address(*vtep), F::address(*next_hop));
                 match kind {
                     RouteKind::Kernel => write!(f, "leave packets for {subnet} to the kernel"),
-                    RouteKind::Vxlan | RouteKind::Udp => write!(
+                    RouteKind::Vxlan | RouteKind::Udp | RouteKind::Ipip => write!(
                         f,
                         "send packets for {subnet} to {vtep} by interface {ifindex}, next hop {next_hop}, MTU {mtu}"
                     ),

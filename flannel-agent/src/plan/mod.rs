@@ -91,7 +91,7 @@ impl Local {
 
     /// Whether packets go to peers through a tunnel that the programs know.
     pub(crate) fn has_tunnel(&self) -> bool {
-        self.devices().next().is_some() || self.backend.udp_port().is_some()
+        self.devices().next().is_some() || self.backend.own_carrier().is_some()
     }
 
     /// Whether peers may be reached without a tunnel.

@@ -43,7 +43,7 @@ pub(super) fn plan(
         xdp => xdp,
     };
     bpf.hooks.extend(xdp.map(|hook| (local.underlay_ifindex, hook)));
-    let own = local.backend.udp_port().map(|_| Family::V4);
+    let own = local.backend.own_carrier().map(|_| Family::V4);
     for family in local.devices().map(|(family, _)| family).chain(own) {
         let Some(overlay) = inputs.overlays.get(&family) else { continue };
         if left.contains_key(&(*overlay, Stretch::Overlay(family))) {

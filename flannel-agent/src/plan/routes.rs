@@ -46,7 +46,7 @@ pub(super) fn planned(
     peers: &BTreeMap<IpNetwork, Peer>,
     on_kernel: &mut BTreeMap<IpNetwork, NoHop>,
 ) -> Vec<PlannedRoute> {
-    let in_udp = inputs.local.backend.udp_port().is_some();
+    let own = inputs.local.backend.own_carrier();
     let ours = peers.iter().filter(|(subnet, _)| Family::of_network(**subnet) == family);
     ours.map(|(subnet, peer)| {
         let node = [stack.address.into(), stack.subnet];
@@ -64,14 +64,14 @@ pub(super) fn planned(
                 }
             })
         };
-        let hop = hop.map(|hop| limited(hop, particular.mtu, overhead(family, peer.route, in_udp)));
+        let hop = hop.map(|hop| limited(hop, particular.mtu, overhead(family, peer.route, own)));
         on_kernel.extend(hop.err().map(|why| (*subnet, why)));
         PlannedRoute {
             subnet: *subnet,
             public_ip: peer.public_ip,
             kind: match (peer.route, hop) {
-                (PeerRoute::Objects, Ok(_)) if in_udp => RouteKind::Udp,
-                (_, Err(_)) | (PeerRoute::Objects, _) => RouteKind::Kernel,
+                (_, Err(_)) => RouteKind::Kernel,
+                (PeerRoute::Objects, Ok(_)) => own.map_or(RouteKind::Kernel, Carrier::route_kind),
                 (PeerRoute::Vxlan(_), Ok(_)) => RouteKind::Vxlan,
                 (PeerRoute::Direct, Ok(_)) => RouteKind::Direct,
             },
@@ -79,15 +79,15 @@ pub(super) fn planned(
             vtep_mac: peer.route.vtep_mac().unwrap_or(Mac([0; 6])),
             // The source check has room for one lease of a public address. With direct routing each node
             // chooses for itself: a peer may send through the tunnel what we send it directly.
-            is_source: peer.foremost && (stack.device.is_some() || in_udp) && hop != Err(NoHop::Ipsec),
+            is_source: peer.foremost && (stack.device.is_some() || own.is_some()) && hop != Err(NoHop::Ipsec),
         }
     })
     .collect()
 }
 
-/// Bytes by which the programs make a packet for a peer longer.
-fn overhead(family: Family, route: PeerRoute, in_udp: bool) -> u32 {
-    let carrier = if in_udp { Carrier::Udp } else { Carrier::Vxlan };
+/// Bytes by which the programs make a packet for a peer longer, which go by the backend's `own` carrier or in VXLAN.
+fn overhead(family: Family, route: PeerRoute, own: Option<Carrier>) -> u32 {
+    let carrier = own.unwrap_or_default();
     let bytes = match (route, family) {
         (PeerRoute::Direct, _) => 0,
         (_, Family::V4) => carrier.overhead::<V4>(),

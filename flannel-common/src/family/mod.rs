@@ -92,6 +92,14 @@ pub trait Family: Sealed + Copy + Debug + Eq + Ord + Hash + 'static {
     /// Whether `outer` is what [`Self::write_outer_udp`] writes, but for hops and addresses.
     fn is_as_written_udp(outer: &Self::Header) -> bool;
 
+    /// Writes the bytes from the outer EtherType up to the inner IP header of a packet in IP, field for field what the
+    /// kernel's device writes. `None` also where this family is not carried so.
+    fn write_outer_ipip(encap: &Encap<Self>, packet: &mut (impl Packet + ?Sized), id: u16) -> Option<()>;
+
+    /// Whether `outer` is what [`Self::write_outer_ipip`] writes in front of `inner`, which routing has left as it is, but for
+    /// addresses.
+    fn is_as_written_ipip(outer: &Self::Header, inner: &Self::Header) -> bool;
+
     /// Whether an ICMP error of this type says that a packet could not be delivered.
     fn is_undelivered(icmp_type: u8) -> bool;
 

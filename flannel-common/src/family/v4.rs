@@ -91,6 +91,17 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn write_outer_ipip(encap: &Encap<Self>, packet: &mut (impl Packet + ?Sized), id: u16) -> Option<()> {
+        packet.write(HEADERS_AT, encap.headers_ipip(id))
+    }
+
+    /// Flannel's device has its path's MTU found, and inherits the TTL (net/ipv4/ip_tunnel.c, `ip_tunnel_xmit`).
+    #[inline(always)]
+    fn is_as_written_ipip(outer: &Ipv4, inner: &Ipv4) -> bool {
+        outer.tos == ecn::encapsulate(inner.tos) && outer.fragment == DONT_FRAGMENT && outer.ttl == inner.ttl
+    }
+
+    #[inline(always)]
     fn is_undelivered(icmp_type: u8) -> bool {
         icmp_type == DESTINATION_UNREACHABLE
     }

@@ -105,6 +105,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn write_outer_ipip(_: &Encap<Self>, _: &mut (impl Packet + ?Sized), _: u16) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn is_as_written_ipip(_: &Ipv6, _: &Ipv6) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_undelivered(icmp_type: u8) -> bool {
         icmp_type != 0 && icmp_type <= PACKET_TOO_BIG
     }

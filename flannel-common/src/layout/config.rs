@@ -80,7 +80,7 @@ per_family! {
     pub struct Config<F>, ConfigBits: repr(C) {
         /// What the operator asked for.
         pub fast_path: FastPath,
-        /// VXLAN UDP port, host order, 1 to 65535; 0 where no tunnel is in use.
+        /// UDP port of the tunnel, host order, 1 to 65535; 0 where none with a port is in use.
         pub port: u32,
         /// Our own public address: source of outer headers, and the only outer destination accepted.
         pub vtep: F::Address,

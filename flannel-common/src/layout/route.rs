@@ -46,6 +46,8 @@ pub enum RouteKind {
     Direct = 2,
     /// In UDP, as it is.
     Udp = 3,
+    /// Behind another IPv4 header, as it is (RFC 2003).
+    Ipip = 4,
 }
 
 per_family! {

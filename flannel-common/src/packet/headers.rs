@@ -13,6 +13,8 @@ pub const ENCAP_LEN: usize = ETHERNET_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN;
 
 /// EtherType of IPv4 (IEEE 802).
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// Protocol number of an IPv4 packet in another (IANA).
+pub const PROTOCOL_IPIP: u8 = 4;
 /// Protocol number of TCP (IANA).
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP (IANA).

@@ -4,7 +4,7 @@ use super::tables::NodeTables;
 use crate::{
     family::{Family, IpHeader as _},
     layout::RouteKind,
-    packet::headers::{ETHERNET_LEN, UDP_LEN},
+    packet::headers::{ETHERNET_LEN, PROTOCOL_IPIP, PROTOCOL_UDP, UDP_LEN},
 };
 
 /// What a packet is put into on its way to another node. It is a constant of the loaded programs: the verifier walks the
@@ -16,6 +16,9 @@ pub enum Carrier {
     Vxlan,
     /// The packet as it is, in UDP, as the udp backend has it. IPv4 only. Its device is one of IP, without Ethernet.
     Udp,
+    /// The packet as it is, behind another IPv4 header (RFC 2003), as the ipip backend has it. IPv4 only. Its device is one
+    /// of IP, too.
+    Ipip,
 }
 
 impl Carrier {
@@ -24,13 +27,29 @@ impl Carrier {
         match self {
             Self::Vxlan => 0,
             Self::Udp => 1,
+            Self::Ipip => 2,
         }
     }
 
     /// What the programs' constant says.
     #[inline(always)]
     pub const fn of_number(number: u32) -> Self {
-        if number == Self::Udp.number() { Self::Udp } else { Self::Vxlan }
+        if number == Self::Udp.number() {
+            Self::Udp
+        } else if number == Self::Ipip.number() {
+            Self::Ipip
+        } else {
+            Self::Vxlan
+        }
+    }
+
+    /// What the outer IP header says that it carries.
+    #[inline(always)]
+    pub(super) const fn protocol(self) -> u8 {
+        match self {
+            Self::Vxlan | Self::Udp => PROTOCOL_UDP,
+            Self::Ipip => PROTOCOL_IPIP,
+        }
     }
 
     /// Bytes between the outer MACs and the inner IP header, which is also how much longer an outer packet is than the inner
@@ -40,6 +59,7 @@ impl Carrier {
         match self {
             Self::Vxlan => F::ENCAP_LEN,
             Self::Udp => F::IP_LEN + UDP_LEN,
+            Self::Ipip => F::IP_LEN,
         }
     }
 
@@ -54,7 +74,7 @@ impl Carrier {
     pub(super) const fn on_device(self) -> usize {
         match self {
             Self::Vxlan => ETHERNET_LEN,
-            Self::Udp => 0,
+            Self::Udp | Self::Ipip => 0,
         }
     }
 
@@ -64,6 +84,7 @@ impl Carrier {
         match self {
             Self::Vxlan => RouteKind::Vxlan,
             Self::Udp => RouteKind::Udp,
+            Self::Ipip => RouteKind::Ipip,
         }
     }
 
@@ -71,7 +92,7 @@ impl Carrier {
     #[inline(always)]
     pub(super) fn has_hops<F: Family>(self, ip: &F::Header) -> bool {
         match self {
-            Self::Vxlan => ip.hops() > 1,
+            Self::Vxlan | Self::Ipip => ip.hops() > 1,
             Self::Udp => ip.hops() > 2,
         }
     }
@@ -80,7 +101,7 @@ impl Carrier {
     #[inline(always)]
     pub(super) fn past_end<F: Family>(self, ip: F::Header) -> F::Header {
         match self {
-            Self::Vxlan => ip,
+            Self::Vxlan | Self::Ipip => ip,
             Self::Udp => ip.one_hop_less(),
         }
     }
@@ -90,4 +111,22 @@ impl Carrier {
 #[inline(always)]
 pub(super) fn is_udp(tables: &impl NodeTables) -> bool {
     matches!(tables.carrier(), Carrier::Udp)
+}
+
+/// The same of IP in IP.
+#[inline(always)]
+pub(super) fn is_ipip(tables: &impl NodeTables) -> bool {
+    matches!(tables.carrier(), Carrier::Ipip)
+}
+
+/// The same of VXLAN.
+#[inline(always)]
+pub(super) fn is_vxlan(tables: &impl NodeTables) -> bool {
+    matches!(tables.carrier(), Carrier::Vxlan)
+}
+
+/// What carries packets where that is over UDP: all but IP in IP.
+#[inline(always)]
+pub(super) fn over_udp(tables: &impl NodeTables) -> Carrier {
+    if is_udp(tables) { Carrier::Udp } else { Carrier::Vxlan }
 }

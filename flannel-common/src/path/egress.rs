@@ -1,6 +1,6 @@
 //! What packets towards other nodes have in common, from a pod or by the kernel path.
 
-use super::{Encap, Tables, tables::Clock, tunnel};
+use super::{Carrier, Encap, Tables, tables::Clock, tunnel};
 use crate::{
     family::{Family, IpHeader as _},
     layout::{Config, Route, Tunnel},
@@ -72,13 +72,14 @@ pub(super) fn tunnel_to<F: Family>(
     Ok(tunnel)
 }
 
-/// The encapsulation of a packet that fits its tunnel.
+/// The encapsulation by `carrier` of a packet that fits its tunnel.
 ///
 /// # Errors
 /// The kernel has to make it.
 #[inline(always)]
 pub(super) fn encap<F: Family>(
     packet: &(impl Packet + ?Sized),
+    carrier: Carrier,
     config: &Config<F>,
     ip: &F::Header,
     (route, tunnel): (Route<F>, Tunnel),
@@ -95,7 +96,10 @@ pub(super) fn encap<F: Family>(
         source: config.vtep,
         port: config.port as u16,
         source_ports: (config.source_port_min, config.source_port_max),
-        hops: tunnel.ttl as u8,
+        hops: match carrier {
+            Carrier::Vxlan | Carrier::Udp => tunnel.ttl as u8,
+            Carrier::Ipip => ip.hops().wrapping_sub(forward.is_some() as u8),
+        },
         inner: *ip,
         frame_len: frame_len as u16,
         forward,

@@ -7,14 +7,14 @@ use crate::{
     packet::{
         checksum, hash,
         headers::{
-            self, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_UDP, UDP_LEN, Udp,
-            VXLAN_LEN, Vxlan,
+            self, ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_IPIP, PROTOCOL_UDP,
+            UDP_LEN, Udp, VXLAN_LEN, Vxlan,
         },
         ipv6::{self, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
 };
 
-/// How to encapsulate a packet in VXLAN.
+/// How to encapsulate a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encap<F: Family> {
     /// Where it goes.
@@ -25,7 +25,8 @@ pub struct Encap<F: Family> {
     pub port: u16,
     /// Range of UDP source ports, host order, end exclusive.
     pub source_ports: (u32, u32),
-    /// TTL or hop limit of the outer header: the one that the kernel's device was seen to write.
+    /// TTL or hop limit of the outer header: the one that the kernel's device was seen to write; of IP in IP the inner one,
+    /// as routing leaves it.
     pub hops: u8,
     /// The inner header before any change: decides the outer ECN bits, and with IPv6 the checksum is made with it.
     pub inner: F::Header,
@@ -75,6 +76,8 @@ pub const HEADERS_AT: usize = ETHERNET_LEN - 2;
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// Length of [`Encap::headers_udp`]: from the outer EtherType to the end of the UDP header.
 pub const HEADERS_UDP_LEN: usize = ETHERNET_LEN - HEADERS_AT + IPV4_LEN + UDP_LEN;
+/// Length of [`Encap::headers_ipip`]: from the outer EtherType to the end of the outer IP header.
+pub const HEADERS_IPIP_LEN: usize = ETHERNET_LEN - HEADERS_AT + IPV4_LEN;
 /// Length of [`Encap::headers`] of IPv4: from the outer EtherType to the end of the inner Ethernet header.
 pub const HEADERS_LEN: usize = headers::ENCAP_LEN + ETHERNET_LEN - HEADERS_AT;
 /// The same of IPv6.
@@ -100,17 +103,17 @@ impl<F: Family> Encap<F> {
 }
 
 impl Encap<V4> {
-    /// The outer IP header in front of `udp`.
+    /// The outer IP header in front of `len` bytes of `protocol`.
     #[inline(always)]
-    fn outer(&self, udp: &Udp, tos: u8, id: u16, fragment: u16) -> Ipv4 {
+    fn outer(&self, (protocol, len): (u8, u16), tos: u8, id: u16, fragment: u16) -> Ipv4 {
         let mut ip = Ipv4 {
             version_ihl: 0x45,
             tos,
-            total_len: udp.len.wrapping_add(IPV4_LEN as u16),
+            total_len: len.wrapping_add(IPV4_LEN as u16),
             id,
             fragment,
             ttl: self.hops,
-            protocol: PROTOCOL_UDP,
+            protocol,
             checksum: 0,
             source: self.source,
             destination: self.route.vtep,
@@ -125,7 +128,7 @@ impl Encap<V4> {
     #[inline(always)]
     pub fn headers(&self, id: u16, flow_hash: u32) -> [u8; HEADERS_LEN] {
         let udp = self.udp(flow_hash);
-        let ip = self.outer(&udp, ecn::encapsulate(self.inner.tos), id, 0);
+        let ip = self.outer((PROTOCOL_UDP, udp.len), ecn::encapsulate(self.inner.tos), id, 0);
         let mut all = [0; HEADERS_LEN];
         let (a, rest) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
         let (b, rest) = rest.split_at_mut(IPV4_LEN);
@@ -149,13 +152,27 @@ impl Encap<V4> {
             len: self.frame_len.wrapping_add(UDP_LEN as u16).wrapping_sub(ETHERNET_LEN as u16),
             checksum: 0,
         };
-        let ip = self.outer(&udp, 0, 0, DONT_FRAGMENT);
+        let ip = self.outer((PROTOCOL_UDP, udp.len), 0, 0, DONT_FRAGMENT);
         let mut all = [0; HEADERS_UDP_LEN];
         let (a, rest) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
         let (b, c) = rest.split_at_mut(IPV4_LEN);
         a.copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
         b.copy_from_slice(&ip.bytes());
         c.copy_from_slice(&udp.bytes());
+        all
+    }
+
+    /// The bytes from the outer EtherType up to the inner IP header of a packet in IP. `id` is the IP identification, which
+    /// the kernel's device gives packets that may not be fragmented, too (net/ipv4/ip_tunnel_core.c, `iptunnel_xmit`).
+    #[inline(always)]
+    pub fn headers_ipip(&self, id: u16) -> [u8; HEADERS_IPIP_LEN] {
+        // The frame's Ethernet header is not carried.
+        let len = self.frame_len.wrapping_sub(ETHERNET_LEN as u16);
+        let ip = self.outer((PROTOCOL_IPIP, len), ecn::encapsulate(self.inner.tos), id, DONT_FRAGMENT);
+        let mut all = [0; HEADERS_IPIP_LEN];
+        let (a, b) = all.split_at_mut(ETHERNET_LEN - HEADERS_AT);
+        a.copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        b.copy_from_slice(&ip.bytes());
         all
     }
 }

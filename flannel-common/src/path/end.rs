@@ -2,7 +2,7 @@
 
 use super::{Act, Carrier, Tables, tables::longest_match};
 use crate::{
-    family::Family,
+    family::{Family, IpHeader as _},
     layout::{Config, RouteKind},
     packet::headers::{ETHERNET_LEN, Ethernet},
     reason::Direction,
@@ -15,6 +15,8 @@ pub(super) enum End {
     Overlay,
     /// At the external interface, without a tunnel.
     Underlay,
+    /// At the external interface, in IP.
+    Tunnel,
     /// At a pod's veth.
     Pod,
 }
@@ -24,17 +26,18 @@ impl End {
     #[inline(always)]
     pub(super) const fn way(self) -> Direction {
         match self {
-            Self::Overlay | Self::Underlay => Direction::Egress,
+            Self::Overlay | Self::Underlay | Self::Tunnel => Direction::Egress,
             Self::Pod => Direction::Ingress,
         }
     }
 
     /// Where the IP header of a packet stands that is here.
     #[inline(always)]
-    pub(super) const fn ip_at(self, carrier: Carrier) -> usize {
+    pub(super) const fn ip_at<F: Family>(self, carrier: Carrier) -> usize {
         match self {
             Self::Overlay => carrier.on_device(),
             Self::Underlay | Self::Pod => ETHERNET_LEN,
+            Self::Tunnel => carrier.inner_ip::<F>(),
         }
     }
 
@@ -58,10 +61,13 @@ impl End {
             (_, RouteKind::Kernel) => true,
             // The agent sends on what comes to its device, by the same routes.
             (Self::Overlay, RouteKind::Udp) => true,
+            (Self::Tunnel, RouteKind::Ipip) => {
+                F::Header::read(packet, ETHERNET_LEN)?.destination() == route.vtep
+            }
             (Self::Overlay, RouteKind::Vxlan) => {
                 frame.same_stations(&Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE))
             }
-            (_, RouteKind::Direct) if packet.arrival().ifindex == route.ifindex => {
+            (Self::Underlay, RouteKind::Direct) if packet.arrival().ifindex == route.ifindex => {
                 frame.same_stations(&packet.underlay_route(config.vtep, route.next_hop)?.stations)
             }
             _ => false,

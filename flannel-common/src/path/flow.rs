@@ -264,7 +264,7 @@ fn look<F: Family, P: Act<F>>(
     size: P::Size,
 ) -> Option<()> {
     let way = end.way();
-    let offset = end.ip_at(tables.carrier());
+    let offset = end.ip_at::<F>(tables.carrier());
     let config = tables.config()?;
     if config.fast_path != FastPath::Flow || arrival.vlan_tagged {
         return None;
@@ -280,7 +280,7 @@ fn look<F: Family, P: Act<F>>(
     if config.subnet.contains(remote) {
         return match end {
             End::Pod => switched::note(packet, tables, arrival, &config, &ip, size),
-            End::Overlay | End::Underlay => None,
+            End::Overlay | End::Underlay | End::Tunnel => None,
         };
     }
     if !is_inside && matches!(way, Direction::Egress) {

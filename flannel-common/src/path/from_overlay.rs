@@ -1,9 +1,13 @@
-//! tc ingress on flannel.<vni> and flannel-v6.<vni>: what the kernel, or `from_underlay` in its place, has decapsulated. Only
+//! tc ingress on flannel.<vni> and flannel-v6.<vni>, or the tunnel's other device: what the kernel, or `from_underlay` in its place, has decapsulated. Only
 //! what `from_underlay` has checked and leaves to the kernel no further than that; and what no pod may send.
 
 use super::{
-    Act, Deliver, Rewrite, Tables, act, carrier::is_udp, egress, flow, forged, ingress::deliver_to,
-    tables::check_hold, tunnel,
+    Act, Deliver, Rewrite, Tables, act,
+    carrier::{is_ipip, is_udp},
+    egress, flow, forged,
+    ingress::deliver_to,
+    tables::check_hold,
+    tunnel,
 };
 use crate::{
     family::{Family, IpHeader as _, V4, V6},
@@ -21,6 +25,12 @@ pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V
         return from_agent::<V4, _>(packet, tables);
     }
     let flow = tables.marks().flow;
+    if is_ipip(tables) {
+        return match packet.arrival().mark & flow {
+            0 => packet.pass(),
+            _ => out_of_ip::<V4, _>(packet, tables),
+        };
+    }
     if packet.arrival().mark & flow == 0 {
         if forged::is_forged(packet, tables) {
             return packet.drop(Direction::Ingress, Reason::PodVxlan);
@@ -41,6 +51,19 @@ fn from_agent<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::An
     });
     // What `from_underlay` has noted beside it has gone with the outer packet.
     flow::begin_trail::<F, P>(packet, tables, Direction::Ingress, &Err(Reason::FlowUnknown), || Some(0));
+    packet.pass()
+}
+
+/// What the device of IP in IP has decapsulated and `from_underlay` has checked: the kernel's, since no program can put an
+/// Ethernet header for a pod in front of it on every kernel, and a sign that packets of its node are delivered.
+#[inline(always)]
+fn out_of_ip<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+    packet.make_readable(F::IP_LEN);
+    packet.unmark(tables.marks().flow);
+    let size = packet.size();
+    tunnel::note_delivered(&packet, tables, |note| {
+        act::noted_tunnel(packet, Direction::Ingress, &note, size);
+    });
     packet.pass()
 }
 

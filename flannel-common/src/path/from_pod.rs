@@ -2,7 +2,7 @@
 
 use super::{
     Act, Direct, Encap, HandOver, Rewrite, Switch, Tables, act,
-    carrier::is_udp,
+    carrier::is_vxlan,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
     exempt, fields,
     flow::{self, Passage},
@@ -25,7 +25,7 @@ use crate::{
 #[inline(always)]
 pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
     // First, and not only for what stays with the kernel: the verifier then walks through it once.
-    if !is_udp(tables) && forged::is_forged(packet, tables) {
+    if is_vxlan(tables) && forged::is_forged(packet, tables) {
         return packet.drop(Direction::Egress, Reason::PodVxlan);
     }
     if packet.is_ipv6() { of_family::<V6, _>(packet, tables) } else { of_family::<V4, _>(packet, tables) }
@@ -175,7 +175,7 @@ pub(super) fn decide<F: Family, R>(
             None => hop,
             Some(rewrite) => hop.translated(rewrite.addresses),
         };
-        let encap = encap(packet, &config, &ip, (route, tunnel), Some(forward))?;
+        let encap = encap(packet, tables.carrier(), &config, &ip, (route, tunnel), Some(forward))?;
         prioritize(priority);
         return Ok(encapsulate(encap, rewrite, counted_for(Reason::EncapPod)));
     }

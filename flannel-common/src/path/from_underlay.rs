@@ -2,7 +2,7 @@
 
 use super::{
     Act, Carrier, Deliver, Rewrite, Tables, act,
-    carrier::is_udp,
+    carrier::{is_udp, over_udp},
     direct, ecn,
     egress::segment_len,
     fields,
@@ -24,13 +24,9 @@ use crate::{
     reason::{Direction, Reason},
 };
 
-/// Bytes that are read here: the frame up to the inner TCP flags.
+/// Bytes that are read here: the frame up to the inner TCP flags, where most are in front of them.
 const fn reads<F: Family>() -> usize {
-    inner_ip::<F>() + F::IP_LEN + TCP_TO_FLAGS
-}
-
-const fn inner_ip<F: Family>() -> usize {
-    F::ENCAP_LEN + ETHERNET_LEN
+    Carrier::Vxlan.inner_ip::<F>() + F::IP_LEN + TCP_TO_FLAGS
 }
 
 /// All that happens to a packet at this hook.
@@ -38,7 +34,7 @@ const fn inner_ip<F: Family>() -> usize {
 pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V6>)) -> P::Answer {
     if packet.is_ipv6() {
         packet.make_readable(reads::<V6>());
-        return of_family::<V6, _>(packet, tables);
+        return of_family::<V6, _>(packet, tables, over_udp(tables));
     }
     packet.make_readable(reads::<V4>());
     // XDP decapsulates IPv4 only.
@@ -46,16 +42,16 @@ pub fn run<P: Act<V4> + Act<V6>>(packet: P, tables: &(impl Tables<V4> + Tables<V
         let size = packet.size();
         return packet.conclude(Direction::Ingress, size, packet.hand_on(&pod));
     }
-    of_family::<V4, _>(packet, tables)
+    of_family::<V4, _>(packet, tables, tables.carrier())
 }
 
 #[inline(always)]
-fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Answer {
+fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>, carrier: Carrier) -> P::Answer {
     let size = packet.size();
     let mut outer = Outer::Left;
     let verdict = decide(
         &packet,
-        tables,
+        (tables, carrier),
         &packet.arrival(),
         |to, rewrite, reason| packet.decapsulate(&to, rewrite.as_ref(), reason),
         |to, rewrite, reason| packet.deliver(&to, rewrite.as_ref(), reason),
@@ -63,11 +59,13 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     )
     .and_then(|done| done);
     if matches!(verdict, Err(Reason::NotVxlan)) {
-        tunnel::note_error(&packet, tables, |note| {
+        tunnel::note_error(&packet, tables, tables.carrier(), |note| {
             act::noted_tunnel(packet, Direction::Ingress, &note, size);
         });
     }
-    flow::begin_trail::<F, P>(packet, tables, Direction::Ingress, &verdict, || found_at(&packet, tables));
+    flow::begin_trail::<F, P>(packet, tables, Direction::Ingress, &verdict, || {
+        found_at(&packet, tables, tables.carrier())
+    });
     let verdict = match (verdict, outer) {
         (Err(reason), Outer::Removed(device)) => {
             packet.unmark(tables.marks().flow);
@@ -89,14 +87,18 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
 /// Where the header stands of the packet for a pod that [`decide`] has found in a frame: behind the outer headers,
 /// or without a tunnel at the frame's own place. `None` for frames it does not look into.
 #[inline(always)]
-fn found_at<F: Family>(packet: &(impl Packet + ?Sized), tables: &impl Tables<F>) -> Option<usize> {
+fn found_at<F: Family>(
+    packet: &(impl Packet + ?Sized),
+    tables: &impl Tables<F>,
+    carrier: Carrier,
+) -> Option<usize> {
     let ip = F::Header::read(packet, ETHERNET_LEN)?;
     let is_direct = tables.config()?.subnet.contains(ip.destination());
-    // Nothing stays beside a packet that goes through the agent.
-    if !is_direct && is_udp(tables) {
-        return None;
+    if is_direct {
+        return Some(ETHERNET_LEN);
     }
-    Some(if is_direct { ETHERNET_LEN } else { inner_ip::<F>() })
+    // Nothing stays beside a packet that goes through the agent.
+    if carrier == Carrier::Udp { None } else { Some(carrier.inner_ip::<F>()) }
 }
 
 /// Whether the gate of flows refuses a packet for `reason` that is one of TCP or UDP.
@@ -123,7 +125,7 @@ pub(super) const fn is_checked(reason: Reason) -> bool {
     matches!(reason, Reason::UdpAggregate | Reason::PodForwards | Reason::TunnelStale)
 }
 
-/// `decapsulate` says what to do with a packet in VXLAN for a local pod, `deliver` with one without. Each gets how the
+/// `decapsulate` says what to do with a packet in `carrier` for a local pod, `deliver` with one without. Each gets how the
 /// packet is to be translated, if it is. `refused` is told of the outer headers of one that the gate of flows refuses.
 ///
 /// # Errors
@@ -131,7 +133,7 @@ pub(super) const fn is_checked(reason: Reason) -> bool {
 #[inline(always)]
 pub(super) fn decide<F: Family, R>(
     packet: &(impl Packet + ?Sized),
-    tables: &impl Tables<F>,
+    (tables, carrier): (&impl Tables<F>, Carrier),
     arrival: &Arrival,
     decapsulate: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
     deliver: impl FnOnce(Deliver<F>, Option<Rewrite<F>>, Reason) -> R,
@@ -151,7 +153,7 @@ pub(super) fn decide<F: Family, R>(
     if config.subnet.contains(outer_ip.destination()) && config.fast_path.finds_pods() {
         return direct::from_underlay(packet, tables, arrival, &config, (&outer, &outer_ip), deliver);
     }
-    if outer_ip.protocol() != PROTOCOL_UDP || outer_ip.destination() != config.vtep {
+    if outer_ip.protocol() != carrier.protocol() || outer_ip.destination() != config.vtep {
         return Err(Reason::NotVxlan);
     }
     if !config.fast_path.finds_pods() {
@@ -165,12 +167,13 @@ pub(super) fn decide<F: Family, R>(
         return Err(Reason::NotVxlan);
     }
     outer_ip.check()?;
+    // In IP there is none: these are the first bytes of the inner header.
     let udp = Udp::parse(packet.view(udp_at).ok_or(Reason::Truncated)?);
-    if u32::from(udp.destination) != config.port {
+    let has_udp = carrier != Carrier::Ipip;
+    if has_udp && u32::from(udp.destination) != config.port {
         return Err(Reason::NotVxlan);
     }
     F::check_outer(&outer_ip, &udp)?;
-    let carrier = tables.carrier();
     if carrier == Carrier::Vxlan {
         check_frame(packet, &config, udp_at + UDP_LEN)?;
     }
@@ -180,7 +183,8 @@ pub(super) fn decide<F: Family, R>(
     ip.check_sum()?;
     // Several datagrams in one packet, as the kernel merges them for a socket, are no packet of one length.
     let lengths = [ETHERNET_LEN as u32 + outer_ip.packet_len(), at as u32 + ip.packet_len()];
-    if lengths != [packet.len(); 2] || u32::from(udp.len) + (udp_at as u32) != packet.len() {
+    let is_longer = has_udp && u32::from(udp.len) + (udp_at as u32) != packet.len();
+    if lengths != [packet.len(); 2] || is_longer {
         return Err(Reason::Length);
     }
     if !config.subnet.contains(ip.destination()) {
@@ -196,7 +200,9 @@ pub(super) fn decide<F: Family, R>(
         return Err(Reason::Ttl);
     }
     let class = match carrier {
-        Carrier::Vxlan => ecn::decapsulate(outer_ip.class(), ip.class()).ok_or(Reason::Ecn)?,
+        Carrier::Vxlan | Carrier::Ipip => {
+            ecn::decapsulate(outer_ip.class(), ip.class()).ok_or(Reason::Ecn)?
+        }
         // What the outer header says of congestion is nobody's: stock flannel's tunnel does not look at it.
         Carrier::Udp => ip.class(),
     };
@@ -205,7 +211,8 @@ pub(super) fn decide<F: Family, R>(
     let is_open =
         tunnel::check(known, Direction::Ingress, config.fast_path, config.tcp_refresh, clock).is_ok();
     // The outer checksum, which the kernel would look at, is then all that tells whether it was changed on the way.
-    let is_bare = udp.checksum != 0
+    let is_bare = has_udp
+        && udp.checksum != 0
         && ip.protocol() == PROTOCOL_UDP
         && packet.read(at + F::IP_LEN + UDP_CHECKSUM).is_none_or(|sum: [u8; 2]| sum == [0; 2]);
     let rewrite = if config.fast_path == FastPath::Flow {
@@ -215,11 +222,15 @@ pub(super) fn decide<F: Family, R>(
             Ok(rewrite) => rewrite,
             Err(refusal) => {
                 // Only what has a checksum of its own.
-                if carrier == Carrier::Vxlan && !is_bare && is_of_flow(refusal) {
+                if carrier != Carrier::Udp && !is_bare && is_of_flow(refusal) {
                     let device = config.overlay_ifindex;
                     if !is_open {
                         refused(Outer::Checked);
-                    } else if device != 0 && arrival.gso_size == 0 && class == ip.class() {
+                    } else if carrier == Carrier::Vxlan
+                        && device != 0
+                        && arrival.gso_size == 0
+                        && class == ip.class()
+                    {
                         refused(Outer::Removed(device));
                     }
                 }

@@ -48,7 +48,8 @@ pub use act::{Act, TcPacket};
 pub use carrier::Carrier;
 pub use decide::{Decision, Written, decide, decide_all, left};
 pub use encap::{
-    DONT_FRAGMENT, Deliver, Direct, Encap, HEADERS_AT, HEADERS_LEN, HEADERS_UDP_LEN, HEADERS_V6_LEN, HandOver,
+    DONT_FRAGMENT, Deliver, Direct, Encap, HEADERS_AT, HEADERS_IPIP_LEN, HEADERS_LEN, HEADERS_UDP_LEN,
+    HEADERS_V6_LEN, HandOver,
 };
 pub use flow::Note;
 pub use hook::Hook;

@@ -1,9 +1,9 @@
-//! tc egress on flannel.<vni> and flannel-v6.<vni>: what the kernel routed into the overlay. Netfilter, routing,
+//! tc egress on flannel.<vni> and flannel-v6.<vni>, or the tunnel's other device: what the kernel routed into the overlay. Netfilter, routing,
 //! neighbour and TTL are done.
 
 use super::{
     Act, Encap, Tables,
-    carrier::is_udp,
+    carrier::{is_ipip, is_udp},
     egress::{self, encap, inner_headers, tunnel_to},
     end::End,
     flow, host_mark,
@@ -31,6 +31,9 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         packet.unmark(marks.both());
         return packet.pass();
     }
+    if is_ipip(tables) {
+        return into_ip(packet, tables, size);
+    }
     flow::take_note::<F, P>(packet, tables, End::Overlay, size);
     // The outer packet takes the mark over, and is routed by it.
     packet.unmark(marks.both());
@@ -45,6 +48,22 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         packet.note_beside(host_mark::LEFT);
     }
     packet.conclude(Direction::Egress, size, verdict)
+}
+
+/// A packet for the device of IP in IP, which carries it. That has no MACs by which to tell where it sends a packet: the
+/// outer packet says so, and [`super::to_underlay`] takes the note there. The device looks at no mark (net/ipv4/ip_tunnel.c,
+/// `ip_tunnel_xmit`), so that the outer packet may have it.
+#[inline(always)]
+fn into_ip<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>, size: P::Size) -> P::Answer {
+    let marks = tables.marks();
+    let is_heeded =
+        tables.config().is_some_and(|config| host_mark::is_heeded(&packet.arrival(), marks, config.heeded));
+    if is_heeded {
+        flow::take_note::<F, P>(packet, tables, End::Overlay, size);
+        packet.unmark(marks.both());
+        packet.note_beside(host_mark::LEFT);
+    }
+    packet.pass()
 }
 
 /// Whether `arrival` is what [`super::from_pod`] has handed to the VXLAN device, where all is done about it.
@@ -79,5 +98,8 @@ fn decide<F: Family, R>(
     if F::DEVICE_SEGMENTS && arrival.gso_size != 0 {
         return Err(Reason::Ipv6Aggregate);
     }
-    Ok(encapsulate(encap(packet, &config, &ip, (route, tunnel), None)?, Reason::EncapOverlay))
+    Ok(encapsulate(
+        encap(packet, tables.carrier(), &config, &ip, (route, tunnel), None)?,
+        Reason::EncapOverlay,
+    ))
 }

@@ -22,7 +22,7 @@ use crate::{
     layout::{Config, FastPath, RouteKind, Tunnel},
     packet::{
         Packet,
-        headers::{ETHERNET_LEN, Ethernet, PROTOCOL_UDP, UDP_LEN, Udp, Vxlan},
+        headers::{ETHERNET_LEN, Ethernet, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan},
     },
     reason::{Direction, Reason},
 };
@@ -30,6 +30,11 @@ use crate::{
 /// Bytes that [`note_leaving`] reads: up to the end of the inner IP header.
 pub(super) const fn leaving_reads<F: Family>() -> usize {
     F::ENCAP_LEN + ETHERNET_LEN + F::IP_LEN
+}
+
+/// Bytes that are read of a packet in IP: up to the inner TCP flags.
+pub(super) const fn leaving_in_ip_reads<F: Family>() -> usize {
+    Carrier::Ipip.inner_ip::<F>() + F::IP_LEN + TCP_TO_FLAGS
 }
 
 const MILLISECOND: u64 = 1_000_000;
@@ -128,23 +133,31 @@ const fn left<F: Family>(
 }
 
 /// The IP header of a packet at tc egress on the external interface, and our settings, if [`note_leaving`] may have
-/// something to say about it: a UDP packet of our VXLAN device. Less is read for it.
+/// something to say about it: one in `carrier`. Less is read for it.
 #[inline(always)]
 pub(super) fn outer<F: Family>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
+    carrier: Carrier,
 ) -> Option<(F::Header, Config<F>)> {
     if Ethernet::parse(packet.view(0)?).ethertype != F::ETHERTYPE {
         return None;
     }
     let ip = F::Header::read(packet, ETHERNET_LEN)?;
-    if ip.protocol() != PROTOCOL_UDP || ip.check().is_err() {
+    if ip.protocol() != carrier.protocol() || ip.check().is_err() {
         return None;
     }
     let config = tables.config()?;
-    let udp = Udp::parse(packet.view(ETHERNET_LEN + F::IP_LEN)?);
-    let is_ours = ip.source() == config.vtep && u32::from(udp.destination) == config.port;
-    if is_ours { Some((ip, config)) } else { None }
+    if ip.source() != config.vtep {
+        return None;
+    }
+    if carrier != Carrier::Ipip {
+        let udp = Udp::parse(packet.view(ETHERNET_LEN + F::IP_LEN)?);
+        if u32::from(udp.destination) != config.port {
+            return None;
+        }
+    }
+    Some((ip, config))
 }
 
 /// What there is to write down about a packet that [`outer`] has found, which no program has redirected.
@@ -157,7 +170,7 @@ pub(super) fn note_leaving<F: Family>(
 ) -> Option<TunnelNote<F>> {
     let outer = Ethernet::parse(packet.view(0)?);
     if is_udp(tables) {
-        return note_leaving_in_udp(packet, tables, config, outer_ip, &outer);
+        return note_leaving_bare(packet, tables, Carrier::Udp, config, outer_ip);
     }
     let vxlan = Vxlan::parse(packet.view(ETHERNET_LEN + F::IP_LEN + UDP_LEN)?);
     if vxlan != Vxlan::of(config.vni) {
@@ -192,32 +205,41 @@ pub(super) fn note_leaving<F: Family>(
     Some(left(route.vtep, known, clock.now, outer_ip.hops(), mtu))
 }
 
-/// The same of a packet that the agent has sent in UDP. Its socket marks nothing: what is marked was marked on the way out.
+/// The same of a packet that is carried without an Ethernet header: by the agent, whose socket marks nothing, so that what is
+/// marked was marked on the way out, or by the device of IP in IP.
 #[inline(always)]
-fn note_leaving_in_udp<F: Family>(
+pub(super) fn note_leaving_bare<F: Family>(
     packet: &impl Act<F>,
     tables: &impl Tables<F>,
+    carrier: Carrier,
     config: &Config<F>,
     outer_ip: &F::Header,
-    outer: &Ethernet,
 ) -> Option<TunnelNote<F>> {
-    let ip = F::Header::read(packet, Carrier::Udp.inner_ip::<F>())?;
+    let outer = Ethernet::parse(packet.view(0)?);
+    let ip = F::Header::read(packet, carrier.inner_ip::<F>())?;
     let route = longest_match(tables, config, ip.destination())?;
-    if route.kind != RouteKind::Udp || route.vtep != outer_ip.destination() {
+    if route.kind != carrier.route_kind() || route.vtep != outer_ip.destination() {
         return None;
     }
     let arrival = packet.arrival();
+    if carrier == Carrier::Ipip && arrival.tc_index == host_mark::LEFT {
+        return None;
+    }
     let clock = Clock::of(tables);
     let known = tables.tunnel(route.vtep).unwrap_or_default();
     if !is_news(known.egress, config.tcp_refresh, clock) || !is_news(known.differs, config.tcp_refresh, clock)
     {
         return None;
     }
-    let is_same = F::is_as_written_udp(outer_ip)
+    let is_as_written = match carrier {
+        Carrier::Ipip => F::is_as_written_ipip(outer_ip, &ip),
+        Carrier::Vxlan | Carrier::Udp => F::is_as_written_udp(outer_ip),
+    };
+    let is_same = is_as_written
         && arrival.ifindex == route.ifindex
         && !host_mark::is_heeded(&arrival, tables.marks(), config.heeded);
     let taken = if is_same { packet.underlay_route(config.vtep, route.vtep) } else { None };
-    let mtu = taken.filter(|taken| taken.stations.same_stations(outer)).map(|taken| taken.mtu);
+    let mtu = taken.filter(|taken| taken.stations.same_stations(&outer)).map(|taken| taken.mtu);
     Some(left(route.vtep, known, clock.now, outer_ip.hops(), mtu))
 }
 
@@ -256,6 +278,7 @@ pub(super) fn note_delivered<F: Family, R>(
 pub(super) fn note_error<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
+    carrier: Carrier,
     then: impl FnOnce(TunnelNote<F>) -> R,
 ) -> Option<R> {
     let icmp = ETHERNET_LEN + F::IP_LEN;
@@ -269,12 +292,14 @@ pub(super) fn note_error<F: Family, R>(
         return None;
     }
     let about = F::Header::read(packet, icmp + ICMP_LEN)?;
-    if about.protocol() != PROTOCOL_UDP || !about.is_plain() || about.source() != config.vtep {
+    if about.protocol() != carrier.protocol() || !about.is_plain() || about.source() != config.vtep {
         return None;
     }
-    let [_, _, high, low] = *packet.view(icmp + ICMP_LEN + F::IP_LEN)?;
-    if u32::from(u16::from_be_bytes([high, low])) != config.port {
-        return None;
+    if carrier != Carrier::Ipip {
+        let [_, _, high, low] = *packet.view(icmp + ICMP_LEN + F::IP_LEN)?;
+        if u32::from(u16::from_be_bytes([high, low])) != config.port {
+            return None;
+        }
     }
     let vtep = about.destination();
     let known = tables.tunnel(vtep).unwrap_or(UNSEEN);

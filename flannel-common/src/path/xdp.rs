@@ -2,7 +2,9 @@
 //! packet of the frame.
 
 use super::{
-    Deliver, Tables, from_underlay,
+    Deliver, Tables,
+    carrier::over_udp,
+    from_underlay,
     tables::check_hold,
     vxlan::{At, ip_header, takes},
 };
@@ -113,5 +115,6 @@ fn decapsulate<R>(
         None => Some(then(deliver, Reason::DecapsulatedEarly)),
         Some(_) => None,
     };
-    from_underlay::decide(packet, tables, arrival, then, |_, _, _| None, |_| {})?.ok_or(Reason::NotVxlan)
+    from_underlay::decide(packet, (tables, over_udp(tables)), arrival, then, |_, _, _| None, |_| {})?
+        .ok_or(Reason::NotVxlan)
 }

@@ -7,7 +7,7 @@ use flannel_common::{
         Packet as _,
         headers::{ETHERNET_LEN, Ethernet},
     },
-    path::{Deliver, Direct, Encap, HEADERS_AT, HandOver, Rewrite},
+    path::{Carrier, Deliver, Direct, Encap, HEADERS_AT, HandOver, Rewrite},
 };
 
 /// `frame` encapsulated in VXLAN; `None` for a frame too short to have been decided about.
@@ -23,6 +23,19 @@ pub fn encapsulated<F: Family>(frame: &[u8], encap: &Encap<F>, id: u16, flow_has
     Some(out)
 }
 
+/// `frame` without its Ethernet header in IP; `None` as with [`encapsulated`].
+pub fn encapsulated_in_ip<F: Family>(frame: &[u8], encap: &Encap<F>, id: u16) -> Option<Vec<u8>> {
+    let inner = ETHERNET_LEN + Carrier::Ipip.overhead::<F>();
+    let mut out = frame.get(..HEADERS_AT)?.to_vec();
+    out.resize(inner, 0);
+    out.extend(frame.get(ETHERNET_LEN..)?);
+    F::write_outer_ipip(encap, out.as_mut_slice(), id)?;
+    if let Some(forward) = encap.forward {
+        forward.write(out.as_mut_slice(), inner)?;
+    }
+    Some(out)
+}
+
 /// `frame` as it leaves for a node without a tunnel, but for its MACs, which the neighbour table gives; `None`
 /// for a frame too short to have been decided about.
 pub fn sent_direct<F: Family>(frame: &[u8], direct: &Direct<F>) -> Option<Vec<u8>> {
@@ -31,9 +44,14 @@ pub fn sent_direct<F: Family>(frame: &[u8], direct: &Direct<F>) -> Option<Vec<u8
     Some(out)
 }
 
-/// `frame` decapsulated, as the pod gets it; `None` for a frame too short to have been decided about.
+/// `frame` decapsulated from VXLAN, as the pod gets it; `None` for a frame too short to have been decided about.
 pub fn decapsulated<F: Family>(frame: &[u8], deliver: &Deliver<F>) -> Option<Vec<u8>> {
-    delivered(frame.get(F::ENCAP_LEN..)?, deliver)
+    decapsulated_from(Carrier::Vxlan, frame, deliver)
+}
+
+/// The same from what `carrier` says.
+pub fn decapsulated_from<F: Family>(carrier: Carrier, frame: &[u8], deliver: &Deliver<F>) -> Option<Vec<u8>> {
+    delivered(frame.get(carrier.overhead::<F>()..)?, deliver)
 }
 
 /// `frame`, which has no outer headers, as the pod gets it; `None` for a frame too short to have been decided

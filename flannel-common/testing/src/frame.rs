@@ -3,8 +3,8 @@
 use flannel_common::packet::{
     checksum,
     headers::{
-        ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK,
-        TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan,
+        ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, PROTOCOL_IPIP, PROTOCOL_TCP, PROTOCOL_UDP,
+        TCP_ACK, TCP_TO_FLAGS, UDP_LEN, Udp, Vxlan,
     },
 };
 
@@ -69,6 +69,11 @@ impl Frame {
         let udp = Udp { source: 40_000, destination: 8472, len, checksum: 0 };
         let payload = [&udp.bytes(), &vxlan, inner].concat();
         Self::ipv4(source, destination, PROTOCOL_UDP, payload).ip(|ip| ip.fragment = 0)
+    }
+
+    /// `packet`, which has no Ethernet header, in IP.
+    pub fn ipip(source: [u8; 4], destination: [u8; 4], packet: &[u8]) -> Self {
+        Self::ipv4(source, destination, PROTOCOL_IPIP, packet.to_vec())
     }
 
     /// With the flags of its TCP header replaced.

@@ -6,8 +6,8 @@
 //! hook (1)  tables (1)  routing (1)  ifindex (4)  gso size (4)  mark (4)  priority (4)  tc_index (2)  flags (1)  frame
 //! ```
 //!
-//! The tables are those that the fixtures meet, by number, each once more with the udp backend's packets. So every
-//! fixture is a seed, and what is found changes a packet or what it meets.
+//! The tables are those that the fixtures meet, by number, and those of a node of the udp backend and of the ipip backend. So
+//! every fixture is a seed, and what is found changes a packet or what it meets.
 
 #![expect(
     clippy::expect_used,
@@ -27,8 +27,8 @@ use flannel_common::{
 };
 
 use super::{
-    Frame, HERE, MemoryTables, THERE, decapsulated, decapsulated_early, delivered, encapsulated, fixtures,
-    handed_over, interface, seen_at, sent_direct,
+    Frame, HERE, MemoryTables, THERE, decapsulated_early, decapsulated_from, delivered, encapsulated,
+    encapsulated_in_ip, fixtures, handed_over, interface, seen_at, sent_direct,
 };
 
 /// Bytes in front of the frame.
@@ -78,6 +78,7 @@ static TABLES: LazyLock<Vec<MemoryTables>> = LazyLock::new(|| {
         }
     }
     all.push(of_udp(HERE.tables(&[THERE])));
+    all.push(HERE.tables(&[THERE]).of_ipip());
     all
 });
 
@@ -137,7 +138,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The fixtures as inputs, and packets of the udp backend.
+/// The fixtures as inputs, and packets of the udp and the ipip backend.
 pub fn decision_seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = Hook::ALL
         .into_iter()
@@ -155,6 +156,17 @@ pub fn decision_seeds() -> Vec<Vec<u8>> {
         (Hook::FromPod, &sent[..]),
         (Hook::FromUnderlay, &outer),
         (Hook::ToOverlay, &sent[ETHERNET_LEN..]),
+        (Hook::FromOverlay, &inner[ETHERNET_LEN..]),
+    ] {
+        seeds.push(Input::bytes(hook, &tables, &seen_at(hook), frame));
+    }
+    let tables = HERE.tables(&[THERE]).of_ipip();
+    let outer = Frame::ipip(THERE.vtep, HERE.vtep, &inner[ETHERNET_LEN..]).bytes();
+    let left = Frame::ipip(HERE.vtep, THERE.vtep, &sent[ETHERNET_LEN..]).bytes();
+    for (hook, frame) in [
+        (Hook::FromPod, &sent[..]),
+        (Hook::FromUnderlay, &outer),
+        (Hook::ToUnderlay, &left),
         (Hook::FromOverlay, &inner[ETHERNET_LEN..]),
     ] {
         seeds.push(Input::bytes(hook, &tables, &seen_at(hook), frame));
@@ -182,8 +194,8 @@ pub fn decision(bytes: &[u8]) {
     let frame = frame.0;
     match decision.verdict {
         Verdict::V4(how, _) => {
-            if let (Move::Encapsulate(encap), Carrier::Vxlan) = (&how, tables.carrier) {
-                let out = leaves(frame, encap, arrival.gso_size);
+            if let (Move::Encapsulate(encap), Carrier::Vxlan | Carrier::Ipip) = (&how, tables.carrier) {
+                let out = leaves(tables.carrier, frame, encap, arrival.gso_size);
                 let outer = Ipv4::parse(out[ETHERNET_LEN..].first_chunk().expect("an outer header"));
                 assert_eq!(checksum::sum(&outer), 0xffff, "the outer header's checksum");
                 let config = tables.config.expect("nothing is encapsulated without");
@@ -224,12 +236,13 @@ fn is_sound<F: Family>(
     gso_size: u32,
 ) {
     // What a device without Ethernet has sent or received stands without.
-    let is_vxlan = tables.carrier == Carrier::Vxlan;
+    let carrier = tables.carrier;
+    let is_vxlan = carrier == Carrier::Vxlan;
     match how {
         Move::Encapsulate(encap) => {
             assert!(routes.values().any(|route| *route == encap.route), "to no peer");
-            if is_vxlan {
-                leaves(frame, encap, gso_size);
+            if carrier != Carrier::Udp {
+                leaves(carrier, frame, encap, gso_size);
             }
         }
         Move::HandOver(to) => {
@@ -240,8 +253,8 @@ fn is_sound<F: Family>(
         }
         Move::Decapsulate(deliver) => {
             is_for_a_pod(tables, deliver);
-            if is_vxlan {
-                arrives(decapsulated(frame, deliver), deliver);
+            if carrier != Carrier::Udp {
+                arrives(decapsulated_from(carrier, frame, deliver), deliver);
             }
         }
         Move::Deliver(deliver) => {
@@ -254,10 +267,14 @@ fn is_sound<F: Family>(
 }
 
 /// The frame that leaves; what is no aggregate fits the way it takes.
-fn leaves<F: Family>(frame: &[u8], encap: &Encap<F>, gso_size: u32) -> Vec<u8> {
-    let out = encapsulated(frame, encap, 1, 2).expect("a packet with its headers");
-    assert_eq!(out.len(), frame.len() + F::ENCAP_LEN);
-    let packet = F::ENCAP_LEN + usize::from(encap.frame_len) - ETHERNET_LEN;
+fn leaves<F: Family>(carrier: Carrier, frame: &[u8], encap: &Encap<F>, gso_size: u32) -> Vec<u8> {
+    let out = match carrier {
+        Carrier::Ipip => encapsulated_in_ip(frame, encap, 1),
+        Carrier::Vxlan | Carrier::Udp => encapsulated(frame, encap, 1, 2),
+    };
+    let out = out.expect("a packet with its headers");
+    assert_eq!(out.len(), frame.len() + carrier.overhead::<F>());
+    let packet = carrier.overhead::<F>() + usize::from(encap.frame_len) - ETHERNET_LEN;
     assert!(
         gso_size != 0 || packet <= encap.route.mtu as usize,
         "{packet} bytes on a way of {}",

@@ -13,11 +13,13 @@ mod node;
 mod node_v6;
 mod noted;
 pub mod random;
+pub mod random_ipip;
 pub mod random_v6;
 mod tables;
 
 pub use effect::{
-    decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct, translated,
+    decapsulated, decapsulated_early, decapsulated_from, delivered, encapsulated, encapsulated_in_ip,
+    handed_over, sent_direct, translated,
 };
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};

@@ -95,7 +95,7 @@ pub(super) fn fields_of(hook: Hook, class: u8, hops: u8) -> u32 {
 }
 
 /// The flow that `frame` belongs to at `hook`, if it is of one, however bent, and for which packets it may be accepted.
-fn flow_of(hook: Hook, frame: &[u8]) -> Option<(Flow<V4>, u32)> {
+pub(super) fn flow_of(hook: Hook, frame: &[u8]) -> Option<(Flow<V4>, u32)> {
     let outer = Ipv4::parse(&frame.read(ETHERNET_LEN)?);
     let tunnelled = (hook == Hook::FromUnderlay || hook.is_xdp()) && outer.destination == HERE.vtep;
     let at = if tunnelled { ENCAP_LEN + ETHERNET_LEN } else { ETHERNET_LEN };

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use flannel_common::{
     family::{Family, V4, V6},
     layout::{
-        AddressV6, Config, Exempt, Flow, Hold, Permit, PodPlace, Route, SubnetV4, SubnetV6, Translation,
-        Tunnel, Vtep,
+        AddressV6, Config, Exempt, Flow, Hold, Permit, PodPlace, Route, RouteKind, SubnetV4, SubnetV6,
+        Translation, Tunnel, Vtep,
     },
     mark::Marks,
     path::{Carrier, NodeTables, Note, Tables},
@@ -159,6 +159,22 @@ impl Tables<V6> for MemoryTables {
 }
 
 impl MemoryTables {
+    /// Those of the same nodes with the ipip backend, which carries IPv4 only.
+    pub fn of_ipip(mut self) -> Self {
+        self.carrier = Carrier::Ipip;
+        self.v6 = MemoryTablesV6::default();
+        if let Some(config) = &mut self.config {
+            (config.port, config.vni, config.local_mac, config.overlay_ifindex) = (0, 0, [0; 6], 0);
+        }
+        for route in self.routes.values_mut() {
+            (route.vni, route.vtep_mac, route.local_mac) = (0, [0; 6], [0; 6]);
+            if route.kind == RouteKind::Vxlan {
+                route.kind = RouteKind::Ipip;
+            }
+        }
+        self
+    }
+
     /// Writes down what a program notes.
     pub fn write_down(&mut self, note: &Note<V4>) {
         match note {

@@ -62,6 +62,9 @@ const ENCAP_UDP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64;
 
+/// The same without UDP: aggregates become such of IP in IP (SKB_GSO_IPXIP4).
+const ENCAP_IP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+
 /// Flags of decapsulation. Without `FIXED_GSO` the kernel would add the removed bytes to the segment size,
 /// and aggregates of small segments would be dropped.
 const DECAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
@@ -228,13 +231,22 @@ impl Skb {
         self.adjust_room(len as i32, ENCAP_UDP_FLAGS | F::ENCAP_FLAG)
     }
 
-    /// Removes outer headers of `len` bytes; `None`, and nothing changed, where the kernel refuses.
+    /// The same for a packet that is carried in IP without its Ethernet header.
     #[inline(always)]
-    pub(crate) fn remove_outer(&mut self, len: usize) -> Option<()> {
+    pub(crate) fn make_room_for_ip<F: InKernel>(&mut self, len: usize) -> Option<()> {
+        self.adjust_room(len as i32, ENCAP_IP_FLAGS | F::ENCAP_FLAG)
+    }
+
+    /// Removes outer headers of `len` bytes, with one of UDP among them or not; `None`, and nothing changed, where the
+    /// kernel refuses.
+    #[inline(always)]
+    pub(crate) fn remove_outer(&mut self, len: usize, has_udp: bool) -> Option<()> {
         self.adjust_room(-(len as i32), DECAP_FLAGS)?;
-        // A checksum the NIC has verified was the outer packet's: one level less is the inner one's.
-        // SAFETY: `skb` is the live context; a packet without such a state is left as it is.
-        unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
+        // A checksum the NIC has verified was the outer packet's: one level less is the inner one's. IP alone has none.
+        if has_udp {
+            // SAFETY: `skb` is the live context; a packet without such a state is left as it is.
+            unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
+        }
         Some(())
     }
 

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use flannel_common::path::Carrier;
 use futures::future::BoxFuture;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tracing::warn;
@@ -141,6 +142,10 @@ impl Backend for Udp {
             "the external interface is an end of a veth pair, which hands packets over unfinished: a socket of the udp \
              backend could not take what the programs put into UDP, so that the agent carries all packets",
         )
+    }
+
+    fn own_carrier(&self) -> Option<Carrier> {
+        self.udp_port().map(|_| Carrier::Udp)
     }
 
     fn udp_port(&self) -> Option<u16> {

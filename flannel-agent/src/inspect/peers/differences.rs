@@ -141,6 +141,7 @@ pub(super) fn map_differences(
         RouteKind::Kernel => peer.is_none_or(|peer| peer.on_kernel.is_some()),
         RouteKind::Vxlan => wanted.way == "vxlan" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
         RouteKind::Udp => wanted.way == "udp" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
+        RouteKind::Ipip => wanted.way == "ipip" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
         RouteKind::Direct => wanted.way == "direct" && peer.is_none_or(|peer| peer.on_kernel.is_none()),
     };
     if !is_kind {

@@ -41,15 +41,18 @@ pub(super) fn wanted_without_agent(kernel: &Kernel, maps: Option<&Maps>) -> Vec<
     for (subnet, route) in maps.iter().flat_map(|maps| &maps.routes) {
         let is_vxlan = |route: &MapRoute| match route.kind {
             RouteKind::Vxlan => true,
-            RouteKind::Direct | RouteKind::Udp => false,
+            RouteKind::Direct | RouteKind::Udp | RouteKind::Ipip => false,
             RouteKind::Kernel => route.mac != Mac([0; 6]),
         };
         let vxlan = is_vxlan(route);
         let way = match route.kind {
             _ if vxlan => "vxlan",
             RouteKind::Udp => "udp",
+            RouteKind::Ipip => "ipip",
             _ => "direct",
         };
+        let device =
+            wanted.remove(subnet).filter(|before| before.way == way).and_then(|before| before.device);
         wanted.insert(
             *subnet,
             Wanted {
@@ -57,7 +60,7 @@ pub(super) fn wanted_without_agent(kernel: &Kernel, maps: Option<&Maps>) -> Vec<
                 public_ip: Some(route.public_ip),
                 way: way.to_owned(),
                 mac: Some(route.mac).filter(|_| vxlan),
-                device: None,
+                device,
             },
         );
     }

@@ -199,6 +199,13 @@ fn each_backend_has_its_own_objects_to_be_in_place() {
     kernel.routes.insert(subnet(), vec![(ip("192.0.2.2"), 7)]);
     assert_eq!(differs(Some(&agent), &backend, &kernel), "");
     assert_eq!(differs(None, &backend, &kernel), "", "the route names the peer");
+    // What the programs know of the peer is of the same way.
+    let (_, _, mut maps) = healthy();
+    maps.routes.values_mut().for_each(|route| (route.kind, route.mac) = (RouteKind::Ipip, Mac([0; 6])));
+    for agent in [Some(&agent), None] {
+        let rows = join(agent, Some(&backend), &kernel, Some(&maps));
+        assert_eq!((rows[0].way.as_str(), rows[0].differences.join("; ")), ("ipip", String::new()));
+    }
     kernel.routes.insert(subnet(), vec![(ip("192.0.2.9"), 7)]);
     assert!(differs(Some(&agent), &backend, &kernel).contains("instead of via 192.0.2.2 dev flannel.ipip"));
 

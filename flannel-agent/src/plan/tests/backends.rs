@@ -41,6 +41,30 @@ fn host_gw_routes_straight_to_the_peers_of_its_kind() {
 }
 
 #[test]
+fn in_ip_the_programs_stand_at_the_backends_own_device() {
+    let of = |subnet, public_ip| Lease {
+        attrs: LeaseAttrs::plain_v4(ip4(public_ip), "ipip"),
+        ..lease(subnet, public_ip, mac(0))
+    };
+    let all = leases([of("10.2.0.0/24", "192.0.2.2"), of("10.3.0.0/24", "198.51.100.3")]);
+    let local = Local { direct_routing: true, ..local_by(Backend::Ipip, FastPath::Flow) };
+    let next_hops = BTreeMap::from([(ip("192.0.2.2"), Ok(hop(2))), (ip("198.51.100.3"), Ok(hop(254)))]);
+    let bpf = plan_by(&local, &all, &next_hops).state.bpf;
+    let route = |subnet| bpf.v4.routes[&subnet_key(net4(subnet))];
+    assert_eq!(route("10.2.0.0/24").kind, RouteKind::Direct);
+    let routed = route("10.3.0.0/24");
+    assert_eq!((routed.kind, routed.vtep), (RouteKind::Ipip, [198, 51, 100, 3]));
+    assert_eq!((routed.next_hop, routed.mtu, routed.vtep_mac), ([192, 0, 2, 254], 1500, [0; 6]));
+    assert_eq!(bpf.v4.vteps.len(), 2, "either may come through the tunnel");
+    let config = bpf.v4.config.unwrap();
+    assert_eq!((config.port, config.overlay_ifindex, config.local_mac), (0, 0, [0; 6]));
+    for hook in [(5, Hook::ToOverlay), (5, Hook::FromOverlay), (2, Hook::ToUnderlay), (2, Hook::FromUnderlay)]
+    {
+        assert!(bpf.hooks.contains(&hook), "{hook:?} of {:?}", bpf.hooks);
+    }
+}
+
+#[test]
 fn alloc_does_nothing_about_anybody() {
     let all = leases([lease("10.2.0.0/24", "192.0.2.2", mac(2)), direct_lease("10.3.0.0/24", "192.0.2.3")]);
     assert_eq!(planned_by(Backend::Alloc, &all), Plan::default());

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    backend::{Alloc, HostGw, Vxlan, VxlanOptions},
+    backend::{Alloc, HostGw, Ipip, Vxlan, VxlanOptions},
     datapath::{Datapath, memory::MemoryDatapath},
     lease::{
         self, Lease, LeaseAttrs, LeaseEvent,
@@ -40,6 +40,7 @@ enum Backend {
     Vxlan,
     HostGw,
     Alloc,
+    Ipip,
 }
 
 impl Backend {
@@ -48,6 +49,7 @@ impl Backend {
             Self::Vxlan => AnyBackend::new(Vxlan { options: VxlanOptions::default(), macs: BTreeMap::new() }),
             Self::HostGw => AnyBackend::new(HostGw),
             Self::Alloc => AnyBackend::new(Alloc),
+            Self::Ipip => AnyBackend::new(Ipip { direct_routing: true }),
         }
     }
 }

@@ -8,11 +8,12 @@ use flannel_common::{
         headers::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN},
         ipv6::{ETHERTYPE_IPV6, IPV6_LEN},
     },
-    path::{Decision, Hook, decide, decide_all},
+    path::{Carrier, Decision, Hook, decide, decide_all},
 };
 use flannel_common_testing::{
     interface,
     random::{Case, case},
+    random_ipip::case_ipip,
     random_v6::case_v6,
 };
 use proptest::{
@@ -91,8 +92,12 @@ fn agree(loaded: &mut Loaded, case: &Case) -> anyhow::Result<()> {
 }
 
 fn compare<Cases: Strategy<Value = Case>>(hook: Hook, cases: fn(Hook) -> Cases) {
+    compare_by(Carrier::Vxlan, hook, cases);
+}
+
+fn compare_by<Cases: Strategy<Value = Case>>(carrier: Carrier, hook: Hook, cases: fn(Hook) -> Cases) {
     in_sandbox(|sandbox| {
-        let loaded = RefCell::new(Loaded::new(sandbox)?);
+        let loaded = RefCell::new(Loaded::with(sandbox, carrier)?);
         let seed = seed();
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -126,6 +131,11 @@ fn from_pod_ipv6() {
 }
 
 #[test]
+fn from_pod_into_ip() {
+    compare_by(Carrier::Ipip, Hook::FromPod, case_ipip);
+}
+
+#[test]
 fn to_overlay() {
     compare(Hook::ToOverlay, case);
 }
@@ -143,6 +153,11 @@ fn from_underlay() {
 #[test]
 fn from_underlay_ipv6() {
     compare(Hook::FromUnderlay, case_v6);
+}
+
+#[test]
+fn from_underlay_out_of_ip() {
+    compare_by(Carrier::Ipip, Hook::FromUnderlay, case_ipip);
 }
 
 #[test]
@@ -173,6 +188,11 @@ fn to_underlay() {
 #[test]
 fn to_underlay_ipv6() {
     compare(Hook::ToUnderlay, case_v6);
+}
+
+#[test]
+fn to_underlay_in_ip() {
+    compare_by(Carrier::Ipip, Hook::ToUnderlay, case_ipip);
 }
 
 #[test]

@@ -8,12 +8,12 @@ use flannel_common::{
         headers::{ENCAP_LEN, ETHERNET_LEN, Ethernet, IPV4_LEN},
         ipv6::{self, ETHERTYPE_IPV6, IPV6_LEN, Ipv6},
     },
-    path::{Encap, Hook, Move, Note, UnderlayRoute, Verdict, decide_all, left},
+    path::{Carrier, Encap, Hook, Move, Note, UnderlayRoute, Verdict, decide_all, left},
     reason::Reason,
 };
 use flannel_common_testing::{
-    MemoryTables, decapsulated, decapsulated_early, delivered, encapsulated, handed_over, sent_direct,
-    translated, transport_checksum,
+    MemoryTables, decapsulated_early, decapsulated_from, delivered, encapsulated, encapsulated_in_ip,
+    handed_over, sent_direct, translated, transport_checksum,
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -54,13 +54,17 @@ pub(crate) fn check(
             (TC_ACT_REDIRECT, Some(*reason), frame.get(len..).map(<[u8]>::to_vec))
         }
         Verdict::V4(Move::Encapsulate(encap), reason) => {
-            (TC_ACT_REDIRECT, Some(*reason), pushed_like(outcome, frame, encap))
+            let sent = match tables.carrier {
+                Carrier::Ipip => pushed_in_ip(outcome, frame, encap),
+                Carrier::Vxlan | Carrier::Udp => pushed_like(outcome, frame, encap),
+            };
+            (TC_ACT_REDIRECT, Some(*reason), sent)
         }
         Verdict::V6(Move::Encapsulate(encap), reason) => {
             (TC_ACT_REDIRECT, Some(*reason), pushed_like_v6(outcome, frame, encap))
         }
-        Verdict::V4(how, reason) => (TC_ACT_REDIRECT, Some(*reason), moved(frame, how)),
-        Verdict::V6(how, reason) => (TC_ACT_REDIRECT, Some(*reason), moved(frame, how)),
+        Verdict::V4(how, reason) => (TC_ACT_REDIRECT, Some(*reason), moved(tables.carrier, frame, how)),
+        Verdict::V6(how, reason) => (TC_ACT_REDIRECT, Some(*reason), moved(tables.carrier, frame, how)),
         Verdict::DecapsulateEarly(deliver, reason) => {
             (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver))
         }
@@ -75,7 +79,7 @@ pub(crate) fn check(
         (TC_ACT_REDIRECT, Some(expected)) => {
             let inner = |len: usize| len + ETHERNET_LEN;
             let at = match verdict {
-                Verdict::V4(Move::Encapsulate(..), ..) => inner(ENCAP_LEN),
+                Verdict::V4(Move::Encapsulate(..), ..) => inner(tables.carrier.overhead::<V4>()),
                 Verdict::V6(Move::Encapsulate(..), ..) => inner(ipv6::ENCAP_LEN),
                 _ => ETHERNET_LEN,
             };
@@ -143,12 +147,12 @@ fn is_ipv6(frame: &[u8]) -> bool {
 }
 
 /// `frame` as it goes on, where nothing in front of it is random.
-fn moved<F: Family>(frame: &[u8], how: &Move<F>) -> Option<Vec<u8>> {
+fn moved<F: Family>(carrier: Carrier, frame: &[u8], how: &Move<F>) -> Option<Vec<u8>> {
     match how {
         Move::Encapsulate(_) => None,
         Move::HandOver(to) => handed_over(frame, to),
         Move::SendDirect(direct) => sent_direct(frame, direct),
-        Move::Decapsulate(deliver) => decapsulated(frame, deliver),
+        Move::Decapsulate(deliver) => decapsulated_from(carrier, frame, deliver),
         Move::Deliver(deliver) => delivered(frame, deliver),
     }
 }
@@ -169,6 +173,11 @@ fn pushed_like(outcome: &Outcome, frame: &[u8], encap: &Encap<V4>) -> Option<Vec
     let mut expected = encapsulated(frame, encap, id, 0)?;
     expected.write(SOURCE_PORT, port.to_be_bytes())?;
     inside.then_some(expected)
+}
+
+/// `frame` in IP with the identification of `outcome`.
+fn pushed_in_ip(outcome: &Outcome, frame: &[u8], encap: &Encap<V4>) -> Option<Vec<u8>> {
+    encapsulated_in_ip(frame, encap, u16::from_be_bytes(outcome.frame.read(ID)?))
 }
 
 /// As [`pushed_like`], over IPv6; and the outer checksum is held against the sum over every byte of the datagram,

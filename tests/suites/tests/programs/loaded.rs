@@ -10,15 +10,16 @@ use aya::{
     TestRun as _, TestRunOptions, TestRunResult,
     programs::{Program, ProgramError},
 };
-use flannel_agent::bpf::{LogLevel, Pins, Programs, Tables, read_counters};
+use flannel_agent::bpf::{LogLevel, MapSizes, Pins, Programs, Tables, read_counters};
 use flannel_common::{
     family::{V4, V6},
     layout::{
         AddressV6, Config, FastPath, Flow, Forwarder, Heeded, Hold, Permit, PodPlace, SubnetV4, SubnetV6,
         Translation, Tunnel, UnknownVtep,
     },
+    mark::Marks,
     packet::Arrival,
-    path::{Hook, flow::LONG_AGO},
+    path::{Carrier, Hook, flow::LONG_AGO},
     reason::{Direction, Reason},
 };
 use flannel_common_testing::{MemoryTables, NOW};
@@ -137,8 +138,14 @@ pub(crate) struct Outcome {
 impl Loaded {
     /// Loads the programs into `sandbox`, with empty maps.
     pub(crate) fn new(sandbox: &Sandbox) -> Result<Self> {
+        Self::with(sandbox, Carrier::Vxlan)
+    }
+
+    /// The same for another carrier.
+    pub(crate) fn with(sandbox: &Sandbox, carrier: Carrier) -> Result<Self> {
         let pins = sandbox.pins()?;
-        let programs = Programs::load(pins.clone(), LogLevel::Off)?;
+        let (sizes, marks) = (MapSizes::default(), Marks::DEFAULT);
+        let programs = Programs::load_sized(pins.clone(), LogLevel::Off, sizes, marks, carrier)?;
         let tables = Tables::open(&pins)?;
         let counted = read(&pins)?;
         Ok(Self { programs, tables, pins, filled: MemoryTables::default(), counted, ahead: 0 })
