@@ -27,7 +27,7 @@ patiently() {
     tries=0
     until "$@" >/tmp/said 2>&1; do
         tries=$((tries + 1))
-        [ $tries -lt 150 ] || fail "$*: $(cat /tmp/said)"
+        [ $tries -lt ${patience:-150} ] || fail "$*: $(cat /tmp/said)"
         sleep 0.2
     done
 }

@@ -20,9 +20,12 @@ lacks() {
 }
 start() {
     WIREGUARD_KEY_FILE=/tmp/key$1 ip netns exec node$1 flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 \
-        --ip-masq --subnet-file=/tmp/subnet$1.env --bpffs=/tmp/bpf$1 >>/tmp/log$1 2>&1 &
+        --ip-masq --flow-refresh=3 --subnet-file=/tmp/subnet$1.env --bpffs=/tmp/bpf$1 >>/tmp/log$1 2>&1 &
     echo $! >/tmp/pid$1
+    # Programs are verified first, which takes an emulator on a busy machine a minute.
+    patience=600
     patiently test -e /tmp/subnet$1.env
+    patience=150
 }
 stop() {
     kill "$(cat /tmp/pid$1)"
@@ -75,6 +78,29 @@ survives_a_kill() {
     wait $pings
     grep 'packets transmitted' /tmp/pings
     grep -q ' 0% packet loss' /tmp/pings || fail "packets were lost over a restart"
+}
+counted() {
+    packets=$(flannel-agent bpf counters --bpffs /tmp/bpf$1 -o json | tr '{' '\n' |
+        sed -n "s/.*\"packets\":\([0-9]*\).*\"reason\":\"$2\".*/\1/p")
+    echo "${packets:-0}"
+}
+# Whether the words that follow make the programs of node $1 count 20 packets for each of the reasons $2.
+raises() {
+    node=$1 reasons=$2
+    shift 2
+    for reason in $reasons; do counted $node $reason; done >/tmp/before
+    "$@" || return 1
+    for reason in $reasons; do counted $node $reason; done >/tmp/after
+    taken=$(awk 'NR == FNR { before[FNR] = $1; next } { print $1 - before[FNR] }' /tmp/before /tmp/after)
+    echo "node$node, $reasons:" $taken "by $*" >>/tmp/fast
+    for packets in $taken; do [ "$packets" -ge 20 ] || return 1; done
+}
+tcp() {
+    patiently raises "$1" "$2" ip netns exec pod1 iperf3 --client "$3" --time 2 $4
+}
+# Datagrams as large as the pods' interfaces, from pod $3.
+udp() {
+    patiently raises "$1" "$2" ip netns exec pod$3 iperf3 --client "$4" --time 2 --udp --bitrate 4M --length 1452
 }
 pod_mtu() {
     for node in 1 2 3; do
@@ -140,13 +166,55 @@ each_reaches_each_v4 1452
 shows 'ipip remote any local 192.168.77.1 ' ip -n node1 -d link show flannel.ipip || fail "another device than upstream's"
 shows '10.244.3.0/24 via 192.168.77.3 dev flannel.ipip onlink' ip -n node1 route || fail "another route than upstream's"
 healthy 1
+# The fast path, to a node of ours and to the kernel's device; headers around what pod 1 sends are as the kernel's own.
+ip netns exec node3 nft "add table ip seen; add chain ip seen outer { type filter hook prerouting priority -400; }; \
+    add rule ip seen outer ip protocol 4 @nh,256,32 0x0af40102 counter; \
+    add rule ip seen outer ip protocol 4 @nh,256,32 0x0af40102 ip ttl 63 ip frag-off & 0xe000 == 0x4000 counter"
+for pod in 1 2 3; do ip netns exec pod$pod iperf3 --server --daemon; done
+both="encap_pod deliver_pod"
+for peer in 2 3; do
+    tcp 1 "$both" 10.244.$peer.2
+    tcp 1 "$both" 10.244.$peer.2 --reverse
+    udp 1 encap_pod 1 10.244.$peer.2
+    udp 1 deliver_pod $peer 10.244.1.2
+done
+tcp 2 "$both" 10.244.2.2
+cat /tmp/fast
+ip netns exec node3 nft list chain ip seen outer | sed -n 's/.*packets \([0-9]*\).*/\1/p' >/tmp/seen
+[ "$(sort -u /tmp/seen | wc -l)" = 1 ] || fail "outer headers are not all as the kernel's: $(cat /tmp/seen)"
+[ "$(head -n 1 /tmp/seen)" -gt 1000 ] || fail "node3 got few packets: $(cat /tmp/seen)"
+looks 1 "explain 10.244.1.2 10.244.2.2 --proto=udp --sport=1" >/tmp/said 2>&1 ||
+    fail "nothing is explained: $(cat /tmp/said)"
+grep -q 'ipip device' /tmp/said && grep -q 'leaves by eth0 for 192.168.77.2' /tmp/said ||
+    fail "another way is explained: $(cat /tmp/said)"
+looks 2 "explain 10.244.1.2 10.244.2.2 --proto=udp --sport=1 --ingress" >/tmp/said 2>&1
+grep -q 'ipip device' /tmp/said && grep -q 'reaches the pod' /tmp/said ||
+    fail "another way in is explained: $(cat /tmp/said)"
 survives_a_kill
+tcp 1 "$both" 10.244.3.2
+# What a rule does to the kernel's own outer packets, the programs do not get round for long.
+ip netns exec pod1 iperf3 --client 10.244.2.2 --time 20 --udp --bitrate 4M --length 1200 >/dev/null 2>&1 &
+stream=$!
+sleep 5
+before=$(counted 1 encap_pod)
+sleep 2
+[ $(($(counted 1 encap_pod) - before)) -ge 100 ] || fail "no packets of a stream take the fast path"
+ip netns exec node1 nft "add table ip guard; add chain ip guard out { type filter hook output priority 0; }; \
+    add rule ip guard out ip protocol 4 ip daddr 192.168.77.2 drop"
+sleep 6
+before=$(counted 1 encap_pod)
+sleep 2
+[ "$(counted 1 encap_pod)" = "$before" ] || fail "packets get round a rule about the outer packet"
+kill $stream
+ip netns exec node1 nft delete table ip guard
+tcp 1 "$both" 10.244.2.2
 ip -n node1 route delete 10.244.2.0/24
 patiently shows '10.244.2.0/24 via 192.168.77.2' ip -n node1 route
 ip -n node1 addr delete 10.244.1.0/32 dev flannel.ipip
 patiently shows 'inet 10.244.1.0/32' ip -n node1 addr show flannel.ipip
 ip -n node1 link delete flannel.ipip
 each_reaches_each_v4 1452
+tcp 1 "$both" 10.244.2.2
 grep -q restored /tmp/log1 || fail "nothing is said of what was restored"
 sed -i /node3/d /tmp/nodes.yaml
 patiently lacks 10.244.3.0/24 ip -n node1 route
@@ -156,6 +224,7 @@ start 1
 start 2
 patiently shows '10.244.2.0/24 via 192.168.77.2 dev eth0 $' ip -n node1 route
 reach 1 10.244.2.2 1452
+tcp 1 "route_pod hand_pod" 10.244.2.2
 ip -n node3 route replace 10.244.1.0/24 via 192.168.77.1 dev eth0
 reach 1 10.244.3.2 1452
 stop_all
