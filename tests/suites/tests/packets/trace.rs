@@ -36,7 +36,9 @@ struct Trace(Child);
 impl Trace {
     fn start(member: &Member, words: &[&str], said: &Path) -> Result<Self> {
         let mut command = command(member, &["trace", "-o", "json"])?;
-        command.args(words).stdout(Stdio::piped()).stderr(std::fs::File::create(said)?);
+        // None outlives a test that has failed for long.
+        command.args(words).args(["--for", "60"]).stdout(Stdio::piped());
+        command.stderr(std::fs::File::create(said)?);
         command.env("NODE_NAME", member.node.name());
         let mut child = command.spawn()?;
         eventually(CONVERGENCE, "trace looks at the programs", || {
@@ -49,7 +51,10 @@ impl Trace {
         Ok(Self(child))
     }
 
+    /// What it has shown, ended as by Ctrl-C: whatever has passed by then is shown.
     fn events(self) -> Result<(String, Vec<Event>)> {
+        // One that has ended by itself is still there, for nobody has waited for it.
+        run(tool("kill").args(["-INT", &self.0.id().to_string()]))?;
         let output = self.0.wait_with_output()?;
         let text = String::from_utf8(output.stdout)?;
         let events =
@@ -76,7 +81,7 @@ fn trace_shows_packets_at_each_hook_in_order() -> Result<()> {
         let said = |name: &str| directory.path().join(name);
         let before = programs(a)?;
         let ends = [a.pods[0].address().to_string(), b.pods[0].address().to_string()];
-        let words = [ends[0].as_str(), &ends[1], "--proto", "udp", "--for", "4"];
+        let words = [ends[0].as_str(), &ends[1], "--proto", "udp"];
         let at_a = Trace::start(a, &words, &said("a"))?;
         let at_b = Trace::start(b, &words, &said("b"))?;
         ensure!(programs(a)? != before, "links hold the same programs");
@@ -126,7 +131,7 @@ fn trace_shows_packets_at_each_hook_in_order() -> Result<()> {
         );
 
         // Whoever is killed while looking leaves nothing behind.
-        let mut killed = Trace::start(a, &["--for", "60"], &said("killed"))?;
+        let mut killed = Trace::start(a, &[], &said("killed"))?;
         killed.0.kill()?;
         killed.0.wait()?;
         let is_back = || {
@@ -137,7 +142,7 @@ fn trace_shows_packets_at_each_hook_in_order() -> Result<()> {
         let counted = a.counted(|| udp::echo(&a.pod()?, &b.pod()?, 56, 4))?;
         ensure!(counted.get(Direction::Egress, Reason::EncapPod).packets > 0, "{counted}");
         // One after the other, not both.
-        let first = Trace::start(a, &["--for", "2"], &said("first"))?;
+        let first = Trace::start(a, &[], &said("first"))?;
         let second = command(a, &["trace", "--for", "2"])?.output()?;
         let refused = String::from_utf8_lossy(&second.stderr);
         ensure!(second.status.code() == Some(2) && refused.contains("looks at packets already"), "{refused}");
@@ -150,8 +155,7 @@ fn trace_shows_packets_at_each_hook_in_order() -> Result<()> {
 }
 
 fn by_reason_and_count(a: &Member, b: &Member, said: &Path) -> Result<()> {
-    let words =
-        ["--reason", Reason::FlowProtocol.label(), "--hook", "from_pod", "--count", "1", "--for", "20"];
+    let words = ["--reason", Reason::FlowProtocol.label(), "--hook", "from_pod", "--count", "1"];
     let trace = Trace::start(a, &words, said)?;
     udp::echo(&a.pod()?, &b.pod()?, 56, 2)?;
     ping(&a.pod()?, &b.pod()?, 56)?;
@@ -165,7 +169,7 @@ fn by_reason_and_count(a: &Member, b: &Member, said: &Path) -> Result<()> {
 fn while_the_agent_is_busy(a: &Member, b: &Member, said: &Path) -> Result<()> {
     let pid = a.agent.pid()?.to_string();
     let signal = |signal: &str| run(tool("kill").args([signal, &pid])).map(drop);
-    let trace = Trace::start(a, &["--hook", "from_pod", "--for", "4"], said)?;
+    let trace = Trace::start(a, &["--hook", "from_pod"], said)?;
     signal("-STOP")?;
     // It is asked again each second.
     std::thread::sleep(Duration::from_secs(2));
