@@ -91,6 +91,7 @@ fn cause(findings: &[Finding], at: usize) -> Option<usize> {
         "agent" if finding.evidence.contains("external interface") => keeps(Keeps::Link),
         "fast path" => first(&|other: &Finding| other.check == "bpffs" && other.severity == Severity::Error),
         // What stands at the external interface is told of by itself.
+        "kernel path" if finding.evidence.starts_with("a bridge port that is locked") => of_check("pods"),
         "kernel path" => first(&|other: &Finding| {
             let hook = other.evidence.split_once(" is somebody else's").map(|(hook, _)| hook);
             other.check == "programs" && hook.is_some_and(|hook| finding.evidence.starts_with(hook))
@@ -145,7 +146,6 @@ fn advise(findings: &mut [Finding], roots: &[usize]) {
                 continue;
             }
             let finding = &mut findings[at];
-            let peer = finding.peer.clone().unwrap_or_else(|| "the peer".to_owned());
             let mut remedy = String::new();
             if roots[at] == at {
                 if all {
@@ -162,7 +162,7 @@ fn advise(findings: &mut [Finding], roots: &[usize]) {
             }
             remedy.push_str(&finding.remedy);
             // What that node does to packets only it sees.
-            remedy.push_str(&format!("; run `flannel-agent check` on {peer}, too"));
+            remedy.push_str("; run `flannel-agent check` on that node, too");
             finding.remedy = remedy;
         }
     }
@@ -208,6 +208,9 @@ mod tests {
             || Finding::warning("nftables", "a rule drops UDP port 8472", "delete it").keeping(Keeps::Tunnel);
         let route = of("b", Finding::error("objects", "route: absent", "the agent"));
         let hook = || Finding::warning("programs", "a tc filter", "see it").keeping(Keeps::Some);
+        let locked =
+            Finding::warning("kernel path", "a bridge port that is locked or not forwarding of veth1", "");
+        let down_bridge = Finding::error("pods", "bridge cni0 is down", "set it up");
         for (findings, expected) in [
             (vec![silent("b"), answers("c"), down()], vec!["interface ", "  overlay b", "overlay c"]),
             (
@@ -221,6 +224,7 @@ mod tests {
             (vec![silent("b"), answers("c"), rule()], vec!["overlay b", "nftables ", "overlay c"]),
             (vec![silent("b"), silent("c"), hook()], vec!["overlay b", "  overlay c", "programs "]),
             (vec![answers("b"), hook()], vec!["programs ", "overlay b"]),
+            (vec![locked, down_bridge], vec!["pods ", "  kernel path "]),
         ] {
             assert_eq!(shown(findings), expected);
         }
@@ -230,7 +234,7 @@ mod tests {
     fn the_remedy_of_a_silent_tunnel_goes_by_what_else_was_found() {
         let remedy = |findings: Vec<Finding>| attribute(findings)[0].remedy.clone();
         let hook = Finding::warning("programs", "a tc filter of priority 9", "see it").keeping(Keeps::Some);
-        let always = "; run `flannel-agent check` on b, too";
+        let always = "; run `flannel-agent check` on that node, too";
         assert_eq!(remedy(vec![silent("b")]), format!("let it pass{always}"));
         for (findings, begins) in [
             (vec![silent("b"), silent("c")], "none of 2 peers answers, so begin at this node: let it"),
