@@ -9,6 +9,7 @@ use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
+    bpf,
     cli::{self, KubeFlags, RunOptions},
     config::{NetworkConfig, Pool},
     exempt,
@@ -187,6 +188,7 @@ pub(super) fn masq(
         nftables: config.enable_nftables,
         earlier: previous.networks(),
         resync: Duration::from_secs(options.iptables_resync.into()),
+        netfilter_programs: || bpf::netfilter_programs().ok(),
         blackholes: stacks
             .values()
             .map(|stack| stack.subnet)

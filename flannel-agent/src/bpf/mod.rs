@@ -48,7 +48,7 @@ pub use forgotten::ForgottenFlows;
 pub use loader::{ProgramSummary, Programs};
 pub use log::LogLevel;
 pub use maps::MapFault;
-pub use netfilter::{NetfilterProgram, netfilter_programs};
+pub use netfilter::netfilter_programs;
 pub use others::ForeignProgram;
 pub(crate) use others::tcx_of_others;
 pub use pins::{PinError, Pins};

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use nix::{errno::Errno, libc};
 
 use super::syscall::bpf;
-use crate::values::Family;
+use crate::{netlink::NetfilterProgram, values::Family};
 
 /// Numbers of commands, and of the kind of link (include/uapi/linux/bpf.h, `enum bpf_cmd`, `enum bpf_link_type`).
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -49,17 +49,6 @@ struct Info {
 }
 
 const _: () = assert!(size_of::<Info>() == 32 && size_of::<Asked>() == 16);
-
-/// A program at one of netfilter's hooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NetfilterProgram {
-    /// Whose packets it sees.
-    pub family: Family,
-    /// `NF_INET_*`.
-    pub hook: u32,
-    /// Its number.
-    pub program: u32,
-}
 
 /// Those of all network namespaces.
 ///

@@ -23,7 +23,7 @@ use monitor::RulesetMonitor;
 use nft::Nft;
 use rules::RuleSet;
 
-use crate::{control::Standing, values::Family};
+use crate::{control::Standing, netlink::NetfilterProgram, values::Family};
 pub use met::{Passing, met};
 pub use rules::RuleOptions;
 
@@ -49,6 +49,8 @@ pub struct MasqOptions {
     pub earlier: Vec<IpNetwork>,
     /// `--iptables-resync`.
     pub resync: Duration,
+    /// Tells of the programs at netfilter's hooks in all network namespaces; `None` where this process may not ask.
+    pub netfilter_programs: fn() -> Option<Vec<NetfilterProgram>>,
     /// The subnets to route into a blackhole, with `--ip-blackhole-route`.
     pub blackholes: Vec<IpNetwork>,
 }
@@ -117,7 +119,7 @@ impl Rules {
 
     async fn by_nft(&mut self, options: &MasqOptions) -> Result<(), ExecError> {
         let rules: Vec<RuleSet> = options.rules.iter().map(RuleSet::new).collect();
-        let nft = Nft::detect(Machine, &rules).await?.asking();
+        let nft = Nft::detect(Machine, &rules).await?.asking(options.netfilter_programs);
         let earlier = options.earlier();
         let others = async move { iptables::remove(&mut Machine, &earlier).await };
         self.spawn(nft, "nftables", true, options.resync, others);
@@ -132,7 +134,9 @@ impl Rules {
         let families = options.families(family);
         let mut without = vec![families.own];
         without.extend(&families.without);
-        let iptables = Iptables::detect(Machine, families, options.earlier(), rules).await?.asking();
+        let iptables = Iptables::detect(Machine, families, options.earlier(), rules)
+            .await?
+            .asking(options.netfilter_programs);
         let notified = iptables.is_nft();
         let others = async move { nft::remove(&mut Machine, &without).await };
         let kept_by = match Family::of_network(family.network) {

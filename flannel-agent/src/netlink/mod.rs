@@ -53,6 +53,7 @@ pub use lookup::{Neighbour, RouteQuery, TakenRoute, forwards_ipv6, refusal_means
 pub use monitor::{Changed, Monitor, Watched};
 pub use neighbour::FdbEntry;
 pub use netfilter::{Chain, Chains, FLOW_CHAIN, FLOW_CHAIN_OF_NFT, Netfilter};
+pub use netfilter_hooks::NetfilterProgram;
 pub use next_hop::{NextHop, NoNextHop};
 pub use nft_rules::{CountingRule, Seen};
 pub use notice::Notice;

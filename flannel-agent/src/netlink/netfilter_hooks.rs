@@ -21,6 +21,17 @@ const PROGRAM: u16 = 1;
 /// NFNL_HOOK_TYPE_BPF.
 const BPF: u32 = 2;
 
+/// A program at one of netfilter's hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetfilterProgram {
+    /// Whose packets it sees.
+    pub family: Family,
+    /// `NF_INET_*`.
+    pub hook: u32,
+    /// Its number.
+    pub program: u32,
+}
+
 impl Netfilter {
     /// The numbers of the programs that see packets of `family` at `hook` (`NF_INET_*`); `None` where this kernel does not tell
     /// (CONFIG_NETFILTER_NETLINK_HOOK).

@@ -13,6 +13,7 @@ use super::{
 use crate::{netlink::FLOW_CHAIN, values::Family};
 use backend::{Backend, Kind};
 use others::Others;
+use programs::Anywhere;
 use saved::{Saved, SavedRule, SavedTable};
 use table::Table;
 
@@ -22,7 +23,7 @@ mod helped;
 mod of_nft;
 pub(super) mod others;
 mod plain;
-mod programs;
+pub(super) mod programs;
 mod saved;
 mod spec;
 mod table;
@@ -90,8 +91,8 @@ impl<E: Exec> Iptables<E> {
     }
 
     /// The same, looking for what others have beside these rules.
-    pub(super) fn asking(self) -> Self {
-        Self { others: self.others.asking(), ..self }
+    pub(super) fn asking(self, anywhere: Anywhere) -> Self {
+        Self { others: self.others.asking(anywhere), ..self }
     }
 
     /// Whether the kernel tells of changes to these rules.

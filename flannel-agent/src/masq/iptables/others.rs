@@ -12,7 +12,7 @@ use super::{
     helped,
     of_nft::{self, NftRules},
     plain,
-    programs::Programs,
+    programs::{Anywhere, Programs},
     saved::{Saved, SavedRule, SavedTable},
 };
 use crate::{
@@ -67,7 +67,8 @@ pub(in crate::masq) struct Others {
 
 impl Others {
     /// The same, asking the kernel itself, too.
-    pub(in crate::masq) fn asking(self) -> Self {
+    pub(in crate::masq) fn asking(mut self, anywhere: Anywhere) -> Self {
+        self.programs.anywhere = Some(anywhere);
         let netfilter = Netfilter::without_notices()
             .inspect_err(|error| debug!(%error, "tables of nft are not looked for"))
             .ok();

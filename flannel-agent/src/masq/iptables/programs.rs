@@ -2,14 +2,21 @@
 
 use tracing::debug;
 
-use crate::{bpf::netfilter_programs, netlink::Netfilter, values::Family};
+use crate::{
+    netlink::{Netfilter, NetfilterProgram},
+    values::Family,
+};
 
 /// The hooks that forwarded packets pass (include/uapi/linux/netfilter.h, NF_INET_*).
 const HOOKS: [(u32, &str); 3] = [(0, "prerouting"), (2, "forward"), (4, "postrouting")];
 
+/// Tells of those of all network namespaces; `None` where this process may not ask.
+pub(in crate::masq) type Anywhere = fn() -> Option<Vec<NetfilterProgram>>;
+
 /// Looks for them.
 #[derive(Default)]
 pub(super) struct Programs {
+    pub(super) anywhere: Option<Anywhere>,
     /// This kernel does not tell which are in this network namespace.
     untold: bool,
 }
@@ -19,8 +26,8 @@ impl Programs {
     /// in which network namespace, all count.
     pub(super) fn look(&mut self, netfilter: &mut Netfilter, family: Family) -> Vec<String> {
         // The one takes a privilege that not every agent has, the other may take a module.
-        let anywhere = netfilter_programs();
-        if anywhere.as_ref().is_ok_and(Vec::is_empty) {
+        let anywhere = self.anywhere.and_then(|anywhere| anywhere());
+        if anywhere.as_ref().is_some_and(Vec::is_empty) {
             return Vec::new();
         }
         match self.here(netfilter, family) {

@@ -5,7 +5,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     exec::{Exec, ExecError},
-    iptables::others::Others,
+    iptables::{others::Others, programs::Anywhere},
     keep::{Firewall, Flows, Look},
     rules::{Rule, RuleSet},
 };
@@ -143,8 +143,8 @@ impl<E: Exec> Nft<E> {
     }
 
     /// The same, looking for what others have beside these rules.
-    pub(super) fn asking(self) -> Self {
-        Self { others: self.others.map(Others::asking), ..self }
+    pub(super) fn asking(self, anywhere: Anywhere) -> Self {
+        Self { others: self.others.map(|others| others.asking(anywhere)), ..self }
     }
 
     /// The tables as they should be.
