@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::forwarded::{self, Base};
+use super::forwarded::{self, Base, Of};
 use crate::values::Family;
 
 /// All tables of nftables, as `nft -j list ruleset` writes them.
@@ -18,6 +18,8 @@ pub struct Nft {
     chains: BTreeMap<ChainId, Chain>,
     /// The chains that forwarded packets meet, by family.
     pub(super) forwarded: BTreeMap<Family, Vec<Base>>,
+    /// Those that may give them another source.
+    pub(super) translating: BTreeMap<Family, Vec<Base>>,
 }
 
 /// A chain, by family, table and name.
@@ -48,9 +50,12 @@ impl Nft {
     /// From what `nft -j list ruleset` writes; `None` where that is something else.
     pub(super) fn of(text: &str) -> Option<Self> {
         let listed: Value = serde_json::from_str(text).ok()?;
-        let of_family = |family| (family, forwarded::of_nft(&listed, family == Family::V4));
-        let forwarded = Family::BOTH.into_iter().map(of_family).collect();
-        let mut found = Self { forwarded, ..Self::default() };
+        let of = |which| {
+            let of_family = |family| (family, forwarded::of_nft(&listed, family == Family::V4, which));
+            Family::BOTH.into_iter().map(of_family).collect()
+        };
+        let (forwarded, translating) = (of(Of::Filters), of(Of::Translations));
+        let mut found = Self { forwarded, translating, ..Self::default() };
         let id = |object: &Value, chain: &str| {
             let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
             (word("family"), word("table"), word(chain))

@@ -530,7 +530,11 @@ fn check_sees_what_is_wrong_while_no_agent_runs() -> Result<()> {
         expect("the policy of FORWARD is DROP")?;
         let rule = "-t nat -I POSTROUTING -s 10.244.0.0/16 -j MASQUERADE";
         netns.run("iptables", &rule.split(' ').collect::<Vec<_>>())?;
-        expect("a rule in front of flannel's gives packets between pods another source")
+        expect("a rule in front of flannel's gives packets between pods another source")?;
+        let chain = "add table ip guard; add chain ip guard post { type nat hook postrouting priority 90; }; \
+                     add rule ip guard post ip saddr 10.244.0.0/16 oifname != \"cni0\" masquerade";
+        netns.run("nft", &[chain])?;
+        expect("chain post of table ip guard, hook postrouting comes to gives packets of pods")
     })?;
     in_lab(|lab| {
         let mut cluster = host_gw(lab)?;

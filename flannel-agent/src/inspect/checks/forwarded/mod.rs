@@ -13,7 +13,7 @@ mod iptables;
 mod nft;
 
 pub(super) use iptables::tables as of_iptables;
-pub(super) use nft::bases as of_nft;
+pub(super) use nft::{Of, bases as of_nft};
 
 /// Chains that lead on to each other no deeper than this are followed: the kernel takes 16.
 const DEEPEST: usize = 32;
@@ -142,6 +142,8 @@ enum Step {
     Nothing,
     Accept,
     Drop,
+    /// It gets another source.
+    Translate,
     Return,
     Jump(String),
     GoTo(String),
@@ -185,6 +187,8 @@ pub struct Dropped {
 struct Ends {
     accepted: Truth,
     dropped: Truth,
+    /// They get another source.
+    translated: Truth,
     /// The rule that drops them: the surest, and whether it drops whatever reaches it.
     by: Option<(String, bool)>,
     /// They come to the end of it.
@@ -220,6 +224,11 @@ impl Base {
         (ends.dropped != Truth::No && (certain || notable)).then_some(Dropped { certain, rule })
     }
 
+    /// Whether it certainly gives packets of this passage, or some of them, another source.
+    pub fn translates(&self, passage: &Passage) -> bool {
+        self.walk(&self.name, passage, &mut BTreeMap::new(), 0).translated >= Truth::Partly
+    }
+
     fn walk(&self, name: &str, passage: &Passage, known: &mut BTreeMap<String, Ends>, depth: usize) -> Ends {
         if let Some(ends) = known.get(name) {
             return ends.clone();
@@ -243,6 +252,7 @@ impl Base {
                 Step::Nothing => continue,
                 Step::Accept => ends.accepted = ends.accepted.max(here),
                 Step::Drop => ends.drop(here, Some((rule.text.clone(), rule.conditions.is_empty()))),
+                Step::Translate => ends.translated = ends.translated.max(here),
                 Step::Return => ends.fall = ends.fall.max(here),
                 Step::Unclear => {
                     ends.accepted = ends.accepted.max(Truth::Unknown);
@@ -252,6 +262,7 @@ impl Base {
                     let there = self.walk(to, passage, known, depth + 1);
                     ends.accepted = ends.accepted.max(there.accepted.min(here));
                     ends.drop(there.dropped.min(here), there.by);
+                    ends.translated = ends.translated.max(there.translated.min(here));
                     match rule.step {
                         Step::GoTo(_) => ends.fall = ends.fall.max(there.fall.min(here)),
                         _ => goes_on = there.fall,

@@ -16,8 +16,27 @@ const CHAINS_OF_IPTABLES: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING
 const NEUTRAL: [&str; 8] =
     ["counter", "log", "mangle", "notrack", "ct helper", "ct timeout", "secmark", "comment"];
 
+/// Which chains are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::inspect::checks) enum Of {
+    /// Those that may drop what is forwarded.
+    Filters,
+    /// Those that may give what is forwarded another source.
+    Translations,
+}
+
+impl Of {
+    fn has(self, chain: &Value) -> bool {
+        let hook = chain["hook"].as_str().unwrap_or_default();
+        match self {
+            Self::Filters => HOOKS.contains(&hook) && chain["type"] != "nat",
+            Self::Translations => hook == "postrouting" && chain["type"] == "nat",
+        }
+    }
+}
+
 /// The chains that see forwarded packets of this family, from what the program lists.
-pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool) -> Vec<Base> {
+pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool, which: Of) -> Vec<Base> {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
     let mut tables = BTreeMap::<(String, String), Chains>::new();
@@ -27,12 +46,11 @@ pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool) -> Vec<Base
             let table = (word(chain, "family"), word(chain, "table"));
             let name = word(chain, "name");
             tables.entry(table.clone()).or_default().entry(name.clone()).or_default();
-            let hook = word(chain, "hook");
             let of_iptables = table.0 != "inet"
                 && TABLES_OF_IPTABLES.contains(&table.1.as_str())
                 && CHAINS_OF_IPTABLES.contains(&name.as_str());
-            if HOOKS.contains(&hook.as_str()) && !of_iptables && chain["type"] != "nat" {
-                bases.push((table, name, hook, chain["policy"] == "drop"));
+            if which.has(chain) && !of_iptables {
+                bases.push((table, name, word(chain, "hook"), chain["policy"] == "drop"));
             }
         }
         if let Some(rule) = object.get("rule") {
@@ -67,6 +85,7 @@ fn rules(expressions: &[Value]) -> Vec<Rule> {
             "match" => conditions.push(condition(value)),
             "accept" => steps.push((None, Step::Accept)),
             "drop" | "reject" => steps.push((None, Step::Drop)),
+            "masquerade" | "snat" => steps.push((None, Step::Translate)),
             "return" => steps.push((None, Step::Return)),
             "jump" => steps.push((None, Step::Jump(target(value)))),
             "goto" => steps.push((None, Step::GoTo(target(value)))),
@@ -177,7 +196,10 @@ fn network(value: &Value) -> Option<IpNetwork> {
 mod tests {
     use serde_json::json;
 
-    use super::{super::tests::fates, *};
+    use super::{
+        super::tests::{both_ways, fates},
+        *,
+    };
 
     fn compare(left: Value, op: &str, right: Value) -> Value {
         json!({ "match": { "op": op, "left": left, "right": right } })
@@ -209,7 +231,7 @@ mod tests {
             of("base", &json!([{ "jump": { "target": "more" } }])),
         ];
         objects.extend(rules.iter().map(|rule| of("more", rule)));
-        bases(&json!({ "nftables": objects }), true).remove(0)
+        bases(&json!({ "nftables": objects }), true, Of::Filters).remove(0)
     }
 
     #[test]
@@ -263,11 +285,54 @@ mod tests {
             chain("filter", "FORWARD", "forward"), chain("filter", "forward", "forward"),
             chain("own", "in", "input"), chain("own", "FORWARD", "forward"),
         ] });
-        let found: Vec<String> = bases(&listed, true).into_iter().map(|base| base.place).collect();
+        let found: Vec<String> =
+            bases(&listed, true, Of::Filters).into_iter().map(|base| base.place).collect();
         assert_eq!(
             found,
             ["chain forward of table ip filter, hook forward", "chain FORWARD of table ip own, hook forward"]
         );
-        assert!(bases(&listed, false).is_empty() && bases(&json!("garbage"), true).is_empty());
+        assert!(bases(&listed, false, Of::Filters).is_empty());
+        assert!(bases(&json!("garbage"), true, Of::Filters).is_empty());
+    }
+
+    #[test]
+    fn what_gives_packets_between_pods_another_source_is_told_from_what_does_for_others() {
+        let masquerade = json!({ "masquerade": null });
+        let oif = |op: &str, name: &str| compare(json!({ "meta": { "key": "oifname" } }), op, json!(name));
+        for (rules, expected) in [
+            (vec![json!([masquerade])], [true; 2]),
+            (
+                vec![json!([address("saddr", "==", "10.244.1.0", 24), oif("!=", "cni0"), masquerade])],
+                [true, false],
+            ),
+            (vec![json!([oif("==", "flannel.1"), { "snat": { "addr": "192.0.2.1" } }])], [true, false]),
+            (vec![json!([address("daddr", "!=", "10.0.0.0", 8), masquerade])], [false; 2]),
+            (vec![json!([address("saddr", "==", "172.17.0.0", 16), masquerade])], [false; 2]),
+            // Which packets have the mark cannot be judged here.
+            (vec![json!([meta("mark", json!(0x4000)), masquerade])], [false; 2]),
+            // As flannel's own chain: what is between pods leaves it first.
+            (
+                vec![
+                    json!([
+                        address("saddr", "==", "10.244.0.0", 16),
+                        address("daddr", "==", "10.244.0.0", 16),
+                        { "return": null }
+                    ]),
+                    json!([address("saddr", "==", "10.244.0.0", 16), masquerade]),
+                ],
+                [false; 2],
+            ),
+        ] {
+            let base = json!({ "family": "ip", "table": "own", "name": "post", "hook": "postrouting",
+                "type": "nat", "policy": "accept" });
+            let mut objects = vec![json!({ "chain": base })];
+            objects.extend(rules.iter().map(
+                |expr| json!({ "rule": { "family": "ip", "table": "own", "chain": "post", "expr": expr } }),
+            ));
+            let listed = json!({ "nftables": objects });
+            assert!(bases(&listed, true, Of::Filters).is_empty());
+            let found = bases(&listed, true, Of::Translations).remove(0);
+            assert_eq!(both_ways().map(|passage| found.translates(&passage)), expected, "{rules:?}");
+        }
     }
 }

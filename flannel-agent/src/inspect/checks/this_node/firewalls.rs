@@ -161,6 +161,20 @@ fn of_nft(
             grave(certain, "nftables", what, "accept the pods' network in that chain")
         }));
     }
+    for (family, bases) in &nft.translating {
+        let of_family =
+            || passages.iter().filter(|passage| Family::of_network(passage.source.network) == *family);
+        // Whatever its priority: that flannel's chain leaves a packet as it is does not keep another from changing it.
+        for base in bases {
+            let Some(passage) = of_family().find(|passage| base.translates(passage)) else { continue };
+            let (from, to) = (passage.source.network, passage.destination.network);
+            found.push(Finding::error(
+                "masquerade",
+                format!("nftables: a rule that {} comes to gives packets of pods from {from} to {to} another source", base.place),
+                "delete that rule, or put `ip daddr != <pod network>` (IPv6: ip6) in it",
+            ));
+        }
+    }
     if !found.iter().any(|finding| finding.check == "nftables") {
         found
             .push(Finding::ok("nftables", "no rule or policy is seen to drop packets between nodes or pods"));
