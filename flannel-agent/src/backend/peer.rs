@@ -138,8 +138,8 @@ impl Skip {
                  delete), and restart its agent, which makes another MAC; else delete the lease that nobody renews"
             }
             Self::OurAddress { .. } => {
-                "two nodes publish this node's address, or it has two leases: give the other node its own (--public-ip, \
-                 --iface), and delete the lease that nobody renews"
+                "two nodes publish that address, or one has an old lease: where a node, perhaps this one, has it on no \
+                 interface, give that node its own (--public-ip, --iface); else delete the lease that nobody renews"
             }
             Self::NoSubnet(_) | Self::NotCarried(_) | Self::OtherBackend { .. } => {
                 "nothing, where that is meant"

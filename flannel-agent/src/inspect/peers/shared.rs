@@ -32,8 +32,8 @@ impl Shared {
                  delete), and restart its agent, which makes another MAC; else delete the lease that nobody renews"
             }
             _ => {
-                "two nodes publish one address, or one node has two leases: give each node its own (--public-ip, --iface), \
-                 and delete the lease that nobody renews"
+                "two nodes publish one address, or one has an old lease: where a node has it on no interface, give that node \
+                 its own (--public-ip, --iface); else delete the lease that nobody renews"
             }
         }
     }
