@@ -151,7 +151,7 @@ fn advise(findings: &mut [Finding], roots: &[usize]) {
                 if all {
                     remedy.push_str(&format!("none of {number} peers answers, so begin at this node: "));
                 } else if others {
-                    remedy.push_str("other peers answer, so begin at that node: ");
+                    remedy.push_str("other peers answer, so it lies between this node and that one: ");
                 }
                 if check == "overlay" && !suspects.is_empty() {
                     remedy.push_str(&format!(
@@ -161,8 +161,11 @@ fn advise(findings: &mut [Finding], roots: &[usize]) {
                 }
             }
             remedy.push_str(&finding.remedy);
-            // What that node does to packets only it sees.
+            // What that node does to packets only it sees, and which way they are lost only both.
             remedy.push_str("; run `flannel-agent check` on that node, too");
+            if check == "overlay" {
+                remedy.push_str(", and `flannel-agent trace` on both, which shows the way that loses them");
+            }
             finding.remedy = remedy;
         }
     }
@@ -234,11 +237,15 @@ mod tests {
     fn the_remedy_of_a_silent_tunnel_goes_by_what_else_was_found() {
         let remedy = |findings: Vec<Finding>| attribute(findings)[0].remedy.clone();
         let hook = Finding::warning("programs", "a tc filter of priority 9", "see it").keeping(Keeps::Some);
-        let always = "; run `flannel-agent check` on that node, too";
+        let always = "; run `flannel-agent check` on that node, too, and `flannel-agent trace` on both, which shows the way \
+                      that loses them";
         assert_eq!(remedy(vec![silent("b")]), format!("let it pass{always}"));
         for (findings, begins) in [
             (vec![silent("b"), silent("c")], "none of 2 peers answers, so begin at this node: let it"),
-            (vec![silent("b"), answers("c")], "other peers answer, so begin at that node: let it"),
+            (
+                vec![silent("b"), answers("c")],
+                "other peers answer, so it lies between this node and that one: let it",
+            ),
             (
                 vec![silent("b"), hook],
                 "see what may take the packets first (programs: a tc filter of priority 9); let",
