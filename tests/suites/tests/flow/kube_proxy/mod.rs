@@ -43,7 +43,8 @@ fn cluster_ip(site: &Site) -> Result<()> {
     let mut direct = serving.connect(&client, 0, serving.backends[1].socket_address(BACKEND_PORT))?;
     direct.exchanges(10)?;
     let [at_client, _] = counted(&site.cluster, || direct.exchanges(100))?;
-    ensure!(fast(&at_client).into_iter().all(|packets| packets >= 100), "{at_client}");
+    // All but those that look, now and then, whether flow and tunnel still pass the kernel path.
+    ensure!(fast(&at_client).into_iter().all(|packets| packets >= 95), "{at_client}");
     site.withdraw(&service)
 }
 
