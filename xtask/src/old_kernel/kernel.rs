@@ -3,18 +3,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use flannel_ebpf_toolchain::cache_dir;
 
-use crate::{
-    failure::failure,
-    host,
-    setup::private_apt::{Kind, PrivateApt},
-    ui::Step,
-};
+use super::packages::{Wanted, unpacked_at};
+use crate::setup::private_apt::PrivateApt;
 
 /// Names the newest kernel of a release, without drivers for hardware; behind it comes the architecture.
 const META_PACKAGE: &str = "linux-image-cloud-";
@@ -36,14 +31,9 @@ pub(super) struct Kernel {
 pub(super) fn of(release: &str, architecture: &str) -> Result<Kernel> {
     let name = if architecture == "amd64" { release.to_owned() } else { format!("{release}-{architecture}") };
     let root = cache_dir().join(format!("kernel-{name}"));
-    if !root.exists() {
-        fetch(release, architecture, &root).map_err(|error| {
-            failure(
-                format!("cannot fetch the kernel of Debian {name}: {error:#}"),
-                format!("unpack a package {META_PACKAGE}{architecture} of it into {}", root.display()),
-            )
-        })?;
-    }
+    let package = format!("{META_PACKAGE}{architecture}");
+    let wanted = Wanted { what: "the kernel", package: &package, release, architecture };
+    unpacked_at(&root, &wanted, |apt| image_and_modules(apt, &package))?;
     // Later releases have the one in the other's place, and the image among the modules.
     let libraries = ["usr/lib/modules", "lib/modules"].map(|name| root.join(name));
     let modules = libraries.iter().find(|path| path.is_dir()).context("a kernel without modules")?;
@@ -62,40 +52,20 @@ fn only(directory: &Path) -> Result<PathBuf> {
     found.with_context(|| format!("nothing in {}: remove it", directory.display()))
 }
 
-fn fetch(release: &str, architecture: &str, root: &Path) -> Result<()> {
-    ensure!(host::has_apt(), "apt-get is not here");
-    let tree = root.with_extension(std::process::id().to_string());
-    let step = Step::start(format!("Fetching the kernel of Debian {release}"));
-    let fetched = fetch_into(&step, release, architecture, &tree, root);
-    let _ = fs::remove_dir_all(&tree);
-    fetched?;
-    step.done(&root.display().to_string());
-    Ok(())
-}
-
-fn fetch_into(step: &Step, release: &str, architecture: &str, tree: &Path, root: &Path) -> Result<()> {
-    let apt = PrivateApt::of_architecture(tree, Kind::Binary, release, architecture)?;
-    step.run_as("apt-get", &mut apt.get(&["update"]))?;
+/// The packages of the kernel that `meta` names.
+fn image_and_modules(apt: &PrivateApt, meta: &str) -> Result<Vec<String>> {
     let depends_of = |package: &str| -> Result<String> {
         let output = apt.cache(&["depends", package]).output().context("cannot run apt-cache")?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let depends = depends_of(&format!("{META_PACKAGE}{architecture}"))?;
+    let depends = depends_of(meta)?;
     let version = dependencies(&depends).find_map(|package| package.strip_prefix(IMAGE));
     let version = version.with_context(|| format!("apt-cache names no kernel: {depends}"))?;
     let image = format!("{IMAGE}{version}");
     let depends = depends_of(&image)?;
     // Later releases have the image, the modules and the lists of these in packages of their own.
-    let parts = dependencies(&depends).filter(|package| package.ends_with(version));
-    let packages: Vec<&str> = ["download", &image].into_iter().chain(parts).collect();
-    step.run_as("apt-get", &mut apt.get(&packages))?;
-    let unpacked = tree.join("unpacked");
-    for archive in apt.downloaded()? {
-        step.run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&unpacked))?;
-    }
-    // Whole or not at all. Another run may have been faster.
-    fs::rename(&unpacked, root).or_else(|error| if root.exists() { Ok(()) } else { Err(error) })?;
-    Ok(())
+    let parts = dependencies(&depends).filter(|package| package.ends_with(version)).map(str::to_owned);
+    Ok([image].into_iter().chain(parts).collect())
 }
 
 /// What `apt-cache depends` names as needed.

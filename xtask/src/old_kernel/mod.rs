@@ -12,6 +12,7 @@ mod foreign;
 mod initramfs;
 mod kernel;
 mod matrix;
+mod packages;
 mod table;
 
 use std::{
