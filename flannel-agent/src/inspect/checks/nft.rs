@@ -9,17 +9,14 @@ use std::{
 
 use serde_json::Value;
 
-use super::forwarded::{self, Base, Of};
-use crate::values::Family;
+use super::forwarded::{self, Bases};
 
 /// All tables of nftables, as `nft -j list ruleset` writes them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nft {
     chains: BTreeMap<ChainId, Chain>,
-    /// The chains that forwarded packets meet, by family.
-    pub(super) forwarded: BTreeMap<Family, Vec<Base>>,
-    /// Those that may give them another source.
-    pub(super) translating: BTreeMap<Family, Vec<Base>>,
+    /// The chains that forwarded packets meet.
+    pub(super) forwarded: Bases,
 }
 
 /// A chain, by family, table and name.
@@ -50,12 +47,7 @@ impl Nft {
     /// From what `nft -j list ruleset` writes; `None` where that is something else.
     pub(super) fn of(text: &str) -> Option<Self> {
         let listed: Value = serde_json::from_str(text).ok()?;
-        let of = |which| {
-            let of_family = |family| (family, forwarded::of_nft(&listed, family == Family::V4, which));
-            Family::BOTH.into_iter().map(of_family).collect()
-        };
-        let (forwarded, translating) = (of(Of::Filters), of(Of::Translations));
-        let mut found = Self { forwarded, translating, ..Self::default() };
+        let mut found = Self { forwarded: forwarded::of_nft(&listed), ..Self::default() };
         let id = |object: &Value, chain: &str| {
             let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
             (word("family"), word("table"), word(chain))

@@ -13,7 +13,7 @@ mod iptables;
 mod nft;
 
 pub(super) use iptables::tables as of_iptables;
-pub(super) use nft::{Of, bases as of_nft};
+pub(super) use nft::{Bases, bases as of_nft};
 
 /// Chains that lead on to each other no deeper than this are followed: the kernel takes 16.
 const DEEPEST: usize = 32;

@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use super::{Asks, Base, Chains, Condition, Rule, Step};
+use crate::values::Family;
 
 /// Hooks that forwarded packets pass.
 const HOOKS: [&str; 3] = ["prerouting", "forward", "postrouting"];
@@ -16,31 +17,21 @@ const CHAINS_OF_IPTABLES: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING
 const NEUTRAL: [&str; 8] =
     ["counter", "log", "mangle", "notrack", "ct helper", "ct timeout", "secmark", "comment"];
 
-/// Which chains are looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::inspect::checks) enum Of {
-    /// Those that may drop what is forwarded.
-    Filters,
-    /// Those that may give what is forwarded another source.
-    Translations,
+/// The chains that see forwarded packets, by family.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(in crate::inspect::checks) struct Bases {
+    /// Those that may drop them.
+    pub(in crate::inspect::checks) filters: BTreeMap<Family, Vec<Base>>,
+    /// Those that may give them another source.
+    pub(in crate::inspect::checks) translations: BTreeMap<Family, Vec<Base>>,
 }
 
-impl Of {
-    fn has(self, chain: &Value) -> bool {
-        let hook = chain["hook"].as_str().unwrap_or_default();
-        match self {
-            Self::Filters => HOOKS.contains(&hook) && chain["type"] != "nat",
-            Self::Translations => hook == "postrouting" && chain["type"] == "nat",
-        }
-    }
-}
-
-/// The chains that see forwarded packets of this family, from what the program lists.
-pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool, which: Of) -> Vec<Base> {
+/// The chains that see forwarded packets, from what the program lists.
+pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
     let mut tables = BTreeMap::<(String, String), Chains>::new();
-    let mut bases = Vec::new();
+    let mut all = Vec::new();
     for object in objects {
         if let Some(chain) = object.get("chain") {
             let table = (word(chain, "family"), word(chain, "table"));
@@ -49,8 +40,10 @@ pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool, which: Of) 
             let of_iptables = table.0 != "inet"
                 && TABLES_OF_IPTABLES.contains(&table.1.as_str())
                 && CHAINS_OF_IPTABLES.contains(&name.as_str());
-            if which.has(chain) && !of_iptables {
-                bases.push((table, name, word(chain, "hook"), chain["policy"] == "drop"));
+            let (hook, is_nat) = (word(chain, "hook"), chain["type"] == "nat");
+            let is_met = if is_nat { hook == "postrouting" } else { HOOKS.contains(&hook.as_str()) };
+            if is_met && !of_iptables {
+                all.push((is_nat, table, name, hook, chain["policy"] == "drop"));
             }
         }
         if let Some(rule) = object.get("rule") {
@@ -60,16 +53,26 @@ pub(in crate::inspect::checks) fn bases(listed: &Value, is_v4: bool, which: Of) 
             chain.extend(rules(expressions));
         }
     }
-    let family = if is_v4 { "ip" } else { "ip6" };
-    let of_family = bases.into_iter().filter(|((of, _), ..)| [family, "inet"].contains(&of.as_str()));
-    of_family
-        .map(|(table, name, hook, drops)| Base {
+    let mut found = Bases::default();
+    for (is_nat, table, name, hook, drops) in all {
+        let families: &[Family] = match table.0.as_str() {
+            "ip" => &[Family::V4],
+            "ip6" => &[Family::V6],
+            "inet" => &Family::BOTH,
+            _ => continue,
+        };
+        let base = Base {
             place: format!("chain {name} of table {} {}, hook {hook}", table.0, table.1),
             chains: tables.get(&table).cloned().unwrap_or_default(),
             name,
             drops,
-        })
-        .collect()
+        };
+        let of_kind = if is_nat { &mut found.translations } else { &mut found.filters };
+        for family in families {
+            of_kind.entry(*family).or_default().push(base.clone());
+        }
+    }
+    found
 }
 
 /// The rule that these expressions are: more than one where it looks the verdict up.
@@ -231,7 +234,7 @@ mod tests {
             of("base", &json!([{ "jump": { "target": "more" } }])),
         ];
         objects.extend(rules.iter().map(|rule| of("more", rule)));
-        bases(&json!({ "nftables": objects }), true, Of::Filters).remove(0)
+        bases(&json!({ "nftables": objects })).filters[&Family::V4][0].clone()
     }
 
     #[test]
@@ -286,13 +289,13 @@ mod tests {
             chain("own", "in", "input"), chain("own", "FORWARD", "forward"),
         ] });
         let found: Vec<String> =
-            bases(&listed, true, Of::Filters).into_iter().map(|base| base.place).collect();
+            bases(&listed).filters[&Family::V4].iter().map(|base| base.place.clone()).collect();
         assert_eq!(
             found,
             ["chain forward of table ip filter, hook forward", "chain FORWARD of table ip own, hook forward"]
         );
-        assert!(bases(&listed, false, Of::Filters).is_empty());
-        assert!(bases(&json!("garbage"), true, Of::Filters).is_empty());
+        assert!(!bases(&listed).filters.contains_key(&Family::V6));
+        assert_eq!(bases(&json!("garbage")), Bases::default());
     }
 
     #[test]
@@ -330,8 +333,9 @@ mod tests {
                 |expr| json!({ "rule": { "family": "ip", "table": "own", "chain": "post", "expr": expr } }),
             ));
             let listed = json!({ "nftables": objects });
-            assert!(bases(&listed, true, Of::Filters).is_empty());
-            let found = bases(&listed, true, Of::Translations).remove(0);
+            let found = bases(&listed);
+            assert!(found.filters.is_empty());
+            let found = &found.translations[&Family::V4][0];
             assert_eq!(both_ways().map(|passage| found.translates(&passage)), expected, "{rules:?}");
         }
     }

@@ -151,7 +151,7 @@ fn of_nft(
             .keeping(Keeps::Tunnel)
         }));
     }
-    for (family, bases) in &nft.forwarded {
+    for (family, bases) in &nft.forwarded.filters {
         let dropped = dropped(bases, *family, passages, |base, rule| match rule {
             None => format!("the policy of {} is drop, and no rule is seen to accept", base.place),
             Some(_) => format!("a rule that {} comes to drops", base.place),
@@ -161,7 +161,7 @@ fn of_nft(
             grave(certain, "nftables", what, "accept the pods' network in that chain")
         }));
     }
-    for (family, bases) in &nft.translating {
+    for (family, bases) in &nft.forwarded.translations {
         let of_family =
             || passages.iter().filter(|passage| Family::of_network(passage.source.network) == *family);
         // Whatever its priority: that flannel's chain leaves a packet as it is does not keep another from changing it.
