@@ -21,16 +21,25 @@ impl Content {
 
     /// Fills `buffer` with the next bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) {
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            let word = word(self.seed, self.position / 8).to_le_bytes();
-            let available = &word[(self.position % 8) as usize..];
-            let length = available.len().min(rest.len());
-            let (now, later) = rest.split_at_mut(length);
-            now.copy_from_slice(&available[..length]);
-            self.position += length as u64;
-            rest = later;
+        // Byte by byte to the next whole word, by words, and what is left.
+        let unaligned = (self.position.next_multiple_of(8) - self.position) as usize;
+        let (head, rest) = buffer.split_at_mut(unaligned.min(buffer.len()));
+        self.fill_bytes(head);
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        let first = self.position / 8;
+        for (index, bytes) in (first..).zip(words.iter_mut()) {
+            *bytes = word(self.seed, index).to_le_bytes();
         }
+        self.position += 8 * words.len() as u64;
+        self.fill_bytes(tail);
+    }
+
+    /// Fills `bytes`, all of one word.
+    fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        let word = word(self.seed, self.position / 8).to_le_bytes();
+        let start = (self.position % 8) as usize;
+        bytes.copy_from_slice(&word[start..start + bytes.len()]);
+        self.position += bytes.len() as u64;
     }
 
     /// Compares `bytes` with the next of the stream; the place of the first that differs.
