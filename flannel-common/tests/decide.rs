@@ -10,7 +10,9 @@ use flannel_common::{
     layout::{AddressV6, FastPath, Route, RouteKind, SubnetV4, UnknownVtep},
     mark::FLOW_MARK,
     packet::{Arrival, Fib, Packet, headers::folded},
-    path::{Hook, Move, Note, Verdict, decide, fields, flow::LONG_AGO, to_overlay::is_handed_over, trail},
+    path::{
+        Hook, Move, Note, Verdict, acceptance::LONG_AGO, decide, fields, to_overlay::is_handed_over, trail,
+    },
     reason::Reason,
 };
 use flannel_common_testing::{

@@ -12,7 +12,7 @@ use flannel_common::{
     layout::{AddressV6, FastPath, Route, SubnetV6},
     mark::FLOW_MARK,
     packet::{Arrival, ipv6::Ipv6},
-    path::{Hook, Move, Note, Verdict, decide, flow::LONG_AGO, trail},
+    path::{Hook, Move, Note, Verdict, acceptance::LONG_AGO, decide, trail},
     reason::Reason,
 };
 use flannel_common_testing::{

@@ -6,7 +6,7 @@ use futures::future::{BoxFuture, ready};
 
 use super::{
     AnyBackend, Backend, BackendError, Options, Start,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 
 /// Its line in the table.

@@ -6,7 +6,7 @@ use futures::future::{BoxFuture, ready};
 
 use super::{
     AnyBackend, Backend, BackendError, OptionError, OptionValue, Options, Registered, Start,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     cloud::{self, Kept, Share, aws::AwsRoutes},

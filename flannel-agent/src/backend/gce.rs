@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{
     AnyBackend, Backend, BackendError, Options, Registered, Start,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::cloud::{self, Kept, Share, gce::GceRoutes};
 

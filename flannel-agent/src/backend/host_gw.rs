@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, ready};
 use super::{
     AnyBackend, Backend, BackendError, Candidate, ExternalInterface, Options, PeerRoute, Skip, Start,
     Unusable,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 
 /// Its line in the table.

@@ -11,7 +11,7 @@ use super::{
     LocalStack, ObjectDriver, ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered,
     Skip, Stacks, Stage, Start, Unusable,
     device::Device,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     netlink::{Netlink, NetlinkError, Tunnel, protocol::Numbering, route},

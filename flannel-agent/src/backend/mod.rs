@@ -45,6 +45,7 @@ mod gce;
 mod host_gw;
 mod ipip;
 mod ipsec;
+pub mod kind;
 mod object;
 mod options;
 mod peer;

@@ -1,34 +1,13 @@
 //! The backends there are: one line for each.
 
-use std::sync::Arc;
-
 use serde_json::value::RawValue;
 
 use super::{
-    Configured, OptionError, Options, alloc, aws_vpc, extension, gce, host_gw, ipip, ipsec, udp, vxlan,
-    wireguard,
+    Configured, OptionError, alloc, aws_vpc, extension, gce, host_gw, ipip, ipsec,
+    kind::{Kind, Support},
+    udp, vxlan, wireguard,
 };
 use crate::values::gojson::Object;
-
-/// The type of a backend.
-#[derive(Clone, Copy)]
-pub struct Kind {
-    /// `Backend.Type`, in lower case.
-    pub name: &'static str,
-    /// How packets reach other nodes' pods, in a few words: a row of the documentation.
-    pub what: &'static str,
-    /// What becomes of it.
-    pub support: Support,
-}
-
-/// Whether a backend of upstream is one of ours.
-#[derive(Clone, Copy)]
-pub enum Support {
-    /// It is; this reads its options.
-    Built(fn(&Object<'_>) -> Result<Arc<dyn Options>, OptionError>),
-    /// It is not; this is to be used in its place.
-    Refused(&'static str),
-}
 
 /// All types that a configuration may name, as the documentation lists them.
 pub const KINDS: [Kind; 12] = [

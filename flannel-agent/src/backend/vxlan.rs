@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{
     AnyBackend, Backend, BackendError, Candidate, ExternalInterface, OptionError, OptionValue, Options,
     PeerRoute, Skip, Start,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     netlink::{Netlink, NetlinkError, VxlanDevice},

@@ -19,7 +19,7 @@ use flannel_common::path::Hook;
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use tracing::{debug, info, warn};
 
-use super::{Attachment, FilterError, PinError, Pins, Programs, clsact, error::chain, link, loader::program};
+use super::{Attachment, HookError, Pins, Programs, clsact, error::chain, link, object::program};
 
 /// A program that could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -31,17 +31,6 @@ pub struct AttachError {
     pub hook: Hook,
     /// Why not.
     pub reason: String,
-}
-
-/// Hooks that cannot be listed, or given up.
-#[derive(Debug, thiserror::Error)]
-pub enum HookError {
-    /// Those of pinned links.
-    #[error(transparent)]
-    Pins(#[from] PinError),
-    /// Those of filters.
-    #[error(transparent)]
-    Filters(#[from] FilterError),
 }
 
 /// Takes every program off, in this network namespace as far as they are attached by filters, and removes their pins

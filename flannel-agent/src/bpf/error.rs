@@ -5,7 +5,7 @@ use std::io;
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use nix::errno::Errno;
 
-use super::PinError;
+use super::{FilterError, PinError};
 use crate::host::privileges::too_few_files;
 
 /// Programs that could not be loaded.
@@ -37,6 +37,37 @@ impl From<MapError> for LoadError {
     fn from(error: MapError) -> Self {
         Self::Object(error.into())
     }
+}
+
+/// Hooks that cannot be listed, or given up.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// Those of pinned links.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// Those of filters.
+    #[error(transparent)]
+    Filters(#[from] FilterError),
+}
+
+/// The programs cannot tell of packets.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// This binary has no such programs.
+    #[error("the agent was built around a ready-made object, without the programs that tell of packets")]
+    NotBuilt,
+    /// The kernel does not take them.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It is not known where the programs are.
+    #[error(transparent)]
+    Hooks(#[from] HookError),
+    /// They would tell the agent nothing: the ring that it reads is not theirs.
+    #[error("the kernel gave the programs that tell of packets a map {0} of their own")]
+    NotShared(&'static str),
+    /// They could not be attached; the others are.
+    #[error("{0}")]
+    Attach(String),
 }
 
 /// An error and what caused it, in one line, with the remedy where that is the same whatever was tried.

@@ -8,7 +8,7 @@ use std::{
 use aya::{Ebpf, programs::ProgramFd};
 use flannel_common::map::FORGOTTEN;
 
-use super::{LoadError, loader::descriptor, syscall::filter};
+use super::{LoadError, object::descriptor, syscall::filter};
 
 /// Filter of a socket that hears of entries that go. It forgets the flow of each in the maps of the loaded programs, and lets
 /// notices through of those that are translated.

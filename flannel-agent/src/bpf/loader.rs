@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, io, thread::JoinHandle};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{MapData, MapInfo},
-    programs::{Program, ProgramError, ProgramFd},
+    programs::Program,
 };
 use flannel_common::{
-    map::{CARRIER_CONSTANT, FLOW_MARK_CONSTANT, PINNED_MAPS, SNAT_EXEMPT_MARK_CONSTANT},
+    map::PINNED_MAPS,
     mark::Marks,
     path::{Carrier, Hook},
 };
@@ -16,7 +16,11 @@ use tracing::{info, warn};
 
 use super::{
     Asked, Attachment, BrokenOff, Feature, Features, ForgottenFlows, LoadError, LogLevel, MapSizes, OBJECT,
-    PinError, Pins, PodSockets, TcAttach, TraceError, error::chain, log, tables, traced,
+    PinError, Pins, PodSockets, TcAttach, TraceError,
+    error::chain,
+    log,
+    object::{load_object, load_programs, program, read_maps},
+    tables,
 };
 
 /// The loaded programs.
@@ -97,7 +101,7 @@ impl Programs {
         }
         // Without either nothing can be attached, as `grant` says; the attempt will say why.
         let attachment = features.attachment(TcAttach::Auto).unwrap_or(Attachment::Clsact);
-        let read = traced::read_maps(&ebpf)?;
+        let read = read_maps(&ebpf)?;
         Ok(Self {
             ebpf,
             pins,
@@ -225,60 +229,6 @@ impl Programs {
             })
             .collect()
     }
-}
-
-/// Loads the maps of `object`, whose programs log at `level`, use `marks` and put packets into what `carrier` says.
-pub(super) fn load_object(
-    loader: EbpfLoader<'_>,
-    object: &[u8],
-    level: LogLevel,
-    marks: Marks,
-    carrier: Carrier,
-) -> Result<Ebpf, LoadError> {
-    let (level, carrier) = (level.number(), carrier.number());
-    // For no longer than these constants live.
-    let mut loader = loader;
-    Ok(loader
-        .override_global("AYA_LOG_LEVEL", &level, true)
-        .override_global(SNAT_EXEMPT_MARK_CONSTANT, &marks.exempt, true)
-        .override_global(FLOW_MARK_CONSTANT, &marks.flow, true)
-        .override_global(CARRIER_CONSTANT, &carrier, true)
-        .load(object)?)
-}
-
-/// Loads all programs that run with `features`.
-pub(super) fn load_programs(ebpf: &mut Ebpf, features: &Features) -> Result<(), LoadError> {
-    for hook in Hook::ALL.into_iter().filter(|hook| features.can_run(*hook)) {
-        loaded(ebpf, hook.program())?;
-    }
-    Ok(())
-}
-
-/// The program of that name, which this loads unless it is.
-fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, LoadError> {
-    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
-    let done = match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        Program::SocketFilter(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
-    match done {
-        // Tried already.
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
-        Err(error) => Err(LoadError::Program { program: name, error: error.into() }),
-    }
-}
-
-/// A descriptor of the program of that name, which this loads unless it is; it outlives `ebpf`.
-pub(super) fn descriptor(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
-    let refused = |error: ProgramError| LoadError::Program { program: name, error: error.into() };
-    loaded(ebpf, name)?.fd().map_err(refused)?.try_clone().map_err(LoadError::Wait)
-}
-
-pub(super) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Program, LoadError> {
-    let name = hook.program();
-    ebpf.program_mut(name).ok_or(LoadError::Missing(name))
 }
 
 /// Removes the pin of a map whose shape is not the one the programs have: entries of another layout

@@ -20,6 +20,7 @@ mod log;
 mod maps;
 mod mount_place;
 mod netfilter;
+mod object;
 mod others;
 mod pins;
 mod prefixes;
@@ -34,14 +35,14 @@ mod trace_maps;
 mod traced;
 
 pub use asked::{Asked, BrokenOff, ToldFlows};
-pub use attach::{AttachError, HookError, detach_all, remove_all};
+pub use attach::{AttachError, detach_all, remove_all};
 pub use attached::{AttachedProgram, attached};
 pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
 pub use clsact::{FilterError, FilterPlace};
 pub(crate) use clsact::{foreign, sides};
 pub use counters::{Counters, Traffic, read as read_counters};
-pub use error::LoadError;
+pub use error::{HookError, LoadError, TraceError};
 pub use features::{Feature, Features};
 pub use fill::{MapFill, fill};
 pub use forgotten::ForgottenFlows;
@@ -58,7 +59,7 @@ pub use sizes::{MapSize, MapSizes, map_sizes};
 pub use sockets::{PodEnd, PodSockets};
 pub use tables::{FamilyTables, Tables, TranslationTables};
 pub use trace_maps::{TraceMaps, Untold};
-pub use traced::{TraceError, TraceMapIds};
+pub use traced::TraceMapIds;
 
 /// The compiled programs.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));

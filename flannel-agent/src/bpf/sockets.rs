@@ -14,7 +14,7 @@ use aya::{Ebpf, programs::ProgramFd};
 use flannel_common::{layout::Flow, map::SOCKET_STATE, packet::headers::ETHERNET_LEN};
 use nix::{errno::Errno, libc};
 
-use super::{LoadError, TrieFamily, loader::descriptor, syscall::bpf};
+use super::{LoadError, TrieFamily, object::descriptor, syscall::bpf};
 
 /// Number of the command (include/uapi/linux/bpf.h, `enum bpf_cmd`).
 const TEST_RUN: libc::c_long = 10;

@@ -16,10 +16,7 @@ use aya::{
     maps::{Map, MapData, MapInfo},
 };
 use flannel_common::{
-    map::{
-        ASKED_V4, ASKED_V6, BROKEN_OFF_V4, BROKEN_OFF_V6, PINNED_MAPS, TRACE_FILTER, TRACE_RING, TRACE_STATE,
-        TRACE_SUMS,
-    },
+    map::{PINNED_MAPS, TRACE_FILTER, TRACE_RING, TRACE_STATE, TRACE_SUMS},
     mark::Marks,
     path::{Carrier, Hook},
 };
@@ -27,16 +24,10 @@ use nix::sys::signal::SigSet;
 use tracing::warn;
 
 use super::{
-    Features, HookError, LoadError, LogLevel, PinError, Pins, Programs, TRACE_OBJECT,
+    Features, LoadError, LogLevel, PinError, Pins, Programs, TRACE_OBJECT, TraceError,
     error::chain,
-    loader::{load_object, load_programs},
+    object::{load_object, load_programs, ring_id},
 };
-
-/// What the programs log goes there: the name is aya-log's.
-const LOG_MAP: &str = "AYA_LOGS";
-
-/// The rings that the agent reads from the programs it has loaded, which nobody else finds.
-const READ_MAPS: [&str; 5] = [ASKED_V4, ASKED_V6, BROKEN_OFF_V4, BROKEN_OFF_V6, LOG_MAP];
 
 /// The programs are loaded once at a time: meanwhile the rings are pinned.
 static LOADING: Mutex<()> = Mutex::new(());
@@ -52,26 +43,6 @@ pub struct TraceMapIds {
     pub sums: u32,
     /// What was not told.
     pub state: u32,
-}
-
-/// The programs cannot tell of packets.
-#[derive(Debug, thiserror::Error)]
-pub enum TraceError {
-    /// This binary has no such programs.
-    #[error("the agent was built around a ready-made object, without the programs that tell of packets")]
-    NotBuilt,
-    /// The kernel does not take them.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// It is not known where the programs are.
-    #[error(transparent)]
-    Hooks(#[from] HookError),
-    /// They would tell the agent nothing: the ring that it reads is not theirs.
-    #[error("the kernel gave the programs that tell of packets a map {0} of their own")]
-    NotShared(&'static str),
-    /// They could not be attached; the others are.
-    #[error("{0}")]
-    Attach(String),
 }
 
 impl Programs {
@@ -157,18 +128,6 @@ impl Programs {
             }
         }
         refused.map_or(Ok(()), Err)
-    }
-}
-
-/// The ids of the rings that the agent reads.
-pub(super) fn read_maps(ebpf: &Ebpf) -> Result<BTreeMap<&'static str, u32>, LoadError> {
-    READ_MAPS.into_iter().map(|name| Ok((name, ring_id(ebpf, name)?))).collect()
-}
-
-fn ring_id(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
-    match ebpf.map(name) {
-        Some(Map::RingBuf(map)) => Ok(map.info()?.id()),
-        _ => Err(LoadError::Missing(name)),
     }
 }
 

@@ -19,19 +19,19 @@
 //! Some pods have no such socket: they forward for others, or translate by themselves. Their connections count as over, and
 //! become established again if they go on.
 
-use std::{collections::VecDeque, mem, time::Duration};
+use std::{mem, time::Duration};
 
 use flannel_common::{
     layout::{Flow, Permit},
     packet::headers::folded,
-    path::flow::LONG_AGO,
+    path::acceptance::LONG_AGO,
 };
-use tokio::time::Instant;
 
 use super::{
     TranslateError,
     ends::PodEnds,
     flows::{TranslatedFlows, tuple},
+    watched::{Watched, watch},
 };
 use crate::{
     bpf::{PodEnd, TrieFamily},
@@ -50,40 +50,6 @@ const SETTLED: Duration = Duration::from_secs(1);
 const FORGOTTEN: Duration = Duration::from_secs(10);
 /// For so long a connection is kept that goes on, until its next packet on the kernel path sets the usual time.
 const KEPT: Duration = Duration::from_secs(300);
-/// The most that are looked at again, 64 bytes each: what takes longer than a packet is rare.
-const MOST: usize = 4_096;
-
-/// A connection that is looked at again.
-struct Watched<F: TrieFamily> {
-    flow: Flow<F>,
-    /// Of its entry.
-    id: u32,
-    since: Instant,
-    /// Its pod's socket has not believed the reset.
-    is_kept: bool,
-}
-
-/// Connections of a family that are looked at again, the oldest first.
-pub(super) struct BrokenOffFlows<F: TrieFamily> {
-    /// Their reset has not come yet, or their end may not have got it yet.
-    awaited: VecDeque<Watched<F>>,
-    /// Their state was changed, and they may go on.
-    closed: VecDeque<Watched<F>>,
-}
-
-impl<F: TrieFamily> Default for BrokenOffFlows<F> {
-    fn default() -> Self {
-        Self { awaited: VecDeque::new(), closed: VecDeque::new() }
-    }
-}
-
-impl<F: TrieFamily> BrokenOffFlows<F> {
-    /// Connection tracking keeps the connection for no longer than one that was reset, and no program has told of that.
-    pub(super) fn was_cut(&mut self, flow: Flow<F>, id: u32) {
-        watch(&mut self.awaited, Watched::new(flow, id));
-    }
-}
-
 impl<F: TrieFamily> TranslatedFlows<F> {
     /// Closes the connections of these flows, which may be broken off, as far as their ends say so. True where
     /// [`Self::look_again`] is to be called for some.
@@ -209,17 +175,4 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         }
         Ok(())
     }
-}
-
-impl<F: TrieFamily> Watched<F> {
-    fn new(flow: Flow<F>, id: u32) -> Self {
-        Self { flow, id, since: Instant::now(), is_kept: false }
-    }
-}
-
-fn watch<F: TrieFamily>(flows: &mut VecDeque<Watched<F>>, watched: Watched<F>) {
-    if flows.len() == MOST {
-        flows.pop_front();
-    }
-    flows.push_back(watched);
 }

@@ -11,7 +11,10 @@ use flannel_common::layout::{Flow, Translation};
 use ipnetwork::IpNetwork;
 use tracing::debug;
 
-use super::{TranslateError, broken_off::BrokenOffFlows, judge, resting::RestingFlows};
+use super::{
+    TranslateError, judge,
+    watched::{BrokenOffFlows, RestingFlows},
+};
 use crate::{
     bpf::{Pins, TranslationTables, TrieFamily},
     host::conntrack::TcpTimeouts,

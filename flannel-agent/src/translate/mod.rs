@@ -40,6 +40,7 @@ mod ends;
 mod flows;
 mod judge;
 mod resting;
+mod watched;
 mod worth;
 
 use ends::PodEnds;

@@ -14,6 +14,7 @@ use super::{
     TranslateError,
     ends::PodEnds,
     flows::{TranslatedFlows, tuple},
+    watched::LOOKED_AT,
 };
 use crate::{
     bpf::{PodEnd, TrieFamily, hold},
@@ -25,25 +26,8 @@ use crate::{
 const RESTS: u32 = 3;
 /// The table of flows is gone over every one part in so many of that time.
 const GONE_OVER: u32 = 6;
-/// At least so many connections are looked at in a turn, and at least one part in so many of those that rest.
-const LOOKED_AT: usize = 250;
+/// At least one part in so many of those that rest is looked at in a turn.
 const PART: usize = 100;
-
-/// Connections of a family that rest.
-pub(super) struct RestingFlows<F: TrieFamily> {
-    /// Those to be looked at.
-    left: VecDeque<Flow<F>>,
-    /// So many are looked at in a turn.
-    at_once: usize,
-    /// When the table of flows was last gone over.
-    since: Option<Instant>,
-}
-
-impl<F: TrieFamily> Default for RestingFlows<F> {
-    fn default() -> Self {
-        Self { left: VecDeque::new(), at_once: LOOKED_AT, since: None }
-    }
-}
 
 impl<F: TrieFamily> TranslatedFlows<F> {
     /// Keeps some of the connections that rest, the next in turn. To be called a few times a second.

@@ -105,7 +105,7 @@ pub(crate) fn from_pods(bytes: &[u8]) {
     let (peers, counters) = (peers(), Counters::new());
     let mut answers = 0;
     OUTWARD.with_borrow_mut(|outward| {
-        let answer = |asked: super::outward::Asked<'_>| {
+        let answer = |asked: super::answers::Asked<'_>| {
             answers += usize::from(asked.answer([10, 244, 1, 0]).is_some());
         };
         for datagram in outward.given(bytes, &peers, answer, &counters) {

@@ -13,6 +13,7 @@
 //! Each way has a thread of its own. What they do with bytes is pure ([`segment`], [`merge`], [`packet`], [`icmp`]); the
 //! system is met in [`device`] and [`socket`].
 
+mod answers;
 mod batch;
 mod counters;
 mod device;

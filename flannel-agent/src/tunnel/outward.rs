@@ -9,14 +9,13 @@ use flannel_common::reason::{Direction, Reason};
 use nix::errno::Errno;
 
 use super::{
+    answers::{Answers, Asked},
     batch::{Datagram, Span},
     counters::Counters,
     device::Device,
-    icmp::{Answer, Problem},
+    icmp::Problem,
     peers::Peers,
-    segment,
-    server::Answers,
-    socket,
+    segment, socket,
     vnet::{self, Offload},
 };
 
@@ -146,25 +145,5 @@ impl Outward {
             }
         }
         Ok(())
-    }
-}
-
-/// A packet that is answered by an error.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
-    packet: &'a [u8],
-    ip: &'a flannel_common::packet::headers::Ipv4,
-    problem: Problem,
-}
-
-impl Asked<'_> {
-    /// Who is answered.
-    pub(super) fn sender(&self) -> std::net::Ipv4Addr {
-        self.ip.source.into()
-    }
-
-    /// The answer of the node at `from`.
-    pub(super) fn answer(&self, from: [u8; 4]) -> Option<Answer> {
-        Answer::to(self.packet, self.ip, self.problem, from)
     }
 }

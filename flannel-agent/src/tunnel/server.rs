@@ -2,36 +2,27 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        eventfd::{EfdFlags, EventFd},
-        socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket},
-    },
+    sys::eventfd::{EfdFlags, EventFd},
 };
 use tracing::{error, warn};
 
 use super::{
-    counters::Counters,
-    device::Device,
-    inward::Inward,
-    outward::{Asked, Outward},
-    peers::Peers,
+    answers::Answers, counters::Counters, device::Device, inward::Inward, outward::Outward, peers::Peers,
 };
 
-/// Answers a second, as many as the kernel's own at most (net.ipv4.icmp_msgs_per_sec).
-const ANSWERS: u32 = 1000;
 /// After an error that may last.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -208,40 +199,4 @@ fn inward(device: &Device, socket: &UdpSocket, state: &State) -> Result<(), Errn
         }
     }
     Ok(())
-}
-
-/// Errors that are sent back, not more of them than the kernel would send.
-#[derive(Debug)]
-pub(super) struct Answers {
-    /// For packets with a header of ours. By the device the kernel would take none from an address of its own.
-    socket: Option<OwnedFd>,
-    from: [u8; 4],
-    left: u32,
-    since: Instant,
-}
-
-impl Answers {
-    fn new() -> Self {
-        let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
-        if let Err(errno) = &raw {
-            warn!(%errno, "packets for subnets of nobody get no ICMP answer: the agent needs CAP_NET_RAW for that");
-        }
-        Self { socket: raw.ok(), from: [0; 4], left: ANSWERS, since: Instant::now() }
-    }
-
-    /// Answers whoever has sent the packet.
-    pub(super) fn give(&mut self, asked: Asked<'_>) {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            (self.left, self.since) = (ANSWERS, Instant::now());
-        }
-        if self.left == 0 {
-            return;
-        }
-        if let Some((socket, answer)) = self.socket.as_ref().zip(asked.answer(self.from)) {
-            self.left -= 1;
-            let to = SockaddrIn::from(SocketAddrV4::new(asked.sender(), 0));
-            // One that the kernel refuses is one that is lost on its way.
-            let _ = sendto(socket.as_raw_fd(), answer.bytes(), &to, MsgFlags::MSG_DONTWAIT);
-        }
-    }
 }

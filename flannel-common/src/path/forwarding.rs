@@ -8,7 +8,7 @@
 
 use super::{
     NodeTables, Note, Tables,
-    flow::{RENEW, age},
+    acceptance::{RENEW, age},
 };
 use crate::{
     family::{Family, IpHeader as _},

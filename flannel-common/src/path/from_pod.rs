@@ -4,9 +4,9 @@ use super::{
     Act, Direct, Encap, HandOver, Rewrite, Switch, Tables, act,
     carrier::is_vxlan,
     egress::{self, encap, inner_headers, segment_len, tunnel_to},
-    exempt, fields,
-    flow::{self, Passage},
-    forged, forwarding, moved, switched,
+    exempt, fields, flow, forged, forwarding,
+    gate::{self, Passage},
+    moved, switched,
     tables::{check_hold, longest_match},
     translated,
     transport::Transport,
@@ -126,7 +126,7 @@ pub(super) fn decide<F: Family, R>(
                     fields,
                     clock,
                 };
-                match flow::admit(&passage, &transport, &flow, tables, &config) {
+                match gate::admit(&passage, &transport, &flow, tables, &config) {
                     Ok(accepted) => priority = accepted,
                     Err(reason) => refusal = Some(reason),
                 }

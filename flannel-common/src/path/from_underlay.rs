@@ -5,9 +5,8 @@ use super::{
     carrier::{is_udp, over_udp},
     direct, ecn,
     egress::segment_len,
-    fields,
-    flow::{self, Passage},
-    forwarding,
+    fields, flow, forwarding,
+    gate::{self, Passage},
     tables::check_hold,
     tunnel,
 };
@@ -104,7 +103,7 @@ fn found_at<F: Family>(
 /// Whether the gate of flows refuses a packet for `reason` that is one of TCP or UDP.
 #[inline(always)]
 const fn is_of_flow(reason: Reason) -> bool {
-    flow::is_refusal(reason) && !matches!(reason, Reason::FlowProtocol)
+    gate::is_refusal(reason) && !matches!(reason, Reason::FlowProtocol)
 }
 
 /// What becomes of the outer headers of a packet that netfilter has to see.
@@ -218,7 +217,7 @@ pub(super) fn decide<F: Family, R>(
     let rewrite = if config.fast_path == FastPath::Flow {
         let fields = fields::of(class, carrier.past_end::<F>(ip).hops());
         let passage = Passage { way: Direction::Ingress, ifindex: pod.ifindex, gateway: None, fields, clock };
-        match flow::admit_to_pod(&passage, packet, at, tables, &config, &ip) {
+        match gate::admit_to_pod(&passage, packet, at, tables, &config, &ip) {
             Ok(rewrite) => rewrite,
             Err(refusal) => {
                 // Only what has a checksum of its own.

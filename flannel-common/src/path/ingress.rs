@@ -4,7 +4,7 @@ use super::{
     Deliver, Rewrite, Tables,
     egress::segment_len,
     fields,
-    flow::{self, Passage},
+    gate::{self, Passage},
     tables::Clock,
 };
 use crate::{
@@ -40,7 +40,7 @@ pub(super) fn deliver_to<F: Family>(
             fields: fields::of(ip.class(), ip.hops()),
             clock,
         };
-        flow::admit_to_pod(&passage, packet, ETHERNET_LEN, tables, config, ip)?
+        gate::admit_to_pod(&passage, packet, ETHERNET_LEN, tables, config, ip)?
     } else {
         None
     };

@@ -9,6 +9,7 @@
 //! kernel, whose path is always there and always right. They take what to do next as a closure, so that in a program the
 //! rare exits carry a [`Reason`](crate::reason::Reason) and nothing else.
 
+pub mod acceptance;
 mod act;
 mod carrier;
 mod decide;
@@ -19,13 +20,14 @@ mod encap;
 mod end;
 mod exempt;
 pub mod fields;
-pub mod flow;
+mod flow;
 mod forged;
 pub mod forgotten;
 pub mod forwarding;
 pub mod from_overlay;
 pub mod from_pod;
 pub mod from_underlay;
+pub mod gate;
 mod hook;
 pub mod host_mark;
 mod ingress;
@@ -44,6 +46,7 @@ mod verdict;
 pub(crate) mod vxlan;
 pub mod xdp;
 
+pub use acceptance::Note;
 pub use act::{Act, TcPacket};
 pub use carrier::Carrier;
 pub use decide::{Decision, Written, decide, decide_all, left};
@@ -51,7 +54,6 @@ pub use encap::{
     DONT_FRAGMENT, Deliver, Direct, Encap, HEADERS_AT, HEADERS_IPIP_LEN, HEADERS_LEN, HEADERS_UDP_LEN,
     HEADERS_V6_LEN, HandOver,
 };
-pub use flow::Note;
 pub use hook::Hook;
 pub use rewrite::Rewrite;
 pub use switched::Switch;

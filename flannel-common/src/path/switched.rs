@@ -9,10 +9,12 @@
 //! is that veth, and its [`Permit::gateway`] the index of the other one: neither pod inherits anything with its address.
 
 use super::{
-    Act, Note, Tables, act,
+    Act, Note, Tables,
+    acceptance::{NEVER, lifetime, renewed},
+    act,
     egress::segment_len,
     fields,
-    flow::{self, NEVER, Passage},
+    gate::{self, Passage},
     tables::{Clock, check_hold},
     trail,
     transport::Transport,
@@ -82,7 +84,7 @@ pub(super) fn decide<F: Family, R>(
     let flow = transport.flow::<F>(way, ip);
     let fields = fields::of(ip.class(), ip.hops());
     let passage = Passage { way, ifindex: lower, gateway: Some(higher), fields, clock };
-    if let Err(refusal) = flow::admit(&passage, &transport, &flow, tables, config) {
+    if let Err(refusal) = gate::admit(&passage, &transport, &flow, tables, config) {
         // The address must be this veth's own, or there is nothing to learn from the packet. A flow is written down with
         // both veths, so for one that is admitted there is nothing to look up.
         let source = tables.pod(ip.source()).ok_or(Reason::UnknownPod)?;
@@ -137,8 +139,8 @@ pub(super) fn note<F: Family, P: Act<F>>(
         act::noted(packet, Direction::Ingress, &Note::Changed(flow), size);
     } else {
         let seen = (fields::of(ip.class(), ip.hops()), arrival.priority);
-        let lifetime = flow::lifetime(config, transport.protocol);
-        let permit = flow::renewed(way, &known, (lower, higher), seen, lifetime, Clock::of(tables))?;
+        let lifetime = lifetime(config, transport.protocol);
+        let permit = renewed(way, &known, (lower, higher), seen, lifetime, Clock::of(tables))?;
         act::noted(packet, Direction::Ingress, &Note::Permit(flow, permit), size);
     }
     Some(())

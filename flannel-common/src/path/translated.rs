@@ -12,7 +12,7 @@
 
 use super::{
     Note, Rewrite, Tables,
-    flow::{NEVER, age},
+    acceptance::{NEVER, age},
     transport::Transport,
 };
 use crate::{

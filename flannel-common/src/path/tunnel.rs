@@ -12,8 +12,8 @@
 
 use super::{
     Act, Carrier, Tables,
+    acceptance::RENEW,
     carrier::is_udp,
-    flow::RENEW,
     host_mark,
     tables::{Clock, longest_match},
 };

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flannel_common::{
-    path::flow,
+    path::gate,
     reason::{Class, Direction, Reason},
 };
 use flannel_lab::{
@@ -135,7 +135,7 @@ impl Subject {
         let fast = counters.packets(Direction::Egress, Class::Fast) as f64;
         // A packet that a pod's program leaves to the host's stack comes by again at the overlay, and counts
         // there.
-        let left = [Reason::PodOnKernel, Reason::SnatExempt].into_iter().chain(flow::REFUSALS);
+        let left = [Reason::PodOnKernel, Reason::SnatExempt].into_iter().chain(gate::REFUSALS);
         let left: u64 = left.map(|reason| counters.get(Direction::Egress, reason).packets).sum();
         let kernel = counters.packets(Direction::Egress, Class::Kernel).saturating_sub(left) as f64;
         Ok(Some(fast / (fast + kernel).max(1.0)))

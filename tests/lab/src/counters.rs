@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Result;
 use flannel_agent::bpf::{Pins, Traffic, read_counters};
 use flannel_common::{
-    path::flow,
+    path::gate,
     reason::{Class, Direction, Reason},
 };
 
@@ -61,7 +61,7 @@ impl Counters {
         let packets = |reasons: &[Reason]| -> u64 {
             reasons.iter().map(|reason| self.get(direction, *reason).packets).sum()
         };
-        let (skipped, left) = (packets(&skipped), packets(&flow::REFUSALS));
+        let (skipped, left) = (packets(&skipped), packets(&gate::REFUSALS));
         (skipped + left > 0).then(|| skipped as f64 / (skipped + left) as f64)
     }
 

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{
     AnyBackend, AnyObject, Backend, BackendError, Candidate, FollowedPeer, ObjectDriver, ObjectId, Objects,
     OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks, Stage, Start,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     values::{Family, gojson::Object},

@@ -12,7 +12,7 @@ use super::{
     AnyBackend, AnyObject, Backend, BackendError, Candidate, ExternalInterface, FollowedPeer, ObjectDriver,
     ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks, Stage, Start,
     Unusable,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     netlink::xfrm::{self, Direction, TunnelPolicy},

@@ -15,7 +15,7 @@ use super::{
     AnyBackend, AnyObject, Backend, BackendError, Candidate, CarryingDevice, ExternalInterface, FollowedPeer,
     ObjectDriver, ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks,
     Stage, Start,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     netlink::LinkKind,

@@ -15,7 +15,7 @@ use super::{
     ObjectDriver, ObjectId, Objects, OptionError, OptionValue, Options, PeerRoute, Registered, Skip, Stacks,
     Stage, Start,
     device::Device,
-    table::{Kind, Support},
+    kind::{Kind, Support},
 };
 use crate::{
     netlink::{Netlink, Tunnel, wireguard::Key},

@@ -1,4 +1,4 @@
-//! What EC2 and STS answer: XML.
+//! What EC2 and STS answer, XML, and credentials as others write them, too.
 
 use std::net::IpAddr;
 
@@ -139,7 +139,21 @@ pub(super) struct AssumedRole {
 #[serde(default)]
 pub(super) struct AssumedRoleResult {
     #[serde(rename = "Credentials")]
-    pub(super) credentials: super::credentials::Wire,
+    pub(super) credentials: Wire,
+}
+
+/// As metadata, containers' endpoints and STS write them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Wire {
+    pub(super) access_key_id: String,
+    pub(super) secret_access_key: String,
+    #[serde(alias = "SessionToken")]
+    pub(super) token: Option<String>,
+    pub(super) expiration: Option<String>,
+    /// Of metadata: anything but `Success` is an error.
+    pub(super) code: Option<String>,
+    pub(super) message: Option<String>,
 }
 
 /// An error: of EC2 `<Response><Errors><Error>`, of STS `<ErrorResponse><Error>`.

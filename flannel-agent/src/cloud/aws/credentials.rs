@@ -9,7 +9,6 @@ use std::{
 use http::Request;
 use http_body_util::Full;
 use hyper::body::Bytes;
-use serde::Deserialize;
 use tokio::{fs, sync::Mutex};
 use tracing::info;
 
@@ -19,8 +18,9 @@ use super::{
         http::{Attempts, Http},
     },
     MetadataError,
-    answer::{AssumedRole, Fault},
+    answer::{AssumedRole, Fault, Wire},
     metadata::Metadata,
+    region::domain,
 };
 
 /// Credentials that end sooner are replaced.
@@ -55,20 +55,6 @@ pub(super) struct Credentials {
     pub(super) secret: String,
     pub(super) token: Option<String>,
     expires: Option<SystemTime>,
-}
-
-/// As metadata, containers' endpoints and STS write them.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub(super) struct Wire {
-    access_key_id: String,
-    secret_access_key: String,
-    #[serde(alias = "SessionToken")]
-    token: Option<String>,
-    expiration: Option<String>,
-    /// Of metadata: anything but `Success` is an error.
-    code: Option<String>,
-    message: Option<String>,
 }
 
 impl Wire {
@@ -226,7 +212,7 @@ impl Chain {
             .finish();
         let endpoint = set("AWS_ENDPOINT_URL_STS")
             .or_else(|| set("AWS_ENDPOINT_URL"))
-            .unwrap_or_else(|| format!("https://sts.{}.{}", self.region, super::ec2::domain(&self.region)));
+            .unwrap_or_else(|| format!("https://sts.{}.{}", self.region, domain(&self.region)));
         let request = Request::post(endpoint)
             .header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::from(body))

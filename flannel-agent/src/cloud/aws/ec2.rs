@@ -26,6 +26,7 @@ use super::{
     advice::{advice, may_pass, of_session},
     answer::{Changed, Fault, Instances, RouteTables},
     credentials::{Chain, Credentials},
+    region::domain,
     tables::{Change, Table},
 };
 
@@ -109,11 +110,6 @@ impl fmt::Display for Interface {
         let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
         write!(f, "{} ({})", self.id, addresses.join(" "))
     }
-}
-
-/// The domain of a region's endpoints.
-pub(super) fn domain(region: &str) -> &'static str {
-    if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" }
 }
 
 /// The API of one region.

@@ -20,6 +20,7 @@ mod answer;
 mod credentials;
 mod ec2;
 mod metadata;
+mod region;
 mod tables;
 
 /// Why routes cannot be kept.

@@ -7,9 +7,10 @@ use std::{
 
 use flannel_common::layout::FlowProtocol;
 
-use super::message::GENERIC;
 use crate::netlink::raw::{HEADER, attributes};
 
+/// Length of `struct nfgenmsg`, bytes.
+pub(super) const GENERIC: usize = 4;
 /// Attributes of an entry (include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type`).
 pub(super) const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;

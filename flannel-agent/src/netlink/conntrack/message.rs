@@ -17,8 +17,6 @@ const CTNETLINK: u16 = 1 << 8;
 const NEW: u16 = CTNETLINK;
 pub(super) const GET: u16 = CTNETLINK | 1;
 pub(super) const DELETE: u16 = CTNETLINK | 2;
-/// Length of `struct nfgenmsg`, bytes.
-pub(super) const GENERIC: usize = 4;
 /// A request of `kind` about the entry of `tuple`. The sequence number is 0.
 pub(super) fn request(kind: u16, flags: u16, tuple: &ConntrackTuple) -> Vec<u8> {
     let family = match tuple.source.ip() {

@@ -174,7 +174,7 @@ impl Table<'_> {
             word(TABLE) == self.name && word(CHAIN) == chain
         };
         let rules = messages.iter().filter(is_wanted);
-        Ok(rules.filter_map(|message| Rule::read(message.get(HEADER + GENERIC..)?, self.own)).collect())
+        Ok(rules.filter_map(|message| reader::read(message.get(HEADER + GENERIC..)?, self.own)).collect())
     }
 
     /// What is in a set.

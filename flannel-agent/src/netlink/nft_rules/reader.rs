@@ -1,6 +1,7 @@
 //! Reads rules as the kernel runs them: expressions, each of which loads something of a packet, compares it, or acts.
 
 use super::{
+    ELEMENT, Seen,
     rule::{DATA, Lookup, NAME, Rule, Step, Verdict, expression, number_in, verdict},
     words::{EACH, MATCHES, TELLS},
 };
@@ -43,6 +44,30 @@ pub(super) enum Loaded {
     Other,
 }
 
+/// The rule that a message tells of, from its attributes. Packets are of family `own`.
+pub(super) fn read(message: &[u8], own: Family) -> Option<Rule> {
+    const HANDLE: u16 = 3;
+    const EXPRESSIONS: u16 = 4;
+    let handle = value(message, HANDLE)?.try_into().map_or(0, u64::from_be_bytes);
+    let rule = Rule {
+        handle,
+        counts: None,
+        sees_flows: true,
+        states: Vec::new(),
+        takes_all: true,
+        seen: Seen::default(),
+        step: Step::On,
+    };
+    let mut reader = Reader::new(rule, own);
+    for (_, element) in
+        attributes(value(message, EXPRESSIONS).unwrap_or_default()).filter(|(kind, _)| *kind == ELEMENT)
+    {
+        let (name, data) = expression(element);
+        reader.expression(&name, data);
+    }
+    Some(reader.read())
+}
+
 /// Reads one rule.
 pub(super) struct Reader {
     pub(super) rule: Rule,
@@ -56,12 +81,12 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Begins with an empty rule, for packets of family `own`.
-    pub(super) const fn new(rule: Rule, own: Family) -> Self {
+    const fn new(rule: Rule, own: Family) -> Self {
         Self { rule, own, loaded: Loaded::Other, register: None, logs: false, decides: false }
     }
 
     /// The rule, when all its expressions were read.
-    pub(super) fn read(mut self) -> Rule {
+    fn read(mut self) -> Rule {
         // What only tells of packets.
         if self.logs && !self.decides {
             self.rule.counts = None;
@@ -70,7 +95,7 @@ impl Reader {
     }
 
     /// Also this expression.
-    pub(super) fn expression(&mut self, name: &str, data: &[u8]) {
+    fn expression(&mut self, name: &str, data: &[u8]) {
         match name {
             "limit" => self.counts("limit"),
             "quota" => self.counts("quota"),

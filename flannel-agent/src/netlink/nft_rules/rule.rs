@@ -1,12 +1,9 @@
 //! A rule of nft: what it asks of packets, and what it does in the end.
 
-use super::{ELEMENT, Seen, reader::Reader};
-use crate::{
-    netlink::{
-        netfilter::big_endian,
-        raw::{attributes, text, value},
-    },
-    values::Family,
+use super::Seen;
+use crate::netlink::{
+    netfilter::big_endian,
+    raw::{text, value},
 };
 
 /// NFTA_EXPR_NAME and NFTA_EXPR_DATA; NFTA_DATA_VALUE, NFTA_DATA_VERDICT.
@@ -56,32 +53,6 @@ pub(super) enum Verdict {
     Return,
     Jump(String),
     GoTo(String),
-}
-
-impl Rule {
-    /// From the attributes of a message that tells of it. Packets are of family `own`.
-    pub(super) fn read(message: &[u8], own: Family) -> Option<Self> {
-        const HANDLE: u16 = 3;
-        const EXPRESSIONS: u16 = 4;
-        let handle = value(message, HANDLE)?.try_into().map_or(0, u64::from_be_bytes);
-        let rule = Self {
-            handle,
-            counts: None,
-            sees_flows: true,
-            states: Vec::new(),
-            takes_all: true,
-            seen: Seen::default(),
-            step: Step::On,
-        };
-        let mut reader = Reader::new(rule, own);
-        for (_, element) in
-            attributes(value(message, EXPRESSIONS).unwrap_or_default()).filter(|(kind, _)| *kind == ELEMENT)
-        {
-            let (name, data) = expression(element);
-            reader.expression(&name, data);
-        }
-        Some(reader.read())
-    }
 }
 
 /// The verdict in NFTA_DATA_*; `None` where packets go on to the next rule.

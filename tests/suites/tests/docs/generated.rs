@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, CommandFactory as _};
 use flannel_agent::{
-    backend::table::{KINDS, Support},
+    backend::{kind::Support, table::KINDS},
     cli::Cli,
     metrics::METRICS,
 };

@@ -19,7 +19,7 @@ use flannel_common::{
     },
     mark::Marks,
     packet::Arrival,
-    path::{Carrier, Hook, flow::LONG_AGO},
+    path::{Carrier, Hook, acceptance::LONG_AGO},
     reason::{Direction, Reason},
 };
 use flannel_common_testing::{MemoryTables, NOW};

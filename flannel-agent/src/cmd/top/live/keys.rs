@@ -13,9 +13,6 @@ pub(super) enum Answer {
     End,
 }
 
-/// Each key, and what it does, as the last line says.
-pub(super) const KEYS: &str = "q end   ←→ tables   ↑↓ rows   s sort   space hold";
-
 impl Page {
     /// Does what `event` asks for; what has no meaning here changes nothing.
     pub(super) fn answer(&mut self, event: &Event) -> Answer {

@@ -8,7 +8,6 @@ use ratatui::{
     widgets::{Block, Cell, Row, Table, TableState, Tabs},
 };
 
-use super::keys::KEYS;
 use crate::cmd::{
     output::colours,
     top::{
@@ -21,6 +20,9 @@ use crate::cmd::{
 const HEAD: u16 = 2;
 /// Names of the tables, behind the one that shows them all.
 const TABLES: [&str; 5] = ["all", "peers", "pods", "reasons", "programs"];
+
+/// Each key, and what it does, as the last line says; `keys` does it.
+const KEYS: &str = "q end   ←→ tables   ↑↓ rows   s sort   space hold";
 
 /// What is shown, and how.
 pub(super) struct Page {
