@@ -54,6 +54,7 @@ pub use others::ForeignProgram;
 pub(crate) use others::tcx_of_others;
 pub use pins::{PinError, Pins};
 pub use prefixes::TrieFamily;
+pub use query::HookOfPrograms;
 pub use run_times::{RunTimes, Runs};
 pub use sizes::{MapSize, MapSizes, map_sizes};
 pub use sockets::{PodEnd, PodSockets};

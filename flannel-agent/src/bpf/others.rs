@@ -1,4 +1,4 @@
-//! Programs of others at the tcx hooks of an interface, beside ours.
+//! Programs of others at the tcx hooks of an interface, beside ours, and at the hook of a netkit that ours would pass by.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,15 +6,18 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use flannel_common::path::Hook;
 use nix::{errno::Errno, net::if_::if_indextoname};
 
-use super::{Programs, query};
+use super::{
+    Programs,
+    query::{self, HookOfPrograms},
+};
 use crate::netlink::TcSide;
 
-/// A tcx program of somebody else's.
+/// A program of somebody else's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignProgram {
-    /// Whether it sees what the interface receives or what it sends.
-    pub side: TcSide,
-    /// Its name; empty without CAP_SYS_ADMIN.
+    /// Where packets meet it.
+    pub hook: HookOfPrograms,
+    /// Its name; empty without CAP_SYS_ADMIN, and at a netkit's own hook, where only its number is asked for.
     pub name: String,
     /// The kernel's id of it.
     pub id: u32,
@@ -33,10 +36,18 @@ impl Programs {
         let mut found = BTreeMap::<u32, Vec<ForeignProgram>>::new();
         for &ifindex in interfaces {
             for side in [TcSide::Ingress, TcSide::Egress] {
-                let programs = query::programs(ifindex, side)?;
+                let hook = HookOfPrograms::Tcx(side);
+                let programs = query::programs(ifindex, hook)?;
                 for (id, name) in programs_of_others(ifindex, side, &programs, &ours) {
-                    found.entry(ifindex).or_default().push(ForeignProgram { side, name, id });
+                    found.entry(ifindex).or_default().push(ForeignProgram { hook, name, id });
                 }
+            }
+            // What a pod sends meets those of its own end before ours; what is redirected to the pod meets none here. None
+            // of ours is at this hook.
+            let hook = HookOfPrograms::NetkitPrimary;
+            for id in query::programs(ifindex, hook)? {
+                let program = ForeignProgram { hook, name: String::new(), id };
+                found.entry(ifindex).or_default().push(program);
             }
         }
         Ok(found)
@@ -46,7 +57,9 @@ impl Programs {
     /// would never meet where ours redirects them.
     pub(super) fn is_overtaking(&mut self, ifindex: u32, id: u32) -> bool {
         // Who may not ask finds out when `others` does.
-        let Ok(programs) = query::programs(ifindex, TcSide::Ingress) else { return false };
+        let Ok(programs) = query::programs(ifindex, HookOfPrograms::Tcx(TcSide::Ingress)) else {
+            return false;
+        };
         let behind = programs.iter().skip_while(|other| **other != id).skip(1).copied().collect::<Vec<_>>();
         !behind.is_empty() && !programs_of_others(ifindex, TcSide::Ingress, &behind, &self.ids()).is_empty()
     }
@@ -62,7 +75,7 @@ impl Programs {
 /// # Errors
 /// The kernel does not tell, or knows no such hook.
 pub(crate) fn tcx_of_others(ifindex: u32, side: TcSide) -> Result<Vec<String>, Errno> {
-    let programs = query::programs(ifindex, side)?;
+    let programs = query::programs(ifindex, HookOfPrograms::Tcx(side))?;
     let others = programs_of_others(ifindex, side, &programs, &BTreeSet::new()).into_iter();
     Ok(others.map(|(id, name)| if name.is_empty() { id.to_string() } else { name }).collect())
 }

@@ -10,8 +10,8 @@ use super::{ChangeError, Datapath, ObserveError, entries, kernel::KernelDatapath
 use crate::{
     backend::Objects,
     bpf::{
-        AttachError, ForeignProgram, HookError, MapFault, Pins, Programs, Tables, TraceMapIds, detach_all,
-        hold,
+        AttachError, ForeignProgram, HookError, HookOfPrograms, MapFault, Pins, Programs, Tables,
+        TraceMapIds, detach_all, hold,
     },
     netlink::TcSide,
     plan::{AnyEntry, AnyEntryKey, BpfState, Change, ForeignHook, HookPlace, ObjectKey, State},
@@ -164,7 +164,7 @@ impl Loaded {
                 if self.unseen.is_news(&error) {
                     warn!(
                         %error,
-                        "cannot ask which tcx programs of others there are: packets on the fast path may skip them"
+                        "cannot ask which programs of others interfaces have: packets on the fast path may skip them"
                     );
                 }
                 BTreeMap::new()
@@ -264,10 +264,13 @@ fn indexes() -> Result<BTreeMap<String, u32>, String> {
 }
 
 /// A program of somebody else's. At ingress it comes before ours: those are behind all others.
-fn hook(ForeignProgram { side, name, id }: ForeignProgram) -> ForeignHook {
-    let place = match side {
-        TcSide::Ingress => HookPlace::Ahead,
-        TcSide::Egress => HookPlace::Egress,
-    };
-    ForeignHook::new(place, format!("tcx program {name} (id {id})"))
+fn hook(ForeignProgram { hook, name, id }: ForeignProgram) -> ForeignHook {
+    let tcx = || format!("tcx program {name} (id {id})");
+    match hook {
+        HookOfPrograms::Tcx(TcSide::Ingress) => ForeignHook::new(HookPlace::Ahead, tcx()),
+        HookOfPrograms::Tcx(TcSide::Egress) => ForeignHook::new(HookPlace::Egress, tcx()),
+        HookOfPrograms::NetkitPrimary => {
+            ForeignHook::new(HookPlace::Egress, format!("netkit program (id {id})"))
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{At, ExplainError, Imagined, Outcome, Step, tables::interface, walk::Walk};
-use crate::netlink::{Link, LinkKind, obstacle};
+use crate::netlink::{Link, obstacle};
 
 /// How one bridge is joined to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,11 +33,8 @@ fn reached(links: &[Link], from: u32) -> BTreeMap<u32, Vec<String>> {
     let mut next = VecDeque::from([from]);
     while let Some(bridge) = next.pop_front() {
         let way = reached[&bridge].clone();
-        for port in
-            ports(links, &BTreeSet::from([bridge])).into_iter().filter(|port| port.kind == LinkKind::Veth)
-        {
-            let other =
-                links.iter().find(|link| Some(link.index) == port.lower && link.kind == LinkKind::Veth);
+        for port in ports(links, &BTreeSet::from([bridge])).into_iter().filter(|port| port.kind.is_pair()) {
+            let other = links.iter().find(|link| Some(link.index) == port.lower && link.kind.is_pair());
             let Some((other, master)) = other.and_then(|other| Some((other, other.master?))) else {
                 continue;
             };
@@ -70,7 +67,7 @@ pub(super) fn joint(links: &[Link], from: u32, to: u32) -> Joint {
     // A VLAN or the like on one, as a port of the other.
     for (ports, bridges, others) in [(&near, &there, &far), (&far, &here, &near)] {
         let stands_on = |port: &&&Link| {
-            port.kind != LinkKind::Veth
+            !port.kind.is_pair()
                 && port.lower.is_some_and(|lower| {
                     bridges.contains(&lower) || others.iter().any(|other| other.index == lower)
                 })
@@ -85,7 +82,7 @@ pub(super) fn joint(links: &[Link], from: u32, to: u32) -> Joint {
     }
     // What leads elsewhere from both may lead to the same place: one switch, or one namespace.
     let elsewhere =
-        |ports: &[&Link]| ports.iter().find(|port| port.kind != LinkKind::Veth).map(|port| port.name.clone());
+        |ports: &[&Link]| ports.iter().find(|port| !port.kind.is_pair()).map(|port| port.name.clone());
     if let Some((near, far)) = elsewhere(&near).zip(elsewhere(&far)) {
         return Joint::Perhaps(format!("{near} and {far} lead elsewhere"));
     }
@@ -148,7 +145,7 @@ pub(super) fn by(way: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::PeerEnd;
+    use crate::netlink::{LinkKind, PeerEnd};
 
     fn bridge(index: u32) -> Link {
         Link::plain(index, &format!("br{index}"), LinkKind::Bridge, 1450)

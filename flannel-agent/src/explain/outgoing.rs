@@ -77,6 +77,9 @@ impl Walk {
                 true => self.place(packet.destination).await?,
                 false => None,
             };
+        // What has no stations is routed, from there and to there.
+        let is_apart = |place: &PodPlace| self.link(place.ifindex).is_some_and(Link::has_no_stations);
+        let neighbour = neighbour.filter(|to| !is_apart(to) && !is_apart(&place));
         let group = group(packet.destination, self.node.subnet);
         let to = neighbour.map_or(place.gateway_mac, |neighbour| neighbour.mac);
         let frame = packet.frame(group.unwrap_or(Mac(to)), Mac(place.mac));

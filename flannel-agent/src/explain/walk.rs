@@ -223,6 +223,9 @@ impl Walk {
         ifindex: u32,
         address: IpAddr,
     ) -> Result<Option<Mac>, ExplainError> {
+        if self.link(ifindex).is_some_and(Link::has_no_stations) {
+            return Ok(Some(Mac([0; 6])));
+        }
         let found = self.netlink.neighbour(ifindex, address).await?;
         let what = match &found {
             Some(found) if found.state == NeighbourState::Failed => {

@@ -9,7 +9,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, Request, Tunnel, Vxlan, VxlanDevice, tunnel, vxlan};
+use super::{Netkit, Netlink, NetlinkError, Request, Tunnel, Vxlan, VxlanDevice, netkit, tunnel, vxlan};
 use crate::{host::sysctl, values::Mac};
 
 /// An interface.
@@ -27,7 +27,7 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Set up by the administrator (IFF_UP), whatever its carrier.
     pub up: bool,
-    /// Up, and connected: the other end of a veth is up, too (IFF_LOWER_UP).
+    /// Up, and connected: the other end of a pair is up, too (IFF_LOWER_UP).
     pub carrier: bool,
     /// The bridge or bond it is a port of.
     pub master: Option<u32>,
@@ -89,7 +89,7 @@ impl AggregateLimits {
     }
 }
 
-/// The end of a veth in another network namespace.
+/// The end of a pair in another network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerEnd {
     /// Number of that namespace in ours (`ip netns list-id`).
@@ -107,10 +107,19 @@ pub enum LinkKind {
     Bridge,
     /// One end of a pair.
     Veth,
+    /// One end of a pair that is made for pods.
+    Netkit(Netkit),
     /// A tunnel without Ethernet, as flannel makes them.
     Tunnel(Tunnel),
     /// Anything else.
     Other,
+}
+
+impl LinkKind {
+    /// Whether it is one end of a pair, as pods have the other one of.
+    pub fn is_pair(&self) -> bool {
+        matches!(self, Self::Veth | Self::Netkit(_))
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +149,14 @@ impl Link {
 }
 
 impl Link {
+    /// What it is as an end of a netkit, if it is one.
+    pub fn netkit(&self) -> Option<Netkit> {
+        match self.kind {
+            LinkKind::Netkit(netkit) => Some(netkit),
+            _ => None,
+        }
+    }
+
     /// This interface as the device flannel would make, if it can be one.
     pub fn as_vxlan_device(&self) -> Option<VxlanDevice> {
         let LinkKind::Vxlan(vxlan) = self.kind else { return None };
@@ -335,6 +352,7 @@ fn kind(info: &[LinkInfo]) -> LinkKind {
         match item {
             LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => found = LinkKind::Veth,
+            LinkInfo::Data(InfoData::Netkit(data)) => found = LinkKind::Netkit(netkit::read(data)),
             LinkInfo::Kind(InfoKind::Wireguard) => found = LinkKind::Tunnel(Tunnel::Wireguard),
             LinkInfo::Data(InfoData::IpTunnel(data)) if info.contains(&LinkInfo::Kind(InfoKind::IpIp)) => {
                 found = tunnel::ipip(data).map_or(LinkKind::Other, LinkKind::Tunnel);

@@ -17,7 +17,7 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkExtentMask, LinkMessage},
 };
 
-use super::{Link, LinkKind, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
+use super::{Link, Netlink, NetlinkError, PeerEnd, Request, address, address_family, link};
 use crate::{
     host::sysctl,
     values::{Family, Mac},
@@ -59,8 +59,21 @@ pub fn obstacle(veth: &Link, bridge: Option<&Link>) -> Option<String> {
             "it is a closed port of its bridge, blocked or locked: bridge -d link show dev {}",
             veth.name
         )),
+        _ if veth.netkit().is_some_and(|netkit| netkit.drops) => Some(format!(
+            "its netkit drops what is sent to the pod (policy blackhole): ip link set {} type netkit forward",
+            veth.name
+        )),
         _ => None,
     }
+}
+
+/// The MAC of a pod whose interface has `mac`, behind `link`.
+///
+/// Where there are none, the pod and its gateway both have zero. Then a frame for the gateway, which is the host's to
+/// route, must not look like one for the pod: that has one that nobody sends to.
+fn station_behind(link: &Link, mac: Mac) -> Mac {
+    const NOBODY: Mac = Mac([2, 0, 0, 0, 0, 0]);
+    if link.has_no_stations() { NOBODY } else { mac }
 }
 
 /// The MTU that IPv6 has of its own at an interface, bytes; as large as there is where it has none.
@@ -90,12 +103,13 @@ impl Netlink {
             let Some(gateway) = by_index.get(&veth.master.unwrap_or(veth.index)) else { continue };
             let Some(gateway_mac) = gateway.mac else { continue };
             // Past bridge and routing a packet would get through where the kernel lets none.
-            if !veth.carrier || veth.closed_port || !gateway.up {
+            if obstacle(veth, Some(gateway)).is_some() {
                 continue;
             }
             let Some((mac, peer_mtu)) = self.peer_end(peer).await? else { continue };
             // What is too large for any of them the kernel drops there.
             let mtu = gateway.mtu.min(veth.mtu).min(peer_mtu);
+            let mac = station_behind(veth, mac);
             let place = PodPlace { ifindex: veth.index, mtu, mac: mac.0, gateway_mac: gateway_mac.0 };
             let v6_mtu = *v6_mtus.entry(gateway.index).or_insert_with(|| ipv6_mtu(&gateway.name));
             for subnet in subnets {
@@ -129,7 +143,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel's own tables cannot be read.
     pub async fn cut_off(&mut self, address: IpAddr, links: &[Link]) -> Result<Option<CutOff>, NetlinkError> {
-        for veth in links.iter().filter(|link| link.kind == LinkKind::Veth) {
+        for veth in links.iter().filter(|link| link.kind.is_pair()) {
             let Some(peer) = veth.peer else { continue };
             if !self.peer_addresses(peer, IpNetwork::from(address)).await?.is_empty() {
                 let bridge = links.iter().find(|link| Some(link.index) == veth.master);
@@ -194,15 +208,19 @@ impl Netlink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::{LinkKind, Netkit, NetkitMode};
 
     #[test]
     fn what_is_in_the_way_to_a_pod_is_named_from_the_bridge_on() {
         type Change = fn(&mut Link, &mut Link);
-        let changes: [(Change, &str); 5] = [
+        const DROPPING: Netkit =
+            Netkit { mode: NetkitMode::L2, primary: true, drops: true, keeps_marks: false };
+        let changes: [(Change, &str); 6] = [
             (|_, bridge| bridge.up = false, "bridge cni0 is down: ip link set cni0 up"),
             (|veth, _| (veth.up, veth.carrier) = (false, false), "veth1 is down: ip link set veth1 up"),
             (|veth, _| veth.carrier = false, "the pod's own interface is down"),
             (|veth, _| veth.closed_port = true, "it is a closed port"),
+            (|veth, _| veth.kind = LinkKind::Netkit(DROPPING), "its netkit drops what is sent to the pod"),
             (|_, _| {}, ""),
         ];
         for (change, why) in changes {
@@ -213,5 +231,17 @@ mod tests {
             assert_eq!(found.is_none(), why.is_empty(), "{found:?}");
             assert!(found.unwrap_or_default().starts_with(why), "something else than {why}");
         }
+    }
+
+    #[test]
+    fn a_pod_without_macs_is_no_station_that_anybody_sends_to() {
+        let mut link = Link::plain(5, "nk1", LinkKind::Veth, 1450);
+        let mac = Mac([2, 1, 1, 1, 1, 1]);
+        assert_eq!(station_behind(&link, mac), mac);
+        let netkit = Netkit { mode: NetkitMode::L2, primary: true, drops: false, keeps_marks: false };
+        link.kind = LinkKind::Netkit(netkit);
+        assert_eq!(station_behind(&link, mac), mac);
+        link.kind = LinkKind::Netkit(Netkit { mode: NetkitMode::L3, ..netkit });
+        assert_ne!(station_behind(&link, Mac([0; 6])), Mac([0; 6]));
     }
 }

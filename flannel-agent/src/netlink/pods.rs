@@ -4,12 +4,24 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 
-use super::{Link, LinkKind, Netlink, NetlinkError};
+use super::{Link, LinkKind, NetkitMode, Netlink, NetlinkError};
 use crate::values::Family;
 
+impl Link {
+    /// Whether it is one end of a pair whose other end is in another network namespace, a pod's perhaps.
+    pub fn leads_elsewhere(&self) -> bool {
+        self.kind.is_pair() && self.peer.is_some()
+    }
+
+    /// Whether there are no stations on its link: it is a netkit in L3 mode, and the kernel asks for nobody's MAC.
+    pub fn has_no_stations(&self) -> bool {
+        self.netkit().is_some_and(|netkit| netkit.mode == NetkitMode::L3)
+    }
+}
+
 impl Netlink {
-    /// The host sides of the veths of pods in `subnets`, up or not. A pod's veth has its other end in
-    /// another namespace, and is either a port of the bridge that holds an address of one, or the
+    /// The host sides of the veths of pods in `subnets`, up or not, and of the netkits that some have. Such has its other
+    /// end in another namespace, and is either a port of the bridge that holds an address of one, or the
     /// interface of a host route (/32 or /128) into one.
     ///
     /// `links` is what [`Netlink::links`] returned.
@@ -18,7 +30,7 @@ impl Netlink {
         subnets: &[IpNetwork],
         links: &[Link],
     ) -> Result<BTreeSet<u32>, NetlinkError> {
-        let veths = || links.iter().filter(|link| link.kind == LinkKind::Veth && link.peer.is_some());
+        let veths = || links.iter().filter(|link| link.leads_elsewhere());
         if veths().next().is_none() {
             return Ok(BTreeSet::new());
         }

@@ -142,7 +142,7 @@ impl Look {
             let Some(interface) = found.get_mut(&discipline.ifindex) else {
                 if let Some(link) = links.iter().find(|link| link.index == discipline.ifindex)
                     && is_way_out
-                    && !(link.kind == LinkKind::Veth && link.peer.is_some())
+                    && !link.leads_elsewhere()
                 {
                     self.filters_of_way_out(link, &discipline, &mut heeding);
                 }
@@ -230,6 +230,9 @@ fn of_link(link: &Link, is_pod: bool, is_external: bool) -> BTreeSet<ForeignHook
     }
     if link.closed_port && is_pod {
         hooks.insert(ForeignHook::new(HookPlace::Bridge, "a bridge port that is locked or not forwarding"));
+    }
+    if let Some(what) = link.netkit().and_then(|netkit| netkit.particular()).filter(|_| is_pod) {
+        hooks.insert(ForeignHook::new(HookPlace::Ingress, what));
     }
     if link.vlan_filtering {
         hooks.insert(ForeignHook::new(HookPlace::Bridge, "VLAN filtering"));

@@ -16,8 +16,8 @@ use super::{echoes::Echoes, foreign::Look};
 use crate::{
     host::cpu,
     netlink::{
-        AggregateLimits, Changed, IpsecPolicies, Link, LinkKind, Monitor, Netlink, NetlinkError, PodRoutes,
-        RuleMark, Watched,
+        AggregateLimits, Changed, IpsecPolicies, Link, Monitor, Netlink, NetlinkError, PodRoutes, RuleMark,
+        Watched,
     },
     plan::{Change, Foreign, IpsecPolicy, Local, NextHops, NoHop, Pods},
     values::{Family, Mac},
@@ -315,7 +315,7 @@ impl Host for KernelHost {
             .iter()
             .filter(|link| !self.watched.overlays.contains(&link.index))
             // Pods come and go, and no node is reached through one.
-            .filter(|link| link.index == external || !(link.kind == LinkKind::Veth && link.peer.is_some()))
+            .filter(|link| link.index == external || !link.leads_elsewhere())
             .map(|link| (link.index, link.mtu, link.up))
             .collect();
         let mut unaddressed = BTreeSet::new();

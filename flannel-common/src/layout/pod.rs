@@ -10,7 +10,7 @@ pub struct PodPlace {
     pub ifindex: u32,
     /// Largest IP packet that the kernel's way to the pod carries, bytes: what its bridge, or a route, lets pass.
     pub mtu: u32,
-    /// MAC of the pod.
+    /// MAC of the pod; of one without MACs, as behind a netkit in L3 mode, one that nobody sends to.
     pub mac: [u8; 6],
     /// MAC of the pod's gateway: source of frames the pod receives.
     pub gateway_mac: [u8; 6],

@@ -2,6 +2,8 @@
 # Two nodes in network namespaces with an agent and a pod each. Each thing is tried by itself, and a line says how it works:
 # RESULT, what, how. The kernel may lack what it takes; then the line says what carries packets instead.
 mode=flow
+# The pod that traffic begins at.
+from=pod1
 
 result() {
     printf 'RESULT\t%s\t%s\n' "$1" "$2"
@@ -78,7 +80,7 @@ path_to() {
     # What takes the fast path at all takes it once the agent has seen to it, which is late on a busy machine.
     for seconds in 2 8; do
         reasons >/tmp/before
-        if ! soon ip netns exec pod1 iperf3 --client "$@" --time $seconds; then
+        if ! soon ip netns exec $from iperf3 --client "$@" --time $seconds; then
             result "$what" "no: $(tail -n 1 /tmp/said)"
             return 1
         fi
@@ -205,6 +207,27 @@ reach fd00:10:0:2::2
 path_to "vxlan, IPv6" fd00:10:0:2::2
 path_to "vxlan, UDP" 10.244.2.2 --udp --bitrate 4M --length 1200
 path_to "pods of one node" 10.244.1.3
+
+# A pod behind a netkit. One that is asked for without a word of its mode is in L3: each end is routed to by itself.
+ip netns add pod4
+if ip -n node1 link add nk1 mtu 1400 type netkit 2>/tmp/said; then
+    ip -n node1 link set nk0 netns pod4 name eth0
+    ip -n node1 link set nk1 up
+    ip -n node1 route add 10.244.1.4 dev nk1
+    ip -n node1 route add fd00:10:0:1::4 dev nk1
+    ip -n pod4 link set eth0 mtu 1400 up
+    ip -n pod4 addr add 10.244.1.4 dev eth0
+    ip -n pod4 addr add fd00:10:0:1::4 dev eth0 nodad
+    ip -n pod4 route add default dev eth0
+    ip -n pod4 route add ::/0 dev eth0
+    from=pod4
+    path_to "netkit, L3" 10.244.2.2
+    path_to "netkit, L3, IPv6" fd00:10:0:2::2
+    from=pod1
+else
+    result "netkit, L3" "no: $(cat /tmp/said)"
+    result "netkit, L3, IPv6" "no: $(cat /tmp/said)"
+fi
 
 # As large as the pods' interfaces, whole; and a larger one is told so.
 if soon ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1372 10.244.2.2 &&

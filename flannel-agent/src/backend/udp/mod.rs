@@ -17,10 +17,7 @@ use super::{
     Stage, Start,
     kind::{Kind, Support},
 };
-use crate::{
-    netlink::LinkKind,
-    values::{Family, gojson::Object},
-};
+use crate::values::{Family, gojson::Object};
 
 mod driver;
 
@@ -81,7 +78,7 @@ impl Options for UdpOptions {
                 );
             }
             let link = start.netlink.link(&start.external.name).await?;
-            let unfinished = link.is_some_and(|link| link.kind == LinkKind::Veth);
+            let unfinished = link.is_some_and(|link| link.kind.is_pair());
             Ok(AnyBackend::new(Udp { unfinished, ..Udp::new(*self) }))
         })
     }

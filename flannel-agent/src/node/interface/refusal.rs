@@ -36,7 +36,7 @@ impl HostInterfaces {
 
     fn has_other_port_than_pods(&self, bridge: &Link) -> bool {
         let mut ports = self.links.iter().filter(|link| link.master == Some(bridge.index));
-        ports.any(|port| port.kind != LinkKind::Veth)
+        ports.any(|port| !port.kind.is_pair())
     }
 
     /// What else on `external` might be this node's own address as well as the one in use, unless that was asked for.

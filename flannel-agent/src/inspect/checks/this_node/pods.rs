@@ -87,7 +87,7 @@ fn bridges<'a>(kernel: &'a Kernel, around: &'a Surroundings) -> impl Iterator<It
 
 /// Whether a pod is behind it.
 fn is_port(link: &Link, bridge: &Link) -> bool {
-    link.master == Some(bridge.index) && link.kind == LinkKind::Veth && link.peer.is_some()
+    link.master == Some(bridge.index) && link.leads_elsewhere()
 }
 
 /// A bridge that is up and has pods, and no address that they send to.
