@@ -1,16 +1,14 @@
 //! What the delegate is told. A pure function, whose output is the same JSON as upstream's.
 
-use std::net::IpAddr;
-
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
     SubnetEnv,
     error::{CniError, Code},
     netconf::NetConf,
+    netkit,
+    route::Route,
 };
-use crate::config::{cidr_v4, cidr_v6};
 
 /// The delegate's configuration: what `conf` says for it, completed by what the daemon says about this node.
 ///
@@ -31,6 +29,7 @@ pub fn config(conf: &NetConf, env: &SubnetEnv) -> Result<Map<String, Value>, Cni
     if delegate.get("type").is_some_and(|kind| kind == "bridge") {
         delegate.entry("isGateway").or_insert(true.into());
     }
+    netkit::become_bridge(&mut delegate)?;
     if conf.says_version {
         delegate.insert("cniVersion".to_owned(), conf.cni_version.clone().into());
     }
@@ -54,50 +53,4 @@ fn ipam(conf: &NetConf, env: &SubnetEnv) -> Result<Map<String, Value>, CniError>
     ipam.insert("ranges".to_owned(), ranges.into());
     ipam.insert("routes".to_owned(), routes.into());
     Ok(ipam)
-}
-
-/// A route of a pod, with the fields of the specification; upstream drops others, and so do we. Zero is none, but for
-/// table and scope.
-#[derive(Debug, Serialize, Deserialize)]
-struct Route {
-    dst: Destination,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    gw: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "is_none_or_zero")]
-    mtu: Option<i64>,
-    #[serde(default, skip_serializing_if = "is_none_or_zero")]
-    advmss: Option<i64>,
-    #[serde(default, skip_serializing_if = "is_none_or_zero")]
-    priority: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    table: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    scope: Option<i64>,
-}
-
-fn is_none_or_zero(number: &Option<i64>) -> bool {
-    number.is_none_or(|number| number == 0)
-}
-
-/// A network as it was written, host bits and all.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-struct Destination(String);
-
-impl TryFrom<String> for Destination {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        if cidr_v4(&text).is_some() || cidr_v6(&text).is_some() {
-            Ok(Self(text))
-        } else {
-            Err(format!("dst: {text:?} is not a network, as 10.96.0.0/12"))
-        }
-    }
-}
-
-impl From<Destination> for String {
-    fn from(destination: Destination) -> Self {
-        destination.0
-    }
 }

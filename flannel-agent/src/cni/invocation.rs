@@ -62,6 +62,8 @@ pub(super) struct Invocation {
     pub(super) netns: PathBuf,
     /// The runtime says that the container may have our own namespace.
     pub(super) netns_may_be_ours: bool,
+    /// The interface in the pod; empty where the verb is about none.
+    pub(super) interface: String,
     /// Directories of plugins.
     pub(super) path: Vec<PathBuf>,
 }
@@ -81,12 +83,12 @@ impl Invocation {
         if !missing.is_empty() {
             return Err(refused(format!("required env variables [{}] missing", missing.join(","))));
         }
-        let mut container = String::new();
+        let (mut container, mut interface) = (String::new(), String::new());
         if required.contains(&"CNI_CONTAINERID") {
             container = identifier("CNI_CONTAINERID", &get("CNI_CONTAINERID").unwrap_or_default())?;
         }
         if required.contains(&"CNI_IFNAME") {
-            interface_name(&get("CNI_IFNAME").unwrap_or_default())?;
+            interface = interface_name(&get("CNI_IFNAME").unwrap_or_default())?;
         }
         let path = get("CNI_PATH").unwrap_or_default();
         let overridden = get("CNI_NETNS_OVERRIDE").unwrap_or_default();
@@ -94,6 +96,7 @@ impl Invocation {
             verb,
             container,
             netns: get("CNI_NETNS").unwrap_or_default().into(),
+            interface,
             netns_may_be_ours: overridden == "1" || overridden.eq_ignore_ascii_case("true"),
             path: std::env::split_paths(&path).collect(),
         }))
@@ -122,7 +125,7 @@ fn identifier(variable: &str, value: &OsStr) -> Result<String, CniError> {
 }
 
 /// The rules are the kernel's (net/core/dev.c, `dev_valid_name`).
-fn interface_name(value: &OsStr) -> Result<(), CniError> {
+fn interface_name(value: &OsStr) -> Result<String, CniError> {
     let wrong = |because: &str| Err(refused(format!("CNI_IFNAME: {value:?} {because}")));
     match value.as_encoded_bytes() {
         b"." | b".." => wrong("is a directory, no name of an interface"),
@@ -130,6 +133,7 @@ fn interface_name(value: &OsStr) -> Result<(), CniError> {
         bytes if bytes.iter().any(|byte| matches!(byte, b'/' | b':') || byte.is_ascii_whitespace()) => {
             wrong("has a slash, a colon or a space in it")
         }
-        _ => Ok(()),
+        // One that is no text is of no use to anybody.
+        _ => value.to_str().map_or_else(|| wrong("is not UTF-8"), |name| Ok(name.to_owned())),
     }
 }

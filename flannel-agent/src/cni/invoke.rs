@@ -29,11 +29,16 @@ pub(super) struct Plugin {
 impl Plugin {
     /// The plugin that `config` names, in the first of the directories that has it.
     pub(super) fn find(config: &Map<String, Value>, path: &[PathBuf]) -> Result<Self, CniError> {
-        let name = config.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Self::named("delegate.type", config.get("type").and_then(Value::as_str).unwrap_or_default(), path)
+    }
+
+    /// The plugin of that name, which `field` of the configuration says, in the first of the directories that has it.
+    pub(super) fn named(field: &str, name: &str, path: &[PathBuf]) -> Result<Self, CniError> {
+        let name = name.to_owned();
         if name.is_empty() || name.contains('/') || name == "." || name == ".." {
             return Err(CniError::new(
                 Code::NetworkConfig,
-                format!("delegate.type: {name:?} is no name of a plugin"),
+                format!("{field}: {name:?} is no name of a plugin"),
             ));
         }
         let candidates = path.iter().filter(|directory| !directory.as_os_str().is_empty());
@@ -77,6 +82,12 @@ impl Plugin {
             )
         }))
     }
+}
+
+/// A configuration as plugins are told it.
+pub(super) fn render(config: &Map<String, Value>) -> Vec<u8> {
+    // Of a map with names for keys this does not fail.
+    serde_json::to_vec(config).unwrap_or_default()
 }
 
 fn start(program: &Path, verb: Verb) -> io::Result<Child> {

@@ -25,7 +25,7 @@ pub use subnet_env::SubnetEnv;
 pub use version::SUPPORTED;
 
 use invocation::{Invocation, Verb};
-use invoke::Plugin;
+use invoke::{Plugin, render};
 use state::{Saved, State};
 
 mod delegate;
@@ -36,7 +36,9 @@ pub mod install;
 mod invocation;
 mod invoke;
 mod netconf;
+mod netkit;
 mod netns;
+mod route;
 mod state;
 mod subnet_env;
 #[cfg(test)]
@@ -98,7 +100,8 @@ fn answer(
         Verb::Del => del(&invocation, &conf),
         // As upstream. The delegate is not asked: `bridge` looks for routes by the gateway they were configured with,
         // and flannel's are configured without, so it finds fault with every pod, and runtimes may restart those.
-        Verb::Check => Ok(()),
+        Verb::Check if !netkit::is_wanted(&conf.delegate) => Ok(()),
+        Verb::Check => check(&invocation, &conf),
         Verb::Status => status(&invocation, &conf),
         Verb::Gc => collect_garbage(&invocation, conf),
         Verb::Version => Ok(()),
@@ -128,8 +131,24 @@ fn add(invocation: &Invocation, conf: &NetConf) -> Result<Vec<u8>, CniError> {
     let plugin = Plugin::find(&config, &invocation.path)?;
     let text = render(&config);
     State::of(conf, &invocation.container).save(&text)?;
+    if netkit::is_wanted(&conf.delegate) {
+        if let Some(result) = netkit::add(invocation, &config, &text, &conf.cni_version)? {
+            return Ok(result);
+        }
+        let _ = writeln!(
+            std::io::stderr(),
+            "{}: this kernel has no netkit (Linux 6.7, CONFIG_NETKIT): the pod gets a veth, by the plugin bridge",
+            invocation.container
+        );
+    }
     let result = plugin.run(Verb::Add, &text)?;
     version::complete(result, &conf.cni_version)
+}
+
+/// CHECK of a pod whose delegate we are.
+fn check(invocation: &Invocation, conf: &NetConf) -> Result<(), CniError> {
+    let config = delegate::config(conf, &SubnetEnv::read(&conf.subnet_file)?)?;
+    netkit::check(invocation, &config, conf.prev_result.as_ref())
 }
 
 /// DEL. Where what ADD kept is gone or damaged, the delegate is asked by what is configured now.
@@ -178,11 +197,6 @@ fn collect_garbage(invocation: &Invocation, conf: NetConf) -> Result<(), CniErro
     config.extend(conf.attachments.clone());
     Plugin::find(&config, &invocation.path)?.run(Verb::Gc, &render(&config))?;
     state::forget_all_but(&conf, &valid)
-}
-
-fn render(config: &Map<String, Value>) -> Vec<u8> {
-    // Of a map with names for keys this does not fail.
-    serde_json::to_vec(config).unwrap_or_default()
 }
 
 fn object(bytes: &[u8]) -> Option<Map<String, Value>> {

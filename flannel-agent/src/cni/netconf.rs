@@ -37,6 +37,8 @@ pub struct NetConf {
     pub delegate: Map<String, Value>,
     /// `runtimeConfig`, as of port mappings.
     pub runtime_config: Option<Map<String, Value>>,
+    /// `prevResult`: of ADD, as CHECK is told it.
+    pub(super) prev_result: Option<Value>,
     /// What GC is told, by the names it came under.
     pub(super) attachments: Map<String, Value>,
 }
@@ -79,6 +81,7 @@ impl NetConf {
             ipam: fields("ipam")?.unwrap_or_default(),
             delegate: fields("delegate")?.unwrap_or_default(),
             runtime_config: fields("runtimeConfig")?,
+            prev_result: object.get("prevResult", "an object").map_err(refused)?,
             attachments,
         };
         for (name, path) in [("subnetFile", &conf.subnet_file), ("dataDir", &conf.data_dir)] {

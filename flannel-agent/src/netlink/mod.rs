@@ -8,6 +8,7 @@ use netlink_packet_route::AddressFamily;
 use crate::values::Family;
 
 pub(crate) mod address;
+pub(crate) mod bridge;
 mod connection;
 mod conntrack;
 mod error;
@@ -21,7 +22,7 @@ mod monitor;
 pub(crate) mod neighbour;
 mod netfilter;
 mod netfilter_hooks;
-mod netkit;
+pub(crate) mod netkit;
 mod next_hop;
 pub(crate) mod nft_rules;
 mod notice;

@@ -1,10 +1,19 @@
 //! netkit (Linux 6.7): pairs of interfaces for pods, as those of veth, but that either end may run programs of BPF of its
 //! own, and that in L3 mode there is no Ethernet: no MACs, no ARP.
 
-use netlink_packet_route::link::{
-    InfoNetkit, NetkitMode as KernelMode, NetkitPolicy as KernelPolicy, NetkitScrub as KernelScrub,
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        InfoData, InfoKind, InfoNetkit, LinkAttribute, LinkInfo, LinkMessage, NetkitMode as KernelMode,
+        NetkitPolicy as KernelPolicy, NetkitScrub as KernelScrub,
+    },
 };
 
+use super::Request;
+use crate::values::Mac;
 
 /// What there is in the frames of a netkit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +35,40 @@ pub struct Netkit {
     pub drops: bool,
     /// What the other end sends keeps mark and priority on its way here (`peer scrub none`).
     pub keeps_marks: bool,
+}
+
+/// A pod's end of a netkit that is to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PodEndOptions<'a> {
+    /// Its name in the pod.
+    pub(crate) name: &'a str,
+    /// The pod's network namespace.
+    pub(crate) namespace: BorrowedFd<'a>,
+    /// Its MAC; the kernel chooses one otherwise.
+    pub(crate) mac: Option<Mac>,
+}
+
+/// Creates a netkit in L2 mode, both ends down, the primary one here and called `name`. A kernel without netkit answers with
+/// EOPNOTSUPP.
+pub(crate) fn create(name: &str, mtu: u32, pod: PodEndOptions<'_>) -> Request {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(pod.name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::NetNsFd(pod.namespace.as_raw_fd()),
+    ];
+    peer.attributes.extend(pod.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    let data = vec![InfoNetkit::Mode(KernelMode::L2), InfoNetkit::Peer(peer)];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Netkit),
+            LinkInfo::Data(InfoData::Netkit(data)),
+        ]),
+    ];
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
 /// The attributes of an end.

@@ -6,12 +6,12 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-        RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+        RouteScope, RouteType,
     },
 };
 use nix::errno::Errno;
@@ -151,6 +151,43 @@ pub(crate) fn put_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
 pub(crate) fn delete_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
     let message = via(subnet, route.ifindex, route.via, RouteFlags::empty());
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
+}
+
+/// A route with what the CNI specification lets a pod's have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PodWay {
+    /// Where it leads.
+    pub(crate) destination: IpNetwork,
+    /// Interface packets leave by.
+    pub(crate) ifindex: u32,
+    /// The gateway; none for what is on the link.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Largest packet, bytes.
+    pub(crate) mtu: Option<u32>,
+    /// Largest segment of TCP that is asked for, bytes.
+    pub(crate) advmss: Option<u32>,
+    /// Its metric.
+    pub(crate) priority: Option<u32>,
+    /// Number of its table; the main one otherwise.
+    pub(crate) table: Option<u32>,
+    /// Its scope; global otherwise.
+    pub(crate) scope: Option<u8>,
+}
+
+/// Adds `way`, behind any other to the same place.
+pub(crate) fn append(way: &PodWay) -> Request {
+    let mut message = route(way.destination, RouteType::Unicast);
+    message.header.scope = way.scope.map_or(RouteScope::Universe, RouteScope::from);
+    message.attributes.extend(way.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.push(RouteAttribute::Oif(way.ifindex));
+    message.attributes.extend(way.priority.map(RouteAttribute::Priority));
+    message.attributes.extend(way.table.map(RouteAttribute::Table));
+    let metrics = [way.mtu.map(RouteMetric::Mtu), way.advmss.map(RouteMetric::Advmss)];
+    let metrics: Vec<RouteMetric> = metrics.into_iter().flatten().collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    Request { message: RouteNetlinkMessage::NewRoute(message), flags: NLM_F_CREATE | NLM_F_APPEND }
 }
 
 /// Puts `network dev IFINDEX` (main table, protocol boot, scope global) in place of any route to `network` that has no

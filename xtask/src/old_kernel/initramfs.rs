@@ -26,6 +26,9 @@ const APPLETS: [&str; 24] = [
     "tail", "test", "tr", "true", "head", "rm", "mv", "sort", "touch", "ln", "mknod", "wc", "awk",
 ];
 
+/// Where CNI plugins are.
+const PLUGINS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+
 /// Directories of modules that networks need.
 const MODULES: [&str; 5] = ["kernel/net", "kernel/drivers/net", "kernel/lib", "kernel/crypto", "kernel/arch"];
 
@@ -67,6 +70,21 @@ pub(super) fn copy_ebtables(work: &Path, from: &Path) -> Result<()> {
     copy_program(&root, &from.join(ebtables::PROGRAM), &root.join("bin/ebtables-legacy"))?;
     for library in fs::read_dir(from.join(ebtables::LIBRARIES))?.flatten() {
         copy(&library.path(), &root.join(ebtables::LIBRARIES).join(library.file_name()))?;
+    }
+    Ok(())
+}
+
+/// Adds our CNI plugin, which is beside `agent`, and those of others that it needs, to what [`make`] makes in `work`.
+pub(super) fn copy_plugins(work: &Path, agent: &Path) -> Result<()> {
+    let to = work.join("root/opt/cni/bin");
+    copy_program(&work.join("root"), &agent.with_file_name("flannel"), &to.join("flannel"))?;
+    run(Command::new("strip").arg("-g").arg(to.join("flannel")))?;
+    for name in ["bridge", "host-local"] {
+        let found = PLUGINS.map(|directory| Path::new(directory).join(name));
+        let found = found.iter().find(|path| path.is_file());
+        let found = found
+            .with_context(|| format!("there is no CNI plugin {name}; `cargo xtask setup` installs it"))?;
+        copy_program(&work.join("root"), found, &to.join(name))?;
     }
     Ok(())
 }

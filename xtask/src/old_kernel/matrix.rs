@@ -145,9 +145,10 @@ fn on(kernel: &kernel::Kernel, foreign: Option<Foreign>, name: &str) -> Result<R
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let made = match foreign {
         Some(foreign) => foreign.make(&work, kernel, SUITE),
-        None => {
-            build_agent(Profile::Dev).and_then(|agent| initramfs::make(&work, kernel, &agent, SUITE, true))
-        }
+        None => build_agent(Profile::Dev).and_then(|agent| {
+            initramfs::copy_plugins(&work, &agent)?;
+            initramfs::make(&work, kernel, &agent, SUITE, true)
+        }),
     };
     let said = made.and_then(|initramfs| {
         let step = Step::start(format!("Two nodes on {}", kernel.version));

@@ -229,6 +229,39 @@ else
     result "netkit, L3, IPv6" "no: $(cat /tmp/said)"
 fi
 
+# A pod as the CNI plugin makes it with the delegate netkit, on the bridge of the others; by a veth where there is none.
+cni() {
+    export CNI_COMMAND="$1" CNI_CONTAINERID=pod5 CNI_NETNS=/run/netns/pod5 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin
+    ip netns exec node1 /opt/cni/bin/flannel
+}
+conf='"name": "cbr0", "cniVersion": "0.4.0", "subnetFile": "/tmp/subnet1.env", "dataDir": "/tmp/cni",
+    "ipam": { "dataDir": "/tmp/given" }, "delegate": { "type": "netkit", "hairpinMode": true, "isDefaultGateway": true }'
+if [ -x /opt/cni/bin/flannel ]; then
+    ip netns add pod5
+    # The addresses of the others are not to be given away.
+    mkdir -p /tmp/given/cbr0
+    printf 10.244.1.9 >/tmp/given/cbr0/last_reserved_ip.0
+    printf fd00:10:0:1::9 >/tmp/given/cbr0/last_reserved_ip.1
+    kind=veth
+    if ! echo "{ $conf }" | cni ADD >/tmp/added 2>/tmp/said; then
+        result "delegate netkit" "no: $(tr '\n' ' ' </tmp/added) $(cat /tmp/said)"
+    else
+        if ip -n pod5 -d link show eth0 | grep -q netkit; then kind=netkit; else grep -q 'no netkit' /tmp/said || kind="no word of it"; fi
+        if [ $kind = netkit ]; then
+            from=pod5
+            path_to "netkit, L2" 10.244.2.2
+            path_to "netkit, L2, IPv6" fd00:10:0:2::2
+            path_to "netkit, L2, pods of one node" 10.244.1.3
+            from=pod1
+        fi
+        echo "{ $conf, \"prevResult\": $(cat /tmp/added) }" | cni CHECK >/tmp/said 2>&1 || kind="CHECK: $(cat /tmp/said)"
+        echo "{ $conf }" | cni DEL >/tmp/said 2>&1 || kind="DEL: $(cat /tmp/said)"
+        ! ip -n pod5 link show eth0 2>/dev/null || kind="no: its interface is left"
+        ! test -e /tmp/given/cbr0/10.244.1.10 || kind="no: its address is not free"
+        result "delegate netkit" "$kind"
+    fi
+fi
+
 # As large as the pods' interfaces, whole; and a larger one is told so.
 if soon ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1372 10.244.2.2 &&
     ! ip netns exec pod1 ping -c 1 -W 1 -M "do" -s 1373 10.244.2.2 >/dev/null 2>&1; then

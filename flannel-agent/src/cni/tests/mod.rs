@@ -138,6 +138,22 @@ fn delegate_keeps_what_it_was_given() {
     assert_eq!(delegate_of(&json!({ "name": "n", "delegate": null }), &unmasked)["ipMasq"], json!(true));
 }
 
+/// What is kept of a pod with a netkit, and told to the plugin that deletes it, is what `bridge` is told.
+#[test]
+fn delegate_netkit_is_a_bridge_with_other_interfaces() {
+    let conf = |kind: &str| json!({ "name": "n", "delegate": { "type": kind, "hairpinMode": true } });
+    assert_eq!(delegate_of(&conf("netkit"), DUAL), delegate_of(&conf("bridge"), DUAL));
+    let unmasked = V4.replace("IPMASQ=true", "IPMASQ=false");
+    for (delegate, env, part) in [
+        (r#"{"type":"netkit","vlan":5}"#, V4, "delegate.vlan"),
+        (r#"{"type":"netkit"}"#, &unmasked, "delegate.ipMasq"),
+    ] {
+        let error = refusal(&format!(r#"{{"name":"n","delegate":{delegate}}}"#), env);
+        assert!(error.code() == 7 && error.to_string().contains(part), "{error}");
+    }
+    delegate_of(&json!({ "name": "n", "delegate": { "type": "netkit", "ipMasq": false } }), &unmasked);
+}
+
 #[test]
 fn delegate_fields_that_are_ours_are_refused() {
     for (delegate, part) in [

@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["values", "backend"]),
     ("lease", &["values", "host", "wire", "backend", "config", "telemetry"]),
     ("subnet_file", &["values", "host", "config", "lease"]),
-    ("cni", &["values", "host", "config", "subnet_file"]),
+    ("cni", &["values", "host", "netlink", "config", "subnet_file"]),
     ("plan", &["values", "backend", "lease", "netlink"]),
     ("exempt", &["values", "host", "plan"]),
     ("datapath", &["values", "backend", "config", "telemetry", "netlink", "bpf", "plan"]),

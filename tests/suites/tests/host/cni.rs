@@ -23,8 +23,8 @@ fn told(ranges: &Value, routes: &Value, node: &Node) -> Value {
     })
 }
 
-/// A node with a subnet file and a chain of our plugin alone.
-fn node_with(lab: &Lab, env: &str) -> Result<(Node, Chain)> {
+/// A node with a subnet file and a chain of our plugin alone, which has this delegate.
+fn node_with(lab: &Lab, env: &str, delegate: &str) -> Result<(Node, Chain)> {
     let node = lab.node()?;
     fs::write(node.subnet_file(), format!("{env}FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n"))?;
     let plugin = json!({
@@ -32,6 +32,7 @@ fn node_with(lab: &Lab, env: &str) -> Result<(Node, Chain)> {
         "subnetFile": node.subnet_file(),
         "dataDir": Chain::data_dir(&node),
         "ipam": { "dataDir": node.dir().join("cni") },
+        "delegate": { "type": delegate },
     });
     let conflist = json!({ "name": "cni-flannel", "cniVersion": "0.4.0", "plugins": [plugin] });
     Ok((node, Chain::new(conflist)?))
@@ -49,9 +50,9 @@ fn addresses(pod: &Netns) -> Result<Vec<String>> {
 }
 
 /// ADD, CHECK, DEL and DEL again.
-fn lifecycle(env: &str, ranges: &Value, routes: &Value, count: usize) -> Result<()> {
+fn lifecycle(env: &str, ranges: &Value, routes: &Value, count: usize, delegate: &str) -> Result<()> {
     in_lab(|lab| {
-        let (node, chain) = node_with(lab, env)?;
+        let (node, chain) = node_with(lab, env, delegate)?;
         let pod = node.sandbox("pod")?;
         let state = Chain::data_dir(&node).join(pod.name());
         let call = |verb: &str, previous: &Value| chain.call(verb, node.netns(), &pod, &json!({}), previous);
@@ -87,7 +88,17 @@ fn lifecycle(env: &str, ranges: &Value, routes: &Value, count: usize) -> Result<
                 pod.run("ping", &["-c", "1", "-W", "1", &gateway]).map(drop)
             })?;
         }
+        // A kernel without netkit has veths in their place.
+        let has_netkit = node.netns().ip("link add nk9 type netkit").is_ok();
+        let kind = if delegate == "netkit" && has_netkit { "netkit" } else { "veth" };
+        let shown = pod.ip("-d link show eth0")?;
+        ensure!(shown.contains(&format!("\n    {kind} ")), "eth0 is no {kind}:\n{shown}");
         call("CHECK", &result)?;
+        if delegate == "netkit" {
+            pod.ip(&format!("addr del {} dev eth0", given[0]))?;
+            let error = call("CHECK", &result).map_or_else(|error| format!("{error:#}"), |_| String::new());
+            ensure!(error.contains(&given[0]), "the pod has lost an address, and CHECK says {error:?}");
+        }
 
         call("DEL", &result)?;
         ensure!(!state.exists(), "{} is still there", state.display());
@@ -109,6 +120,7 @@ fn lifecycle_with_ipv4() -> Result<()> {
         &json!([[{ "subnet": "10.1.17.0/24" }]]),
         &json!([{ "dst": "10.1.0.0/16" }]),
         1,
+        "bridge",
     )
 }
 
@@ -119,6 +131,7 @@ fn lifecycle_with_ipv4_and_two_networks() -> Result<()> {
         &json!([[{ "subnet": "10.1.17.0/24" }]]),
         &json!([{ "dst": "10.1.0.0/16" }, { "dst": "192.168.0.0/16" }]),
         1,
+        "bridge",
     )
 }
 
@@ -129,17 +142,28 @@ fn lifecycle_with_ipv6() -> Result<()> {
         &json!([[{ "subnet": "fc00::/64" }]]),
         &json!([{ "dst": "fc00::/48" }]),
         1,
+        "bridge",
     )
 }
 
 #[test]
 fn lifecycle_with_both_families() -> Result<()> {
+    with_both_families("bridge")
+}
+
+#[test]
+fn lifecycle_with_netkit_or_veths_where_the_kernel_has_none() -> Result<()> {
+    with_both_families("netkit")
+}
+
+fn with_both_families(delegate: &str) -> Result<()> {
     lifecycle(
         "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n\
          FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\n",
         &json!([[{ "subnet": "10.1.17.0/24" }], [{ "subnet": "fc00::/64" }]]),
         &json!([{ "dst": "10.1.0.0/16" }, { "dst": "fc00::/48" }]),
         2,
+        delegate,
     )
 }
 
@@ -148,7 +172,8 @@ fn lifecycle_with_both_families() -> Result<()> {
 #[test]
 fn errors_come_from_where_they_arise() -> Result<()> {
     in_lab(|lab| {
-        let (node, mut chain) = node_with(lab, "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n")?;
+        let (node, mut chain) =
+            node_with(lab, "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n", "bridge")?;
         let pod = node.sandbox("pod")?;
         let call = |chain: &Chain| chain.call("ADD", node.netns(), &pod, &json!({}), &Value::Null);
         let failure =
