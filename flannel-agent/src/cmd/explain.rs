@@ -13,7 +13,7 @@ use tokio::runtime;
 use super::{
     CannotLook, Defaults,
     bpf::{Output, enter},
-    output::print,
+    output::{print, wrapped},
     place::bpffs,
     value,
 };
@@ -21,7 +21,9 @@ use crate::{
     bpf::Pins,
     control::Client,
     explain::{Answer, Imagined, Outcome, Question, Told, explain},
+    inspect::checks::Filters,
     masq::RuleOptions,
+    values::Family,
 };
 
 /// Width of the table, columns.
@@ -175,7 +177,7 @@ fn ask(options: &ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::R
         let snapshot = Client::beside(subnet_file).snapshot().await;
         let of_agent = snapshot.as_ref().ok().map(|snapshot| snapshot.agent.bpffs.clone());
         let pins = Pins::under(&bpffs(options.bpffs.as_deref(), of_agent, defaults))?;
-        let told = snapshot.map_or_else(
+        let mut told = snapshot.map_or_else(
             |_| Told::default(),
             |snapshot| Told {
                 rules: snapshot.rule_settings.iter().map(RuleOptions::of_told).collect(),
@@ -185,8 +187,10 @@ fn ask(options: &ExplainOptions, marks: Marks, defaults: &Defaults) -> anyhow::R
                     .flat_map(|dataplane| dataplane.hooked)
                     .map(|hooked| (hooked.interface, hooked.hook))
                     .collect(),
+                filters: None,
             },
         );
+        told.filters = Some(Filters::read(Family::of(options.source)));
         Ok(explain(&pins, marks, told, &options.question()).await?)
     })
 }
@@ -210,5 +214,10 @@ fn table(answer: &Answer) -> String {
         ]);
     }
     let Imagined { source, destination, .. } = answer.packet;
-    format!("{table}\nThe packet from {source} to {destination} {}.\n", answer.outcome)
+    let mut text = format!("{table}\nThe packet from {source} to {destination} {}.\n", answer.outcome);
+    for by in &answer.perhaps {
+        text.push_str(&wrapped(&format!("It may be dropped before that: {by}"), 4));
+        text.push('\n');
+    }
+    text
 }

@@ -20,6 +20,9 @@ pub struct Answer {
     pub steps: Vec<Step>,
     /// Where it goes.
     pub outcome: Outcome,
+    /// What may drop it before that, by a condition that cannot be judged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub perhaps: Vec<String>,
 }
 
 impl Answer {
@@ -76,6 +79,8 @@ pub enum At {
     Ipsec,
     /// Our rules in netfilter.
     Rules,
+    /// Chains of netfilter that drop packets, whoever has made them.
+    Netfilter,
     /// The kernel's neighbour table.
     Neighbour,
     /// The forwarding table of a VXLAN device.
@@ -97,6 +102,7 @@ impl At {
             Self::Route => "route",
             Self::Ipsec => "ipsec",
             Self::Rules => "rules",
+            Self::Netfilter => "netfilter",
             Self::Neighbour => "neighbour",
             Self::Fdb => "fdb",
             Self::Device => "vxlan device",

@@ -8,11 +8,12 @@ use ipnetwork::IpNetwork;
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
+    filtered::Met,
     joined::{Joint, by, joint},
     tables::interface,
     walk::Walk,
 };
-use crate::values::Mac;
+use crate::{host::sysctl, values::Mac};
 
 /// The MAC of all stations that packets to this address are for; `None` for an address of one.
 pub(super) fn group(destination: IpAddr, subnet: IpNetwork) -> Option<Mac> {
@@ -30,6 +31,12 @@ pub(super) fn group(destination: IpAddr, subnet: IpNetwork) -> Option<Mac> {
         }
         _ => None,
     }
+}
+
+/// Whether bridged packets meet the chains of forwarded ones.
+fn passes_iptables(v4: bool) -> bool {
+    let name = if v4 { "bridge/bridge-nf-call-iptables" } else { "bridge/bridge-nf-call-ip6tables" };
+    sysctl::NET.read(name).is_ok_and(|value| value.trim() != "0")
 }
 
 impl Walk {
@@ -63,6 +70,11 @@ impl Walk {
         }
         let what = format!("{destination} is on the same link");
         self.steps.push(Step::of_kernel(At::Bridge, Some(interface(bridge)), what));
+        if passes_iptables(destination.is_ipv4())
+            && let Some(dropped) = self.filtered(&packet, 0, Met::Forwarded(bridge, bridge))
+        {
+            return Ok(dropped);
+        }
         self.bring_to_pod(packet, to, 0).await
     }
 

@@ -14,6 +14,7 @@ use flannel_common::{
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
+    filtered::Met,
     packet::{in_ip, in_udp, in_vxlan},
     tables::interface,
     walk::{Walk, is_ipip},
@@ -25,6 +26,9 @@ use crate::{
 
 /// The MAC of a station that nobody has looked for.
 const SOMEBODY: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
+
+/// The ends of the packet that carried another, where it is known, and the interface that it came in by.
+type Came = (Option<(IpAddr, IpAddr)>, u32);
 
 impl Walk {
     /// From the node whose lease holds its source, or from `node`, in the tunnel.
@@ -72,9 +76,9 @@ impl Walk {
         }
         let mark = if matches!(verdict, Verdict::Checked(_)) { self.marks.flow } else { 0 };
         match carrier {
-            Carrier::Udp => self.out_of_udp(packet, &inner, mark).await,
-            Carrier::Ipip => self.out_of_ip(packet, &inner, mark, ends).await,
-            Carrier::Vxlan => self.out_of_the_device(packet, &inner, mark, ends).await,
+            Carrier::Udp => self.out_of_udp(packet, &inner, mark, (ends, underlay)).await,
+            Carrier::Ipip => self.out_of_ip(packet, &inner, mark, (ends, underlay)).await,
+            Carrier::Vxlan => self.out_of_the_device(packet, &inner, mark, (ends, underlay)).await,
         }
     }
 
@@ -84,7 +88,7 @@ impl Walk {
         packet: Imagined,
         inner: &[u8],
         mark: u32,
-        ends: Option<(IpAddr, IpAddr)>,
+        (ends, underlay): Came,
     ) -> Result<Outcome, ExplainError> {
         let Some(device) = self.links.iter().find(|link| is_ipip(&link.kind)).cloned() else {
             return Ok(Outcome::Dropped { by: "no device of IP in IP is there".to_owned() });
@@ -94,6 +98,10 @@ impl Walk {
                 DecidedPacket { source, destination, protocol: PROTOCOL_IPIP, ports: (0, 0), mark: 0 };
             if let Some(blocked) = self.by_ipsec(&[Direction::In], &outer) {
                 return Ok(blocked);
+            }
+            if let Some(dropped) = self.carrier_filtered((source, destination), (PROTOCOL_IPIP, 0), underlay)
+            {
+                return Ok(dropped);
             }
         }
         let what = "takes it out of IP".to_owned();
@@ -107,13 +115,28 @@ impl Walk {
         packet: Imagined,
         inner: &[u8],
         mark: u32,
+        (ends, underlay): Came,
     ) -> Result<Outcome, ExplainError> {
+        let carrier = (PROTOCOL_UDP, self.node.port);
+        if let Some(dropped) = ends.and_then(|ends| self.carrier_filtered(ends, carrier, underlay)) {
+            return Ok(dropped);
+        }
         let Some(device) = self.interface_with(Hook::FromOverlay) else {
             return Ok(Outcome::Dropped { by: "the agent's device is not there".to_owned() });
         };
         let what = format!("the agent takes it from UDP port {}", self.node.port);
         self.steps.push(Step::of_kernel(At::Tun, Some(interface(device)), what));
         self.given_by_device(packet.forwarded(), inner, device, mark).await
+    }
+
+    /// What netfilter drops of packets between `ends` that carry others.
+    fn carrier_filtered(
+        &mut self,
+        ends: (IpAddr, IpAddr),
+        carrier: (u8, u16),
+        underlay: u32,
+    ) -> Option<Outcome> {
+        self.filtered(&Imagined::carrier(ends, carrier), 0, Met::In(underlay))
     }
 
     /// The programs of XDP.
@@ -148,7 +171,7 @@ impl Walk {
         packet: Imagined,
         inner: &[u8],
         mark: u32,
-        ends: Option<(IpAddr, IpAddr)>,
+        (ends, underlay): Came,
     ) -> Result<Outcome, ExplainError> {
         let (vni, port) = (self.node.vni, self.node.port);
         let is_it = |kind: &LinkKind| match kind {
@@ -173,6 +196,9 @@ impl Walk {
             };
             if let Some(blocked) = self.by_ipsec(&[Direction::In], &packet) {
                 return Ok(blocked);
+            }
+            if let Some(dropped) = self.carrier_filtered((from, to), (PROTOCOL_UDP, port), underlay) {
+                return Ok(dropped);
             }
         }
         let what = "decapsulates it".to_owned();

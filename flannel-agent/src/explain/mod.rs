@@ -2,12 +2,13 @@
 //! what the kernel's own tables say in between.
 //!
 //! [`explain`] walks the packet from hook to hook as the kernel would ([`walk`], [`outgoing`], [`incoming`]). Nothing is
-//! sent, loaded or changed, and no agent needs to run. Of netfilter's rules those of flannel are shown; what others do to a
-//! packet on the kernel path is not followed.
+//! sent, loaded or changed, and no agent needs to run. Of netfilter the rules of flannel are shown, and the packet is led
+//! through all chains that may drop it ([`filtered`]); what others translate is not followed.
 
 mod answer;
 mod bridge;
 mod cut_off;
+mod filtered;
 mod incoming;
 mod ipsec;
 mod joined;
@@ -27,6 +28,7 @@ pub use tables::Lookup;
 
 use crate::{
     bpf::{HookError, MapFault, Pins},
+    inspect::checks::Filters,
     masq::RuleOptions,
     netlink::NetlinkError,
     values::Family,
@@ -78,13 +80,15 @@ pub enum ExplainError {
     NoUnderlay(IpAddr),
 }
 
-/// What a running agent tells; nothing where none runs.
+/// What a running agent tells, nothing where none runs, and what the programs of netfilter tell.
 #[derive(Debug, Default)]
 pub struct Told {
     /// What it keeps rules by.
     pub rules: Vec<RuleOptions>,
     /// For the sake of what it leaves an interface's packets to the kernel path, by the interface's name.
     pub hooks: BTreeMap<String, String>,
+    /// What drops packets on the kernel path; `None` where that is not to be looked at.
+    pub filters: Option<Filters>,
 }
 
 /// What becomes of a packet on this node. `marks` are the bits that the running programs use, `told` what the agent tells.
@@ -113,5 +117,5 @@ pub async fn explain(
     } else {
         return Err(ExplainError::Elsewhere(packet.source, packet.destination));
     };
-    Ok(Answer { packet, steps: walk.steps, outcome })
+    Ok(Answer { packet, steps: walk.steps, outcome, perhaps: walk.perhaps })
 }

@@ -14,6 +14,7 @@ use flannel_common::{
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
     bridge::group,
+    filtered::Met,
     packet::{in_ip, in_udp, in_vxlan},
     tables::interface,
     walk::{Walk, is_ipip, too_big},
@@ -161,7 +162,8 @@ impl Walk {
             Ok(route) => route,
             Err(Outcome::Node) => {
                 let blocked = self.by_ipsec(&[Direction::In], &decided(&packet, mark));
-                return Ok(blocked.unwrap_or(Outcome::Node));
+                let dropped = arrived_by.and_then(|by| self.filtered(&packet, mark, Met::In(by)));
+                return Ok(blocked.or(dropped).unwrap_or(Outcome::Node));
             }
             Err(outcome) => return Ok(outcome),
         };
@@ -190,6 +192,10 @@ impl Walk {
         let packet = if arrived_by.is_some() { packet.forwarded() } else { packet };
         let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
         if let Some(dropped) = too_big(packet.size, mtu, &link.name) {
+            return Ok(dropped);
+        }
+        let met = arrived_by.map_or(Met::Out(link.index), |by| Met::Forwarded(by, link.index));
+        if let Some(dropped) = self.filtered(&packet, mark, met) {
             return Ok(dropped);
         }
         self.rules(&packet, &link.name, arrived_by.is_some(), mark);
@@ -363,6 +369,10 @@ impl Walk {
         let Some(underlay) = route.ifindex else {
             return Ok(Outcome::Dropped { by: format!("the route to {node} has no interface") });
         };
+        let carrier = Imagined::carrier((source, node), (protocol, port));
+        if let Some(dropped) = self.filtered(&carrier, mark, Met::Out(underlay)) {
+            return Ok(dropped);
+        }
         let mac = self.neighbour(underlay, route.gateway.unwrap_or(node)).await?;
         if self.has(Hook::ToUnderlay, underlay) {
             let stations = (mac.unwrap_or(Mac([2, 0, 0, 0, 0, 1])), self.mac_of(underlay));

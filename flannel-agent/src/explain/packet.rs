@@ -67,6 +67,21 @@ const TCP_LEN: u16 = 20;
 const ECHO_LEN: u16 = 8;
 
 impl Imagined {
+    /// One that carries others between two nodes, `ends`, in a protocol, with UDP to a port.
+    pub(super) const fn carrier(ends: (IpAddr, IpAddr), (protocol, port): (u8, u16)) -> Self {
+        Self {
+            source: ends.0,
+            destination: ends.1,
+            protocol,
+            source_port: 49_152,
+            destination_port: port,
+            tcp_flags: 0,
+            hops: 64,
+            tos: 0,
+            size: 0,
+        }
+    }
+
     /// Length of its headers, bytes.
     pub const fn headers(&self) -> u16 {
         let ip = if self.source.is_ipv4() { 20 } else { 40 };

@@ -29,7 +29,7 @@ use crate::{
 pub(super) struct Walk {
     pub(super) tables: PinnedTables,
     pub(super) marks: Marks,
-    told: Told,
+    pub(super) told: Told,
     pub(super) netlink: Netlink,
     pub(super) node: ThisNode,
     pub(super) links: Vec<Link>,
@@ -40,6 +40,8 @@ pub(super) struct Walk {
     /// Where the kernel says that pods are, once it was asked.
     pods: Option<Pods>,
     pub(super) steps: Vec<Step>,
+    /// What may have dropped it so far.
+    pub(super) perhaps: Vec<String>,
 }
 
 /// Whether a device is one of IP in IP, to no one address.
@@ -77,6 +79,7 @@ impl Walk {
             ipsec,
             pods: None,
             steps: Vec::new(),
+            perhaps: Vec::new(),
         })
     }
 

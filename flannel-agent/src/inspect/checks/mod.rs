@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 mod causes;
+mod filters;
 mod first_at;
 mod forwarded;
 mod kernel_path;
@@ -16,9 +17,10 @@ mod surroundings;
 mod this_node;
 
 pub use causes::{Keeps, attribute};
+pub use filters::Filters;
 #[cfg(test)]
 use forwarded::tests::both_ways;
-pub use forwarded::{Base, Dropped, End, Passage};
+pub use forwarded::{Alone, Base, Dropped, End, Fate, Passage};
 pub use kernel_path::of_kernel_path;
 pub use nft::Nft;
 pub use peers::{Seen, of_leases, of_peer};

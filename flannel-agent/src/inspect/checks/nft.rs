@@ -15,8 +15,8 @@ use super::forwarded::{self, Bases};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nft {
     chains: BTreeMap<ChainId, Chain>,
-    /// The chains that forwarded packets meet.
-    pub(super) forwarded: Bases,
+    /// The chains that packets meet.
+    pub(super) bases: Bases,
 }
 
 /// A chain, by family, table and name.
@@ -47,7 +47,7 @@ impl Nft {
     /// From what `nft -j list ruleset` writes; `None` where that is something else.
     pub(super) fn of(text: &str) -> Option<Self> {
         let listed: Value = serde_json::from_str(text).ok()?;
-        let mut found = Self { forwarded: forwarded::of_nft(&listed), ..Self::default() };
+        let mut found = Self { bases: forwarded::of_nft(&listed), ..Self::default() };
         let id = |object: &Value, chain: &str| {
             let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
             (word("family"), word("table"), word(chain))

@@ -13,8 +13,8 @@ use crate::values::{Family, overlap};
 /// What iptables, or ip6tables, holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// The chains that forwarded packets meet.
-    pub(super) forwarded: Vec<Base>,
+    /// The chains that packets meet.
+    pub(super) bases: Vec<Base>,
     /// Lines of `-S POSTROUTING` of table nat.
     postrouting: Vec<String>,
 }
@@ -24,6 +24,15 @@ const OURS: [&str; 2] = ["flanneld", "FLANNEL-"];
 
 /// Tables whose chains drop packets.
 const TABLES: [&str; 2] = ["filter", "mangle"];
+const LESS_USED: [&str; 2] = ["raw", "security"];
+
+/// Whether rules of others put marks on packets, which others ask for.
+pub(super) fn sets_marks(family: Family) -> bool {
+    let program = if family == Family::V4 { "iptables" } else { "ip6tables" };
+    let mut lines =
+        TABLES.into_iter().chain(["nat"]).flat_map(|table| list(program, table, None).unwrap_or_default());
+    lines.any(|line| !is_ours(&line) && ["-j MARK", "-j CONNMARK"].iter().any(|target| line.contains(target)))
+}
 
 fn list(program: &str, table: &str, chain: Option<&str>) -> Option<Vec<String>> {
     let mut command = Command::new(program);
@@ -40,28 +49,30 @@ impl Firewall {
             Family::V4 => ("iptables", "iptables-legacy", "/proc/net/ip_tables_names"),
             Family::V6 => ("ip6tables", "ip6tables-legacy", "/proc/net/ip6_tables_names"),
         };
-        let mut forwarded = Vec::new();
+        let mut bases = Vec::new();
         // What is in table raw is not asked for: asking makes it, and then every packet passes it.
         for table in TABLES {
-            forwarded.extend(forwarded::of_iptables(table, &list(program, table, None)?));
+            bases.extend(forwarded::of_iptables(table, &list(program, table, None)?));
         }
         let there = fs::read_to_string(names).unwrap_or_default();
-        for table in TABLES.into_iter().filter(|table| there.lines().any(|name| name == *table)) {
+        // Of the older ones it is known which are there.
+        let older_tables = TABLES.into_iter().chain(LESS_USED);
+        for table in older_tables.filter(|table| there.lines().any(|name| name == *table)) {
             for mut base in forwarded::of_iptables(table, &list(older, table, None).unwrap_or_default()) {
                 // Where the program is itself for the older tables, these are the same.
-                let known = forwarded.iter().any(|known: &Base| known.is_same(&base));
+                let known = bases.iter().any(|known: &Base| known.is_same(&base));
                 base.place = format!("{} ({older})", base.place);
-                forwarded.extend((!known).then_some(base));
+                bases.extend((!known).then_some(base));
             }
         }
-        Some(Self { forwarded, postrouting: list(program, "nat", Some("POSTROUTING"))? })
+        Some(Self { bases, postrouting: list(program, "nat", Some("POSTROUTING"))? })
     }
 
     /// From the texts that the program lists of table filter, and of chain POSTROUTING of table nat.
     #[cfg(test)]
     pub(super) fn of(filter: &str, postrouting: &str) -> Self {
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-        Self { forwarded: forwarded::of_iptables("filter", &lines(filter)), postrouting: lines(postrouting) }
+        Self { bases: forwarded::of_iptables("filter", &lines(filter)), postrouting: lines(postrouting) }
     }
 
     /// A rule in front of flannel's that masquerades packets of `network` whatever they are for.

@@ -40,10 +40,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         "reconcile",
         &["values", "host", "telemetry", "control", "netlink", "bpf", "backend", "lease", "plan", "datapath"],
     ),
-    ("explain", &["values", "netlink", "bpf", "masq"]),
     ("metrics", &["host", "control", "bpf"]),
     ("trace", &["values"]),
     ("inspect", &["values", "host", "control", "netlink", "bpf"]),
+    ("explain", &["values", "host", "netlink", "bpf", "masq", "inspect"]),
     (
         "cmd",
         &["values", "telemetry", "control", "netlink", "bpf", "lease", "masq", "explain", "trace", "inspect"],

@@ -239,8 +239,74 @@ fn explain_and_check_name_what_drops_a_packet() -> Result<()> {
                 Ok(())
             })?;
         }
-        Ok(())
+        explain_leads_a_packet_through_chains_of_others(member, &explain)
     })
+}
+
+/// By what each rule asks of this very packet, UDP to port 7000.
+fn explain_leads_a_packet_through_chains_of_others(member: &Member, explain: &[&str]) -> Result<()> {
+    let to = explain[2];
+    let nft = |rule: &str| {
+        format!(
+            "add table inet guard; add set inet guard bad {{ type ipv4_addr; elements = {{ {to} }}; }}; \
+             add chain inet guard more; add chain inet guard base {{ type filter hook forward priority 10; }}; \
+             add rule inet guard base iifname cni0 jump more; add rule inet guard more {rule}"
+        )
+    };
+    let iptables = |rule: &str| format!("-I FORWARD 1 {rule}");
+    let rules = [
+        (
+            "iptables",
+            iptables("-p udp --dport 7000 -j DROP"),
+            Some(true),
+            "`-A FORWARD -p udp -m udp --dport 7000 -j DROP`",
+        ),
+        ("iptables", iptables("-p udp --dport 7001 -j DROP"), None, ""),
+        (
+            "iptables",
+            iptables("-p udp -m multiport ! --dports 53,6000:6999 -j DROP"),
+            Some(true),
+            "rule 1 of FORWARD",
+        ),
+        ("iptables", iptables("-p tcp -j DROP"), None, ""),
+        ("iptables", iptables("-i cni0 -m limit --limit 1/s -j DROP"), Some(false), "rule 1 of FORWARD"),
+        ("iptables", iptables("-m mark --mark 0x8/0x8 -j DROP"), None, ""),
+        ("iptables-legacy", iptables("-j DROP"), Some(true), "rule 1 of FORWARD (iptables-legacy)"),
+        ("nft", nft("ip daddr @bad udp dport { 53, 7000-7010 } drop"), Some(true), "the rule with handle"),
+        ("nft", nft("ip daddr @bad tcp dport 7000 drop"), None, ""),
+        (
+            "nft",
+            nft("ip daddr @bad ct state new drop"),
+            Some(false),
+            "of chain more, which chain base of table inet guard",
+        ),
+    ];
+    let netns = member.node.netns();
+    for (program, rule, dropped, says) in rules {
+        let run = |text: &str| match program {
+            "nft" => netns.run("nft", &[text]),
+            _ => netns.run(program, &text.split(' ').collect::<Vec<_>>()),
+        };
+        run(&rule)?;
+        let answer = look(member, explain);
+        run(if program == "nft" { "delete table inet guard" } else { "-D FORWARD 1" })?;
+        let answer = answer?;
+        let perhaps = answer.says("It may be dropped before that: ");
+        ensure!(
+            answer.status == i32::from(dropped == Some(true)),
+            "{rule}:\n{}{}",
+            answer.text,
+            answer.errors
+        );
+        ensure!(perhaps == (dropped == Some(false)), "{rule}:\n{}", answer.text);
+        ensure!(
+            answer.says("| netfilter") == dropped.is_some() && answer.says(says),
+            "{rule}:\n{}",
+            answer.text
+        );
+        ensure!(answer.says("is dropped: ") == (dropped == Some(true)), "{rule}:\n{}", answer.text);
+    }
+    Ok(())
 }
 
 /// Routing does not tell: IPv6 packets are dropped after it.

@@ -4,12 +4,9 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use super::{Asks, Base, Chains, Condition, Rule, Step};
+use super::{Asks, Base, Chains, Condition, Rule, Step, condition::Ranges};
 
-/// The chains that the kernel calls for packets it forwards.
-const BASES: [&str; 3] = ["PREROUTING", "FORWARD", "POSTROUTING"];
-
-/// The chains of `table` that see forwarded packets, from all its lines.
+/// The chains that the kernel calls of `table`, from all its lines.
 pub(in crate::inspect::checks) fn tables(table: &str, lines: &[String]) -> Vec<Base> {
     let mut chains = Chains::new();
     let (mut drops, mut bases) = (BTreeSet::new(), Vec::new());
@@ -27,7 +24,8 @@ pub(in crate::inspect::checks) fn tables(table: &str, lines: &[String]) -> Vec<B
                 chains.entry(chain.to_owned()).or_default();
             }
             ["-A", chain, ref rest @ ..] => {
-                chains.entry(chain.to_owned()).or_default().push(rule(rest, line));
+                let rules = chains.entry(chain.to_owned()).or_default();
+                rules.push(rule(rest, line, rules.len() as u64 + 1));
             }
             _ => {}
         }
@@ -41,11 +39,12 @@ pub(in crate::inspect::checks) fn tables(table: &str, lines: &[String]) -> Vec<B
             rule.step = Step::Nothing;
         }
     }
-    let bases = bases.into_iter().filter(|name| BASES.contains(&name.as_str()));
     bases
+        .into_iter()
         .map(|name| Base {
             place: if table == "filter" { name.clone() } else { format!("{name} of table {table}") },
             drops: drops.contains(&name),
+            hook: name.to_lowercase(),
             name,
             chains: chains.clone(),
         })
@@ -76,10 +75,10 @@ fn words(line: &str) -> Vec<String> {
     all
 }
 
-fn rule(words: &[&str], line: &str) -> Rule {
-    let mut rule = Rule { conditions: Vec::new(), step: Step::Nothing, text: line.to_owned() };
+fn rule(words: &[&str], line: &str, number: u64) -> Rule {
+    let mut rule = Rule { conditions: Vec::new(), step: Step::Nothing, text: line.to_owned(), number };
     let mut words = words.iter().copied().peekable();
-    let mut negated = false;
+    let (mut negated, mut module) = (false, String::new());
     while let Some(word) = words.next() {
         let mut ask = |asks| rule.conditions.push(Condition { asks, negated });
         let mut value = || words.next().unwrap_or_default().to_owned();
@@ -93,12 +92,26 @@ fn rule(words: &[&str], line: &str) -> Rule {
             "-d" => ask(Asks::Destination(networks(&value()))),
             "-i" => ask(Asks::By(vec![value()])),
             "-o" => ask(Asks::Out(vec![value()])),
+            "-p" => ask(protocol(&value()).map_or(Asks::Something, |number| Asks::Protocol(vec![number]))),
+            "--sport" | "--sports" => ask(ranges(&value(), |ranges| Asks::SourcePort(None, ranges))),
+            "--dport" | "--dports" => ask(ranges(&value(), |ranges| Asks::DestinationPort(None, ranges))),
+            "--ports" => ask(ranges(&value(), Asks::EitherPort)),
+            "--tcp-flags" => {
+                let [mask, set] = [value(), value()].map(|names| tcp_flags(&names));
+                ask(mask.zip(set).map_or(Asks::Something, |(mask, set)| Asks::TcpFlags(mask, set)));
+            }
+            // That of a connection has the same option.
+            "--mark" if module == "mark" => {
+                ask(mark(&value()).map_or(Asks::Something, |(value, mask)| Asks::Mark(value, mask)));
+            }
             "--ctstate" | "--state" => {
-                let is_new = value().split(',').any(|state| state == "NEW");
-                ask(if is_new { Asks::New } else { Asks::Other });
+                let states = value();
+                let has = |state: &str| states.split(',').any(|named| named == state);
+                ask(Asks::State { new: has("NEW"), known: has("ESTABLISHED") });
             }
             // What a module asks stands in its options.
-            "-m" | "--comment" => drop(value()),
+            "-m" => module = value(),
+            "--comment" => drop(value()),
             "-j" => {
                 rule.step = match value().as_str() {
                     "ACCEPT" => Step::Accept,
@@ -119,6 +132,55 @@ fn rule(words: &[&str], line: &str) -> Rule {
         negated = false;
     }
     rule
+}
+
+/// The number of a protocol (IANA) that is so called.
+pub(super) fn protocol(name: &str) -> Option<u8> {
+    Some(match name {
+        "icmp" => 1,
+        "tcp" => 6,
+        "udp" => 17,
+        "ipv6-icmp" | "icmpv6" => 58,
+        "sctp" => 132,
+        number => number.parse().ok()?,
+    })
+}
+
+fn ranges(text: &str, asks: impl FnOnce(Ranges) -> Asks) -> Asks {
+    let range = |range: &str| {
+        let (from, to) = range.split_once(':').unwrap_or((range, range));
+        Some((from.parse().ok()?, to.parse().ok()?))
+    };
+    text.split(',').map(range).collect::<Option<Ranges>>().map_or(Asks::Something, asks)
+}
+
+/// A value, and the bits that it is about.
+fn mark(text: &str) -> Option<(u32, u32)> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    match text.split_once('/') {
+        Some((value, mask)) => Some((number(value)?, number(mask)?)),
+        None => Some((number(text)?, u32::MAX)),
+    }
+}
+
+fn tcp_flags(names: &str) -> Option<u8> {
+    let bit = |name: &str| {
+        Some(match name {
+            "FIN" => 0x01,
+            "SYN" => 0x02,
+            "RST" => 0x04,
+            "PSH" => 0x08,
+            "ACK" => 0x10,
+            "URG" => 0x20,
+            "ALL" => 0x3f,
+            "NONE" => 0,
+            _ => return None,
+        })
+    };
+    names.split(',').try_fold(0, |all, name| Some(all | bit(name)?))
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@ use ipnetwork::IpNetwork;
 
 use crate::values::overlap;
 
+mod condition;
 mod iptables;
 mod nft;
 
+pub use condition::Alone;
+use condition::{Asks, Condition};
 pub(super) use iptables::tables as of_iptables;
 pub(super) use nft::{Bases, bases as of_nft};
 
@@ -29,6 +32,8 @@ pub struct Passage {
     pub by: Vec<String>,
     /// Those they may leave by.
     pub out: Vec<String>,
+    /// What is known of it besides, where it is one packet alone; without it, they are all that begin connections.
+    pub alone: Option<Alone>,
 }
 
 /// Addresses of pods.
@@ -79,62 +84,6 @@ impl Truth {
     }
 }
 
-/// What a rule asks of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Condition {
-    asks: Asks,
-    negated: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Asks {
-    Source(Vec<IpNetwork>),
-    Destination(Vec<IpNetwork>),
-    /// It comes in by one of these; a name may end in `+` or `*`.
-    By(Vec<String>),
-    /// It leaves by one of these.
-    Out(Vec<String>),
-    /// It begins a connection, which those do that are looked at here.
-    New,
-    /// It is what no such packet is: of a known connection, invalid, or translated.
-    Other,
-    /// What cannot be judged.
-    Something,
-}
-
-impl Condition {
-    fn of(&self, passage: &Passage) -> Truth {
-        let any = |networks: &[IpNetwork], end: End| {
-            networks.iter().map(|named| end.is_in(*named)).max().unwrap_or_default()
-        };
-        let truth = match &self.asks {
-            Asks::Source(networks) => any(networks, passage.source),
-            Asks::Destination(networks) => any(networks, passage.destination),
-            Asks::By(names) => is_named(names, &passage.by),
-            Asks::Out(names) => is_named(names, &passage.out),
-            Asks::New => Truth::Yes,
-            Asks::Other => Truth::No,
-            Asks::Something => Truth::Unknown,
-        };
-        if self.negated { truth.negated() } else { truth }
-    }
-}
-
-fn is_named(names: &[String], interfaces: &[String]) -> Truth {
-    let fits = |interface: &String| {
-        names.iter().any(|name| match name.strip_suffix(['+', '*']) {
-            Some(beginning) => interface.starts_with(beginning),
-            None => interface == name,
-        })
-    };
-    match interfaces.iter().filter(|interface| fits(interface)).count() {
-        _ if interfaces.is_empty() => Truth::Unknown,
-        0 => Truth::No,
-        fitting if fitting == interfaces.len() => Truth::Yes,
-        _ => Truth::Unknown,
-    }
-}
-
 /// What a rule does with a packet that is as it asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
@@ -157,6 +106,8 @@ struct Rule {
     step: Step,
     /// As its program lists it; empty where that would be no line.
     text: String,
+    /// Its place in its chain, from 1, or its handle: by what its program names it.
+    number: u64,
 }
 
 /// The chains of a table, by name.
@@ -168,6 +119,8 @@ pub struct Base {
     /// Where it is: `chain c of table inet t, hook forward`.
     pub place: String,
     name: String,
+    /// Which packets meet it: `prerouting`, `input`, `forward`, `output` or `postrouting`.
+    pub(super) hook: String,
     /// It drops what no rule decides about.
     drops: bool,
     chains: Chains,
@@ -189,14 +142,50 @@ struct Ends {
     dropped: Truth,
     /// They get another source.
     translated: Truth,
-    /// The rule that drops them: the surest, and whether it drops whatever reaches it.
-    by: Option<(String, bool)>,
+    /// The rule that drops them: the surest.
+    by: Option<Culprit>,
     /// They come to the end of it.
     fall: Truth,
 }
 
+/// A rule that drops packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Culprit {
+    chain: String,
+    number: u64,
+    text: String,
+    /// It drops whatever reaches it.
+    sweeping: bool,
+}
+
+impl Culprit {
+    /// In the words of the program that has made it.
+    fn named(&self, base: &Base) -> String {
+        let Self { chain, number, text, .. } = self;
+        let place = match *chain == base.name {
+            true => base.place.clone(),
+            false => format!("chain {chain}, which {} leads to", base.place),
+        };
+        match text.is_empty() {
+            true => format!("the rule with handle {number} of {place}"),
+            false => format!("rule {number} of {place}: `{text}`"),
+        }
+    }
+}
+
+/// What becomes of one packet in a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing drops it.
+    Passes,
+    /// It is dropped for certain: by this.
+    Dropped(String),
+    /// It may be dropped, by a condition that cannot be judged here: by this.
+    Perhaps(String),
+}
+
 impl Ends {
-    fn drop(&mut self, truth: Truth, by: Option<(String, bool)>) {
+    fn drop(&mut self, truth: Truth, by: Option<Culprit>) {
         if truth > self.dropped {
             (self.dropped, self.by) = (truth, by);
         }
@@ -211,17 +200,42 @@ impl Base {
 
     /// Whether it drops packets of this passage.
     pub fn drops(&self, passage: &Passage) -> Option<Dropped> {
+        let ends = self.ends(passage);
+        let certain = ends.accepted == Truth::No;
+        // A policy that some rule makes exceptions from, which cannot be judged here, may be in the way.
+        let sweeping = ends.by.as_ref().is_none_or(|by| by.sweeping);
+        let notable = ends.dropped >= Truth::Partly || (sweeping && ends.accepted <= Truth::Unknown);
+        let rule = ends.by.map(|by| by.text);
+        (ends.dropped != Truth::No && (certain || notable)).then_some(Dropped { certain, rule })
+    }
+
+    /// What becomes of the one packet of this passage.
+    pub fn fate(&self, passage: &Passage) -> Fate {
+        let ends = self.ends(passage);
+        let by = match &ends.by {
+            Some(culprit) => culprit.named(self),
+            None => format!("the policy of {}", self.place),
+        };
+        match (ends.dropped, ends.accepted) {
+            (Truth::No, _) => Fate::Passes,
+            (_, Truth::No) => Fate::Dropped(by),
+            _ => Fate::Perhaps(by),
+        }
+    }
+
+    /// The ends of all packets of a passage, by its policy, too.
+    fn ends(&self, passage: &Passage) -> Ends {
         let mut ends = self.walk(&self.name, passage, &mut BTreeMap::new(), 0);
         match self.drops {
             true => ends.drop(ends.fall, None),
             false => ends.accepted = ends.accepted.max(ends.fall),
         }
-        let certain = ends.accepted == Truth::No;
-        // A policy that some rule makes exceptions from, which cannot be judged here, may be in the way.
-        let sweeping = ends.by.as_ref().is_none_or(|(_, sweeping)| *sweeping);
-        let notable = ends.dropped >= Truth::Partly || (sweeping && ends.accepted <= Truth::Unknown);
-        let rule = ends.by.map(|(text, _)| text);
-        (ends.dropped != Truth::No && (certain || notable)).then_some(Dropped { certain, rule })
+        ends
+    }
+
+    /// Whether forwarded packets meet it.
+    pub(super) fn is_of_forwarded(&self) -> bool {
+        ["prerouting", "forward", "postrouting"].contains(&self.hook.as_str())
     }
 
     /// Whether it certainly gives packets of this passage, or some of them, another source.
@@ -251,7 +265,15 @@ impl Base {
             match &rule.step {
                 Step::Nothing => continue,
                 Step::Accept => ends.accepted = ends.accepted.max(here),
-                Step::Drop => ends.drop(here, Some((rule.text.clone(), rule.conditions.is_empty()))),
+                Step::Drop => ends.drop(
+                    here,
+                    Some(Culprit {
+                        chain: name.to_owned(),
+                        number: rule.number,
+                        text: rule.text.clone(),
+                        sweeping: rule.conditions.is_empty(),
+                    }),
+                ),
                 Step::Translate => ends.translated = ends.translated.max(here),
                 Step::Return => ends.fall = ends.fall.max(here),
                 Step::Unclear => {
@@ -295,8 +317,14 @@ pub(super) mod tests {
         let own = End { network: net("10.244.1.0/24"), without: None };
         let others = End { network: net("10.244.0.0/16"), without: Some(net("10.244.1.0/24")) };
         let [bridge, tunnel] = ["cni0", "flannel.1"].map(|name| vec![name.to_owned()]);
-        let out = Passage { source: own, destination: others, by: bridge.clone(), out: tunnel.clone() };
-        [out, Passage { source: others, destination: own, by: tunnel, out: bridge }]
+        let out = Passage {
+            source: own,
+            destination: others,
+            by: bridge.clone(),
+            out: tunnel.clone(),
+            alone: None,
+        };
+        [out, Passage { source: others, destination: own, by: tunnel, out: bridge, alone: None }]
     }
 
     /// What becomes of packets that leave, and of those that come: `pass`, `dropped` or `perhaps`.
@@ -328,7 +356,8 @@ pub(super) mod tests {
     #[test]
     fn chains_that_lead_round_in_a_circle_end() {
         let to = |name: &str| {
-            vec![Rule { conditions: Vec::new(), step: Step::Jump(name.to_owned()), text: String::new() }]
+            let step = Step::Jump(name.to_owned());
+            vec![Rule { conditions: Vec::new(), step, text: String::new(), number: 1 }]
         };
         let chains = BTreeMap::from([("a".to_owned(), to("b")), ("b".to_owned(), to("a"))]);
         let base = Base { name: "a".to_owned(), drops: true, chains, ..Base::default() };

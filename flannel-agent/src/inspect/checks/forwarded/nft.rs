@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use super::{Asks, Base, Chains, Condition, Rule, Step};
+use super::{Asks, Base, Chains, Condition, Rule, Step, condition::Ranges, iptables};
 use crate::values::Family;
 
-/// Hooks that forwarded packets pass.
-const HOOKS: [&str; 3] = ["prerouting", "forward", "postrouting"];
-/// Chains that iptables has made in these tables are looked at as iptables'.
-const TABLES_OF_IPTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+/// Hooks of packets that have an IP header.
+const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
+/// Chains that iptables has made in these tables are looked at as iptables'; its others are not listed there.
+const TABLES_OF_IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
 const CHAINS_OF_IPTABLES: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"];
 /// What a rule has besides conditions and what it does in the end.
 const NEUTRAL: [&str; 8] =
@@ -24,6 +24,8 @@ pub(in crate::inspect::checks) struct Bases {
     pub(in crate::inspect::checks) filters: BTreeMap<Family, Vec<Base>>,
     /// Those that may give them another source.
     pub(in crate::inspect::checks) translations: BTreeMap<Family, Vec<Base>>,
+    /// Rules of others put marks on packets.
+    pub(in crate::inspect::checks) sets_marks: bool,
 }
 
 /// The chains that see forwarded packets, from what the program lists.
@@ -32,6 +34,7 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
     let mut tables = BTreeMap::<(String, String), Chains>::new();
     let mut all = Vec::new();
+    let (sets, none) = (sets(objects), Sets::new());
     for object in objects {
         if let Some(chain) = object.get("chain") {
             let table = (word(chain, "family"), word(chain, "table"));
@@ -49,11 +52,25 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
         if let Some(rule) = object.get("rule") {
             let table = (word(rule, "family"), word(rule, "table"));
             let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let number = rule["handle"].as_u64().unwrap_or_default();
+            let named = sets.get(&table).unwrap_or(&none);
             let chain = tables.entry(table).or_default().entry(word(rule, "chain")).or_default();
-            chain.extend(rules(expressions));
+            chain.extend(rules(expressions, number, named));
         }
     }
-    let mut found = Bases::default();
+    let sets_mark = |rule: &Value| {
+        let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+        // Of iptables' own tables iptables tells.
+        let of_others = !word(rule, "table").starts_with("flannel-")
+            && !TABLES_OF_IPTABLES.contains(&word(rule, "table").as_str());
+        of_others
+            && expressions.iter().any(|expression| {
+                expression["mangle"]["key"]["meta"]["key"] == "mark"
+                    || ["MARK", "CONNMARK"].iter().any(|name| expression["xt"]["name"] == *name)
+            })
+    };
+    let sets_marks = objects.iter().filter_map(|object| object.get("rule")).any(sets_mark);
+    let mut found = Bases { sets_marks, ..Bases::default() };
     for (is_nat, table, name, hook, drops) in all {
         let families: &[Family] = match table.0.as_str() {
             "ip" => &[Family::V4],
@@ -64,6 +81,7 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
         let base = Base {
             place: format!("chain {name} of table {} {}, hook {hook}", table.0, table.1),
             chains: tables.get(&table).cloned().unwrap_or_default(),
+            hook,
             name,
             drops,
         };
@@ -75,8 +93,28 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     found
 }
 
-/// The rule that these expressions are: more than one where it looks the verdict up.
-fn rules(expressions: &[Value]) -> Vec<Rule> {
+/// What is in the named sets of a table.
+type Sets = BTreeMap<String, Vec<Value>>;
+
+/// The named sets, by family and name of their table.
+fn sets(objects: &[Value]) -> BTreeMap<(String, String), Sets> {
+    let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
+    let mut found = BTreeMap::<(String, String), Sets>::new();
+    for set in objects.iter().filter_map(|object| object.get("set")) {
+        let elements = set["elem"].as_array().cloned().unwrap_or_default();
+        // One that ends, or is counted, has its value within.
+        let plain = |element: Value| match element.get("elem") {
+            Some(element) => element["val"].clone(),
+            None => element,
+        };
+        let of_table = found.entry((word(set, "family"), word(set, "table"))).or_default();
+        of_table.insert(word(set, "name"), elements.into_iter().map(plain).collect());
+    }
+    found
+}
+
+/// The rule with this handle that these expressions are: more than one where it looks the verdict up.
+fn rules(expressions: &[Value], number: u64, sets: &Sets) -> Vec<Rule> {
     let mut conditions = Vec::new();
     let mut steps = Vec::new();
     for expression in expressions {
@@ -85,7 +123,7 @@ fn rules(expressions: &[Value]) -> Vec<Rule> {
             continue;
         };
         match kind.as_str() {
-            "match" => conditions.push(condition(value)),
+            "match" => conditions.push(condition(value, sets)),
             "accept" => steps.push((None, Step::Accept)),
             "drop" | "reject" => steps.push((None, Step::Drop)),
             "masquerade" | "snat" => steps.push((None, Step::Translate)),
@@ -105,6 +143,7 @@ fn rules(expressions: &[Value]) -> Vec<Rule> {
         conditions: conditions.iter().cloned().chain(more).collect(),
         step,
         text: String::new(),
+        number,
     };
     steps.into_iter().map(rule).collect()
 }
@@ -135,14 +174,15 @@ const fn something() -> Condition {
     Condition { asks: Asks::Something, negated: false }
 }
 
-fn condition(compared_as: &Value) -> Condition {
+fn condition(compared_as: &Value, sets: &Sets) -> Condition {
     let negated = match compared_as["op"].as_str() {
         Some("==" | "in") => false,
         Some("!=") => true,
         _ => return something(),
     };
     let right = &compared_as["right"];
-    let values: Vec<&Value> = match right["set"].as_array().or_else(|| right.as_array()) {
+    let named = right.as_str().and_then(|text| sets.get(text.strip_prefix('@')?));
+    let values: Vec<&Value> = match named.or_else(|| right["set"].as_array()).or_else(|| right.as_array()) {
         Some(set) => set.iter().collect(),
         None => vec![right],
     };
@@ -152,37 +192,80 @@ fn condition(compared_as: &Value) -> Condition {
 /// That `left` is one of `values`.
 fn compared(left: &Value, values: &[&Value], negated: bool) -> Condition {
     let texts = || -> Option<Vec<String>> {
-        // Named sets begin with @: what is in them is not looked at.
+        // Named sets begin with @: one that is not listed is not known.
         values
             .iter()
             .map(|value| value.as_str().filter(|text| !text.starts_with('@')).map(str::to_owned))
             .collect()
     };
     let networks = || -> Option<Vec<IpNetwork>> { values.iter().map(|value| network(value)).collect() };
+    let ports = || -> Option<Ranges> { values.iter().map(|value| range(value)).collect() };
+    let protocols = || -> Option<Vec<u8>> { values.iter().map(|value| protocol(value)).collect() };
     let key = |kind: &str| left.get(kind).and_then(|left| left["key"].as_str());
-    let field = left.get("payload").and_then(|payload| payload["field"].as_str());
-    let is_address =
-        |name| field == Some(name) && ["ip", "ip6"].iter().any(|ip| left["payload"]["protocol"] == *ip);
-    let asks = if is_address("saddr") {
-        networks().map(Asks::Source)
-    } else if is_address("daddr") {
-        networks().map(Asks::Destination)
-    } else {
-        match (key("meta"), key("ct")) {
-            (Some("iif" | "iifname"), _) => texts().map(Asks::By),
-            (Some("oif" | "oifname"), _) => texts().map(Asks::Out),
-            (_, Some("state")) => texts().map(|states| match states.iter().any(|state| state == "new") {
-                true => Asks::New,
-                false => Asks::Other,
-            }),
-            // No packet between pods is translated.
-            (_, Some("status")) => texts()
-                .filter(|all| all.iter().all(|status| ["dnat", "snat"].contains(&status.as_str())))
-                .map(|_| Asks::Other),
-            _ => None,
+    let word = |name: &str| left.get("payload").and_then(|payload| payload[name].as_str());
+    let asks = match (key("meta"), key("ct"), (word("protocol"), word("field"))) {
+        (.., (Some("ip" | "ip6"), Some("saddr"))) => networks().map(Asks::Source),
+        (.., (Some("ip" | "ip6"), Some("daddr"))) => networks().map(Asks::Destination),
+        (.., (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr"))) => {
+            protocols().map(Asks::Protocol)
         }
+        (.., (Some(of), Some("sport"))) => of_ports(of, ports(), Asks::SourcePort),
+        (.., (Some(of), Some("dport"))) => of_ports(of, ports(), Asks::DestinationPort),
+        (Some("l4proto"), ..) => protocols().map(Asks::Protocol),
+        (Some("nfproto" | "protocol"), ..) => match texts().as_deref() {
+            Some([one]) if ["ipv4", "ip"].contains(&one.as_str()) => Some(Asks::IsV4(true)),
+            Some([one]) if ["ipv6", "ip6"].contains(&one.as_str()) => Some(Asks::IsV4(false)),
+            _ => None,
+        },
+        (Some("mark"), ..) => match values {
+            [value] => number(value).map(|value| Asks::Mark(value, u32::MAX)),
+            _ => None,
+        },
+        (Some("iif" | "iifname"), ..) => texts().map(Asks::By),
+        (Some("oif" | "oifname"), ..) => texts().map(Asks::Out),
+        (_, Some("state"), _) => texts().map(|states| {
+            let has = |state: &str| states.iter().any(|named| named == state);
+            Asks::State { new: has("new"), known: has("established") }
+        }),
+        // No packet between pods is translated.
+        (_, Some("status"), _) => texts()
+            .filter(|all| all.iter().all(|status| ["dnat", "snat"].contains(&status.as_str())))
+            .map(|_| Asks::State { new: false, known: false }),
+        _ => masked_mark(left, values),
     };
     asks.map_or_else(something, |asks| Condition { asks, negated })
+}
+
+fn of_ports(of: &str, ports: Option<Ranges>, asks: fn(Option<u8>, Ranges) -> Asks) -> Option<Asks> {
+    let of = if of == "th" { None } else { Some(iptables::protocol(of)?) };
+    ports.map(|ports| asks(of, ports))
+}
+
+/// A comparison of some bits of the mark.
+fn masked_mark(left: &Value, values: &[&Value]) -> Option<Asks> {
+    let [mark, mask] = left.get("&")?.as_array()?.as_slice() else { return None };
+    let [value] = values else { return None };
+    (mark["meta"]["key"] == "mark").then_some(())?;
+    Some(Asks::Mark(number(value)?, number(mask)?))
+}
+
+fn number(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
+}
+
+fn range(value: &Value) -> Option<(u16, u16)> {
+    let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    match value["range"].as_array().map(Vec::as_slice) {
+        Some([from, to]) => Some((port(from)?, port(to)?)),
+        _ => port(value).map(|port| (port, port)),
+    }
+}
+
+fn protocol(value: &Value) -> Option<u8> {
+    match value.as_str() {
+        Some(name) => iptables::protocol(name),
+        None => u8::try_from(value.as_u64()?).ok(),
+    }
 }
 
 fn network(value: &Value) -> Option<IpNetwork> {

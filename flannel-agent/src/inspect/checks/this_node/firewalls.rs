@@ -26,7 +26,7 @@ pub(super) fn add(
     }
     for (family, firewall) in &around.firewalls {
         let program = if *family == Family::V4 { "iptables" } else { "ip6tables" };
-        let dropped = dropped(&firewall.forwarded, *family, passages, |base, rule| match rule {
+        let dropped = dropped(&firewall.bases, *family, passages, |base, rule| match rule {
             None => format!("{program}: the policy of {} is DROP, and no rule is seen to accept", base.place),
             Some(rule) => format!("{program}: a rule that {} comes to, `{rule}`, drops", base.place),
         });
@@ -87,8 +87,14 @@ pub(super) fn passages(
         }
         let here = End { network: *own, without: None };
         let others = End { network: *network, without: Some(*own) };
-        all.push(Passage { source: here, destination: others, by: gateways.clone(), out: ways.clone() });
-        all.push(Passage { source: others, destination: here, by: ways, out: gateways.clone() });
+        all.push(Passage {
+            source: here,
+            destination: others,
+            by: gateways.clone(),
+            out: ways.clone(),
+            alone: None,
+        });
+        all.push(Passage { source: others, destination: here, by: ways, out: gateways.clone(), alone: None });
     }
     all
 }
@@ -101,7 +107,7 @@ fn dropped(
     who: impl Fn(&Base, Option<&str>) -> String,
 ) -> Vec<(bool, String)> {
     let mut found: Vec<(bool, String)> = Vec::new();
-    for base in bases {
+    for base in bases.iter().filter(|base| base.is_of_forwarded()) {
         let of_family =
             passages.iter().filter(|passage| Family::of_network(passage.source.network) == family);
         let drops = of_family.filter_map(|passage| Some((passage, base.drops(passage)?)));
@@ -151,7 +157,7 @@ fn of_nft(
             .keeping(Keeps::Tunnel)
         }));
     }
-    for (family, bases) in &nft.forwarded.filters {
+    for (family, bases) in &nft.bases.filters {
         let dropped = dropped(bases, *family, passages, |base, rule| match rule {
             None => format!("the policy of {} is drop, and no rule is seen to accept", base.place),
             Some(_) => format!("a rule that {} comes to drops", base.place),
@@ -161,7 +167,7 @@ fn of_nft(
             grave(certain, "nftables", what, "accept the pods' network in that chain")
         }));
     }
-    for (family, bases) in &nft.forwarded.translations {
+    for (family, bases) in &nft.bases.translations {
         let of_family =
             || passages.iter().filter(|passage| Family::of_network(passage.source.network) == *family);
         // Whatever its priority: that flannel's chain leaves a packet as it is does not keep another from changing it.
