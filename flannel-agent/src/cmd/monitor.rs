@@ -14,7 +14,7 @@ use flannel_common::{
 use serde::Serialize;
 use tokio::{
     runtime, select,
-    signal::ctrl_c,
+    signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
 };
 
@@ -132,11 +132,12 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
             Err(error) => say(format_args!("nothing of packets: {}", visible(&format_args!("{error:#}")))),
         }
     }
+    // Whoever reads the line may interrupt at once.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     say("monitoring; Ctrl-C ends it");
     let lines = Lines { left: options.count };
     let mut printer = Printer { output: options.output, node: node_name(), lines };
     let mut end = std::pin::pin!(end_after(options.seconds));
-    let mut stop = std::pin::pin!(ctrl_c());
     let mut asking = interval(ASK);
     asking.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut limited = 0;
@@ -149,7 +150,7 @@ async fn follow(options: &MonitorOptions, client: Client, filter: TraceFilter) -
         };
         let records = select! {
             biased;
-            _ = &mut stop => break,
+            _ = interrupts.recv() => break,
             () = &mut end => break,
             _ = asking.tick() => {
                 let now = Seen::ask(&client).await?;

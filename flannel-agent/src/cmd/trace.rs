@@ -9,7 +9,10 @@ use flannel_common::{
     path::Hook,
     reason::Reason,
 };
-use tokio::{runtime, select, signal::ctrl_c};
+use tokio::{
+    runtime, select,
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{
     CannotLook, Defaults,
@@ -102,16 +105,17 @@ fn look(options: &TraceOptions, defaults: &Defaults) -> anyhow::Result<()> {
 async fn follow(options: &TraceOptions, client: Client, filter: TraceFilter) -> anyhow::Result<()> {
     let mut session = TraceSession::begin(client).await?;
     session.want(filter)?;
+    // Whoever reads the line may interrupt at once.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     say("looking at packets; Ctrl-C ends it");
     let mut printer =
         Printer { output: options.output, node: node_name(), lines: Lines { left: options.count } };
     let mut end = std::pin::pin!(end_after(options.seconds));
-    let mut stop = std::pin::pin!(ctrl_c());
     let mut going_on = std::pin::pin!(session.going_on());
     let ended = loop {
         let records = select! {
             biased;
-            _ = &mut stop => break Ok(()),
+            _ = interrupts.recv() => break Ok(()),
             () = &mut end => break Ok(()),
             error = &mut going_on => break Err(error),
             records = session.maps.records() => records,

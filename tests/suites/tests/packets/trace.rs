@@ -56,6 +56,7 @@ impl Trace {
         // One that has ended by itself is still there, for nobody has waited for it.
         run(tool("kill").args(["-INT", &self.0.id().to_string()]))?;
         let output = self.0.wait_with_output()?;
+        ensure!(output.status.success(), "the interrupt ended it: {}", output.status);
         let text = String::from_utf8(output.stdout)?;
         let events =
             text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context(text.clone())?;
@@ -214,10 +215,11 @@ fn monitor_tells_what_happens() -> Result<()> {
         let cluster = cluster(lab, FastPath::Flow.with(Xdp::Off), 1)?;
         let [a, b] = [&cluster.members[0], &cluster.members[1]];
         let directory = tempfile::tempdir()?;
-        let said = directory.path().join("monitor");
-        let mut command = command(a, &["monitor", "-o", "json", "--for", "12"])?;
-        command.stdout(Stdio::piped()).stderr(std::fs::File::create(&said)?);
-        let monitor = command.spawn()?;
+        let [said, told] = ["said", "told"].map(|name| directory.path().join(name));
+        // None outlives a test that has failed for long.
+        let mut command = command(a, &["monitor", "-o", "json", "--for", "60"])?;
+        command.stdout(std::fs::File::create(&told)?).stderr(std::fs::File::create(&said)?);
+        let mut monitor = command.spawn()?;
         eventually(CONVERGENCE, "it monitors", || {
             ensure!(std::fs::read_to_string(&said)?.contains("monitoring"), "not yet");
             Ok(())
@@ -229,15 +231,21 @@ fn monitor_tells_what_happens() -> Result<()> {
         }
         let subnet = b.node.subnet_env()?.subnet;
         a.node.netns().ip(&format!("route del {}/{}", subnet.network(), subnet.prefix()))?;
-        let text = String::from_utf8(monitor.wait_with_output()?.stdout)?;
-        let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        let has = |kind: &str, part: &str| {
-            lines.iter().any(|line| {
-                line["kind"] == kind && line["text"].as_str().is_some_and(|text| text.contains(part))
-            })
+        let has = |kind: &str, part: &str| -> Result<()> {
+            let text = std::fs::read_to_string(&told)?;
+            // The last line may be half written.
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let is_it = |line: &Value| line["text"].as_str().is_some_and(|text| text.contains(part));
+            let mut of_kind = lines.filter(|line| line["kind"] == kind);
+            ensure!(of_kind.any(|line| is_it(&line)), "no {kind} {part} in {text}");
+            Ok(())
         };
-        ensure!(has("packet", Reason::FlowLearned.label()), "{text}");
-        ensure!(has("repair", &subnet.to_string()), "{text}");
+        eventually(CONVERGENCE, "it tells of both", || {
+            has("packet", Reason::FlowLearned.label())?;
+            has("repair", &subnet.to_string())
+        })?;
+        run(tool("kill").args(["-INT", &monitor.id().to_string()]))?;
+        ensure!(monitor.wait()?.success(), "the interrupt ended it");
         Ok(())
     })
 }
