@@ -124,7 +124,7 @@ metrics! {
     OPEN_FILES = "process_open_fds", Gauge, One, [], false, "Open files of the agent.";
     START = "process_start_time", Gauge, Seconds, [], false, "When the agent started, since 1970.";
     PEER = "flannel_peer", Info, One, ["node", "subnet", "public_ip", "way"], true, "A peer: its node, its pod subnet, the address it is reached at, and how.";
-    PEER_PENDING = "flannel_peer_changes_pending", Gauge, One, ["subnet"], true, "Changes about this peer that failed, and are tried again.";
+    PEER_PENDING = "flannel_peer_changes_pending", Gauge, One, ["subnet"], true, "Changes about this peer that failed, and are tried again; absent while there are none.";
     PEER_TUNNEL = "flannel_peer_tunnel_seen", Gauge, Seconds, ["public_ip", "direction"], true, "How long ago the kernel's own VXLAN packet was last seen to leave for this peer, or to be delivered from it.";
 }
 

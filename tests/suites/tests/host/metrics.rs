@@ -16,8 +16,12 @@ use serde_json::{Value, json};
 
 /// Of both agents.
 const PORT: u16 = 8081;
-/// Absent unless the store says when leases end; absent before the first probe of a peer.
-const UNTOLD: [&str; 2] = ["flannel_lease_expiry_timestamp_seconds", "flannel_probe_round_trip_max_seconds"];
+/// Absent unless the store says when leases end; before the first probe of a peer; while no change of a peer fails.
+const UNTOLD: [&str; 3] = [
+    "flannel_lease_expiry_timestamp_seconds",
+    "flannel_probe_round_trip_max_seconds",
+    "flannel_peer_changes_pending",
+];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn packaging(name: &str) -> PathBuf {
