@@ -179,7 +179,7 @@ impl Agent<'_> {
         };
         let end = select! {
             end = run => end,
-            never = standing::follow_store(&standing, S::SERVER, store.trouble(), store.heard()) => match never {},
+            never = standing::follow_store(&standing, &store) => match never {},
         };
         store.told().await;
         end

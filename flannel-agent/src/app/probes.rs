@@ -14,11 +14,14 @@ use crate::{
         Standing,
         snapshot::{self, Peer},
     },
-    inspect::probe::{Outcome, Target, probe},
+    inspect::{
+        checks::hampers,
+        probe::{Outcome, Target, probe},
+    },
 };
 
 /// Between two rounds, on average.
-const PERIOD: Duration = Duration::from_secs(30);
+const PERIOD: Duration = Duration::from_secs(snapshot::PROBE_PERIOD);
 
 /// In between, rounds for those that gave no answer: so many in a period with the one for all.
 const ROUNDS: u32 = 3;
@@ -39,14 +42,16 @@ pub(super) async fn follow(standing: &Standing, number: u32) -> Infallible {
         let Ok(peers) = standing.sample(random, number as usize).await else { continue };
         for peer in peers {
             let Some(target) = target(standing, &peer) else { continue };
-            let Ok(outcome) = spawn_blocking(move || probe(&target)).await else { continue };
+            let asking = target.clone();
+            let Ok(outcome) = spawn_blocking(move || probe(&asking)).await else { continue };
             if is_forbidden(&outcome) {
                 warn!(
                     "peers cannot be probed without the capability NET_RAW: they are not, until the next start"
                 );
                 return std::future::pending().await;
             }
-            standing.probed(peer.subnet, outcome.told(snapshot::now()));
+            let found = hampers(&target, &outcome);
+            standing.probed(peer.subnet, outcome.told(snapshot::now(), found));
         }
     }
 }
@@ -54,8 +59,7 @@ pub(super) async fn follow(standing: &Standing, number: u32) -> Infallible {
 /// What to ask of a peer.
 fn target(standing: &Standing, peer: &Peer) -> Option<Target> {
     let told = standing.told();
-    let mtu = told.interface?.mtu;
-    Some(Target::of(peer.subnet, peer.public_ip, &peer.way, Some(&told.backend?), mtu))
+    Some(Target::of(peer.subnet, peer.public_ip, &peer.way, Some(&told.backend?), &told.interface?))
 }
 
 fn is_forbidden(outcome: &Outcome) -> bool {

@@ -1,10 +1,15 @@
 //! What this node is and has, as the control socket tells it.
 
-use std::{convert::Infallible, net::IpAddr, process, time::SystemTime};
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    process,
+    time::{Duration, SystemTime},
+};
 
 use flannel_common::path::Hook;
 use ipnetwork::IpNetwork;
-use tokio::{select, sync::watch};
+use tokio::{select, sync::watch, time::timeout};
 
 use crate::{
     backend::CarryingDevice,
@@ -13,7 +18,7 @@ use crate::{
         Standing,
         snapshot::{self, Agent, Backend, Device, Interface, OwnLease, Store},
     },
-    lease::Heard,
+    lease::{Heard, LeaseStore},
     node::interface::ExternalInterface,
     plan::{Local, VxlanDevice},
     telemetry::Summary,
@@ -36,13 +41,14 @@ pub(super) fn of_process(options: &RunOptions) -> Standing {
     standing
 }
 
-/// Tells whether the store of leases, which is `server`, answers, and how far it was heard.
-pub(super) async fn follow_store(
-    standing: &Standing,
-    server: &str,
-    mut trouble: watch::Receiver<Option<String>>,
-    mut heard: watch::Receiver<Heard>,
-) -> Infallible {
+/// How long the store may take to answer whoever asks for it.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Tells whether the store of leases answers, and how far it was heard; asks it when somebody wants to know.
+pub(super) async fn follow_store<S: LeaseStore>(standing: &Standing, store: &S) -> Infallible {
+    let server = S::SERVER;
+    let (mut trouble, mut heard) = (store.trouble(), store.heard());
+    let mut wanted = standing.stores_wanted();
     loop {
         let now = trouble.borrow_and_update().clone();
         let Heard { revision, at } = heard.borrow_and_update().clone();
@@ -57,6 +63,12 @@ pub(super) async fn follow_store(
         select! {
             Ok(()) = trouble.changed() => {}
             Ok(()) = heard.changed() => {}
+            Some(answer) = wanted.recv() => {
+                let late = || Err(format!("{server} has not answered for {} s", PATIENCE.as_secs()));
+                let looked = timeout(PATIENCE, store.look()).await.unwrap_or_else(|_| late());
+                // Whoever asked may be gone.
+                let _ = answer.send(looked.err());
+            }
             else => std::future::pending().await,
         }
     }

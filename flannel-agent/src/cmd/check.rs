@@ -19,12 +19,14 @@ use super::{
     peers::{is_named, nobody_called},
 };
 use crate::{
-    control::snapshot::{self, Probes, Snapshot},
+    control::snapshot::{self, Probed, Probes, Snapshot},
     inspect::{
-        checks::{Finding, Seen, Severity, attribute, of_kernel_path, of_leases, of_peer, of_routes},
+        checks::{
+            Finding, Seen, Severity, attribute, hampers, of_kernel_path, of_leases, of_peer, of_routes,
+        },
         peers::{PeerRow, State, nodes},
-        probe::{Outcome, Target, probe},
-        standing::problems,
+        probe::{Outcome, Target, behind, hops, probe},
+        standing::{Problem, problems},
     },
     netlink::Netlink,
     telemetry::visible,
@@ -77,19 +79,19 @@ pub fn run(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<Health
 }
 
 async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {
-    let found = Look::at(&options.at, defaults, true).await?;
+    let mut found = Look::at(&options.at, defaults, true).await?;
+    let client = options.at.client(defaults);
+    if let Ok(told) = &mut found.agent
+        && let Ok(store) = client.store().await
+    {
+        // By itself the agent notices after a while that it is gone.
+        told.store = store;
+    }
     let told = found.agent.as_ref().ok();
     let mut findings = Vec::new();
     let mut around = found.surroundings().await?;
     if let Some(told) = told {
-        // What its own probes found a while ago is asked again below.
-        let told = Snapshot { probes: Probes::default(), ..told.clone() };
-        for problem in problems(&told, None, snapshot::now()) {
-            findings.push(Finding::error("agent", problem.what, problem.remedy));
-        }
-        if findings.is_empty() {
-            findings.push(Finding::ok("agent", "it runs, and everything that is this node's is in place"));
-        }
+        findings.extend(of_agent(told));
     }
     let rows = wanted(found.rows(), &options.peers)?;
     let peers = nodes(&rows);
@@ -104,6 +106,10 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
         let mut netlink = Netlink::open()?;
         of_node.extend(of_routes(&mut netlink, told, &found.kernel, &around, &rows).await?);
     }
+    if told.is_some() {
+        // An agent of an earlier version does not take it, and asks by itself.
+        let _ = client.tell_probes(&asked.told()).await;
+    }
     findings.extend(asked.findings(&found));
     findings.extend(of_leases(&rows));
     findings.extend(of_node);
@@ -115,6 +121,23 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     findings.retain(|finding| options.all || finding.severity != Severity::Ok);
     let health = Health::of(without_agent.is_none(), wrong);
     Ok((Report { without_agent, checks, peers, findings }, health))
+}
+
+/// What the agent says of itself.
+fn of_agent(told: &Snapshot) -> Vec<Finding> {
+    let silent = told.store.as_ref().is_some_and(|store| store.trouble.is_some());
+    let of_store = told.store.as_ref().map(|store| format!("{}: ", store.server)).unwrap_or_default();
+    // What its own probes found a while ago is asked again.
+    let told = Snapshot { probes: Probes::default(), ..told.clone() };
+    let finding = |problem: Problem| {
+        let is_store = silent && problem.what.starts_with(&of_store);
+        Finding::error(if is_store { "store" } else { "agent" }, problem.what, problem.remedy)
+    };
+    let found: Vec<Finding> = problems(&told, None, snapshot::now()).into_iter().map(finding).collect();
+    match found.is_empty() {
+        true => vec![Finding::ok("agent", "it runs, and everything that is this node's is in place")],
+        false => found,
+    }
 }
 
 /// Those that were asked for.
@@ -143,8 +166,18 @@ struct Echoed {
 }
 
 impl Asked {
+    /// As the agent keeps it.
+    fn told(&self) -> Vec<Probed> {
+        let now = snapshot::now();
+        let of_peer = |(row, asked): &(PeerRow, Option<Echoed>)| {
+            let Echoed { target, outcome, .. } = asked.as_ref()?;
+            Some(Probed { subnet: row.subnet, probe: outcome.told(now, hampers(target, outcome)) })
+        };
+        self.peers.iter().filter_map(of_peer).collect()
+    }
+
     fn findings(self, found: &Look) -> Vec<Finding> {
-        let is_silent = |outcome: &Outcome| outcome.overlay.unwrap_or(outcome.underlay).rtt.is_none();
+        let is_silent = |outcome: &Outcome| outcome.through().rtt.is_none();
         let any_silent =
             self.peers.iter().any(|(_, asked)| asked.as_ref().is_some_and(|asked| is_silent(&asked.outcome)));
         // What has come from them meanwhile.
@@ -195,15 +228,10 @@ fn target(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> Option<Target
         return None;
     }
     let public_ip = row.public_ip?;
-    let interface = told.and_then(|told| told.interface.as_ref()).map(|interface| interface.mtu);
-    if let Some(backend) = told.and_then(|told| told.backend.as_ref()) {
-        return Some(Target::of(
-            row.subnet,
-            public_ip,
-            &row.way,
-            Some(backend),
-            interface.unwrap_or(LEAST_MTU),
-        ));
+    if let Some((backend, external)) =
+        told.and_then(|told| Some((told.backend.as_ref()?, told.interface.as_ref()?)))
+    {
+        return Some(Target::of(row.subnet, public_ip, &row.way, Some(backend), external));
     }
     // Without an agent, what is asked is what the kernel has.
     let vxlan = found.kernel.tunnels.get(&Family::of_network(row.subnet)).filter(|_| row.way == "vxlan");
@@ -211,7 +239,8 @@ fn target(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> Option<Target
     let by = found.kernel.links.iter().find(|link| ways.iter().any(|(_, index)| *index == link.index));
     let overlay = matches!(row.way.as_str(), "vxlan" | "ipip" | "wireguard").then(|| row.subnet.network());
     let mtu = vxlan.map(|tunnel| tunnel.device.mtu).or_else(|| by.map(|link| link.mtu));
-    Some(Target { public_ip, overlay, mtu: mtu.unwrap_or(LEAST_MTU) })
+    let (behind, hops) = (behind(row.subnet), hops(&row.way));
+    Some(Target { public_ip, overlay, behind, hops, mtu: mtu.unwrap_or(LEAST_MTU), interface: None })
 }
 
 /// What carries packets to it.

@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::{
     Defaults, Health, Place,
     look::Look,
-    output::{Watch, run as run_inquiry, show, wrapped},
+    output::{Watch, run as run_inquiry, show, span, wrapped},
 };
 use crate::{
-    control::snapshot::Difference,
+    control::snapshot::{self, Difference, Store},
     inspect::peers::{State, join},
 };
 
@@ -31,6 +31,8 @@ pub struct DriftOptions {
 struct Report {
     /// Why the agent did not say, if it did not.
     without_agent: Option<String>,
+    /// The store of leases, where it does not answer: what there should be is what it said last.
+    stale: Option<Store>,
     /// What would have to be done.
     differences: Vec<Difference>,
 }
@@ -40,7 +42,12 @@ struct Report {
 /// # Errors
 /// When it cannot be looked.
 pub fn run(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<Health> {
-    run_inquiry(show(options.at.output, options.watch, async || look(options, defaults).await, render))
+    run_inquiry(show(
+        options.at.output,
+        options.watch,
+        async || look(options, defaults).await,
+        |report| render(report, snapshot::now()),
+    ))
 }
 
 async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {
@@ -59,8 +66,11 @@ async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Re
             if let Some(error) = drift.error {
                 anyhow::bail!("the agent cannot compare: {error}");
             }
+            // One of an earlier version does not say.
+            let store = client.store().await.unwrap_or_default();
+            let stale = store.filter(|store| store.trouble.is_some());
             let health = if drift.differences.is_empty() { Health::Good } else { Health::Wrong };
-            Ok((Report { without_agent: None, differences: drift.differences }, health))
+            Ok((Report { without_agent: None, stale, differences: drift.differences }, health))
         }
         Err(error) => {
             // It is not asked again: whoever waited for an answer in vain waits no second time.
@@ -73,13 +83,31 @@ async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Re
                     .iter()
                     .map(|text| Difference { change: format!("peer {}: {text}", row.subnet), error: None })
             });
-            Ok((Report { without_agent: Some(why), differences: differences.collect() }, Health::Unseen))
+            let differences = differences.collect();
+            Ok((Report { without_agent: Some(why), stale: None, differences }, Health::Unseen))
         }
     }
 }
 
-fn render(report: &Report) -> String {
+/// What a store that does not answer means for what differs.
+fn stale(store: &Store, now: u64) -> String {
+    let Store { server, trouble, revision, heard, .. } = store;
+    let revision = revision.as_ref().map_or_else(String::new, |revision| format!(", revision {revision}"));
+    let ago = |at: &u64| format!(", heard {} ago", span(now.saturating_sub(*at)));
+    let heard = heard.as_ref().map_or_else(String::new, ago);
+    let why = trouble.as_deref().unwrap_or("it does not answer");
+    format!(
+        "Compared with the leases as {server} told them last{revision}{heard}; leases may have changed since: {why}"
+    )
+}
+
+/// The lines, at the time `now`.
+fn render(report: &Report, now: u64) -> String {
     let mut text = String::new();
+    if let Some(store) = &report.stale {
+        text.push_str(&wrapped(&stale(store, now), 0));
+        text.push('\n');
+    }
     if let Some(why) = &report.without_agent {
         text.push_str(&wrapped(&format!("{why}. What kernel and maps hold is compared with each other:"), 0));
         text.push('\n');

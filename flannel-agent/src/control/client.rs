@@ -6,15 +6,15 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{
     VERSION,
-    snapshot::{Drift, Peers, Snapshot},
+    snapshot::{Drift, Peers, Probed, Snapshot, Store},
     socket_beside,
 };
 
@@ -89,6 +89,14 @@ impl Client {
         self.ask("peers").await
     }
 
+    /// The store of leases, which the agent asks whether it answers.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or is of an earlier version.
+    pub async fn store(&self) -> Result<Option<Store>, AskError> {
+        self.ask("store").await
+    }
+
     /// What differs between the agent's plan and the kernel.
     ///
     /// # Errors
@@ -97,21 +105,42 @@ impl Client {
         self.ask("drift").await
     }
 
+    /// Tells the agent what was found of peers.
+    ///
+    /// # Errors
+    /// When the agent does not take it, as one of an earlier version does not.
+    pub async fn tell_probes(&self, found: &[Probed]) -> Result<(), AskError> {
+        let body = serde_json::to_vec(found).map_err(|error| AskError::Unreadable(error.to_string()))?;
+        self.answered(Method::POST, "probes", body).await.map(drop)
+    }
+
     /// The answer to `GET /v1/<what>`.
     ///
     /// # Errors
     /// When the agent does not answer, or not as expected.
     pub async fn ask<T: DeserializeOwned>(&self, what: &str) -> Result<T, AskError> {
-        let (status, body) = timeout(PATIENCE, self.get(&format!("/v{VERSION}/{what}")))
-            .await
-            .map_err(|_| AskError::Silent(self.socket.clone()))??;
-        if status != StatusCode::OK {
-            return Err(AskError::Refused(String::from_utf8_lossy(&body).trim().to_owned()));
-        }
+        let body = self.answered(Method::GET, what, Vec::new()).await?;
         serde_json::from_slice(&body).map_err(|error| AskError::Unreadable(error.to_string()))
     }
 
-    async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), AskError> {
+    /// The body of the answer to a request of `/v1/<what>`.
+    async fn answered(&self, method: Method, what: &str, body: Vec<u8>) -> Result<Bytes, AskError> {
+        let path = format!("/v{VERSION}/{what}");
+        let asking = self.request(method, &path, body);
+        let (status, body) =
+            timeout(PATIENCE, asking).await.map_err(|_| AskError::Silent(self.socket.clone()))??;
+        if status != StatusCode::OK {
+            return Err(AskError::Refused(String::from_utf8_lossy(&body).trim().to_owned()));
+        }
+        Ok(body)
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), AskError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 AskError::NoAgent(self.socket.clone())
@@ -121,7 +150,8 @@ impl Client {
         let unreadable = |error: hyper::Error| AskError::Unreadable(error.to_string());
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unreadable)?;
         let asking = async {
-            let request = Request::get(path).header("host", "flannel").body(Empty::<Bytes>::new());
+            let request = Request::builder().method(method).uri(path).header("host", "flannel");
+            let request = request.body(Full::new(Bytes::from(body)));
             let request = request.map_err(|error| AskError::Unreadable(error.to_string()))?;
             let answer = sender.send_request(request).await.map_err(unreadable)?;
             let status = answer.status();

@@ -6,11 +6,12 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Question, Questions, VERSION,
     question::NoAnswer,
-    snapshot::{Drift, Peer, Peers, Probe, Probes, Rules, Snapshot, TraceMaps, now},
+    snapshot::{Drift, Peer, Peers, Probe, Probed, Probes, Rules, Snapshot, Store, TraceMaps, now},
 };
 
 /// Seconds for which the outcome of a probe is kept.
@@ -28,7 +29,12 @@ struct Shared {
     reconciler: Mutex<Option<Questions>>,
     /// What the last probe of each peer found.
     probes: Mutex<BTreeMap<IpNetwork, Probe>>,
+    /// Who asks the store, while somebody does.
+    store: Mutex<Option<StoreWanted>>,
 }
+
+/// Takes where to say why the store does not answer, if it does not.
+type StoreWanted = mpsc::Sender<oneshot::Sender<Option<String>>>;
 
 impl Standing {
     /// Writes down what is new.
@@ -69,7 +75,11 @@ impl Standing {
         let unanswered = probes.values().filter(|probe| probe.overlay_rtt_seconds.is_none()).count();
         let answered = probes.values().filter_map(|probe| probe.overlay_rtt_seconds);
         let longest_rtt_seconds = answered.max_by(f64::total_cmp);
-        let probes = Probes { peers: probes.len(), unanswered, longest_rtt_seconds };
+        let is_hampered = |probe: &&Probe| probe.overlay_rtt_seconds.is_some() && !probe.found.is_empty();
+        let hampered = probes.values().filter(is_hampered).count();
+        let times = || probes.values().map(|probe| probe.at);
+        let asked = times().min().zip(times().max()).map(|(first, last)| [first, last]);
+        let probes = Probes { peers: probes.len(), unanswered, hampered, asked, longest_rtt_seconds };
         Snapshot { version: VERSION, probes, ..told }
     }
 
@@ -129,7 +139,7 @@ impl Standing {
         Ok(peers)
     }
 
-    /// Notes what a probe found of the peer with this subnet.
+    /// Notes what a probe found of the peer with this subnet, whoever asked it.
     pub(crate) fn probed(&self, subnet: IpNetwork, probe: Probe) {
         let mut probes = self.probes();
         probes.insert(subnet, probe);
@@ -138,8 +148,46 @@ impl Standing {
         probes.retain(|_, probe| probe.at >= oldest);
     }
 
+    /// Notes what somebody else than the agent found of peers; what is of no peer, and what is no later than what is known,
+    /// is left out.
+    ///
+    /// # Errors
+    /// When the reconciler does not answer, who alone knows the peers.
+    pub(crate) async fn all_probed(&self, found: Vec<Probed>) -> Result<(), NoAnswer> {
+        let peers = self.peers().await?.peers;
+        for Probed { subnet, probe } in found {
+            let known = peers.binary_search_by_key(&subnet, |peer| peer.subnet);
+            let is_later = |known: &Probe| known.at <= probe.at && probe.at <= now();
+            if known.is_ok_and(|at| peers[at].probe.as_ref().is_none_or(is_later)) {
+                self.probed(subnet, probe);
+            }
+        }
+        Ok(())
+    }
+
     fn probes(&self) -> std::sync::MutexGuard<'_, BTreeMap<IpNetwork, Probe>> {
         self.0.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those who want to know now whether the store answers: from here on, whoever calls this asks it for them.
+    pub(crate) fn stores_wanted(&self) -> mpsc::Receiver<oneshot::Sender<Option<String>>> {
+        let (want, wanted) = mpsc::channel(1);
+        *self.0.store.lock().unwrap_or_else(PoisonError::into_inner) = Some(want);
+        wanted
+    }
+
+    /// The store, which is asked now whether it answers; `None` before it is known.
+    pub async fn store(&self) -> Option<Store> {
+        let want = self.0.store.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut silent = None;
+        if let Some(want) = want {
+            let (answer, answered) = oneshot::channel();
+            if want.send(answer).await.is_ok() {
+                silent = answered.await.unwrap_or_default();
+            }
+        }
+        let told = self.told().store?;
+        Some(Store { trouble: told.trouble.clone().or(silent), ..told })
     }
 
     /// What differs between the plan and the kernel; nothing before the dataplane is set up.

@@ -67,6 +67,13 @@ pub fn problems(told: &Snapshot, maps: Option<&Maps>, now: u64) -> Vec<Problem> 
             "`flannel-agent peers` names them, `flannel-agent check` says why",
         ));
     }
+    if told.probes.hampered > 0 {
+        let snapshot::Probes { peers, hampered, .. } = told.probes;
+        found.push(Problem::new(
+            format!("to {hampered} of {peers} peers that were asked something is wrong on the way"),
+            "`flannel-agent peers` says what, `flannel-agent check` what to do",
+        ));
+    }
     for rules in &told.rules {
         match &rules.error {
             Some(error) => found.push(Problem::new(

@@ -59,6 +59,11 @@ pub trait LeaseStore {
     /// Why the last request failed; `None` while the store answers.
     fn trouble(&self) -> watch::Receiver<Option<String>>;
 
+    /// Asks the store whether it answers, and waits for that; nothing where asking tells no more than [`trouble`](Self::trouble).
+    fn look(&self) -> impl Future<Output = Result<(), String>> {
+        async { Ok(()) }
+    }
+
     /// How far the leases of other nodes are known; nothing where that is not told, as of a file.
     fn heard(&self) -> watch::Receiver<Heard> {
         watch::channel(Heard::default()).1

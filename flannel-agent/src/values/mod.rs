@@ -15,6 +15,6 @@ pub use ip::IpFamily;
 pub use mac::{Mac, ParseMacError};
 pub use utc::with_nanoseconds;
 
-pub(crate) use span::span;
+pub(crate) use span::{rough_span, span};
 pub(crate) use text::shorten;
 pub(crate) use utc::utc;

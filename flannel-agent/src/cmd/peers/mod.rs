@@ -10,12 +10,14 @@ use serde::Serialize;
 use super::{
     Defaults, Health, Place,
     look::Look,
-    output::{Tone, Watch, lines, number, run as run_inquiry, show, span, table, toned, wrapped},
+    output::{Tone, Watch, lines, number, run as run_inquiry, show, table, toned, wrapped},
     value::whole,
 };
 use crate::{
+    control::snapshot,
     inspect::peers::{Passed, PeerRow, State},
     telemetry::visible,
+    values::rough_span,
 };
 
 mod traffic;
@@ -54,7 +56,12 @@ struct Report {
 /// # Errors
 /// When it cannot be looked, or no peer is of that name.
 pub fn run(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<Health> {
-    run_inquiry(show(options.at.output, options.watch, async || look(options, defaults).await, render))
+    run_inquiry(show(
+        options.at.output,
+        options.watch,
+        async || look(options, defaults).await,
+        |report| render(report, snapshot::now()),
+    ))
 }
 
 async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {
@@ -75,7 +82,7 @@ async fn look(options: &PeersOptions, defaults: &Defaults) -> anyhow::Result<(Re
         }
     }
     let wrong = report.peers.iter().any(|row| row.state != State::InPlace && row.state != State::Skipped)
-        || report.peers.iter().any(is_unreachable);
+        || report.peers.iter().any(is_hampered);
     let health = Health::of(report.without_agent.is_none(), wrong);
     Ok((report, health))
 }
@@ -90,9 +97,9 @@ async fn rows(place: &Place, defaults: &Defaults) -> anyhow::Result<Report> {
     Ok(Report { without_agent, without_traffic: None, peers })
 }
 
-/// The last probe got no answer through the overlay.
-fn is_unreachable(row: &PeerRow) -> bool {
-    row.probe.as_ref().is_some_and(|probe| probe.overlay_rtt_seconds.is_none())
+/// The last probe got no answer through the overlay, or saw something wrong on the way.
+fn is_hampered(row: &PeerRow) -> bool {
+    row.probe.as_ref().is_some_and(|probe| probe.overlay_rtt_seconds.is_none() || !probe.found.is_empty())
 }
 
 /// Whether `wanted` is the name of the peer's node, its subnet, its address, or that of a pod of it.
@@ -124,7 +131,8 @@ fn passed(passed: Passed) -> String {
     }
 }
 
-fn render(report: &Report) -> String {
+/// The table, at the time `now`.
+fn render(report: &Report, now: u64) -> String {
     let mut text = String::new();
     if let Some(why) = &report.without_traffic {
         text.push_str(&wrapped(&format!("packets are not counted: {why}"), 0));
@@ -136,12 +144,12 @@ fn render(report: &Report) -> String {
     }
     let named = report.peers.iter().any(|row| row.node.is_some());
     let counts = |row: &PeerRow| row.traffic.is_some_and(|traffic| traffic.seconds.is_some());
-    // What is counted takes the room of what is asked for without.
+    // What is counted takes the room of what is asked for without: nothing is wider than a terminal.
     let whole = !report.peers.iter().any(counts);
     let counted = report.peers.iter().any(|row| row.traffic.is_some());
     let mut header = match whole {
-        true => vec!["subnet", "address", "way", "state", "heard", "rtt", "path mtu", "flows"],
-        false => vec!["subnet", "address", "way", "state", "heard", "rtt"],
+        true => vec!["subnet", "address", "way", "state", "heard", "rtt", "asked", "path mtu", "flows"],
+        false => vec!["subnet", "address", "way", "state"],
     };
     if counted {
         header.extend(["sent", "received"]);
@@ -168,10 +176,13 @@ fn render(report: &Report) -> String {
             Cell::new(or_dash(row.public_ip.map(|address| address.to_string()))),
             Cell::new(way),
             toned(row.state.label(), tone),
-            Cell::new(or_dash(row.heard_seconds_ago.map(|seconds| format!("{} ago", span(seconds))))),
-            rtt,
         ];
         if whole {
+            let heard = row.heard_seconds_ago.map(|seconds| format!("{} ago", rough_span(seconds)));
+            cells.push(Cell::new(or_dash(heard)));
+            cells.push(rtt);
+            let asked = row.probe.as_ref().map(|probe| now.saturating_sub(probe.at));
+            cells.push(Cell::new(or_dash(asked.map(rough_span))));
             let mtu = row.probe.as_ref().and_then(|probe| probe.path_mtu);
             cells.push(Cell::new(or_dash(mtu.map(|mtu| mtu.to_string()))));
             cells.push(Cell::new(or_dash(row.flows.map(|flows| flows.to_string()))));
@@ -192,6 +203,12 @@ fn render(report: &Report) -> String {
             text.push_str(&wrapped(&format!("{}: {difference}", row.subnet), 4));
             text.push('\n');
         }
+        for found in row.probe.iter().flat_map(|probe| &probe.found) {
+            let at = row.probe.as_ref().map_or(now, |probe| probe.at);
+            let ago = rough_span(now.saturating_sub(at));
+            text.push_str(&wrapped(&format!("{}: {found} (asked {ago} ago)", row.subnet), 4));
+            text.push('\n');
+        }
         for shared in &row.shared {
             text.push_str(&wrapped(&format!("{}: {shared}", row.subnet), 4));
             text.push('\n');
@@ -202,4 +219,62 @@ fn render(report: &Report) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{control::snapshot::Probe, inspect::peers::PeerTraffic};
+
+    fn row(traffic: Option<PeerTraffic>) -> PeerRow {
+        PeerRow {
+            subnet: "10.244.168.0/24".parse().unwrap(),
+            node: None,
+            public_ip: Some("192.168.177.213".parse().unwrap()),
+            way: "vxlan".to_owned(),
+            mac: None,
+            on_kernel: None,
+            state: State::InPlace,
+            remedy: None,
+            differences: Vec::new(),
+            flows: Some(65_536),
+            heard_seconds_ago: Some(3599),
+            traffic,
+            probe: Some(Probe {
+                at: 1000,
+                overlay_rtt_seconds: Some(0.01234),
+                path_mtu: Some(1450),
+                ..Probe::default()
+            }),
+            shared: Vec::new(),
+        }
+    }
+
+    fn text(row: PeerRow) -> String {
+        let report = Report { without_agent: None, without_traffic: None, peers: vec![row] };
+        render(&report, 1000 + 59 * 60)
+    }
+
+    #[test]
+    fn each_peer_has_one_line_however_much_it_sends() {
+        let most = Passed { packets: Some(999_940), bytes: 999_900_000_000 };
+        let traffic = PeerTraffic { seconds: Some(2.0), sent: most, received: most };
+        for row in [row(None), row(Some(traffic))] {
+            let text = text(row);
+            assert!(text.lines().count() == 2 && text.lines().all(|line| line.len() <= 100), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_probe_found_has_its_age() {
+        let mut hampered = row(None);
+        hampered.probe.as_mut().unwrap().found = vec!["path MTU: packets of 1398 bytes pass".to_owned()];
+        assert!(is_hampered(&hampered) && !is_hampered(&row(None)));
+        let text = text(hampered);
+        assert!(text.contains("12.34 ms  59 min "), "{text}");
+        assert!(
+            text.ends_with("10.244.168.0/24: path MTU: packets of 1398 bytes pass (asked 59 min ago)\n"),
+            "{text}"
+        );
+    }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -31,10 +31,12 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::Standing;
+use super::{Standing, snapshot::Probed};
 
 /// Connections at once. More wait.
 const CONNECTIONS: usize = 16;
+/// The largest body that is taken, bytes: of ten thousand peers it is a fifth of that.
+const LARGEST: usize = 16 << 20;
 /// For a client to ask and take its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -104,7 +106,7 @@ async fn serve(listener: UnixListener, standing: Standing) {
 pub(super) async fn converse(stream: UnixStream, standing: Standing) {
     let service = service_fn(|request| {
         let standing = standing.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &standing).await) }
+        async move { Ok::<_, Infallible>(answer(request, &standing).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10);
@@ -113,9 +115,11 @@ pub(super) async fn converse(stream: UnixStream, standing: Standing) {
     let _ = timeout(PATIENCE, connection).await;
 }
 
-async fn answer(request: &Request<Incoming>, standing: &Standing) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET");
+async fn answer(request: Request<Incoming>, standing: &Standing) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/v1/probes") => return probed(request, standing).await,
+        (&Method::GET, _) => {}
+        _ => return text(StatusCode::METHOD_NOT_ALLOWED, "use GET, or POST for /v1/probes"),
     }
     match request.uri().path() {
         "/v1/snapshot" => json(&standing.snapshot().await),
@@ -127,6 +131,7 @@ async fn answer(request: &Request<Incoming>, standing: &Standing) -> Response<Fu
             Ok(drift) => json(&drift),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why.to_string()),
         },
+        "/v1/store" => json(&standing.store().await),
         "/v1/trace" => {
             let by = request.uri().query().and_then(|query| query.strip_prefix("by=")?.parse().ok());
             let Some(by) = by else {
@@ -137,7 +142,24 @@ async fn answer(request: &Request<Incoming>, standing: &Standing) -> Response<Fu
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
             }
         }
-        _ => text(StatusCode::NOT_FOUND, "there are /v1/snapshot, /v1/peers, /v1/drift and /v1/trace"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there are /v1/snapshot, /v1/peers, /v1/drift, /v1/store and /v1/trace",
+        ),
+    }
+}
+
+/// Takes what `check` found of peers.
+async fn probed(request: Request<Incoming>, standing: &Standing) -> Response<Full<Bytes>> {
+    let body = Limited::new(request.into_body(), LARGEST).collect().await;
+    let found = match body.map(|body| serde_json::from_slice::<Vec<Probed>>(&body.to_bytes())) {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match standing.all_probed(found).await {
+        Ok(()) => text(StatusCode::OK, "noted"),
+        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why.to_string()),
     }
 }
 

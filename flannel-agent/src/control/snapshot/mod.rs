@@ -11,7 +11,7 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use peers::{Difference, Drift, NextHop, Peer, Peers, Probe};
+pub use peers::{Difference, Drift, NextHop, Peer, Peers, Probe, Probed};
 
 /// All but the peers, one by one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -212,7 +212,10 @@ pub struct Rules {
     pub each_packet: Vec<String>,
 }
 
-/// What the probes of peers found: the last of each, of a day at most.
+/// Between two rounds of probes, seconds: what was found is as old as that while nobody asks for more.
+pub const PROBE_PERIOD: u64 = 30;
+
+/// What the probes of peers found, those of `check` included: the last of each, of a day at most.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Probes {
@@ -220,6 +223,10 @@ pub struct Probes {
     pub peers: usize,
     /// Those of them that did not answer.
     pub unanswered: usize,
+    /// Those that did, and to which something is wrong on the way.
+    pub hampered: usize,
+    /// When the one that was asked longest ago was asked, and the last one.
+    pub asked: Option<[u64; 2]>,
     /// The longest round trip of those that did, through the overlay where there is one.
     pub longest_rtt_seconds: Option<f64>,
 }

@@ -42,6 +42,17 @@ pub struct Probe {
     pub underlay_rtt_seconds: Option<f64>,
     /// The largest packet that reached it through the overlay unfragmented, bytes; absent where that was not looked for.
     pub path_mtu: Option<u32>,
+    /// What is wrong on the way to it, a sentence each.
+    pub found: Vec<String>,
+}
+
+/// What somebody else than the agent found of a peer: what is sent to the control socket, by subnet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probed {
+    /// The peer's pod subnet.
+    pub subnet: IpNetwork,
+    /// What was found.
+    pub probe: Probe,
 }
 
 /// How the underlay reaches an address.

@@ -18,6 +18,8 @@ pub enum Keeps {
     Tunnel,
     /// Packets of the tunnel, perhaps: it sees them first, and may take some.
     Some,
+    /// Packets to a peer of more bytes than these.
+    Large(u32),
 }
 
 /// Orders `findings`, the worst first, each behind what it follows from.
@@ -73,7 +75,10 @@ fn cause(findings: &[Finding], at: usize) -> Option<usize> {
         .position(|other| other.severity == finding.severity && other.evidence == finding.evidence);
     match finding.check {
         _ if same.is_some() => same,
-        "underlay" if is_error => keeps(Keeps::Link),
+        // Who reaches neither the store nor any peer, is cut off.
+        "underlay" if is_error => keeps(Keeps::Link)
+            .or_else(|| first(&is_silent_store).filter(|_| nobody_answers(findings, "underlay"))),
+        "store" => keeps(Keeps::Link).filter(|_| is_silent_store(finding)),
         "overlay" if is_error => keeps(Keeps::Link)
             .or_else(|| keeps(Keeps::Device))
             .or_else(|| {
@@ -96,12 +101,22 @@ fn cause(findings: &[Finding], at: usize) -> Option<usize> {
             let hook = other.evidence.split_once(" is somebody else's").map(|(hook, _)| hook);
             other.check == "programs" && hook.is_some_and(|hook| finding.evidence.starts_with(hook))
         }),
+        // One network carries no more, to whichever peer.
+        "path MTU" if finding.keeps.is_some() => {
+            findings[..at].iter().position(|other| other.check == "path MTU" && other.keeps == finding.keeps)
+        }
         // What came broken of what was asked counts in the kernel's counters, too.
         "checksums" if finding.peer.is_none() => {
             first(&|other: &Finding| other.check == "checksums" && other.peer.is_some())
         }
         _ => None,
     }
+}
+
+/// The store cannot be reached; one that refuses can.
+fn is_silent_store(finding: &Finding) -> bool {
+    let says = |text: &str| finding.evidence.contains(text);
+    finding.check == "store" && (says("does not answer") || says("has not answered"))
 }
 
 /// Of several peers, none answers there.
@@ -135,6 +150,17 @@ fn advise(findings: &mut [Finding], roots: &[usize]) {
         })
         .map(named)
         .collect();
+    let cut_off =
+        findings.iter().any(|finding| finding.check == "underlay" && finding.severity == Severity::Error)
+            && nobody_answers(findings, "underlay");
+    for (at, finding) in findings.iter_mut().enumerate() {
+        if cut_off && roots[at] == at && is_silent_store(finding) {
+            finding.remedy =
+                "no peer answers either, so begin at this node: its interface, routes, rules and cable; the \
+                              store itself may be well"
+                    .to_owned();
+        }
+    }
     for check in ["overlay", "underlay"] {
         let silent = |finding: &Finding| finding.check == check && finding.severity == Severity::Error;
         let number = findings.iter().filter(|finding| silent(finding)).count();
@@ -211,6 +237,15 @@ mod tests {
             || Finding::warning("nftables", "a rule drops UDP port 8472", "delete it").keeping(Keeps::Tunnel);
         let route = of("b", Finding::error("objects", "route: absent", "the agent"));
         let hook = || Finding::warning("programs", "a tc filter", "see it").keeping(Keeps::Some);
+        let store = |what| Finding::error("store", format!("etcd: etcd {what}"), "bring it back");
+        let unheard = |peer: &str| {
+            of(peer, Finding::error("underlay", format!("{peer} does not answer"), "see the node"))
+        };
+        let reached = |peer| of(peer, Finding::ok("underlay", "answers in 1 ms"));
+        let small = |peer, bytes| {
+            let text = format!("packets of {bytes} bytes pass to {peer}");
+            of(peer, Finding::error("path MTU", text, "set it").keeping(Keeps::Large(bytes)))
+        };
         let locked =
             Finding::warning("kernel path", "a bridge port that is locked or not forwarding of veth1", "");
         let down_bridge = Finding::error("pods", "bridge cni0 is down", "set it up");
@@ -227,6 +262,24 @@ mod tests {
             (vec![silent("b"), answers("c"), rule()], vec!["overlay b", "nftables ", "overlay c"]),
             (vec![silent("b"), silent("c"), hook()], vec!["overlay b", "  overlay c", "programs "]),
             (vec![answers("b"), hook()], vec!["programs ", "overlay b"]),
+            // Neither the store nor a peer.
+            (
+                vec![store("does not answer"), unheard("b"), unheard("c")],
+                vec!["store ", "  underlay b", "  underlay c"],
+            ),
+            (vec![store("wants a password"), unheard("b")], vec!["store ", "underlay b"]),
+            (
+                vec![store("does not answer"), unheard("b"), reached("c")],
+                vec!["store ", "underlay b", "underlay c"],
+            ),
+            (
+                vec![store("does not answer"), unheard("b"), down()],
+                vec!["interface ", "  store ", "  underlay b"],
+            ),
+            (
+                vec![small("b", 1390), small("c", 1390), small("d", 1200)],
+                vec!["path MTU b", "  path MTU c", "path MTU d"],
+            ),
             (vec![locked, down_bridge], vec!["pods ", "  kernel path "]),
         ] {
             assert_eq!(shown(findings), expected);

@@ -15,6 +15,7 @@ mod routes;
 mod rules;
 mod surroundings;
 mod this_node;
+mod way;
 
 pub use causes::{Keeps, attribute};
 pub use filters::Filters;
@@ -28,6 +29,7 @@ pub use routes::of_routes;
 pub use rules::Firewall;
 pub use surroundings::Surroundings;
 pub use this_node::of_node;
+pub use way::hampers;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -41,31 +41,11 @@ pub fn of_peer(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -
 fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Vec<Finding> {
     let to = target.public_ip;
     let (underlay, overlay) = (outcome.underlay, outcome.overlay);
-    let through = overlay.unwrap_or(underlay);
-    let corrupt = overlay.map_or(underlay.corrupt, |echoes| underlay.corrupt + echoes.corrupt);
-    let mut found = Vec::new();
-    if corrupt.back > 0 {
-        found.push(Finding::error(
-            "checksums",
-            format!("{} answers came broken on the way from it: with a wrong checksum", corrupt.back),
-            "its card, driver or programs, or a switch, break what it sends: on it try ethtool -K <interface> tx off",
-        ));
-    }
-    if corrupt.either > 0 {
-        found.push(Finding::error(
-            "checksums",
-            format!(
-                "{} answers came broken on the way to it or from it: with other bytes than were sent, and a checksum that \
-                 fits",
-                corrupt.either
-            ),
-            "something changes packets and makes their checksums fit, as a program, rule or middlebox does on either node \
-             or in between",
-        ));
-    }
-    let corrupt = corrupt.total();
+    let through = outcome.through();
+    let mut found = super::way::broken(target, outcome);
+    let corrupt = outcome.corrupt();
     match (underlay.rtt, overlay.map(|echoes| echoes.rtt)) {
-        (None, Some(None)) | (None, None) if corrupt == 0 && seen.heard_since => {
+        (None, Some(None)) | (None, None) if corrupt.total() == 0 && seen.heard_since => {
             found.push(Finding::warning(
                 "underlay",
                 format!("{to} answers neither echoes nor TCP, but packets of its pods came in while it was asked"),
@@ -73,7 +53,7 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
             ));
             return found;
         }
-        (None, Some(None)) | (None, None) if corrupt == 0 => {
+        (None, Some(None)) | (None, None) if corrupt.total() == 0 => {
             let sent = underlay.error.map_or_else(String::new, |error| format!(" ({error})"));
             found.push(Finding::error(
                 "underlay",
@@ -83,7 +63,7 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
             ));
             return found;
         }
-        (Some(_), Some(None)) if corrupt == 0 => {
+        (Some(_), Some(None)) if corrupt.total() == 0 => {
             let heard = match row.heard_seconds_ago {
                 // What comes in says nothing of what goes out.
                 _ if seen.heard_since => {
@@ -129,25 +109,7 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
         }
         let text = format!("answers in {:.2} ms", rtt.as_secs_f64() * 1e3);
         found.push(Finding::ok(way, text));
-        found.push(match through.largest {
-            Some(largest) if largest >= target.mtu => {
-                Finding::ok("path MTU", format!("packets of {largest} bytes pass whole"))
-            }
-            Some(largest) => Finding::error(
-                "path MTU",
-                format!("packets of {largest} bytes pass, those of {} do not", target.mtu),
-                format!(
-                    "large packets are lost: the network carries {} bytes less than the interface says: set its MTU, \
-                     and restart the agent and the pods",
-                    target.mtu - largest
-                ),
-            ),
-            None => Finding::error(
-                "path MTU",
-                "no packet larger than a few bytes passes",
-                "large packets are lost: set the interface's MTU to what the network carries",
-            ),
-        });
+        found.push(super::way::path_mtu(target, through.largest));
     }
     found
 }
@@ -202,6 +164,17 @@ mod tests {
         }
     }
 
+    fn target() -> Target {
+        Target {
+            public_ip: "192.0.2.2".parse().unwrap(),
+            overlay: Some("10.244.2.0".parse().unwrap()),
+            behind: None,
+            hops: 1,
+            mtu: 1450,
+            interface: Some(("eth0".to_owned(), 1500)),
+        }
+    }
+
     fn echoes(rtt: Option<u64>, largest: Option<u32>, back: u32) -> Echoes {
         let corrupt = Corrupt { back, either: 0 };
         Echoes { rtt: rtt.map(Duration::from_micros), largest, corrupt, ..Echoes::default() }
@@ -209,11 +182,7 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_line() {
-        let target = Target {
-            public_ip: "192.0.2.2".parse().unwrap(),
-            overlay: Some("10.244.2.0".parse().unwrap()),
-            mtu: 1450,
-        };
+        let target = target();
         let good = echoes(Some(100), Some(1450), 0);
         let none = Echoes::default();
         for (underlay, overlay, errors) in [
@@ -231,7 +200,7 @@ mod tests {
             (
                 good,
                 Some(echoes(Some(100), Some(1398), 0)),
-                "path MTU: packets of 1398 bytes pass, those of 1450 do not",
+                "path MTU: packets of 1398 bytes pass, those of 1450 do not: the network to 192.0.2.2 carries 1448 bytes",
             ),
             (good, Some(echoes(Some(100), None, 0)), "path MTU: no packet larger"),
             (
@@ -246,7 +215,8 @@ mod tests {
             ),
         ] {
             let seen = Seen { tunnel: "UDP port 8472".to_owned(), ..Seen::default() };
-            let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &seen);
+            let findings =
+                of_peer(&row(), &target, &Outcome { underlay, overlay, ..Outcome::default() }, &seen);
             let bad = findings.iter().filter(|finding| finding.severity == Severity::Error);
             let bad: Vec<String> =
                 bad.map(|finding| format!("{}: {}", finding.check, finding.evidence)).collect();
@@ -259,7 +229,8 @@ mod tests {
             let heard = Seen { heard_since: true, ..seen };
             let through = overlay.unwrap_or(underlay);
             let silent = underlay.rtt.is_none() && through.rtt.is_none() && through.corrupt.total() == 0;
-            let findings = of_peer(&row(), &target, &Outcome { underlay, overlay }, &heard);
+            let findings =
+                of_peer(&row(), &target, &Outcome { underlay, overlay, ..Outcome::default() }, &heard);
             let warned = findings.len() == 1 && findings[0].severity == Severity::Warning;
             assert_eq!(warned, silent, "{findings:?}");
         }
@@ -267,11 +238,7 @@ mod tests {
 
     #[test]
     fn who_answers_tcp_alone_is_reached_and_who_cannot_be_sent_to_is_told_apart() {
-        let target = Target {
-            public_ip: "192.0.2.2".parse().unwrap(),
-            overlay: Some("10.244.2.0".parse().unwrap()),
-            mtu: 1450,
-        };
+        let target = target();
         let by_tcp = Echoes { rtt: Some(Duration::from_millis(1)), by_tcp: true, ..Echoes::default() };
         let refused = Echoes { error: Some(Errno::EPERM), ..Echoes::default() };
         for (underlay, overlay, severity, text) in [
@@ -279,7 +246,7 @@ mod tests {
             (by_tcp, refused, Severity::Error, "sends nothing through the tunnel to 192.0.2.2: EPERM"),
             (by_tcp, Echoes::default(), Severity::Error, "192.0.2.2 answers, but nothing comes back"),
         ] {
-            let outcome = Outcome { underlay, overlay: Some(overlay) };
+            let outcome = Outcome { underlay, overlay: Some(overlay), ..Outcome::default() };
             let seen = Seen::default();
             let findings = of_peer(&row(), &target, &outcome, &seen);
             assert!(findings.len() == 1 && findings[0].severity == severity, "{findings:?}");

@@ -7,7 +7,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     ops::Add,
     thread::sleep,
     time::{Duration, Instant},
@@ -16,11 +16,14 @@ use std::{
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::control::snapshot::{self, Backend};
+use crate::control::snapshot::{self, Backend, Interface};
 
+mod checksums;
 mod echo;
+mod segment;
 mod socket;
 
+pub use checksums::Checksums;
 pub use echo::{Answer, Condition};
 use socket::EchoSocket;
 
@@ -45,22 +48,52 @@ pub struct Target {
     pub public_ip: IpAddr,
     /// An address of it that is reached through the overlay; `None` where packets take no tunnel.
     pub overlay: Option<IpAddr>,
+    /// An address of its pods', whether or not one has it.
+    pub behind: Option<IpAddr>,
+    /// The TTL that ends where the peer's node would hand a packet to its pods.
+    pub hops: u8,
     /// The largest packet that should get there, bytes.
     pub mtu: u32,
+    /// The interface of this node that its packets leave by, with its MTU in bytes; `None` where it is not known.
+    pub interface: Option<(String, u32)>,
 }
 
 impl Target {
-    /// A peer at `public_ip` that has `subnet` and is reached by `way`. `mtu` is that of the external interface.
+    /// A peer at `public_ip` that has `subnet` and is reached by `way`, from the external interface.
     ///
     /// Devices of the tunnels whose nodes flannel numbers, whoever made it, have the first address of their subnet.
-    pub fn of(subnet: IpNetwork, public_ip: IpAddr, way: &str, backend: Option<&Backend>, mtu: u32) -> Self {
+    pub fn of(
+        subnet: IpNetwork,
+        public_ip: IpAddr,
+        way: &str,
+        backend: Option<&Backend>,
+        external: &Interface,
+    ) -> Self {
         let device = backend.and_then(|backend| backend.device_to(subnet, way));
         Self {
             public_ip,
             overlay: device.map(|_| subnet.network()),
-            mtu: device.map_or(mtu, |device| device.mtu),
+            behind: behind(subnet),
+            hops: hops(way),
+            mtu: device.map_or(external.mtu, |device| device.mtu),
+            interface: Some((external.name.clone(), external.mtu)),
         }
     }
+}
+
+/// The TTL that ends where the peer's node would hand a packet that comes by `way` to its pods.
+pub fn hops(way: &str) -> u8 {
+    // The udp backend's tunnel counts it down at each end, stock flannel's as well.
+    if way == "udp" { 3 } else { 1 }
+}
+
+/// The last address of `subnet` that a pod can have; `None` where it has room for none.
+pub fn behind(subnet: IpNetwork) -> Option<IpAddr> {
+    let last = match subnet.broadcast() {
+        IpAddr::V4(last) => IpAddr::from(Ipv4Addr::from(u32::from(last).checked_sub(1)?)),
+        IpAddr::V6(last) => IpAddr::from(Ipv6Addr::from(u128::from(last).checked_sub(1)?)),
+    };
+    (subnet.contains(last) && last != subnet.network()).then_some(last)
 }
 
 /// What came of one address.
@@ -116,31 +149,51 @@ pub struct Outcome {
     pub underlay: Echoes,
     /// Through the overlay; nothing where packets take no tunnel.
     pub overlay: Option<Echoes>,
+    /// What was seen of checksums of TCP and UDP on the way of its pods' packets; only looked for where an echo was answered.
+    pub checksums: Checksums,
 }
 
 impl Outcome {
-    /// As the control socket tells it.
-    pub fn told(&self, at: u64) -> snapshot::Probe {
-        let through = self.overlay.unwrap_or(self.underlay);
+    /// At the address whose packets take the way of its pods'.
+    pub fn through(&self) -> Echoes {
+        self.overlay.unwrap_or(self.underlay)
+    }
+
+    /// Answers that came broken, at either address.
+    pub fn corrupt(&self) -> Corrupt {
+        self.overlay.map_or(self.underlay.corrupt, |echoes| self.underlay.corrupt + echoes.corrupt)
+    }
+
+    /// As the control socket tells it, with the errors that were `found`.
+    pub fn told(&self, at: u64, found: Vec<String>) -> snapshot::Probe {
+        let through = self.through();
         let seconds = |echoes: Echoes| echoes.rtt.map(|rtt| rtt.as_secs_f64());
         snapshot::Probe {
             at,
             overlay_rtt_seconds: seconds(through),
             underlay_rtt_seconds: seconds(self.underlay),
             path_mtu: through.largest,
+            found,
         }
     }
 }
 
 /// Asks `target`. Blocks for some seconds where nothing comes back, so it belongs on a thread of its own.
 pub fn probe(target: &Target) -> Outcome {
-    match target.overlay {
-        Some(overlay) => Outcome {
-            underlay: echoes(target.public_ip, None),
-            overlay: Some(echoes(overlay, Some(target.mtu))),
-        },
-        None => Outcome { underlay: echoes(target.public_ip, Some(target.mtu)), overlay: None },
+    let beside = |to| echoes(to, None);
+    let through = |to| echoes(to, Some(target.mtu));
+    let mut found = match target.overlay {
+        Some(to) => {
+            Outcome { underlay: beside(target.public_ip), overlay: Some(through(to)), ..Outcome::default() }
+        }
+        None => Outcome { underlay: through(target.public_ip), ..Outcome::default() },
+    };
+    let Echoes { rtt, by_tcp, .. } = found.through();
+    if let Some(rtt) = rtt.filter(|_| !by_tcp) {
+        found.checksums =
+            Checksums::look(target.overlay.unwrap_or(target.public_ip), (target.behind, target.hops), rtt);
     }
+    found
 }
 
 /// Small echoes, and where one is answered, large ones up to `mtu`.

@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::SystemTime};
 
 use tokio::sync::watch::Receiver;
 
-use super::{AcquireError, EtcdStore, EtcdWatch, Inherited, LeaseKeeper, OwnLease, OwnLeaseReport};
+use super::{AcquireError, EtcdApi, EtcdStore, EtcdWatch, Inherited, LeaseKeeper, OwnLease, OwnLeaseReport};
 use crate::{
     config::NetworkConfig,
     lease::{
@@ -43,6 +43,14 @@ impl LeaseStore for EtcdStore {
 
     fn trouble(&self) -> Receiver<Option<String>> {
         self.trouble.subscribe()
+    }
+
+    async fn look(&self) -> Result<(), String> {
+        if self.api() == EtcdApi::Auto {
+            return Ok(());
+        }
+        let answer = self.server().read("ask whether it answers", &self.config_key(), false).await;
+        answer.map(drop).map_err(|problem| problem.to_string())
     }
 
     fn heard(&self) -> Receiver<Heard> {

@@ -58,6 +58,7 @@ fn a_healthy_cluster_has_no_findings() -> Result<()> {
                     seen.errors
                 );
                 ensure!(seen.says("bytes pass whole") && seen.says("answers in"), "{}", seen.text);
+                ensure!(seen.says("TCP and UDP come whole to it, and TCP from it"), "{}", seen.text);
                 ensure!(seen.text.lines().all(|line| line.chars().count() <= 100), "{}", seen.text);
                 let quiet = look(member, &["check"])?;
                 ensure!(quiet.text.lines().count() == 1, "{}", quiet.text);
@@ -123,6 +124,13 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             let chain = "add table ip fault; add chain ip fault in { type filter hook input priority -300; }";
             here.run("nft", &[&format!("{chain}; add rule ip fault {rule}")]).map(drop)
         };
+        let theirs = second.node.subnet_env()?.subnet;
+        let theirs = format!("{}/{}", theirs.network(), theirs.prefix());
+        let here_out = |rule: &str| {
+            let chain = "add table ip fault; add chain ip fault out { type filter hook output priority 0; }";
+            here.run("nft", &[&format!("{chain}; add rule ip fault {rule}")]).map(drop)
+        };
+        let here_passes = || here.run("nft", &["delete table ip fault"]).map(drop);
         let ip = |words: &str| here.ip(words).map(drop);
         let iptables = |words: &str| here.run("iptables", &words.split(' ').collect::<Vec<_>>()).map(drop);
         let drops = |rule: &str| {
@@ -167,11 +175,38 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 true,
                 || drops("in udp dport 8472 meta length > 1440 drop"),
                 passes,
-            ),
+            )
+            .also("set the MTU of eth0 to 1440 here and on 192.168.77.2"),
             fault(
                 "answers came broken on the way from it: with a wrong checksum",
                 true,
                 || drops("out icmp type echo-reply @th,128,8 set 0xff"),
+                passes,
+            ),
+            // Of the checksums of TCP and UDP, those of ICMP tell nothing.
+            fault(
+                "packets of TCP come broken to it, with a wrong checksum, and ICMP comes whole",
+                true,
+                || here_out(&format!("out ip daddr {theirs} meta l4proto tcp @th,128,16 set 0x1234")),
+                here_passes,
+            ),
+            fault(
+                "packets of UDP come broken to it",
+                true,
+                || here_out(&format!("out ip daddr {theirs} meta l4proto udp @th,48,16 set 0x1234")),
+                here_passes,
+            ),
+            fault(
+                "its answer of TCP came broken, with a wrong checksum, and ICMP comes whole",
+                true,
+                || drops("out tcp sport 10250 @th,128,16 set 0x1234"),
+                passes,
+            ),
+            // As with a card whose checksums are wrong: what is lost is what the kernel itself has made.
+            fault(
+                "never TCP that leaves it to device and card",
+                true,
+                || drops("in tcp dport 10250 tcp option maxseg exists drop"),
                 passes,
             ),
             fault(
@@ -434,7 +469,22 @@ fn probes_tell_of_a_peer_that_does_not_answer() -> Result<()> {
         cluster.members[1].node.netns().run("nft", &["delete table ip fault"])?;
         let seen = look(first, &["check"])?;
         ensure!(seen.status == 0 && seen.says("0 errors, 0 warnings"), "{}", seen.text);
-        Ok(())
+        // The agent is told, so that nobody says otherwise until it asks again.
+        let agrees = |fault: Option<&str>| -> Result<()> {
+            for words in [["peers"], ["status"]] {
+                let seen = look(first, &words)?;
+                ensure!(seen.status == i32::from(fault.is_some()), "{}", seen.text);
+                ensure!(words != ["peers"] || fault.is_none_or(|fault| seen.says(fault)), "{}", seen.text);
+                ensure!(words != ["status"] || seen.says("that were asked answered, "), "{}", seen.text);
+            }
+            Ok(())
+        };
+        agrees(None)?;
+        let large = drops.replace("drop", "meta length > 1440 drop");
+        cluster.members[1].node.netns().run("nft", &[&large])?;
+        let seen = look(first, &["check"])?;
+        ensure!(seen.status == 1, "{}", seen.text);
+        agrees(Some("path MTU: packets of 1390 bytes pass, those of 1450 do not"))
     })
 }
 

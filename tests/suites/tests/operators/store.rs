@@ -25,6 +25,11 @@ fn a_slow_store_and_one_that_refuses_are_named() -> Result<()> {
         };
         let etcd = Pid::from_raw(i32::try_from(cluster.etcd.pid()?)?);
         kill(etcd, Signal::SIGSTOP)?;
+        // Whoever asks does not wait until the agent notices by itself.
+        let seen = look(&cluster.members[0], &["check"])?;
+        ensure!(seen.status == 1 && seen.says("etcd has not answered for 3 s"), "{}", seen.text);
+        let seen = look(&cluster.members[0], &["drift"])?;
+        ensure!(seen.says("Compared with the leases as etcd told them last, revision "), "{}", seen.text);
         says(&cluster, "etcd does not answer", 1)?;
         kill(etcd, Signal::SIGCONT)?;
         says(&cluster, "healthy", 0)?;

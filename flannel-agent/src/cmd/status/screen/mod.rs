@@ -109,9 +109,9 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
         (Some(dataplane), _) => of_dataplane(rows, dataplane, now),
         (None, why) => line(rows, "Peers", why.as_deref().unwrap_or("unknown")),
     }
-    if told.probes.peers > 0 {
-        let snapshot::Probes { peers, unanswered, .. } = told.probes;
-        line(rows, "Probes", &format!("{} of {peers} peers that were asked answered", peers - unanswered));
+    let peers = told.dataplane.as_ref().map_or(0, |dataplane| dataplane.peers);
+    if told.probes.peers > 0 || peers > 0 {
+        line(rows, "Probes", &probes(&told.probes, peers, now));
     }
     let rules = told.rules.iter().map(|rules| {
         let state = if rules.in_place { "in place" } else { "not in place" };
@@ -173,6 +173,22 @@ fn traffic(traffic: &snapshot::Traffic) -> String {
             };
             format!("{share:.0} % fast {over}: {} of {all} packets{dropped}", traffic.fast)
         }
+    }
+}
+
+/// What the last probes of each of `peers` found, and how long ago that was.
+fn probes(probes: &snapshot::Probes, peers: usize, now: u64) -> String {
+    let snapshot::Probes { peers: number, unanswered, hampered, asked, .. } = probes;
+    let Some(asked) = asked else { return "no peer was asked yet".to_owned() };
+    let [first, last] = asked.map(|at| span(now.saturating_sub(at)));
+    let ago = if first == last { format!("{last} ago") } else { format!("{last} to {first} ago") };
+    let mut text = format!("{} of {number} peers that were asked answered, {ago}", number - unanswered);
+    if *hampered > 0 {
+        text.push_str(&format!("; to {hampered} of them something is wrong on the way"));
+    }
+    match peers.saturating_sub(*number) {
+        0 => text,
+        more => format!("{text}; {more} were not asked yet"),
     }
 }
 

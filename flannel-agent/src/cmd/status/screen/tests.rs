@@ -3,7 +3,7 @@ use crate::{
     bpf::MapFill,
     cmd::status::Attached,
     control::snapshot::{
-        Agent, Backend, Dataplane, Device, FastPath, Interface, OwnLease, Rules, Store, Traffic,
+        Agent, Backend, Dataplane, Device, FastPath, Interface, OwnLease, Probes, Rules, Store, Traffic,
     },
 };
 
@@ -62,6 +62,7 @@ fn report() -> Report {
         traffic: Some(Traffic { seconds: 60, fast: 980, kernel: 20, dropped: 0 }),
         dataplane: Some(Dataplane { synced: true, settled: true, peers: 2, ..Dataplane::default() }),
         without_dataplane: None,
+        probes: Probes { peers: 1, asked: Some([4500, 4580]), ..Probes::default() },
         ..Snapshot::default()
     };
     Report {
@@ -96,6 +97,7 @@ fn a_healthy_node_fits_on_a_screen() {
         "Peers       2 in place, 0 pending, 0 skipped for a fault",
         "Repairs     0",
         "Last error  none",
+        "Probes      1 of 1 peers that were asked answered, 20 s to 1 min 40 s ago; 1 were not asked yet",
         "Rules       iptables: in place, put back 0 times",
         "Programs    from_pod 2 interfaces, from_underlay eth0",
         "Maps        routes_v4 2 of 65536",

@@ -371,8 +371,10 @@ mod tests {
             chain("filter", "FORWARD", "forward"), chain("filter", "forward", "forward"),
             chain("own", "in", "input"), chain("own", "FORWARD", "forward"),
         ] });
-        let found: Vec<String> =
-            bases(&listed).filters[&Family::V4].iter().map(|base| base.place.clone()).collect();
+        let filters = &bases(&listed).filters[&Family::V4];
+        let of_forwarded = filters.iter().filter(|base| base.is_of_forwarded());
+        let found: Vec<String> = of_forwarded.map(|base| base.place.clone()).collect();
+        assert_eq!(filters.len(), 3, "what is for this node is kept for whoever asks for it");
         assert_eq!(
             found,
             ["chain forward of table ip filter, hook forward", "chain FORWARD of table ip own, hook forward"]
