@@ -11,6 +11,7 @@ use nix::sys::{
 #[derive(Clone, Copy, Debug)]
 pub struct Privileges(u64);
 
+const NET_BIND_SERVICE: (u32, &str) = (10, "CAP_NET_BIND_SERVICE");
 const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
 const PERFMON: (u32, &str) = (38, "CAP_PERFMON");
@@ -34,6 +35,11 @@ impl Privileges {
     /// What is missing to set up devices, routes and rules.
     pub fn missing_for_network(self) -> Option<&'static str> {
         (!self.has(NET_ADMIN)).then_some(NET_ADMIN.1)
+    }
+
+    /// What is missing for a port below 1024, as IKE has one: a process that this one starts has no more than it has.
+    pub fn missing_for_ike(self) -> Option<&'static str> {
+        (!self.has(NET_BIND_SERVICE)).then_some(NET_BIND_SERVICE.1)
     }
 
     /// What is missing to load and attach the programs.
@@ -93,6 +99,8 @@ mod tests {
             |bits: u64| Privileges::parse(&format!("Name:\tx\nCapEff:\t{bits:016x}\nCapBnd:\t0\n")).unwrap();
         let all = of(u64::MAX);
         assert_eq!((all.missing_for_network(), all.missing_for_bpf()), (None, vec![]));
+        assert_eq!(all.missing_for_ike(), None);
+        assert_eq!(of(1 << 12).missing_for_ike(), Some("CAP_NET_BIND_SERVICE"));
         let none = of(0);
         assert_eq!(none.missing_for_network(), Some("CAP_NET_ADMIN"));
         assert_eq!(none.missing_for_bpf(), ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tracing::info;
 
-use crate::backend::BackendError;
+use crate::{backend::BackendError, host::privileges::Privileges};
 
 /// Where charon listens, unless it is configured otherwise.
 const SOCKET: &str = "/var/run/charon.vici";
@@ -160,15 +160,28 @@ fn program() -> Result<PathBuf, BackendError> {
     })
 }
 
+/// The daemon's file, if it would have its port: without the right to it, it runs and negotiates nothing.
+fn startable() -> Result<PathBuf, BackendError> {
+    let program = program()?;
+    match Privileges::read().and_then(Privileges::missing_for_ike) {
+        None => Ok(program),
+        Some(missing) => Err(BackendError::Other(format!(
+            "charon would not have UDP port 500, since this process starts it without {missing}: give it that \
+             (CapabilityBoundingSet={missing} in a drop-in of its unit), or start charon by a service of its own"
+        ))),
+    }
+}
+
 /// Starts charon, unless one listens, and waits until it does. It goes on when this process ends, so that packets do, too.
 pub(super) async fn start() -> Result<(), BackendError> {
-    let program = program()?;
-    // One that was killed leaves its socket, and a file that says it runs: until somebody asks how it ended, to charon it
-    // seems so.
-    let _ = fs::remove_file(SOCKET);
-    if fs::read_to_string(PID_FILE).is_ok_and(|pid| has_ended(pid.trim())) {
-        let _ = fs::remove_file(PID_FILE);
+    // Another one would take over the socket, see that one runs, and end: nobody could talk to the first any more.
+    if wait_for_running().await? {
+        return Ok(());
     }
+    let program = startable()?;
+    // One that was killed leaves its socket, and a file that says it runs: to charon any process of that number is one.
+    let _ = fs::remove_file(SOCKET);
+    let _ = fs::remove_file(PID_FILE);
     let mut command = Command::new(&program);
     command.stdin(Stdio::null()).process_group(0);
     let failed =
@@ -190,16 +203,39 @@ pub(super) async fn start() -> Result<(), BackendError> {
     started
 }
 
-/// Whether the process of that number is no more, or nothing of it is left but how it ended.
-fn has_ended(pid: &str) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+/// Whether a charon that runs comes to listen; `false` once there is none.
+async fn wait_for_running() -> Result<bool, BackendError> {
+    let running = || fs::read_to_string(PID_FILE).ok().filter(|pid| is_charon(pid.trim()));
+    let comes = async {
+        while running().is_some() {
+            if connect().await.is_ok() {
+                return true;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        false
+    };
+    timeout(START, comes).await.map_err(|_| {
+        let pid = running().unwrap_or_default();
+        let pid = pid.trim();
+        BackendError::Other(format!(
+            "charon runs as process {pid} and does not listen at {SOCKET}: another one, such as stock flannel's, was \
+             started beside it, or its plugin vici is off; stop it (kill {pid}), and it is started again"
+        ))
+    })
+}
+
+/// Whether the process of that number is a charon of which more is left than how it ended.
+fn is_charon(pid: &str) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     // The name in brackets may have any characters (proc(5)).
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+    let Some((before, after)) = stat.rsplit_once(") ") else { return false };
+    before.ends_with("(charon") && !after.starts_with(['Z', 'X'])
 }
 
 /// Whether this node can have charon at all.
 pub(super) fn check() -> Result<(), BackendError> {
-    if Path::new(SOCKET).exists() { Ok(()) } else { program().map(drop) }
+    if Path::new(SOCKET).exists() { Ok(()) } else { startable().map(drop) }
 }
 
 /// A connection to charon.
@@ -300,16 +336,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_nobody_has_asked_how_it_ended_has_ended() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = child.id().to_string();
-        assert!(!has_ended(&pid));
-        child.kill().unwrap();
-        while !has_ended(&pid) {
-            std::thread::yield_now();
+    fn a_charon_runs_until_it_ends_and_no_other_process_is_one() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("charon");
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        for (program, expected) in [(program.as_path(), true), (Path::new("sleep"), false)] {
+            let mut child = Command::new(program).arg("60").spawn().unwrap();
+            let pid = child.id().to_string();
+            assert_eq!(is_charon(&pid), expected);
+            child.kill().unwrap();
+            // Nobody has asked yet how it ended.
+            while is_charon(&pid) {
+                std::thread::yield_now();
+            }
+            child.wait().unwrap();
+            assert!(!is_charon(&pid));
         }
-        child.wait().unwrap();
-        assert!(has_ended(&pid));
     }
 
     #[test]
