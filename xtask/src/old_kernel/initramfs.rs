@@ -185,7 +185,7 @@ fn copy_extensions(root: &Path) -> Result<()> {
 /// strongSwan's IKE daemon with its plugins and configuration, and what talks to it.
 fn copy_charon(root: &Path) -> Result<()> {
     const DIRECTORY: &str = "usr/lib/ipsec";
-    for program in ["unshare", "nsenter", "mount", "swanctl"] {
+    for program in ["unshare", "nsenter", "mount", "swanctl", "socat"] {
         let path = find_program(program).with_context(|| format!("there is no {program}"))?;
         let to = root.join("bin").join(program);
         // Busybox has some of them, with fewer words.

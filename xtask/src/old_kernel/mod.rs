@@ -57,10 +57,18 @@ const STRONGSWAN: [(&str, &str); 3] = [
     ("/usr/lib/ipsec/plugins/libstrongswan-openssl.so", "libstrongswan-standard-plugins"),
 ];
 
+/// What tells charon as stock flannel does, with the package that brings it.
+const SOCAT: (&str, &str) = ("socat", "socat");
+
 /// What the machine does: the fast path, or tunnels.
 const SCRIPTS: [&str; 2] = [
     concat!(include_str!("machine.sh"), include_str!("init.sh")),
-    concat!(include_str!("machine.sh"), include_str!("tunnels.sh")),
+    concat!(
+        include_str!("machine.sh"),
+        include_str!("nodes.sh"),
+        include_str!("stock.sh"),
+        include_str!("tunnels.sh")
+    ),
 ];
 
 /// Options of `old-kernel`.
@@ -69,8 +77,8 @@ pub(crate) struct Options {
     /// Debian release whose kernel is booted
     #[arg(value_enum, default_value_t = Release::Bookworm)]
     release: Release,
-    /// Try the backends that this machine's kernel may not have, ipip, wireguard and ipsec, the first two beside a node as
-    /// stock flannel builds it, instead of the fast path
+    /// Try the backends that this machine's kernel may not have, ipip, wireguard and ipsec, beside stock flannel's nodes, from
+    /// them and back to them, instead of the fast path
     #[arg(long)]
     tunnels: bool,
 }
@@ -107,6 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure_programs(&PROGRAMS)?;
     if options.tunnels {
         setup::ensure_programs(&STRONGSWAN)?;
+        setup::ensure_programs(&[SOCAT])?;
     }
     let kernel = kernel::of(options.release.name(), "amd64")?;
     let ebtables = ebtables::unpacked(Release::Bookworm.name())?;

@@ -1,114 +1,6 @@
 
-# Nodes 1 and 2 with an agent, and node 3 built by hand as stock flannel builds it, with a pod each.
-
-about() {
-    tail -n 60 /tmp/log$1
-    ip -n node$1 -d address
-    ip -n node$1 route
-    ip -n node$1 -6 route
-    ip netns exec node$1 wg show
-}
-shows() {
-    what=$1
-    shift
-    "$@" 2>&1 | grep -q -- "$what"
-}
-lacks() {
-    what=$1
-    shift
-    ! "$@" 2>&1 | grep -q -- "$what"
-}
-start() {
-    WIREGUARD_KEY_FILE=/tmp/key$1 ip netns exec node$1 flannel-agent --lease-file=/tmp/nodes.yaml --iface=eth0 \
-        --ip-masq --flow-refresh=3 --subnet-file=/tmp/subnet$1.env --bpffs=/tmp/bpf$1 >>/tmp/log$1 2>&1 &
-    echo $! >/tmp/pid$1
-    # Programs are verified first, which takes an emulator on a busy machine a minute.
-    patience=600
-    patiently test -e /tmp/subnet$1.env
-    patience=150
-}
-stop() {
-    kill "$(cat /tmp/pid$1)"
-    wait "$(cat /tmp/pid$1)"
-    rm /tmp/subnet$1.env
-}
-stop_all() {
-    stop 1
-    stop 2
-    : >/tmp/log1
-    : >/tmp/log2
-}
-reach() {
-    patiently ip netns exec pod$1 ping -c 1 -W 1 "$2"
-    # As large as the pods' interfaces, whole.
-    patiently ip netns exec pod$1 ping -c 1 -W 1 -M "do" -s "$3" "$2"
-}
-each_reaches_each_v4() {
-    reach 1 10.244.2.2 "$1"
-    reach 2 10.244.1.2 "$1"
-    reach 1 10.244.3.2 "$1"
-    reach 3 10.244.2.2 "$1"
-    # From the node itself, whose address is that of the device.
-    patiently ip netns exec node1 ping -c 1 -W 1 10.244.3.2
-}
-each_reaches_each_v6() {
-    reach 1 fd00:10:0:2::2 "$1"
-    reach 2 fd00:10:0:3::2 "$1"
-    reach 3 fd00:10:0:1::2 "$1"
-}
-# Of a node where all is well nobody says otherwise, and each peer answers through the tunnel.
-looks() {
-    ip netns exec node$1 flannel-agent $2 --subnet-file=/tmp/subnet$1.env --bpffs=/tmp/bpf$1
-}
-healthy() {
-    for words in status peers "check --all"; do
-        patiently looks $1 "$words"
-    done
-    grep -q ': 0 errors, 0 warnings' /tmp/said || fail "a false alarm: $(cat /tmp/said)"
-    grep -q 'answers in' /tmp/said && grep -q 'pass whole' /tmp/said || fail "no answers: $(cat /tmp/said)"
-    tail -n 1 /tmp/said
-}
-survives_a_kill() {
-    ip netns exec pod1 ping -c 60 -i 0.1 10.244.2.2 >/tmp/pings &
-    pings=$!
-    sleep 1
-    kill -9 "$(cat /tmp/pid1)"
-    sleep 1
-    start 1
-    wait $pings
-    grep 'packets transmitted' /tmp/pings
-    grep -q ' 0% packet loss' /tmp/pings || fail "packets were lost over a restart"
-}
-counted() {
-    packets=$(flannel-agent bpf counters --bpffs /tmp/bpf$1 -o json | tr '{' '\n' |
-        sed -n "s/.*\"packets\":\([0-9]*\).*\"reason\":\"$2\".*/\1/p")
-    echo "${packets:-0}"
-}
-# Whether the words that follow make the programs of node $1 count 20 packets for each of the reasons $2.
-raises() {
-    node=$1 reasons=$2
-    shift 2
-    for reason in $reasons; do counted $node $reason; done >/tmp/before
-    "$@" || return 1
-    for reason in $reasons; do counted $node $reason; done >/tmp/after
-    taken=$(awk 'NR == FNR { before[FNR] = $1; next } { print $1 - before[FNR] }' /tmp/before /tmp/after)
-    echo "node$node, $reasons:" $taken "by $*" >>/tmp/fast
-    for packets in $taken; do [ "$packets" -ge 20 ] || return 1; done
-}
-tcp() {
-    patiently raises "$1" "$2" ip netns exec pod1 iperf3 --client "$3" --time 2 $4
-}
-# Datagrams as large as the pods' interfaces, from pod $3.
-udp() {
-    patiently raises "$1" "$2" ip netns exec pod$3 iperf3 --client "$4" --time 2 --udp --bitrate 4M --length 1452
-}
-pod_mtu() {
-    for node in 1 2 3; do
-        ip -n node$node link set veth$node mtu "$1"
-        ip -n pod$node link set eth0 mtu "$1"
-    done
-    patiently grep -q "FLANNEL_MTU=$1" /tmp/subnet1.env
-}
+# Nodes 1 to 3 with a pod each. At first all are as stock flannel makes them; nodes 1 and 2 come to agents, under traffic,
+# and node 1 goes back to stock flannel.
 
 cat /proc/version
 for module in veth bridge br_netfilter ipip wireguard esp4 xfrm_user; do modprobe $module || fail "no module $module"; done
@@ -153,17 +45,19 @@ NODES
     mv /tmp/nodes.new /tmp/nodes.yaml
 }
 nodes_of_ipip false
-ip -n node3 link add flannel.ipip type ipip local 192.168.77.3
-ip -n node3 link set flannel.ipip mtu 1480 up
-ip -n node3 addr add 10.244.3.0/32 dev flannel.ipip
-for peer in 1 2; do
-    ip -n node3 route add 10.244.$peer.0/24 via 192.168.77.$peer dev flannel.ipip onlink
+for node in 1 2 3; do stock_ipip $node; done
+each_reaches_each_v4 1452
+# What an interface sends while it gets its clsact qdisc, the kernel drops: here they have one before.
+for node in 1 2; do
+    for device in eth0 cni0 veth$node flannel.ipip; do ip netns exec node$node tc qdisc add dev $device clsact; done
 done
-start 1
-start 2
+before=$(of_tunnel flannel.ipip)
+loses_nothing 10.244.2.2 start 1
+loses_nothing 10.244.2.2 start 2
+[ "$(of_tunnel flannel.ipip)" = "$before" ] || fail "another device than stock flannel's: $before"
 pod_mtu 1480
 each_reaches_each_v4 1452
-shows 'ipip remote any local 192.168.77.1 ' ip -n node1 -d link show flannel.ipip || fail "another device than upstream's"
+shows 'remote any local 192.168.77.1 ' ip -n node1 -d link show flannel.ipip || fail "another device than upstream's"
 shows '10.244.3.0/24 via 192.168.77.3 dev flannel.ipip onlink' ip -n node1 route || fail "another route than upstream's"
 healthy 1
 # The fast path, to a node of ours and to the kernel's device; headers around what pod 1 sends are as the kernel's own.
@@ -190,7 +84,7 @@ grep -q 'ipip device' /tmp/said && grep -q 'leaves by eth0 for 192.168.77.2' /tm
 looks 2 "explain 10.244.1.2 10.244.2.2 --proto=udp --sport=1 --ingress" >/tmp/said 2>&1
 grep -q 'ipip device' /tmp/said && grep -q 'reaches the pod' /tmp/said ||
     fail "another way in is explained: $(cat /tmp/said)"
-survives_a_kill
+loses_nothing 10.244.2.2 kill_and_start
 tcp 1 "$both" 10.244.3.2
 # What a rule does to the kernel's own outer packets, the programs do not get round for long.
 ip netns exec pod1 iperf3 --client 10.244.2.2 --time 20 --udp --bitrate 4M --length 1200 >/dev/null 2>&1 &
@@ -218,7 +112,14 @@ tcp 1 "$both" 10.244.2.2
 grep -q restored /tmp/log1 || fail "nothing is said of what was restored"
 sed -i /node3/d /tmp/nodes.yaml
 patiently lacks 10.244.3.0/24 ip -n node1 route
-stop_all
+nodes_of_ipip false
+patiently shows 10.244.3.0/24 ip -n node1 route
+before=$(of_tunnel flannel.ipip)
+loses_nothing 10.244.2.2 back_to_stock stock_ipip 1
+[ "$(of_tunnel flannel.ipip)" = "$before" ] || fail "stock flannel made another device: $before"
+each_reaches_each_v4 1452
+stop 2
+: >/tmp/log1
 nodes_of_ipip true
 start 1
 start 2
@@ -239,7 +140,8 @@ echo "--- wireguard"
 secret=$(wg genpsk)
 echo "$secret" >/tmp/secret
 for node in 1 2 3; do
-    (umask 077 && wg genkey >/tmp/key$node)
+    # As both daemons write them: without an end of the line.
+    (umask 077 && printf %s "$(wg genkey)" >/tmp/key$node)
     wg pubkey </tmp/key$node >/tmp/public$node
 done
 nodes_of_wireguard() {
@@ -264,26 +166,15 @@ NODES
     done
     mv /tmp/nodes.new /tmp/nodes.yaml
 }
-by_hand() {
-    ip -n node3 link add "$1" type wireguard
-    ip netns exec node3 wg set "$1" private-key /tmp/key3 listen-port "$2"
-    ip -n node3 link set "$1" mtu 1420 up
-}
-by_hand flannel-wg 51820
-by_hand flannel-wg-v6 51821
-ip -n node3 addr add 10.244.3.0/32 dev flannel-wg
-ip -n node3 addr add fd00:10:0:3::/128 dev flannel-wg-v6
-ip -n node3 route add 10.244.0.0/16 dev flannel-wg scope link
-ip -n node3 route add fd00:10::/32 dev flannel-wg-v6
-for peer in 1 2; do
-    ip netns exec node3 wg set flannel-wg peer "$(cat /tmp/public$peer)" preshared-key /tmp/secret \
-        endpoint 192.168.77.$peer:51820 allowed-ips 10.244.$peer.0/24
-    ip netns exec node3 wg set flannel-wg-v6 peer "$(cat /tmp/public$peer)" preshared-key /tmp/secret \
-        endpoint "[2001:db8::$peer]:51821" allowed-ips fd00:10:0:$peer::/64
-done
 nodes_of_wireguard separate 51821
-start 1
+stock_wireguard 1
+stock_wireguard 3
 start 2
+each_reaches_each_v4 1392
+each_reaches_each_v6 1372
+before=$(of_tunnel flannel-wg flannel-wg-v6)
+loses_nothing 10.244.2.2 start 1
+[ "$(of_tunnel flannel-wg flannel-wg-v6)" = "$before" ] || fail "other devices than stock flannel's: $before"
 pod_mtu 1420
 each_reaches_each_v4 1392
 each_reaches_each_v6 1372
@@ -294,7 +185,7 @@ healthy 1
 looks 1 "peers -o json" >/tmp/said
 grep -q '"way":"wireguard".*"heard_seconds_ago":[0-9].*"sent":{"packets":null,"bytes":[1-9]' /tmp/said ||
     fail "what was exchanged is not shown: $(cat /tmp/said)"
-survives_a_kill
+loses_nothing 10.244.2.2 kill_and_start
 ip netns exec node1 wg set flannel-wg peer "$(cat /tmp/public2)" remove
 reach 1 10.244.2.2 1392
 ip netns exec node1 wg set flannel-wg listen-port 7777
@@ -311,7 +202,11 @@ before=$(cat /tmp/public3)
 sed -i "s|$before|$(cat /tmp/public.new)|" /tmp/nodes.yaml
 patiently lacks "$before" ip netns exec node1 wg show all
 patiently shows "$(cat /tmp/public.new)" ip netns exec node1 wg show flannel-wg-v6
-stop_all
+# Stock flannel makes its devices anew, whoever made those there are: packets are lost as by a restart of it.
+meanwhile 10.244.2.2 back_to_stock stock_wireguard 1
+reach 1 10.244.2.2 1392
+reach 2 fd00:10:0:1::2 1372
+stop 2
 nodes_of_wireguard ipv4 51820
 start 1
 start 2
@@ -359,10 +254,18 @@ done
 esp() {
     ip netns exec node$1 nft list chain ip seen in | sed -n 's/.*packets \([0-9]*\).*/\1/p'
 }
-start 1
+# Stock flannel's charon ends with it.
+from_stock_ipsec() {
+    kill "$(in_node 1 cat /run/charon.pid)"
+    start 1
+    reach 1 10.244.2.2 1395
+}
 start 2
 pod_mtu 1423
+stock_ipsec 1 2 "$secret$secret$secret"
 reach 1 10.244.2.2 1395
+meanwhile 10.244.2.2 from_stock_ipsec
+grep -q FLANNEL_MTU=1423 /tmp/subnet1.env || fail "another MTU: $(cat /tmp/subnet1.env)"
 reach 2 10.244.1.2 1395
 seen=$(esp 2)
 [ "${seen:-0}" -gt 3 ] || fail "$seen packets of ESP were seen"
@@ -384,8 +287,21 @@ echo "$received of 60 packets were received over a rekey"
 [ "$received" -ge 54 ] || fail "packets were lost over a rekey: $(cat /tmp/pings)"
 [ "$(ip -n node1 xfrm state | sed -n 's/.*spi \(0x[0-9a-f]*\).*/\1/p' | sort | tr '\n' ' ')" != "$spis" ] ||
     fail "the keys are the same"
-survives_a_kill
-sed -i /node2/d /tmp/nodes.yaml
-patiently lacks 'dst 10.244.2.0/24' ip -n node1 xfrm policy
-patiently lacks 10.244.2.0/24 in_node 1 swanctl --list-conns
+loses_nothing 10.244.2.2 kill_and_start
+# Stock flannel that comes to a charon starts another one, and then neither listens. The agent says what to do, and so does
+# the page of the way back.
+in_node 1 /usr/lib/ipsec/charon >/dev/null 2>&1
+patiently grep -q "stop it (kill $(in_node 1 cat /run/charon.pid))" /tmp/log1
+back_to_stock_ipsec() {
+    stop 1
+    kill "$(in_node 1 cat /run/charon.pid)"
+    patiently in_node 1 test ! -e /run/charon.pid
+    stock_ipsec 1 2 "$secret$secret$secret"
+    reach 1 10.244.2.2 1395
+}
+meanwhile 10.244.2.2 back_to_stock_ipsec
+reach 2 10.244.1.2 1395
+sed -i /node1/d /tmp/nodes.yaml
+patiently lacks 'dst 10.244.1.0/24' ip -n node2 xfrm policy
+patiently lacks 10.244.1.0/24 in_node 2 swanctl --list-conns
 finish PASSED
