@@ -155,7 +155,7 @@ pub(crate) fn delete_direct(subnet: IpNetwork, route: DirectRoute) -> Request {
 
 /// A route with what the CNI specification lets a pod's have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PodWay {
+pub(crate) struct RouteInPod {
     /// Where it leads.
     pub(crate) destination: IpNetwork,
     /// Interface packets leave by.
@@ -174,15 +174,15 @@ pub(crate) struct PodWay {
     pub(crate) scope: Option<u8>,
 }
 
-/// Adds `way`, behind any other to the same place.
-pub(crate) fn append(way: &PodWay) -> Request {
-    let mut message = route(way.destination, RouteType::Unicast);
-    message.header.scope = way.scope.map_or(RouteScope::Universe, RouteScope::from);
-    message.attributes.extend(way.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
-    message.attributes.push(RouteAttribute::Oif(way.ifindex));
-    message.attributes.extend(way.priority.map(RouteAttribute::Priority));
-    message.attributes.extend(way.table.map(RouteAttribute::Table));
-    let metrics = [way.mtu.map(RouteMetric::Mtu), way.advmss.map(RouteMetric::Advmss)];
+/// Adds `wanted`, behind any other to the same place.
+pub(crate) fn append(wanted: &RouteInPod) -> Request {
+    let mut message = route(wanted.destination, RouteType::Unicast);
+    message.header.scope = wanted.scope.map_or(RouteScope::Universe, RouteScope::from);
+    message.attributes.extend(wanted.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.push(RouteAttribute::Oif(wanted.ifindex));
+    message.attributes.extend(wanted.priority.map(RouteAttribute::Priority));
+    message.attributes.extend(wanted.table.map(RouteAttribute::Table));
+    let metrics = [wanted.mtu.map(RouteMetric::Mtu), wanted.advmss.map(RouteMetric::Advmss)];
     let metrics: Vec<RouteMetric> = metrics.into_iter().flatten().collect();
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));

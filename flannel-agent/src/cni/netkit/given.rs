@@ -15,7 +15,7 @@ use super::{
     options::Options,
 };
 use crate::{
-    netlink::route::PodWay,
+    netlink::route::RouteInPod,
     values::{Family, Mac, shorten},
 };
 
@@ -147,7 +147,7 @@ impl Given {
     ///
     /// # Errors
     /// A number that is none of the kernel's.
-    pub(super) fn ways(&self, ifindex: u32) -> Result<Vec<PodWay>, CniError> {
+    pub(super) fn routes_over(&self, ifindex: u32) -> Result<Vec<RouteInPod>, CniError> {
         let of_pod = |family: Family| {
             self.addresses.iter().filter_map(|address| address.gateway).find(|ip| Family::of(*ip) == family)
         };
@@ -160,7 +160,7 @@ impl Given {
                 // Zero is none, but for table and scope.
                 let number = |value: Option<i64>| value.map(u32::try_from).transpose().map_err(|_| refused());
                 let counted = |value: Option<i64>| number(value.filter(|number| *number != 0));
-                Ok(PodWay {
+                Ok(RouteInPod {
                     destination,
                     ifindex,
                     gateway: route.gw.or_else(|| of_pod(Family::of_network(destination))),
@@ -252,25 +252,25 @@ mod tests {
 
     #[test]
     fn pods_get_gateways_and_default_routes_as_bridge_gives_them() {
-        let ways = |further: Value| -> Vec<(String, Option<String>, Option<u32>)> {
-            let ways = read(both(), further).ways(7).unwrap();
-            let shown = |way: &PodWay| {
-                (way.destination.to_string(), way.gateway.map(|gateway| gateway.to_string()), way.mtu)
+        let routes = |further: Value| -> Vec<(String, Option<String>, Option<u32>)> {
+            let routes = read(both(), further).routes_over(7).unwrap();
+            let shown = |route: &RouteInPod| {
+                (route.destination.to_string(), route.gateway.map(|gateway| gateway.to_string()), route.mtu)
             };
-            ways.iter().map(shown).collect()
+            routes.iter().map(shown).collect()
         };
         let row = |to: &str, gateway: &str, mtu| (to.to_owned(), Some(gateway.to_owned()), mtu);
         let own = [row("10.244.0.0/16", "10.244.1.1", None), row("10.96.0.0/12", "10.244.1.7", Some(1400))];
-        assert_eq!(ways(json!({})), own);
-        assert_eq!(ways(json!({ "isGateway": true })), own);
+        assert_eq!(routes(json!({})), own);
+        assert_eq!(routes(json!({ "isGateway": true })), own);
         let default = [row("0.0.0.0/0", "10.244.1.1", None), row("::/0", "fd00:1::1", None)];
-        assert_eq!(ways(json!({ "isDefaultGateway": true })), [own.to_vec(), default.to_vec()].concat());
+        assert_eq!(routes(json!({ "isDefaultGateway": true })), [own.to_vec(), default.to_vec()].concat());
         let mut known = both();
         known["routes"] =
             json!([{ "dst": "0.0.0.0/0", "gw": "10.244.1.9" }, { "dst": "::/0", "gw": "fd00:1::9" }]);
         let given = read(known, json!({ "isDefaultGateway": true }));
-        assert_eq!(given.ways(7).unwrap().len(), 2, "it has default routes");
-        assert!(given.ways(7).unwrap().iter().all(|way| way.ifindex == 7));
+        assert_eq!(given.routes_over(7).unwrap().len(), 2, "it has default routes");
+        assert!(given.routes_over(7).unwrap().iter().all(|route| route.ifindex == 7));
     }
 
     #[test]
@@ -324,6 +324,6 @@ mod tests {
             assert!(error.code() == 6 && error.to_string().contains(part), "{said}: {error}");
         }
         let said = br#"{"ips":[{"address":"10.0.0.1/8"}],"routes":[{"dst":"10.0.0.0/8","table":-1}]}"#;
-        assert!(Given::read(said, &options(json!({}))).unwrap().ways(1).is_err());
+        assert!(Given::read(said, &options(json!({}))).unwrap().routes_over(1).is_err());
     }
 }

@@ -71,9 +71,11 @@ impl Namespace {
         }
         let up = self.netlink.change(link::set_up(link.index)).await;
         up.map_err(|error| failed(&format!("set {name} up"), &error))?;
-        for way in given.ways(link.index)? {
-            let added = self.netlink.change(route::append(&way)).await;
-            added.map_err(|error| failed(&format!("add the pod's route to {}", way.destination), &error))?;
+        for route_in_pod in given.routes_over(link.index)? {
+            let added = self.netlink.change(route::append(&route_in_pod)).await;
+            added.map_err(|error| {
+                failed(&format!("add the pod's route to {}", route_in_pod.destination), &error)
+            })?;
         }
         Ok(())
     }
