@@ -17,7 +17,7 @@ use flannel_common::{
     path::Hook,
 };
 
-use super::{Attachment, LoadError, OBJECT, TcAttach, clsact, error::chain};
+use super::{Attachment, Compiled, LoadError, TcAttach, clsact, error::chain};
 
 /// A thing that programs need, or would make use of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,7 +136,7 @@ impl Features {
     /// # Errors
     /// When the kernel refuses the object as a whole, as it does without the privilege.
     pub fn find() -> Result<Self, LoadError> {
-        Ok(Self::of(&mut Ebpf::load(OBJECT)?))
+        Ok(Self::of(&mut Ebpf::load(&Compiled::programs())?))
     }
 
     /// Tries all of them with the programs of `ebpf`. For a moment one that does nothing is attached to the loopback.

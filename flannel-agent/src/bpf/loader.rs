@@ -15,7 +15,7 @@ use flannel_common::{
 use tracing::{info, warn};
 
 use super::{
-    Asked, Attachment, BrokenOff, Feature, Features, ForgottenFlows, LoadError, LogLevel, MapSizes, OBJECT,
+    Asked, Attachment, BrokenOff, Compiled, Feature, Features, ForgottenFlows, LoadError, LogLevel, MapSizes,
     PinError, Pins, PodSockets, TcAttach, TraceError,
     error::chain,
     log,
@@ -92,7 +92,7 @@ impl Programs {
             }
         }
         loader.verifier_log_level(VerifierLogLevel::STATS);
-        let mut ebpf = load_object(loader, OBJECT, level, marks, carrier)?;
+        let mut ebpf = load_object(loader, &Compiled::programs(), level, marks, carrier)?;
         let features = Features::of(&mut ebpf);
         load_programs(&mut ebpf, &features)?;
         let mut maps = BTreeMap::new();

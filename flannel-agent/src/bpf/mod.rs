@@ -7,6 +7,7 @@ mod attachment;
 mod batch;
 mod claim;
 mod clsact;
+mod compiled;
 mod counters;
 mod error;
 mod features;
@@ -41,6 +42,7 @@ pub use attachment::{Attachment, TcAttach};
 pub use claim::PinsClaim;
 pub use clsact::{FilterError, FilterPlace};
 pub(crate) use clsact::{foreign, sides};
+pub use compiled::Compiled;
 pub use counters::{Counters, Traffic, read as read_counters};
 pub use error::{HookError, LoadError, TraceError};
 pub use features::{Feature, Features};
@@ -61,9 +63,3 @@ pub use sockets::{PodEnd, PodSockets};
 pub use tables::{FamilyTables, Tables, TranslationTables};
 pub use trace_maps::{TraceMaps, Untold};
 pub use traced::TraceMapIds;
-
-/// The compiled programs.
-pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf.o"));
-
-/// The same programs, which tell of packets; empty where this binary was built around a ready-made object.
-const TRACE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flannel-ebpf-trace.o"));

@@ -24,7 +24,7 @@ use nix::sys::signal::SigSet;
 use tracing::warn;
 
 use super::{
-    Features, LoadError, LogLevel, PinError, Pins, Programs, TRACE_OBJECT, TraceError,
+    Compiled, Features, LoadError, LogLevel, PinError, Pins, Programs, TraceError,
     error::chain,
     object::{load_object, load_programs, ring_id},
 };
@@ -139,9 +139,7 @@ fn load_traced(
     carrier: Carrier,
     features: &Features,
 ) -> Result<Ebpf, TraceError> {
-    if TRACE_OBJECT.is_empty() {
-        return Err(TraceError::NotBuilt);
-    }
+    let object = Compiled::traced().ok_or(TraceError::NotBuilt)?;
     // A signal that happens to come to this thread, of a child that has ended, would end the verifier's work (EAGAIN).
     SigSet::all()
         .thread_block()
@@ -160,7 +158,7 @@ fn load_traced(
         loader.map_pin_path(name, pin.0.clone());
         lent.push(pin);
     }
-    let mut traced = load_object(loader, TRACE_OBJECT, level, marks, carrier)?;
+    let mut traced = load_object(loader, &object, level, marks, carrier)?;
     drop(lent);
     for (name, id) in read {
         if ring_id(&traced, name)? != *id {

@@ -120,6 +120,8 @@ fn flags(architecture: Architecture) -> String {
         .into_iter()
         .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())))
         .collect();
+    // A panic ends the program without going back through its callers; debuggers find them in the debug information.
+    flags.push("-Cforce-unwind-tables=no".to_owned());
     if architecture == Architecture::Amd64 {
         // Half a megabyte of relocations, all of one kind, in some kilobytes. Linkers for arm64 learned it later.
         flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());

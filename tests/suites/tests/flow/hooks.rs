@@ -11,7 +11,7 @@ use aya::{
         tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
-use flannel_agent::bpf::{OBJECT, TcAttach};
+use flannel_agent::bpf::{Compiled, TcAttach};
 use flannel_common::{
     map::{COUNTERS, XDP_UNDERLAY},
     reason::{Direction, Reason, slot},
@@ -302,7 +302,7 @@ struct Counting {
 
 impl Counting {
     fn load() -> Result<Self> {
-        let mut object = OBJECT.to_vec();
+        let mut object = Compiled::programs().to_vec();
         let (ours, other) = (b"from_pod\0", b"seen_pod\0");
         for at in 0..object.len() - ours.len() {
             if object[at..].starts_with(ours) {
@@ -374,7 +374,7 @@ fn programs_of_others(cluster: &Cluster) -> Result<()> {
 
 /// The driver of a pod's interface calls XDP for what the other end of the pair sends, and not for what is put behind it.
 fn xdp_in_a_pod(cluster: &Cluster) -> Result<()> {
-    let mut ebpf = Ebpf::load(OBJECT)?;
+    let mut ebpf = Ebpf::load(&Compiled::programs())?;
     // One of ours that was never configured lets all pass.
     let program: &mut program::Xdp = ebpf.program_mut(XDP_UNDERLAY).context("no such program")?.try_into()?;
     program.load()?;
