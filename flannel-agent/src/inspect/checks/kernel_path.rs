@@ -54,7 +54,7 @@ fn of_hooks(told: &Snapshot, found: &mut Vec<Finding>) {
         Finding::warning(
             "kernel path",
             format!("{hook} of {}: {left} take the kernel path", some(&interfaces)),
-            "nothing is lost, and nothing is as fast as it could be: remove it, or leave it at that",
+            "they are slower, and meet it there: see that it drops none of them, and remove it, or leave it at that",
         )
     }));
 }
@@ -71,7 +71,7 @@ fn of_peers(rows: &[PeerRow], found: &mut Vec<Finding>) {
         Finding::warning(
             "kernel path",
             format!("packets to and from {} take the kernel path: {why}", some(&peers)),
-            "nothing is lost, and nothing is as fast as it could be: change that, or leave it at that",
+            "they are slower by that: change it, or leave it at that",
         )
     }));
 }
@@ -153,6 +153,9 @@ mod tests {
               the kernel path"
             ]
         );
+        // Whether what is in the way drops packets, this check does not know.
+        let said = of_kernel_path(&told, &[], 10_000);
+        assert!(said[0].remedy.contains("see that it drops none"), "{}", said[0].remedy);
         told.dataplane = Some(Dataplane {
             restored: 2,
             last_restored: vec![Restored { at: 9_990, what: "route to 10.244.2.0/24".into() }],
