@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use comfy_table::Cell;
+use flannel_common::packet::headers::{PROTOCOL_IPIP, PROTOCOL_UDP};
 use serde::Serialize;
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -22,7 +23,8 @@ use crate::{
     control::snapshot::{self, Probed, Probes, Snapshot},
     inspect::{
         checks::{
-            Finding, Seen, Severity, attribute, hampers, of_kernel_path, of_leases, of_peer, of_routes,
+            Filters, Finding, Seen, Severity, attribute, hampers, of_kernel_path, of_leases, of_peer,
+            of_routes,
         },
         peers::{PeerRow, State, nodes},
         probe::{Outcome, Target, behind, hops, probe},
@@ -163,6 +165,8 @@ struct Echoed {
     outcome: Outcome,
     /// What carries packets to it.
     tunnel: String,
+    /// The same by its protocol and port, where that is known.
+    carrier: Option<(u8, u16)>,
 }
 
 impl Asked {
@@ -184,13 +188,28 @@ impl Asked {
         let taken = self.since.elapsed();
         let later = if any_silent { found.heard_now() } else { BTreeMap::new() };
         let mut all = Vec::new();
+        let mut filters = BTreeMap::new();
         for (row, asked) in &self.peers {
-            let Some(Echoed { target, outcome, tunnel }) = asked else {
+            let Some(Echoed { target, outcome, tunnel, carrier }) = asked else {
                 all.extend(skipped(row));
                 continue;
             };
             let heard_since = later.get(&row.subnet).is_some_and(|ago| *ago < taken.as_secs());
-            let seen = Seen { tunnel: tunnel.clone(), heard_since };
+            let is_cut = outcome.overlay.is_some_and(|overlay| overlay.rtt.is_none());
+            let dropped_by =
+                match (carrier, found.agent.as_ref().ok().and_then(|told| told.interface.as_ref())) {
+                    (Some(carrier), Some(external)) if is_cut => {
+                        let family = Family::of(target.public_ip);
+                        let own = external.addresses.iter().find(|own| Family::of(**own) == family);
+                        let filters = filters.entry(family).or_insert_with(|| Filters::read(family));
+                        own.map(|own| {
+                            filters.drops_carrier((*own, target.public_ip), *carrier, &external.name)
+                        })
+                    }
+                    _ => None,
+                };
+            let dropped_by = dropped_by.unwrap_or_default();
+            let seen = Seen { tunnel: tunnel.clone(), heard_since, dropped_by };
             all.extend(of_peer(row, target, outcome, &seen));
         }
         all
@@ -204,14 +223,17 @@ async fn ask(rows: Vec<PeerRow>, told: Option<&Snapshot>, found: &Look) -> anyho
     let mut asked = JoinSet::new();
     for (number, row) in rows.into_iter().enumerate() {
         let target = target(&row, told, found);
-        let tunnel = tunnel(&row, told, found);
+        let port = tunnel_port(&row, told, found);
+        let tunnel = tunnel(&row, port);
+        let by_ip = || (row.way == "ipip").then_some((PROTOCOL_IPIP, 0));
+        let carrier = port.map(|port| (PROTOCOL_UDP, port)).or_else(by_ip);
         let places = places.clone();
         asked.spawn(async move {
             let Some(target) = target else { return (number, (row, None)) };
             let _place = places.acquire_owned().await;
             let asking = target.clone();
             let outcome = tokio::task::spawn_blocking(move || probe(&asking)).await.unwrap_or_default();
-            (number, (row, Some(Echoed { target, outcome, tunnel })))
+            (number, (row, Some(Echoed { target, outcome, tunnel, carrier })))
         });
     }
     let mut peers = BTreeMap::new();
@@ -243,13 +265,18 @@ fn target(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> Option<Target
     Some(Target { public_ip, overlay, behind, hops, mtu: mtu.unwrap_or(LEAST_MTU), interface: None })
 }
 
-/// What carries packets to it.
-fn tunnel(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> String {
+/// The UDP port that carries packets to it.
+fn tunnel_port(row: &PeerRow, told: Option<&Snapshot>, found: &Look) -> Option<u16> {
     let device = told
         .and_then(|told| told.backend.as_ref())
         .and_then(|backend| backend.device_to(row.subnet, &row.way)?.port);
     let vxlan = found.kernel.tunnels.get(&Family::of_network(row.subnet)).filter(|_| row.way == "vxlan");
-    match device.or_else(|| vxlan.map(|tunnel| tunnel.device.port)) {
+    device.or_else(|| vxlan.map(|tunnel| tunnel.device.port))
+}
+
+/// What carries packets to it.
+fn tunnel(row: &PeerRow, port: Option<u16>) -> String {
+    match port {
         Some(port) => format!("UDP port {port}"),
         None if row.way == "ipip" => "IP protocol 4 (IP in IP)".to_owned(),
         None => format!("packets of the {} backend", row.way),

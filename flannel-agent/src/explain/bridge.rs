@@ -70,8 +70,11 @@ impl Walk {
         }
         let what = format!("{destination} is on the same link");
         self.steps.push(Step::of_kernel(At::Bridge, Some(interface(bridge)), what));
+        if let Some(dropped) = self.filtered(&packet, 0, Met::Bridged(from, to.ifindex)) {
+            return Ok(dropped);
+        }
         if passes_iptables(destination.is_ipv4())
-            && let Some(dropped) = self.filtered(&packet, 0, Met::Forwarded(bridge, bridge))
+            && let Some(dropped) = self.filtered(&packet, 0, Met::CalledBy(bridge))
         {
             return Ok(dropped);
         }

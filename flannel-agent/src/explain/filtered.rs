@@ -4,7 +4,10 @@ use flannel_common::packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_S
 use ipnetwork::IpNetwork;
 
 use super::{At, Imagined, Outcome, Step, tables::interface, walk::Walk};
-use crate::inspect::checks::{Alone, End, Fate, Passage};
+use crate::{
+    inspect::checks::{Alone, End, Fate, Passage},
+    netlink::LinkKind,
+};
 
 /// Where a packet is in netfilter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,20 +18,60 @@ pub(super) enum Met {
     In(u32),
     /// It is of this node, and leaves by this interface.
     Out(u32),
+    /// It comes into a bridge by this port.
+    ByPort(u32),
+    /// A bridge hands it from one port to another.
+    Bridged(u32, u32),
+    /// This bridge, which does so, has iptables called.
+    CalledBy(u32),
+    /// It leaves a bridge by this port.
+    OutOfPort(u32),
 }
 
+/// A hook, and the interfaces that are known there.
+type Hook = (&'static str, Option<u32>, Option<u32>);
+
 impl Met {
-    /// The hooks that it meets, each with the interfaces that are known there.
-    fn hooks(self) -> Vec<(&'static str, Option<u32>, Option<u32>)> {
+    /// The hooks that it meets. Those of bridges are met where `is_bridge`; there ports are not known.
+    fn hooks(self, is_bridge: impl Fn(u32) -> bool) -> Vec<Hook> {
+        let of_bridge = |name, index| is_bridge(index).then_some((name, None, None));
+        let comes = |by| {
+            let own = [("ingress", Some(by), None), ("prerouting", Some(by), None)];
+            of_bridge("bridge input", by).into_iter().chain(own)
+        };
+        let leaves = |out| {
+            let own = [("postrouting", None, Some(out)), ("egress", None, Some(out))];
+            own.into_iter().chain(of_bridge("bridge output", out))
+        };
+        let mut hooks: Vec<Hook> = Vec::new();
         match self {
-            Self::Forwarded(by, out) => vec![
-                ("prerouting", Some(by), None),
-                ("forward", Some(by), Some(out)),
-                ("postrouting", None, Some(out)),
-            ],
-            Self::In(by) => vec![("prerouting", Some(by), None), ("input", Some(by), None)],
-            Self::Out(out) => vec![("output", None, Some(out)), ("postrouting", None, Some(out))],
+            Self::Forwarded(by, out) => {
+                hooks.extend(comes(by));
+                hooks.push(("forward", Some(by), Some(out)));
+                hooks.extend(leaves(out));
+            }
+            Self::In(by) => {
+                hooks.extend(comes(by));
+                hooks.push(("input", Some(by), None));
+            }
+            Self::Out(out) => {
+                hooks.push(("output", None, Some(out)));
+                hooks.extend(leaves(out));
+            }
+            Self::ByPort(port) => {
+                hooks.extend([("ingress", Some(port), None), ("bridge prerouting", Some(port), None)]);
+            }
+            Self::CalledBy(bridge) => hooks.extend([
+                ("prerouting", Some(bridge), None),
+                ("forward", Some(bridge), Some(bridge)),
+                ("postrouting", None, Some(bridge)),
+            ]),
+            Self::Bridged(from, to) => hooks.push(("bridge forward", Some(from), Some(to))),
+            Self::OutOfPort(port) => {
+                hooks.extend([("bridge postrouting", None, Some(port)), ("egress", None, Some(port))]);
+            }
         }
+        hooks
     }
 }
 
@@ -37,23 +80,16 @@ impl Walk {
     pub(super) fn filtered(&mut self, packet: &Imagined, mark: u32, met: Met) -> Option<Outcome> {
         let filters = self.told.filters.take()?;
         let mut dropped = None;
-        for (hook, by, out) in met.hooks() {
-            let names = |index: Option<u32>| index.map(interface).into_iter().collect();
-            let end = |address| End { network: IpNetwork::from(address), without: None };
-            let passage = Passage {
-                source: end(packet.source),
-                destination: end(packet.destination),
-                by: names(by),
-                out: names(out),
-                alone: Some(alone(packet, (mark, !self.marks.both()))),
-            };
+        let is_bridge = |index| self.link(index).is_some_and(|link| link.kind == LinkKind::Bridge);
+        for (hook, by, out) in met.hooks(is_bridge) {
+            let passage = self.passage(packet, mark, by, out);
             let at = by.or(out).map(interface);
-            for fate in filters.meet(hook, &passage) {
+            for fate in filters.meet(hook, at.as_deref(), &passage) {
                 let what = match fate {
-                    Fate::Passes => continue,
                     Fate::Dropped(by) => {
-                        dropped = Some(Outcome::Dropped { by: by.clone() });
-                        format!("drops it: {by}")
+                        let what = format!("drops it: {by}");
+                        dropped = Some(Outcome::Dropped { by });
+                        what
                     }
                     Fate::Perhaps(by) => {
                         self.perhaps.push(by.clone());
@@ -74,6 +110,34 @@ impl Walk {
         self.told.filters = Some(filters);
         dropped
     }
+
+    /// What becomes of a packet that comes in by an interface, or that this node makes, where a rule may give it another
+    /// destination: a known connection's is given by what the kernel remembers.
+    pub(super) fn translated(&mut self, packet: &Imagined, mark: u32, by: Option<u32>) -> Option<Outcome> {
+        let hook = if by.is_some() { "prerouting" } else { "output" };
+        let passage = self.passage(packet, mark, by, None);
+        let rule = self.told.filters.as_ref()?.translator(hook, &passage)?;
+        let what = format!("may give it another destination: {rule}");
+        self.steps.push(Step::of_kernel(At::Netfilter, by.map(interface), what));
+        let why = format!(
+            "{rule} may give it another destination, which is not looked up: ask for each backend's address in place of {}",
+            packet.destination
+        );
+        Some(Outcome::Unknown { why })
+    }
+
+    fn passage(&self, packet: &Imagined, mark: u32, by: Option<u32>, out: Option<u32>) -> Passage {
+        let names = |index: Option<u32>| index.map(interface).into_iter().collect();
+        let end = |address| End { network: IpNetwork::from(address), without: None };
+        let for_node = self.own.contains(&packet.destination);
+        Passage {
+            source: end(packet.source),
+            destination: end(packet.destination),
+            by: names(by),
+            out: names(out),
+            alone: Some(Alone { for_node, ..alone(packet, (mark, !self.marks.both())) }),
+        }
+    }
 }
 
 fn alone(packet: &Imagined, mark: (u32, u32)) -> Alone {
@@ -85,5 +149,6 @@ fn alone(packet: &Imagined, mark: (u32, u32)) -> Alone {
         tcp_flags: packet.tcp_flags,
         begins: begins.then_some(true),
         mark,
+        for_node: false,
     }
 }

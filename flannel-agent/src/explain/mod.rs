@@ -3,7 +3,7 @@
 //!
 //! [`explain`] walks the packet from hook to hook as the kernel would ([`walk`], [`outgoing`], [`incoming`]). Nothing is
 //! sent, loaded or changed, and no agent needs to run. Of netfilter the rules of flannel are shown, and the packet is led
-//! through all chains that may drop it ([`filtered`]); what others translate is not followed.
+//! through all chains that may drop it ([`filtered`]); it is followed up to a rule of others that may translate it.
 
 mod answer;
 mod bridge;

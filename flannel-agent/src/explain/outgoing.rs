@@ -103,8 +103,13 @@ impl Walk {
         if let Some(dropped) = self.shut(packet.source, place.ifindex) {
             return Ok(dropped);
         }
-        let Some(link) = self.link(place.ifindex) else { return Err(ExplainError::NoPod(packet.source)) };
+        let link = self.link(place.ifindex).cloned().ok_or(ExplainError::NoPod(packet.source))?;
         let gateway = link.master.unwrap_or(link.index);
+        if link.master.is_some()
+            && let Some(dropped) = self.filtered(&packet, mark, Met::ByPort(place.ifindex))
+        {
+            return Ok(dropped);
+        }
         if group.is_some() && link.master.is_some() {
             let isolated = link.isolated_port;
             return Ok(self.flooded(gateway, isolated));
@@ -148,6 +153,9 @@ impl Walk {
         arrived_by: Option<u32>,
         mark: u32,
     ) -> Result<Outcome, ExplainError> {
+        if let Some(unknown) = self.translated(&packet, mark, arrived_by) {
+            return Ok(unknown);
+        }
         let query = RouteQuery {
             source: Some(packet.source),
             destination: packet.destination,

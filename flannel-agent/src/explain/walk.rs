@@ -14,6 +14,7 @@ use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
 use super::{
     At, ExplainError, Imagined, Outcome, Step, Told,
     answer::does,
+    filtered::Met,
     node::ThisNode,
     packet::AtHook,
     tables::{PinnedTables, interface},
@@ -252,6 +253,10 @@ impl Walk {
         mark: u32,
     ) -> Result<Outcome, ExplainError> {
         if let Some(dropped) = self.shut(packet.destination, place.ifindex) {
+            return Ok(dropped);
+        }
+        let is_port = self.link(place.ifindex).is_some_and(|link| link.master.is_some());
+        if is_port && let Some(dropped) = self.filtered(&packet, mark, Met::OutOfPort(place.ifindex)) {
             return Ok(dropped);
         }
         let frame = packet.frame(Mac(place.mac), Mac(place.gateway_mac));

@@ -10,6 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::forwarded::{self, Bases};
+use crate::netlink::Netfilter;
 
 /// All tables of nftables, as `nft -j list ruleset` writes them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,7 +42,22 @@ impl Nft {
         let mut command = Command::new("nft");
         command.args(["-j", "list", "ruleset"]).stdin(Stdio::null());
         let output = command.output().ok().filter(|output| output.status.success())?;
-        Self::of(&String::from_utf8_lossy(&output.stdout))
+        let mut found = Self::of(&String::from_utf8_lossy(&output.stdout))?;
+        found.find_devices();
+        Some(found)
+    }
+
+    /// Asks the kernel which interfaces the chains of interfaces are of: not every version of the program lists them.
+    fn find_devices(&mut self) {
+        let chains = Netfilter::open().and_then(|mut netfilter| netfilter.chains());
+        let chains = chains.map(|chains| chains.devices).unwrap_or_default();
+        for base in self.bases.filters.values_mut().flatten() {
+            let hook = |egress| if egress { "egress" } else { "ingress" };
+            let its =
+                chains.iter().filter(|chain| base.is_called(&chain.name) && base.hook == hook(chain.egress));
+            let devices: Vec<String> = its.flat_map(|chain| chain.devices.iter().cloned()).collect();
+            base.devices.extend(devices);
+        }
     }
 
     /// From what `nft -j list ruleset` writes; `None` where that is something else.

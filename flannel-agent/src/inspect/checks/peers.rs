@@ -13,6 +13,8 @@ pub struct Seen {
     pub tunnel: String,
     /// Packets came from it through the tunnel after it was asked.
     pub heard_since: bool,
+    /// Rules of this node that drop what carries packets to it or from it, for certain.
+    pub dropped_by: Vec<String>,
 }
 
 /// What was found of a peer, which was asked as `target`.
@@ -74,10 +76,13 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
                 }
                 _ => String::new(),
             };
-            let open = format!(
-                "let {} pass between the nodes, in both directions, on hosts and in between",
-                seen.tunnel
-            );
+            let open = match &seen.dropped_by[..] {
+                [] => format!(
+                    "let {} pass between the nodes, in both directions, on hosts and in between",
+                    seen.tunnel
+                ),
+                by => format!("let {} pass on this node: it is dropped by {}", seen.tunnel, by.join(" and ")),
+            };
             found.push(match overlay.and_then(|echoes| echoes.error) {
                 Some(error) => Finding::error(
                     "overlay",
@@ -215,8 +220,8 @@ mod tests {
             ),
         ] {
             let seen = Seen { tunnel: "UDP port 8472".to_owned(), ..Seen::default() };
-            let findings =
-                of_peer(&row(), &target, &Outcome { underlay, overlay, ..Outcome::default() }, &seen);
+            let outcome = Outcome { underlay, overlay, ..Outcome::default() };
+            let findings = of_peer(&row(), &target, &outcome, &seen);
             let bad = findings.iter().filter(|finding| finding.severity == Severity::Error);
             let bad: Vec<String> =
                 bad.map(|finding| format!("{}: {}", finding.check, finding.evidence)).collect();
@@ -225,6 +230,11 @@ mod tests {
             assert!(
                 findings.iter().all(|finding| finding.severity == Severity::Ok || !finding.remedy.is_empty())
             );
+            // A rule of this node that is the cause is named, where there is something to name it for.
+            let dropped_by = vec!["rule 1 of OUTPUT: `-A OUTPUT -j DROP`".to_owned()];
+            let named = of_peer(&row(), &target, &outcome, &Seen { dropped_by, ..seen.clone() });
+            let is_named = named.iter().any(|finding| finding.remedy.contains("dropped by rule 1 of OUTPUT"));
+            assert_eq!(is_named, errors.starts_with("overlay"), "{named:?}");
             // One that answers nothing, and whose packets come in, is there.
             let heard = Seen { heard_since: true, ..seen };
             let through = overlay.unwrap_or(underlay);

@@ -34,6 +34,12 @@ pub(super) fn sets_marks(family: Family) -> bool {
     lines.any(|line| !is_ours(&line) && ["-j MARK", "-j CONNMARK"].iter().any(|target| line.contains(target)))
 }
 
+/// The chains that may give packets another destination.
+pub(super) fn destinations_of(family: Family) -> Vec<Base> {
+    let program = if family == Family::V4 { "iptables" } else { "ip6tables" };
+    forwarded::of_iptables("nat", &list(program, "nat", None).unwrap_or_default())
+}
+
 fn list(program: &str, table: &str, chain: Option<&str>) -> Option<Vec<String>> {
     let mut command = Command::new(program);
     command.args(["-w", "2", "-t", table, "-S"]).args(chain).stdin(Stdio::null());

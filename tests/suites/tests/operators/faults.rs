@@ -161,6 +161,14 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
         let faults = [
             fault(tunnel_down.clone(), true, || drops("in udp dport 8472 drop"), passes)
                 .also("let UDP port 8472 pass between the nodes, in both directions"),
+            // Of what comes from one peer alone.
+            fault(
+                tunnel_down.clone(),
+                true,
+                || here_nft(&format!("in ip saddr {address} udp dport 8472 drop")),
+                here_passes,
+            )
+            .also("is dropped by the rule with handle 2 of chain in of table ip fault, hook input"),
             fault(
                 format!("{address} does not answer, neither echoes nor TCP"),
                 true,
@@ -262,6 +270,23 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
                 true,
                 || iptables("-I FORWARD -s 10.244.0.0/16 -j DROP"),
                 || iptables("-D FORWARD -s 10.244.0.0/16 -j DROP"),
+            )
+            .of_node(),
+            fault(
+                "--probability 0.50000000000 -j DROP`, drops some packets of pods from",
+                false,
+                || iptables("-I FORWARD -d 10.244.0.0/16 -m statistic --mode random --probability 0.5 -j DROP"),
+                || iptables("-D FORWARD 1"),
+            ),
+            fault(
+                "of chain in of table bridge fault, hook input drops packets of pods",
+                true,
+                || {
+                    let chain = "add table bridge fault; add chain bridge fault in { type filter hook input priority 0; }";
+                    let rule = "add rule bridge fault in ip daddr 10.244.0.0/16 drop";
+                    here.run("nft", &[&format!("{chain}; {rule}")]).map(drop)
+                },
+                || here.run("nft", &["delete table bridge fault"]).map(drop),
             )
             .of_node(),
             // Beside those of nftables, which iptables is for, the kernel has older tables.

@@ -367,7 +367,63 @@ fn the_command(cluster: &Cluster) -> Result<()> {
         status == Some(64) && error.contains("write a byte, 0 to 255"),
         "--tos 0x1b8: {status:?}: {error}"
     );
+    by_rules_of_others(a, [&from, &to], &run)?;
     by_the_bridge(a, &run)
+}
+
+/// What rules of others do to it: each with the port that is asked for, the exit status, and what is said.
+fn by_rules_of_others(
+    member: &Member,
+    [from, to]: [&str; 2],
+    run: &dyn Fn(&[&str]) -> Result<Said>,
+) -> Result<()> {
+    let netns = member.node.netns();
+    let rule = "The packet from .* is dropped: the rule with handle";
+    let forward = "chain inet others c { type filter hook forward priority 0; }";
+    for (commands, destination, answers) in [
+        (
+            format!(
+                "add map inet others v {{ type inet_service : verdict; elements = {{ 8080 : drop, 22 : accept }}; }}\n\
+                 add {forward}\nadd rule inet others c tcp dport vmap @v\n"
+            ),
+            to,
+            &[("8080", 1, rule), ("22", 0, "leaves by eth0")][..],
+        ),
+        (
+            format!(
+                "add set inet others bad {{ type ipv4_addr . inet_service; elements = {{ {to} . 8080 }}; }}\n\
+                 add {forward}\nadd rule inet others c ip daddr . tcp dport @bad drop\n"
+            ),
+            to,
+            &[("8080", 1, rule), ("22", 0, "leaves by eth0")],
+        ),
+        (
+            "add chain bridge others c { type filter hook input priority 0; }\n\
+             add rule bridge others c tcp dport 8080 drop\n"
+                .to_owned(),
+            to,
+            &[("8080", 1, "of chain c of table bridge others, hook input"), ("22", 0, "leaves by eth0")],
+        ),
+        (
+            format!(
+                "add chain ip others c {{ type nat hook prerouting priority -100; }}\n\
+                 add rule ip others c ip daddr 10.96.0.1 tcp dport 80 dnat to {to}\n"
+            ),
+            "10.96.0.1",
+            &[("80", 2, "may give it another destination")],
+        ),
+    ] {
+        let family = commands.split(' ').nth(2).context("a family")?;
+        netns.run("nft", &[&format!("add table {family} others\n{commands}")])?;
+        for (port, expected, says) in answers {
+            let (status, table, _) = run(&[from, destination, "--tcp-flags", "syn", "--dport", port])?;
+            let text = table.split_whitespace().collect::<Vec<_>>().join(" ");
+            let is_said = says.split(".*").all(|part| text.contains(part));
+            ensure!(status == Some(*expected) && is_said, "{commands}{port}: {status:?}: {table}");
+        }
+        netns.run("nft", &[&format!("delete table {family} others")])?;
+    }
+    Ok(())
 }
 
 /// What the bridge of the pods does by itself.

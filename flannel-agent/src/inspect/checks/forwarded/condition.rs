@@ -17,6 +17,8 @@ pub struct Alone {
     pub begins: Option<bool>,
     /// Bits of its mark that are set, and those that are known.
     pub mark: (u32, u32),
+    /// It is for this node itself.
+    pub for_node: bool,
 }
 
 /// What a rule asks of a packet.
@@ -55,6 +57,12 @@ pub(super) enum Asks {
         new: bool,
         known: bool,
     },
+    /// It is for this node itself.
+    ForNode,
+    /// It is one of those that chance, or a rate, takes out of many.
+    Chance,
+    /// All of these are so, of one of the lists at least.
+    AnyOf(Vec<Vec<Condition>>),
     /// What cannot be judged.
     Something,
 }
@@ -100,10 +108,19 @@ impl Condition {
                 alone.map_or(Truth::Unknown, |alone| has_mark(alone.mark, *value, *mask))
             }
             Asks::State { new, known } => begins(alone, *new, *known),
+            Asks::ForNode => alone.map_or(Truth::Unknown, |alone| is(alone.for_node)),
+            // Which one is, nobody knows.
+            Asks::Chance => alone.map_or(Truth::Partly, |_| Truth::Unknown),
+            Asks::AnyOf(lists) => lists.iter().map(|all| all_of(all, passage)).max().unwrap_or_default(),
             Asks::Something => Truth::Unknown,
         };
         if self.negated { truth.negated() } else { truth }
     }
+}
+
+/// Whether all of them are so.
+pub(super) fn all_of(conditions: &[Condition], passage: &Passage) -> Truth {
+    conditions.iter().map(|condition| condition.of(passage)).min().unwrap_or(Truth::Yes)
 }
 
 const fn is(so: bool) -> Truth {

@@ -45,6 +45,7 @@ pub(in crate::inspect::checks) fn tables(table: &str, lines: &[String]) -> Vec<B
             place: if table == "filter" { name.clone() } else { format!("{name} of table {table}") },
             drops: drops.contains(&name),
             hook: name.to_lowercase(),
+            devices: Vec::new(),
             name,
             chains: chains.clone(),
         })
@@ -110,7 +111,15 @@ fn rule(words: &[&str], line: &str, number: u64) -> Rule {
                 ask(Asks::State { new: has("NEW"), known: has("ESTABLISHED") });
             }
             // What a module asks stands in its options.
-            "-m" => module = value(),
+            "-m" => {
+                module = value();
+                if ["statistic", "limit"].contains(&module.as_str()) {
+                    rule.conditions.push(Condition { asks: Asks::Chance, negated: false });
+                }
+            }
+            "--mode" | "--probability" | "--every" | "--packet" if module == "statistic" => drop(value()),
+            "--limit" | "--limit-burst" if module == "limit" => drop(value()),
+            "--dst-type" => ask(if value() == "LOCAL" { Asks::ForNode } else { Asks::Something }),
             "--comment" => drop(value()),
             "-j" => {
                 rule.step = match value().as_str() {
@@ -118,6 +127,7 @@ fn rule(words: &[&str], line: &str, number: u64) -> Rule {
                     "DROP" | "REJECT" => Step::Drop,
                     "RETURN" => Step::Return,
                     "NFQUEUE" | "QUEUE" => Step::Unclear,
+                    "DNAT" | "REDIRECT" | "NETMAP" => Step::Translate,
                     target => Step::Jump(target.to_owned()),
                 };
                 break;
@@ -212,6 +222,12 @@ mod tests {
             ),
             ("-A FORWARD -i cni+ -j DROP", ["dropped", "pass"]),
             ("-A FORWARD -j DROP", ["dropped", "dropped"]),
+            // What takes some out of many is seen.
+            (
+                "-A FORWARD -d 10.244.0.0/16 -m statistic --mode random --probability 0.3 -j DROP",
+                ["perhaps"; 2],
+            ),
+            ("-A FORWARD -d 10.99.0.0/16 -m statistic --mode random --probability 0.3 -j DROP", ["pass"; 2]),
             ("-A FORWARD -s 10.244.3.0/24 -j DROP", ["pass", "perhaps"]),
             // Policies for one pod, one port, one state are somebody's, and no fault.
             ("-A FORWARD -d 10.244.1.7/32 -j DROP", ["pass", "pass"]),

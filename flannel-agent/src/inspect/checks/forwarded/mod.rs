@@ -9,12 +9,15 @@ use ipnetwork::IpNetwork;
 
 use crate::values::overlap;
 
+mod compared;
 mod condition;
+mod ends;
 mod iptables;
 mod nft;
 
 pub use condition::Alone;
-use condition::{Asks, Condition};
+use condition::{Asks, Condition, all_of};
+use ends::{Culprit, Ends};
 pub(super) use iptables::tables as of_iptables;
 pub(super) use nft::{Bases, bases as of_nft};
 
@@ -119,8 +122,11 @@ pub struct Base {
     /// Where it is: `chain c of table inet t, hook forward`.
     pub place: String,
     name: String,
-    /// Which packets meet it: `prerouting`, `input`, `forward`, `output` or `postrouting`.
+    /// Which packets meet it: `prerouting`, `input`, `forward`, `output` or `postrouting`, those of bridges as `bridge
+    /// input`, or `ingress` or `egress`.
     pub(super) hook: String,
+    /// The interfaces whose packets meet it at `ingress` or `egress`.
+    pub(super) devices: Vec<String>,
     /// It drops what no rule decides about.
     drops: bool,
     chains: Chains,
@@ -131,71 +137,46 @@ pub struct Base {
 pub struct Dropped {
     /// All of them: else some, or it may be so.
     pub certain: bool,
-    /// The rule, as far as it can be shown; `None` where it is the policy of the chain.
+    /// The rule as its program lists it, empty where that is no line; `None` where it is the policy of the chain.
     pub rule: Option<String>,
+    /// Rule or policy, in the words of its program, and where it is.
+    pub by: String,
 }
 
-/// What may become of packets in a chain.
-#[derive(Clone, Debug, Default)]
-struct Ends {
-    accepted: Truth,
-    dropped: Truth,
-    /// They get another source.
-    translated: Truth,
-    /// The rule that drops them: the surest.
-    by: Option<Culprit>,
-    /// They come to the end of it.
-    fall: Truth,
-}
-
-/// A rule that drops packets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Culprit {
-    chain: String,
-    number: u64,
-    text: String,
-    /// It drops whatever reaches it.
-    sweeping: bool,
-}
-
-impl Culprit {
-    /// In the words of the program that has made it.
-    fn named(&self, base: &Base) -> String {
-        let Self { chain, number, text, .. } = self;
-        let place = match *chain == base.name {
-            true => base.place.clone(),
-            false => format!("chain {chain}, which {} leads to", base.place),
-        };
-        match text.is_empty() {
-            true => format!("the rule with handle {number} of {place}"),
-            false => format!("rule {number} of {place}: `{text}`"),
-        }
-    }
-}
-
-/// What becomes of one packet in a chain.
+/// What drops one packet in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing drops it.
-    Passes,
-    /// It is dropped for certain: by this.
+    /// This drops it for certain, where nothing before has.
     Dropped(String),
     /// It may be dropped, by a condition that cannot be judged here: by this.
     Perhaps(String),
-}
-
-impl Ends {
-    fn drop(&mut self, truth: Truth, by: Option<Culprit>) {
-        if truth > self.dropped {
-            (self.dropped, self.by) = (truth, by);
-        }
-    }
 }
 
 impl Base {
     /// Whether it does the same, wherever it is.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (&self.name, self.drops, &self.chains) == (&other.name, other.drops, &other.chains)
+    }
+
+    /// Whether these are its family, table and name.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let place = |(family, rest): (&str, &str)| {
+            let (table, chain) = rest.split_once(' ')?;
+            Some(format!("chain {chain} of table {family} {table}, "))
+        };
+        name.split_once(' ').and_then(place).is_some_and(|place| self.place.starts_with(&place))
+    }
+
+    /// Whether packets that pass this interface meet it at its hook.
+    pub(super) fn is_at(&self, interface: Option<&str>) -> bool {
+        if !["ingress", "egress"].contains(&self.hook.as_str()) {
+            return true;
+        }
+        let fits = |interface: &str, device: &String| match device.strip_suffix('*') {
+            Some(beginning) => interface.starts_with(beginning),
+            None => device == interface,
+        };
+        interface.is_some_and(|interface| self.devices.iter().any(|device| fits(interface, device)))
     }
 
     /// Whether it drops packets of this passage.
@@ -205,37 +186,61 @@ impl Base {
         // A policy that some rule makes exceptions from, which cannot be judged here, may be in the way.
         let sweeping = ends.by.as_ref().is_none_or(|by| by.sweeping);
         let notable = ends.dropped >= Truth::Partly || (sweeping && ends.accepted <= Truth::Unknown);
+        let by = self.named(ends.by.as_ref());
         let rule = ends.by.map(|by| by.text);
-        (ends.dropped != Truth::No && (certain || notable)).then_some(Dropped { certain, rule })
+        (ends.dropped != Truth::No && (certain || notable)).then_some(Dropped { certain, rule, by })
     }
 
-    /// What becomes of the one packet of this passage.
-    pub fn fate(&self, passage: &Passage) -> Fate {
+    /// What becomes of the one packet of this passage: what may drop it, and in the end what does for certain. Where it
+    /// passes for certain, there is none.
+    pub fn fates(&self, passage: &Passage) -> Vec<Fate> {
         let ends = self.ends(passage);
-        let by = match &ends.by {
-            Some(culprit) => culprit.named(self),
-            None => format!("the policy of {}", self.place),
-        };
-        match (ends.dropped, ends.accepted) {
-            (Truth::No, _) => Fate::Passes,
-            (_, Truth::No) => Fate::Dropped(by),
-            _ => Fate::Perhaps(by),
-        }
+        let mut all: Vec<String> = ends.all.iter().map(|by| self.named(by.as_ref())).collect();
+        // Where nothing lets it pass, the last drops what those before it have left.
+        let certain = (ends.accepted == Truth::No).then(|| all.pop()).flatten();
+        all.into_iter().map(Fate::Perhaps).chain(certain.map(Fate::Dropped)).collect()
+    }
+
+    /// What may give the one packet of this passage another source or destination.
+    pub(super) fn translator(&self, passage: &Passage) -> Option<String> {
+        let ends = self.walk(&self.name, passage, &mut BTreeMap::new(), 0);
+        ends.translator.map(|by| by.named(self))
+    }
+
+    /// A rule, or the policy.
+    fn named(&self, by: Option<&Culprit>) -> String {
+        by.map_or_else(|| format!("the policy of {}", self.place), |culprit| culprit.named(self))
     }
 
     /// The ends of all packets of a passage, by its policy, too.
     fn ends(&self, passage: &Passage) -> Ends {
         let mut ends = self.walk(&self.name, passage, &mut BTreeMap::new(), 0);
         match self.drops {
-            true => ends.drop(ends.fall, None),
+            true => ends.drop(ends.fall, None, vec![None]),
             false => ends.accepted = ends.accepted.max(ends.fall),
         }
         ends
     }
 
-    /// Whether forwarded packets meet it.
-    pub(super) fn is_of_forwarded(&self) -> bool {
-        ["prerouting", "forward", "postrouting"].contains(&self.hook.as_str())
+    /// A passage as the chain sees it, `bridged` where a bridge has the pods of this node; `None` where its packets do not
+    /// come there.
+    pub(super) fn sees(&self, passage: &Passage, bridged: bool) -> Option<Passage> {
+        // What is for other nodes is for all but this one.
+        let leaves = passage.destination.without.is_some();
+        let has = |names: &[String]| names.iter().any(|name| self.is_at(Some(name)));
+        match self.hook.as_str() {
+            "prerouting" | "forward" | "postrouting" => Some(passage.clone()),
+            "ingress" if has(&passage.by) => Some(passage.clone()),
+            "egress" if has(&passage.out) => Some(passage.clone()),
+            // By which of the ports is not known.
+            "bridge prerouting" | "bridge input" if bridged && leaves => {
+                Some(Passage { by: Vec::new(), out: Vec::new(), ..passage.clone() })
+            }
+            "bridge output" | "bridge postrouting" if bridged && !leaves => {
+                Some(Passage { by: Vec::new(), out: Vec::new(), ..passage.clone() })
+            }
+            _ => None,
+        }
     }
 
     /// Whether it certainly gives packets of this passage, or some of them, another source.
@@ -254,27 +259,26 @@ impl Base {
         // Whether packets come to the next rule.
         let mut reach = Truth::Yes;
         for rule in rules {
-            let fits = rule.conditions.iter().map(|condition| condition.of(passage)).min();
-            let fits = fits.unwrap_or(Truth::Yes);
+            let fits = all_of(&rule.conditions, passage);
             if fits == Truth::No {
                 continue;
             }
             let here = reach.min(fits);
+            let culprit = || {
+                Some(Culprit {
+                    chain: name.to_owned(),
+                    number: rule.number,
+                    text: rule.text.clone(),
+                    sweeping: rule.conditions.is_empty(),
+                })
+            };
             // Of those that fit, whether they go on to the next rule.
             let mut goes_on = Truth::No;
             match &rule.step {
                 Step::Nothing => continue,
                 Step::Accept => ends.accepted = ends.accepted.max(here),
-                Step::Drop => ends.drop(
-                    here,
-                    Some(Culprit {
-                        chain: name.to_owned(),
-                        number: rule.number,
-                        text: rule.text.clone(),
-                        sweeping: rule.conditions.is_empty(),
-                    }),
-                ),
-                Step::Translate => ends.translated = ends.translated.max(here),
+                Step::Drop => ends.drop(here, culprit(), vec![culprit()]),
+                Step::Translate => ends.translate(here, culprit()),
                 Step::Return => ends.fall = ends.fall.max(here),
                 Step::Unclear => {
                     ends.accepted = ends.accepted.max(Truth::Unknown);
@@ -283,8 +287,8 @@ impl Base {
                 Step::Jump(to) | Step::GoTo(to) => {
                     let there = self.walk(to, passage, known, depth + 1);
                     ends.accepted = ends.accepted.max(there.accepted.min(here));
-                    ends.drop(there.dropped.min(here), there.by);
-                    ends.translated = ends.translated.max(there.translated.min(here));
+                    ends.drop(there.dropped.min(here), there.by, there.all);
+                    ends.translate(there.translated.min(here), there.translator);
                     match rule.step {
                         Step::GoTo(_) => ends.fall = ends.fall.max(there.fall.min(here)),
                         _ => goes_on = there.fall,

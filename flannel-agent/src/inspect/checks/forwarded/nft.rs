@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use super::{Asks, Base, Chains, Condition, Rule, Step, condition::Ranges, iptables};
+use super::{
+    Asks, Base, Chains, Condition, Rule, Step,
+    compared::{compared, condition, something},
+};
 use crate::values::Family;
 
 /// Hooks of packets that have an IP header.
 const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
+/// Hooks of packets of some interfaces.
+const HOOKS_OF_DEVICES: [&str; 2] = ["ingress", "egress"];
 /// Chains that iptables has made in these tables are looked at as iptables'; its others are not listed there.
 const TABLES_OF_IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
 const CHAINS_OF_IPTABLES: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"];
@@ -17,18 +21,20 @@ const CHAINS_OF_IPTABLES: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING
 const NEUTRAL: [&str; 8] =
     ["counter", "log", "mangle", "notrack", "ct helper", "ct timeout", "secmark", "comment"];
 
-/// The chains that see forwarded packets, by family.
+/// The chains that packets meet, by family.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::inspect::checks) struct Bases {
     /// Those that may drop them.
     pub(in crate::inspect::checks) filters: BTreeMap<Family, Vec<Base>>,
     /// Those that may give them another source.
     pub(in crate::inspect::checks) translations: BTreeMap<Family, Vec<Base>>,
+    /// Those that may give them another destination.
+    pub(in crate::inspect::checks) destinations: BTreeMap<Family, Vec<Base>>,
     /// Rules of others put marks on packets.
     pub(in crate::inspect::checks) sets_marks: bool,
 }
 
-/// The chains that see forwarded packets, from what the program lists.
+/// The chains that packets meet, from what the program lists.
 pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
@@ -40,13 +46,19 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
             let table = (word(chain, "family"), word(chain, "table"));
             let name = word(chain, "name");
             tables.entry(table.clone()).or_default().entry(name.clone()).or_default();
-            let of_iptables = table.0 != "inet"
+            let of_iptables = ["ip", "ip6"].contains(&table.0.as_str())
                 && TABLES_OF_IPTABLES.contains(&table.1.as_str())
                 && CHAINS_OF_IPTABLES.contains(&name.as_str());
-            let (hook, is_nat) = (word(chain, "hook"), chain["type"] == "nat");
-            let is_met = if is_nat { hook == "postrouting" } else { HOOKS.contains(&hook.as_str()) };
-            if is_met && !of_iptables {
-                all.push((is_nat, table, name, hook, chain["policy"] == "drop"));
+            let is_nat = chain["type"] == "nat";
+            let hook = word(chain, "hook");
+            if !of_iptables && (HOOKS.contains(&hook.as_str()) || HOOKS_OF_DEVICES.contains(&hook.as_str())) {
+                let devices = match &chain["dev"] {
+                    Value::Array(several) => {
+                        several.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+                    }
+                    one => one.as_str().map(str::to_owned).into_iter().collect(),
+                };
+                all.push((is_nat, table, name, hook, devices, chain["policy"] == "drop"));
             }
         }
         if let Some(rule) = object.get("rule") {
@@ -71,21 +83,26 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     };
     let sets_marks = objects.iter().filter_map(|object| object.get("rule")).any(sets_mark);
     let mut found = Bases { sets_marks, ..Bases::default() };
-    for (is_nat, table, name, hook, drops) in all {
+    for (is_nat, table, name, hook, devices, drops) in all {
         let families: &[Family] = match table.0.as_str() {
             "ip" => &[Family::V4],
             "ip6" => &[Family::V6],
-            "inet" => &Family::BOTH,
+            "inet" | "bridge" | "netdev" => &Family::BOTH,
             _ => continue,
         };
         let base = Base {
             place: format!("chain {name} of table {} {}, hook {hook}", table.0, table.1),
             chains: tables.get(&table).cloned().unwrap_or_default(),
-            hook,
+            hook: if table.0 == "bridge" { format!("bridge {hook}") } else { hook },
+            devices,
             name,
             drops,
         };
-        let of_kind = if is_nat { &mut found.translations } else { &mut found.filters };
+        let of_kind = match (is_nat, base.hook.as_str()) {
+            (false, _) => &mut found.filters,
+            (true, "postrouting") => &mut found.translations,
+            (true, _) => &mut found.destinations,
+        };
         for family in families {
             of_kind.entry(*family).or_default().push(base.clone());
         }
@@ -93,24 +110,30 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     found
 }
 
-/// What is in the named sets of a table.
-type Sets = BTreeMap<String, Vec<Value>>;
+/// What is in the named sets and maps of a table: of a map a key and what it leads to.
+pub(super) type Sets = BTreeMap<String, Vec<Value>>;
 
-/// The named sets, by family and name of their table.
+/// The named sets and maps, by family and name of their table.
 fn sets(objects: &[Value]) -> BTreeMap<(String, String), Sets> {
     let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
     let mut found = BTreeMap::<(String, String), Sets>::new();
-    for set in objects.iter().filter_map(|object| object.get("set")) {
+    for set in objects.iter().filter_map(|object| object.get("set").or_else(|| object.get("map"))) {
         let elements = set["elem"].as_array().cloned().unwrap_or_default();
-        // One that ends, or is counted, has its value within.
-        let plain = |element: Value| match element.get("elem") {
-            Some(element) => element["val"].clone(),
-            None => element,
-        };
         let of_table = found.entry((word(set, "family"), word(set, "table"))).or_default();
         of_table.insert(word(set, "name"), elements.into_iter().map(plain).collect());
     }
     found
+}
+
+/// An element of a set, or a pair of a map: one that ends, or is counted, has its value within.
+fn plain(element: Value) -> Value {
+    match element {
+        Value::Array(pair) => pair.into_iter().map(plain).collect(),
+        element => match element.get("elem") {
+            Some(within) => within["val"].clone(),
+            None => element,
+        },
+    }
 }
 
 /// The rule with this handle that these expressions are: more than one where it looks the verdict up.
@@ -131,11 +154,13 @@ fn rules(expressions: &[Value], number: u64, sets: &Sets) -> Vec<Rule> {
             "jump" => steps.push((None, Step::Jump(target(value)))),
             "goto" => steps.push((None, Step::GoTo(target(value)))),
             "queue" => steps.push((None, Step::Unclear)),
-            "vmap" => steps.extend(looked_up(value)),
+            "vmap" => steps.extend(looked_up(value, sets)),
+            "limit" => conditions.push(Condition { asks: Asks::Chance, negated: false }),
+            "dnat" | "redirect" => steps.push((None, Step::Translate)),
             "xt" if value["name"] == "comment" => {}
             "xt" if value["type"] == "target" => steps.push((None, Step::Unclear)),
             neutral if NEUTRAL.contains(&neutral) => {}
-            // What limits, looks up, and all that is not known.
+            // What looks up, and all that is not known.
             _ => conditions.push(something()),
         }
     }
@@ -149,8 +174,12 @@ fn rules(expressions: &[Value], number: u64, sets: &Sets) -> Vec<Rule> {
 }
 
 /// The verdicts of a map, each with the condition that its key stands for.
-fn looked_up(map: &Value) -> Vec<(Option<Condition>, Step)> {
-    let Some(entries) = map["data"]["set"].as_array() else { return vec![(None, Step::Unclear)] };
+fn looked_up(map: &Value, sets: &Sets) -> Vec<(Option<Condition>, Step)> {
+    // What it leads to is not known: it may be anything.
+    let unclear = || vec![(Some(something()), Step::Drop), (None, Step::Unclear)];
+    let data = &map["data"];
+    let named = || data.as_str().and_then(|text| sets.get(text.strip_prefix('@')?));
+    let Some(entries) = data["set"].as_array().or_else(named) else { return unclear() };
     let each = |entry: &Value| {
         let (key, verdict) = (entry.get(0)?, entry.get(1)?);
         let step = match verdict.as_object()?.iter().next()? {
@@ -161,121 +190,13 @@ fn looked_up(map: &Value) -> Vec<(Option<Condition>, Step)> {
             (kind, value) if kind == "goto" => Step::GoTo(target(value)),
             _ => Step::Nothing,
         };
-        Some((Some(compared(&map["key"], &[key], false)), step))
+        Some(vec![(Some(compared(&map["key"], &[key], false)), step)])
     };
-    entries.iter().map(|entry| each(entry).unwrap_or((None, Step::Unclear))).collect()
+    entries.iter().flat_map(|entry| each(&plain(entry.clone())).unwrap_or_else(unclear)).collect()
 }
 
 fn target(value: &Value) -> String {
     value["target"].as_str().unwrap_or_default().to_owned()
-}
-
-const fn something() -> Condition {
-    Condition { asks: Asks::Something, negated: false }
-}
-
-fn condition(compared_as: &Value, sets: &Sets) -> Condition {
-    let negated = match compared_as["op"].as_str() {
-        Some("==" | "in") => false,
-        Some("!=") => true,
-        _ => return something(),
-    };
-    let right = &compared_as["right"];
-    let named = right.as_str().and_then(|text| sets.get(text.strip_prefix('@')?));
-    let values: Vec<&Value> = match named.or_else(|| right["set"].as_array()).or_else(|| right.as_array()) {
-        Some(set) => set.iter().collect(),
-        None => vec![right],
-    };
-    compared(&compared_as["left"], &values, negated)
-}
-
-/// That `left` is one of `values`.
-fn compared(left: &Value, values: &[&Value], negated: bool) -> Condition {
-    let texts = || -> Option<Vec<String>> {
-        // Named sets begin with @: one that is not listed is not known.
-        values
-            .iter()
-            .map(|value| value.as_str().filter(|text| !text.starts_with('@')).map(str::to_owned))
-            .collect()
-    };
-    let networks = || -> Option<Vec<IpNetwork>> { values.iter().map(|value| network(value)).collect() };
-    let ports = || -> Option<Ranges> { values.iter().map(|value| range(value)).collect() };
-    let protocols = || -> Option<Vec<u8>> { values.iter().map(|value| protocol(value)).collect() };
-    let key = |kind: &str| left.get(kind).and_then(|left| left["key"].as_str());
-    let word = |name: &str| left.get("payload").and_then(|payload| payload[name].as_str());
-    let asks = match (key("meta"), key("ct"), (word("protocol"), word("field"))) {
-        (.., (Some("ip" | "ip6"), Some("saddr"))) => networks().map(Asks::Source),
-        (.., (Some("ip" | "ip6"), Some("daddr"))) => networks().map(Asks::Destination),
-        (.., (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr"))) => {
-            protocols().map(Asks::Protocol)
-        }
-        (.., (Some(of), Some("sport"))) => of_ports(of, ports(), Asks::SourcePort),
-        (.., (Some(of), Some("dport"))) => of_ports(of, ports(), Asks::DestinationPort),
-        (Some("l4proto"), ..) => protocols().map(Asks::Protocol),
-        (Some("nfproto" | "protocol"), ..) => match texts().as_deref() {
-            Some([one]) if ["ipv4", "ip"].contains(&one.as_str()) => Some(Asks::IsV4(true)),
-            Some([one]) if ["ipv6", "ip6"].contains(&one.as_str()) => Some(Asks::IsV4(false)),
-            _ => None,
-        },
-        (Some("mark"), ..) => match values {
-            [value] => number(value).map(|value| Asks::Mark(value, u32::MAX)),
-            _ => None,
-        },
-        (Some("iif" | "iifname"), ..) => texts().map(Asks::By),
-        (Some("oif" | "oifname"), ..) => texts().map(Asks::Out),
-        (_, Some("state"), _) => texts().map(|states| {
-            let has = |state: &str| states.iter().any(|named| named == state);
-            Asks::State { new: has("new"), known: has("established") }
-        }),
-        // No packet between pods is translated.
-        (_, Some("status"), _) => texts()
-            .filter(|all| all.iter().all(|status| ["dnat", "snat"].contains(&status.as_str())))
-            .map(|_| Asks::State { new: false, known: false }),
-        _ => masked_mark(left, values),
-    };
-    asks.map_or_else(something, |asks| Condition { asks, negated })
-}
-
-fn of_ports(of: &str, ports: Option<Ranges>, asks: fn(Option<u8>, Ranges) -> Asks) -> Option<Asks> {
-    let of = if of == "th" { None } else { Some(iptables::protocol(of)?) };
-    ports.map(|ports| asks(of, ports))
-}
-
-/// A comparison of some bits of the mark.
-fn masked_mark(left: &Value, values: &[&Value]) -> Option<Asks> {
-    let [mark, mask] = left.get("&")?.as_array()?.as_slice() else { return None };
-    let [value] = values else { return None };
-    (mark["meta"]["key"] == "mark").then_some(())?;
-    Some(Asks::Mark(number(value)?, number(mask)?))
-}
-
-fn number(value: &Value) -> Option<u32> {
-    u32::try_from(value.as_u64()?).ok()
-}
-
-fn range(value: &Value) -> Option<(u16, u16)> {
-    let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
-    match value["range"].as_array().map(Vec::as_slice) {
-        Some([from, to]) => Some((port(from)?, port(to)?)),
-        _ => port(value).map(|port| (port, port)),
-    }
-}
-
-fn protocol(value: &Value) -> Option<u8> {
-    match value.as_str() {
-        Some(name) => iptables::protocol(name),
-        None => u8::try_from(value.as_u64()?).ok(),
-    }
-}
-
-fn network(value: &Value) -> Option<IpNetwork> {
-    match value.get("prefix") {
-        Some(prefix) => {
-            let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
-            IpNetwork::new(prefix["addr"].as_str()?.parse().ok()?, length).ok()
-        }
-        None => value.as_str()?.parse().ok(),
-    }
 }
 
 #[cfg(test)]
@@ -330,7 +251,26 @@ mod tests {
             ("accept", vec![json!([address("saddr", "==", "172.16.0.0", 12), drop])], ["pass"; 2]),
             ("accept", vec![json!([address("daddr", "!=", "10.0.0.0", 8), drop])], ["pass"; 2]),
             ("accept", vec![json!([state(json!("invalid")), drop])], ["pass"; 2]),
-            ("accept", vec![json!([json!({ "limit": { "rate": 5 } }), drop])], ["pass"; 2]),
+            // What takes some out of many is seen.
+            ("accept", vec![json!([json!({ "limit": { "rate": 1, "inv": true } }), drop])], ["perhaps"; 2]),
+            (
+                "accept",
+                vec![json!([
+                    compare(json!({ "numgen": { "mode": "random", "mod": 10 } }), "<", json!(5)),
+                    drop
+                ])],
+                ["perhaps"; 2],
+            ),
+            (
+                "accept",
+                vec![json!([json!({ "limit": { "rate": 5 } }), accept]), json!([drop])],
+                ["perhaps"; 2],
+            ),
+            (
+                "accept",
+                vec![json!([address("saddr", "==", "172.16.0.0", 12), { "limit": { "rate": 1 } }, drop])],
+                ["pass"; 2],
+            ),
             ("drop", vec![json!([state(json!(["established", "related"])), accept])], ["dropped"; 2]),
             ("drop", vec![json!([network(), accept])], ["pass"; 2]),
             ("drop", vec![json!([meta("iifname", json!("cni0")), accept])], ["pass", "dropped"]),
@@ -372,7 +312,7 @@ mod tests {
             chain("own", "in", "input"), chain("own", "FORWARD", "forward"),
         ] });
         let filters = &bases(&listed).filters[&Family::V4];
-        let of_forwarded = filters.iter().filter(|base| base.is_of_forwarded());
+        let of_forwarded = filters.iter().filter(|base| base.sees(&both_ways()[0], false).is_some());
         let found: Vec<String> = of_forwarded.map(|base| base.place.clone()).collect();
         assert_eq!(filters.len(), 3, "what is for this node is kept for whoever asks for it");
         assert_eq!(

@@ -9,6 +9,7 @@ use crate::{
         Kernel,
         checks::{Base, Dropped, End, Finding, Keeps, Nft, Passage, Surroundings},
     },
+    netlink::{Link, LinkKind},
     values::{Family, overlap},
 };
 
@@ -21,15 +22,18 @@ pub(super) fn add(
     passages: &[Passage],
     found: &mut Vec<Finding>,
 ) {
+    let is_gateway = |link: &&Link| around.gateways.contains(&link.index);
+    let bridged = kernel.links.iter().filter(is_gateway).any(|link| link.kind == LinkKind::Bridge);
     if let Some(nft) = &around.nft {
-        of_nft(told, kernel, nft, passages, found);
+        of_nft(told, kernel, nft, (passages, bridged), found);
     }
     for (family, firewall) in &around.firewalls {
         let program = if *family == Family::V4 { "iptables" } else { "ip6tables" };
-        let dropped = dropped(&firewall.bases, *family, passages, |base, rule| match rule {
+        let who = |base: &Base, dropped: &Dropped| match &dropped.rule {
             None => format!("{program}: the policy of {} is DROP, and no rule is seen to accept", base.place),
             Some(rule) => format!("{program}: a rule that {} comes to, `{rule}`, drops", base.place),
-        });
+        };
+        let dropped = dropped(&firewall.bases, *family, (passages, bridged), who);
         if dropped.is_empty() {
             let text = format!("{program} lets packets of pods pass, or flannel's rules do");
             found.push(Finding::ok("FORWARD", text));
@@ -103,19 +107,20 @@ pub(super) fn passages(
 fn dropped(
     bases: &[Base],
     family: Family,
-    passages: &[Passage],
-    who: impl Fn(&Base, Option<&str>) -> String,
+    (passages, bridged): (&[Passage], bool),
+    who: impl Fn(&Base, &Dropped) -> String,
 ) -> Vec<(bool, String)> {
     let mut found: Vec<(bool, String)> = Vec::new();
-    for base in bases.iter().filter(|base| base.is_of_forwarded()) {
+    for base in bases {
         let of_family =
             passages.iter().filter(|passage| Family::of_network(passage.source.network) == family);
-        let drops = of_family.filter_map(|passage| Some((passage, base.drops(passage)?)));
+        let drops =
+            of_family.filter_map(|passage| Some((passage, base.drops(&base.sees(passage, bridged)?)?)));
         // One line for both ways, where that is one fault.
         let mut worst: Vec<(&Passage, Dropped)> = drops.collect();
         worst.sort_by_key(|(_, dropped)| !dropped.certain);
         for (passage, dropped) in worst {
-            let begin = who(base, dropped.rule.as_deref());
+            let begin = who(base, &dropped);
             if found.iter().any(|(_, known)| known.starts_with(&begin)) {
                 continue;
             }
@@ -138,7 +143,7 @@ fn of_nft(
     told: Option<&Snapshot>,
     kernel: &Kernel,
     nft: &Nft,
-    passages: &[Passage],
+    (passages, bridged): (&[Passage], bool),
     found: &mut Vec<Finding>,
 ) {
     let devices =
@@ -158,9 +163,9 @@ fn of_nft(
         }));
     }
     for (family, bases) in &nft.bases.filters {
-        let dropped = dropped(bases, *family, passages, |base, rule| match rule {
+        let dropped = dropped(bases, *family, (passages, bridged), |base, dropped| match dropped.rule {
             None => format!("the policy of {} is drop, and no rule is seen to accept", base.place),
-            Some(_) => format!("a rule that {} comes to drops", base.place),
+            Some(_) => format!("{} drops", dropped.by),
         });
         // What another chain accepts, that of flannel among them, is dropped all the same.
         found.extend(dropped.into_iter().map(|(certain, what)| {

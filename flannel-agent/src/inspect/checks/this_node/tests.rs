@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     bpf::MapFill,
     control::snapshot::{Backend, Device, FastPath, Interface, OwnLease},
-    inspect::checks::{Firewall, Severity},
+    inspect::checks::{Firewall, Nft, Severity},
     netlink::{Link, PeerEnd, Vxlan},
     values::Family,
 };
@@ -78,7 +78,7 @@ fn forwards(node: &mut Node, interfaces: &[&str], does: bool) {
 
 #[test]
 fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
-    let faults: [(&str, Fault); 27] = [
+    let faults: [(&str, Fault); 29] = [
         ("", |_| {}),
         ("forwarding: net.ipv4.ip_forward = 0: this node", |node| {
             node.around.forwarding.insert(Family::V4, false);
@@ -106,6 +106,28 @@ fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
             |node| {
                 let rules = "-P FORWARD ACCEPT\n-A FORWARD -s 10.244.0.0/16 -j DROP";
                 node.around.firewalls.insert(Family::V4, Firewall::of(rules, ""));
+            },
+        ),
+        (
+            "FORWARD: iptables: a rule that FORWARD comes to, `-A FORWARD -d 10.244.0.0/16 -m statistic --mode random \
+             --probability 0.3 -j DROP`, drops some packets of pods from",
+            |node| {
+                let rule = "-A FORWARD -d 10.244.0.0/16 -m statistic --mode random --probability 0.3 -j DROP";
+                let rules = format!("-P FORWARD ACCEPT\n{rule}");
+                node.around.firewalls.insert(Family::V4, Firewall::of(&rules, ""));
+            },
+        ),
+        (
+            "nftables: the rule with handle 4 of chain c of table bridge bb, hook input drops packets of pods from \
+             10.244.1.0/24 to 10.244.0.0/16",
+            |node| {
+                let to = r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"daddr"}},
+                    "right":{"prefix":{"addr":"10.244.0.0","len":16}}}}"#;
+                node.around.nft = Nft::of(&format!(
+                    r#"{{"nftables":[{{"chain":{{"family":"bridge","table":"bb","name":"c","hook":"input","type":"filter",
+                    "policy":"accept"}}}},{{"rule":{{"family":"bridge","table":"bb","chain":"c","handle":4,
+                    "expr":[{to},{{"drop":null}}]}}}}]}}"#
+                ));
             },
         ),
         ("rp_filter: rp_filter = 1 (strict) on eth0", |node| {
