@@ -121,7 +121,11 @@ fn is_silent_store(finding: &Finding) -> bool {
 
 /// Of several peers, none answers there.
 fn nobody_answers(findings: &[Finding], check: &str) -> bool {
-    !findings.iter().any(|other| other.check == check && other.severity != Severity::Error)
+    // Only of one that answers beside the tunnel anything is said of what comes through it.
+    let is_beside = |other: &Finding| check == "underlay" && other.check == "overlay";
+    !findings
+        .iter()
+        .any(|other| is_beside(other) || other.check == check && other.severity != Severity::Error)
 }
 
 /// The first of the peers that do not answer, where none does and nothing is seen to keep them from it.
@@ -207,6 +211,22 @@ mod tests {
 
     fn silent(peer: &str) -> Finding {
         of(peer, Finding::error("overlay", format!("{peer} answers, but nothing comes back"), "let it pass"))
+    }
+
+    #[test]
+    fn a_peer_of_which_the_tunnel_tells_answers_beside_it() {
+        let cut_off = of("a", Finding::error("underlay", "192.0.2.1 does not answer", "see the node"));
+        let store = Finding::error("store", "etcd has not answered for 9 s", "see etcd");
+        let remedy = |others: &[Finding]| {
+            let mut findings = vec![store.clone(), cut_off.clone()];
+            findings.extend_from_slice(others);
+            let roots: Vec<usize> = (0..findings.len()).collect();
+            advise(&mut findings, &roots);
+            findings[0].remedy.clone()
+        };
+        assert!(remedy(&[]).starts_with("no peer answers either"));
+        assert_eq!(remedy(&[answers("b")]), "see etcd");
+        assert_eq!(remedy(&[silent("b")]), "see etcd");
     }
 
     fn answers(peer: &str) -> Finding {

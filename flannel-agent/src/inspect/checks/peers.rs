@@ -114,7 +114,10 @@ fn reached(row: &PeerRow, target: &Target, outcome: &Outcome, seen: &Seen) -> Ve
         }
         let text = format!("answers in {:.2} ms", rtt.as_secs_f64() * 1e3);
         found.push(Finding::ok(way, text));
-        found.push(super::way::path_mtu(target, through.largest));
+        found.push(match through.lost {
+            Some(lost) => super::way::loss(lost),
+            None => super::way::path_mtu(target, through.largest),
+        });
     }
     found
 }

@@ -1,12 +1,14 @@
 //! What is wrong on the way to a peer that answers: with checksums, and with large packets.
 
 use super::{Finding, Keeps, Severity};
-use crate::inspect::probe::{Checksums, Outcome, Target};
+use crate::inspect::probe::{Checksums, Lost, Outcome, Target};
 
 /// The sentences of all errors on the way.
 pub fn hampers(target: &Target, outcome: &Outcome) -> Vec<String> {
     let mut found = broken(target, outcome);
-    if let Some(largest) = outcome.through().largest {
+    let through = outcome.through();
+    found.extend(through.lost.map(loss));
+    if let Some(largest) = through.largest {
         found.push(path_mtu(target, Some(largest)));
     }
     found
@@ -90,6 +92,29 @@ pub(super) fn broken(target: &Target, outcome: &Outcome) -> Vec<Finding> {
     found
 }
 
+/// What is said where echoes get lost whatever their size.
+pub(super) fn loss(Lost { lost, sent, connected }: Lost) -> Finding {
+    let echoes = format!("{lost} of {sent} echoes, large and small, were not answered");
+    if (1..Lost::CONNECTIONS).contains(&connected) {
+        return Finding::error(
+            "loss",
+            format!(
+                "{echoes}, nor were {} of {} connections of TCP",
+                Lost::CONNECTIONS - connected,
+                Lost::CONNECTIONS
+            ),
+            "packets are lost on the way there or back: see rules with limit, statistic or numgen on both nodes and in \
+             between, and what `ip -s link` and `tc -s qdisc` drop",
+        );
+    }
+    Finding::warning(
+        "loss",
+        format!("{echoes}: how large packets may be is not known"),
+        "a rule limits echoes there, or packets get lost: let echoes of nodes pass, and see what `ip -s link` and \
+         `tc -s qdisc` drop",
+    )
+}
+
 /// What is said of the largest packet that passes, if any does.
 pub(super) fn path_mtu(target: &Target, largest: Option<u32>) -> Finding {
     let (to, wanted) = (target.public_ip, target.mtu);
@@ -153,6 +178,14 @@ mod tests {
         assert!(all.iter().all(|finding| (finding.severity == Severity::Ok) == finding.remedy.is_empty()));
         assert_eq!(errors.is_empty(), all.iter().all(|finding| finding.severity == Severity::Ok));
         all.into_iter().map(|finding| finding.evidence).collect()
+    }
+
+    #[test]
+    fn loss_is_an_error_where_not_only_echoes_are_lost() {
+        let of = |connected| loss(Lost { lost: 5, sent: 12, connected });
+        assert!(of(4).evidence.ends_with("nor were 2 of 6 connections of TCP"));
+        let severities = [0, 1, 5, 6].map(|connected| of(connected).severity);
+        assert_eq!(severities, [Severity::Warning, Severity::Error, Severity::Error, Severity::Warning]);
     }
 
     #[test]

@@ -37,6 +37,8 @@ const ROUND: Duration = Duration::from_millis(400);
 const PORT: u16 = 10_250;
 /// Sizes that one round tries at once.
 const SIZES: u32 = 12;
+/// Rounds of two by which a limit is told from loss: echoes of the largest size that was answered, and of the next.
+const PROOFS: u32 = 6;
 /// No smaller packet is looked for, bytes: what every IPv4 host takes (RFC 791), and IPv6 link carries (RFC 8200).
 const LEAST_V4: u32 = 576;
 const LEAST_V6: u32 = 1280;
@@ -107,8 +109,26 @@ pub struct Echoes {
     pub error: Option<Errno>,
     /// The largest packet that was answered, bytes: only looked for where a small one was.
     pub largest: Option<u32>,
+    /// Echoes get lost whatever their size, so that nothing is known of the largest.
+    pub lost: Option<Lost>,
     /// Answers that came broken.
     pub corrupt: Corrupt,
+}
+
+/// Echoes that were not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// How many.
+    pub lost: u32,
+    /// Of so many.
+    pub sent: u32,
+    /// Connections of TCP, of [`Lost::CONNECTIONS`], that were answered.
+    pub connected: u32,
+}
+
+impl Lost {
+    /// How many connections tell whether only echoes get lost.
+    pub const CONNECTIONS: u32 = 6;
 }
 
 /// Answers that came broken: how many.
@@ -221,33 +241,40 @@ fn echoes(to: IpAddr, mtu: Option<u32>) -> Echoes {
     }
     if found.rtt.is_none() && found.corrupt.total() == 0 {
         // A node that is told to drop echoes is no node that is down.
-        found.rtt = connection(to);
+        found.rtt = connection(to, PATIENCE);
         found.by_tcp = found.rtt.is_some();
         return found;
     }
     if let Some(mtu) = mtu.filter(|_| found.rtt.is_some()) {
         let (largest, corrupt) = largest(&socket, to, mtu);
-        found.largest = largest;
+        match largest {
+            Ok(largest) => found.largest = largest,
+            Err(lost) => {
+                let answered = (0..Lost::CONNECTIONS).filter(|_| connection(to, ROUND).is_some());
+                found.lost = Some(Lost { connected: answered.map(|_| 1).sum(), ..lost });
+            }
+        }
         found.corrupt = found.corrupt + corrupt;
     }
     found
 }
 
-/// The round trip of a connection of TCP, or of its refusal.
-fn connection(to: IpAddr) -> Option<Duration> {
+/// The round trip of a connection of TCP, or of its refusal, within `patience`.
+fn connection(to: IpAddr, patience: Duration) -> Option<Duration> {
     let start = Instant::now();
-    let answered = match TcpStream::connect_timeout(&SocketAddr::new(to, PORT), PATIENCE) {
+    let answered = match TcpStream::connect_timeout(&SocketAddr::new(to, PORT), patience) {
         Ok(_) => true,
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
     };
     answered.then(|| start.elapsed())
 }
 
-/// The largest packet up to `mtu` bytes that is answered; how many answers were broken.
-fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Option<u32>, Corrupt) {
+/// The largest packet up to `mtu` bytes that is answered, unless echoes get lost whatever their size; how many answers were
+/// broken.
+fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Result<Option<u32>, Lost>, Corrupt) {
     let least = if to.is_ipv4() { LEAST_V4 } else { LEAST_V6 };
     let mut corrupt = Corrupt::default();
-    let mut round = |sizes: &[u32]| {
+    let mut round = |sizes: &[u32]| -> Vec<u32> {
         for (sequence, size) in (100u16..).zip(sizes) {
             // One that our own route does not carry is refused at once.
             let _ = socket.send(sequence, *size);
@@ -260,27 +287,40 @@ fn largest(socket: &EchoSocket, to: IpAddr, mtu: u32) -> (Option<u32>, Corrupt) 
         });
         corrupt = corrupt + Corrupt::of(&answers);
         let size = |answer: &Answer| sizes.get(usize::from(answer.sequence.checked_sub(100)?)).copied();
-        answers.iter().filter(|answer| answer.is_intact()).filter_map(size).max()
+        answers.iter().filter(|answer| answer.is_intact()).filter_map(size).collect()
     };
     // Twice: a single loss is no small path.
-    if round(&[mtu]).is_some() || round(&[mtu]).is_some() {
-        return (Some(mtu), corrupt);
+    if !round(&[mtu]).is_empty() || !round(&[mtu]).is_empty() {
+        return (Ok(Some(mtu)), corrupt);
     }
     let (mut good, mut bad) = (None, mtu);
-    loop {
+    while good.is_none_or(|good| bad - good > 1) {
         let from = good.unwrap_or(least.min(bad));
         let sizes = between(from, bad);
-        match round(&sizes).filter(|size| good.is_none_or(|good| *size > good)) {
+        match round(&sizes).into_iter().max().filter(|size| good.is_none_or(|good| *size > good)) {
             Some(size) => {
                 bad = sizes.iter().copied().filter(|other| *other > size).min().unwrap_or(bad);
                 good = Some(size);
             }
-            None => return (good, corrupt),
-        }
-        if good.is_some_and(|good| bad - good <= 1) {
-            return (good, corrupt);
+            None => break,
         }
     }
+    let passes = good.unwrap_or_else(|| socket.least());
+    let answered: Vec<u32> = (0..PROOFS).flat_map(|_| round(&[passes, bad])).collect();
+    (limit(&answered, passes, bad).map(|()| good), corrupt)
+}
+
+/// Whether the echoes that were `answered`, of [`PROOFS`] with `passes` bytes and as many with `bad`, show that none larger than
+/// `passes` gets there.
+///
+/// # Errors
+/// They show that echoes get lost whatever their size.
+fn limit(answered: &[u32], passes: u32, bad: u32) -> Result<(), Lost> {
+    let count = |wanted: u32| answered.iter().filter(|size| **size == wanted).map(|_| 1).sum::<u32>();
+    if count(bad) == 0 && count(passes) + 1 >= PROOFS {
+        return Ok(());
+    }
+    Err(Lost { lost: 2 * PROOFS - count(bad) - count(passes), sent: 2 * PROOFS, connected: 0 })
 }
 
 /// Sizes from `from` on, below `to`, evenly apart.
@@ -315,6 +355,17 @@ mod tests {
             }
             assert_eq!(good, limit);
         }
+    }
+
+    #[test]
+    fn a_limit_is_told_from_loss() {
+        let of = |passed: usize, failed: usize| [vec![1400; passed], vec![1401; failed]].concat();
+        let judged = |passed, failed| limit(&of(passed, failed), 1400, 1401).map_err(|lost| lost.lost);
+        assert_eq!(judged(6, 0), Ok(()));
+        assert_eq!(judged(5, 0), Ok(()), "one may get lost");
+        assert_eq!(judged(4, 0), Err(8));
+        assert_eq!(judged(6, 1), Err(5), "what is larger gets there");
+        assert_eq!(judged(0, 0), Err(12));
     }
 
     #[test]

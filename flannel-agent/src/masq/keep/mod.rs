@@ -103,6 +103,8 @@ pub(super) struct Keeper<F> {
     each_packet: Vec<String>,
     /// A notice of the kernel was what the last look was for.
     caused: bool,
+    /// The last look, or one after the rules were loaded, has found that ours are to follow those of others.
+    follows: bool,
 }
 
 /// Repairs that another program keeps undoing.
@@ -152,6 +154,7 @@ impl<F: Firewall> Keeper<F> {
             kept_by: "",
             each_packet: Vec::new(),
             caused: false,
+            follows: false,
         }
     }
 
@@ -212,11 +215,13 @@ impl<F: Firewall> Keeper<F> {
             self.each_packet = self.firewall.each_packet().to_vec();
             self.standing.tell_rules(self.kept_by, |rules| rules.each_packet.clone_from(&self.each_packet));
         }
-        let adapts = self.firewall.adapts();
+        let adapts = self.firewall.adapts() || self.follows;
+        self.follows = adapts && !faults.is_empty();
         if faults.is_empty() || !adapts && self.struggle.left().is_some() {
             return Ok(length);
         }
         self.firewall.repair(Look::Resync).await?;
+        self.follows = false;
         if adapts {
             debug!(?faults, "rules follow those of others");
             self.confirm(Look::Resync).await?;
@@ -244,6 +249,8 @@ impl<F: Firewall> Keeper<F> {
     /// not know. They are in force, so that is no failure; but each look would load them again.
     async fn confirm(&mut self, look: Look) -> Result<(), ExecError> {
         let faults = self.firewall.faults(look).await?;
+        // Theirs may have changed again meanwhile: the next look is not to take ours for what somebody has removed.
+        self.follows = self.firewall.adapts();
         if !faults.is_empty() {
             debug!(?faults, "wrong again right after the rules were loaded");
         }

@@ -15,6 +15,8 @@ struct State {
     others_removed: bool,
     /// Another program that undoes every repair at once.
     undone: bool,
+    /// The looks, by number, at which rules of others are found to have changed, so that ours have to.
+    changes: Vec<usize>,
 }
 
 impl Fake {
@@ -33,6 +35,7 @@ impl Firewall for Fake {
         self.with(|state| {
             state.looks.push(look);
             result(state.error)?;
+            state.in_place &= !state.changes.contains(&state.looks.len());
             Ok(if state.in_place { Vec::new() } else { vec!["gone".to_owned()] })
         })
     }
@@ -52,6 +55,10 @@ impl Firewall for Fake {
 
     fn flows(&self) -> Flows {
         Flows::NotAsked
+    }
+
+    fn adapts(&self) -> bool {
+        self.with(|state| state.changes.contains(&state.looks.len()))
     }
 }
 
@@ -100,6 +107,25 @@ async fn nothing_is_said_to_be_applied_before_it_is() {
     assert!((5..=20).contains(&looks), "{looks} tries in half a minute");
     fake.with(|state| state.error = None);
     timeout(LONGEST, applied.wait_for(Option::is_some)).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_follow_those_of_others_were_removed_by_nobody() {
+    let fake = Fake::default();
+    // The second and third change come while the rules that the one before asked for are looked at again.
+    fake.with(|state| state.changes = vec![4, 5, 7]);
+    let standing = Standing::default();
+    let keeper = Keeper::new(fake.clone(), RESYNC, None).telling(standing.clone(), "iptables");
+    let (sender, mut applied) = watch::channel(None);
+    tokio::spawn(keeper.run(sender, std::future::ready(())));
+    applied.wait_for(Option::is_some).await.unwrap();
+    let restored = || standing.told().rules[0].restored;
+    sleep(Duration::from_secs(60)).await;
+    assert!(fake.with(|state| state.in_place && state.looks.len() > 9 && state.repairs.len() == 4));
+    assert_eq!(restored(), 0);
+    fake.with(|state| state.in_place = false);
+    sleep(POLL + LEAST_REST).await;
+    assert_eq!(restored(), 1, "these were");
 }
 
 #[tokio::test(start_paused = true)]
