@@ -56,6 +56,9 @@ pub struct CheckOptions {
     /// Which agent.
     #[command(flatten)]
     pub at: Place,
+    /// Whether to go on.
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 /// What was found.
@@ -76,8 +79,7 @@ struct Report {
 /// # Errors
 /// When it cannot be looked, or no peer is of a name that was given.
 pub fn run(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<Health> {
-    let once = Watch { watch: None };
-    run_inquiry(show(options.at.output, once, async || look(options, defaults).await, render))
+    run_inquiry(show(options.at.output, options.watch, async || look(options, defaults).await, render))
 }
 
 async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Report, Health)> {

@@ -76,6 +76,10 @@ impl OfAgent {
     }
 }
 
+/// The protocols of which the programs know ports.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 /// Which packets.
 #[derive(Clone, Debug, Args)]
 pub struct OfPackets {
@@ -85,15 +89,15 @@ pub struct OfPackets {
     /// Their protocol: tcp, udp, icmp, sctp, or a number.
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     pub proto: Option<u8>,
-    /// A port of either end.
+    /// A port of either end, of TCP or UDP.
     #[arg(long, value_name = "PORT", value_parser = value::port)]
     pub port: Option<u16>,
 }
 
 fn protocol(text: &str) -> Result<u8, String> {
     match text {
-        "tcp" => Ok(6),
-        "udp" => Ok(17),
+        "tcp" => Ok(TCP),
+        "udp" => Ok(UDP),
         "icmp" => Ok(1),
         "icmpv6" => Ok(58),
         "sctp" => Ok(132),
@@ -121,10 +125,17 @@ impl OfPackets {
     /// The filter that lets these packets through, of all hooks.
     ///
     /// # Errors
-    /// When its ends are of two families.
+    /// When its ends are of two families, or its protocol has no ports.
     pub(super) fn filter(&self) -> anyhow::Result<TraceFilter> {
         if let [a, b] = self.ends.as_slice() {
             ensure!(a.is_ipv4() == b.is_ipv4(), "{a} and {b} are of two families: give two of one");
+        }
+        if let Some((port, proto)) = self.port.zip(self.proto) {
+            ensure!(
+                matches!(proto, TCP | UDP),
+                "--port {port} --proto {proto}: packets of that protocol have no ports here: give tcp or udp, or leave out \
+                 --port"
+            );
         }
         let mut ends = self.ends.iter().map(end);
         let family = self.ends.first().map_or(0, |network| if network.is_ipv4() { 4 } else { 6 });
@@ -247,6 +258,14 @@ pub(super) fn node_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_asked_of_protocols_that_have_some() {
+        let of = |proto, port| OfPackets { ends: Vec::new(), proto, port }.filter();
+        assert!(of(Some(1), None).is_ok() && of(None, Some(80)).is_ok() && of(Some(17), Some(53)).is_ok());
+        let error = of(Some(1), Some(80)).unwrap_err().to_string();
+        assert!(error.contains("--port 80 --proto 1"), "{error}");
+    }
 
     #[test]
     fn each_reason_is_told_from_every_other() {

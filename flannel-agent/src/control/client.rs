@@ -32,7 +32,7 @@ pub struct Client {
 pub enum AskError {
     /// Nobody listens.
     #[error(
-        "no agent answers at {}: none runs on this node, or it writes another subnet file; name that with --subnet-file",
+        "no agent answers at {}: none runs on this node, as the log of one that has ended says, or it writes another subnet file; name that with --subnet-file",
         .0.display()
     )]
     NoAgent(PathBuf),
