@@ -250,7 +250,7 @@ impl<F: Firewall> Keeper<F> {
     async fn confirm(&mut self, look: Look) -> Result<(), ExecError> {
         let faults = self.firewall.faults(look).await?;
         // Theirs may have changed again meanwhile: the next look is not to take ours for what somebody has removed.
-        self.follows = self.firewall.adapts();
+        self.follows = self.firewall.adapts() && !faults.is_empty();
         if !faults.is_empty() {
             debug!(?faults, "wrong again right after the rules were loaded");
         }
