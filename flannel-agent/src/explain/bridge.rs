@@ -8,8 +8,8 @@ use ipnetwork::IpNetwork;
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
-    filtered::Met,
     joined::{Joint, by, joint},
+    met::Met,
     tables::interface,
     walk::Walk,
 };

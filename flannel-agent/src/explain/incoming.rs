@@ -14,7 +14,7 @@ use flannel_common::{
 
 use super::{
     At, ExplainError, Imagined, Outcome, Step,
-    filtered::Met,
+    met::Met,
     packet::{in_ip, in_udp, in_vxlan},
     tables::interface,
     walk::{Walk, is_ipip},

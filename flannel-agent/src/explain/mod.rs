@@ -12,6 +12,7 @@ mod filtered;
 mod incoming;
 mod ipsec;
 mod joined;
+mod met;
 mod node;
 mod outgoing;
 mod packet;

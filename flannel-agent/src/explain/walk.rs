@@ -14,7 +14,7 @@ use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
 use super::{
     At, ExplainError, Imagined, Outcome, Step, Told,
     answer::does,
-    filtered::Met,
+    met::Met,
     node::ThisNode,
     packet::AtHook,
     tables::{PinnedTables, interface},

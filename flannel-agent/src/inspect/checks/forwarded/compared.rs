@@ -1,9 +1,14 @@
 //! Comparisons as `nft -j list ruleset` lists them.
 
+use std::collections::BTreeMap;
+
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use super::{Asks, Condition, condition::Ranges, iptables, nft::Sets};
+use super::{Asks, Condition, condition::Ranges, iptables};
+
+/// What is in the named sets and maps of a table: of a map a key and what it leads to.
+pub(super) type Sets = BTreeMap<String, Vec<Value>>;
 
 pub(super) const fn something() -> Condition {
     Condition { asks: Asks::Something, negated: false }

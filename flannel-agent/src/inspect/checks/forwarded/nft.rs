@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Asks, Base, Chains, Condition, Rule, Step,
-    compared::{compared, condition, something},
+    compared::{Sets, compared, condition, something},
 };
 use crate::values::Family;
 
@@ -109,9 +109,6 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     }
     found
 }
-
-/// What is in the named sets and maps of a table: of a map a key and what it leads to.
-pub(super) type Sets = BTreeMap<String, Vec<Value>>;
 
 /// The named sets and maps, by family and name of their table.
 fn sets(objects: &[Value]) -> BTreeMap<(String, String), Sets> {
