@@ -13,6 +13,7 @@ use anyhow::ensure;
 use clap::Args;
 use flannel_common::{
     layout::trace::{ReasonBits, TraceEnd, TraceFilter},
+    packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     path::Hook,
     reason::Reason,
 };
@@ -76,10 +77,6 @@ impl OfAgent {
     }
 }
 
-/// The protocols of which the programs know ports.
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-
 /// Which packets.
 #[derive(Clone, Debug, Args)]
 pub struct OfPackets {
@@ -96,8 +93,8 @@ pub struct OfPackets {
 
 fn protocol(text: &str) -> Result<u8, String> {
     match text {
-        "tcp" => Ok(TCP),
-        "udp" => Ok(UDP),
+        "tcp" => Ok(PROTOCOL_TCP),
+        "udp" => Ok(PROTOCOL_UDP),
         "icmp" => Ok(1),
         "icmpv6" => Ok(58),
         "sctp" => Ok(132),
@@ -132,7 +129,7 @@ impl OfPackets {
         }
         if let Some((port, proto)) = self.port.zip(self.proto) {
             ensure!(
-                matches!(proto, TCP | UDP),
+                matches!(proto, PROTOCOL_TCP | PROTOCOL_UDP),
                 "--port {port} --proto {proto}: packets of that protocol have no ports here: give tcp or udp, or leave out \
                  --port"
             );

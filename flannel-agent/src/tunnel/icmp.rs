@@ -3,12 +3,12 @@
 use flannel_common::{
     family::{Family as _, V4},
     packet::{
-        checksum,
+        checksum::{self, sum_of},
         headers::{IPV4_LEN, Ipv4},
     },
 };
 
-use super::packet::{header_len, sum, write};
+use super::packet::{header_len, write};
 
 const ICMP_LEN: usize = 8;
 /// TTL of answers, as stock flannel's.
@@ -78,7 +78,7 @@ impl Answer {
         bytes[..IPV4_LEN].copy_from_slice(&outer.bytes());
         bytes[IPV4_LEN..IPV4_LEN + 2].copy_from_slice(&problem.kind());
         bytes.get_mut(IPV4_LEN + ICMP_LEN..len)?.copy_from_slice(quoted);
-        let total = !checksum::fold(sum(bytes.get(IPV4_LEN..len)?));
+        let total = !checksum::fold(sum_of(bytes.get(IPV4_LEN..len)?));
         write(&mut bytes, IPV4_LEN + 2, total);
         Some(Self { bytes, len })
     }

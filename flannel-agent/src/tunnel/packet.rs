@@ -2,7 +2,7 @@
 
 use flannel_common::packet::{
     checksum,
-    headers::{IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP},
+    headers::{IPV4_LEN, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_CHECKSUM, UDP_CHECKSUM},
 };
 use flannel_common::reason::Reason;
 
@@ -62,21 +62,6 @@ pub(super) fn read(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The sum of `bytes` as numbers of 16 bits, folded (RFC 1071). An odd last byte is the upper one of its number.
-pub(super) fn sum(bytes: &[u8]) -> u32 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    // In the order of memory: the sum of swapped numbers is the swapped sum. Compilers add many of these at once.
-    let mut sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    sum += u64::from(u32::from_ne_bytes(last));
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    u32::from(u16::from_be(sum as u16))
-}
-
 /// The sum of the pseudo header of a transport segment of `len` bytes.
 pub(super) fn pseudo_header(ip: &Ipv4, len: usize) -> u32 {
     let addresses = [ip.source, ip.destination];
@@ -90,14 +75,14 @@ pub(super) fn pseudo_header(ip: &Ipv4, len: usize) -> u32 {
 
 /// Whether the transport checksum of `segment`, all behind the IP header, is right.
 pub(super) fn is_right(ip: &Ipv4, segment: &[u8]) -> bool {
-    checksum::fold(pseudo_header(ip, segment.len()) + sum(segment)) == 0xffff
+    checksum::fold(pseudo_header(ip, segment.len()) + checksum::sum_of(segment)) == 0xffff
 }
 
 /// Where the checksum stands in the transport header of a protocol.
 pub(super) fn checksum_at(protocol: u8) -> Option<usize> {
     match protocol {
-        PROTOCOL_TCP => Some(16),
-        PROTOCOL_UDP => Some(6),
+        PROTOCOL_TCP => Some(TCP_CHECKSUM),
+        PROTOCOL_UDP => Some(UDP_CHECKSUM),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 
 use flannel_common::{
     packet::{
-        checksum,
+        checksum::{self, sum_of},
         headers::{Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, UDP_LEN},
     },
     reason::Reason,
@@ -11,7 +11,7 @@ use flannel_common::{
 
 use super::{
     batch::Span,
-    packet::{self, checksum_at, finished, header_len, pseudo_header, read, sum, write},
+    packet::{self, checksum_at, finished, header_len, pseudo_header, read, write},
     vnet::{Kind, Offload},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn complete(packet: &mut [u8], ip: &Ipv4, offload: &Offload) -> Resul
         return Err(Reason::Truncated);
     }
     // The field holds the sum of the pseudo header, so the sum over all includes it.
-    let checksum = finished(ip.protocol, sum(segment));
+    let checksum = finished(ip.protocol, sum_of(segment));
     write(segment, offset, checksum);
     Ok(())
 }
@@ -103,7 +103,7 @@ pub(super) fn cut(
         write(template, TOTAL_LEN, (headers + len) as u16);
         write(template, ID, ip.id.wrapping_add(n as u16));
         write(template, IP_CHECKSUM, 0);
-        let ip_sum = sum(&template[..transport]);
+        let ip_sum = sum_of(&template[..transport]);
         write(template, IP_CHECKSUM, !checksum::fold(ip_sum));
         match kind {
             Kind::Tcp => {
@@ -124,7 +124,8 @@ pub(super) fn cut(
         if has_checksum {
             let body = memory.get(body.range()).ok_or(Reason::Truncated)?;
             // Headers have an even length, so the payload's numbers keep their order.
-            let whole = pseudo_header(ip, transport_len + len) + sum(&template[transport..]) + sum(body);
+            let whole =
+                pseudo_header(ip, transport_len + len) + sum_of(&template[transport..]) + sum_of(body);
             write(template, checksum_at, finished(ip.protocol, whole));
         }
         memory.get_mut(head.range()).ok_or(Reason::Truncated)?.copy_from_slice(template);

@@ -1,7 +1,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use flannel_common::{
-    packet::{checksum, headers::Ipv4},
+    packet::{
+        checksum::{self, sum_of},
+        headers::Ipv4,
+    },
     reason::Reason,
 };
 use proptest::{collection::vec, prelude::*};
@@ -10,7 +13,7 @@ use super::{
     batch::{Datagram, Span, run},
     icmp::{Answer, Problem},
     merge::Merger,
-    packet::{self, is_right, pseudo_header, sum, write},
+    packet::{self, is_right, pseudo_header, write},
     segment::{complete, cut, enter},
     vnet::{Kind, Offload},
 };
@@ -36,7 +39,7 @@ fn packet(protocol: u8, id: u16, transport: &[u8], payload: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(payload);
     let at = 20 + packet::checksum_at(protocol).unwrap();
     write(&mut bytes, at, 0);
-    let sum = pseudo_header(&ip, len) + sum(&bytes[20..]);
+    let sum = pseudo_header(&ip, len) + sum_of(&bytes[20..]);
     write(&mut bytes, at, packet::finished(protocol, sum));
     bytes
 }
@@ -186,7 +189,7 @@ fn flows_that_come_mixed_keep_their_own_order() {
         let (ip, segment) = packet.split_at_mut(20);
         let ip = Ipv4::parse(ip.first_chunk().unwrap());
         write(segment, 6, 0);
-        let sum = pseudo_header(&ip, segment.len()) + sum(segment);
+        let sum = pseudo_header(&ip, segment.len()) + sum_of(segment);
         write(segment, 6, packet::finished(17, sum));
         packet
     };
@@ -246,7 +249,7 @@ fn answers_quote_the_packet_and_errors_get_none() {
     let outer = packet::header(bytes).unwrap();
     assert_eq!((outer.source, outer.destination, outer.ttl), ([10, 1, 2, 0], ip.source, 8));
     assert_eq!(&bytes[20..22], &[3, 0]);
-    assert_eq!(checksum::fold(sum(&bytes[20..])), 0xffff);
+    assert_eq!(checksum::fold(sum_of(&bytes[20..])), 0xffff);
     assert_eq!(&bytes[28..], &asked[..28]);
     // No answer to an answer, to a later fragment, to a group.
     let again = packet::header(bytes).unwrap();
@@ -277,7 +280,7 @@ proptest! {
         let mut padded = bytes.clone();
         padded.resize(bytes.len().next_multiple_of(2), 0);
         let plain = padded.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
-        prop_assert_eq!(checksum::fold(sum(&bytes)) % 0xffff, checksum::fold(plain) % 0xffff);
+        prop_assert_eq!(checksum::fold(sum_of(&bytes)) % 0xffff, checksum::fold(plain) % 0xffff);
     }
 
     /// Whatever is merged comes out as it went in when it is cut again, each flow in its order.

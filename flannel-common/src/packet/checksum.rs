@@ -1,4 +1,4 @@
-//! The internet checksum (RFC 1071): of an IPv4 header, whole and by difference (RFC 1624), and of a UDP datagram
+//! The internet checksum (RFC 1071): of any bytes, of an IPv4 header, whole and by difference (RFC 1624), and of a UDP datagram
 //! over IPv6 whose payload need not be read.
 //!
 //! Sums run in one's-complement arithmetic: carries out of 16 bits are added back, and the checksum
@@ -14,6 +14,21 @@ use super::{
 pub const fn fold(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     ((once & 0xffff) + (once >> 16)) as u16
+}
+
+/// The sum of `bytes` as numbers of 16 bits, folded (RFC 1071). An odd last byte is the upper one of its number.
+pub fn sum_of(bytes: &[u8]) -> u32 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    // In the order of memory: the sum of swapped numbers is the swapped sum. Compilers add many of these at once.
+    let mut sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    sum += u64::from(u32::from_ne_bytes(last));
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    u32::from(u16::from_be(sum as u16))
 }
 
 /// The sum of a header's ten words, its checksum field included: `0xffff` for a correct header.

@@ -1,5 +1,7 @@
 //! ICMP echoes as bytes (RFC 792, RFC 4443).
 
+use flannel_common::packet::checksum::{fold, sum_of};
+
 /// Bytes of an echo's header.
 pub(super) const HEADER: usize = 8;
 
@@ -81,12 +83,7 @@ fn content(sequence: u16, at: usize) -> u8 {
 
 /// The checksum of the Internet (RFC 1071).
 pub(super) fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+    !fold(sum_of(bytes))
 }
 
 #[cfg(test)]

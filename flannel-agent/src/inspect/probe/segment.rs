@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use flannel_common::packet::headers::{PROTOCOL_TCP, PROTOCOL_UDP, TCP_CHECKSUM, UDP_CHECKSUM};
+
 use super::echo::checksum;
 
 /// A protocol whose checksum covers the addresses, too.
@@ -23,16 +25,16 @@ impl Transport {
     /// Its number (IANA).
     pub(super) const fn number(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => PROTOCOL_TCP,
+            Self::Udp => PROTOCOL_UDP,
         }
     }
 
     /// Where its checksum is.
     const fn checksum_at(self) -> usize {
         match self {
-            Self::Tcp => 16,
-            Self::Udp => 6,
+            Self::Tcp => TCP_CHECKSUM,
+            Self::Udp => UDP_CHECKSUM,
         }
     }
 }
