@@ -26,10 +26,10 @@ pub fn config(conf: &NetConf, env: &SubnetEnv) -> Result<Map<String, Value>, Cni
     default("type", "bridge".into());
     default("ipMasq", (!env.ip_masq).into());
     default("mtu", env.mtu.into());
+    netkit::become_bridge(&mut delegate)?;
     if delegate.get("type").is_some_and(|kind| kind == "bridge") {
         delegate.entry("isGateway").or_insert(true.into());
     }
-    netkit::become_bridge(&mut delegate)?;
     if conf.says_version {
         delegate.insert("cniVersion".to_owned(), conf.cni_version.clone().into());
     }

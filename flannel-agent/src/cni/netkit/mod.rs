@@ -33,18 +33,16 @@ mod options;
 const TYPE: &str = "netkit";
 
 /// Makes of a delegate's configuration, which is complete but for the pod's addresses, that of `bridge` where it is one of
-/// ours, and says whether it is.
+/// ours.
 ///
 /// # Errors
 /// An option that it does not have, or that cannot be.
-pub(super) fn become_bridge(delegate: &mut Map<String, Value>) -> Result<bool, CniError> {
-    if delegate.get("type").is_none_or(|kind| kind != TYPE) {
-        return Ok(false);
+pub(super) fn become_bridge(delegate: &mut Map<String, Value>) -> Result<(), CniError> {
+    if is_wanted(delegate) {
+        Options::of(delegate)?;
+        delegate.insert("type".to_owned(), "bridge".into());
     }
-    delegate.entry("isGateway").or_insert(true.into());
-    Options::of(delegate)?;
-    delegate.insert("type".to_owned(), "bridge".into());
-    Ok(true)
+    Ok(())
 }
 
 /// Whether the delegate of a configuration is this one.
