@@ -5,10 +5,7 @@ use std::net::IpAddr;
 use flannel_common::packet::headers::PROTOCOL_UDP;
 use ipnetwork::IpNetwork;
 
-use super::{
-    Alone, Base, End, Fate, Firewall, Nft, Passage,
-    rules::{destinations_of, sets_marks},
-};
+use super::{Alone, Base, End, Fate, Firewall, Nft, Passage, program_for, rules::of_nat};
 use crate::values::Family;
 
 /// A port that the kernel may send from.
@@ -32,11 +29,12 @@ impl Filters {
         let mut found = Self::default();
         match Firewall::read(family) {
             Some(firewall) => {
-                found.sets_marks = sets_marks(family);
+                let (destinations, nat_sets_marks) = of_nat(family);
+                found.sets_marks = firewall.sets_marks || nat_sets_marks;
                 found.bases.extend(firewall.bases);
-                found.destinations.extend(destinations_of(family));
+                found.destinations.extend(destinations);
             }
-            None => found.unread.push(if family == Family::V4 { "iptables" } else { "ip6tables" }),
+            None => found.unread.push(program_for(family)),
         }
         match Nft::read() {
             Some(mut nft) => {

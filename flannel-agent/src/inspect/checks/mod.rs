@@ -27,6 +27,7 @@ pub use nft::Nft;
 pub use peers::{Seen, of_leases, of_peer};
 pub use routes::of_routes;
 pub use rules::Firewall;
+use rules::program_for;
 pub use surroundings::Surroundings;
 pub use this_node::of_node;
 pub use way::hampers;

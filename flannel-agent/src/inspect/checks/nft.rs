@@ -49,7 +49,7 @@ impl Nft {
 
     /// Asks the kernel which interfaces the chains of interfaces are of: not every version of the program lists them.
     fn find_devices(&mut self) {
-        let chains = Netfilter::open().and_then(|mut netfilter| netfilter.chains());
+        let chains = Netfilter::without_notices().and_then(|mut netfilter| netfilter.chains());
         let chains = chains.map(|chains| chains.devices).unwrap_or_default();
         for base in self.bases.filters.values_mut().flatten() {
             let hook = |egress| if egress { "egress" } else { "ingress" };

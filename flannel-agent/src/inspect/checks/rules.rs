@@ -15,6 +15,8 @@ use crate::values::{Family, overlap};
 pub struct Firewall {
     /// The chains that packets meet.
     pub(super) bases: Vec<Base>,
+    /// Rules of others in these tables put marks on packets, which others ask for.
+    pub(super) sets_marks: bool,
     /// Lines of `-S POSTROUTING` of table nat.
     postrouting: Vec<String>,
 }
@@ -26,18 +28,24 @@ const OURS: [&str; 2] = ["flanneld", "FLANNEL-"];
 const TABLES: [&str; 2] = ["filter", "mangle"];
 const LESS_USED: [&str; 2] = ["raw", "security"];
 
-/// Whether rules of others put marks on packets, which others ask for.
-pub(super) fn sets_marks(family: Family) -> bool {
-    let program = if family == Family::V4 { "iptables" } else { "ip6tables" };
-    let mut lines =
-        TABLES.into_iter().chain(["nat"]).flat_map(|table| list(program, table, None).unwrap_or_default());
-    lines.any(|line| !is_ours(&line) && ["-j MARK", "-j CONNMARK"].iter().any(|target| line.contains(target)))
+/// The program for the rules of a family.
+pub(super) const fn program_for(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    }
 }
 
-/// The chains that may give packets another destination.
-pub(super) fn destinations_of(family: Family) -> Vec<Base> {
-    let program = if family == Family::V4 { "iptables" } else { "ip6tables" };
-    forwarded::of_iptables("nat", &list(program, "nat", None).unwrap_or_default())
+/// The chains of table nat that may give packets another destination, and whether rules of others there put marks on packets.
+pub(super) fn of_nat(family: Family) -> (Vec<Base>, bool) {
+    let lines = list(program_for(family), "nat", None).unwrap_or_default();
+    (forwarded::of_iptables("nat", &lines), sets_marks(&lines))
+}
+
+/// Whether rules of others put marks on packets.
+fn sets_marks(lines: &[String]) -> bool {
+    let marks = |line: &String| ["-j MARK", "-j CONNMARK"].iter().any(|target| line.contains(target));
+    lines.iter().any(|line| !is_ours(line) && marks(line))
 }
 
 fn list(program: &str, table: &str, chain: Option<&str>) -> Option<Vec<String>> {
@@ -51,14 +59,17 @@ impl Firewall {
     /// Asks the program; `None` where there is none, or it may not look. What another program has put into the kernel's
     /// older tables, where this one is for nftables, drops packets as well, and is asked for, too.
     pub(super) fn read(family: Family) -> Option<Self> {
-        let (program, older, names) = match family {
-            Family::V4 => ("iptables", "iptables-legacy", "/proc/net/ip_tables_names"),
-            Family::V6 => ("ip6tables", "ip6tables-legacy", "/proc/net/ip6_tables_names"),
+        let program = program_for(family);
+        let (older, names) = match family {
+            Family::V4 => ("iptables-legacy", "/proc/net/ip_tables_names"),
+            Family::V6 => ("ip6tables-legacy", "/proc/net/ip6_tables_names"),
         };
-        let mut bases = Vec::new();
+        let (mut bases, mut marks) = (Vec::new(), false);
         // What is in table raw is not asked for: asking makes it, and then every packet passes it.
         for table in TABLES {
-            bases.extend(forwarded::of_iptables(table, &list(program, table, None)?));
+            let lines = list(program, table, None)?;
+            bases.extend(forwarded::of_iptables(table, &lines));
+            marks |= sets_marks(&lines);
         }
         let there = fs::read_to_string(names).unwrap_or_default();
         // Of the older ones it is known which are there.
@@ -71,14 +82,17 @@ impl Firewall {
                 bases.extend((!known).then_some(base));
             }
         }
-        Some(Self { bases, postrouting: list(program, "nat", Some("POSTROUTING"))? })
+        let postrouting = list(program, "nat", Some("POSTROUTING"))?;
+        Some(Self { bases, sets_marks: marks, postrouting })
     }
 
     /// From the texts that the program lists of table filter, and of chain POSTROUTING of table nat.
     #[cfg(test)]
     pub(super) fn of(filter: &str, postrouting: &str) -> Self {
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-        Self { bases: forwarded::of_iptables("filter", &lines(filter)), postrouting: lines(postrouting) }
+        let (filter, postrouting) = (lines(filter), lines(postrouting));
+        let bases = forwarded::of_iptables("filter", &filter);
+        Self { bases, sets_marks: sets_marks(&filter), postrouting }
     }
 
     /// A rule in front of flannel's that masquerades packets of `network` whatever they are for.

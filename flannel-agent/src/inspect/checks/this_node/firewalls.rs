@@ -7,7 +7,7 @@ use crate::{
     control::snapshot::Snapshot,
     inspect::{
         Kernel,
-        checks::{Base, Dropped, End, Finding, Keeps, Nft, Passage, Surroundings},
+        checks::{Base, Dropped, End, Finding, Keeps, Nft, Passage, Surroundings, program_for},
     },
     netlink::{Link, LinkKind},
     values::{Family, overlap},
@@ -28,7 +28,7 @@ pub(super) fn add(
         of_nft(told, kernel, nft, (passages, bridged), found);
     }
     for (family, firewall) in &around.firewalls {
-        let program = if *family == Family::V4 { "iptables" } else { "ip6tables" };
+        let program = program_for(*family);
         let who = |base: &Base, dropped: &Dropped| match &dropped.rule {
             None => format!("{program}: the policy of {} is DROP, and no rule is seen to accept", base.place),
             Some(rule) => format!("{program}: a rule that {} comes to, `{rule}`, drops", base.place),
