@@ -171,6 +171,21 @@ struct Echoed {
     carrier: Option<(u8, u16)>,
 }
 
+impl Echoed {
+    /// What drops on this node what carries packets to a peer that does not answer through the tunnel; `None` where that is not
+    /// asked. `filters` are those that have been read.
+    fn dropped_by(&self, found: &Look, filters: &mut BTreeMap<Family, Filters>) -> Option<Vec<String>> {
+        self.outcome.overlay.filter(|overlay| overlay.rtt.is_none())?;
+        let carrier = self.carrier?;
+        let external = found.agent.as_ref().ok()?.interface.as_ref()?;
+        let peer = self.target.public_ip;
+        let family = Family::of(peer);
+        let own = external.addresses.iter().find(|own| Family::of(**own) == family)?;
+        let filters = filters.entry(family).or_insert_with(|| Filters::read(family));
+        Some(filters.drops_carrier((*own, peer), carrier, &external.name))
+    }
+}
+
 impl Asked {
     /// As the agent keeps it.
     fn told(&self) -> Vec<Probed> {
@@ -192,25 +207,13 @@ impl Asked {
         let mut all = Vec::new();
         let mut filters = BTreeMap::new();
         for (row, asked) in &self.peers {
-            let Some(Echoed { target, outcome, tunnel, carrier }) = asked else {
+            let Some(echoed) = asked else {
                 all.extend(skipped(row));
                 continue;
             };
+            let Echoed { target, outcome, tunnel, .. } = echoed;
             let heard_since = later.get(&row.subnet).is_some_and(|ago| *ago < taken.as_secs());
-            let is_cut = outcome.overlay.is_some_and(|overlay| overlay.rtt.is_none());
-            let dropped_by =
-                match (carrier, found.agent.as_ref().ok().and_then(|told| told.interface.as_ref())) {
-                    (Some(carrier), Some(external)) if is_cut => {
-                        let family = Family::of(target.public_ip);
-                        let own = external.addresses.iter().find(|own| Family::of(**own) == family);
-                        let filters = filters.entry(family).or_insert_with(|| Filters::read(family));
-                        own.map(|own| {
-                            filters.drops_carrier((*own, target.public_ip), *carrier, &external.name)
-                        })
-                    }
-                    _ => None,
-                };
-            let dropped_by = dropped_by.unwrap_or_default();
+            let dropped_by = echoed.dropped_by(found, &mut filters).unwrap_or_default();
             let seen = Seen { tunnel: tunnel.clone(), heard_since, dropped_by };
             all.extend(of_peer(row, target, outcome, &seen));
         }

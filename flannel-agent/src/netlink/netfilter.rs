@@ -22,7 +22,7 @@ use super::{
     error::errno,
     raw::{HEADER, attributes, number, text, value},
 };
-use crate::values::Family;
+use crate::values::{Family, is_interface};
 
 /// Subsystem of nftables, in the upper byte of a message's type (include/uapi/linux/netfilter/nfnetlink.h).
 pub(super) const NFTABLES: u16 = 10 << 8;
@@ -78,10 +78,7 @@ pub struct Chain {
 impl Chain {
     /// Whether packets of this interface meet it.
     pub fn is_of(&self, interface: &str) -> bool {
-        self.devices.iter().any(|device| match device.strip_suffix('*') {
-            Some(beginning) => interface.starts_with(beginning),
-            None => device == interface,
-        })
+        self.devices.iter().any(|device| is_interface(device, &['*'], interface))
     }
 }
 

@@ -3,6 +3,7 @@
 mod family;
 mod flow_refresh;
 pub(crate) mod gojson;
+mod interface;
 mod ip;
 mod mac;
 mod span;
@@ -11,6 +12,7 @@ mod utc;
 
 pub use family::{Family, overlap};
 pub use flow_refresh::FlowRefresh;
+pub use interface::is_interface;
 pub use ip::IpFamily;
 pub use mac::{Mac, ParseMacError};
 pub use utc::with_nanoseconds;

@@ -203,11 +203,12 @@ fn render(report: &Report, now: u64) -> String {
             text.push_str(&wrapped(&format!("{}: {difference}", row.subnet), 4));
             text.push('\n');
         }
-        for found in row.probe.iter().flat_map(|probe| &probe.found) {
-            let at = row.probe.as_ref().map_or(now, |probe| probe.at);
-            let ago = rough_span(now.saturating_sub(at));
-            text.push_str(&wrapped(&format!("{}: {found} (asked {ago} ago)", row.subnet), 4));
-            text.push('\n');
+        if let Some(probe) = &row.probe {
+            let ago = rough_span(now.saturating_sub(probe.at));
+            for found in &probe.found {
+                text.push_str(&wrapped(&format!("{}: {found} (asked {ago} ago)", row.subnet), 4));
+                text.push('\n');
+            }
         }
         for shared in &row.shared {
             text.push_str(&wrapped(&format!("{}: {shared}", row.subnet), 4));

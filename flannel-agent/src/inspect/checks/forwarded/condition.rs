@@ -3,6 +3,7 @@
 use ipnetwork::IpNetwork;
 
 use super::{End, Passage, Truth};
+use crate::values::is_interface;
 
 /// What is known of one packet besides its addresses and interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +78,7 @@ impl Condition {
             alone.map_or(Truth::Unknown, |alone| match alone.ports {
                 Some(ports) if of.is_none_or(|of| of == alone.protocol) => is_among(ranges, which(ports)),
                 // Whether negated or not.
-                _ => {
-                    if self.negated {
-                        Truth::Yes
-                    } else {
-                        Truth::No
-                    }
-                }
+                _ => is(self.negated),
             })
         };
         let truth = match &self.asks {
@@ -150,12 +145,7 @@ fn begins(alone: Option<&Alone>, new: bool, known: bool) -> Truth {
 }
 
 fn is_named(names: &[String], interfaces: &[String]) -> Truth {
-    let fits = |interface: &String| {
-        names.iter().any(|name| match name.strip_suffix(['+', '*']) {
-            Some(beginning) => interface.starts_with(beginning),
-            None => interface == name,
-        })
-    };
+    let fits = |interface: &String| names.iter().any(|name| is_interface(name, &['+', '*'], interface));
     match interfaces.iter().filter(|interface| fits(interface)).count() {
         _ if interfaces.is_empty() => Truth::Unknown,
         0 => Truth::No,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;
 
-use crate::values::overlap;
+use crate::values::{is_interface, overlap};
 
 mod compared;
 mod condition;
@@ -172,11 +172,9 @@ impl Base {
         if !["ingress", "egress"].contains(&self.hook.as_str()) {
             return true;
         }
-        let fits = |interface: &str, device: &String| match device.strip_suffix('*') {
-            Some(beginning) => interface.starts_with(beginning),
-            None => device == interface,
-        };
-        interface.is_some_and(|interface| self.devices.iter().any(|device| fits(interface, device)))
+        interface.is_some_and(|interface| {
+            self.devices.iter().any(|device| is_interface(device, &['*'], interface))
+        })
     }
 
     /// Whether it drops packets of this passage.

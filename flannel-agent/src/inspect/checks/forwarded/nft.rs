@@ -37,13 +37,12 @@ pub(in crate::inspect::checks) struct Bases {
 /// The chains that packets meet, from what the program lists.
 pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
-    let mut tables = BTreeMap::<(String, String), Chains>::new();
+    let mut tables = BTreeMap::<TableId, Chains>::new();
     let mut all = Vec::new();
     let (sets, none) = (sets(objects), Sets::new());
     for object in objects {
         if let Some(chain) = object.get("chain") {
-            let table = (word(chain, "family"), word(chain, "table"));
+            let table = table_of(chain);
             let name = word(chain, "name");
             tables.entry(table.clone()).or_default().entry(name.clone()).or_default();
             let of_iptables = ["ip", "ip6"].contains(&table.0.as_str())
@@ -62,21 +61,19 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
             }
         }
         if let Some(rule) = object.get("rule") {
-            let table = (word(rule, "family"), word(rule, "table"));
-            let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let table = table_of(rule);
             let number = rule["handle"].as_u64().unwrap_or_default();
             let named = sets.get(&table).unwrap_or(&none);
             let chain = tables.entry(table).or_default().entry(word(rule, "chain")).or_default();
-            chain.extend(rules(expressions, number, named));
+            chain.extend(rules(expressions(rule), number, named));
         }
     }
     let sets_mark = |rule: &Value| {
-        let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
         // Of iptables' own tables iptables tells.
-        let of_others = !word(rule, "table").starts_with("flannel-")
-            && !TABLES_OF_IPTABLES.contains(&word(rule, "table").as_str());
+        let (_, table) = table_of(rule);
+        let of_others = !table.starts_with("flannel-") && !TABLES_OF_IPTABLES.contains(&table.as_str());
         of_others
-            && expressions.iter().any(|expression| {
+            && expressions(rule).iter().any(|expression| {
                 expression["mangle"]["key"]["meta"]["key"] == "mark"
                     || ["MARK", "CONNMARK"].iter().any(|name| expression["xt"]["name"] == *name)
             })
@@ -110,13 +107,29 @@ pub(in crate::inspect::checks) fn bases(listed: &Value) -> Bases {
     found
 }
 
-/// The named sets and maps, by family and name of their table.
-fn sets(objects: &[Value]) -> BTreeMap<(String, String), Sets> {
-    let word = |object: &Value, name: &str| object[name].as_str().unwrap_or_default().to_owned();
-    let mut found = BTreeMap::<(String, String), Sets>::new();
+/// A table, by family and name.
+type TableId = (String, String);
+
+/// The table that an object is in.
+fn table_of(object: &Value) -> TableId {
+    (word(object, "family"), word(object, "table"))
+}
+
+fn word(object: &Value, name: &str) -> String {
+    object[name].as_str().unwrap_or_default().to_owned()
+}
+
+/// What a rule consists of.
+fn expressions(rule: &Value) -> &[Value] {
+    rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The named sets and maps, by their table.
+fn sets(objects: &[Value]) -> BTreeMap<TableId, Sets> {
+    let mut found = BTreeMap::<TableId, Sets>::new();
     for set in objects.iter().filter_map(|object| object.get("set").or_else(|| object.get("map"))) {
         let elements = set["elem"].as_array().cloned().unwrap_or_default();
-        let of_table = found.entry((word(set, "family"), word(set, "table"))).or_default();
+        let of_table = found.entry(table_of(set)).or_default();
         of_table.insert(word(set, "name"), elements.into_iter().map(plain).collect());
     }
     found
@@ -146,14 +159,13 @@ fn rules(expressions: &[Value], number: u64, sets: &Sets) -> Vec<Rule> {
             "match" => conditions.push(condition(value, sets)),
             "accept" => steps.push((None, Step::Accept)),
             "drop" | "reject" => steps.push((None, Step::Drop)),
-            "masquerade" | "snat" => steps.push((None, Step::Translate)),
+            "masquerade" | "snat" | "dnat" | "redirect" => steps.push((None, Step::Translate)),
             "return" => steps.push((None, Step::Return)),
             "jump" => steps.push((None, Step::Jump(target(value)))),
             "goto" => steps.push((None, Step::GoTo(target(value)))),
             "queue" => steps.push((None, Step::Unclear)),
             "vmap" => steps.extend(looked_up(value, sets)),
             "limit" => conditions.push(Condition { asks: Asks::Chance, negated: false }),
-            "dnat" | "redirect" => steps.push((None, Step::Translate)),
             "xt" if value["name"] == "comment" => {}
             "xt" if value["type"] == "target" => steps.push((None, Step::Unclear)),
             neutral if NEUTRAL.contains(&neutral) => {}
