@@ -80,7 +80,9 @@ pub fn in_kubernetes_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
 fn run_in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     let lab = Lab::new()?;
     let outcome = test(&lab);
-    if outcome.is_err() {
+    if let Err(error) = &outcome {
+        // First, for the logs are long: whoever keeps only a part of the output keeps this.
+        say(format_args!("failed: {error:#}"));
         print_logs(&lab.dir);
         return outcome;
     }
