@@ -104,12 +104,14 @@ pub enum Skip {
     #[error("its subnet begins with the same address as {0}, which is followed")]
     SameBase(IpNetwork),
     /// Another node publishes the same MAC.
-    #[error("its VtepMAC {mac} is also that of {other}, which is followed")]
+    #[error("its VtepMAC {mac} is also that of {other}, which is followed: that of node {owner}")]
     SameMac {
         /// The MAC.
         mac: Mac,
         /// The lease that is followed.
         other: IpNetwork,
+        /// The address in it.
+        owner: IpAddr,
     },
 }
 

@@ -64,6 +64,9 @@ pub struct Lease {
     /// When it ends unless renewed; `None` for a reservation, which has no end, and where the store is not
     /// asked: in etcd it would cost a request per peer, and nothing depends on it.
     pub expiration: Option<SystemTime>,
+    /// When it was made, as the store counts: of two leases the one with the smaller number is older. `None` where that is
+    /// not told.
+    pub made: Option<u64>,
     /// The name of the node, where the store has one.
     pub node: Option<Arc<str>>,
 }
@@ -99,16 +102,22 @@ pub fn apply(leases: &mut Leases, event: LeaseEvent) -> bool {
         LeaseEvent::Snapshot(all) => {
             let new: Leases = all.into_iter().map(|lease| (lease.subnet, lease)).collect();
             let same = leases.len() == new.len()
-                && leases.iter().zip(&new).all(|((a, x), (b, y))| a == b && x.attrs == y.attrs);
+                && leases.iter().zip(&new).all(|((a, x), (b, y))| a == b && says_the_same(x, y));
             *leases = new;
             !same
         }
         LeaseEvent::Upsert(lease) => {
-            let attrs = lease.attrs.clone();
-            leases.insert(lease.subnet, lease).is_none_or(|old| old.attrs != attrs)
+            let same = leases.get(&lease.subnet).is_some_and(|old| says_the_same(old, &lease));
+            leases.insert(lease.subnet, lease);
+            !same
         }
         LeaseEvent::Remove(subnet) => leases.remove(&subnet).is_some(),
     }
+}
+
+/// Whether both differ in nothing that is acted on.
+fn says_the_same(a: &Lease, b: &Lease) -> bool {
+    (&a.attrs, a.made) == (&b.attrs, b.made)
 }
 
 /// A store of leases, watched. It survives its server: it resumes where it was, and after a gap it

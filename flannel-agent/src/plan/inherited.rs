@@ -26,7 +26,7 @@ pub fn inherited(local: &Local, observed: &State) -> Vec<Lease> {
                 Family::V4 => attrs.backend_data = data,
                 Family::V6 => attrs.backend_v6_data = data,
             }
-            leases.push(Lease { subnet: alone(subnet), attrs, expiration: None, node: None });
+            leases.push(Lease { subnet: alone(subnet), attrs, expiration: None, made: None, node: None });
         };
         for (subnet, via) in observed.routes.iter().filter(|(subnet, _)| of_family(subnet)) {
             let mac = observed.neighbours.get(via).filter(|_| *via == subnet.network());

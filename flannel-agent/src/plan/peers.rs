@@ -55,8 +55,12 @@ type Peers = (BTreeMap<IpNetwork, Peer>, BTreeMap<(LeaseSubnet, Family), Skip>);
 /// in the kernel as in the programs, so that a stray wide lease takes nothing from anybody.
 ///
 /// Of leases that exclude each other (one MAC at two addresses; one first address) the one that ends last is
-/// followed, because a node that moved leaves a lease behind that is no longer renewed; then the smaller subnet,
+/// followed, because a node that moved leaves a lease behind that is no longer renewed; where their ends are the same or
+/// not told, the older one, which a clone of its node is not to take the packets from; then the one of the smaller subnet,
 /// then the lower. Each family is judged for itself.
+///
+/// Leases of one address do not exclude each other: that is one node, which is known by the one that ends last, or is the
+/// newest.
 ///
 /// With direct routing, a peer that the kernel's one route reaches without a gateway is reached without the
 /// tunnel, as upstream decides. Which leases are followed does not depend on that, but for one that names no MAC: without
@@ -91,18 +95,18 @@ fn follow(
     let mut candidates = Vec::new();
     for (key, lease) in leases {
         match judge(lease) {
-            Ok((subnet, peer)) => candidates.push((Reverse(end(lease)), subnet, peer, (*key, family))),
+            Ok((subnet, peer)) => candidates.push((Rank::of(lease, subnet), subnet, peer, (*key, family))),
             Err(skip) => {
                 skipped.insert((*key, family), skip);
             }
         }
     }
-    candidates.sort_by_key(|(end, subnet, ..)| (*end, Reverse(subnet.prefix()), *subnet));
+    candidates.sort_by_key(|(rank, ..)| *rank);
 
     let mut macs = BTreeMap::<Mac, (IpAddr, IpNetwork)>::new();
     let mut bases = BTreeMap::<IpAddr, (IpAddr, Mac, IpNetwork)>::new();
-    let mut addresses = BTreeSet::new();
-    for (_, subnet, Candidate { public_ip, route }, key) in candidates {
+    let mut foremost = BTreeMap::<IpAddr, (Rank, IpNetwork)>::new();
+    for (rank, subnet, Candidate { public_ip, route }, key) in candidates {
         if peers.contains_key(&subnet) {
             skipped.insert(key, Skip::SameBase(subnet));
             continue;
@@ -116,19 +120,52 @@ fn follow(
             }
             let (owner, other) = *macs.entry(mac).or_insert((public_ip, subnet));
             if owner != public_ip {
-                skipped.insert(key, Skip::SameMac { mac, other });
+                skipped.insert(key, Skip::SameMac { mac, other, owner });
                 continue;
             }
             bases.insert(subnet.network(), (public_ip, mac, subnet));
         }
-        let foremost = addresses.insert(public_ip);
+        let known_by = foremost.entry(public_ip).or_insert((rank, subnet));
+        if rank.replaces(known_by.0) {
+            if let Some(before) = peers.get_mut(&known_by.1) {
+                before.foremost = false;
+            }
+            *known_by = (rank, subnet);
+        }
+        let foremost = known_by.1 == subnet;
         peers.insert(subnet, Peer { lease: key.0, public_ip, route, mac: route.vtep_mac(), foremost });
     }
 }
 
-/// The end of a lease, for comparison: a reservation outlasts all.
-fn end(lease: &Lease) -> (bool, Option<SystemTime>) {
-    (lease.expiration.is_none(), lease.expiration)
+/// How a lease compares with those that exclude it: the least is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// A reservation outlasts all.
+    end: Reverse<(bool, Option<SystemTime>)>,
+    /// One that the store does not date comes last.
+    made: (bool, Option<u64>),
+    length: Reverse<u8>,
+    subnet: IpNetwork,
+}
+
+impl Rank {
+    fn of(lease: &Lease, subnet: IpNetwork) -> Self {
+        Self {
+            end: Reverse((lease.expiration.is_none(), lease.expiration)),
+            made: (lease.made.is_none(), lease.made),
+            length: Reverse(subnet.prefix()),
+            subnet,
+        }
+    }
+
+    /// Whether a node that holds both is known by this lease, and not by the one of `other`, which comes before it.
+    fn replaces(self, other: Self) -> bool {
+        let ([(false, ours), (false, theirs)], true) = ([self.made, other.made], self.end == other.end)
+        else {
+            return false;
+        };
+        ours > theirs
+    }
 }
 
 /// A peer that can be reached, unless another excludes it.

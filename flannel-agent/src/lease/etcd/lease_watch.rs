@@ -228,7 +228,8 @@ impl Decoder {
         };
         // The end of others' leases is etcd's business: it costs a request per lease, and nothing here
         // depends on it.
-        let lease = Lease { subnet, attrs, expiration: None, node: None };
+        let made = u64::try_from(kv.created).ok();
+        let lease = Lease { subnet, attrs, expiration: None, made, node: None };
         self.forgotten.remove(&kv.key);
         self.last.insert(kv.key.clone(), lease.clone());
         if self.has_moved(&lease) {

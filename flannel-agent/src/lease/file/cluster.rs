@@ -262,7 +262,10 @@ impl NodeText {
         let addresses = (subnet.v4.and(public_ip), subnet.v6.and(public_ipv6));
         let attrs = self.attrs(subnet, addresses, config);
         let node = Some(self.name.as_str().into());
-        Ok(ClusterNode { name: self.name, lease: Lease { subnet, attrs, expiration: None, node } })
+        Ok(ClusterNode {
+            name: self.name,
+            lease: Lease { subnet, attrs, expiration: None, made: None, node },
+        })
     }
 
     fn attrs(

@@ -29,6 +29,8 @@ struct Metadata {
     name: String,
     uid: String,
     resource_version: String,
+    #[serde(rename = "creationTimestamp", deserialize_with = "in_digits")]
+    made: Option<u64>,
     annotations: Annotations,
 }
 
@@ -63,6 +65,11 @@ impl NodeRecord {
     /// Of this object; another of the same name has another.
     pub(super) fn uid(&self) -> &str {
         &self.metadata.uid
+    }
+
+    /// When it was made: the digits of its date and time, one after the other.
+    pub(super) fn made(&self) -> Option<u64> {
+        self.metadata.made
     }
 
     /// Where a watch goes on after this object.
@@ -126,6 +133,13 @@ enum Network {
 
 fn network(text: &str) -> Option<Network> {
     cidr_v4(text).map(Network::V4).or_else(|| cidr_v6(text).map(Network::V6))
+}
+
+/// The digits of `2026-12-01T02:03:04Z`, which are in the order of time: 20261201020304.
+fn in_digits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    Ok(digits.parse().ok())
 }
 
 impl<'de> Deserialize<'de> for Annotations {

@@ -163,6 +163,7 @@ fn lease(subnet: &str, public_ip: &str, vtep_mac: Mac) -> Lease {
         subnet: LeaseSubnet { v4: Some(net4(subnet)), v6: None },
         attrs: LeaseAttrs::vxlan_v4(ip4(public_ip), data),
         expiration: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
+        made: None,
         node: None,
     }
 }

@@ -81,6 +81,29 @@ fn of_leases_that_exclude_each_other_the_more_recent_is_followed() {
     assert_eq!(planned(FastPath::All, &leases(equals)).state.fdb[&(Family::V4, mac(2))], ip("192.0.2.2"));
 }
 
+/// As in etcd and in Kubernetes, where the ends of others' leases are not told.
+#[test]
+fn a_clone_takes_no_packets_from_the_node_that_was_there_first() {
+    let made = |made, lease: Lease| Lease { expiration: None, made, ..lease };
+    let first = made(Some(7), lease("10.3.0.0/24", "192.0.2.3", mac(2)));
+    let clone = made(Some(9), lease("10.2.0.0/24", "192.0.2.2", mac(2)));
+    let undated = made(None, lease("10.1.9.0/24", "192.0.2.9", mac(2)));
+    let plan = planned(FastPath::All, &leases([clone, first.clone(), undated]));
+    assert_eq!(plan.state.fdb[&(Family::V4, mac(2))], ip("192.0.2.3"));
+    let skips = skips(&plan);
+    let followed = "is also that of 10.3.0.0/24, which is followed: that of node 192.0.2.3";
+    assert!(skips.len() == 2 && skips.values().all(|why| why.contains(followed)), "{skips:?}");
+
+    // One node that was added again: both are reached, and it is known by the newer.
+    for mac in [mac(2), mac(3)] {
+        let again = made(Some(9), lease("10.4.0.0/24", "192.0.2.3", mac));
+        let plan = planned(FastPath::All, &leases([first.clone(), again]));
+        assert_eq!(plan.peers.len(), 2);
+        assert_eq!(plan.state.bpf.v4.vteps[&[192, 0, 2, 3]].subnet, subnet_key(net4("10.4.0.0/24")));
+        assert_eq!(plan.state.fdb[&(Family::V4, mac)], ip("192.0.2.3"));
+    }
+}
+
 #[test]
 fn a_wide_lease_takes_nothing_from_those_within_it() {
     let of = |subnet: &str, n: u8| lease(subnet, &format!("192.0.2.{n}"), mac(n));

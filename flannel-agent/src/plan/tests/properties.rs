@@ -52,9 +52,9 @@ fn any_lease() -> impl Strategy<Value = Lease> {
         (any_subnet(), prop::option::of(v6())).prop_map(|(v4, v6)| (Some(v4), v6)),
         v6().prop_map(|v6| (None, Some(v6))),
     ];
-    let end = proptest::option::of(0..4u64);
-    (subnets, any_node(), data(), end, prop::bool::weighted(0.9)).prop_map(
-        |((v4, v6), n, data, end, vxlan)| {
+    let (end, made) = (proptest::option::of(0..4u64), proptest::option::of(0..4u64));
+    (subnets, any_node(), data(), end, made, prop::bool::weighted(0.9)).prop_map(
+        |((v4, v6), n, data, end, made, vxlan)| {
             let IpAddr::V4(public_ip) = node(Family::V4, n) else { unreachable!() };
             let address_v6 = v6.as_ref().and_then(|(_, n, _)| *n).map(|n| node(Family::V6, n));
             let public_ipv6 = address_v6.map(|address| match address {
@@ -71,6 +71,7 @@ fn any_lease() -> impl Strategy<Value = Lease> {
                     backend_v6_data: v6.and_then(|(.., data)| data),
                 },
                 expiration: end.map(|end| SystemTime::UNIX_EPOCH + Duration::from_secs(end)),
+                made,
                 node: None,
             }
         },

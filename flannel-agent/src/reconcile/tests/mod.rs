@@ -254,6 +254,7 @@ fn lease(n: u8) -> Lease {
         subnet: LeaseSubnet { v4: Some(format!("10.2.{n}.0/24").parse().unwrap()), v6: None },
         attrs: LeaseAttrs::vxlan_v4(public_ip(n), data),
         expiration: Some(SystemTime::UNIX_EPOCH),
+        made: None,
         node: None,
     }
 }

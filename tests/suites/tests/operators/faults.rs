@@ -406,9 +406,15 @@ fn leases_that_cannot_be_right_are_named() -> Result<()> {
             )
         };
         let other: Ipv4Network = "10.244.250.0/24".parse()?;
+        // Below every subnet that a node takes: it is for its age that the other one is followed.
+        let lowest: Ipv4Network = "10.244.0.0/24".parse()?;
         let all: Ipv4Network = "10.244.0.0/16".parse()?;
         for (subnet, attrs, line) in [
-            (other, attrs("192.168.77.90", &mac), format!("its VtepMAC {mac} is also that of")),
+            (
+                lowest,
+                attrs("192.168.77.90", &mac),
+                format!("its VtepMAC {mac} is also that of {theirs}, which is followed"),
+            ),
             (other, attrs(&first.node.address().to_string(), "0e:00:00:00:00:09"), "is our own".to_owned()),
             (other, attrs("192.168.77.90", "01:00:00:00:00:09"), "instead of the MAC of a device".to_owned()),
             (all, attrs("192.168.77.90", "0e:00:00:00:00:09"), "which is ours".to_owned()),

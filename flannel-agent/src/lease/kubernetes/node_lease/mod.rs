@@ -106,7 +106,7 @@ pub(super) fn lease_of(
     }
     // Nothing ends it but the end of the node.
     let node = Some(record.name().into());
-    Ok(Lease { subnet, attrs, expiration: None, node })
+    Ok(Lease { subnet, attrs, expiration: None, made: record.made(), node })
 }
 
 /// What our lease said when it was last written; `None` if it was not, or cannot be read.

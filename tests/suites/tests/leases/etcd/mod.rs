@@ -63,11 +63,17 @@ fn key(name: &str) -> String {
 }
 
 fn lease(text: &str, number: u8) -> Lease {
-    Lease { subnet: subnet(text), attrs: node(number), expiration: None, node: None }
+    Lease { subnet: subnet(text), attrs: node(number), expiration: None, made: None, node: None }
 }
 
+/// The next event, but for when its leases were made: that is a number of the store's.
 async fn next(source: &mut impl LeaseSource) -> LeaseEvent {
-    tokio::time::timeout(SOON, source.next()).await.expect("no event")
+    let undated = |lease: Lease| Lease { made: None, ..lease };
+    match tokio::time::timeout(SOON, source.next()).await.expect("no event") {
+        LeaseEvent::Snapshot(all) => LeaseEvent::Snapshot(all.into_iter().map(undated).collect()),
+        LeaseEvent::Upsert(lease) => LeaseEvent::Upsert(undated(lease)),
+        LeaseEvent::Remove(subnet) => LeaseEvent::Remove(subnet),
+    }
 }
 
 async fn silent(source: &mut impl LeaseSource) {

@@ -25,6 +25,21 @@ async fn watch_lease_added() {
     silent(&mut watch).await;
 }
 
+/// Of two leases the older one is told, however often it is written.
+#[tokio::test]
+async fn when_a_lease_was_made() {
+    let etcd = Etcd::start().unwrap();
+    let (_store, mut watch) = begun(&etcd).await;
+    let mut made = Vec::new();
+    for (name, number) in [("10.3.2.0-24", 2), ("10.3.3.0-24", 3), ("10.3.2.0-24", 2)] {
+        etcd.put(&key(name), &node(number).to_json()).unwrap();
+        let event = tokio::time::timeout(SOON, watch.next()).await.unwrap();
+        let LeaseEvent::Upsert(lease) = event else { panic!("{event:?}") };
+        made.push(lease.made.unwrap());
+    }
+    assert!(made[0] < made[1] && made[2] == made[0], "{made:?}");
+}
+
 #[tokio::test]
 async fn watch_lease_removed() {
     let etcd = Etcd::start().unwrap();

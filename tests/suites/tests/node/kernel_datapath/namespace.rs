@@ -167,6 +167,7 @@ pub(crate) fn lease(n: u16) -> Lease {
         subnet: LeaseSubnet { v4: Some(format!("{subnet}/24").parse().unwrap()), v6: None },
         attrs: LeaseAttrs::vxlan_v4(Ipv4Addr::new(198, 18, high, low), data),
         expiration: Some(SystemTime::now() + Duration::from_secs(86400)),
+        made: None,
         node: None,
     }
 }
