@@ -238,7 +238,7 @@ impl Agent<'_> {
         let (node, views) = Node::new(backend.clone(), fixed, xdp, local, attrs, file.mtu);
         let keeper = store.keep(own);
         let kind = config.backend_kind();
-        let lasting = standing::follow_lease(&self.standing, store.expiration());
+        let lasting = standing::follow_lease(&self.standing, store.expiration(), store.mended());
         let probing = probes::follow(&self.standing, options.peer_probes);
         let counting = traffic::follow(&self.standing, &options.bpffs);
         let (reconciler, summary) =

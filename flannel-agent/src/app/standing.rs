@@ -18,7 +18,7 @@ use crate::{
         Standing,
         snapshot::{self, Agent, Backend, Device, Interface, OwnLease, Store},
     },
-    lease::{Heard, LeaseStore},
+    lease::{BadConfig, Heard, LeaseStore, Mended},
     node::interface::ExternalInterface,
     plan::{Local, VxlanDevice},
     telemetry::Summary,
@@ -47,22 +47,26 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Tells whether the store of leases answers, and how far it was heard; asks it when somebody wants to know.
 pub(super) async fn follow_store<S: LeaseStore>(standing: &Standing, store: &S) -> Infallible {
     let server = S::SERVER;
-    let (mut trouble, mut heard) = (store.trouble(), store.heard());
+    let (mut trouble, mut heard, mut bad_config) = (store.trouble(), store.heard(), store.bad_config());
     let mut wanted = standing.stores_wanted();
     loop {
         let now = trouble.borrow_and_update().clone();
         let Heard { revision, at } = heard.borrow_and_update().clone();
+        let bad = bad_config.borrow_and_update().clone();
+        let bad_config_now = bad.map(|BadConfig { what, remedy }| [what, remedy]);
         standing.tell(|told| {
             let known = told.store.take();
             // Another error is the same interruption.
             let same = known.as_ref().is_some_and(|known| known.trouble.is_some() == now.is_some());
             let since = known.filter(|_| same).map_or_else(snapshot::now, |known| known.since);
             let heard = at.map(snapshot::unix);
-            told.store = Some(Store { server: server.to_owned(), trouble: now, since, revision, heard });
+            let (server, bad_config) = (server.to_owned(), bad_config_now);
+            told.store = Some(Store { server, trouble: now, since, revision, heard, bad_config });
         });
         select! {
             Ok(()) = trouble.changed() => {}
             Ok(()) = heard.changed() => {}
+            Ok(()) = bad_config.changed() => {}
             Some(answer) = wanted.recv() => {
                 let late = || Err(format!("{server} has not answered for {} s", PATIENCE.as_secs()));
                 let looked = timeout(PATIENCE, store.look()).await.unwrap_or_else(|_| late());
@@ -90,11 +94,12 @@ pub(super) async fn follow_node(
         let pod_mtu_now = *pod_mtu.borrow_and_update();
         // A pass may have made a device, which has its name since.
         summary.mark_unchanged();
+        let (subnets, networks, public) = lease(&local);
         standing.tell(|told| {
             told.interface = Some(interface(&external));
             told.backend = Some(backend(kind, &external, &local, pod_mtu_now));
-            let expires = told.lease.as_ref().and_then(|lease| lease.expires);
-            told.lease = Some(OwnLease { expires, ..lease(&local) });
+            let known = told.lease.take().unwrap_or_default();
+            told.lease = Some(OwnLease { subnets, networks, public, ..known });
             if let Some(fast_path) = &mut told.fast_path {
                 let xdp = match local.xdp.hook {
                     None => "off",
@@ -114,16 +119,24 @@ pub(super) async fn follow_node(
     }
 }
 
-/// Tells when our lease ends.
+/// Tells when our lease ends, and what others have made of it.
 pub(super) async fn follow_lease(
     standing: &Standing,
     mut expiration: watch::Receiver<Option<SystemTime>>,
+    mut mended: watch::Receiver<Mended>,
 ) -> Infallible {
     loop {
         let expires = expiration.borrow_and_update().map(snapshot::unix);
-        standing.tell(|told| told.lease.get_or_insert_default().expires = expires);
-        if expiration.changed().await.is_err() {
-            std::future::pending().await
+        let Mended { times, last, contested } = mended.borrow_and_update().clone();
+        standing.tell(|told| {
+            let lease = told.lease.get_or_insert_default();
+            (lease.expires, lease.mended, lease.contested) = (expires, times, contested);
+            lease.last_mended = last.map(snapshot::unix);
+        });
+        select! {
+            Ok(()) = expiration.changed() => {}
+            Ok(()) = mended.changed() => {}
+            else => std::future::pending().await,
         }
     }
 }
@@ -165,12 +178,12 @@ fn of_vxlan(device: &VxlanDevice, network: IpNetwork) -> Device {
     }
 }
 
-/// Without its end, which the store knows.
-fn lease(local: &Local) -> OwnLease {
-    OwnLease {
-        subnets: local.stacks.values().map(|stack| stack.subnet).collect(),
-        networks: local.stacks.values().map(|stack| stack.network).collect(),
-        public: local.stacks.values().map(|stack| stack.public_ip).collect::<Vec<IpAddr>>(),
-        expires: None,
-    }
+/// What our lease says, beside what the store knows of it: subnets, networks and addresses.
+fn lease(local: &Local) -> (Vec<IpNetwork>, Vec<IpNetwork>, Vec<IpAddr>) {
+    let stacks = || local.stacks.values();
+    (
+        stacks().map(|stack| stack.subnet).collect(),
+        stacks().map(|stack| stack.network).collect(),
+        stacks().map(|stack| stack.public_ip).collect(),
+    )
 }

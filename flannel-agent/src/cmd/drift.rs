@@ -69,6 +69,10 @@ async fn look(options: &DriftOptions, defaults: &Defaults) -> anyhow::Result<(Re
             // One of an earlier version does not say.
             let store = client.store().await.unwrap_or_default();
             let stale = store.filter(|store| store.trouble.is_some());
+            // So the lease in the store is not what it should be, either, or was not a moment ago.
+            let lease = client.snapshot().await?.lease;
+            let contested = lease.and_then(|lease| lease.contested);
+            drift.differences.extend(contested.map(|change| Difference { change, error: None }));
             let health = if drift.differences.is_empty() { Health::Good } else { Health::Wrong };
             Ok((Report { without_agent: None, stale, differences: drift.differences }, health))
         }

@@ -13,6 +13,10 @@ const FULL: f64 = 0.9;
 /// So many of one kind are named.
 const NAMED: usize = 5;
 
+/// What to do about a lease that others write.
+const CONTESTED: &str = "other nodes send to whoever wrote last: end the other flanneld or whatever writes it; of a clone of \
+                         this node delete the VXLAN device (ip link delete) and the subnet file, and restart its agent";
+
 /// Something that is wrong, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -51,6 +55,9 @@ pub fn problems(told: &Snapshot, maps: Option<&Maps>, now: u64) -> Vec<Problem> 
             "forwarding goes on with the leases known; peers that come or move are not seen until it is back",
         ));
     }
+    if let Some([what, remedy]) = told.store.as_ref().and_then(|store| store.bad_config.as_ref()) {
+        found.push(Problem::new(what, remedy));
+    }
     if let Some(expires) = told.lease.as_ref().and_then(|lease| lease.expires)
         && expires <= now
     {
@@ -58,6 +65,9 @@ pub fn problems(told: &Snapshot, maps: Option<&Maps>, now: u64) -> Vec<Problem> 
             "our lease has ended and could not be renewed",
             "other nodes drop their routes to this one: bring the store back, and the lease is renewed at once",
         ));
+    }
+    if let Some(contested) = told.lease.as_ref().and_then(|lease| lease.contested.as_ref()) {
+        found.push(Problem::new(contested, CONTESTED));
     }
     of_dataplane(told, &mut found);
     if told.probes.unanswered > 0 {

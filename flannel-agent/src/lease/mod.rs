@@ -5,14 +5,18 @@ use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::SystemTim
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::values::{Family, overlap};
+pub use config_report::BadConfig;
+pub use mending::Mended;
 pub use store::{Heard, KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
 pub use wire::LeaseAttrs;
 
 pub mod alloc;
+mod backoff;
 mod config_report;
 pub mod etcd;
 pub mod file;
 pub mod kubernetes;
+mod mending;
 mod store;
 pub mod wire;
 

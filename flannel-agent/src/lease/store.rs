@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Lease, LeaseAttrs, LeaseSource, LeaseSubnet, alloc::Identity};
+use super::{BadConfig, Lease, LeaseAttrs, LeaseSource, LeaseSubnet, Mended, alloc::Identity};
 use crate::config::NetworkConfig;
 
 /// A store of leases: etcd, and others like it. Each waits for its server as long as it takes, logs each distinct
@@ -71,6 +71,16 @@ pub trait LeaseStore {
 
     /// When our lease ends, while it is kept; `None` where leases have no end.
     fn expiration(&self) -> watch::Receiver<Option<SystemTime>> {
+        watch::channel(None).1
+    }
+
+    /// What others have made of our lease, while it is kept; nothing where they cannot.
+    fn mended(&self) -> watch::Receiver<Mended> {
+        watch::channel(Mended::default()).1
+    }
+
+    /// What is wrong with the network configuration, while its changes are reported.
+    fn bad_config(&self) -> watch::Receiver<Option<BadConfig>> {
         watch::channel(None).1
     }
 

@@ -93,6 +93,7 @@ metrics! {
     STORE_SINCE = "flannel_store_since_timestamp", Gauge, Seconds, ["store"], false, "Since when the store of leases answers, or does not.";
     STORE_HEARD = "flannel_store_heard_timestamp", Gauge, Seconds, ["store"], false, "When the store last said something of other nodes' leases, or that nothing is new: every minute (Kubernetes, etcd's v2 store) or ten (etcd); absent where leases are in a file.";
     LEASE_EXPIRY = "flannel_lease_expiry_timestamp", Gauge, Seconds, [], false, "When this node's lease ends unless it is renewed; absent where leases have no end.";
+    LEASE_MENDED = "flannel_lease_restored", Counter, One, [], false, "How often others changed this node's lease in the store, and it was written again.";
     PROBED = "flannel_probed_peers", Gauge, One, [], false, "Peers that were asked for an echo within the last day (--peer-probes).";
     UNANSWERED = "flannel_probed_peers_unanswered", Gauge, One, [], false, "Of these, peers that did not answer the last time, through the overlay where there is one.";
     PROBE_RTT = "flannel_probe_round_trip_max", Gauge, Seconds, [], false, "The longest round trip to a peer that answered the last time; absent before the first.";

@@ -57,6 +57,9 @@ fn of_agent(page: &mut Page, snapshot: &Snapshot) {
     if let Some(expires) = lease.as_ref().and_then(|lease| lease.expires) {
         page.add(&metric::LEASE_EXPIRY, [], expires as f64);
     }
+    if let Some(lease) = lease {
+        page.add(&metric::LEASE_MENDED, [], lease.mended as f64);
+    }
     page.add(&metric::PROBED, [], probes.peers as f64);
     page.add(&metric::UNANSWERED, [], probes.unanswered as f64);
     if let Some(seconds) = probes.longest_rtt_seconds {

@@ -81,6 +81,8 @@ pub struct Store {
     pub revision: Option<String>,
     /// When it last said something of them, or that there is nothing new.
     pub heard: Option<u64>,
+    /// What is wrong with the network configuration there, and what to do about it; absent while an agent could start.
+    pub bad_config: Option<[String; 2]>,
 }
 
 /// Our lease.
@@ -95,6 +97,12 @@ pub struct OwnLease {
     pub public: Vec<IpAddr>,
     /// When it ends unless it is renewed; absent where leases have no end.
     pub expires: Option<u64>,
+    /// How often others changed it, and it was put right.
+    pub mended: u64,
+    /// When they last did.
+    pub last_mended: Option<u64>,
+    /// What others write again and again, beside what should be there; absent while nobody does.
+    pub contested: Option<String>,
 }
 
 /// The external interface.

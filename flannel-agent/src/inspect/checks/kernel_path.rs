@@ -101,6 +101,18 @@ fn repairs(told: &Snapshot, now: u64, found: &mut Vec<Finding>) {
             now,
         ));
     }
+    for lease in told.lease.iter().filter(|lease| lease.mended > 0) {
+        let last = lease.last_mended.map(|at| Restored { at, what: "all of it".to_owned() });
+        let who = "somebody else writes it: another flanneld on this node, a clone of it, or a person or a script; \
+                   other nodes sent to what stood there meanwhile";
+        found.extend(repaired(
+            "the values of our lease, which others had changed,",
+            lease.mended,
+            last.as_ref(),
+            who,
+            now,
+        ));
+    }
     if found.len() == before {
         found.push(Finding::ok("repairs", "nothing had to be put back lately"));
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -38,6 +39,8 @@ pub struct OwnLease {
     pub expiration: Option<SystemTime>,
     /// The store had no lease of this node.
     pub newcomer: bool,
+    /// The address that it had under which this node was thought to be known before.
+    pub moved_from: Option<IpAddr>,
     pub(super) seen: Seen,
 }
 
@@ -154,6 +157,7 @@ impl EtcdStore {
         match self.claim(write, before).await? {
             Claim::Ours { seen, expiration } => {
                 let until = expiration.map_or_else(|| "no end: a reservation".to_owned(), utc);
+                let moved_from = if let Why::Moved { from } = why { Some(from) } else { None };
                 let why = match why {
                     Why::Own => "it is leased to our public address",
                     Why::Moved { from } => {
@@ -165,7 +169,14 @@ impl EtcdStore {
                     Why::Free => "it is free",
                 };
                 info!(%subnet, why, until, "lease acquired");
-                Ok(Attempt::Ours(OwnLease { subnet, attrs: attrs.clone(), expiration, newcomer: new, seen }))
+                Ok(Attempt::Ours(OwnLease {
+                    subnet,
+                    attrs: attrs.clone(),
+                    expiration,
+                    newcomer: new,
+                    moved_from,
+                    seen,
+                }))
             }
             Claim::Held(holder) => {
                 info!(%subnet, holder = holder.map(|address| address.to_string()), "another node was faster; trying another subnet");

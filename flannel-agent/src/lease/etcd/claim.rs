@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::SystemTime};
 use super::{
     EtcdError, EtcdStore, TRIES,
     entry::Entry,
+    keep::is_of_one_device,
     seen::Seen,
     server::{Put, Server, Written},
 };
@@ -40,7 +41,10 @@ pub(super) struct Write<'a> {
 
 impl Write<'_> {
     fn is_ours(&self, found: &LeaseAttrs) -> bool {
-        found.same_node(self.attrs) || self.before.is_some_and(|before| found.same_node(before))
+        let is_held = self.unreadable == Unreadable::Mend;
+        found.same_node(self.attrs)
+            || self.before.is_some_and(|before| found.same_node(before))
+            || (is_held && is_of_one_device(found, self.attrs))
     }
 }
 

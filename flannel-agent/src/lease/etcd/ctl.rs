@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::tls::Files;
 
 /// A configuration that any cluster can start with.
-const EXAMPLE: &str = r#"'{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'"#;
+pub(super) const EXAMPLE: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 /// The flags of each API for CA, certificate, key and user.
 const OF_V3: [&str; 4] = ["--cacert", "--cert", "--key", "--user"];
@@ -25,9 +25,18 @@ pub(super) struct Etcdctl {
 impl Etcdctl {
     /// The commands that write the network configuration to `key`, of the v3 store and of the v2 store.
     pub(super) fn for_config(&self, key: &str) -> (String, String) {
-        let key = quoted(key);
         let (v3, v2) = (self.command("3", OF_V3), self.command("2", OF_V2));
-        (format!("{v3} put {key} {EXAMPLE}"), format!("{v2} mk {key} {EXAMPLE}"))
+        let [key, example] = [key, EXAMPLE].map(quoted);
+        (format!("{v3} put {key} {example}"), format!("{v2} mk {key} {example}"))
+    }
+
+    /// The command that writes `text` to `key` of the v2 store, or of the v3 store.
+    pub(super) fn for_text(&self, v2: bool, key: &str, text: &str) -> String {
+        let [key, text] = [key, text].map(quoted);
+        match v2 {
+            true => format!("{} set {key} {text}", self.command("2", OF_V2)),
+            false => format!("{} put {key} {text}", self.command("3", OF_V3)),
+        }
     }
 
     /// The command that deletes `key` from the v2 store, or from the v3 store.
@@ -83,7 +92,7 @@ mod tests {
         assert_eq!(
             mk,
             format!(
-                "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:2379 mk /coreos.com/network/config {EXAMPLE}"
+                "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:2379 mk /coreos.com/network/config '{EXAMPLE}'"
             )
         );
         let files = Files { ca: Some("/a b/ca.pem".into()), pair: Some(("/c.pem".into(), "/k.pem".into())) };
@@ -98,7 +107,7 @@ mod tests {
         assert_eq!(
             mk,
             format!(
-                "ETCDCTL_API=2 etcdctl {flags} --ca-file='/a b/ca.pem' --cert-file=/c.pem --key-file=/k.pem --username='o'\\''neill' mk '/my network/config' {EXAMPLE}"
+                "ETCDCTL_API=2 etcdctl {flags} --ca-file='/a b/ca.pem' --cert-file=/c.pem --key-file=/k.pem --username='o'\\''neill' mk '/my network/config' '{EXAMPLE}'"
             )
         );
     }

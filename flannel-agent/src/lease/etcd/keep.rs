@@ -18,9 +18,12 @@ use super::{
     server::Keys,
 };
 use crate::{
-    lease::{LeaseAttrs, LeaseSubnet, alloc::Holder},
-    values::utc,
+    lease::{LeaseAttrs, LeaseSubnet, alloc::Holder, mending::Mending},
+    values::{Mac, shorten, utc},
 };
+
+/// Of what somebody has written in our lease, so many characters are shown.
+const SHOWN: usize = 200;
 
 /// What happened to our lease.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,20 +44,33 @@ pub enum OwnLeaseReport {
 
 /// Our subnet is another node's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "our lease of {subnet} is gone and {} holds it now: pods of both nodes have the same addresses, and the other \
-     nodes send to that one. Restart this agent to get another subnet, then restart this node's pods",
-    holder_text(*.holder)
-)]
+#[error("{}", lost_text(.subnet, *.holder, *.original))]
 pub struct LostLease {
     /// The subnet.
     pub subnet: LeaseSubnet,
     /// Address of the node that holds it; `None` when its lease cannot be decoded.
     pub holder: Option<IpAddr>,
+    /// That node is alive at the address from which this one thought to have moved, with this MAC: this is its clone.
+    pub original: Option<Mac>,
 }
 
-fn holder_text(holder: Option<IpAddr>) -> String {
-    holder.map_or_else(|| "somebody whose lease cannot be decoded".to_owned(), |ip| format!("node {ip}"))
+fn lost_text(subnet: &LeaseSubnet, holder: Option<IpAddr>, original: Option<Mac>) -> String {
+    let holder = match holder {
+        Some(ip) => format!("node {ip}"),
+        None => "somebody whose lease cannot be decoded".to_owned(),
+    };
+    match original {
+        Some(mac) => format!(
+            "{holder} still writes the lease of {subnet}, which this node took for its own: both have a VXLAN device \
+             with the MAC {mac} and a subnet file that names {subnet}, so one is a clone of the other. On the clone, \
+             delete that device (ip link delete) and that file, restart the agent, which takes another subnet, then \
+             restart its pods"
+        ),
+        None => format!(
+            "our lease of {subnet} is gone and {holder} holds it now: pods of both nodes have the same addresses, and \
+             the other nodes send to that one. Restart this agent to get another subnet, then restart this node's pods"
+        ),
+    }
 }
 
 /// Keeps our lease as long as it lives.
@@ -101,6 +117,8 @@ impl EtcdStore {
             reporter,
             deleted: false,
             published: true,
+            mending: Mending::new(self.mended.clone()),
+            mends: false,
             said: LastMessage::default(),
         };
         keep.schedule();
@@ -121,6 +139,10 @@ struct Keep {
     deleted: bool,
     /// What is in etcd is what it should be.
     published: bool,
+    /// When it is put right, where others change it.
+    mending: Mending,
+    /// It is to be put right.
+    mends: bool,
     said: LastMessage,
 }
 
@@ -134,8 +156,19 @@ impl Keep {
                     None => std::future::pending().await,
                 }
             };
+            let calm = self.mending.calm_at();
+            let calm = async move {
+                match calm {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let outcome = tokio::select! {
                 () = self.reporter.closed() => return,
+                () = calm => {
+                    self.mending.calm(Instant::now());
+                    Ok(())
+                }
                 () = due => self.write().await,
                 Ok(()) = self.changes.changed() => {
                     let attrs = self.changes.borrow_and_update().clone();
@@ -171,6 +204,7 @@ impl Keep {
         match self.store.claim(write, self.own.seen.clone()).await {
             Ok(Claim::Ours { seen, expiration }) => {
                 let retaken = std::mem::take(&mut self.deleted);
+                let mended = std::mem::take(&mut self.mends);
                 let moved = !self.before.same_node(&self.own.attrs);
                 let before = std::mem::replace(&mut self.before, self.own.attrs.clone());
                 self.own.seen = seen;
@@ -182,6 +216,9 @@ impl Keep {
                 let report = if retaken {
                     warn!(%subnet, until, "our lease was deleted; nobody had taken the subnet, it is ours again");
                     OwnLeaseReport::Retaken { expiration }
+                } else if mended {
+                    info!(%subnet, until, "our lease says again what holds");
+                    OwnLeaseReport::Renewed { expiration }
                 } else if moved {
                     let text = |attrs: &LeaseAttrs| attrs.node_address().map(|address| address.to_string());
                     let (before, now) = (text(&before), text(&self.own.attrs));
@@ -194,7 +231,7 @@ impl Keep {
                 let _ = self.reporter.try_send(report);
                 Ok(())
             }
-            Ok(Claim::Held(holder)) => Err(LostLease { subnet, holder }),
+            Ok(Claim::Held(holder)) => Err(LostLease { subnet, holder, original: None }),
             Ok(Claim::Overtaken) => {
                 self.retry();
                 Ok(())
@@ -248,7 +285,7 @@ impl Keep {
     async fn went_back(&mut self, kv: &Entry) -> Result<(), LostLease> {
         let found = LeaseAttrs::from_json(&kv.value).ok().filter(|found| *found != self.own.attrs);
         if let Some(found) = found
-            && (self.is_ours(&found) || is_of_our_device(&found, &self.own.attrs))
+            && (self.is_ours(&found) || is_of_one_device(&found, &self.own.attrs))
         {
             let (subnet, theirs) = (self.own.subnet, found.to_json());
             warn!(%subnet, theirs, "etcd was restored from a backup and says of us what held then; writing our lease again");
@@ -263,31 +300,64 @@ impl Keep {
     /// Somebody else wrote our key.
     async fn seen(&mut self, kv: &Entry) -> Result<(), LostLease> {
         let subnet = self.own.subnet;
-        match LeaseAttrs::from_json(&kv.value) {
-            Ok(attrs) if self.is_ours(&attrs) => {
-                self.own.seen = Seen::of(kv);
-                self.deleted = false;
-                if !self.published {
-                    // Ours is still to be written, over this too.
-                    return self.write().await;
-                }
-                self.own.expiration = self.end_of(kv.end).await;
-                self.schedule();
-                let until = until(self.own.expiration);
-                if attrs == self.own.attrs {
-                    info!(%subnet, until, "somebody else renewed our lease");
-                } else {
-                    let theirs = attrs.to_json();
-                    warn!(%subnet, until, theirs, "somebody else changed our lease; is another flanneld running on this node?");
-                }
-                Ok(())
-            }
-            Ok(attrs) => Err(LostLease { subnet, holder: attrs.node_address() }),
+        let attrs = match LeaseAttrs::from_json(&kv.value) {
+            Ok(attrs) => attrs,
             Err(error) => {
-                warn!(%subnet, %error, "somebody damaged our lease; writing it again");
-                self.own.seen = Seen::of(kv);
-                self.published = false;
-                self.write().await
+                warn!(%subnet, %error, "somebody damaged our lease");
+                let found = String::from_utf8_lossy(&kv.value).into_owned();
+                return self.mend(kv, None, &found).await;
+            }
+        };
+        let is_of_our_device = is_of_one_device(&attrs, &self.own.attrs);
+        let holder = attrs.node_address();
+        if is_of_our_device && holder.is_some() && holder == self.own.moved_from {
+            return Err(LostLease { subnet, holder, original: Holder::of(&attrs).vtep_mac });
+        }
+        if attrs == self.own.attrs {
+            self.own.seen = Seen::of(kv);
+            self.deleted = false;
+            self.mends = false;
+            self.published = true;
+            self.before = attrs;
+            self.own.expiration = self.end_of(kv.end).await;
+            self.schedule();
+            info!(%subnet, until = until(self.own.expiration), "somebody else renewed our lease");
+            return Ok(());
+        }
+        if !self.is_ours(&attrs) && !is_of_our_device {
+            return Err(LostLease { subnet, holder, original: None });
+        }
+        if !self.published && attrs == self.before {
+            // Ours is still to be written, over this too.
+            self.own.seen = Seen::of(kv);
+            self.deleted = false;
+            return self.write().await;
+        }
+        let found = attrs.to_json();
+        self.mend(kv, Some(attrs), &found).await
+    }
+
+    /// Writes our lease again, which somebody else has changed to `found`.
+    async fn mend(&mut self, kv: &Entry, attrs: Option<LeaseAttrs>, found: &str) -> Result<(), LostLease> {
+        let (subnet, ours) = (self.own.subnet, self.own.attrs.to_json());
+        self.own.seen = Seen::of(kv);
+        self.before = attrs.unwrap_or_else(|| self.own.attrs.clone());
+        (self.deleted, self.published, self.mends) = (false, false, true);
+        let now = Instant::now();
+        let found = shorten(found, SHOWN);
+        let pause = self.mending.changed(now, || {
+            format!("somebody else writes our lease of {subnet} again and again: it says {found}, and should say {ours}")
+        });
+        warn!(
+            %subnet, theirs = %found, %ours, pause = ?pause,
+            "somebody else changed our lease; writing it again. Is another flanneld running on this node, or on a clone \
+            of it?"
+        );
+        match pause.is_zero() {
+            true => self.write().await,
+            false => {
+                self.renewal = Some(now + pause);
+                Ok(())
             }
         }
     }
@@ -308,7 +378,7 @@ impl Keep {
 }
 
 /// Whether both tell of one VXLAN device: of one node, whose address may have changed between them.
-fn is_of_our_device(found: &LeaseAttrs, ours: &LeaseAttrs) -> bool {
+pub(super) fn is_of_one_device(found: &LeaseAttrs, ours: &LeaseAttrs) -> bool {
     let (found, ours) = (Holder::of(found).vtep_mac, Holder::of(ours).vtep_mac);
     ours.is_some() && found == ours
 }

@@ -32,7 +32,7 @@ use self::{
     members::{Member, Members},
     tls::{Files, TlsError},
 };
-use super::{Heard, LeaseSubnet, wire::lease_key};
+use super::{BadConfig, Heard, LeaseSubnet, Mended, wire::lease_key};
 use crate::{config::ConfigError, telemetry::LastMessage};
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
@@ -160,6 +160,10 @@ pub struct EtcdStore {
     heard: watch::Sender<Heard>,
     /// When our lease ends, as long as it is kept.
     expiration: watch::Sender<Option<SystemTime>>,
+    /// What others have made of it.
+    mended: watch::Sender<Mended>,
+    /// What is wrong with the network configuration.
+    bad_config: watch::Sender<Option<BadConfig>>,
     prefix: Arc<str>,
     timing: LeaseTiming,
     undecodable: Arc<AtomicU64>,
@@ -233,6 +237,8 @@ impl EtcdStore {
             trouble,
             heard: watch::Sender::new(Heard::default()),
             expiration: watch::Sender::new(None),
+            mended: watch::Sender::new(Mended::default()),
+            bad_config: watch::Sender::new(None),
             prefix: prefix.into(),
             timing: options.timing,
             undecodable: Arc::default(),

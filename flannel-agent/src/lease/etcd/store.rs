@@ -8,7 +8,8 @@ use super::{AcquireError, EtcdApi, EtcdStore, EtcdWatch, Inherited, LeaseKeeper,
 use crate::{
     config::NetworkConfig,
     lease::{
-        Heard, KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, OwnedLease, alloc::Identity,
+        BadConfig, Heard, KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Mended,
+        OwnedLease, alloc::Identity,
     },
 };
 
@@ -59,6 +60,14 @@ impl LeaseStore for EtcdStore {
 
     fn expiration(&self) -> Receiver<Option<SystemTime>> {
         self.expiration.subscribe()
+    }
+
+    fn mended(&self) -> Receiver<Mended> {
+        self.mended.subscribe()
+    }
+
+    fn bad_config(&self) -> Receiver<Option<BadConfig>> {
+        self.bad_config.subscribe()
     }
 
     async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {

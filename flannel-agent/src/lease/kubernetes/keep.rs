@@ -1,6 +1,6 @@
 //! Keeping our lease: our Node is followed, and its annotations say what they should.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 use tokio::{
@@ -14,23 +14,24 @@ use tracing::{error, info, warn};
 use super::{
     KubeStore,
     api::{ApiServer, by_name},
-    backoff::Backoff,
     identity::Networks,
     node_lease::{to_annotate, unusable_overwrites},
     node_watch::{NodeEvent, Nodes, is_earlier},
     record::NodeRecord,
 };
 use crate::{
-    lease::{KeptLease, LeaseAttrs, LeaseEnd, LeaseSubnet, Notice, OwnedLease},
+    lease::{
+        KeptLease, LeaseAttrs, LeaseEnd, LeaseSubnet, Notice, OwnedLease, backoff::Backoff, mending::Mending,
+    },
     telemetry::LastMessage,
-    values::utc,
+    values::{shorten, utc},
 };
 
 /// What is asked of the API server, for its failures.
 pub(super) const ANNOTATE: &str = "annotate this node";
 const SET_CONDITION: &str = "set this node's condition NetworkUnavailable";
-/// Who writes our annotations again within this time of us is writing them all the time.
-const STRUGGLE: Duration = Duration::from_secs(60);
+/// Of what somebody has written in an annotation of ours, so many characters are shown.
+const SHOWN: usize = 200;
 
 /// Our Node, when it had our lease.
 #[derive(Clone, Debug)]
@@ -95,8 +96,7 @@ impl KubeStore {
             due: None,
             condition_of: None,
             backoff: Backoff::default(),
-            struggle: Backoff::default(),
-            written: None,
+            mending: Mending::new(self.mended.clone()),
             said: LastMessage::default(),
             refused: LastMessage::default(),
         };
@@ -121,9 +121,8 @@ struct Keep {
     /// The uid of the Node whose condition we have set.
     condition_of: Option<String>,
     backoff: Backoff,
-    /// Between what others undo.
-    struggle: Backoff,
-    written: Option<Instant>,
+    /// When what others undo is written again.
+    mending: Mending,
     said: LastMessage,
     /// What was said of a subnet or an overwritten address that cannot be used.
     refused: LastMessage,
@@ -145,8 +144,19 @@ impl Keep {
                     None => std::future::pending().await,
                 }
             };
+            let calm = self.mending.calm_at();
+            let calm = async move {
+                match calm {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let end = select! {
                 () = ender.closed() => return,
+                () = calm => {
+                    self.mending.calm(Instant::now());
+                    None
+                }
                 Ok(()) = changes.changed() => {
                     self.attrs = changes.borrow_and_update().clone();
                     self.due = Some(Instant::now());
@@ -241,11 +251,7 @@ impl Keep {
     /// When to write again what somebody has changed: at once, but not each time to somebody who keeps changing it.
     fn next_write(&mut self, node: &NodeRecord, missing: &[(String, String)]) -> Instant {
         let now = Instant::now();
-        let again = self.written.is_some_and(|written| now.duration_since(written) < STRUGGLE);
         let same = self.node.as_ref().is_none_or(|before| before.uid() == node.uid());
-        if !again {
-            self.struggle.succeeded();
-        }
         if same && self.node.is_some() {
             let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
             let annotations = names.join(" ");
@@ -258,14 +264,17 @@ impl Keep {
                 );
                 return now;
             }
+            let pause = self.mending.changed(now, || contested(&self.name, node, missing));
             warn!(
                 node = self.name,
                 annotations,
+                pause = ?pause,
                 "somebody has changed the annotations of our lease; writing them again. Is another flanneld running \
                 on this node?"
             );
+            return now + pause;
         }
-        if again { now + self.struggle.failed() } else { now }
+        now
     }
 
     fn condition_is_due(&self, node: &NodeRecord) -> bool {
@@ -284,7 +293,6 @@ impl Keep {
             if !self.patch(ANNOTATE, &patch).await {
                 return;
             }
-            self.written = Some(Instant::now());
             info!(node = self.name, subnet = %self.subnet, "annotations written");
         }
         if self.condition_is_due(&node)
@@ -322,6 +330,16 @@ impl Keep {
             }
         }
     }
+}
+
+/// What somebody writes again and again on our Node, where `missing` should stand.
+fn contested(name: &str, node: &NodeRecord, missing: &[(String, String)]) -> String {
+    let found = missing.iter().map(|(annotation, should)| {
+        let found = node.annotated(annotation).unwrap_or("nothing");
+        format!("{annotation} is {} and should be {should}", shorten(found, SHOWN))
+    });
+    let found: Vec<String> = found.collect();
+    format!("somebody else writes the annotations of our Node {name} again and again: {}", found.join("; "))
 }
 
 fn own_of(all: Vec<NodeRecord>, name: &str) -> Option<NodeRecord> {

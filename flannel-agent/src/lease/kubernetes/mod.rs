@@ -31,14 +31,13 @@ pub use self::{
 use self::{
     annotations::{BadPrefix, NODE_PUBLIC_IP, NODE_PUBLIC_IPV6},
     api::{ApiError, ApiServer},
-    backoff::Backoff,
     events::NodeEvents,
     identity::Networks,
     lease_watch::NodeLeases,
     node_lease::{Families, published, to_annotate, unusable_overwrites},
     record::NodeRecord,
 };
-use super::{LeaseAttrs, LeaseSubnet, Notice, ThisNode};
+use super::{BadConfig, LeaseAttrs, LeaseSubnet, Mended, Notice, ThisNode, backoff::Backoff};
 use crate::{
     config::{ConfigError, NetworkConfig},
     telemetry::LastMessage,
@@ -46,7 +45,6 @@ use crate::{
 
 mod annotations;
 mod api;
-mod backoff;
 mod connect;
 mod decode;
 mod events;
@@ -145,6 +143,10 @@ pub struct KubeStore {
     patient: bool,
     /// Pods can be started.
     ready: Arc<Sender<bool>>,
+    /// What others have made of our annotations.
+    mended: Sender<Mended>,
+    /// What is wrong with the network configuration.
+    bad_config: Sender<Option<BadConfig>>,
     events: NodeEvents,
 }
 
@@ -174,6 +176,8 @@ impl KubeStore {
             set_condition: options.set_condition,
             patient: options.patient,
             ready: Arc::new(channel(false).0),
+            mended: Sender::new(Mended::default()),
+            bad_config: Sender::new(None),
         }
     }
 

@@ -2,11 +2,17 @@
 
 use std::{convert::Infallible, fs, path::Path, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::watch::Sender, time::sleep};
 use tracing::info;
 
 use super::KubeError;
-use crate::{config::NetworkConfig, lease::config_report::ConfigReport};
+use crate::{
+    config::NetworkConfig,
+    lease::{
+        BadConfig,
+        config_report::{ConfigReport, in_line},
+    },
+};
 
 /// Between two looks. kubelet takes about a minute to bring a changed ConfigMap here.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -22,10 +28,18 @@ pub(super) fn read(path: &Path) -> Result<NetworkConfig, KubeError> {
 
 /// Says each change of the file, once. It is looked at rather than watched: kubelet replaces a symbolic link
 /// above it.
-pub(super) async fn report_changes(path: &Path, in_force: NetworkConfig) -> Infallible {
+pub(super) async fn report_changes(
+    path: &Path,
+    in_force: NetworkConfig,
+    bad: &Sender<Option<BadConfig>>,
+) -> Infallible {
     let mut report = ConfigReport::new(path.display().to_string(), in_force);
     loop {
         sleep(PERIOD).await;
-        report.sees(fs::read(path).ok().as_deref());
+        let remedy = |text: Option<&str>| {
+            let text = text.map_or_else(String::new, |text| format!(", as it was: {}", in_line(text)));
+            format!("write net-conf.json of the ConfigMap kube-flannel-cfg again, and mount it there{text}")
+        };
+        bad.send_replace(report.sees(fs::read(path).ok().as_deref(), remedy));
     }
 }

@@ -82,6 +82,11 @@ impl NodeRecord {
         self.metadata.annotations.0.get(&prefix.of(name)).map(String::as_str)
     }
 
+    /// The value of the annotation of this whole name, if it has one.
+    pub(super) fn annotated(&self, name: &str) -> Option<&str> {
+        self.metadata.annotations.0.get(name).map(String::as_str)
+    }
+
     /// An annotation's address.
     ///
     /// # Errors

@@ -7,7 +7,10 @@ use tokio::sync::watch::Receiver;
 use super::{KubeError, KubeStore, KubeWatch, NodeKeeper, OwnNode, net_config};
 use crate::{
     config::NetworkConfig,
-    lease::{Heard, Lease, LeaseAttrs, LeaseStore, Notice, OwnedLease as _, ThisNode, alloc::Identity},
+    lease::{
+        BadConfig, Heard, Lease, LeaseAttrs, LeaseStore, Mended, Notice, OwnedLease as _, ThisNode,
+        alloc::Identity,
+    },
 };
 
 /// For notices that are on their way when the agent ends.
@@ -67,8 +70,16 @@ impl LeaseStore for KubeStore {
         self.api.heard().subscribe()
     }
 
+    fn mended(&self) -> Receiver<Mended> {
+        self.mended.subscribe()
+    }
+
+    fn bad_config(&self) -> Receiver<Option<BadConfig>> {
+        self.bad_config.subscribe()
+    }
+
     async fn report_config_changes(&self, in_force: NetworkConfig) -> Infallible {
-        net_config::report_changes(&self.net_config, in_force).await
+        net_config::report_changes(&self.net_config, in_force, &self.bad_config).await
     }
 
     fn ready(&self) {

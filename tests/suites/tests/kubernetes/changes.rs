@@ -83,6 +83,14 @@ fn annotations_edited_to_garbage_are_mended_and_nothing_is_lost() -> Result<()> 
             })?;
         }
         traffic.stop()?.check_lossless()?;
-        await_log(&kube.members[1].agent, "somebody has changed the annotations of our lease")
+        await_log(&kube.members[1].agent, "somebody has changed the annotations of our lease")?;
+        let node = &kube.members[1].node;
+        let mut status = node.netns().command(&agent_binary()?.display().to_string());
+        status.arg("status").arg(format!("--subnet-file={}", node.subnet_file().display()));
+        let status = String::from_utf8(status.output()?.stdout)?;
+        let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+        let named = format!("somebody else writes the annotations of our Node {name} again and again");
+        ensure!(words.contains(&named) && words.contains("written again 4 times"), "{status}");
+        Ok(())
     })
 }

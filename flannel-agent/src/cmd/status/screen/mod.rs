@@ -83,7 +83,11 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
             Some(end) => format!("ends in {} unless renewed", span(end - now)),
         };
         let [subnets, networks] = [&lease.subnets, &lease.networks].map(|all| list(all));
-        line(rows, "Lease", &format!("{subnets} of {networks}, published at {}; {end}", list(&lease.public)));
+        let mut text = format!("{subnets} of {networks}, published at {}; {end}", list(&lease.public));
+        if lease.mended > 0 {
+            text.push_str(&format!("; changed by others and written again {} times", lease.mended));
+        }
+        line(rows, "Lease", &text);
     }
     if let Some(interface) = &told.interface {
         let addresses = list(&interface.addresses);

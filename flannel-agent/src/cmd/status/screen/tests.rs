@@ -24,12 +24,14 @@ fn report() -> Report {
             since: 1000,
             revision: Some("4711".to_owned()),
             heard: Some(4590),
+            bad_config: None,
         }),
         lease: Some(OwnLease {
             subnets: vec!["10.244.1.0/24".parse().unwrap()],
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             public: vec!["192.0.2.1".parse().unwrap()],
             expires: Some(90_000),
+            ..OwnLease::default()
         }),
         interface: Some(Interface {
             name: "eth0".to_owned(),

@@ -14,10 +14,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     api::{ApiError, ApiServer, Freshness},
-    backoff::Backoff,
     record::NodeRecord,
 };
-use crate::{lease::Heard, telemetry::LastMessage};
+use crate::{
+    lease::{Heard, backoff::Backoff},
+    telemetry::LastMessage,
+};
 
 /// What waits for the consumer. When it is this much, the server waits.
 const QUEUE: usize = 64;

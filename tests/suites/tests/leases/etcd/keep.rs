@@ -288,6 +288,52 @@ async fn a_damaged_lease_is_mended() {
     assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
 }
 
+/// Of our device at another address, or with another device at our address: both are ours. Whoever keeps at it is named.
+#[tokio::test]
+async fn a_lease_that_others_change_is_put_right() {
+    let etcd = Etcd::start().unwrap();
+    let (log, _guard) = Log::capture();
+    let store = store(&etcd);
+    let mended = LeaseStore::mended(&store);
+    let own = store.acquire_lease(&network(), &node(1), previous()).await.unwrap();
+    let mut keeper = store.keep_lease(own);
+    no_report(&mut keeper).await;
+    let (mut another_device, mut another_address) = (node(9), node(1));
+    another_device.public_ip = node(1).public_ip;
+    another_address.public_ip = [192, 0, 2, 100].into();
+    for (changes, attrs) in (1..).zip([&another_device, &another_address, &another_device]) {
+        etcd.put_for(80_000, &key(NAME), &attrs.to_json()).unwrap();
+        assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }), "{}", log.text());
+        assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+        assert_eq!(mended.borrow().times, changes);
+        assert_eq!(mended.borrow().contested.is_some(), changes == 3);
+    }
+    let contested = mended.borrow().contested.clone().unwrap();
+    for attrs in [another_device, node(1)] {
+        assert!(contested.contains(&attrs.to_json()), "{contested}");
+    }
+    assert!(etcd.ttl(&key(NAME)).unwrap().unwrap() > 86_300);
+}
+
+/// The clone takes the lease for its own, and gives way when its node shows that it is alive.
+#[tokio::test]
+async fn a_clone_leaves_the_lease_to_its_node() {
+    let etcd = Etcd::start().unwrap();
+    let (own, mut keeper) = kept(&etcd, LeaseTiming::default()).await;
+    no_report(&mut keeper).await;
+    let mut elsewhere = node(1);
+    elsewhere.public_ip = [192, 0, 2, 100].into();
+    let of_clone = store(&etcd);
+    let taken = of_clone.acquire_lease(&network(), &elsewhere, previous()).await.unwrap();
+    assert_eq!(taken.subnet, own.subnet);
+    let mut kept_by_clone = of_clone.keep_lease(taken);
+    let OwnLeaseReport::Lost(lost) = report(&mut kept_by_clone).await else { panic!("not lost") };
+    let text = lost.to_string();
+    assert!(text.contains("node 192.0.2.1 still writes") && text.contains("is a clone"), "{text}");
+    assert!(matches!(report(&mut keeper).await, OwnLeaseReport::Renewed { .. }));
+    assert_eq!(etcd.get(&key(NAME)).unwrap().unwrap(), node(1).to_json());
+}
+
 /// A restart of the agent: the lease stays, and is the one the next run gets.
 #[tokio::test]
 async fn the_lease_outlives_its_keeper() {

@@ -12,7 +12,7 @@ use std::{
 use flannel_agent::{
     config::NetworkConfig,
     lease::{
-        Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet,
+        Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseStore, LeaseSubnet,
         etcd::{EtcdApi, EtcdOptions, EtcdStore},
         wire::VxlanData,
     },

@@ -4,20 +4,32 @@ use std::time::Duration;
 
 /// Before the second attempt; doubled before each further one.
 const FIRST: Duration = Duration::from_millis(200);
-/// The longest.
+/// The longest, unless another is given.
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// Grows with each failure in a row, and differs from node to node: a thousand nodes that lose one API server are
 /// not to come back at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::up_to(LONGEST)
+    }
 }
 
 impl Backoff {
+    /// Pauses of at most `longest`.
+    pub(super) const fn up_to(longest: Duration) -> Self {
+        Self { failures: 0, longest }
+    }
+
     /// How long to wait after another failure: a half to the whole of the step.
     pub(super) fn failed(&mut self) -> Duration {
-        let step = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        let step = FIRST.saturating_mul(1 << self.failures.min(10)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         step.mul_f64(0.5 + rand::random::<f64>() / 2.0)
     }
