@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use comfy_table::Table;
 use flannel_common::path::Hook;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
 use super::{
     Defaults,
-    output::{print, run as run_inquiry},
+    output::{lines, print, run as run_inquiry, table},
 };
 use crate::{
     bpf::{Features, LogLevel, PinError, Pins, Programs, TcAttach, read_counters, remove_all},
@@ -199,13 +198,12 @@ fn load(options: LoadOptions, defaults: &Defaults) -> anyhow::Result<()> {
     if at.output == Output::Json {
         return show(json!({ "programs": summaries, "maps": maps, "links": pins.links() }));
     }
-    let mut table = Table::new();
-    table.set_header(["program", "id", "verified instructions", "bytes", "attached to"]);
+    let mut rows = table(&["program", "id", "verified instructions", "bytes", "attached to"]);
     let number = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     for summary in &summaries {
         let chosen = programs.iter().any(|hook| hook.program() == summary.name);
         let attached = interface.as_deref().filter(|_| chosen).unwrap_or("-");
-        table.add_row([
+        rows.add_row([
             summary.name.to_owned(),
             summary.id.to_string(),
             number(summary.verified_instructions),
@@ -213,13 +211,12 @@ fn load(options: LoadOptions, defaults: &Defaults) -> anyhow::Result<()> {
             attached.to_owned(),
         ]);
     }
-    let mut text = format!("{table}\n");
-    let mut table = Table::new();
-    table.set_header(["map", "pinned at"]);
+    let mut text = format!("{}\n", lines(&rows));
+    let mut rows = table(&["map", "pinned at"]);
     for name in flannel_common::map::PINNED_MAPS {
-        table.add_row([name.to_owned(), pins.map(name).display().to_string()]);
+        rows.add_row([name.to_owned(), pins.map(name).display().to_string()]);
     }
-    text.push_str(&format!("{table}\n\nLook at them:\n"));
+    text.push_str(&format!("{}\nLook at them:\n", lines(&rows)));
     for name in flannel_common::map::PINNED_MAPS {
         text.push_str(&format!("  bpftool map dump pinned {}\n", pins.map(name).display()));
     }
@@ -255,8 +252,7 @@ fn counters(options: &CounterOptions, defaults: &Defaults) -> anyhow::Result<()>
             .collect();
         return show(json!(rows));
     }
-    let mut table = Table::new();
-    table.set_header(["direction", "path", "reason", "packets", "bytes", "meaning"]);
+    let mut table = table(&["direction", "path", "reason", "packets", "bytes", "meaning"]);
     for row in rows {
         table.add_row([
             row.direction.label().to_owned(),
@@ -267,7 +263,7 @@ fn counters(options: &CounterOptions, defaults: &Defaults) -> anyhow::Result<()>
             row.reason.sentence().to_owned(),
         ]);
     }
-    show(table)
+    show(lines(&table))
 }
 
 fn features(options: &FeatureOptions) -> anyhow::Result<()> {
@@ -284,11 +280,10 @@ fn features(options: &FeatureOptions) -> anyhow::Result<()> {
             .collect();
         return show(json!(rows));
     }
-    let mut table = Table::new();
-    table.set_header(["feature", "found", "without it"]);
+    let mut table = table(&["feature", "found", "without it"]);
     for (feature, why) in features.rows() {
         let found = why.map_or_else(|| "yes".to_owned(), |why| format!("no: {why}"));
         table.add_row([feature.label().to_owned(), found, feature.without_it().to_owned()]);
     }
-    show(table)
+    show(lines(&table))
 }

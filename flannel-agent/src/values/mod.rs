@@ -18,5 +18,5 @@ pub use mac::{Mac, ParseMacError};
 pub use utc::with_nanoseconds;
 
 pub(crate) use span::{rough_span, span};
-pub(crate) use text::shorten;
+pub(crate) use text::{as_typed, shorten};
 pub(crate) use utc::utc;

@@ -253,6 +253,13 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+impl Traffic {
+    /// Whether there was any.
+    pub fn any(&self) -> bool {
+        self.fast + self.kernel + self.dropped > 0
+    }
+}
+
 /// The dataplane as the reconciler has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use super::saved::{SavedRule, SavedTable};
 use crate::{
     netlink::nft_rules::words::{EACH, MATCHES, TELLS},
-    values::overlap,
+    values::{as_typed, overlap},
 };
 
 /// The chains of the kernel that forwarded packets go through.
@@ -144,7 +144,7 @@ impl Walk<'_> {
         );
         let sees_all =
             [source, destination] == [self.network; 2] && transport.is_empty() && service.is_empty();
-        let text = format!("-A {chain} {}", rule.text);
+        let text = format!("-A {chain} {}", as_typed(&rule.text));
         self.found.push(Found { text, exception: SavedRule::new(&spec), sees_all });
     }
 }

@@ -80,8 +80,8 @@ fn the_commands_to_start_and_to_look_inside() -> Result<()> {
             format!("{}0/24", free.context("two subnets in one file")?).parse()?,
             r#"{"PublicIP":"192.168.77.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"52:91:f4:cd:56:04"}}"#,
         )?;
-        look("Which path packets take", "direction")?;
-        look("What this kernel supports", "without it")?;
+        look("Which path packets take", "DIRECTION")?;
+        look("What this kernel supports", "WITHOUT IT")?;
         eventually(PATIENCE, "the route is in the map", || look("The maps", "Vxlan"))?;
 
         let ended = agent.signal(Signal::SIGTERM, PATIENCE)?;

@@ -48,6 +48,22 @@ fn a_node_says_how_it_stands_with_and_without_its_agent() -> Result<()> {
         let drift = look(&cluster.members[0], &["drift"])?;
         ensure!((drift.status, drift.text.as_str()) == (0, ""), "{}{}", drift.text, drift.errors);
 
+        let first = &cluster.members[0];
+        ensure!(look(first, &["check"])?.status == 0);
+        eventually(SOON, "probes count as packets", || {
+            let seen = look(first, &["status"])?;
+            ensure!(seen.says("packets; probes of peers are among them"), "{}", seen.text);
+            Ok(())
+        })?;
+        for words in [&["counters", "--all", "--bpffs"][..], &["counters", "--bpffs"], &["features"]] {
+            let mut command = first.node.netns().command(&flannel_lab::agent_binary()?.display().to_string());
+            command.arg("bpf").args(words);
+            command.args(words.contains(&"--bpffs").then(|| first.node.bpffs()));
+            let text = String::from_utf8(command.output()?.stdout)?;
+            let fits = text.lines().all(|line| line.chars().count() <= 100);
+            ensure!(fits && text.lines().count() > 1, "{text}");
+        }
+
         cluster.members[0].agent.terminate()?;
         let seen = look(&cluster.members[0], &["status"])?;
         ensure!(seen.status == 2, "{}", seen.text);

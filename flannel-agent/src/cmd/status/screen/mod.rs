@@ -107,7 +107,9 @@ fn of_agent(rows: &mut Table, told: &Snapshot, now: u64) {
         line(rows, "Fast path", &text);
     }
     if let Some(traffic) = &told.traffic {
-        line(rows, "Traffic", &self::traffic(traffic));
+        let asked = told.probes.asked.is_some_and(|[_, last]| last + traffic.seconds >= now);
+        let probes = if asked && traffic.any() { "; probes of peers are among them" } else { "" };
+        line(rows, "Traffic", &format!("{}{probes}", self::traffic(traffic)));
     }
     match (&told.dataplane, &told.without_dataplane) {
         (Some(dataplane), _) => of_dataplane(rows, dataplane, now),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnetwork::IpNetwork;
 
 use super::{Asks, Base, Chains, Condition, Rule, Step, condition::Ranges};
+use crate::values::as_typed;
 
 /// The chains that the kernel calls of `table`, from all its lines.
 pub(in crate::inspect::checks) fn tables(table: &str, lines: &[String]) -> Vec<Base> {
@@ -77,7 +78,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 fn rule(words: &[&str], line: &str, number: u64) -> Rule {
-    let mut rule = Rule { conditions: Vec::new(), step: Step::Nothing, text: line.to_owned(), number };
+    let mut rule = Rule { conditions: Vec::new(), step: Step::Nothing, text: as_typed(line), number };
     let mut words = words.iter().copied().peekable();
     let (mut negated, mut module) = (false, String::new());
     while let Some(word) = words.next() {

@@ -112,7 +112,7 @@ fn each_fault_has_its_line_and_remedy_and_a_healthy_node_none() {
             "FORWARD: iptables: a rule that FORWARD comes to, `-A FORWARD -d 10.244.0.0/16 -m statistic --mode random \
              --probability 0.3 -j DROP`, drops some packets of pods from",
             |node| {
-                let rule = "-A FORWARD -d 10.244.0.0/16 -m statistic --mode random --probability 0.3 -j DROP";
+                let rule = "-A FORWARD -d 10.244.0.0/16 -m statistic --mode random --probability 0.29999999981 -j DROP";
                 let rules = format!("-P FORWARD ACCEPT\n{rule}");
                 node.around.firewalls.insert(Family::V4, Firewall::of(&rules, ""));
             },
