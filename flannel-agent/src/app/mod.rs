@@ -1,6 +1,6 @@
 //! The composition root: builds every part in order, and ends them in order.
 
-use std::{cell::Cell, env, net::SocketAddr, sync::Arc, time::Duration};
+use std::{cell::Cell, env, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use tokio::{select, sync::watch};
@@ -10,7 +10,7 @@ use crate::{
     bpf::{PinsClaim, hold},
     cli::{EtcdMigrateOptions, RunOptions},
     cmd,
-    control::{ControlServer, Standing, socket_beside},
+    control::{ControlServer, Ended, Standing, socket_beside},
     host::privileges::{Privileges, raise_file_limit, refuse_core_dumps},
     lease::{LeaseStore, etcd::EtcdStore, file::FileStore, kubernetes::KubeStore},
     subnet_file::lock::SubnetFileLock,
@@ -87,7 +87,7 @@ async fn serve(
         service,
         readiness: readiness.clone(),
         announced: Cell::new(false),
-        standing: standing.clone(),
+        standing,
     };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
     let lock = select! {
@@ -95,7 +95,18 @@ async fn serve(
         _ = agent.stopped.wait_for(|stop| *stop) => return Ok(()),
     };
     let socket = socket_beside(&agent.options.subnet_file);
-    let control = ControlServer::start(&socket, standing)
+    Ended::forget(&socket);
+    let result = locked(&mut agent, &socket, readiness).await;
+    if let Err(error) = &result {
+        Ended::keep(&socket, error);
+    }
+    drop(lock);
+    result
+}
+
+/// The same, of the only agent with this subnet file: control socket, health server and what the pins are kept by.
+async fn locked(agent: &mut Agent<'_>, socket: &Path, readiness: Readiness) -> anyhow::Result<()> {
+    let control = ControlServer::start(socket, agent.standing.clone())
         .inspect_err(|error| {
             let socket = socket.display();
             warn!(%socket, %error, "no control socket: `flannel-agent status` shows what it can see without the agent");
@@ -125,7 +136,6 @@ async fn serve(
         health.end().await;
     }
     drop(control);
-    drop(lock);
     result
 }
 

@@ -16,15 +16,18 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{
     Defaults, Health, Place,
     look::Look,
-    output::{Tone, Watch, lines, run as run_inquiry, show, table, toned, wrapped},
+    output::{Tone, Watch, lines, run as run_inquiry, show, span, table, toned, wrapped},
     peers::{is_named, nobody_called},
 };
 use crate::{
-    control::snapshot::{self, Probed, Probes, Snapshot},
+    control::{
+        AskError,
+        snapshot::{self, Probed, Probes, Snapshot},
+    },
     inspect::{
         checks::{
-            Filters, Finding, Seen, Severity, attribute, hampers, of_kernel_path, of_leases, of_peer,
-            of_routes,
+            ENDED, Filters, Finding, Seen, Severity, Surroundings, attribute, hampers, of_kernel_path,
+            of_leases, of_peer, of_routes,
         },
         peers::{PeerRow, State, nodes},
         probe::{Outcome, Target, behind, hops, probe},
@@ -94,8 +97,9 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
     let told = found.agent.as_ref().ok();
     let mut findings = Vec::new();
     let mut around = found.surroundings().await?;
-    if let Some(told) = told {
-        findings.extend(of_agent(told));
+    match &found.agent {
+        Ok(told) => findings.extend(of_agent(told)),
+        Err(error) => findings.extend(of_end(error)),
     }
     let rows = wanted(found.rows(), &options.peers)?;
     let peers = nodes(&rows);
@@ -114,7 +118,7 @@ async fn look(options: &CheckOptions, defaults: &Defaults) -> anyhow::Result<(Re
         // An agent of an earlier version does not take it, and asks by itself.
         let _ = client.tell_probes(&asked.told()).await;
     }
-    findings.extend(asked.findings(&found));
+    findings.extend(asked.findings(&found, &around));
     findings.extend(of_leases(&rows));
     findings.extend(of_node);
     findings.extend(told.map(|told| of_kernel_path(told, &rows, snapshot::now())).unwrap_or_default());
@@ -142,6 +146,16 @@ fn of_agent(told: &Snapshot) -> Vec<Finding> {
         true => vec![Finding::ok("agent", "it runs, and everything that is this node's is in place")],
         false => found,
     }
+}
+
+/// Why there is no agent, where it has left that.
+fn of_end(error: &AskError) -> Option<Finding> {
+    let AskError::Ended { ended, .. } = error else { return None };
+    let ago = span(snapshot::now().saturating_sub(ended.at));
+    let text = format!("the agent ended {ago} ago: {}", ended.error);
+    let remedy = "do what that says and start it again: until then nothing follows what other nodes do, nor puts back what \
+                  is deleted here";
+    Some(Finding::error(ENDED, text, remedy))
 }
 
 /// Those that were asked for.
@@ -173,15 +187,20 @@ struct Echoed {
 
 impl Echoed {
     /// What drops on this node what carries packets to a peer that does not answer through the tunnel; `None` where that is not
-    /// asked. `filters` are those that have been read.
-    fn dropped_by(&self, found: &Look, filters: &mut BTreeMap<Family, Filters>) -> Option<Vec<String>> {
+    /// asked. `filters` are those that were needed before.
+    fn dropped_by(
+        &self,
+        found: &Look,
+        around: &Surroundings,
+        filters: &mut BTreeMap<Family, Filters>,
+    ) -> Option<Vec<String>> {
         self.outcome.overlay.filter(|overlay| overlay.rtt.is_none())?;
         let carrier = self.carrier?;
         let external = found.agent.as_ref().ok()?.interface.as_ref()?;
         let peer = self.target.public_ip;
         let family = Family::of(peer);
         let own = external.addresses.iter().find(|own| Family::of(**own) == family)?;
-        let filters = filters.entry(family).or_insert_with(|| Filters::read(family));
+        let filters = filters.entry(family).or_insert_with(|| Filters::among(around, family));
         Some(filters.drops_carrier((*own, peer), carrier, &external.name))
     }
 }
@@ -197,7 +216,7 @@ impl Asked {
         self.peers.iter().filter_map(of_peer).collect()
     }
 
-    fn findings(self, found: &Look) -> Vec<Finding> {
+    fn findings(self, found: &Look, around: &Surroundings) -> Vec<Finding> {
         let is_silent = |outcome: &Outcome| outcome.through().rtt.is_none();
         let any_silent =
             self.peers.iter().any(|(_, asked)| asked.as_ref().is_some_and(|asked| is_silent(&asked.outcome)));
@@ -213,7 +232,7 @@ impl Asked {
             };
             let Echoed { target, outcome, tunnel, .. } = echoed;
             let heard_since = later.get(&row.subnet).is_some_and(|ago| *ago < taken.as_secs());
-            let dropped_by = echoed.dropped_by(found, &mut filters).unwrap_or_default();
+            let dropped_by = echoed.dropped_by(found, around, &mut filters).unwrap_or_default();
             let seen = Seen { tunnel: tunnel.clone(), heard_since, dropped_by };
             all.extend(of_peer(row, target, outcome, &seen));
         }

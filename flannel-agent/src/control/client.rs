@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{
-    VERSION,
+    Ended, VERSION,
     snapshot::{Drift, Peers, Probed, Snapshot, Store},
     socket_beside,
 };
@@ -36,6 +36,14 @@ pub enum AskError {
         .0.display()
     )]
     NoAgent(PathBuf),
+    /// Nobody listens any more.
+    #[error("no agent answers at {}: the last one could not go on: {}", .socket.display(), .ended.error)]
+    Ended {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        ended: Ended,
+    },
     /// The socket cannot be used.
     #[error("cannot connect to {}: {error}{}", .socket.display(), if .error.kind() == io::ErrorKind::PermissionDenied { "; run this as root" } else { "" })]
     Unusable {
@@ -63,7 +71,7 @@ pub enum AskError {
 impl AskError {
     /// Whether there is an agent, which only does not answer.
     pub fn is_of_an_agent(&self) -> bool {
-        !matches!(self, Self::NoAgent(_) | Self::Unusable { .. })
+        !matches!(self, Self::NoAgent(_) | Self::Ended { .. } | Self::Unusable { .. })
     }
 }
 
@@ -143,7 +151,11 @@ impl Client {
     ) -> Result<(StatusCode, Bytes), AskError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                AskError::NoAgent(self.socket.clone())
+                let socket = self.socket.clone();
+                match Ended::read(&socket) {
+                    Some(ended) => AskError::Ended { socket, ended },
+                    None => AskError::NoAgent(socket),
+                }
             }
             _ => AskError::Unusable { socket: self.socket.clone(), error },
         })?;

@@ -14,6 +14,7 @@ use std::{
 };
 
 mod client;
+mod ended;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod question;
@@ -22,6 +23,7 @@ pub mod snapshot;
 mod standing;
 
 pub use client::{AskError, Client};
+pub use ended::Ended;
 pub use question::{Question, Questioned, Questions};
 pub use server::ControlServer;
 pub use snapshot::Snapshot;

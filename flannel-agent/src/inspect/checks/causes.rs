@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 use super::{Finding, Severity};
 
+/// The check of an agent that ended by itself.
+pub const ENDED: &str = "agent's end";
+
 /// What a finding keeps from working.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeps {
@@ -88,7 +91,11 @@ fn cause(findings: &[Finding], at: usize) -> Option<usize> {
                         && other.peer == finding.peer
                 })
             })
-            .or_else(|| keeps(Keeps::Tunnel).filter(|_| nobody_answers(findings, "overlay"))),
+            .or_else(|| {
+                // Without an agent, the other nodes may have nobody to send to.
+                let why = keeps(Keeps::Tunnel).or_else(|| of_check(ENDED));
+                why.filter(|_| nobody_answers(findings, "overlay"))
+            }),
         "objects" if finding.keeps == Some(Keeps::Device) => keeps(Keeps::Link)
             .or_else(|| of_check("VXLAN port"))
             .or_else(|| keeps(Keeps::Device).filter(|device| *device < at)),
@@ -256,6 +263,7 @@ mod tests {
         let rule =
             || Finding::warning("nftables", "a rule drops UDP port 8472", "delete it").keeping(Keeps::Tunnel);
         let route = of("b", Finding::error("objects", "route: absent", "the agent"));
+        let ended = || Finding::error(ENDED, "another node holds its lease", "start it again");
         let hook = || Finding::warning("programs", "a tc filter", "see it").keeping(Keeps::Some);
         let store = |what| Finding::error("store", format!("etcd: etcd {what}"), "bring it back");
         let unheard = |peer: &str| {
@@ -278,6 +286,9 @@ mod tests {
             (vec![device("b"), silent("b"), port()], vec!["VXLAN port ", "  objects b", "  overlay b"]),
             (vec![route, silent("b"), silent("c")], vec!["objects b", "  overlay b", "overlay c"]),
             (vec![silent("b"), silent("c"), rule()], vec!["nftables ", "  overlay b", "  overlay c"]),
+            (vec![ended(), silent("b"), silent("c")], vec!["agent's end ", "  overlay b", "  overlay c"]),
+            (vec![ended(), silent("b"), rule()], vec!["agent's end ", "nftables ", "  overlay b"]),
+            (vec![ended(), silent("b"), answers("c")], vec!["agent's end ", "overlay b", "overlay c"]),
             // Who answers shows that the rule is not all of it.
             (vec![silent("b"), answers("c"), rule()], vec!["overlay b", "nftables ", "overlay c"]),
             (vec![silent("b"), silent("c"), hook()], vec!["overlay b", "  overlay c", "programs "]),

@@ -1,11 +1,11 @@
 //! All chains of this node that may drop a packet, whoever has made them.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use flannel_common::packet::headers::PROTOCOL_UDP;
 use ipnetwork::IpNetwork;
 
-use super::{Alone, Base, End, Fate, Firewall, Nft, Passage, program_for, rules::of_nat};
+use super::{Alone, Base, End, Fate, Firewall, Nft, Passage, Surroundings, program_for};
 use crate::values::Family;
 
 /// A port that the kernel may send from.
@@ -26,21 +26,34 @@ pub struct Filters {
 impl Filters {
     /// Asks the programs for what packets of `family` meet.
     pub fn read(family: Family) -> Self {
+        Self::of(Firewall::read(family).as_ref(), Nft::read().as_ref(), family)
+    }
+
+    /// What packets of `family` meet, of what was read; the programs are asked for a family that was not looked at.
+    pub fn among(around: &Surroundings, family: Family) -> Self {
+        match around.firewalls.get(&family) {
+            Some(firewall) => Self::of(Some(firewall), around.nft.as_ref(), family),
+            None => Self::of(Firewall::read(family).as_ref(), around.nft.as_ref(), family),
+        }
+    }
+
+    fn of(firewall: Option<&Firewall>, nft: Option<&Nft>, family: Family) -> Self {
         let mut found = Self::default();
-        match Firewall::read(family) {
+        match firewall {
             Some(firewall) => {
-                let (destinations, nat_sets_marks) = of_nat(family);
-                found.sets_marks = firewall.sets_marks || nat_sets_marks;
-                found.bases.extend(firewall.bases);
-                found.destinations.extend(destinations);
+                found.sets_marks = firewall.sets_marks;
+                found.bases.extend_from_slice(&firewall.bases);
+                found.destinations.extend_from_slice(&firewall.destinations);
             }
             None => found.unread.push(program_for(family)),
         }
-        match Nft::read() {
-            Some(mut nft) => {
-                found.sets_marks |= nft.bases.sets_marks;
-                found.bases.extend(nft.bases.filters.remove(&family).unwrap_or_default());
-                found.destinations.extend(nft.bases.destinations.remove(&family).unwrap_or_default());
+        match nft {
+            Some(Nft { bases, .. }) => {
+                found.sets_marks |= bases.sets_marks;
+                let of_family =
+                    |all: &BTreeMap<Family, Vec<Base>>| all.get(&family).cloned().unwrap_or_default();
+                found.bases.extend(of_family(&bases.filters));
+                found.destinations.extend(of_family(&bases.destinations));
             }
             None => found.unread.push("nft"),
         }

@@ -17,7 +17,7 @@ mod surroundings;
 mod this_node;
 mod way;
 
-pub use causes::{Keeps, attribute};
+pub use causes::{ENDED, Keeps, attribute};
 pub use filters::Filters;
 #[cfg(test)]
 use forwarded::tests::both_ways;

@@ -15,9 +15,11 @@ use crate::values::{Family, overlap};
 pub struct Firewall {
     /// The chains that packets meet.
     pub(super) bases: Vec<Base>,
-    /// Rules of others in these tables put marks on packets, which others ask for.
+    /// Those that may give packets another destination.
+    pub(super) destinations: Vec<Base>,
+    /// Rules of others put marks on packets, which others ask for.
     pub(super) sets_marks: bool,
-    /// Lines of `-S POSTROUTING` of table nat.
+    /// What `-S` lists of chain POSTROUTING of table nat.
     postrouting: Vec<String>,
 }
 
@@ -36,21 +38,15 @@ pub(super) const fn program_for(family: Family) -> &'static str {
     }
 }
 
-/// The chains of table nat that may give packets another destination, and whether rules of others there put marks on packets.
-pub(super) fn of_nat(family: Family) -> (Vec<Base>, bool) {
-    let lines = list(program_for(family), "nat", None).unwrap_or_default();
-    (forwarded::of_iptables("nat", &lines), sets_marks(&lines))
-}
-
 /// Whether rules of others put marks on packets.
 fn sets_marks(lines: &[String]) -> bool {
     let marks = |line: &String| ["-j MARK", "-j CONNMARK"].iter().any(|target| line.contains(target));
     lines.iter().any(|line| !is_ours(line) && marks(line))
 }
 
-fn list(program: &str, table: &str, chain: Option<&str>) -> Option<Vec<String>> {
+fn list(program: &str, table: &str) -> Option<Vec<String>> {
     let mut command = Command::new(program);
-    command.args(["-w", "2", "-t", table, "-S"]).args(chain).stdin(Stdio::null());
+    command.args(["-w", "2", "-t", table, "-S"]).stdin(Stdio::null());
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
@@ -67,7 +63,7 @@ impl Firewall {
         let (mut bases, mut marks) = (Vec::new(), false);
         // What is in table raw is not asked for: asking makes it, and then every packet passes it.
         for table in TABLES {
-            let lines = list(program, table, None)?;
+            let lines = list(program, table)?;
             bases.extend(forwarded::of_iptables(table, &lines));
             marks |= sets_marks(&lines);
         }
@@ -75,15 +71,19 @@ impl Firewall {
         // Of the older ones it is known which are there.
         let older_tables = TABLES.into_iter().chain(LESS_USED);
         for table in older_tables.filter(|table| there.lines().any(|name| name == *table)) {
-            for mut base in forwarded::of_iptables(table, &list(older, table, None).unwrap_or_default()) {
+            for mut base in forwarded::of_iptables(table, &list(older, table).unwrap_or_default()) {
                 // Where the program is itself for the older tables, these are the same.
                 let known = bases.iter().any(|known: &Base| known.is_same(&base));
                 base.place = format!("{} ({older})", base.place);
                 bases.extend((!known).then_some(base));
             }
         }
-        let postrouting = list(program, "nat", Some("POSTROUTING"))?;
-        Some(Self { bases, sets_marks: marks, postrouting })
+        let nat = list(program, "nat")?;
+        let destinations = forwarded::of_iptables("nat", &nat);
+        marks |= sets_marks(&nat);
+        let of_postrouting = |line: &String| line.split(' ').nth(1) == Some("POSTROUTING");
+        let postrouting = nat.into_iter().filter(of_postrouting).collect();
+        Some(Self { bases, destinations, sets_marks: marks, postrouting })
     }
 
     /// From the texts that the program lists of table filter, and of chain POSTROUTING of table nat.
@@ -92,7 +92,7 @@ impl Firewall {
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
         let (filter, postrouting) = (lines(filter), lines(postrouting));
         let bases = forwarded::of_iptables("filter", &filter);
-        Self { bases, sets_marks: sets_marks(&filter), postrouting }
+        Self { bases, destinations: Vec::new(), sets_marks: sets_marks(&filter), postrouting }
     }
 
     /// A rule in front of flannel's that masquerades packets of `network` whatever they are for.

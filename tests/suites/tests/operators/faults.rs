@@ -273,7 +273,7 @@ fn check_names_each_fault_of_the_way_and_of_the_node() -> Result<()> {
             )
             .of_node(),
             fault(
-                "--probability 0.50000000000 -j DROP`, drops some packets of pods from",
+                "--probability 0.5 -j DROP`, drops some packets of pods from",
                 false,
                 || iptables("-I FORWARD -d 10.244.0.0/16 -m statistic --mode random --probability 0.5 -j DROP"),
                 || iptables("-D FORWARD 1"),
@@ -395,7 +395,7 @@ fn what_takes_the_kernel_path_and_what_is_put_back(member: &Member) -> Result<()
 #[test]
 fn leases_that_cannot_be_right_are_named() -> Result<()> {
     in_lab(|lab| {
-        let cluster = Cluster::pair(lab, 1, options())?;
+        let mut cluster = Cluster::pair(lab, 1, options())?;
         let first = &cluster.members[0];
         let theirs = cluster.members[1].node.subnet_env()?.subnet;
         let leases = cluster.etcd.leases()?;
@@ -459,8 +459,39 @@ fn leases_that_cannot_be_right_are_named() -> Result<()> {
             let seen = look(first, &["check", "192.168.77.90"])?;
             ensure!(seen.status == 1 && seen.says("192.168.77.90 does not answer"), "{}", seen.text);
             Ok(())
-        })
+        })?;
+        cluster.etcd.delete_lease(other)?;
+        the_end_of_an_agent_is_named_first(&mut cluster, &attrs("192.168.77.90", "0e:00:00:00:00:09"))
     })
+}
+
+/// Its lease becomes that of `another` node: the peers send the answers of its pods elsewhere.
+fn the_end_of_an_agent_is_named_first(cluster: &mut Cluster, another: &str) -> Result<()> {
+    let own = cluster.members[0].node.subnet_env()?.subnet;
+    cluster.etcd.put_lease(own, another)?;
+    let first = &mut cluster.members[0];
+    let ended = first.agent.wait_for_end(SOON)?;
+    ensure!(!ended.success(), "{ended}");
+    let why = "node 192.168.77.90 holds it now";
+    eventually(SOON, why, || {
+        let seen = look(&cluster.members[0], &["check", "-o", "json"])?;
+        let json = seen.json()?;
+        let findings = json["findings"].as_array().context("findings")?;
+        let (first, then) = findings.split_first().context("a finding")?;
+        let text = first["evidence"].as_str().unwrap_or_default();
+        ensure!(seen.status == 2 && first["check"] == "agent's end" && text.contains(why), "{first}");
+        let tunnel = then.iter().find(|finding| finding["check"] == "overlay").context("the tunnel")?;
+        ensure!(tunnel["follows_from"].as_str().is_some_and(|cause| cause.contains(why)), "{tunnel}");
+        Ok(())
+    })?;
+    let seen = look(&cluster.members[0], &["status"])?;
+    ensure!(seen.status == 2 && seen.says(why), "{}", seen.text);
+    // Another agent is asked, not the file.
+    cluster.members[0].agent.start_again()?;
+    cluster.members[0].agent.terminate()?;
+    let seen = look(&cluster.members[0], &["status"])?;
+    ensure!(!seen.says(why) && seen.says("no agent answers"), "{}", seen.text);
+    Ok(())
 }
 
 /// Background probes see what is lost on the way before somebody asks.
