@@ -96,6 +96,27 @@ pushed=$(counted 1 encap_pod)
 patiently ip netns exec pod1 iperf3 --client 10.244.2.2 --time 1
 [ "$(counted 1 encap_pod)" -gt "$pushed" ] || fail "no packets took the fast path without rules of ebtables"
 
+# A table of connections that is full: how large it is, only the first namespace may say. Entries of a flow that runs are not
+# given up for new ones.
+room=$(sysctl -n net.netfilter.nf_conntrack_max)
+ip netns exec pod1 iperf3 --client 10.244.2.2 --time 60 --bitrate 1M >/dev/null 2>&1 &
+flow=$!
+patiently ip netns exec pod1 ping -c 1 -W 1 10.244.2.2
+sysctl -qw net.netfilter.nf_conntrack_max=1
+refused() {
+    ! ip netns exec pod1 ping -c 1 -W 1 10.244.2.2
+}
+patiently refused
+for command in check status; do
+    ip netns exec node1 flannel-agent $command -o json --subnet-file=/tmp/subnet1.env --bpffs=/tmp/bpf1 >/tmp/full
+    [ $? = 1 ] && grep -q '"[0-9]* of 1 entries: new connections are dropped' /tmp/full &&
+        grep -q '"raise net.netfilter.nf_conntrack_max' /tmp/full || fail "$command of a full table: $(cat /tmp/full)"
+done
+echo "check and status name a table of connections that is full"
+kill $flow
+sysctl -qw net.netfilter.nf_conntrack_max=$room
+patiently ip netns exec pod1 ping -c 1 -W 1 10.244.2.2
+
 ip netns exec node1 tc filter show dev veth1 ingress
 ip netns exec node1 flannel-agent bpf unload --bpffs /tmp/bpf1 || fail "bpf unload"
 finish PASSED
