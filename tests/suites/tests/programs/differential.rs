@@ -97,7 +97,7 @@ fn compare<Cases: Strategy<Value = Case>>(hook: Hook, cases: fn(Hook) -> Cases) 
 
 fn compare_by<Cases: Strategy<Value = Case>>(carrier: Carrier, hook: Hook, cases: fn(Hook) -> Cases) {
     in_sandbox(|sandbox| {
-        let loaded = RefCell::new(Loaded::with(sandbox, carrier)?);
+        let loaded = RefCell::new(Loaded::small(sandbox, carrier)?);
         let seed = seed();
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());

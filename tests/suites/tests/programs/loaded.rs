@@ -29,6 +29,8 @@ use crate::sandbox::Sandbox;
 
 /// Less than what tells a flow that has just begun from one that has settled.
 const AT_ONCE: Duration = Duration::from_millis(15);
+/// Flows of each family that [`Loaded::small`] has room for: more than any case has.
+const FLOWS: u32 = 1_024;
 /// A busy machine gives a test a turn in a few of these.
 const TRIES: usize = 500;
 
@@ -138,13 +140,17 @@ pub(crate) struct Outcome {
 impl Loaded {
     /// Loads the programs into `sandbox`, with empty maps.
     pub(crate) fn new(sandbox: &Sandbox) -> Result<Self> {
-        Self::with(sandbox, Carrier::Vxlan)
+        Self::sized(sandbox, MapSizes::default(), Carrier::Vxlan)
     }
 
-    /// The same for another carrier.
-    pub(crate) fn with(sandbox: &Sandbox, carrier: Carrier) -> Result<Self> {
-        let pins = sandbox.pins()?;
-        let (sizes, marks) = (MapSizes::default(), Marks::DEFAULT);
+    /// The same for `carrier`, with little room for flows: all that maps hold is read after each packet, and that takes as
+    /// long as there is room.
+    pub(crate) fn small(sandbox: &Sandbox, carrier: Carrier) -> Result<Self> {
+        Self::sized(sandbox, MapSizes::of(FastPath::Flow, true, true, FLOWS), carrier)
+    }
+
+    fn sized(sandbox: &Sandbox, sizes: MapSizes, carrier: Carrier) -> Result<Self> {
+        let (pins, marks) = (sandbox.pins()?, Marks::DEFAULT);
         let programs = Programs::load_sized(pins.clone(), LogLevel::Off, sizes, marks, carrier)?;
         let tables = Tables::open(&pins)?;
         let counted = read(&pins)?;

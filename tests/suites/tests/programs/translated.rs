@@ -162,7 +162,7 @@ fn sum(addresses: &[&[u8]], rest: u32, segment: &[u8]) -> u16 {
 
 fn each(check: impl Fn(&mut Loaded, &Case) -> Result<()> + Sync) {
     in_sandbox(|sandbox| {
-        let loaded = std::cell::RefCell::new(Loaded::new(sandbox)?);
+        let loaded = std::cell::RefCell::new(Loaded::small(sandbox, flannel_common::path::Carrier::Vxlan)?);
         let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
         let checked = TestRunner::new(config).run(&case(), |case| {
             check(&mut loaded.borrow_mut(), &case).map_err(|error| TestCaseError::fail(format!("{error:#}")))
