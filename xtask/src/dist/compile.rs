@@ -120,8 +120,16 @@ fn flags(architecture: Architecture) -> String {
         .into_iter()
         .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())))
         .collect();
-    // A panic ends the program without going back through its callers; debuggers find them in the debug information.
-    flags.push("-Cforce-unwind-tables=no".to_owned());
+    // A panic ends the program without going back through its callers; debuggers find them in the debug information. The
+    // path is one from where cargo links, for the same name in every directory.
+    flags.extend(
+        [
+            "-Cforce-unwind-tables=no",
+            "-Clink-arg=-Wl,-T,xtask/src/dist/program.ld",
+            "-Clink-arg=-Wl,--no-eh-frame-hdr",
+        ]
+        .map(str::to_owned),
+    );
     if architecture == Architecture::Amd64 {
         // Half a megabyte of relocations, all of one kind, in some kilobytes. Linkers for arm64 learned it later.
         flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
@@ -154,7 +162,7 @@ fn split(program: &Path, stripped: &Path, debug: &Path) -> Result<()> {
         ))
     };
     run(&["--only-keep-debug"], &[program, debug])?;
-    run(&["--strip-all"], &[program, stripped])?;
+    run(&["--strip-all", "--remove-section=.eh_frame"], &[program, stripped])?;
     run(&[&format!("--add-gnu-debuglink={}", debug.display())], &[stripped])
 }
 
