@@ -109,6 +109,8 @@ pub enum LinkKind {
     Veth,
     /// One end of a pair that is made for pods.
     Netkit(Netkit),
+    /// One of several that share an interface, and hand packets to each other beside it (macvlan, macvtap, ipvlan, ipvtap).
+    Sharing,
     /// A tunnel without Ethernet, as flannel makes them.
     Tunnel(Tunnel),
     /// Anything else.
@@ -119,6 +121,13 @@ impl LinkKind {
     /// Whether it is one end of a pair, as pods have the other one of.
     pub fn is_pair(&self) -> bool {
         matches!(self, Self::Veth | Self::Netkit(_))
+    }
+
+    /// Whether another network namespace gets packets from it as they are: with sums that a card would make, and as
+    /// aggregates that a card would cut. Their drivers promise both (`NETIF_F_HW_CSUM`, `NETIF_F_GSO_ENCAP_ALL` in
+    /// drivers/net/veth.c, drivers/net/macvlan.c and drivers/net/ipvlan/ipvlan_main.c).
+    pub fn passes_unfinished(&self) -> bool {
+        self.is_pair() || *self == Self::Sharing
     }
 }
 
@@ -352,6 +361,9 @@ fn kind(info: &[LinkInfo]) -> LinkKind {
         match item {
             LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => found = LinkKind::Veth,
+            LinkInfo::Kind(InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap) => {
+                found = LinkKind::Sharing
+            }
             LinkInfo::Data(InfoData::Netkit(data)) => found = LinkKind::Netkit(netkit::read(data)),
             LinkInfo::Kind(InfoKind::Wireguard) => found = LinkKind::Tunnel(Tunnel::Wireguard),
             LinkInfo::Data(InfoData::IpTunnel(data)) if info.contains(&LinkInfo::Kind(InfoKind::IpIp)) => {

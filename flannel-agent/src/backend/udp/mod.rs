@@ -17,7 +17,10 @@ use super::{
     Stage, Start,
     kind::{Kind, Support},
 };
-use crate::values::{Family, gojson::Object};
+use crate::{
+    netlink::{Link, LinkKind},
+    values::{Family, gojson::Object},
+};
 
 mod driver;
 
@@ -77,8 +80,7 @@ impl Options for UdpOptions {
                      the vxlan backend"
                 );
             }
-            let link = start.netlink.link(&start.external.name).await?;
-            let unfinished = link.is_some_and(|link| link.kind.is_pair());
+            let unfinished = passes_unfinished(&start.netlink.links().await?, &start.external.name);
             Ok(AnyBackend::new(Udp { unfinished, ..Udp::new(*self) }))
         })
     }
@@ -103,6 +105,30 @@ impl Udp {
     pub fn new(options: UdpOptions) -> Self {
         Self { options, unfinished: false, device: DeviceName::default() }
     }
+}
+
+/// Whether the interface `name`, or one that it stands on or has as a port, hands packets over as they are. A bridge finishes
+/// what is encapsulated, whatever its ports could do: its driver sets no `hw_enc_features` (net/bridge/br_device.c).
+fn passes_unfinished(links: &[Link], name: &str) -> bool {
+    let Some(external) = links.iter().find(|link| link.name == name) else { return false };
+    let mut carrying = vec![external];
+    let mut at = 0;
+    while let Some(link) = carrying.get(at).copied() {
+        at += 1;
+        if link.kind.passes_unfinished() {
+            return true;
+        }
+        let is_below = |below: &&Link| {
+            link.lower == Some(below.index)
+                || (below.master == Some(link.index) && link.kind != LinkKind::Bridge)
+        };
+        let new = links
+            .iter()
+            .filter(is_below)
+            .filter(|below| carrying.iter().all(|known| known.index != below.index));
+        carrying.extend(new.collect::<Vec<_>>());
+    }
+    false
 }
 
 impl Backend for Udp {
@@ -136,8 +162,9 @@ impl Backend for Udp {
 
     fn kernel_only(&self) -> Option<&'static str> {
         self.unfinished.then_some(
-            "the external interface is an end of a veth pair, which hands packets over unfinished: a socket of the udp \
-             backend could not take what the programs put into UDP, so that the agent carries all packets",
+            "the external interface is an end of a veth pair, a macvlan or an ipvlan, or stands on one, which hands packets over \
+             unfinished: a socket of the udp backend could not take what the programs put into UDP, so that the agent carries \
+             all packets",
         )
     }
 
@@ -266,6 +293,31 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn what_passes_packets_unfinished_is_seen_below_too() {
+        let link = |index, name: &str, kind| Link::plain(index, name, kind, 1500);
+        let on = |lower, link: Link| Link { lower: Some(lower), ..link };
+        let port = |master, link: Link| Link { master: Some(master), ..link };
+        let veth = || on(99, link(2, "veth", LinkKind::Veth));
+        let links = [
+            link(1, "card", LinkKind::Other),
+            veth(),
+            link(3, "macvlan", LinkKind::Sharing),
+            on(1, link(4, "vlan-of-card", LinkKind::Other)),
+            on(2, link(5, "vlan-of-veth", LinkKind::Other)),
+            link(6, "bond", LinkKind::Other),
+            port(6, on(98, link(7, "of-bond", LinkKind::Veth))),
+            link(8, "bridge", LinkKind::Bridge),
+            port(8, on(97, link(9, "of-bridge", LinkKind::Veth))),
+        ];
+        let passing: Vec<_> = links
+            .iter()
+            .map(|link| link.name.as_str())
+            .filter(|name| passes_unfinished(&links, name))
+            .collect();
+        assert_eq!(passing, ["veth", "macvlan", "vlan-of-veth", "bond", "of-bond", "of-bridge"]);
     }
 
     #[test]

@@ -39,7 +39,10 @@ fn everyone_reaches_everyone(everyone: &[Endpoint]) -> Result<()> {
 fn nodes_of_ours_and_of_stock_are_one_cluster() -> Result<()> {
     in_lab(|lab| {
         let etcd = etcd(lab)?;
-        let members = members(lab, &etcd, 2)?;
+        let shares = lab.node()?;
+        on_a_macvlan(&shares)?;
+        let start = |node| Member::start(node, &etcd, FastPath::Flow, 1);
+        let members = [start(lab.node()?)?, start(shares)?];
         let (_stock, pod, _node) = stock(lab, &etcd)?;
         let ends = [members[0].pod()?, members[1].pod()?, pod.endpoint()];
         everyone_reaches_everyone(&ends)?;
@@ -78,6 +81,16 @@ fn nodes_of_ours_and_of_stock_are_one_cluster() -> Result<()> {
         ensure!(refused.contains("Destination Net Unreachable"), "{refused}");
         Ok(())
     })
+}
+
+/// Puts the external interface on a macvlan, as containers have it that are nodes.
+fn on_a_macvlan(node: &Node) -> Result<()> {
+    node.netns().ip_batch(&format!(
+        "link set eth0 down\nlink set eth0 name wire\naddr flush dev wire\nlink set wire up\n\
+         link add link wire name eth0 type macvlan mode bridge\naddr add {}/24 dev eth0\nlink set eth0 up\n\
+         route add default via 192.168.77.254 dev eth0 onlink\n",
+        node.address()
+    ))
 }
 
 /// Gives the nodes an external interface that finishes packets, as a card does: a veth pair hands over the sums that are to
