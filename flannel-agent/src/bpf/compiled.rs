@@ -55,4 +55,14 @@ mod tests {
         assert!(programs.starts_with(b"\x7fELF") && programs.as_ptr().addr().is_multiple_of(8));
         assert!(programs.len() > 4 * PLAIN.len() && traced.is_none_or(|len| len > programs.len()));
     }
+
+    #[test]
+    fn no_place_of_the_machine_that_built_them_is_in_them() {
+        let here = env!("CARGO_MANIFEST_DIR").trim_end_matches("flannel-agent");
+        let Some(traced) = Compiled::traced() else { return };
+        for object in [Compiled::programs(), traced] {
+            let names = |text: &str| object.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+            assert!(names("/flannel-ebpf/flannel-common/src/") && !names(here));
+        }
+    }
 }

@@ -106,13 +106,14 @@ pub fn lint(toolchain: &Toolchain, out_dir: &Path) -> Result<bool> {
 
 /// `cargo build` for the kernel, short of what to build.
 pub(crate) fn command(toolchain: &Toolchain, target_dir: &Path, rustc_flags: &[&str]) -> Command {
+    let flags = [flags(rustc_flags), without_paths(toolchain)].concat();
     let mut cargo = toolchain.command(&toolchain.compiler.cargo);
     cargo
         .arg("build")
         .args(arguments())
         .arg("--target-dir")
         .arg(target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(rustc_flags).join("\x1f"));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     cargo
 }
 
@@ -167,6 +168,19 @@ fn flags(more: &[&str]) -> Vec<String> {
     ];
     flags.extend(more.iter().map(|&flag| flag.to_owned()));
     flags
+}
+
+/// What keeps the places of sources on this machine out of the object, whose line information names each: it is the same
+/// wherever it is built. Where several fit, the compiler takes the last.
+fn without_paths(toolchain: &Toolchain) -> Vec<String> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    // Its sources are below the directory that has bin/rustc.
+    let compiler = toolchain.compiler.rustc.ancestors().nth(2).map(Path::to_owned);
+    let places = [(compiler, "/rust"), (home, "/cargo"), (Some(workspace_root()), "/flannel-ebpf")];
+    let flag =
+        |(from, to): (Option<PathBuf>, _)| Some(format!("--remap-path-prefix={}={to}", from?.display()));
+    places.into_iter().filter_map(flag).collect()
 }
 
 /// By way of another name: a ready-made object may be the very file that an earlier build put there.
