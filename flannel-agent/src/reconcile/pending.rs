@@ -9,6 +9,7 @@ use rand::Rng;
 use tokio::time::Instant;
 
 use crate::{
+    backend::Stage,
     datapath::ChangeError,
     plan::{Change, ObjectKey},
 };
@@ -118,7 +119,12 @@ impl Pending {
 
     /// Why a device is among what failed, if one is.
     pub(super) fn without_device(&self) -> Option<String> {
-        let device = self.entries.values().find(|entry| matches!(entry.change, Change::PutDevice(_)))?;
+        let is_device = |change: &Change| match change {
+            Change::PutDevice(_) => true,
+            Change::PutObject(id, _) => id.stage == Stage::Device,
+            _ => false,
+        };
+        let device = self.entries.values().find(|entry| is_device(&entry.change))?;
         Some(format!("cannot {}: {}", device.change, device.error))
     }
 
@@ -137,6 +143,7 @@ mod tests {
     use flannel_common::path::Hook;
 
     use super::*;
+    use crate::backend::{AnyObject, ObjectId};
 
     #[test]
     fn an_interface_that_is_gone_is_no_fault() {
@@ -151,5 +158,17 @@ mod tests {
         let refused = ChangeError::Bpf("no".to_owned());
         assert_eq!(pending.failed(&change, &refused, now), Some("no".to_owned()));
         assert!(pending.last_error().is_some());
+    }
+
+    #[test]
+    fn a_backends_own_device_is_a_device() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        let network = "10.244.0.0/16".parse().unwrap();
+        let put = |stage| Change::PutObject(ObjectId { stage, network }, AnyObject::new("it".to_owned()));
+        let refused = ChangeError::Bpf("no".to_owned());
+        pending.failed(&put(Stage::Peer), &refused, now);
+        assert_eq!(pending.without_device(), None);
+        pending.failed(&put(Stage::Device), &refused, now);
+        assert_eq!(pending.without_device().as_deref(), Some("cannot set up it: no"));
     }
 }
