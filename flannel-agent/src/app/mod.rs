@@ -91,7 +91,15 @@ async fn serve(
     };
     let lock = SubnetFileLock::take(&agent.options.subnet_file, LOCK_PATIENCE);
     let lock = select! {
-        lock = lock => lock?,
+        lock = lock => match lock {
+            Ok(lock) => Some(lock),
+            // Packets of pods need no file.
+            Err(error) if error.may_pass() => {
+                warn!(%error, "going on without the lock beside the subnet file: another daemon would not be noticed");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        },
         _ = agent.stopped.wait_for(|stop| *stop) => return Ok(()),
     };
     let socket = socket_beside(&agent.options.subnet_file);

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, ErrorKind, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -46,6 +46,18 @@ pub enum LockError {
         /// Why.
         error: io::Error,
     },
+}
+
+impl LockError {
+    /// Whether the file system takes nothing now, whatever it is asked for: another place would not be a better one, and the
+    /// subnet file is written once it takes something again.
+    pub fn may_pass(&self) -> bool {
+        let Self::Unusable { error, .. } = self else { return false };
+        matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+        )
+    }
 }
 
 impl SubnetFileLock {
@@ -159,5 +171,14 @@ mod tests {
             error.contains("--subnet-file") && error.contains("/proc/nowhere/subnet.env.lock"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_file_system_that_takes_nothing_now_is_no_wrong_place() {
+        let of =
+            |number| LockError::Unusable { path: "it".into(), error: io::Error::from_raw_os_error(number) };
+        // ENOSPC, EROFS and EDQUOT; ENOENT, EACCES and ENOTDIR.
+        assert!([28, 30, 122].into_iter().all(|number| of(number).may_pass()));
+        assert!(![2, 13, 20].into_iter().any(|number| of(number).may_pass()));
     }
 }
