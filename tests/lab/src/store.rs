@@ -16,8 +16,8 @@ use crate::{
 /// Prefix of flannel's keys, by default.
 pub const PREFIX: &str = "/coreos.com/network";
 
-/// Configuration of the lab's cluster.
-const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+/// Configuration of the lab's cluster. Tests take subnets for others beside those that nodes choose by chance.
+const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan"}}"#;
 
 /// IPv6 network of the lab's clusters that have one.
 pub const NETWORK_V6: &str = "fd00:10:244::/48";
@@ -178,6 +178,11 @@ impl Etcd {
     /// Makes it a cluster of both families, over `backend` ("vxlan", "host-gw"), before any agent starts.
     pub fn configure_dual(&self, backend: &str) -> Result<()> {
         self.configure_dual_by(&format!(r#"{{"Type":"{backend}"}}"#))
+    }
+
+    /// Lets nodes have any subnet of the network: those of stock flannel, too, which a node is to keep.
+    pub fn configure_all_subnets(&self) -> Result<()> {
+        self.put(&format!("{PREFIX}/config"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#)
     }
 
     /// The same with `vxlan`, and routes past the tunnel to nodes on the same link.

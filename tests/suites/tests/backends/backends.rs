@@ -16,7 +16,12 @@ fn etcd(lab: &Lab, backend: &str) -> Result<Etcd> {
 }
 
 fn configure(etcd: &Etcd, backend: &str) -> Result<()> {
-    etcd.put(&format!("{PREFIX}/config"), &format!(r#"{{"Network":"10.244.0.0/16"{backend}}}"#))
+    etcd.put(
+        &format!("{PREFIX}/config"),
+        &format!(
+            r#"{{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0"{backend}}}"#
+        ),
+    )
 }
 
 /// `ip -j -d link show flannel.<vni>`: the whole, and what is particular to VXLAN.

@@ -265,7 +265,9 @@ fn ways_are_repaired_and_adopted() -> Result<()> {
         }
         cluster.await_reachable(&[])?;
         // A lease that goes takes its direct route along, at once and at a start.
-        let stale = "10.244.150.0/24";
+        let leased = [subnet(a)?, to];
+        let free = (150..).map(|number| Ipv4Network::new([10, 244, number, 0].into(), 24));
+        let stale = free.flatten().find(|free| !leased.contains(free)).context("no subnet is free")?;
         cluster.members[0].agent.terminate()?;
         let netns = cluster.members[0].node.netns().clone();
         netns.ip(&format!("route add {stale} via {via} dev eth0"))?;

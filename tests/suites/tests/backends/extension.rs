@@ -10,7 +10,9 @@ const CONFIG: &str = r#"{"Type":"extension","SubnetAddCommand":"ip route add $SU
 
 fn configured(lab: &Lab, backend: &str) -> Result<Etcd> {
     let etcd = lab.etcd()?;
-    let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
+    let config = format!(
+        r#"{{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0","Backend":{backend}}}"#
+    );
     etcd.put(&format!("{PREFIX}/config"), &config)?;
     Ok(etcd)
 }

@@ -1,11 +1,12 @@
 //! The host-gw backend: agents among each other, and beside a node built by plain `ip`.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_common::reason::{Direction, Reason};
 use flannel_lab::{
     CONVERGENCE, Cluster, Etcd, FastPath, Lab, Member, Node, PREFIX, Pod, SubnetEnv, eventually, in_lab,
+    make_dir,
     traffic::{
         Dialogue, Endpoint, Paced, every_kind_both_ways,
         ping::ping,
@@ -15,7 +16,7 @@ use flannel_lab::{
 };
 use ipnetwork::Ipv4Network;
 
-const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
+const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0","Backend":{"Type":"host-gw"}}"#;
 
 fn etcd(lab: &Lab) -> Result<Etcd> {
     let etcd = lab.etcd()?;
@@ -339,10 +340,19 @@ fn behind_a_nat_it_refuses_to_start() -> Result<()> {
 #[test]
 fn stale_routes_go_at_the_start() -> Result<()> {
     in_lab(|lab| {
-        let etcd = etcd(lab)?;
+        let etcd = lab.etcd()?;
+        // Any subnet may be a node's here, but those that these nodes had before are theirs again.
+        etcd.put(&format!("{PREFIX}/config"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#)?;
         let (a, b) = (lab.node()?, lab.node()?);
+        for (number, node) in [(20, &a), (21, &b)] {
+            let file = node.subnet_file();
+            make_dir(file.parent().context("no directory")?)?;
+            let before = format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{number}.1/24\n");
+            fs::write(file, before + "FLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n")?;
+        }
         let b = Member::start(b, &etcd, FastPath::Off, 1)?;
         let to = subnet(&b)?;
+        ensure!(to == "10.244.21.0/24".parse()?, "{to}");
         let kept = [
             "10.244.151.0/24 via 192.168.77.254 dev eth0",
             "10.244.152.0/25 via 192.168.77.98 dev eth0",

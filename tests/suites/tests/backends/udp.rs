@@ -9,7 +9,7 @@ use flannel_lab::{
 use serde_json::{Value, json};
 
 /// Upstream's default, as whoever writes no `Backend` gets it.
-const CONFIG: &str = r#"{"Network":"10.244.0.0/16"}"#;
+const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0"}"#;
 
 fn etcd(lab: &Lab) -> Result<Etcd> {
     let etcd = lab.etcd()?;

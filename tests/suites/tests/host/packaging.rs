@@ -122,6 +122,7 @@ fn a_node_goes_to_ours_and_back_under_systemd_by_the_documented_commands() -> Re
     ensure!(to_this.len() == 2 && back.len() == 2, "{to_this:?} {back:?}");
     in_lab(|lab| {
         let etcd = lab.etcd()?;
+        etcd.configure_all_subnets()?;
         let peer = Member::start(lab.node()?, &etcd, FastPath::Flow, 1)?;
         let node = lab.node()?;
         let mut stock = node.stock()?;

@@ -213,7 +213,7 @@ fn a_node_is_not_ready_while_its_port_is_taken_and_the_log_says_by_whom() -> Res
         agent.terminate()?;
         cluster.etcd.put(
             &format!("{PREFIX}/config"),
-            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":8473}}"#,
+            r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan","Port":8473}}"#,
         )?;
         ip(node, "link set flannel.1 down")?;
         ip(node, "link add cilium_vxlan up type vxlan dstport 8472 external")?;
@@ -243,7 +243,7 @@ fn a_node_that_turns_to_host_gw_sends_nothing_into_the_old_tunnel() -> Result<()
         cluster.members[0].node.netns().ip(&format!("route add {foreign}"))?;
         let flow = Paced::usual(&cluster.members[0].pod()?, &cluster.members[1].pod()?)?;
 
-        let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
+        let config = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0","Backend":{"Type":"host-gw"}}"#;
         cluster.etcd.put(&format!("{PREFIX}/config"), config)?;
         cluster
             .etcd

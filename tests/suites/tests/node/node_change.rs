@@ -22,7 +22,9 @@ const HOST_GW: &str = r#"{"Type":"host-gw"}"#;
 
 fn cluster(lab: &Lab, backend: &str, fast_path: FastPath) -> Result<Cluster> {
     let etcd = lab.etcd()?;
-    let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
+    let config = format!(
+        r#"{{"Network":"10.244.0.0/16","SubnetMin":"10.244.16.0","SubnetMax":"10.244.63.0","Backend":{backend}}}"#
+    );
     etcd.put(&format!("{PREFIX}/config"), &config)?;
     let members =
         (0..2).map(|_| Member::start(lab.node()?, &etcd, fast_path, 1)).collect::<Result<Vec<_>>>()?;

@@ -88,9 +88,16 @@ struct Swaps {
     etcd: Etcd,
 }
 
+/// A store for nodes that keep the subnets of stock flannel, which are none that the lab's nodes choose from.
+fn etcd(lab: &Lab) -> Result<Etcd> {
+    let etcd = lab.etcd()?;
+    etcd.configure_all_subnets()?;
+    Ok(etcd)
+}
+
 impl Swaps {
     fn start(lab: &Lab) -> Result<Self> {
-        let etcd = lab.etcd()?;
+        let etcd = etcd(lab)?;
         let mut machines = (0..3).map(|_| Machine::stock(lab, &etcd)).collect::<Result<Vec<_>>>()?;
         for machine in &mut machines {
             machine.sync(&etcd)?;
@@ -176,7 +183,7 @@ fn rolling(fast_path: FastPath) -> Result<()> {
 #[test]
 fn after_a_rollback_stock_flannel_has_the_say() -> Result<()> {
     in_lab(|lab| {
-        let etcd = lab.etcd()?;
+        let etcd = etcd(lab)?;
         let mut machines = [Machine::stock(lab, &etcd)?, Machine::stock(lab, &etcd)?];
         let [rolled, peer] = &mut machines;
         rolled.sync(&etcd)?;
