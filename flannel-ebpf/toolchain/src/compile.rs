@@ -106,7 +106,9 @@ pub fn lint(toolchain: &Toolchain, out_dir: &Path) -> Result<bool> {
 
 /// `cargo build` for the kernel, short of what to build.
 pub(crate) fn command(toolchain: &Toolchain, target_dir: &Path, rustc_flags: &[&str]) -> Command {
-    let flags = [flags(rustc_flags), without_paths(toolchain)].concat();
+    // Of the directory that has bin/rustc.
+    let compiler = toolchain.compiler.rustc.ancestors().nth(2).map(Path::to_owned);
+    let flags = [flags(rustc_flags), without_places(compiler)].concat();
     let mut cargo = toolchain.command(&toolchain.compiler.cargo);
     cargo
         .arg("build")
@@ -170,13 +172,12 @@ fn flags(more: &[&str]) -> Vec<String> {
     flags
 }
 
-/// What keeps the places of sources on this machine out of the object, whose line information names each: it is the same
-/// wherever it is built. Where several fit, the compiler takes the last.
-fn without_paths(toolchain: &Toolchain) -> Vec<String> {
+/// The compiler's flags that keep the places of sources on this machine out of what it makes, which is then the same wherever
+/// it is built: of cargo's home, of the workspace, and of the `compiler`, whose sources are below that directory. Where several
+/// fit, the compiler takes the last.
+pub fn without_places(compiler: Option<PathBuf>) -> Vec<String> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
-    // Its sources are below the directory that has bin/rustc.
-    let compiler = toolchain.compiler.rustc.ancestors().nth(2).map(Path::to_owned);
     let places = [(compiler, "/rust"), (home, "/cargo"), (Some(workspace_root()), "/flannel-ebpf")];
     let flag =
         |(from, to): (Option<PathBuf>, _)| Some(format!("--remap-path-prefix={}={to}", from?.display()));

@@ -25,7 +25,8 @@ mod toolchain;
 
 pub use cache::{cache_dir, kubernetes_dir, linked_dir, linker_root, moto_dir};
 pub use compile::{
-    OBJECT_NAME, OBJECT_VARIABLE, TRACE_OBJECT_NAME, build, build_with, lint, watched_paths, workspace_root,
+    OBJECT_NAME, OBJECT_VARIABLE, TRACE_OBJECT_NAME, build, build_with, lint, watched_paths, without_places,
+    workspace_root,
 };
 pub use compiler::{Compiler, Origin, compilers, rustup_available, rustup_rustc};
 pub use error::{Error, Result};

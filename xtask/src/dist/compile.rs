@@ -1,7 +1,6 @@
 //! The programs of a release: static, stripped, the same bytes wherever they are built.
 
 use std::{
-    env,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -9,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use flannel_ebpf_toolchain::workspace_root;
+use flannel_ebpf_toolchain::{without_places, workspace_root};
 
 use super::architecture::Architecture;
 use crate::{
@@ -112,14 +111,7 @@ pub(super) fn build(architecture: Architecture, profile: Profile) -> Result<Buil
 
 /// The compiler's flags: they take this machine's paths out of the programs.
 fn flags(architecture: Architecture) -> String {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
-    let paths =
-        [(home, "/cargo"), (sysroot(), "/rust"), (Some(workspace_root().to_owned()), "/flannel-ebpf")];
-    let mut flags: Vec<String> = paths
-        .into_iter()
-        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())))
-        .collect();
+    let mut flags = without_places(sysroot());
     // A panic ends the program without going back through its callers; debuggers find them in the debug information. The
     // path is one from where cargo links, for the same name in every directory.
     flags.extend(
