@@ -72,6 +72,16 @@ impl MemoryGroup {
     }
 }
 
+/// For a shell: runs its arguments in control groups of the lab that `$0` names, in each hierarchy by which systemd knows
+/// its services, version 1 and 2. Two systemds in one group make and remove each other's groups of services.
+pub(super) const APART: &str = r#"
+for root in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+    test -w $root/cgroup.procs || continue
+    mkdir -p "$root/$0"
+    echo $$ >"$root/$0/cgroup.procs"
+done
+exec "$@""#;
+
 /// What a runtime is told to put containers of the lab `id` below.
 pub(super) fn parent(id: &str) -> String {
     format!("/{id}")

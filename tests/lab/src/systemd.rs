@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::{Node, make_dir};
+use super::{Node, cgroup, make_dir};
 use crate::{
     command::{Daemon, run, run_with, tool},
     requirements::check,
@@ -84,8 +84,9 @@ impl Node {
         }
         let run_flannel = self.root_path("/run/flannel");
         make_dir(&run_flannel)?;
-        let mut command = tool("unshare");
-        command.args(["--mount", "--propagation", "slave", "sh", "-ec", SCRIPT, "sh"]);
+        let mut command = tool("sh");
+        command.args(["-ec", cgroup::APART, self.names().id()]);
+        command.args(["unshare", "--mount", "--propagation", "slave", "sh", "-ec", SCRIPT, "sh"]);
         // Of /proc/sys only what is the network namespace's own can be written.
         command.env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
         command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--console=read-only"]);

@@ -4,7 +4,7 @@ use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use flannel_agent::bpf::{Pins, Tables};
-use flannel_common::reason::Reason;
+use flannel_common::{path::Hook, reason::Reason};
 use flannel_lab::{CONVERGENCE, Member, eventually, in_lab, traffic::Endpoint};
 
 use crate::{cluster, counted, fast, packets};
@@ -80,6 +80,10 @@ fn a_pod_inherits_nothing_with_its_address() -> Result<()> {
         eventually(CONVERGENCE, "the agent finds the new pod", || {
             let now = tables(member)?.v4.pods.entries()?.get(&a.address_v4().octets()).copied();
             ensure!(now.is_some_and(|now| now.ifindex != place.ifindex), "{now:?}");
+            // A flow is learned at both hooks of its veth, and the agent attaches one after the other.
+            let attached = node.attachments()?;
+            let learns = |hook: Hook| attached.contains_key(&("again".to_owned(), hook.program()));
+            ensure!(learns(Hook::FromPod) && learns(Hook::ToPod), "{attached:?}");
             Ok(())
         })?;
         let again = Endpoint::new("again".to_owned(), netns, a.address());
