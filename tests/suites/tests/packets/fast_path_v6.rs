@@ -244,12 +244,21 @@ fn a_sum_over_the_whole_packet_is_right_in_the_pod() -> Result<()> {
         let way = a.netns().ip(&format!("-6 route get {}", b.address()))?;
         let gateway = way.split_whitespace().skip_while(|word| *word != "via").nth(1).context(way.clone())?;
         a.netns().ip(&format!("-6 route add {} via {gateway} mtu 1300", b.address()))?;
+        let cut_up = |packets: u64, sent: &Counters| -> Result<()> {
+            let routes = || a.netns().ip("-6 route show table all").unwrap_or_default();
+            ensure!(egress(sent, Reason::Fragment) >= 2 * packets, "{sent}{}", routes());
+            Ok(())
+        };
+        eventually(CONVERGENCE, "the pod cuts up what is larger than its route says", || {
+            let [sent, _] = cluster.counted(|| udp::echo(&a, &b, 1382, 3))?;
+            cut_up(3, &sent)
+        })?;
         let [sent, received] = cluster.counted(|| {
             let traffic = Paced::start(&a, &b, 100, 1382)?;
             sleep(Duration::from_secs(4));
             traffic.stop()?.check_lossless()
         })?;
-        ensure!(egress(&sent, Reason::Fragment) > 600, "{sent}");
+        cut_up(300, &sent)?;
         ensure!(ingress(&received, Reason::DeliverOverlay) >= 2, "{received}");
         Ok(())
     })
