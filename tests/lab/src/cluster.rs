@@ -3,6 +3,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use flannel_agent::bpf::{Pins, Tables};
 use flannel_common::{
     path::Hook,
     reason::{Direction, Reason},
@@ -203,6 +204,25 @@ impl Cluster {
     pub fn await_reachable(&self, others: &[Endpoint]) -> Result<()> {
         let everyone = [self.pods(), others.to_vec()].concat();
         eventually(CONVERGENCE, "everyone reaches everyone", || reachability(&everyone).check_complete())
+    }
+
+    /// Waits until each agent has found its node's pods. Until then they are the kernel's, and nothing is learned of their flows.
+    pub fn await_pods(&self) -> Result<()> {
+        self.members.iter().try_for_each(|member| {
+            eventually(CONVERGENCE, "the agent finds each pod", || {
+                let known = Tables::open(&Pins::under(member.agent.bpffs())?)?.v4.pods.entries()?;
+                for pod in &member.pods {
+                    ensure!(known.contains_key(&pod.address().octets()), "{} is not known", pod.name());
+                }
+                // It attaches one program after the other.
+                let attached = member.node.netns().attachments()?;
+                for hook in [Hook::FromPod, Hook::ToPod] {
+                    let at = attached.keys().filter(|(_, program)| *program == hook.program()).count();
+                    ensure!(at >= member.pods.len(), "{attached:?}");
+                }
+                Ok(())
+            })
+        })
     }
 
     /// Waits until packets between the first two nodes take the path that `dataplane` promises, both ways.

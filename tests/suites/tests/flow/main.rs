@@ -67,12 +67,12 @@ fn nftables_etcd(lab: &Lab) -> Result<Etcd> {
     Ok(etcd)
 }
 
-/// The same as [`cluster`], but returns when pods reach each other.
+/// The same as [`cluster`], but returns when pods reach each other and agents have found them.
 fn learning(lab: &Lab, etcd: Etcd, pods: usize, refresh: Duration) -> Result<Cluster> {
     with_rules(lab, etcd, pods, FastPath::Flow, refresh)
 }
 
-/// Two nodes with all of flannel's rules, whose pods reach each other.
+/// Two nodes with all of flannel's rules, whose pods reach each other and are found by their agents.
 fn with_rules(
     lab: &Lab,
     etcd: Etcd,
@@ -80,6 +80,7 @@ fn with_rules(
     dataplane: impl Into<Dataplane>,
     refresh: Duration,
 ) -> Result<Cluster> {
+    let dataplane = dataplane.into();
     let refresh = format!("--flow-refresh={}", refresh.as_secs());
     let options = AgentOptions::new(dataplane, &["--ip-masq", &refresh]);
     let mut members = Vec::new();
@@ -91,6 +92,9 @@ fn with_rules(
     }
     let cluster = Cluster { members, etcd };
     cluster.await_reachable(&[])?;
+    if dataplane.fast_path == FastPath::Flow {
+        cluster.await_pods()?;
+    }
     Ok(cluster)
 }
 
