@@ -4,8 +4,11 @@ use super::endpoint::Endpoint;
 
 const WANTS_CERTIFICATE: &str = "etcd wants a client certificate: give --etcd-certfile and --etcd-keyfile";
 
+const UNSUPPORTED: &str = "etcd's certificate, or its CA's, may be of a kind that is not supported here: issue one of RSA with 2048 \
+                           bits or more, P-256 with SHA-256, P-384 with SHA-384, or Ed25519";
+
 /// Parts of what is reported, and what a user can do about it; the first that fits counts.
-const KNOWN: [(&str, &str); 17] = [
+const KNOWN: [(&str, &str); 22] = [
     // Of a file that was good when the agent started.
     ("--etcd-c", "put a good file in its place; it is read again with the next attempt"),
     ("--etcd-k", "put a good file in its place; it is read again with the next attempt"),
@@ -29,6 +32,17 @@ const KNOWN: [(&str, &str); 17] = [
         "certificate not valid for name",
         "etcd's certificate is for another name: use that in --etcd-endpoints",
     ),
+    (
+        "CaUsedAsEndEntity",
+        "etcd's certificate is one of a CA: put that very certificate into --etcd-cafile, too",
+    ),
+    (
+        "does not allow extended key usage",
+        "etcd's certificate is not for servers: issue one with the use serverAuth",
+    ),
+    ("BadSignature", UNSUPPORTED),
+    ("UnsupportedSignatureAlgorithm", UNSUPPORTED),
+    ("HandshakeFailure", UNSUPPORTED),
     ("CertificateRequired", WANTS_CERTIFICATE),
     (
         "fatal alert",

@@ -41,7 +41,8 @@ pub struct EndpointError {
 const EXAMPLE: &str =
     "is not an endpoint: write http://192.0.2.1:2379, or https:// for TLS; separate several by commas";
 
-/// Reads a comma-separated list. An endpoint without a scheme is encrypted if there is a client certificate.
+/// Reads a comma-separated list. An endpoint without a scheme is encrypted if there is a client certificate. What Go's client
+/// of etcd makes nothing of is left out, as it is there: commas with nothing between them, paths and queries.
 pub(super) fn parse(list: &str, have_certificate: bool) -> Result<Vec<Endpoint>, EndpointError> {
     if list.contains('@') {
         // Not repeated: a password may stand before it, and that may hold commas.
@@ -51,11 +52,12 @@ pub(super) fn parse(list: &str, have_certificate: bool) -> Result<Vec<Endpoint>,
         });
     }
     let mut endpoints: Vec<Endpoint> = Vec::new();
-    for value in list.split(',').map(str::trim) {
+    let is_empty = list.split(',').all(|value| value.trim().is_empty());
+    for value in list.split(',').map(str::trim).filter(|value| is_empty || !value.is_empty()) {
         let refuse = |problem| EndpointError { value: value.to_owned(), problem };
         let (tls, authority) = match value.split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some(_) => {
                 return Err(refuse(
                     "has a scheme that is neither http nor https: write http://192.0.2.1:2379",
@@ -63,7 +65,7 @@ pub(super) fn parse(list: &str, have_certificate: bool) -> Result<Vec<Endpoint>,
             }
             None => (have_certificate, value),
         };
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && !port.ends_with(']') => (host, port),
             _ if host_is_sound(authority) => return Err(refuse("has no port: append one, as :2379")),
@@ -107,6 +109,8 @@ mod tests {
         assert_eq!(all("https://etcd-1.example:2379/ , http://[::1]:2379", false).len(), 2);
         assert_eq!(all("http://a:1,http://a:1", false), ["http://a:1"]);
         assert_eq!(all("a:2379", false), ["http://a:2379"]);
+        assert_eq!(all(",http://a:2379,,HTTPS://b:2379/,", false), ["http://a:2379", "https://b:2379"]);
+        assert_eq!(all("http://a:2379/v3?x=1,b:1/#c", false), ["http://a:2379", "http://b:1"]);
         assert_eq!(all("a:2379,http://b:2379", true), ["https://a:2379", "http://b:2379"]);
     }
 
@@ -114,14 +118,13 @@ mod tests {
     fn errors_name_flag_value_and_remedy() {
         for (list, start) in [
             ("", r#"--etcd-endpoints: "" is not an endpoint: write http://"#),
-            ("http://a:1,", r#"--etcd-endpoints: "" is not an endpoint"#),
+            (" , ", r#"--etcd-endpoints: "" is not an endpoint"#),
             ("http://", r#"--etcd-endpoints: "http://" is not an endpoint"#),
             ("http://a", r#"--etcd-endpoints: "http://a" has no port: append one"#),
             ("http://[::1]", r#"--etcd-endpoints: "http://[::1]" has no port"#),
             ("http://a:0", r#"--etcd-endpoints: "http://a:0" has no port from 1"#),
             ("http://a:65536", r#"--etcd-endpoints: "http://a:65536" has no port from 1"#),
             ("http://a:+1", r#"--etcd-endpoints: "http://a:+1" has no port from 1"#),
-            ("http://a:1/v3", r#"--etcd-endpoints: "http://a:1/v3" has no port from 1"#),
             ("http://a b:1", r#"--etcd-endpoints: "http://a b:1" is not an endpoint"#),
             ("http://::1:2379", r#"--etcd-endpoints: "http://::1:2379" is not an endpoint"#),
             ("ftp://a:1", r#"--etcd-endpoints: "ftp://a:1" has a scheme that"#),

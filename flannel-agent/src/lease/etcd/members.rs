@@ -8,13 +8,13 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Channel, Client, ConnectOptions, Error};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
 };
 
-use super::{ANSWER, CONNECT, EtcdError, advice::advice, endpoint::Endpoint, tls};
+use super::{ANSWER, EtcdError, advice::advice, channel, endpoint::Endpoint, tls};
 
 /// The members, and the one that answered last.
 pub(super) struct Members {
@@ -169,22 +169,22 @@ impl Member {
     }
 
     async fn connect(&self) -> Result<Client, Error> {
-        let url = [self.endpoint.to_string()];
-        let mut options = self.options.clone();
-        if let Some(files) = &self.tls {
-            let tls = tls::options(files).map_err(|error| Error::Internal(error.to_string()))?;
-            options = options.with_tls(tls.timeout(CONNECT));
-        }
-        let Some((user, password)) = &self.user else {
-            return Client::connect(&url, Some(options)).await;
-        };
-        match Client::connect(&url, Some(options.clone().with_user(user, password))).await {
+        let options = self.options.clone();
+        let Some((user, password)) = &self.user else { return self.connect_as(options).await };
+        match self.connect_as(options.clone().with_user(user, password)).await {
             // As upstream's client: credentials given before the cluster asks for any are no error.
             Err(Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
-                Client::connect(&url, Some(options)).await
+                self.connect_as(options).await
             }
             other => other,
         }
+    }
+
+    async fn connect_as(&self, options: ConnectOptions) -> Result<Client, Error> {
+        let url = self.endpoint.to_string();
+        let Some(files) = &self.tls else { return Client::connect(&[url], Some(options)).await };
+        let config = tls::client_config(files).map_err(|error| Error::Internal(error.to_string()))?;
+        Client::from_channel(Channel::Tonic(channel::encrypted(url, config)?), Some(options)).await
     }
 }
 

@@ -41,6 +41,7 @@ pub use options::{EtcdApi, EtcdOptions, LeaseTiming};
 
 mod acquire;
 mod advice;
+mod channel;
 mod claim;
 mod config;
 mod config_watch;
@@ -59,6 +60,7 @@ mod seen;
 mod server;
 mod store;
 mod tls;
+mod trust;
 mod v2;
 
 /// Between attempts to get what the agent cannot start without.
@@ -191,7 +193,7 @@ impl EtcdStore {
             user: options.username.clone().filter(|_| options.password.is_some()),
         };
         if encrypted || have_certificate {
-            tls::options(&files)?;
+            tls::client_config(&files)?;
         }
         if !encrypted && files.ca.is_some() && !have_certificate {
             warn!(

@@ -9,11 +9,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 use webpki::{EndEntityCert, KeyUsage};
 
+use super::trust::Trusted;
 use crate::values::utc;
 
 /// A file that TLS cannot work with.
@@ -37,79 +37,65 @@ pub(super) struct Files {
 }
 
 /// TLS, version 1.2 or later: rustls has no other. Without a CA, the system's are trusted.
-pub(super) fn options(files: &Files) -> Result<TlsOptions, TlsError> {
-    let options = match &files.ca {
-        None => TlsOptions::new().with_native_roots(),
-        Some(path) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca(path)?)),
-    };
-    match &files.pair {
-        None => Ok(options),
-        Some((cert, key)) => {
-            let (cert, key) = pair(cert, key)?;
-            Ok(options.identity(Identity::from_pem(cert, key)))
-        }
-    }
-}
-
-/// The same for connections that are not etcd-client's.
 pub(super) fn client_config(files: &Files) -> Result<ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
-    match &files.ca {
-        // What of the system's cannot be read is left out: the handshake says who was not trusted.
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-        Some(path) => {
-            ca(path)?;
-            for der in certificates(CA, path)?.1 {
-                roots.add(der).map_err(|e| error(CA, path, e.to_string()))?;
-            }
+    let given = match &files.ca {
+        None => {
+            // What of the system's cannot be read is left out: the handshake says who was not trusted.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Vec::new()
         }
-    }
-    let (flag, path) = match (&files.ca, &files.pair) {
-        (_, Some((cert, _))) => (CERT, cert.clone()),
-        (ca, None) => (CA, ca.clone().unwrap_or_default()),
+        Some(path) => {
+            let given = ca(path)?;
+            for der in &given {
+                roots.add(der.clone()).map_err(|e| error(CA, path, e.to_string()))?;
+            }
+            given
+        }
     };
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let of_ca = |problem: String| error(CA, &files.ca.clone().unwrap_or_default(), problem);
+    let provider = Arc::new(ring::default_provider());
+    let trusted = Trusted::new(roots, given, provider.clone())
+        .map_err(|e| of_ca(format!("{e}: name the file of etcd's CA, as this system has none")))?;
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|e| error(flag, &path, e.to_string()))?
-        .with_root_certificates(roots);
+        .map_err(|e| of_ca(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trusted));
     match &files.pair {
         None => Ok(builder.with_no_client_auth()),
         Some((cert, key)) => {
-            let (_, key_pem) = pair(cert, key)?;
-            let private =
-                PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| error(KEY, key, e.to_string()))?;
-            builder
-                .with_client_auth_cert(certificates(CERT, cert)?.1, private)
-                .map_err(|e| error(KEY, key, e.to_string()))
+            let (chain, private) = pair(cert, key)?;
+            builder.with_client_auth_cert(chain, private).map_err(|e| unfit(cert, key, &e))
         }
     }
 }
 
-fn ca(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let (pem, certificates) = certificates(CA, path)?;
+fn ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = certificates(CA, path)?;
     for der in &certificates {
         webpki::anchor_from_trusted_cert(der)
             .map_err(|e| error(CA, path, format!("holds a certificate that cannot be a CA's: {e}")))?;
     }
-    Ok(pem)
+    Ok(certificates)
 }
 
-fn pair(cert: &Path, key: &Path) -> Result<(Vec<u8>, Vec<u8>), TlsError> {
-    let (cert_pem, chain) = certificates(CERT, cert)?;
+fn pair(cert: &Path, key: &Path) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = certificates(CERT, cert)?;
     if let Some(leaf) = chain.first() {
         usable_now(cert, leaf)?;
     }
-    let key_pem = read(KEY, key)?;
-    let private = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| {
+    let private = PrivateKeyDer::from_pem_slice(&read(KEY, key)?).map_err(|e| {
         let remedy = "give an unencrypted PEM file that begins with -----BEGIN PRIVATE KEY-----";
         error(KEY, key, format!("holds no private key ({e}): {remedy}"))
     })?;
-    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map(|builder| builder.with_root_certificates(RootCertStore::empty()))
-        .and_then(|builder| builder.with_client_auth_cert(chain, private))
-        .map_err(|e| error(KEY, key, format!("cannot be used with {CERT} {}: {e}", cert.display())))?;
-    Ok((cert_pem, key_pem))
+    Ok((chain, private))
+}
+
+/// The key is of a kind that is not supported, or another certificate's.
+fn unfit(cert: &Path, key: &Path, why: &rustls::Error) -> TlsError {
+    let remedy = "it must be that certificate's, and RSA of 2048 bits or more, P-256, P-384 or Ed25519";
+    error(KEY, key, format!("cannot be used with {CERT} {}: {why}: {remedy}", cert.display()))
 }
 
 /// Judges what a certificate says of itself; whether etcd trusts it is etcd's matter.
@@ -136,17 +122,14 @@ fn usable_now(path: &Path, der: &CertificateDer<'_>) -> Result<(), TlsError> {
     }
 }
 
-fn certificates(
-    flag: &'static str,
-    path: &Path,
-) -> Result<(Vec<u8>, Vec<CertificateDer<'static>>), TlsError> {
+fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(flag, path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let remedy = "give a PEM file that begins with -----BEGIN CERTIFICATE-----";
     match all {
         Err(e) => Err(error(flag, path, format!("holds no certificate ({e}): {remedy}"))),
         Ok(none) if none.is_empty() => Err(error(flag, path, format!("holds no certificate: {remedy}"))),
-        Ok(all) => Ok((pem, all)),
+        Ok(all) => Ok(all),
     }
 }
 

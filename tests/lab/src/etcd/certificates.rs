@@ -69,6 +69,13 @@ impl Authority {
         self.sign(&params)
     }
 
+    /// For a server at `address`, for whatever use.
+    pub fn server_for_any_use(&self, address: IpAddr) -> Result<KeyAndCertificate> {
+        let mut params = params("etcd", &[address.to_string()])?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+        self.sign(&params)
+    }
+
     /// For a client.
     pub fn client(&self) -> Result<KeyAndCertificate> {
         let mut params = params("node", &[])?;
@@ -100,6 +107,14 @@ impl Authority {
 }
 
 impl KeyAndCertificate {
+    /// For a server at `address`, signed by itself, as `openssl req -x509` does.
+    pub fn self_signed_server(address: IpAddr) -> Result<Self> {
+        let mut params = params("etcd", &[address.to_string()])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        Ok(Self { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+    }
+
     /// Writes `<path>.pem` and `<path>.key`.
     pub fn write_to(&self, path: &Path) -> Result<()> {
         write_private(&path.with_extension("pem"), &self.certificate)?;

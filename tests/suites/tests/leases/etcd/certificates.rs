@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use flannel_lab::etcd::Authority;
+use flannel_lab::etcd::{Authority, KeyAndCertificate};
 
 use super::{
     connect::{refused, with_config},
@@ -189,6 +189,46 @@ async fn tls_to_a_server_whose_certificate_has_expired() {
     tls.etcd.start_again().unwrap();
     let error = tls.error(&tls.options).await;
     assert!(error.contains("etcd's own certificate has expired: renew it"), "{error}");
+}
+
+/// Go's library takes them, and so does stock flannel: a certificate for any use, and one that is its own CA if it is the very one
+/// that is trusted.
+#[tokio::test]
+async fn certificates_that_stock_flannel_takes_are_taken() {
+    let mut tls = Tls::start();
+    let address = tls.etcd.address().ip();
+    let any_use = tls.etcd.authority().unwrap().server_for_any_use(address).unwrap();
+    let own = KeyAndCertificate::self_signed_server(address).unwrap();
+    let anothers = KeyAndCertificate::self_signed_server(address).unwrap();
+    let elsewhere = KeyAndCertificate::self_signed_server("192.0.2.1".parse().unwrap()).unwrap();
+    let own_file = tls.file("own.pem", &own.certificate);
+    let elsewhere_file = tls.file("elsewhere.pem", &elsewhere.certificate);
+    let trusting = |cafile| EtcdOptions { cafile, ..tls.options.clone() };
+    let (trusts_ca, trusts_own) = (tls.options.clone(), trusting(own_file));
+    let trusts_elsewhere = trusting(elsewhere_file);
+    for (server, options, refused) in [
+        (&any_use, &trusts_ca, ""),
+        (&any_use, &trusts_own, "not signed by the CA of --etcd-cafile"),
+        (&own, &trusts_own, ""),
+        (&own, &trusts_ca, "put that very certificate into --etcd-cafile"),
+        (&anothers, &trusts_own, "put that very certificate into --etcd-cafile"),
+        (&elsewhere, &trusts_elsewhere, "for another name"),
+    ] {
+        server.write_to(&tls.etcd.path("server")).unwrap();
+        tls.etcd.stop();
+        tls.etcd.start_again().unwrap();
+        for api in [EtcdApi::V3, EtcdApi::V2] {
+            let options = EtcdOptions { api, ..options.clone() };
+            let answer = EtcdStore::connect(&options).unwrap().try_network_config().await;
+            match (answer.map_err(|error| error.to_string()), refused) {
+                (Ok(_), "") => {}
+                // It has none: this etcd serves v3 alone.
+                (Err(error), "") if api == EtcdApi::V2 => assert!(!error.contains("ertificate"), "{error}"),
+                (Err(error), refused) if !refused.is_empty() => assert!(error.contains(refused), "{error}"),
+                (answer, refused) => panic!("{api:?}: {answer:?} where {refused:?} was expected"),
+            }
+        }
+    }
 }
 
 /// As upstream's client does: whoever renews certificates need not restart the agents.
