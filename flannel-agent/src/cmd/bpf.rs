@@ -162,7 +162,10 @@ async fn left_in_kernel() -> anyhow::Result<Vec<String>> {
         .collect();
     let policies = xfrm::tunnel_policies(REQID).await.map(|policies| policies.len()).unwrap_or_default();
     if policies > 0 {
-        left.push(format!("{policies} policies of the ipsec backend, and charon (ip xfrm policy deleteall)"));
+        left.push(format!(
+            "{policies} policies of the ipsec backend, and charon (ip xfrm policy delete src S dst D dir W for each of \
+             reqid {REQID} in ip xfrm policy)"
+        ));
     }
     Ok(left)
 }

@@ -45,12 +45,6 @@ nix::ioctl_write_ptr_bad!(
     nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
     [u8; IFREQ]
 );
-nix::ioctl_read_bad!(
-    tun_get_interface,
-    nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()),
-    [u8; IFREQ]
-);
-
 /// A TUN device, which is there as long as this is.
 #[derive(Debug)]
 pub struct Device {
@@ -114,19 +108,6 @@ impl Device {
             }
         }
         Err(DeviceError::NoName)
-    }
-
-    /// Takes over a device that an earlier process of ours has made, by its file.
-    ///
-    /// # Errors
-    /// The file is that of no device.
-    pub fn adopt(file: OwnedFd) -> Result<Self, DeviceError> {
-        let mut request = [0; IFREQ];
-        // SAFETY: the structure is as long as the kernel writes.
-        unsafe { tun_get_interface(file.as_raw_fd(), &mut request) }
-            .map_err(|errno| DeviceError::Refused { name: "of an earlier process".to_owned(), errno })?;
-        let name = request[..NAME].split(|byte| *byte == 0).next().unwrap_or_default();
-        Self::configured(file, String::from_utf8_lossy(name).into_owned())
     }
 
     fn configured(file: OwnedFd, name: String) -> Result<Self, DeviceError> {

@@ -13,7 +13,10 @@ const KNOWN: [(&str, &str); 13] = [
         "ExpiredToken",
         "the session of the credentials has ended: renew AWS_SESSION_TOKEN, or use the instance's role",
     ),
-    ("RequestExpired", "this machine's clock differs from Amazon's: set it, as by NTP"),
+    (
+        "RequestExpired",
+        "this machine's clock differs from Amazon's: set it, as by NTP. Or the session of the credentials has ended: renew it",
+    ),
     ("RequestTimeTooSkewed", "this machine's clock differs from Amazon's: set it, as by NTP"),
     ("OptInRequired", "enable this region for the account"),
     ("Blocked", "the account is blocked: ask AWS support"),

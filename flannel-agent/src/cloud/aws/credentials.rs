@@ -43,6 +43,14 @@ pub enum CredentialsError {
         /// What is wrong.
         reason: String,
     },
+    /// Who has them does not answer, or has too much to do.
+    #[error("AWS credentials by {from}: {reason}")]
+    NoAnswer {
+        /// Where they were to be found.
+        from: &'static str,
+        /// What was said, if anything.
+        reason: String,
+    },
     /// The metadata service, which has those of the role.
     #[error("AWS credentials of the instance's role: {0}")]
     Metadata(#[from] MetadataError),
@@ -191,7 +199,7 @@ impl Chain {
             request = request.header(http::header::AUTHORIZATION, token);
         }
         let request = request.body(Full::default()).map_err(|error| unusable(error.to_string()))?;
-        let body = self.ask(request).await.map_err(unusable)?;
+        let body = self.ask(request, from).await?;
         serde_json::from_slice(&body).map_err(|error| unusable(error.to_string()))
     }
 
@@ -217,26 +225,34 @@ impl Chain {
             .header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::from(body))
             .map_err(|error| unusable(error.to_string()))?;
-        let body = self.ask(request).await.map_err(unusable)?;
+        let body = self.ask(request, FROM).await?;
         let answer: AssumedRole =
             quick_xml::de::from_reader(&body[..]).map_err(|error| unusable(error.to_string()))?;
         Ok(answer.result.credentials)
     }
 
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Bytes, String> {
+    async fn ask(
+        &self,
+        request: Request<Full<Bytes>>,
+        from: &'static str,
+    ) -> Result<Bytes, CredentialsError> {
         let mut attempts = Attempts::default();
         loop {
             match self.http.send(request.clone(), PATIENCE).await {
                 Ok(answer) if answer.status.is_success() => return Ok(answer.body),
                 Ok(answer) if answer.may_pass() && attempts.again().await => {}
                 Ok(answer) => {
-                    return Err(match Fault::read(&answer.body) {
+                    let reason = match Fault::read(&answer.body) {
                         Some(said) => format!("{}: {}", said.code, said.message),
                         None => format!("{}: {}", answer.status, answer.text()),
+                    };
+                    return Err(match answer.may_pass() {
+                        true => CredentialsError::NoAnswer { from, reason },
+                        false => CredentialsError::Unusable { from, reason },
                     });
                 }
                 Err(_) if attempts.again().await => {}
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(CredentialsError::NoAnswer { from, reason: error.to_string() }),
             }
         }
     }

@@ -83,7 +83,7 @@ impl Ec2Error {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Credentials(CredentialsError::Metadata(error)) => error.may_pass(),
-            Self::NoAnswer { .. } => true,
+            Self::NoAnswer { .. } | Self::Credentials(CredentialsError::NoAnswer { .. }) => true,
             Self::Refused { may_pass, .. } => *may_pass,
             Self::Credentials(_) | Self::Odd { .. } => false,
         }

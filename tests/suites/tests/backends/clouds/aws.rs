@@ -145,14 +145,13 @@ async fn throttling_and_failures_pass_and_the_routes_stay() {
     let error = routes.ensure().await.unwrap_err();
     assert!(error.may_pass() && error.to_string().contains("RequestLimitExceeded"), "{error}");
     assert_eq!(leads_to(&amazon, &table, OWN), Some(machine.interface));
-    for (code, word) in
-        [("RouteLimitExceeded", "quota"), ("RequestExpired", "clock"), ("RequestExpired", "clock")]
-    {
-        amazon.fail("DescribeInstances", 400, code);
-        if code == "RequestExpired" {
-            // Once more, as other credentials might do.
-            amazon.fail("DescribeInstances", 400, code);
-        }
+    for (code, word, times) in [
+        ("RouteLimitExceeded", "quota", 1),
+        // Once more, as other credentials might do.
+        ("RequestExpired", "clock", 2),
+        ("ExpiredToken", "AWS_SESSION_TOKEN", 2),
+    ] {
+        (0..times).for_each(|_| amazon.fail("DescribeInstances", 400, code));
         let error = routes.ensure().await.unwrap_err();
         assert!(!error.may_pass() && error.to_string().contains(word), "{error}");
     }
@@ -221,6 +220,24 @@ async fn credentials_are_found_where_amazons_tools_look() {
     let absent = [("AWS_SHARED_CREDENTIALS_FILE", profiles.as_str()), ("AWS_PROFILE", "other")];
     let error = routes(&amazon, &[], &absent).ensure().await.unwrap_err().to_string();
     assert!(error.contains("[other]") && error.contains(&profiles), "{error}");
+    // Whoever has them may be back in a while; what is not there is somebody's to put there.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = format!("http://{nobody}/");
+    for (variables, may_pass) in [
+        (&[("AWS_CONTAINER_CREDENTIALS_FULL_URI", silent.as_str())][..], true),
+        (
+            &[
+                ("AWS_WEB_IDENTITY_TOKEN_FILE", token.as_str()),
+                ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/node"),
+                ("AWS_ENDPOINT_URL_STS", silent.as_str()),
+            ],
+            true,
+        ),
+        (&[("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent"), ("AWS_ROLE_ARN", "x")], false),
+    ] {
+        let error = routes(&amazon, &[], variables).ensure().await.unwrap_err();
+        assert_eq!(error.may_pass(), may_pass, "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
