@@ -140,7 +140,11 @@ impl ApiServer {
         }
         self.daemon = Some(Daemon::spawn(&mut command, &self.log)?);
         eventually(START, "the API server is ready", || {
-            self.daemon.as_mut().context("no API server is running")?.check_running()?;
+            // It gives up where etcd or its own address takes long to answer, as on a busy machine; kubelet would start it again.
+            if let Err(ended) = self.daemon.as_mut().context("no API server is running")?.check_running() {
+                self.daemon = Some(Daemon::spawn(&mut command, &self.log)?);
+                return Err(ended);
+            }
             let answer = self.request("GET", "/readyz", None)?;
             ensure!(answer.status == 200, "{}", answer.body);
             Ok(())
