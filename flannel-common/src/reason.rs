@@ -88,7 +88,7 @@ reasons! {
     EncapOverlay = 1, Fast, "encap_overlay", "a packet that the kernel routed into the overlay was encapsulated in place of the VXLAN device";
     DeliverPod = 2, Fast, "deliver_pod", "another node's packet was decapsulated and handed to the pod, past the host's stack";
     NoConfig = 3, Kernel, "no_config", "the agent has not configured the programs";
-    NotIp = 4, Kernel, "not_ipv4", "the frame carries no packet of a family that the cluster's network has (ARP, ...)";
+    NotIp = 4, Kernel, "not_ip", "the frame carries no packet of a family that the cluster's network has (ARP, ...)";
     Vlan = 5, Kernel, "vlan", "the frame carries a VLAN tag";
     NotUnicast = 6, Kernel, "not_unicast", "the destination MAC is a group address";
     Truncated = 7, Kernel, "truncated", "the frame is shorter than its headers say";
@@ -135,7 +135,7 @@ reasons! {
     OuterChecksum = 48, Kernel, "outer_checksum", "over IPv6 the outer UDP checksum can be made only from the inner one of TCP, UDP or ICMPv6, and may be absent only where the VXLAN device says so; or it is all that covers a UDP packet without a checksum of its own";
     VtepDropped = 49, Drop, "vtep_dropped", "VXLAN from an address that no lease names, dropped by XDP (--xdp-unknown-vtep=drop)";
     VtepSeen = 50, Note, "vtep_seen", "VXLAN from an address that no lease names, seen by XDP and let pass (--xdp-unknown-vtep=count)";
-    DecapsulatedEarly = 51, Note, "popped_early", "decapsulated by XDP, before the kernel merges packets into aggregates";
+    DecapsulatedEarly = 51, Note, "decapsulated_early", "decapsulated by XDP, before the kernel merges packets into aggregates";
     TunnelStale = 52, Kernel, "tunnel_stale", "the kernel's own VXLAN packet to this node, or from it, has not been seen lately: this one takes the kernel path through the tunnel, with all rules about the outer packet";
     TunnelSeen = 53, Note, "tunnel_seen", "the kernel's own VXLAN packet has left for this node, or was delivered from it: the programs may encapsulate, or decapsulate, in its place";
     TunnelClosed = 54, Note, "tunnel_closed", "ICMP about the tunnel itself: packets for this node take the kernel path until one has been seen to leave";

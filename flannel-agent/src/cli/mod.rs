@@ -73,7 +73,7 @@ pub enum Command {
     /// Look at, load or unload the programs, without an agent.
     #[command(subcommand)]
     Bpf(cmd::bpf::BpfCommand),
-    /// Say what becomes of a packet that may not be there, step by step.
+    /// Show step by step what would happen to a packet, without sending it.
     Explain(cmd::explain::ExplainOptions),
     /// Show packets at each hook of the programs.
     Trace(cmd::trace::TraceOptions),

@@ -1,4 +1,4 @@
-//! `explain`: what becomes of a packet that may not be there.
+//! `explain`: what would happen to an imagined packet.
 
 use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 

@@ -1,4 +1,4 @@
-//! What becomes of a packet that may not be there: the programs' decisions by their very code over the pinned maps, and
+//! What would happen to an imagined packet: the programs' decisions by their very code over the pinned maps, and
 //! what the kernel's own tables say in between.
 //!
 //! [`explain`] walks the packet from hook to hook as the kernel would ([`walk`], [`outgoing`], [`incoming`]). Nothing is

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::values::Mac;
 
-/// A packet that may not be there.
+/// An imagined packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Imagined {
     /// Its source.

@@ -114,7 +114,7 @@ metrics! {
     PODS = "flannel_pods", Gauge, One, [], false, "Pods of this node that the programs know the place of.";
     FOREIGN_HOOKS = "flannel_foreign_hooks", Gauge, One, [], false, "Programs, filters and chains of others for which packets are left to the kernel path.";
     PROGRAMS = "flannel_programs_attached", Gauge, One, ["program"], false, "Hooks of this node that run our program.";
-    PACKETS = "flannel_packets", Counter, One, ["direction", "path", "reason"], false, "Packets as on the wire, by which way they travel, the path they took and why. Of the path note they are counted a second time.";
+    PACKETS = "flannel_packets", Counter, One, ["direction", "path", "reason"], false, "Packets as on the wire, by direction, path and reason. Of the path note they are counted a second time.";
     PACKET_BYTES = "flannel_packet", Counter, Bytes, ["direction", "path", "reason"], false, "Bytes of those frames, with their Ethernet headers.";
     MAP_ENTRIES = "flannel_bpf_map_entries", Gauge, One, ["map"], false, "Entries in a map of the programs.";
     MAP_CAPACITY = "flannel_bpf_map_capacity", Gauge, One, ["map"], false, "Entries that it has room for.";

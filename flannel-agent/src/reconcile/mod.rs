@@ -214,9 +214,7 @@ impl<D: Datapath, H: Host, L: LeaseSource> Reconciler<D, H, L> {
         match self.datapath.end_acceptance().await {
             Ok(()) => {
                 self.unended.is_over();
-                debug!(
-                    "what netfilter accepted of flows counts no more: the kernel may forward by something else now"
-                );
+                debug!("routes or rules changed: every flow must be accepted again");
             }
             Err(error) => {
                 self.schedule.forwarding_changed(now);

@@ -217,7 +217,7 @@ impl Keep {
                     warn!(%subnet, until, "our lease was deleted; nobody had taken the subnet, it is ours again");
                     OwnLeaseReport::Retaken { expiration }
                 } else if mended {
-                    info!(%subnet, until, "our lease says again what holds");
+                    info!(%subnet, until, "our lease is correct again");
                     OwnLeaseReport::Renewed { expiration }
                 } else if moved {
                     let text = |attrs: &LeaseAttrs| attrs.node_address().map(|address| address.to_string());
@@ -288,7 +288,7 @@ impl Keep {
             && (self.is_ours(&found) || is_of_one_device(&found, &self.own.attrs))
         {
             let (subnet, theirs) = (self.own.subnet, found.to_json());
-            warn!(%subnet, theirs, "etcd was restored from a backup and says of us what held then; writing our lease again");
+            warn!(%subnet, theirs, "etcd was restored from a backup, which has an old copy of our lease; writing it again");
             self.own.seen = Seen::of(kv);
             self.before = found;
             self.published = false;
