@@ -19,16 +19,16 @@ pub(super) enum Refusal {
     Source,
     /// A helper reads it, or its TCP sequence numbers are translated.
     Helped,
-    /// The backend is on this node, or on none of the cluster's.
+    /// The backend is the pod itself, or on none of the cluster's nodes.
     Backend,
 }
 
-/// The backend of the flow that `asked` is the original direction of, where programs can translate it. The node has
-/// `subnet` of the cluster's `network`.
+/// The backend of the flow that `asked` is the original direction of, where programs can translate it. It has an address of
+/// the cluster's `network`.
 pub(super) fn backend(
     entry: &ConntrackEntry,
     asked: &ConntrackTuple,
-    (network, subnet): (IpNetwork, IpNetwork),
+    network: IpNetwork,
 ) -> Result<SocketAddr, Refusal> {
     use ConntrackStatus as Is;
     if entry.original != *asked {
@@ -47,10 +47,8 @@ pub(super) fn backend(
         return Err(Refusal::NotTranslated);
     }
     let backend = entry.reply.source;
-    if !network.contains(backend.ip())
-        || subnet.contains(backend.ip())
-        || network.contains(asked.destination.ip())
-    {
+    let is_itself = backend.ip() == asked.source.ip();
+    if is_itself || !network.contains(backend.ip()) || network.contains(asked.destination.ip()) {
         return Err(Refusal::Backend);
     }
     Ok(backend)
@@ -86,8 +84,7 @@ mod tests {
             left: Duration::from_secs(300),
         };
         edit(&mut entry);
-        let share = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());
-        backend(&entry, &asked, share)
+        backend(&entry, &asked, "10.244.0.0/16".parse().unwrap())
     }
 
     fn also(status: ConntrackStatus) -> impl FnOnce(&mut ConntrackEntry) {
@@ -95,8 +92,10 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_of_another_node_is_found() {
+    fn a_backend_is_found_on_whatever_node() {
         assert_eq!(judged(|_| {}), Ok("10.244.2.3:8080".parse().unwrap()));
+        let here = tuple("10.244.1.3:8080", "10.244.1.2:40000");
+        assert_eq!(judged(|entry| entry.reply = here), Ok("10.244.1.3:8080".parse().unwrap()));
         assert_eq!(judged(also(ConntrackStatus::ASSURED)), Ok("10.244.2.3:8080".parse().unwrap()));
     }
 
@@ -113,11 +112,9 @@ mod tests {
         assert_eq!(judged(|entry| entry.reply = other_port), Err(Refusal::Source));
         let masqueraded = tuple("10.244.2.3:8080", "10.244.1.0:40000");
         assert_eq!(judged(|entry| entry.reply = masqueraded), Err(Refusal::Source));
-        for elsewhere in ["10.244.1.3:8080", "192.0.2.1:8080"] {
-            assert_eq!(
-                judged(|entry| entry.reply = tuple(elsewhere, "10.244.1.2:40000")),
-                Err(Refusal::Backend)
-            );
+        for elsewhere in ["192.0.2.1:8080", "10.244.1.2:8080"] {
+            let reply = tuple(elsewhere, "10.244.1.2:40000");
+            assert_eq!(judged(|entry| entry.reply = reply), Err(Refusal::Backend));
         }
         let answered = tuple("10.96.0.10:80", "10.244.1.2:40000");
         assert_eq!(judged(|entry| entry.original = answered), Err(Refusal::NotOfPod));
