@@ -16,12 +16,13 @@ use crate::{
     cli::RunOptions,
     control::{
         Standing,
-        snapshot::{self, Agent, Backend, Device, Interface, OwnLease, Store},
+        snapshot::{self, Agent, Backend, Device, Interface, OwnLease, Skipped, Store},
     },
-    lease::{BadConfig, Heard, LeaseStore, Mended},
+    lease::{BadConfig, Heard, LeaseStore, Mended, Unusable},
     node::interface::ExternalInterface,
     plan::{Local, VxlanDevice},
     telemetry::Summary,
+    values::Family,
 };
 
 /// That of a process that has just started.
@@ -48,12 +49,15 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) async fn follow_store<S: LeaseStore>(standing: &Standing, store: &S) -> Infallible {
     let server = S::SERVER;
     let (mut trouble, mut heard, mut bad_config) = (store.trouble(), store.heard(), store.bad_config());
+    let mut unusable = store.unusable();
     let mut wanted = standing.stores_wanted();
     loop {
         let now = trouble.borrow_and_update().clone();
         let Heard { revision, at } = heard.borrow_and_update().clone();
         let bad = bad_config.borrow_and_update().clone();
         let bad_config_now = bad.map(|BadConfig { what, remedy }| [what, remedy]);
+        let unusable_now: Vec<Skipped> =
+            unusable.borrow_and_update().iter().flat_map(|lease| skipped(lease, server)).collect();
         standing.tell(|told| {
             let known = told.store.take();
             // Another error is the same interruption.
@@ -61,12 +65,14 @@ pub(super) async fn follow_store<S: LeaseStore>(standing: &Standing, store: &S) 
             let since = known.filter(|_| same).map_or_else(snapshot::now, |known| known.since);
             let heard = at.map(snapshot::unix);
             let (server, bad_config) = (server.to_owned(), bad_config_now);
-            told.store = Some(Store { server, trouble: now, since, revision, heard, bad_config });
+            let unusable = unusable_now;
+            told.store = Some(Store { server, trouble: now, since, revision, heard, bad_config, unusable });
         });
         select! {
             Ok(()) = trouble.changed() => {}
             Ok(()) = heard.changed() => {}
             Ok(()) = bad_config.changed() => {}
+            Ok(()) = unusable.changed() => {}
             Some(answer) = wanted.recv() => {
                 let late = || Err(format!("{server} has not answered for {} s", PATIENCE.as_secs()));
                 let looked = timeout(PATIENCE, store.look()).await.unwrap_or_else(|_| late());
@@ -76,6 +82,23 @@ pub(super) async fn follow_store<S: LeaseStore>(standing: &Standing, store: &S) 
             else => std::future::pending().await,
         }
     }
+}
+
+/// What is shown of a lease in `server` that cannot be used, in each of its families.
+fn skipped(lease: &Unusable, server: &str) -> Vec<Skipped> {
+    let Unusable { place, subnet, reason } = lease;
+    let families = Family::BOTH.into_iter().filter(|family| subnet.of(*family).is_some());
+    families
+        .map(|family| Skipped {
+            lease: subnet.to_string(),
+            family: family.to_string(),
+            reason: format!("it cannot be used: {reason}"),
+            fault: true,
+            remedy: format!(
+                "delete or correct {place} in {server}; its node writes it anew when its agent runs"
+            ),
+        })
+        .collect()
 }
 
 /// Tells what this node is, with a backend of this `kind`, now and whenever it changes.

@@ -1,7 +1,7 @@
 //! What the parts of the agent tell of themselves, kept for whoever asks.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -91,7 +91,14 @@ impl Standing {
         };
         let told = self.told();
         match dataplane {
-            Ok(dataplane) => Snapshot { dataplane: Some(dataplane), ..told },
+            Ok(mut dataplane) => {
+                let unusable = || told.store.iter().flat_map(|store| &store.unusable);
+                // A lease of both families is one.
+                let leases: BTreeSet<&str> = unusable().map(|skipped| skipped.lease.as_str()).collect();
+                dataplane.faults += leases.len();
+                dataplane.skipped.extend(unusable().cloned());
+                Snapshot { dataplane: Some(dataplane), ..told }
+            }
             Err(why) => Snapshot { without_dataplane: Some(why), ..told },
         }
     }
@@ -111,6 +118,7 @@ impl Standing {
                 probes
                     .retain(|subnet, _| told.peers.binary_search_by_key(subnet, |peer| peer.subnet).is_ok());
                 drop(probes);
+                told.skipped.extend(self.told().store.into_iter().flat_map(|store| store.unusable));
                 Ok(told)
             }
             None => Ok(Peers::default()),

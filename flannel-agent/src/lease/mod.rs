@@ -7,7 +7,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use crate::values::{Family, overlap};
 pub use config_report::BadConfig;
 pub use mending::Mended;
-pub use store::{Heard, KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept};
+pub use store::{Heard, KeptLease, LeaseEnd, LeaseStore, Notice, OwnedLease, ThisNode, Unkept, Unusable};
 pub use wire::LeaseAttrs;
 
 pub mod alloc;

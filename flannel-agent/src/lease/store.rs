@@ -69,6 +69,11 @@ pub trait LeaseStore {
         watch::channel(Heard::default()).1
     }
 
+    /// The leases of others that are there and cannot be used.
+    fn unusable(&self) -> watch::Receiver<Vec<Unusable>> {
+        watch::channel(Vec::new()).1
+    }
+
     /// When our lease ends, while it is kept; `None` where leases have no end.
     fn expiration(&self) -> watch::Receiver<Option<SystemTime>> {
         watch::channel(None).1
@@ -99,6 +104,17 @@ pub trait LeaseStore {
     fn told(&self) -> impl Future<Output = ()> {
         async {}
     }
+}
+
+/// A lease that is in the store and cannot be used, so that its node is not reached, or by what was known of it before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// Where it is, such as its key.
+    pub place: String,
+    /// The subnet that it names there.
+    pub subnet: LeaseSubnet,
+    /// Why it cannot be used.
+    pub reason: String,
 }
 
 /// How far the leases of other nodes are known.

@@ -83,6 +83,8 @@ pub struct Store {
     pub heard: Option<u64>,
     /// What is wrong with the network configuration there, and what to do about it; absent while an agent could start.
     pub bad_config: Option<[String; 2]>,
+    /// Leases of others that cannot be used: they are among the skipped ones of the dataplane and of the peers.
+    pub unusable: Vec<Skipped>,
 }
 
 /// Our lease.

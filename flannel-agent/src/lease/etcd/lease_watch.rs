@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{EtcdStore, entry::Entry, key_watch::KeyEvent, server::Keys};
 use crate::{
-    lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet, wire::parse_lease_key},
+    lease::{Lease, LeaseAttrs, LeaseEvent, LeaseSource, LeaseSubnet, Unusable, wire::parse_lease_key},
     values::shorten,
 };
 
@@ -97,6 +97,7 @@ async fn run(mut keys: Keys, mut decoder: Decoder, sender: mpsc::Sender<LeaseEve
             },
             () = late => Some(LeaseEvent::Snapshot(decoder.forget())),
         };
+        decoder.tell_unusable();
         if let Some(event) = event
             && sender.send(event).await.is_err()
         {
@@ -109,8 +110,8 @@ async fn run(mut keys: Keys, mut decoder: Decoder, sender: mpsc::Sender<LeaseEve
 struct Decoder {
     store: EtcdStore,
     own: LeaseSubnet,
-    /// What is not used and reported: by key, the value.
-    unreadable: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What is not used and reported: by key, the value, and why.
+    unreadable: BTreeMap<Vec<u8>, (Vec<u8>, String)>,
     /// The last lease of each key that could be. It stays in force while its successor cannot: whoever
     /// damaged the entry has not moved the node.
     last: BTreeMap<Vec<u8>, Lease>,
@@ -273,10 +274,25 @@ impl Decoder {
         Some(other.map_or(LeaseEvent::Remove(subnet), |lease| LeaseEvent::Upsert(lease.clone())))
     }
 
+    /// Shows what cannot be used, as long as it is there. What is no lease by its key is nobody's.
+    fn tell_unusable(&self) {
+        let unusable = self.unreadable.iter().filter_map(|(key, (_, reason))| {
+            let place = String::from_utf8_lossy(key).into_owned();
+            let subnet = parse_lease_key(&place).ok()?;
+            Some(Unusable { place, subnet, reason: reason.clone() })
+        });
+        let unusable: Vec<Unusable> = unusable.collect();
+        self.store.unusable.send_if_modified(|told| {
+            let is_news = *told != unusable;
+            *told = unusable;
+            is_news
+        });
+    }
+
     /// Counts and logs an entry that cannot be used, once as long as it stays the same.
     fn skip(&mut self, kv: &Entry, error: &str) -> Option<LeaseEvent> {
-        let news = self.unreadable.insert(kv.key.clone(), kv.value.clone());
-        if news.is_none_or(|before| before != kv.value) {
+        let news = self.unreadable.insert(kv.key.clone(), (kv.value.clone(), error.to_owned()));
+        if news.is_none_or(|(before, _)| before != kv.value) {
             self.store.undecodable.fetch_add(1, Ordering::Relaxed);
             let key = String::from_utf8_lossy(&kv.key);
             let value = shorten(&String::from_utf8_lossy(&kv.value), 200);

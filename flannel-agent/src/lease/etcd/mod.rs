@@ -32,7 +32,7 @@ use self::{
     members::{Member, Members},
     tls::{Files, TlsError},
 };
-use super::{BadConfig, Heard, LeaseSubnet, Mended, wire::lease_key};
+use super::{BadConfig, Heard, LeaseSubnet, Mended, Unusable, wire::lease_key};
 use crate::{config::ConfigError, telemetry::LastMessage};
 pub use acquire::{AcquireError, OwnLease};
 pub use keep::{LeaseKeeper, LostLease, OwnLeaseReport};
@@ -166,6 +166,8 @@ pub struct EtcdStore {
     mended: watch::Sender<Mended>,
     /// What is wrong with the network configuration.
     bad_config: watch::Sender<Option<BadConfig>>,
+    /// Leases of others that cannot be used.
+    unusable: watch::Sender<Vec<Unusable>>,
     prefix: Arc<str>,
     timing: LeaseTiming,
     undecodable: Arc<AtomicU64>,
@@ -241,6 +243,7 @@ impl EtcdStore {
             expiration: watch::Sender::new(None),
             mended: watch::Sender::new(Mended::default()),
             bad_config: watch::Sender::new(None),
+            unusable: watch::Sender::new(Vec::new()),
             prefix: prefix.into(),
             timing: options.timing,
             undecodable: Arc::default(),

@@ -9,7 +9,7 @@ use crate::{
     config::NetworkConfig,
     lease::{
         BadConfig, Heard, KeptLease, Lease, LeaseAttrs, LeaseEnd, LeaseStore, LeaseSubnet, Mended,
-        OwnedLease, alloc::Identity,
+        OwnedLease, Unusable, alloc::Identity,
     },
 };
 
@@ -64,6 +64,10 @@ impl LeaseStore for EtcdStore {
 
     fn mended(&self) -> Receiver<Mended> {
         self.mended.subscribe()
+    }
+
+    fn unusable(&self) -> Receiver<Vec<Unusable>> {
+        self.unusable.subscribe()
     }
 
     fn bad_config(&self) -> Receiver<Option<BadConfig>> {

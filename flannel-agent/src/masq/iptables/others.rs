@@ -140,7 +140,7 @@ impl Others {
             let programs = self.programs.look(netfilter, Family::of_network(network)).into_iter();
             all.extend(programs.map(|text| of_nft::of_all(text, network)));
         }
-        self.each_packet.clear();
+        let before = std::mem::take(&mut self.each_packet);
         for found in all {
             if !self.exceptions.contains(&found.exception) && !exceptions.contains(&found.exception) {
                 say_of(&found.text, found.sees_all);
@@ -149,6 +149,12 @@ impl Others {
             if !exceptions.contains(&found.exception) {
                 exceptions.push(found.exception);
             }
+        }
+        for rule in before.iter().filter(|rule| !self.each_packet.contains(rule)) {
+            info!(
+                rule,
+                "what had to see each packet is gone: flows that it could see may skip the stack again"
+            );
         }
         self.adapts = exceptions != self.exceptions;
         self.exceptions = exceptions;

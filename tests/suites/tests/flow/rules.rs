@@ -160,7 +160,11 @@ fn each_of_udp_meets(cluster: &Cluster, [add, remove, named]: [&str; 3]) -> Resu
         let found = echoed(cluster, &a, &b)?;
         ensure!(found.into_iter().all(|packets| packets > 50), "{found:?}");
         Ok(())
-    })
+    })?;
+    let said = cluster.members[0].agent.log();
+    let of_it = said.lines().filter(|line| line.contains("had to see each packet is gone"));
+    ensure!(of_it.last().is_some_and(|line| line.contains(named)), "{said}");
+    Ok(())
 }
 
 /// Rules about rates, volumes, lengths and queues meet each packet of the flows they can see, and only of those.

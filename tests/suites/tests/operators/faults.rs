@@ -418,6 +418,7 @@ fn leases_that_cannot_be_right_are_named() -> Result<()> {
             (other, attrs(&first.node.address().to_string(), "0e:00:00:00:00:09"), "is our own".to_owned()),
             (other, attrs("192.168.77.90", "01:00:00:00:00:09"), "instead of the MAC of a device".to_owned()),
             (all, attrs("192.168.77.90", "0e:00:00:00:00:09"), "which is ours".to_owned()),
+            (other, r#"{"PublicIP":"bogus""#.to_owned(), "it cannot be used".to_owned()),
         ] {
             cluster.etcd.put_lease(subnet, &attrs)?;
             eventually(SOON, &line, || {

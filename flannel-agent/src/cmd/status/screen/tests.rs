@@ -25,6 +25,7 @@ fn report() -> Report {
             revision: Some("4711".to_owned()),
             heard: Some(4590),
             bad_config: None,
+            unusable: Vec::new(),
         }),
         lease: Some(OwnLease {
             subnets: vec!["10.244.1.0/24".parse().unwrap()],

@@ -280,6 +280,9 @@ async fn an_undecodable_lease_is_skipped_counted_and_logged_once() {
     etcd.put(&key("10.3.5.0-24"), &node(5).to_json()).unwrap();
     assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.5.0/24", 5)), "the others go on");
     assert_eq!(store.undecodable(), 3);
+    // Shown as long as they are there; what names no subnet is nobody's lease.
+    let unusable = || store.unusable().borrow().iter().map(|lease| lease.subnet).collect::<Vec<_>>();
+    assert_eq!(unusable(), [subnet("10.3.2.0/24"), subnet("10.3.4.0/24")]);
     etcd.stop();
     etcd.wipe().unwrap();
     etcd.start_again().unwrap();
@@ -287,6 +290,7 @@ async fn an_undecodable_lease_is_skipped_counted_and_logged_once() {
     assert_eq!(log.count("skipping a lease that cannot be used"), 3, "{}", log.text());
     etcd.put(&key("10.3.2.0-24"), &node(2).to_json()).unwrap();
     assert_eq!(next(&mut watch).await, LeaseEvent::Upsert(lease("10.3.2.0/24", 2)), "mended");
+    assert_eq!(unusable(), []);
 }
 
 #[tokio::test]
