@@ -225,6 +225,18 @@ impl Walk {
             {
                 return Ok(outcome);
             }
+            // Whoever has that MAC gets it, if anybody.
+            if let (Some(place), Some(mac)) = (place, mac)
+                && !link.has_no_stations()
+                && mac != Mac(place.mac)
+            {
+                let (name, pod) = (&link.name, Mac(place.mac));
+                return Ok(Outcome::Dropped {
+                    by: format!(
+                        "{name} sends it to {mac}, and the pod has {pod}: ip neigh del {next_hop} dev {name}"
+                    ),
+                });
+            }
             return match place {
                 Some(place) => self.bring_to_pod(packet, place, mark).await,
                 None => Ok(match (self.cut_off(packet.destination, mac).await?, mac) {

@@ -59,7 +59,11 @@ pub struct TakenRoute {
 /// What a refusal of a route means, as the kernel's own words do not say it; empty where they do.
 pub fn refusal_means(refusal: &KernelError) -> &'static str {
     match refusal.errno {
-        Errno::EINVAL => " (a rule or route that is a blackhole)",
+        // Linux 6.13 and later say so of what EXDEV was for, too.
+        Errno::EINVAL => {
+            " (a rule or route that is a blackhole; the reverse path filter, rp_filter, where the way back leads elsewhere; or an \
+             address that no packet may have there)"
+        }
         Errno::EACCES => " (a rule or route that prohibits it)",
         Errno::EHOSTUNREACH => " (unreachable by a route, or forwarding is off where it comes in)",
         Errno::EXDEV => " (the reverse path filter: the way back leads elsewhere)",

@@ -435,6 +435,17 @@ fn by_the_bridge(member: &Member, run: &dyn Fn(&[&str]) -> Result<Said>) -> Resu
         let (status, table, _) = run(&[&pod, to, "--proto", "udp"])?;
         ensure!(status == Some(0) && table.contains("reaches all pods on cni0"), "{to}: {status:?}: {table}");
     }
+    let gateway = all.replace(".255", ".1");
+    let neighbour = format!("{pod} lladdr 02:00:00:00:de:ad dev cni0");
+    for (change, expected, part) in [
+        (format!("neigh replace {neighbour} nud permanent"), 1, "cni0 sends it to 02:00:00:00:de:ad, and"),
+        (format!("neigh del {neighbour}"), 0, "reaches the pod behind"),
+    ] {
+        netns.ip(&change)?;
+        let (status, table, _) = run(&[&gateway, &pod, "--proto", "udp"])?;
+        let text = table.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(status == Some(expected) && text.contains(part), "{change}: {status:?}: {table}");
+    }
     let ports = netns.ip("-br link show master cni0")?;
     let ports = ports.lines().filter_map(|line| line.split(['@', ' ']).next());
     let ports: Vec<&str> = ports.filter(|port| !port.is_empty()).collect();

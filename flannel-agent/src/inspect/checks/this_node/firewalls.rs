@@ -39,13 +39,17 @@ pub(super) fn add(
             found.push(Finding::ok("FORWARD", text));
         }
         for (certain, what) in dropped {
-            found.push(grave(
-                certain,
-                "FORWARD",
-                what,
-                "delete that rule, or accept the pods' network ahead of it; where it is the policy, leave \
-                 --iptables-forward-rules on",
-            ));
+            // The agent's own rules are in table filter.
+            let remedy = match what.contains("mangle") {
+                true => {
+                    "delete that rule, or accept the pods' network ahead of it; where it is the policy, set it to ACCEPT"
+                }
+                false => {
+                    "delete that rule, or accept the pods' network ahead of it; where it is the policy, leave \
+                     --iptables-forward-rules on"
+                }
+            };
+            found.push(grave(certain, "FORWARD", what, remedy));
         }
         let of_family =
             networks.all.iter().copied().filter(|network| Family::of_network(*network) == *family);
