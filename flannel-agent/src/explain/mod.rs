@@ -118,5 +118,8 @@ pub async fn explain(
     } else {
         return Err(ExplainError::Elsewhere(packet.source, packet.destination));
     };
+    if let Outcome::Leaves { interface, .. } = &outcome {
+        walk.seen_as_it_leaves(interface)?;
+    }
     Ok(Answer { packet, steps: walk.steps, outcome, perhaps: walk.perhaps })
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     bpf::{AttachedProgram, Pins, attached},
+    inspect::checks::Surroundings,
     masq::{Passing, met},
     netlink::{IpsecTable, Link, LinkKind, Netlink, Pods, RouteQuery, TakenRoute, Tunnel, refusal_means},
     values::{Family, Mac},
@@ -127,8 +128,12 @@ impl Walk {
     ) -> Result<Verdict, ExplainError> {
         let at = Some(interface(arrival.ifindex));
         if !self.has(hook, arrival.ifindex) {
-            let what =
-                format!("is not attached here{}: the kernel path", self.for_the_sake_of(arrival.ifindex));
+            let sake = self.for_the_sake_of(arrival.ifindex);
+            // A qdisc keeps what there is room for; a chain is looked into by itself.
+            if sake.contains("filter") || sake.contains("program") {
+                self.perhaps.push(sake.trim_start_matches(", for ").to_owned());
+            }
+            let what = format!("is not attached here{sake}: the kernel path");
             self.steps.push(Step::of_kernel(At::Hook(hook), at, what));
             return Ok(Verdict::Pass);
         }
@@ -148,6 +153,16 @@ impl Walk {
             lookups: self.tables.take_lookups()?,
         });
         Ok(verdict)
+    }
+
+    /// Notes what of others sees a packet as it leaves by `interface`, which may drop it there.
+    pub(super) fn seen_as_it_leaves(&mut self, interface: &str) -> Result<(), ExplainError> {
+        let Some(link) = self.links.iter().find(|link| link.name == interface) else { return Ok(()) };
+        // Chains of nftables are looked into by themselves.
+        let is_program = |what: &String| what.ends_with("at egress") && !what.starts_with("nftables");
+        let seen = Surroundings::first_at(link)?.into_iter().filter(is_program);
+        self.perhaps.extend(seen.map(|what| format!("{what} of {interface}")));
+        Ok(())
     }
 
     /// For the sake of what the agent has attached no program to an interface, if it tells.

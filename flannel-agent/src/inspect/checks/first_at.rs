@@ -8,7 +8,7 @@ use crate::{
 
 impl Surroundings {
     /// Filters, programs and chains of others at `link`, in the words of the tools that show them. XDP is the link's own.
-    pub(super) fn first_at(link: &Link) -> Result<Vec<String>, NetlinkError> {
+    pub(crate) fn first_at(link: &Link) -> Result<Vec<String>, NetlinkError> {
         let mut found = Vec::new();
         let mut tc = TrafficControl::open()?;
         // A kernel without traffic control has none, and neither has an interface that is gone meanwhile.

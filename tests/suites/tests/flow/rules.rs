@@ -162,8 +162,8 @@ fn each_of_udp_meets(cluster: &Cluster, [add, remove, named]: [&str; 3]) -> Resu
         Ok(())
     })?;
     let said = cluster.members[0].agent.log();
-    let of_it = said.lines().filter(|line| line.contains("had to see each packet is gone"));
-    ensure!(of_it.last().is_some_and(|line| line.contains(named)), "{said}");
+    let mut of_it = said.lines().filter(|line| line.contains("had to see each packet is gone"));
+    ensure!(of_it.next_back().is_some_and(|line| line.contains(named)), "{said}");
     Ok(())
 }
 

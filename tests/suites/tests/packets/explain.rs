@@ -347,6 +347,17 @@ fn the_command(cluster: &Cluster) -> Result<()> {
     let (status, table, _) = run(&[&from, &to, "--ttl", "1"])?;
     ensure!(status == Some(1) && table.contains("is dropped: its TTL ends here"), "{table}");
     let netns = a.node.netns();
+    let tc = |line: &str| netns.run("sh", &["-ec", line]);
+    tc("tc qdisc add dev eth0 clsact 2>/dev/null || true
+        tc filter add dev eth0 egress prio 9 protocol ip u32 match ip dport 9 0xffff flowid 1:1")?;
+    let (status, table, _) = run(&[&from, &to, "--tcp-flags", "syn"])?;
+    let text = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(
+        status == Some(0)
+            && text.contains("may be dropped before that: tc filter of priority 9 at egress of eth0"),
+        "{status:?}: {table}"
+    );
+    tc("tc filter del dev eth0 egress prio 9")?;
     netns.run("ip", &["route", "add", "blackhole", &format!("{to}/32"), "tos", "0x10"])?;
     for (tos, is_dropped) in [("0x10", true), ("0x08", false)] {
         let (status, table, _) = run(&[&from, &to, "--proto", "icmp", "--tos", tos])?;
