@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use flannel_common::{
-    family::{Family, Forward as _, IpHeader as _, V4},
+    family::{Family, Forward as _, V4},
     layout::{DecapsulatedFor, Flow, PodPlace},
     packet::{
         Arrival, Packet,
@@ -114,6 +114,13 @@ impl TcPacket for Skb {
         let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, ETHERTYPE_IPV4);
         self.write(0, ethernet.bytes()).ok_or(Reason::Truncated)?;
         Ok(Done { action: self.redirect_peer(pod.ifindex), reason: Reason::DeliverPod })
+    }
+
+    #[inline(always)]
+    fn switch(self, to: &Switch) -> Result<Done, Reason> {
+        self.fits(to.pod.ifindex, to.packet_len)?;
+        self.address_to_host();
+        Ok(Done { action: self.redirect_peer(to.pod.ifindex), reason: Reason::SwitchPod })
     }
 
     #[inline(always)]
@@ -232,24 +239,6 @@ impl<F: InKernel + Noted> Act<F> for Skb {
             return Ok(Done::LOST);
         }
         Ok(Done { action: self.redirect_neighbour::<F>(direct.ifindex, direct.next_hop), reason })
-    }
-
-    #[inline(always)]
-    fn switch(mut self, to: &Switch, rewrite: Option<&Rewrite<F>>, reason: Reason) -> Result<Done, Reason> {
-        self.fits(to.pod.ifindex, to.packet_len)?;
-        if let Some(rewrite) = rewrite {
-            let ip = F::Header::read(&self, ETHERNET_LEN).ok_or(Reason::Truncated)?;
-            let forward = F::Forward::stay(&ip).translated(rewrite.addresses);
-            // What a client sends to a Service is for its gateway.
-            let written = self
-                .write(0, to.pod.mac)
-                .and_then(|()| route(&mut self, &forward, Some(rewrite), ETHERNET_LEN));
-            if written.is_none() {
-                return Ok(Done::LOST);
-            }
-        }
-        self.address_to_host();
-        Ok(Done { action: self.redirect_peer(to.pod.ifindex), reason })
     }
 
     #[inline(always)]

@@ -70,11 +70,12 @@ pub(super) fn keep_translations(
 ) -> impl Future<Output = Infallible> + use<> {
     let translator = match loaded {
         Loaded::Programs(pins, programs, _) if fast_path == FastPath::Flow => {
-            let networks = stacks.iter().map(|(family, stack)| (*family, stack.network)).collect();
+            let shares =
+                stacks.iter().map(|(family, stack)| (*family, (stack.network, stack.subnet))).collect();
             let started = programs.asked().map_err(anyhow::Error::from).and_then(|asked| {
                 let (broken_off, sockets) = (programs.broken_off()?, programs.pod_sockets()?);
                 let forgotten = programs.forgotten_flows()?;
-                Ok(Translator::start(asked, broken_off, sockets, forgotten, pins, &networks)?)
+                Ok(Translator::start(asked, broken_off, sockets, forgotten, pins, &shares)?)
             });
             started.inspect_err(|error| warn!(%error, "flows to Services stay on the kernel path")).ok()
         }

@@ -24,7 +24,7 @@ use std::{mem, time::Duration};
 use flannel_common::{
     layout::{Flow, Permit},
     packet::headers::folded,
-    path::acceptance::{LONG_AGO, gateway_and_backend},
+    path::acceptance::LONG_AGO,
 };
 
 use super::{
@@ -159,13 +159,10 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         self.learn(flow, conntrack)?;
         let Some(place) = self.tables.pods.get(&flow.local)? else { return Ok(()) };
         if self.tables.flows.get(flow)?.is_none() {
-            let other = self.backend(flow).unwrap_or(flow.remote);
-            let gateway = folded(&place.gateway_mac);
-            let gateway = match self.tables.pods.get(&other)? {
-                None => gateway,
+            let gateway = match self.tables.pods.get(&flow.remote)? {
                 // Of this node, too.
-                Some(pod) if other == flow.remote => pod.ifindex,
-                Some(backend) => gateway_and_backend(gateway, backend.ifindex),
+                Some(other) => other.ifindex,
+                None => folded(&place.gateway_mac),
             };
             let permit = Permit {
                 egress: LONG_AGO,

@@ -24,8 +24,8 @@ use crate::{
 /// The translated flows of a family.
 pub(super) struct TranslatedFlows<F: TrieFamily> {
     pub(super) tables: TranslationTables<F>,
-    /// The cluster's.
-    network: IpNetwork,
+    /// The cluster's network, and this node's subnet of it.
+    share: (IpNetwork, IpNetwork),
     /// As their pods know them.
     known: BTreeMap<Flow<F>, Translation<F>>,
     by_id: BTreeMap<u32, Flow<F>>,
@@ -39,11 +39,11 @@ pub(super) struct TranslatedFlows<F: TrieFamily> {
 
 impl<F: TrieFamily> TranslatedFlows<F> {
     /// Takes over what an earlier agent has found.
-    pub(super) fn open(pins: &Pins, network: IpNetwork) -> Result<Self, TranslateError> {
+    pub(super) fn open(pins: &Pins, share: (IpNetwork, IpNetwork)) -> Result<Self, TranslateError> {
         let mut tables = TranslationTables::open(pins)?;
         let found = tables.translations.entries()?;
         let (known, mut others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            found.into_iter().partition(|(flow, _)| !network.contains(F::address(flow.remote)));
+            found.into_iter().partition(|(flow, _)| !share.0.contains(F::address(flow.remote)));
         for (flow, translation) in &known {
             others.remove(&translation.other_side(flow));
         }
@@ -52,13 +52,13 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         }
         let by_id = known.iter().map(|(flow, translation)| (translation.id, *flow)).collect();
         let (broken_off, resting) = (BrokenOffFlows::default(), RestingFlows::default());
-        Ok(Self { tables, network, known, by_id, looked_to: None, broken_off, resting })
+        Ok(Self { tables, share, known, by_id, looked_to: None, broken_off, resting })
     }
 
     /// Finds out how `flow` is translated, and lets the programs do so if they can. It may also be a flow as the network
     /// knows it.
     pub(super) fn learn(&mut self, flow: &Flow<F>, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
-        if self.network.contains(F::address(flow.remote)) {
+        if self.share.0.contains(F::address(flow.remote)) {
             let ConntrackTuple { protocol, source, destination } = tuple(flow);
             let answer = ConntrackTuple { protocol, source: destination, destination: source };
             let found = conntrack.entry(&answer)?.filter(|entry| entry.reply == answer);
@@ -67,7 +67,7 @@ impl<F: TrieFamily> TranslatedFlows<F> {
                 let remote = F::address_key(service.ip())?;
                 Some(Flow { remote, remote_port: service.port(), ..*flow })
             });
-            return match as_known.filter(|flow| !self.network.contains(F::address(flow.remote))) {
+            return match as_known.filter(|flow| !self.share.0.contains(F::address(flow.remote))) {
                 Some(flow) => self.learn_known(&flow, conntrack),
                 None => Ok(()),
             };
@@ -79,7 +79,7 @@ impl<F: TrieFamily> TranslatedFlows<F> {
     fn learn_known(&mut self, flow: &Flow<F>, conntrack: &mut Conntrack) -> Result<(), TranslateError> {
         let asked = tuple(flow);
         let Some(entry) = conntrack.entry(&asked)? else { return self.forget(flow) };
-        let backend = match judge::backend(&entry, &asked, self.network) {
+        let backend = match judge::backend(&entry, &asked, self.share) {
             Ok(backend) => backend,
             Err(refusal) => {
                 debug!(?asked, ?refusal, "a translated flow stays on the kernel path");
@@ -96,20 +96,13 @@ impl<F: TrieFamily> TranslatedFlows<F> {
         // Whatever was known by another translation, or of these ports without one, counts no more.
         self.forget(flow)?;
         let on_wire = translation.other_side(flow);
-        // Of two pods of this node a flow has its entry as either knows it.
         self.tables.flows.remove(&on_wire)?;
-        self.tables.flows.remove(&on_wire.reversed())?;
         let back = Translation { remote: flow.remote, remote_port: flow.remote_port, ..translation };
         self.tables.translations.put(&on_wire, &back)?;
         self.known.insert(*flow, translation);
         self.by_id.insert(entry.id, *flow);
         self.tables.translations.put(flow, &translation)?;
         Ok(())
-    }
-
-    /// The backend of `flow`, if it is translated.
-    pub(super) fn backend(&self, flow: &Flow<F>) -> Option<F::Address> {
-        self.known.get(flow).map(|translation| translation.remote)
     }
 
     /// Whether any flow is translated.
@@ -165,7 +158,7 @@ impl<F: TrieFamily> TranslatedFlows<F> {
                     {
                         self.broken_off.was_cut(flow, entry.id);
                     }
-                    let backend = judge::backend(&entry, &asked, self.network).ok();
+                    let backend = judge::backend(&entry, &asked, self.share).ok();
                     entry.id == translation.id && backend == address(&translation)
                 }
                 None => false,

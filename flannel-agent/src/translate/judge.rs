@@ -19,16 +19,16 @@ pub(super) enum Refusal {
     Source,
     /// A helper reads it, or its TCP sequence numbers are translated.
     Helped,
-    /// The backend is the pod itself, or on none of the cluster's nodes.
+    /// The backend is on this node, or on none of the cluster's.
     Backend,
 }
 
-/// The backend of the flow that `asked` is the original direction of, where programs can translate it. It has an address of
-/// the cluster's `network`.
+/// The backend of the flow that `asked` is the original direction of, where programs can translate it. The node has
+/// `subnet` of the cluster's `network`.
 pub(super) fn backend(
     entry: &ConntrackEntry,
     asked: &ConntrackTuple,
-    network: IpNetwork,
+    (network, subnet): (IpNetwork, IpNetwork),
 ) -> Result<SocketAddr, Refusal> {
     use ConntrackStatus as Is;
     if entry.original != *asked {
@@ -47,8 +47,10 @@ pub(super) fn backend(
         return Err(Refusal::NotTranslated);
     }
     let backend = entry.reply.source;
-    let is_itself = backend.ip() == asked.source.ip();
-    if is_itself || !network.contains(backend.ip()) || network.contains(asked.destination.ip()) {
+    if !network.contains(backend.ip())
+        || subnet.contains(backend.ip())
+        || network.contains(asked.destination.ip())
+    {
         return Err(Refusal::Backend);
     }
     Ok(backend)
@@ -84,7 +86,8 @@ mod tests {
             left: Duration::from_secs(300),
         };
         edit(&mut entry);
-        backend(&entry, &asked, "10.244.0.0/16".parse().unwrap())
+        let share = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());
+        backend(&entry, &asked, share)
     }
 
     fn also(status: ConntrackStatus) -> impl FnOnce(&mut ConntrackEntry) {
@@ -92,10 +95,8 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_found_on_whatever_node() {
+    fn a_backend_of_another_node_is_found() {
         assert_eq!(judged(|_| {}), Ok("10.244.2.3:8080".parse().unwrap()));
-        let here = tuple("10.244.1.3:8080", "10.244.1.2:40000");
-        assert_eq!(judged(|entry| entry.reply = here), Ok("10.244.1.3:8080".parse().unwrap()));
         assert_eq!(judged(also(ConntrackStatus::ASSURED)), Ok("10.244.2.3:8080".parse().unwrap()));
     }
 
@@ -112,9 +113,11 @@ mod tests {
         assert_eq!(judged(|entry| entry.reply = other_port), Err(Refusal::Source));
         let masqueraded = tuple("10.244.2.3:8080", "10.244.1.0:40000");
         assert_eq!(judged(|entry| entry.reply = masqueraded), Err(Refusal::Source));
-        for elsewhere in ["192.0.2.1:8080", "10.244.1.2:8080"] {
-            let reply = tuple(elsewhere, "10.244.1.2:40000");
-            assert_eq!(judged(|entry| entry.reply = reply), Err(Refusal::Backend));
+        for elsewhere in ["10.244.1.3:8080", "192.0.2.1:8080"] {
+            assert_eq!(
+                judged(|entry| entry.reply = tuple(elsewhere, "10.244.1.2:40000")),
+                Err(Refusal::Backend)
+            );
         }
         let answered = tuple("10.96.0.10:80", "10.244.1.2:40000");
         assert_eq!(judged(|entry| entry.original = answered), Err(Refusal::NotOfPod));

@@ -94,8 +94,8 @@ pub struct Translator {
 
 impl Translator {
     /// For the programs that ask by `asked` and tell of flows that are `broken_off`, about which the `sockets` of pods are
-    /// asked, one of which forgets those that are `forgotten`, and whose maps are pinned at `pins`, in the cluster's `networks`.
-    /// What an earlier agent has found is gone over at once.
+    /// asked, one of which forgets those that are `forgotten`, and whose maps are pinned at `pins`, in the networks of `shares`
+    /// with this node's subnets of them. What an earlier agent has found is gone over at once.
     ///
     /// # Errors
     /// When connection tracking cannot be asked, or a map not be opened.
@@ -105,9 +105,9 @@ impl Translator {
         sockets: PodSockets,
         forgotten: ForgottenFlows,
         pins: &Pins,
-        networks: &BTreeMap<Family, IpNetwork>,
+        shares: &BTreeMap<Family, (IpNetwork, IpNetwork)>,
     ) -> Result<Self, TranslateError> {
-        let (v4, v6) = (networks.get(&Family::V4), networks.get(&Family::V6));
+        let (v4, v6) = (shares.get(&Family::V4), shares.get(&Family::V6));
         Ok(Self {
             asked,
             broken_off,
@@ -115,8 +115,8 @@ impl Translator {
             worth: Worth::new(Counters::open(pins)?),
             conntrack: Conntrack::open()?,
             ends: PodEnds::open(sockets)?,
-            v4: v4.map(|network| TranslatedFlows::open(pins, *network)).transpose()?,
-            v6: v6.map(|network| TranslatedFlows::open(pins, *network)).transpose()?,
+            v4: v4.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
+            v6: v6.map(|share| TranslatedFlows::open(pins, *share)).transpose()?,
             timeouts: TcpTimeouts::now(),
             answered: 0,
             failed: LastMessage::default(),

@@ -191,9 +191,6 @@ pub trait IpHeader: Copy + Debug + Eq {
 
 /// What routing does to an IP header: its fields as they become.
 pub trait Forward<Header>: Copy + Debug + Eq {
-    /// No hop further, as a bridge hands a packet on.
-    fn stay(ip: &Header) -> Self;
-
     /// One hop further. The caller has made sure that the hops left are more than 1.
     fn hop(ip: &Header) -> Self;
 

@@ -270,11 +270,6 @@ const TOS: usize = 1;
 
 impl Forward<Ipv4> for ForwardV4 {
     #[inline(always)]
-    fn stay(ip: &Ipv4) -> Self {
-        Self { tos: None, ttl: ip.ttl, protocol: ip.protocol, checksum: ip.checksum }
-    }
-
-    #[inline(always)]
     fn hop(ip: &Ipv4) -> Self {
         let ttl = ip.ttl.wrapping_sub(1);
         let checksum = checksum::update(ip.checksum, word(ip.ttl, ip.protocol), word(ttl, ip.protocol));

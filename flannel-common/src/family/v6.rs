@@ -332,11 +332,6 @@ const HOP_LIMIT: usize = 7;
 
 impl Forward<Ipv6> for ForwardV6 {
     #[inline(always)]
-    fn stay(ip: &Ipv6) -> Self {
-        Self { class: None, hop_limit: ip.hop_limit, sum: 0 }
-    }
-
-    #[inline(always)]
     fn hop(ip: &Ipv6) -> Self {
         Self { class: None, hop_limit: ip.hop_limit.wrapping_sub(1), sum: ONE_LESS }
     }

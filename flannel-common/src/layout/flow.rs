@@ -62,8 +62,7 @@ pub struct Permit {
     /// The pod's veth then: one with another veth is another pod, and inherits nothing.
     pub ifindex: u32,
     /// The MAC of the pod's gateway then, folded ([`crate::packet::headers::folded`]): what the pod sends to another
-    /// station, another pod that forwards for it, was not accepted. Where both ends are local pods, the other one's veth, and
-    /// to a Service of which the other one is the backend, both ([`crate::path::acceptance::gateway_and_backend`]).
+    /// station, another pod that forwards for it, was not accepted. Where both ends are local pods, the other one's veth.
     pub gateway: u32,
     /// For which of the pod's packets ([`crate::path::fields`]).
     pub sent: u32,

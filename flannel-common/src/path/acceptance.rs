@@ -24,13 +24,6 @@ pub(super) const NEVER: Permit =
 /// When a direction was accepted that must not skip the stack, ns: before any agent has started.
 pub const LONG_AGO: u64 = 1;
 
-/// What stands in [`Permit::gateway`] of a flow to a Service whose backend is a pod on the same bridge, the one behind the
-/// veth `backend`: that binds it to the client's gateway, whose folded MAC is `gateway`, and to both veths.
-#[inline(always)]
-pub const fn gateway_and_backend(gateway: u32, backend: u32) -> u32 {
-    gateway ^ backend
-}
-
 /// What to write down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note<F: Family> {

@@ -45,6 +45,12 @@ pub trait TcPacket: Packet + Copy {
     /// # Errors
     /// Why it is the kernel's.
     fn hand_on(self, pod: &PodPlace) -> Result<Self::Done, Reason>;
+    /// Hands it, as it is, to another pod on the bridge of the one that has sent it.
+    ///
+    /// # Errors
+    /// The pod's interface is gone or too small.
+    fn switch(self, to: &Switch) -> Result<Self::Done, Reason>;
+
     /// Counts a packet of `size` for `reason`.
     fn count(&self, direction: Direction, reason: Reason, size: Self::Size);
     /// Lets it pass, not counted.
@@ -102,11 +108,6 @@ pub trait Act<F: Family>: TcPacket {
         rewrite: Option<&Rewrite<F>>,
         reason: Reason,
     ) -> Result<Self::Done, Reason>;
-    /// Hands it to another pod on the bridge of the one that has sent it, as the bridge does: with no hop less.
-    ///
-    /// # Errors
-    /// The pod's interface is gone or too small.
-    fn switch(self, to: &Switch, rewrite: Option<&Rewrite<F>>, reason: Reason) -> Result<Self::Done, Reason>;
     /// Decapsulates it and hands it to the pod.
     ///
     /// # Errors

@@ -238,6 +238,10 @@ impl<P: Packet + ?Sized> TcPacket for &Seen<'_, P> {
         Err(Reason::NotVxlan)
     }
 
+    fn switch(self, to: &Switch) -> Result<Verdict, Reason> {
+        Ok(Verdict::Switch(*to, Reason::SwitchPod))
+    }
+
     fn count(&self, _: Direction, _: Reason, (): ()) {}
 
     fn pass(self) -> Verdict {
@@ -303,11 +307,6 @@ impl<F: Decided, P: Packet + ?Sized> Act<F> for &Seen<'_, P> {
         reason: Reason,
     ) -> Result<Verdict, Reason> {
         self.moved(Move::SendDirect(*direct), rewrite, reason)
-    }
-
-    fn switch(self, to: &Switch, rewrite: Option<&Rewrite<F>>, reason: Reason) -> Result<Verdict, Reason> {
-        F::pen(self).rewrite.set(rewrite.copied());
-        Ok(Verdict::Switch(*to, reason))
     }
 
     fn decapsulate(

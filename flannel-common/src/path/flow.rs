@@ -9,7 +9,7 @@
 
 use super::{
     Act, Note, Tables,
-    acceptance::{NEVER, gateway_and_backend, half, lifetime, renewed},
+    acceptance::{NEVER, half, lifetime, renewed},
     act,
     end::End,
     fields,
@@ -126,9 +126,6 @@ fn look<F: Family, P: Act<F>>(
     let transport = Transport::at(&packet, offset + F::IP_LEN, ip.protocol()).ok()?;
     let mut flow = transport.flow::<F>(way, &ip);
     let mut is_to_be_asked = false;
-    // Handed on by the pod's bridge, without a hop, as what a backend on it answers as a Service. And by which veth.
-    let mut is_bridged = false;
-    let mut backend = None;
     if matches!(way, Direction::Egress) {
         // Somebody else may reset it in its pod's name, who comes in elsewhere.
         let is_translated = trail::is_translated(arrival.tc_index);
@@ -144,31 +141,8 @@ fn look<F: Family, P: Act<F>>(
             }
         }
     } else if !is_inside {
-        match tables.translation(&flow) {
-            None => {
-                let routed = Ethernet::new(pod.mac, pod.gateway_mac, F::ETHERTYPE);
-                is_bridged = !Ethernet::parse(packet.view(0)?).same_stations(&routed);
-                is_to_be_asked = true;
-            }
-            Some(Translation { remote, .. }) if config.subnet.contains(remote) => {
-                let place = tables.pod(remote)?;
-                let stations = Ethernet::new(pod.mac, place.mac, F::ETHERTYPE);
-                if !transport.resets() && !Ethernet::parse(packet.view(0)?).same_stations(&stations) {
-                    return None;
-                }
-                is_bridged = true;
-                backend = Some(place.ifindex);
-            }
-            Some(_) => {}
-        }
+        is_to_be_asked = tables.translation(&flow).is_none();
     }
-    let is_changed = || {
-        if is_bridged {
-            // As it has left the backend, ECN included.
-            return trail::differs(arrival.tc_index, transport.header::<F>(Direction::Egress, &ip));
-        }
-        trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip))
-    };
     let known = tables.flow(&flow).unwrap_or(NEVER);
     // Whatever skipped the stack before: from here on netfilter decides about it anew.
     let left_to_kernel =
@@ -183,7 +157,7 @@ fn look<F: Family, P: Act<F>>(
             let note = if is_broken_off { Note::BrokenOff(flow) } else { Note::Forget(flow) };
             act::noted(packet, way, &note, size);
         }
-    } else if is_changed() {
+    } else if trail::is_changed(arrival.tc_index, transport.header::<F>(way, &ip)) {
         act::noted(packet, way, &Note::Changed(flow), size);
     } else if is_to_be_asked {
         // The connection before it between the same ports may have left something behind: its last acknowledgement comes
@@ -195,10 +169,8 @@ fn look<F: Family, P: Act<F>>(
     } else {
         let lifetime = lifetime(&config, transport.protocol);
         // One hop more before routing.
-        let hops = if is_bridged { ip.hops() } else { ip.hops().wrapping_add(1) };
-        let seen = (fields::of(ip.class(), hops), arrival.priority);
-        let gateway = folded(&pod.gateway_mac);
-        let at = (pod.ifindex, backend.map_or(gateway, |backend| gateway_and_backend(gateway, backend)));
+        let seen = (fields::of(ip.class(), ip.hops().wrapping_add(1)), arrival.priority);
+        let at = (pod.ifindex, folded(&pod.gateway_mac));
         let permit = renewed(way, &known, at, seen, lifetime, Clock::of(tables))?;
         let permit = if trail::is_ours(arrival.tc_index) { permit } else { half(way, permit, &known)? };
         // Each note by itself: in one place for either the flow would stand on a program's stack twice.

@@ -48,15 +48,12 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
         |priority| packet.prioritize(priority),
         |encap, rewrite, reason| packet.encapsulate(&encap, rewrite.as_ref(), reason),
         |to, rewrite, reason| packet.hand_over(&to, rewrite.as_ref(), reason),
-        |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
+        (
+            |direct, rewrite, reason| packet.send_direct(&direct, rewrite.as_ref(), reason),
+            |to| packet.switch(&to),
+        ),
     )
-    .and_then(|out| match out {
-        Out::Done(done) => done,
-        Out::Switch(to, rewrite) => {
-            let reason = if rewrite.is_some() { Reason::Translated } else { Reason::SwitchPod };
-            packet.switch(&to, rewrite.as_ref(), reason)
-        }
-    });
+    .and_then(|done| done);
     translated::ended(&packet, tables, &verdict, |flow, is_broken_off| {
         packet.untranslate(flow, is_broken_off);
         packet.count(Direction::Egress, Reason::FlowForgotten, size);
@@ -72,18 +69,10 @@ fn of_family<F: Family, P: Act<F>>(packet: P, tables: &impl Tables<F>) -> P::Ans
     packet.conclude(Direction::Egress, size, verdict)
 }
 
-/// Where a packet goes.
-pub(super) enum Out<F: Family, R> {
-    /// To another node: this was said to do.
-    Done(R),
-    /// To another pod of this node, translated if it is known how. By itself: what is done in two places would be a function of
-    /// its own, whose arguments the kernel's BTF refuses.
-    Switch(Switch, Option<Rewrite<F>>),
-}
-
 /// What is to be done: `prioritize` a packet as forwarding would, and `encapsulate` with a packet for a node behind a
 /// tunnel, `hand_over` with an aggregate that only the VXLAN device can encapsulate, `send_direct` with either for a
-/// node that is reached without. Each gets how the packet is to be translated, if it is.
+/// node that is reached without. Each gets how the packet is to be translated, if it is. `switch` is for one that goes to
+/// another pod of this node.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
@@ -95,8 +84,11 @@ pub(super) fn decide<F: Family, R>(
     prioritize: impl FnOnce(u32),
     encapsulate: impl FnOnce(Encap<F>, Option<Rewrite<F>>, Reason) -> R,
     hand_over: impl FnOnce(HandOver<F>, Option<Rewrite<F>>, Reason) -> R,
-    send_direct: impl FnOnce(Direct<F>, Option<Rewrite<F>>, Reason) -> R,
-) -> Result<Out<F, R>, Reason> {
+    (send_direct, switch): (
+        impl FnOnce(Direct<F>, Option<Rewrite<F>>, Reason) -> R,
+        impl FnOnce(Switch) -> R,
+    ),
+) -> Result<R, Reason> {
     let (ethernet, ip) = inner_headers::<F>(packet, arrival)?;
     let config = tables.config().ok_or(F::UNCONFIGURED)?;
     let gated = match config.fast_path {
@@ -106,8 +98,7 @@ pub(super) fn decide<F: Family, R>(
     };
     // Most of what leaves pods for elsewhere is told apart here.
     if config.subnet.contains(ip.destination()) {
-        let (to, rewrite) = switched::decide(packet, tables, arrival, &config, (&ethernet, &ip))?;
-        return Ok(Out::Switch(to, rewrite));
+        return switched::decide(packet, tables, arrival, &config, (&ethernet, &ip), switch);
     }
     let is_inside = config.network.contains(ip.destination());
     if !is_inside && !gated {
@@ -124,21 +115,7 @@ pub(super) fn decide<F: Family, R>(
                 if !is_inside {
                     let translation = tables.translation(&flow).ok_or(Reason::NoRoute)?;
                     let (protocol, port) = (transport.protocol, transport.destination);
-                    let to_backend = Rewrite::new(Direction::Egress, &translation, &ip, protocol, port);
-                    if config.subnet.contains(translation.remote) {
-                        let frame = (&ethernet, &ip, &transport, &flow);
-                        let to = switched::to_backend(
-                            packet,
-                            tables,
-                            arrival,
-                            &config,
-                            frame,
-                            translation.remote,
-                            clock,
-                        )?;
-                        return Ok(Out::Switch(to, Some(to_backend)));
-                    }
-                    rewrite = Some(to_backend);
+                    rewrite = Some(Rewrite::new(Direction::Egress, &translation, &ip, protocol, port));
                 }
                 let gateway = ethernet.destination_folded();
                 let fields = fields::of(ip.class(), ip.hops());
@@ -189,7 +166,7 @@ pub(super) fn decide<F: Family, R>(
         }
         let direct = Direct { ifindex: route.ifindex, next_hop: route.next_hop, forward };
         prioritize(priority);
-        return Ok(Out::Done(send_direct(direct, rewrite, counted_for(Reason::RoutePod))));
+        return Ok(send_direct(direct, rewrite, counted_for(Reason::RoutePod)));
     }
     let tunnel = tunnel_to(packet, tables, arrival, &config, &ip, &route, clock)?;
     if !F::DEVICE_SEGMENTS || arrival.gso_size == 0 {
@@ -200,7 +177,7 @@ pub(super) fn decide<F: Family, R>(
         };
         let encap = encap(packet, tables.carrier(), &config, &ip, (route, tunnel), Some(forward))?;
         prioritize(priority);
-        return Ok(Out::Done(encapsulate(encap, rewrite, counted_for(Reason::EncapPod))));
+        return Ok(encapsulate(encap, rewrite, counted_for(Reason::EncapPod)));
     }
     if config.overlay_ifindex == 0 {
         return Err(Reason::Ipv6Aggregate);
@@ -208,5 +185,5 @@ pub(super) fn decide<F: Family, R>(
     let ethernet = Ethernet::new(route.vtep_mac, route.local_mac, F::ETHERTYPE);
     let to = HandOver { ifindex: config.overlay_ifindex, ethernet, forward };
     prioritize(priority);
-    Ok(Out::Done(hand_over(to, rewrite, counted_for(Reason::EncapDevice))))
+    Ok(hand_over(to, rewrite, counted_for(Reason::EncapDevice)))
 }

@@ -80,7 +80,7 @@ pub(super) fn admit_to_pod<F: Family>(
     let transport = Transport::at(packet, offset + F::IP_LEN, ip.protocol())?;
     transport.check_control()?;
     let lifetime = lifetime(config, transport.protocol);
-    let mut flow = transport.flow::<F>(passage.way, ip);
+    let flow = transport.flow::<F>(passage.way, ip);
     let refusal = match tables.flow(&flow) {
         None => Reason::FlowUnknown,
         Some(permit) => match check_permit(passage, &permit, lifetime) {
@@ -89,7 +89,7 @@ pub(super) fn admit_to_pod<F: Family>(
         },
     };
     // No flow is both: whoever puts a translation takes away what was known of the flow as it comes.
-    let rewrite = translated::to_pod(tables, ip, &transport, &mut flow).ok_or(refusal)?;
+    let (rewrite, flow) = translated::to_pod(tables, ip, &transport, flow).ok_or(refusal)?;
     let permit = tables.flow(&flow).ok_or(Reason::FlowUnknown)?;
     check_permit(passage, &permit, lifetime)?;
     Ok(Some(rewrite))

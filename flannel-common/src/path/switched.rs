@@ -7,29 +7,24 @@
 //!
 //! There is one entry for both ends: the flow as the pod knows it whose veth has the lower index. Its [`Permit::ifindex`]
 //! is that veth, and its [`Permit::gateway`] the index of the other one: neither pod inherits anything with its address.
-//!
-//! What a pod sends to a Service whose backend is on its bridge goes to the gateway's MAC. Netfilter translates it there, and
-//! the bridge hands it on as if it had been for the backend's MAC from the start, not routed (`bridged_dnat` in
-//! net/bridge/br_netfilter_hooks.c); so come the answers, from MAC to MAC, and netfilter translates them back on the bridge.
-//! Such a flow has its entry as the client knows it ([`super::translated`]).
 
 use super::{
-    Act, Note, Rewrite, Tables,
-    acceptance::{NEVER, gateway_and_backend, lifetime, renewed},
+    Act, Note, Tables,
+    acceptance::{NEVER, lifetime, renewed},
     act,
     egress::segment_len,
     fields,
     gate::{self, Passage},
     tables::{Clock, check_hold},
-    trail, translated,
+    trail,
     transport::Transport,
 };
 use crate::{
     family::{Family, IpHeader as _},
-    layout::{Config, FastPath, Flow, FlowProtocol, PodPlace},
+    layout::{Config, FastPath, PodPlace},
     packet::{
         Arrival, Packet,
-        headers::{ETHERNET_LEN, Ethernet, folded},
+        headers::{ETHERNET_LEN, Ethernet},
     },
     reason::{Direction, Reason},
 };
@@ -63,19 +58,19 @@ impl Veths {
     }
 }
 
-/// At tc ingress on the host side of a pod's veth: how to hand a packet to a pod of this node, and how it is translated if it is
-/// the answer of a backend to a client that knows it as a Service.
+/// At tc ingress on the host side of a pod's veth: `switch` says what to do with a packet for a pod of this node.
 ///
 /// # Errors
 /// Why the packet is the kernel's.
 #[inline(always)]
-pub(super) fn decide<F: Family>(
+pub(super) fn decide<F: Family, R>(
     packet: &(impl Packet + ?Sized),
     tables: &impl Tables<F>,
     arrival: &Arrival,
     config: &Config<F>,
     (ethernet, ip): (&Ethernet, &F::Header),
-) -> Result<(Switch, Option<Rewrite<F>>), Reason> {
+    switch: impl FnOnce(Switch) -> R,
+) -> Result<R, Reason> {
     if config.fast_path != FastPath::Flow {
         return Err(Reason::NoRoute);
     }
@@ -86,80 +81,21 @@ pub(super) fn decide<F: Family>(
     let Veths { way, lower, higher } = Veths::of(arrival.ifindex, pod.ifindex).ok_or(Reason::NoRoute)?;
     let clock = check_hold(tables)?;
     let transport = Transport::at(packet, ETHERNET_LEN + F::IP_LEN, ip.protocol())?;
-    let mut flow = transport.flow::<F>(way, ip);
+    let flow = transport.flow::<F>(way, ip);
     let fields = fields::of(ip.class(), ip.hops());
     let passage = Passage { way, ifindex: lower, gateway: Some(higher), fields, clock };
-    let mut rewrite = None;
     if let Err(refusal) = gate::admit(&passage, &transport, &flow, tables, config) {
-        flow = transport.flow::<F>(Direction::Ingress, ip);
-        rewrite = translated::to_pod(tables, ip, &transport, &mut flow);
-        let gateway = gateway_and_backend(folded(&pod.gateway_mac), arrival.ifindex);
-        let way = Direction::Ingress;
-        let passage = Passage { way, ifindex: pod.ifindex, gateway: Some(gateway), fields, clock };
-        let refusal = match rewrite {
-            None => Some(refusal),
-            Some(_) => gate::admit(&passage, &transport, &flow, tables, config).err(),
-        };
-        if let Some(refusal) = refusal {
-            return Err(of_own::<F>(tables, arrival, ip, refusal));
-        }
+        // The address must be this veth's own, or there is nothing to learn from the packet. A flow is written down with
+        // both veths, so for one that is admitted there is nothing to look up.
+        let source = tables.pod(ip.source()).ok_or(Reason::UnknownPod)?;
+        return Err(if source.ifindex == arrival.ifindex { refusal } else { Reason::Spoofed });
     }
-    Ok((to_pod::<F>(packet, arrival, ip, pod)?, rewrite))
-}
-
-/// `refusal`, if the packet's address is this veth's own, or else there is nothing to learn from the packet. A flow is written
-/// down with the veth, so for one that is admitted there is nothing to look up.
-#[inline(always)]
-fn of_own<F: Family>(tables: &impl Tables<F>, arrival: &Arrival, ip: &F::Header, refusal: Reason) -> Reason {
-    match tables.pod(ip.source()) {
-        None => Reason::UnknownPod,
-        Some(source) if source.ifindex != arrival.ifindex => Reason::Spoofed,
-        Some(_) => refusal,
-    }
-}
-
-/// How to hand a packet that may skip the bridge to `pod`.
-///
-/// # Errors
-/// Its header is wrong, or the pod's interface does not take it.
-#[inline(always)]
-fn to_pod<F: Family>(
-    packet: &(impl Packet + ?Sized),
-    arrival: &Arrival,
-    ip: &F::Header,
-    pod: PodPlace,
-) -> Result<Switch, Reason> {
     ip.check_sum()?;
     let packet_len = segment_len::<F>(packet, ETHERNET_LEN, arrival, ip)?;
-    if packet_len > pod.mtu { Err(Reason::TooBig) } else { Ok(Switch { pod, packet_len }) }
-}
-
-/// How to hand a packet of `flow`, which is one to a Service, to the `backend`, which has an address of this node's.
-///
-/// # Errors
-/// Why the packet is the kernel's.
-#[inline(always)]
-pub(super) fn to_backend<F: Family>(
-    packet: &(impl Packet + ?Sized),
-    tables: &impl Tables<F>,
-    arrival: &Arrival,
-    config: &Config<F>,
-    (ethernet, ip, transport, flow): (&Ethernet, &F::Header, &Transport, &Flow<F>),
-    backend: F::Address,
-    clock: Clock,
-) -> Result<Switch, Reason> {
-    let pod = tables.pod(backend).filter(|pod| pod.ifindex != arrival.ifindex).ok_or(Reason::NoRoute)?;
-    let passage = Passage {
-        way: Direction::Egress,
-        ifindex: arrival.ifindex,
-        gateway: Some(gateway_and_backend(ethernet.destination_folded(), pod.ifindex)),
-        fields: fields::of(ip.class(), ip.hops()),
-        clock,
-    };
-    match gate::admit(&passage, transport, flow, tables, config) {
-        Ok(_) => to_pod::<F>(packet, arrival, ip, pod),
-        Err(refusal) => Err(of_own::<F>(tables, arrival, ip, refusal)),
+    if packet_len > pod.mtu {
+        return Err(Reason::TooBig);
     }
+    Ok(switch(Switch { pod, packet_len }))
 }
 
 /// At tc egress on the host side of a pod's veth: writes down what a packet of `size` from another pod of this node says
@@ -167,8 +103,6 @@ pub(super) fn to_backend<F: Family>(
 ///
 /// It counts only if it has come as the bridge brings it, from MAC to MAC, and straight from the other pod's veth, where
 /// its trail was noted beside it. A reset counts from wherever it comes: connection tracking takes it for the pod's.
-///
-/// What a client has sent to a Service counts for its flow as the client knows it, if the agent has told of that.
 #[inline(always)]
 pub(super) fn note<F: Family, P: Act<F>>(
     packet: P,
@@ -184,34 +118,13 @@ pub(super) fn note<F: Family, P: Act<F>>(
     if to.ifindex != arrival.ifindex || !frame.is_to(&to.mac) {
         return None;
     }
-    let Veths { mut way, lower, higher } = Veths::of(from.ifindex, to.ifindex)?;
+    let Veths { way, lower, higher } = Veths::of(from.ifindex, to.ifindex)?;
     let transport = Transport::at(&packet, ETHERNET_LEN + F::IP_LEN, ip.protocol()).ok()?;
     if !transport.resets() && !frame.same_stations(&Ethernet::new(to.mac, from.mac, F::ETHERTYPE)) {
         return None;
     }
-    let mut flow = transport.flow::<F>(way, ip);
-    let mut at = (lower, higher);
-    let is_translated = trail::is_translated(arrival.tc_index);
-    // Somebody else may reset it in its pod's name, who comes in elsewhere.
-    if is_translated | transport.resets() {
-        let on_wire = transport.flow::<F>(Direction::Egress, ip);
-        match tables.translation(&on_wire) {
-            Some(service) => {
-                flow = service.other_side(&on_wire);
-                way = Direction::Egress;
-                at = (from.ifindex, gateway_and_backend(folded(&from.gateway_mac), to.ifindex));
-            }
-            // After its first answer there may be none by which to ask.
-            None if is_translated => {
-                return ask(packet, tables, arrival, &transport, ip, (on_wire, &from), size);
-            }
-            None => {}
-        }
-    }
-    let mut known = tables.flow(&flow).unwrap_or(NEVER);
-    if at.1 != higher {
-        known = translated::of_backend(known, &from, at.1);
-    }
+    let flow = transport.flow::<F>(way, ip);
+    let known = tables.flow(&flow).unwrap_or(NEVER);
     let is_straight = trail::is_ours(arrival.tc_index);
     if arrival.mark & tables.marks().flow == 0 || transport.begins_or_ends() {
         if known.ifindex != NEVER.ifindex {
@@ -227,33 +140,8 @@ pub(super) fn note<F: Family, P: Act<F>>(
     } else {
         let seen = (fields::of(ip.class(), ip.hops()), arrival.priority);
         let lifetime = lifetime(config, transport.protocol);
-        let permit = renewed(way, &known, at, seen, lifetime, Clock::of(tables))?;
+        let permit = renewed(way, &known, (lower, higher), seen, lifetime, Clock::of(tables))?;
         act::noted(packet, Direction::Ingress, &Note::Permit(flow, permit), size);
     }
-    Some(())
-}
-
-/// Writes down that netfilter has accepted a packet of `flow`, as the network knows it, from the client `from` to a backend here, of
-/// which no translation is known: the agent is asked once it has lasted. `None` when there is nothing.
-#[inline(always)]
-fn ask<F: Family, P: Act<F>>(
-    packet: P,
-    tables: &impl Tables<F>,
-    arrival: &Arrival,
-    transport: &Transport,
-    ip: &F::Header,
-    (flow, from): (Flow<F>, &PodPlace),
-    size: P::Size,
-) -> Option<()> {
-    let is_accepted = arrival.mark & tables.marks().flow != 0;
-    if !is_accepted
-        || !matches!(transport.protocol, FlowProtocol::Udp)
-        || trail::differs(arrival.tc_index, transport.header::<F>(Direction::Egress, ip))
-    {
-        return None;
-    }
-    let known = tables.flow(&flow).unwrap_or(NEVER);
-    let note = translated::ask(Direction::Egress, flow, &known, from, tables.now())?;
-    act::noted(packet, Direction::Ingress, &note, size);
     Some(())
 }

@@ -39,18 +39,19 @@ const fn asked(gateway: u32) -> u32 {
 /// By what [`Permit::gateway`] differs for a flow as the network knows it, so that no acceptance is seen in it.
 const ON_WIRE: u32 = 0xaaaa_aaaa;
 
-/// How to translate what comes for a pod with the header `ip`. `flow` is the flow as it comes, and becomes the one that the pod
-/// knows.
+/// How to translate what comes for a pod, and the flow as the pod knows it. `known` is the flow as it comes, which has the
+/// header `ip`.
 #[inline(always)]
 pub(super) fn to_pod<F: Family>(
     tables: &impl Tables<F>,
     ip: &F::Header,
     transport: &Transport,
-    flow: &mut Flow<F>,
-) -> Option<Rewrite<F>> {
-    let translation = tables.translation(flow)?;
+    mut flow: Flow<F>,
+) -> Option<(Rewrite<F>, Flow<F>)> {
+    let translation = tables.translation(&flow)?;
     (flow.remote, flow.remote_port) = (translation.remote, translation.remote_port);
-    Some(Rewrite::new(Direction::Ingress, &translation, ip, transport.protocol, transport.source))
+    let rewrite = Rewrite::new(Direction::Ingress, &translation, ip, transport.protocol, transport.source);
+    Some((rewrite, flow))
 }
 
 /// What to write down about a flow of `pod` that netfilter has accepted at the time `now` and translates no program knows
@@ -86,15 +87,6 @@ pub(super) fn ask<F: Family>(
         return None;
     }
     Some(Note::Ask(flow, permit(asked(gateway))))
-}
-
-/// What is `known` of a flow of the pod `client` to a Service, where the backend is on its bridge, so that [`Permit::gateway`] is to be
-/// `gateway`: of an answer it was written down before that was known.
-#[inline(always)]
-pub(super) fn of_backend(known: Permit, client: &PodPlace, gateway: u32) -> Permit {
-    let by_answer = folded(&client.gateway_mac);
-    let is_of_answer = known.gateway == by_answer || known.gateway == asked(by_answer);
-    if known.egress == 0 && is_of_answer { Permit { gateway, ..known } } else { known }
 }
 
 /// Writes down that a packet of a pod, which the kernel path takes, begins or ends a connection whose translation is known:

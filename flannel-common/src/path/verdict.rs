@@ -27,7 +27,7 @@ pub enum Verdict {
     V6(Move<V6>, Reason),
     /// Decapsulate it, and say in front of the packet which pod it is for.
     DecapsulateEarly(Deliver<V4>, Reason),
-    /// Hand it to another pod on the bridge of the one that has sent it, with no hop less.
+    /// Hand it, as it is, to another pod on the bridge of the one that has sent it.
     Switch(Switch, Reason),
     /// Leave it to the kernel, untouched, but count it.
     Seen(Reason),

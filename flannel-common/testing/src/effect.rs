@@ -1,13 +1,13 @@
 //! What the programs do with a frame once it is decided, on bytes.
 
 use flannel_common::{
-    family::{Family, Forward as _, IpHeader as _, V4},
+    family::{Family, Forward as _, V4},
     layout::DecapsulatedFor,
     packet::{
         Packet as _,
         headers::{ETHERNET_LEN, Ethernet},
     },
-    path::{Carrier, Deliver, Direct, Encap, HEADERS_AT, HandOver, Rewrite, Switch},
+    path::{Carrier, Deliver, Direct, Encap, HEADERS_AT, HandOver, Rewrite},
 };
 
 /// `frame` encapsulated in VXLAN; `None` for a frame too short to have been decided about.
@@ -62,16 +62,6 @@ pub fn delivered<F: Family>(frame: &[u8], deliver: &Deliver<F>) -> Option<Vec<u8
     let ethernet = Ethernet::new(pod.mac, pod.gateway_mac, F::ETHERTYPE);
     out.write(0, ethernet.bytes())?;
     forward.write(out.as_mut_slice(), ETHERNET_LEN)?;
-    Some(out)
-}
-
-/// `frame` as another pod on the bridge of its sender gets it, before its ports are translated by `rewrite`; `None` as with
-/// [`encapsulated`].
-pub fn switched<F: Family>(frame: &[u8], to: &Switch, rewrite: &Rewrite<F>) -> Option<Vec<u8>> {
-    let mut out = frame.to_vec();
-    out.write(0, to.pod.mac)?;
-    let ip = F::Header::read(frame, ETHERNET_LEN)?;
-    F::Forward::stay(&ip).translated(rewrite.addresses).write(out.as_mut_slice(), ETHERNET_LEN)?;
     Some(out)
 }
 

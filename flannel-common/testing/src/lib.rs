@@ -19,7 +19,7 @@ mod tables;
 
 pub use effect::{
     decapsulated, decapsulated_early, decapsulated_from, delivered, encapsulated, encapsulated_in_ip,
-    handed_over, sent_direct, switched, translated,
+    handed_over, sent_direct, translated,
 };
 pub use frame::Frame;
 pub use frame_v6::{FrameV6, transport_checksum};

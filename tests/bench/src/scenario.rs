@@ -21,8 +21,6 @@ pub enum Scenario {
     ServiceNftables,
     /// Two IPv4 pods of one node.
     SameNode,
-    /// The same, where the client knows the other by a Service's address.
-    ServiceSameNode,
     /// From an IPv4 pod to the other node itself, which takes the pod for the pod's node: masqueraded.
     Outside,
     /// IPv4 pods over VXLAN on nodes of Kubernetes: a real API server and kube-proxy, agents of kube-flannel's DaemonSet.
@@ -33,7 +31,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const EACH: [Self; 11] = [
+    pub const EACH: [Self; 10] = [
         Self::Vxlan,
         Self::HostGw,
         Self::Udp,
@@ -41,7 +39,6 @@ impl Scenario {
         Self::Service,
         Self::ServiceNftables,
         Self::SameNode,
-        Self::ServiceSameNode,
         Self::Outside,
         Self::Kubernetes,
         Self::KubernetesService,
@@ -61,7 +58,6 @@ impl Scenario {
             Self::Service => "Service over VXLAN",
             Self::ServiceNftables => "Service by nftables over VXLAN",
             Self::SameNode => "pods of one node",
-            Self::ServiceSameNode => "Service of one node",
             Self::Outside => "pod to the outside",
             Self::Kubernetes => "VXLAN in Kubernetes",
             Self::KubernetesService => "Service in Kubernetes",
@@ -78,7 +74,6 @@ impl Scenario {
             Self::Service => "service",
             Self::ServiceNftables => "service-nftables",
             Self::SameNode => "same-node",
-            Self::ServiceSameNode => "service-same-node",
             Self::Outside => "outside",
             Self::Kubernetes => "kubernetes",
             Self::KubernetesService => "kubernetes-service",
@@ -102,25 +97,17 @@ impl Scenario {
 
     /// Whether clients find the server by a Service's address.
     pub(super) fn has_service(self) -> bool {
-        matches!(
-            self,
-            Self::Service | Self::ServiceNftables | Self::ServiceSameNode | Self::KubernetesService
-        )
+        matches!(self, Self::Service | Self::ServiceNftables | Self::KubernetesService)
     }
 
     /// How many pods each node needs.
     pub(super) fn pods(self) -> usize {
-        if self.is_of_one_node() { 2 } else { 1 }
+        if self == Self::SameNode { 2 } else { 1 }
     }
 
     /// Whether its packets travel between pods of two nodes: the programs move what is of accepted flows there.
     pub(super) fn is_between_nodes(self) -> bool {
-        !self.is_of_one_node() && self != Self::Outside
-    }
-
-    /// Whether client and server are pods of one node.
-    pub(super) fn is_of_one_node(self) -> bool {
-        matches!(self, Self::SameNode | Self::ServiceSameNode)
+        !matches!(self, Self::SameNode | Self::Outside)
     }
 
     /// What is compared unless told otherwise: all that differs with the first, for the others what tells whether they
@@ -133,7 +120,7 @@ impl Scenario {
             Self::Kubernetes => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flow, Mode::All],
             // Between its nodes is a veth pair, where the programs leave all to the agent.
             Self::Udp => &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Off],
-            Self::ServiceNftables | Self::SameNode | Self::ServiceSameNode | Self::Outside => {
+            Self::ServiceNftables | Self::SameNode | Self::Outside => {
                 &[Mode::Bare, Mode::BareRules, Mode::KernelRules, Mode::Flowtable, Mode::Flow]
             }
             Self::HostGw | Self::Ipv6 | Self::Service | Self::KubernetesService => {

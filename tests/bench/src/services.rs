@@ -114,19 +114,12 @@ fn goals() -> Vec<Goal> {
         );
     }
     add("to the kernel's path", Scenario::Vxlan, kernel(Scenario::Vxlan), &[(Connect, AtLeast(1.4))]);
-    for scenario in [Scenario::SameNode, Scenario::ServiceSameNode] {
-        add(
-            "to bridge and netfilter",
-            scenario,
-            kernel(scenario),
-            &[
-                (Tcp, AtLeast(1.1)),
-                (Udp64, AtLeast(1.5)),
-                (TcpPingPong, AtMost(0.7)),
-                (UdpPingPong, AtMost(0.7)),
-            ],
-        );
-    }
+    add(
+        "to bridge and netfilter",
+        Scenario::SameNode,
+        kernel(Scenario::SameNode),
+        &[(Tcp, AtLeast(1.1)), (Udp64, AtLeast(1.5)), (TcpPingPong, AtMost(0.7)), (UdpPingPong, AtMost(0.7))],
+    );
     const OUTSIDE: &[(Figure, Bound)] =
         &[(Tcp, Any), (Udp64, Any), (TcpPingPong, Any), (UdpPingPong, Any), (Connect, Any)];
     add("to the kernel's path", Scenario::Outside, kernel(Scenario::Outside), OUTSIDE);

@@ -170,7 +170,7 @@ fn ends(scenario: Scenario, [a, b]: [(&Node, &[Pod]); 2]) -> Result<[Endpoint; 2
         of_pod(scenario, pods.get(number).context("a pod too few")?)
     };
     let to = match scenario {
-        Scenario::SameNode | Scenario::ServiceSameNode => pod(a, 1)?,
+        Scenario::SameNode => pod(a, 1)?,
         Scenario::Outside => b.0.underlay_endpoint(),
         _ => pod(b, 0)?,
     };
@@ -286,7 +286,6 @@ fn agents(lab: &Lab, scenario: Scenario, fast_path: FastPath) -> Result<Built> {
         | Scenario::Service
         | Scenario::ServiceNftables
         | Scenario::SameNode
-        | Scenario::ServiceSameNode
         | Scenario::Outside => etcds(Cluster::pair(lab, scenario.pods(), options)?),
         Scenario::Kubernetes | Scenario::KubernetesService => {
             let (members, servers) = kubernetes::agents(lab, fast_path)?;
@@ -303,13 +302,13 @@ fn await_fast(members: &[Member], scenario: Scenario, fast_path: FastPath) -> Re
     let ways = match (fast_path, scenario) {
         // Where there is no tunnel there is no tunnel's work to take over.
         (FastPath::Off, _) | (FastPath::Overlay, Scenario::HostGw) => return Ok(()),
-        (FastPath::Flow, scenario) if scenario.is_of_one_node() => &[Direction::Egress][..],
+        (FastPath::Flow, Scenario::SameNode) => &[Direction::Egress][..],
         _ if !scenario.is_between_nodes() => return Ok(()),
         (FastPath::Overlay, _) => &[Direction::Egress][..],
         (FastPath::Flow | FastPath::All, _) => &Direction::ALL[..],
     };
     // Of two pods of one node, only that node's programs see packets.
-    let on = if scenario.is_of_one_node() { members.get(..1).unwrap_or_default() } else { members };
+    let on = if scenario == Scenario::SameNode { members.get(..1).unwrap_or_default() } else { members };
     let [from, to] = of_members(scenario, members)?;
     eventually(PATIENCE, "packets take the fast path", || {
         let before = on.iter().map(Member::counters).collect::<Result<Vec<_>>>()?;

@@ -17,7 +17,6 @@ mod gaps;
 mod hooks;
 mod kube_proxy;
 mod learning;
-mod local_backends;
 mod marks;
 mod places;
 mod pod_routes;

@@ -13,7 +13,7 @@ use flannel_common::{
 };
 use flannel_common_testing::{
     MemoryTables, decapsulated_early, decapsulated_from, delivered, encapsulated, encapsulated_in_ip,
-    handed_over, sent_direct, switched, translated, transport_checksum,
+    handed_over, sent_direct, translated, transport_checksum,
 };
 
 use crate::loaded::{Counted, MARK, Outcome};
@@ -42,7 +42,6 @@ pub(crate) fn check(
     verdict: &Verdict,
     outcome: &Outcome,
 ) -> Result<()> {
-    let decision = decide_all(hook, frame, tables, arrival, None);
     let unchanged = || Some(frame.to_vec());
     let pass = if hook.is_xdp() { XDP_PASS } else { TC_ACT_UNSPEC };
     let (action, reason, expected) = match verdict {
@@ -69,19 +68,13 @@ pub(crate) fn check(
         Verdict::DecapsulateEarly(deliver, reason) => {
             (XDP_PASS, Some(*reason), decapsulated_early(frame, deliver))
         }
-        Verdict::Switch(to, reason) => {
-            let sent = match (&decision.v4.rewrite, &decision.v6.rewrite) {
-                (Some(rewrite), _) => switched(frame, to, rewrite),
-                (_, Some(rewrite)) => switched(frame, to, rewrite),
-                _ => unchanged(),
-            };
-            (TC_ACT_REDIRECT, Some(*reason), sent)
-        }
+        Verdict::Switch(_, reason) => (TC_ACT_REDIRECT, Some(*reason), unchanged()),
         Verdict::Seen(reason) => (XDP_PASS, Some(*reason), unchanged()),
         Verdict::Drop(reason) => {
             (if hook.is_xdp() { XDP_DROP } else { TC_ACT_SHOT }, Some(*reason), unchanged())
         }
     };
+    let decision = decide_all(hook, frame, tables, arrival, None);
     let expected = match (action, expected) {
         (TC_ACT_REDIRECT, Some(expected)) => {
             let inner = |len: usize| len + ETHERNET_LEN;
